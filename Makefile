@@ -1,0 +1,32 @@
+# Two commands on a fresh machine: `make quickstart` and `make test`. Both make .venv on first use.
+PYTHON ?= python3.11
+EXTRAS ?= cpu,s3,dev
+BIN := .venv/bin
+TORCH := torch==2.13.0+cpu
+
+.PHONY: quickstart test check install clean
+export TOKENIZERS_PARALLELISM = false
+
+quickstart: install
+	$(BIN)/python -m jobs.quickstart jobs/configs/quickstart.toml
+
+test: install check
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90 $(ARGS)
+
+check: install
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+install: .venv/installed
+
+# PyPI has no CPU wheel of torch: take it from where pip is told to look, else from PyTorch's own index.
+# uv then installs the rest, since only it can leave out packages that vLLM's CPU build names but cannot use.
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet uv
+	$(BIN)/pip install --quiet '$(TORCH)' || \
+		$(BIN)/pip install --quiet '$(TORCH)' --index-url https://download.pytorch.org/whl/cpu
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[$(EXTRAS)]'
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,229 @@
+"""The configuration of every stage: frozen, typed, read from one TOML file and `--set section.key=value`."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from llm4msr import storage
+from llm4msr.errors import ConfigError
+
+Knowledge = Literal["none", "user", "scenario", "both", "feature"]
+Control = Literal["none", "shuffled", "random"]
+Variant = Literal["none", "feature", "user", "scenario", "both", "shuffled", "random"]
+
+
+class Section(BaseModel):
+    """A frozen section that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TableColumns(Section):
+    """`kind = "table"`: files below `source.path` and the names of their columns."""
+
+    interactions: str = "interactions.csv.gz"
+    items: str = ""
+    users: str = ""
+    user: str = "user_id"
+    item: str = "item_id"
+    scenario: str = "scenario"
+    label: str = ""
+    order: str = ""
+    title: str = ""
+    category: str = ""
+    category_separator: str = " > "
+    context: tuple[str, ...] = ()
+    """Columns of the interactions that are known when a list is ranked, such as the device."""
+    user_features: tuple[str, ...] = ()
+    item_features: tuple[str, ...] = ()
+
+
+class SourceConfig(Section):
+    """Where the raw data lies and how to read it."""
+
+    kind: Literal["movielens", "table"]
+    path: str
+    scenario: Literal["genre", "era", "age"] = "genre"
+    table: TableColumns = TableColumns()
+
+
+class SplitConfig(Section):
+    """How rows are divided into train, valid and test."""
+
+    kind: Literal["time", "leave_last_out", "random"] = "time"
+    by: Literal["global", "user"] = "global"
+    """`time` only: one cut for all, or each user's own time line is cut. With `global`, users who come after
+    the cut have no history, so no knowledge; with `user` everybody has one."""
+    valid: float = Field(0.1, gt=0, lt=1)
+    test: float = Field(0.1, gt=0, lt=1)
+    negatives: int = Field(0, ge=0, le=100)
+    history_share: float = Field(1.0, gt=0, le=1)
+    """The earliest share of the training period that feeds prompts; below 1 the rest alone feeds training."""
+
+    @model_validator(mode="after")
+    def _shares_leave_room(self) -> Self:
+        if self.valid + self.test >= 1:
+            raise ValueError(f"valid + test = {self.valid + self.test:g} leaves no training rows")
+        return self
+
+
+class ExtractConfig(Section):
+    """The frozen LLM and how it is asked."""
+
+    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    model: str = "smollm2-135m"
+    pooling: Literal["last", "mean", "answer"] = "last"
+    answers: Literal["scenarios", "none", "all"] = "scenarios"
+    answer_tokens: int = Field(96, ge=1, le=4096)
+    actors: int = Field(1, ge=1)
+    rows_per_shard: int = Field(256, ge=1)
+    max_users: int = Field(0, ge=0)
+    titles_per_scenario: int = Field(4, ge=1, le=50)
+    max_prompt_tokens: int = Field(1024, ge=16)
+    max_failed_fraction: float = Field(0.01, ge=0, le=1)
+    user_template: str = ""
+    scenario_template: str = ""
+    """URIs of your own templates; empty = the ones in llm4msr/prompts."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class ModelConfig(Section):
+    """The ranker: a backbone and how knowledge enters it."""
+
+    backbone: Literal["shared_bottom", "mmoe", "star"] = "mmoe"
+    knowledge: Knowledge = "both"
+    control: Control = "none"
+    embedding_dim: int = Field(16, ge=1)
+    code_dim: int = Field(32, ge=1)
+    hidden: tuple[int, ...] = (128, 64)
+    tower: int = Field(32, ge=1)
+    experts: int = Field(4, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    meta_rank: int = Field(0, ge=0)
+    """Rank of the generated weights; 0 = full."""
+    meta_layers: int = Field(1, ge=1)
+    knowledge_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of users per batch whose code is replaced by the learned default."""
+
+    @property
+    def variant(self) -> str:
+        """`none`, `feature`, `user`, `scenario` or `both`, and the control where there is one."""
+        return self.knowledge if self.control == "none" else f"{self.knowledge}-{self.control}"
+
+
+class TrainConfig(Section):
+    """The training loop."""
+
+    workers: int = Field(1, ge=1)
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(4096, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    patience: int = Field(3, ge=1)
+    id_dropout: float = Field(0.02, ge=0, lt=1)
+    """Share of ids trained as unknown, so that an unknown user, item or scenario has a trained meaning."""
+
+
+class EvaluateConfig(Section):
+    """What stands beside the configured model in the table of results."""
+
+    variants: tuple[Variant, ...] = ("none",)
+    """`shuffled` and `random` are the configured knowledge with wrong vectors."""
+    seeds: tuple[int, ...] = ()
+    """Empty = the config's own seed."""
+
+
+class ServeConfig(Section):
+    """The HTTP endpoint."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    replicas: int = Field(1, ge=1)
+    max_candidates: int = Field(1000, ge=1, le=100_000)
+    max_queued_requests: int = Field(256, ge=1)
+
+
+class Config(Section):
+    """One experiment; every stage is a function of it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(1, ge=0)
+    storage: str = ""
+    source: SourceConfig
+    split: SplitConfig = SplitConfig()
+    extract: ExtractConfig = ExtractConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    serve: ServeConfig = ServeConfig()
+
+    @property
+    def root(self) -> str:
+        """URI below which the stages publish."""
+        return self.storage or f"runs/{self.name}"
+
+    def using(self, variant: str, seed: int) -> "Config":
+        """This experiment with another way of using knowledge and another seed for training."""
+        controls = {"shuffled", "random"}
+        change = {"control": variant} if variant in controls else {"knowledge": variant, "control": "none"}
+        if variant in controls and self.model.knowledge == "none":
+            change["knowledge"] = "both"
+        return self.model_copy(update={"seed": seed, "model": self.model.model_copy(update=change)})
+
+
+def load(uri: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file from any URI and apply `section.key=value` overrides.
+
+    Raises:
+        ConfigError: not TOML, an unknown key (the nearest known one is named), or a bad value.
+        StorageError: the file cannot be read.
+    """
+    try:
+        document = tomllib.loads(storage.read_bytes(storage.path(uri)).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{uri}: not valid TOML: {error}") from None
+    for override in overrides:
+        _apply(document, override)
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(uri, document, dict(e)) for e in error.errors())) from None
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}: write it as section.key=value, for example train.epochs=5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string, so that quotes need no escaping in a shell
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        document = document.setdefault(section, {})
+        if not isinstance(document, dict):
+            raise ConfigError(f"--set {override}: '{section}' is a value, not a section")
+    document[last] = value
+
+
+def _explain(uri: str, document: dict[str, Any], error: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = list(_keys_at(error["loc"][:-1]))
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+        return f"{uri}: unknown key '{where}'; {hint}"
+    if error["type"] == "missing":
+        return f"{uri}: '{where}' is missing; add it to the file or with --set {where}=..."
+    given = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
+    return f"{uri}: '{where}': {error['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _keys_at(location: Iterable[Any]) -> Iterable[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        model = model.model_fields[part].annotation  # type: ignore[assignment]
+    return model.model_fields

@@ -1,0 +1,44 @@
+"""Every error that this package raises on purpose; each message says what, where, and what to do.
+
+LLM4MSRError               exit code 1
+ ├─ InputError              2   the user can mend it
+ │   ├─ ConfigError             an unknown key, a wrong value, a missing section
+ │   ├─ DataError               a missing column, a bad cell, an empty file
+ │   ├─ StorageError            a URI that cannot be read, a damaged or unfinished output
+ │   └─ MissingExtraError       a package of an optional extra is not installed
+ └─ TooManyFailedError      3   more rows failed than `max_failed_fraction` allows
+"""
+
+
+class LLM4MSRError(Exception):
+    """Base of this package's errors; `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class InputError(LLM4MSRError):
+    """Something the user gave is wrong and the user can mend it."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """The configuration is wrong; the message names the key."""
+
+
+class DataError(InputError):
+    """A data file is wrong; the message names the file, the column and the row."""
+
+
+class StorageError(InputError):
+    """A URI cannot be read, or what it holds is damaged or unfinished."""
+
+
+class MissingExtraError(InputError):
+    """A package of an optional extra is not installed; the message names the extra."""
+
+
+class TooManyFailedError(LLM4MSRError):
+    """More rows failed than the configuration allows."""
+
+    exit_code = 3

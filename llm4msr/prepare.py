@@ -1,0 +1,224 @@
+"""Raw data -> split rows, vocabularies, statistics and histories. Everything is fitted on training rows only.
+
+The users and items that the source describes in files of their own are all kept, so that a new item with known
+features can be ranked; but only those of training rows get an id embedding of their own.
+"""
+
+import json
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from llm4msr import schema, sources, split, storage
+from llm4msr.config import Config
+from llm4msr.errors import ConfigError
+from llm4msr.sources import RawData
+from llm4msr.storage import Built, StageOutput
+
+VERSION = 1
+MAX_VALUES = 8
+"""Values kept of a many-valued feature, such as the steps of a category path."""
+MAX_TITLES = 50
+"""Latest liked titles kept for each user and scenario."""
+
+
+def prepare(config: Config) -> StageOutput:
+    """Publish `train`, `valid`, `test`, `users`, `items`, `scenarios`, `histories` and `fields.json`.
+
+    Raises:
+        DataError: the source is wrong; the message names file, column and row.
+        ConfigError: implicit data without `split.negatives`.
+    """
+    return storage.publish(
+        _folder(config),
+        "prepare",
+        config.seed,
+        config.model_dump(include={"source", "split"}),
+        {"source": sources.fingerprint(config.source)},
+        lambda folder: _build(config, folder),
+    )
+
+
+def prepared(config: Config) -> StageOutput:
+    """The finished output of `prepare` for this config.
+
+    Raises:
+        ConfigError: there is none yet.
+    """
+    found = storage.open_output(_folder(config))
+    if found is None:
+        raise ConfigError(f"{_folder(config)}: nothing prepared for this config; run `llm4msr prepare` first")
+    return found
+
+
+def _folder(config: Config) -> Any:
+    # the seed decides the split of `random` and the negatives; other splits are the same for every seed
+    seed = config.seed if config.split.kind == "random" or config.split.negatives else 0
+    wanted = [VERSION, sources.fingerprint(config.source), config.split.model_dump(), seed]
+    return storage.path(config.root) / "prepare" / storage.digest_of(wanted)[:12]
+
+
+def _build(config: Config, folder: Any) -> Built:
+    raw = sources.read(config.source)
+    if raw.implicit and not config.split.negatives:
+        raise ConfigError("source.table.label is empty, so all rows are positives; set split.negatives, such as 4")
+    if not raw.implicit and config.split.negatives:
+        raise ConfigError("split.negatives is for data without labels; here source.table.label is given")
+    rows = raw.interactions.to_pandas()
+    part = split.assign(rows, config.split, config.seed)
+    history = split.history_rows(rows, part, config.split)
+    train = rows[part == split.TRAIN]
+    users, user_fields = _catalogue(raw.users, "user", raw.user_features, train["user_id"])
+    items, item_fields = _catalogue(_titled(raw, train), "item", raw.item_features, train["item_id"])
+    context_fields = {name: _vocabulary(train[name]) for name in raw.context}
+    scenarios = _scenarios(rows[history], train, items, item_fields)
+    tables = {
+        "users": schema.check(users, schema.USERS, "users"),
+        "items": schema.check(items, schema.ITEMS, "items"),
+        "scenarios": schema.check(scenarios, schema.SCENARIOS, "scenarios"),
+        "histories": schema.check(_histories(rows[history], users, items), schema.HISTORIES, "histories"),
+    }
+    if config.split.history_share < 1:  # a row whose label reached a prompt does not train
+        rows, part = rows[~history].reset_index(drop=True), part[~history]
+    if raw.implicit:
+        rows, part = split.negatives(rows, part, config.split.negatives, config.seed)
+    for name, code in split.PARTS.items():
+        encoded = _encode(rows[part == code], users, items, scenarios, context_fields)
+        tables[name] = schema.check(encoded, schema.INTERACTIONS, name)
+    for name, table in tables.items():
+        storage.write_table(folder / f"{name}.parquet", table)
+    fields = {"user": user_fields, "item": item_fields, "context": context_fields}
+    storage.write_bytes(folder / "fields.json", json.dumps(fields, ensure_ascii=False).encode())
+    files = {f"{name}.parquet": table.num_rows for name, table in tables.items()}
+    info = {name: tables[name].num_rows for name in tables}
+    return Built(files=files | {"fields.json": 1}, rows=len(rows), info=info)
+
+
+def _titled(raw: RawData, train: pd.DataFrame) -> pa.Table:
+    """The items, those of training rows included that no file describes; an item without a title shows its id."""
+    items = raw.items.to_pandas()
+    missing = pd.unique(train["item_id"][~train["item_id"].isin(items["item_id"])])
+    lists = [f.name for f in raw.items.schema if pa.types.is_list(f.type)]
+    extra = pd.DataFrame({"item_id": missing}).reindex(columns=items.columns)
+    extra = extra.assign(**{name: [[]] * len(missing) for name in lists}).fillna("")
+    items = pd.concat([items, extra], ignore_index=True)
+    items["title"] = items["title"].where(items["title"].str.strip() != "", items["item_id"])
+    return pa.Table.from_pandas(items, raw.items.schema, preserve_index=False)
+
+
+def _catalogue(
+    table: pa.Table, side: str, features: tuple[str, ...], train_ids: "pd.Series[str]"
+) -> tuple[pa.Table, dict[str, list[str]]]:
+    """All users (or items): row i is number i, row 0 the unknown one; and the vocabulary of each field.
+
+    The field named `user` (or `item`) is the id itself.
+    """
+    key = f"{side}_id"
+    seen = np.unique(train_ids.to_numpy(dtype=str)).tolist()
+    frame = table.to_pandas().set_index(key)
+    ids = seen + sorted(set(frame.index) - set(seen))
+    frame = frame.reindex(ids)
+    columns: dict[str, Any] = {side: np.arange(len(ids) + 1), key: ["", *ids]}
+    if side == "item":
+        columns["title"] = ["", *frame["title"]]
+    fields = {key: seen}
+    columns[f"f:{key}"] = np.r_[0, np.arange(1, len(seen) + 1), np.zeros(len(ids) - len(seen), dtype=int)]
+    for name in features:
+        fields[name] = _vocabulary(frame[name].iloc[: len(seen)])
+        columns[f"f:{name}"] = _feature(frame[name], fields[name], pa.types.is_list(table.schema.field(name).type))
+    return pa.table(columns), fields
+
+
+def _vocabulary(values: "pd.Series[Any]") -> list[str]:
+    """Sorted distinct values, those inside lists included; empty text and missing values have no number."""
+    flat = values.explode().dropna()
+    return sorted(set(flat[flat != ""]))
+
+
+def _feature(values: "pd.Series[Any]", vocabulary: list[str], is_list: bool) -> pa.Array:
+    number = {value: i for i, value in enumerate(vocabulary, start=1)}
+    if not is_list:
+        return pa.array([0, *(number.get(v, 0) for v in values)], pa.int64())
+    lists = [[number[v] for v in row if v in number][:MAX_VALUES] if isinstance(row, np.ndarray) else [] for row in values]
+    return pa.array([[], *lists], pa.list_(pa.int64()))
+
+
+def _encode(
+    rows: pd.DataFrame, users: pa.Table, items: pa.Table, scenarios: pa.Table, context: dict[str, list[str]]
+) -> pa.Table:
+    columns = {
+        "user": _numbers(rows["user_id"], users["user_id"]),
+        "item": _numbers(rows["item_id"], items["item_id"]),
+        "scenario": _numbers(rows["scenario_id"], scenarios["scenario_id"]),
+        "label": pa.array(rows["label"], pa.float32()),
+    }
+    return pa.table(columns | {f"c:{n}": _numbers(rows[n], pa.array(["", *values])) for n, values in context.items()})
+
+
+def _numbers(values: "pd.Series[str]", ids: pa.Array) -> pa.Array:
+    """Place of each value among ids[1:], counted from 1; 0 = not there."""
+    return pa.array(pd.Index(ids.to_pylist()[1:]).get_indexer(values) + 1, pa.int64())
+
+
+def _scenarios(
+    history: pd.DataFrame, train: pd.DataFrame, items: pa.Table, fields: dict[str, list[str]]
+) -> pa.Table:
+    """Statistics of each scenario of the training rows, taken from the rows that may reach a prompt."""
+    names = sorted(set(train["scenario_id"]))
+    members = {name: set(history["user_id"][history["scenario_id"] == name]) for name in names}
+    catalogue = items.to_pandas().set_index("item_id")
+    words = next((f for f in fields if isinstance(catalogue[f"f:{f}"].iloc[0], np.ndarray)), None)
+    rows: list[dict[str, Any]] = [_unknown_scenario()]
+    for number, name in enumerate(names, start=1):
+        here = history[history["scenario_id"] == name]
+        liked = here["item_id"][here["label"] > 0.5].value_counts()
+        liked = liked.sort_index().sort_values(ascending=False, kind="stable")
+        shared = {o: len(members[name] & members[o]) / max(len(members[name]), 1) for o in names if o != name}
+        rows.append(
+            {
+                "scenario": number,
+                "scenario_id": name,
+                "interactions": len(here),
+                "users": len(members[name]),
+                "items": here["item_id"].nunique(),
+                "positive_rate": float(here["label"].mean()) if len(here) else 0.0,
+                "shared_users": [{"scenario_id": o, "fraction": share} for o, share in shared.items()],
+                "categories": _top_values(catalogue[f"f:{words}"].reindex(here["item_id"]), fields[words]) if words else [],
+                "titles": [catalogue["title"][item] for item in liked.index[:10]],
+            }
+        )
+    return pa.Table.from_pylist(rows, schema.SCENARIOS)
+
+
+def _unknown_scenario() -> dict[str, Any]:
+    numbers = dict.fromkeys(("scenario", "interactions", "users", "items"), 0)
+    lists: dict[str, list[Any]] = {"shared_users": [], "categories": [], "titles": []}
+    return {**numbers, "scenario_id": "", "positive_rate": 0.0, **lists}
+
+
+def _top_values(lists: "pd.Series[Any]", vocabulary: list[str]) -> list[str]:
+    """The five most frequent values in these rows."""
+    counts = Counter(number for row in lists for number in row)
+    return [vocabulary[number - 1] for number, _ in sorted(counts.items(), key=lambda p: (-p[1], p[0]))[:5]]
+
+
+def _histories(rows: pd.DataFrame, users: pa.Table, items: pa.Table) -> pa.Table:
+    """Liked titles of each user in each scenario, oldest first; most active users first."""
+    titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
+    rows = rows.assign(title=rows["item_id"].map(titles), user=_numbers(rows["user_id"], users["user_id"]).to_numpy())
+    activity = rows.groupby("user").size()
+    liked = rows[rows["label"] > 0.5].sort_values("order", kind="stable")
+    lists = liked.groupby(["user", "scenario_id"])["title"].agg(lambda t: list(t)[-MAX_TITLES:])
+    per_user: dict[int, list[dict[str, Any]]] = {user: [] for user in activity.index}
+    for (user, scenario), kept in lists.items():
+        per_user[user].append({"scenario_id": scenario, "titles": kept})
+    ordered = activity.sort_index().sort_values(ascending=False, kind="stable")
+    raw_ids = users["user_id"].to_pylist()
+    records = [
+        {"user": user, "user_id": raw_ids[user], "interactions": count, "history": per_user[user]}
+        for user, count in ordered.items()
+    ]
+    return pa.Table.from_pylist(records, schema.HISTORIES)

@@ -1,0 +1,96 @@
+"""Arrow schemas: the contract between the stages, and nothing else.
+
+Ids are strings at the edges and dense int64 inside, where 0 means unknown.
+"""
+
+import pyarrow as pa
+
+from llm4msr.errors import DataError
+
+RAW_INTERACTIONS = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("item_id", pa.string()),
+        ("scenario_id", pa.string()),
+        ("label", pa.float32()),
+        ("order", pa.float64()),
+    ]
+)
+"""What a source gives, besides one string column for each context field. `order` grows with time."""
+
+RAW_USERS = pa.schema([("user_id", pa.string())])
+"""Besides one string or list<string> column for each feature; so for items."""
+
+RAW_ITEMS = pa.schema([("item_id", pa.string()), ("title", pa.string())])
+
+INTERACTIONS = pa.schema(
+    [("user", pa.int64()), ("item", pa.int64()), ("scenario", pa.int64()), ("label", pa.float32())]
+)
+"""Rows of train, valid and test, besides one int64 column for each context field."""
+
+USERS = pa.schema([("user", pa.int64()), ("user_id", pa.string())])
+"""Row i is user i, row 0 the unknown user; besides int64 or list<int64> features; so for items."""
+
+ITEMS = pa.schema([("item", pa.int64()), ("item_id", pa.string()), ("title", pa.string())])
+
+SCENARIOS = pa.schema(
+    [
+        ("scenario", pa.int64()),
+        ("scenario_id", pa.string()),
+        ("interactions", pa.int64()),
+        ("users", pa.int64()),
+        ("items", pa.int64()),
+        ("positive_rate", pa.float64()),
+        ("shared_users", pa.list_(pa.struct([("scenario_id", pa.string()), ("fraction", pa.float64())]))),
+        ("categories", pa.list_(pa.string())),
+        ("titles", pa.list_(pa.string())),
+    ]
+)
+"""Statistics of the training rows. `fraction` of this scenario's users are also users of the other one."""
+
+HISTORIES = pa.schema(
+    [
+        ("user", pa.int64()),
+        ("user_id", pa.string()),
+        ("interactions", pa.int64()),
+        ("history", pa.list_(pa.struct([("scenario_id", pa.string()), ("titles", pa.list_(pa.string()))]))),
+    ]
+)
+"""One row per user of the training rows, the most active first; titles liked in each scenario, oldest first."""
+
+
+def knowledge(width: int) -> pa.Schema:
+    """A shard of the knowledge store: one row per user (or scenario), `width` numbers each.
+
+    `error` is empty for a good row; the vector of a bad row is zero.
+    """
+    return pa.schema(
+        [
+            ("id", pa.int64()),
+            ("raw_id", pa.string()),
+            ("fingerprint", pa.string()),
+            ("prompt", pa.string()),
+            ("answer", pa.string()),
+            ("tokens", pa.int64()),
+            ("error", pa.string()),
+            ("vector", pa.list_(pa.float16(), width)),
+        ]
+    )
+
+
+def check(table: pa.Table, expected: pa.Schema, where: str) -> pa.Table:
+    """The table itself, once it has the expected columns with the expected types and no nulls in them.
+
+    Raises:
+        DataError: names the place, the column and, for a null, the first row.
+    """
+    for field in expected:
+        if field.name not in table.column_names:
+            raise DataError(f"{where}: column '{field.name}' is missing; it has {', '.join(table.column_names)}")
+        column = table[field.name]
+        if column.type != field.type:
+            raise DataError(f"{where}: column '{field.name}' is {column.type}, expected {field.type}")
+        if column.null_count:
+            row = column.is_null().to_pylist().index(True)
+            raise DataError(f"{where}: column '{field.name}' is empty in row {row + 1}")
+    return table

@@ -1,0 +1,25 @@
+"""Raw data -> three Arrow tables in the layout of `llm4msr.schema`."""
+
+from llm4msr.config import SourceConfig
+from llm4msr.sources import movielens, table
+from llm4msr.sources.base import RawData
+
+_READERS = {"movielens": movielens, "table": table}
+
+
+def read(config: SourceConfig) -> RawData:
+    """Read the configured source.
+
+    Raises:
+        DataError: a file, column or cell is wrong; named in the message.
+        StorageError: a URI cannot be read.
+    """
+    return _READERS[config.kind].read(config)
+
+
+def fingerprint(config: SourceConfig) -> str:
+    """A hash that changes when the source's files change; reads sizes and times, not the files."""
+    return _READERS[config.kind].fingerprint(config)
+
+
+__all__ = ["RawData", "fingerprint", "read"]

@@ -1,0 +1,65 @@
+"""What every source gives, and the checks that all of them share."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from upath import UPath
+
+from llm4msr import schema, storage
+from llm4msr.errors import DataError, StorageError
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Three tables with string ids, and the names of the feature columns in them."""
+
+    interactions: pa.Table
+    users: pa.Table
+    items: pa.Table
+    context: tuple[str, ...]
+    user_features: tuple[str, ...]
+    item_features: tuple[str, ...]
+    implicit: bool
+    """Only positives are known, so negatives must be drawn."""
+
+    def checked(self, where: str) -> "RawData":
+        """Itself, once its tables keep the schema, are not empty, and ids of users and items are unique."""
+        schema.check(self.interactions, schema.RAW_INTERACTIONS, where)
+        if not self.interactions.num_rows:
+            raise DataError(f"{where}: no interactions; the file is empty")
+        for table, expected, key in (
+            (self.users, schema.RAW_USERS, "user_id"),
+            (self.items, schema.RAW_ITEMS, "item_id"),
+        ):
+            schema.check(table, expected, where)
+            refuse_duplicates(table[key], where, key)
+        return self
+
+
+def refuse_duplicates(column: pa.ChunkedArray, where: str, name: str) -> None:
+    """Raise a DataError that names the first value that stands twice, and its row."""
+    counts = pc.value_counts(column)
+    if len(counts) == len(column):
+        return
+    twice = set(counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist())
+    seen = set()
+    for row, value in enumerate(column.to_pylist(), start=1):
+        if value in seen:
+            raise DataError(f"{where}: column '{name}': '{value}' stands again in row {row}; ids must be unique")
+        if value in twice:
+            seen.add(value)
+
+
+def file_fingerprint(file: UPath) -> str:
+    """Hash of a file's size and its modification time (or ETag), without reading it.
+
+    Raises:
+        StorageError: it cannot be found.
+    """
+    try:
+        info = file.fs.info(file.path)
+    except OSError as error:
+        raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check source.path and access") from None
+    version = info.get("ETag") or info.get("mtime") or info.get("LastModified") or ""
+    return storage.digest(file.name, str(info.get("size")), str(version))

