@@ -1,0 +1,41 @@
+"""The frozen LLM behind one protocol, run by vLLM or by transformers."""
+
+import importlib.util
+
+from llm4msr.config import ExtractConfig
+from llm4msr.engines import models
+from llm4msr.engines.base import Engine, Pooling, PromptTokenizer
+
+
+def engine_name(config: ExtractConfig) -> str:
+    """`auto` is vLLM where it is installed, else transformers."""
+    if config.engine != "auto":
+        return config.engine
+    return "vllm" if importlib.util.find_spec("vllm") else "transformers"
+
+
+def open_engine(config: ExtractConfig) -> Engine:
+    """Load the configured model with the configured engine.
+
+    Raises:
+        MissingExtraError: the engine's package is not installed.
+        StorageError: the model cannot be found.
+    """
+    folder = models.resolve(config.model)
+    pooling: Pooling = "mean" if config.pooling == "mean" else "last"
+    if engine_name(config) == "vllm":
+        from llm4msr.engines.vllm import VllmEngine
+
+        return VllmEngine(folder, pooling, config.dtype, config.max_prompt_tokens + config.answer_tokens)
+    from llm4msr.engines.transformers import TransformersEngine
+
+    return TransformersEngine(folder, pooling, config.dtype)
+
+
+def open_tokenizer(config: ExtractConfig) -> PromptTokenizer:
+    """The configured model's tokenizer, without its weights."""
+    room = config.answer_tokens if config.pooling == "answer" else 0
+    return PromptTokenizer(models.resolve(config.model), config.max_prompt_tokens + room)
+
+
+__all__ = ["Engine", "PromptTokenizer", "engine_name", "models", "open_engine", "open_tokenizer"]

@@ -1,0 +1,64 @@
+"""What an engine is: a frozen LLM that turns prompts into last-layer hidden states, and into text."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from llm4msr.errors import LLM4MSRError
+
+Pooling = Literal["last", "mean"]
+
+REPETITION_PENALTY = 1.15
+"""For answers: small models decoded greedily fall into loops without it."""
+
+
+class Engine(Protocol):
+    """One frozen LLM in one process. Engines of the same model give the same vectors (cosine > 0.999)."""
+
+    @property
+    def width(self) -> int:
+        """Width D of the hidden state."""
+        ...
+
+    def vectors(self, tokens: Sequence[list[int]]) -> npt.NDArray[np.float32]:
+        """Hidden states after the final norm, pooled over each token list: float32 [N, D]."""
+        ...
+
+    def answers(self, tokens: Sequence[list[int]], max_tokens: int) -> list[str]:
+        """The text that the LLM gives to each token list, decoded greedily."""
+        ...
+
+
+class PromptTooLongError(LLM4MSRError):
+    """A prompt has more tokens than allowed."""
+
+
+class PromptTokenizer:
+    """Turns a prompt into the tokens that every engine reads: the model's chat template around it, if it has one."""
+
+    def __init__(self, folder: Path, max_tokens: int):
+        from transformers import AutoTokenizer
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.max_tokens = max_tokens
+
+    def __call__(self, prompt: str, answer: str = "") -> list[int]:
+        """Token ids of the prompt, and of the LLM's own answer after it where there is one.
+
+        Raises:
+            PromptTooLongError: more than `max_tokens`.
+        """
+        text = prompt
+        if self.tokenizer.chat_template:
+            messages = [{"role": "user", "content": prompt}]
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids: list[int] = self.tokenizer(text + answer, add_special_tokens=not self.tokenizer.chat_template).input_ids
+        if len(ids) > self.max_tokens:
+            raise PromptTooLongError(
+                f"prompt of {len(ids)} tokens, allowed are {self.max_tokens}; "
+                "lower extract.titles_per_scenario or raise extract.max_prompt_tokens"
+            )
+        return ids

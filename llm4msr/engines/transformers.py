@@ -1,0 +1,78 @@
+"""The engine that runs wherever PyTorch does: Hugging Face transformers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llm4msr.engines.base import REPETITION_PENALTY, Pooling
+
+BATCH = 16
+
+
+class TransformersEngine:
+    """See `llm4msr.engines.base.Engine`."""
+
+    def __init__(self, folder: Path, pooling: Pooling, dtype: str):
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+        self.model.eval().to(self.device)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.pooling = pooling
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden state."""
+        return int(self.model.config.hidden_size)
+
+    @torch.inference_mode()
+    def vectors(self, tokens: Sequence[list[int]]) -> npt.NDArray[np.float32]:
+        """Pooled hidden states, float32 [N, D]; prompts of like length share a padded batch."""
+        pooled = np.zeros((len(tokens), self.width), np.float32)
+        by_length = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+        for start in range(0, len(tokens), BATCH):
+            at = by_length[start : start + BATCH]
+            ids_BT, mask_BT = self._pad([tokens[i] for i in at], left=False)
+            states_BTD = self.model.base_model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state.float()
+            lengths_B = mask_BT.sum(1)
+            if self.pooling == "last":
+                vectors_BD = states_BTD[torch.arange(len(at)), lengths_B - 1]
+            else:
+                vectors_BD = (states_BTD * mask_BT[..., None]).sum(1) / lengths_B[:, None]
+            pooled[at] = vectors_BD.cpu().numpy()
+        return pooled
+
+    @torch.inference_mode()
+    def answers(self, tokens: Sequence[list[int]], max_tokens: int) -> list[str]:
+        """Greedy answers."""
+        texts: list[str] = []
+        for start in range(0, len(tokens), BATCH):
+            ids_BT, mask_BT = self._pad(tokens[start : start + BATCH], left=True)
+            out_BT = self.model.generate(
+                input_ids=ids_BT,
+                attention_mask=mask_BT,
+                max_new_tokens=max_tokens,
+                do_sample=False,
+                repetition_penalty=REPETITION_PENALTY,
+                pad_token_id=self._pad_id(),
+            )
+            answers = out_BT[:, ids_BT.shape[1] :]
+            texts += [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in answers]
+        return texts
+
+    def _pad_id(self) -> int:
+        return int(self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
+
+    def _pad(self, tokens: Sequence[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        longest = max(map(len, tokens))
+        ids_BT = torch.full((len(tokens), longest), self._pad_id())
+        mask_BT = torch.zeros_like(ids_BT)
+        for row, ids in enumerate(tokens):
+            place = slice(longest - len(ids), longest) if left else slice(len(ids))
+            ids_BT[row, place] = torch.tensor(ids)
+            mask_BT[row, place] = 1
+        return ids_BT.to(self.device), mask_BT.to(self.device)

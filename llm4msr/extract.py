@@ -1,0 +1,318 @@
+"""Prompts -> knowledge: Ray Data reads and renders shards of users, a pool of engine actors asks the frozen LLM.
+
+The unit of work is a shard of `rows_per_shard` users. A shard's file appears in one piece when the shard is
+finished, so a run that was interrupted, in whatever way, redoes only the shards in flight.
+
+Two passes over the same shards, since an engine either writes or pools: `answers` (the scenarios' texts, on
+request the users' too), then `vectors`.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from upath import UPath
+
+from llm4msr import prompts, schema, session, storage
+from llm4msr.config import Config
+from llm4msr.engines import models, open_engine, open_tokenizer
+from llm4msr.errors import ConfigError, StorageError, TooManyFailedError
+from llm4msr.prepare import prepared
+from llm4msr.progress import say, track
+from llm4msr.storage import Built, StageOutput
+
+VERSION = 1
+Task = Literal["answers", "vectors"]
+
+
+def extract(config: Config) -> StageOutput:
+    """Publish one knowledge row (vector, text, fingerprint) for each user and scenario.
+
+    Raises:
+        ConfigError: nothing is prepared yet, or a template is wrong.
+        StorageError: the model cannot be found, or changed since this output was made.
+        TooManyFailedError: more rows failed than `extract.max_failed_fraction`; finished shards are kept.
+    """
+    data = prepared(config)
+    folder = _folder(config, data)
+    revision = models.revision(models.resolve(config.extract.model))
+    inputs = {"prepare": data.manifest.fingerprint, "model": config.extract.model, "revision": revision}
+    settings = config.model_dump(include={"extract"})
+    with session.own_errors():
+        out = storage.publish(
+            folder, "extract", config.seed, settings, inputs, lambda f: _build(config, data, f, revision), resumable=True
+        )
+    if out.manifest.inputs["revision"] != revision:
+        raise StorageError(
+            f"{folder}: made with revision {out.manifest.inputs['revision']} of {config.extract.model}, "
+            f"which is {revision} now; delete that folder, or choose another storage"
+        )
+    return out
+
+
+def extracted(config: Config) -> StageOutput:
+    """The finished output of `extract` for this config.
+
+    Raises:
+        ConfigError: there is none yet.
+    """
+    folder = _folder(config, prepared(config))
+    found = storage.open_output(folder)
+    if found is None:
+        raise ConfigError(f"{folder}: no finished extraction for this config; run `llm4msr extract` first")
+    return found
+
+
+def reader(config: Config, revision: str) -> str:
+    """Who reads a prompt, and how: with the prompt it decides the vector. The engine is left out on purpose."""
+    e = config.extract
+    answer = f" answer={e.answer_tokens}" if e.pooling == "answer" else ""
+    return f"{revision} {e.pooling} {e.dtype}{answer}"
+
+
+def _folder(config: Config, data: StageOutput) -> UPath:
+    """Named by what decides the content: the prepared histories themselves, not when they were prepared."""
+    same_for = {"engine", "actors", "max_failed_fraction", "user_template", "scenario_template"}
+    e = config.extract
+    templates = [prompts.template("user", e.user_template), prompts.template("scenario", e.scenario_template)]
+    content = [data.manifest.files[f"{name}.parquet"].digest for name in ("histories", "scenarios")]
+    wanted = [VERSION, e.model_dump(exclude=same_for), [t.template for t in templates], content]
+    return storage.path(config.root) / "extract" / storage.digest_of(wanted)[:12]
+
+
+def shards(config: Config, users: int) -> list[dict[str, Any]]:
+    """All shards: the scenarios in one, then ranges of the most active users."""
+    e = config.extract
+    count = min(users, e.max_users) if e.max_users else users
+    rows = range(0, count, e.rows_per_shard)
+    ranges = [{"kind": "users", "start": at, "stop": min(at + e.rows_per_shard, count)} for at in rows]
+    return [{"kind": "scenarios", "start": 0, "stop": 0}, *ranges]
+
+
+def _build(config: Config, data: StageOutput, folder: UPath, revision: str) -> Built:
+    todo = shards(config, data.manifest.info["histories"])
+    e = config.extract
+    everyone = e.answers == "all" or e.pooling == "answer"
+    passes: list[tuple[Task, list[dict[str, Any]]]] = [("vectors", todo)]
+    if everyone or e.answers == "scenarios":
+        passes.insert(0, ("answers", todo if everyone else todo[:1]))
+    done: dict[str, tuple[int, int]] = {}
+    skipped = 0
+    for task, wanted in passes:
+        done, before = _run(task, wanted, config, data, folder, reader(config, revision))
+        skipped = before
+    rows, failed = (sum(counts) for counts in zip(*done.values(), strict=True))
+    _refuse_failures(config, folder, done, rows, failed)
+    files = {f"vectors/{name}": count for name, (count, _) in done.items()}
+    with storage.open_parquet(folder / min(files)) as first:
+        width = first.schema_arrow.field("vector").type.list_size
+    info = {"width": width, "users": rows - done[_name(todo[0])][0], "shards": len(files)}
+    return Built(files=files, rows=rows, failed=failed, skipped=skipped, info=info)
+
+
+def _run(
+    task: Task, wanted: list[dict[str, Any]], config: Config, data: StageOutput, folder: UPath, reads: str
+) -> tuple[dict[str, tuple[int, int]], int]:
+    """File -> (rows, failed) of every wanted shard, and how many rows an earlier run had finished."""
+    done = _finished(folder / task, reads)
+    left = [shard for shard in wanted if _name(shard) not in done]
+    skipped = sum(rows for rows, _ in done.values())
+    if left:
+        total = sum(_rows(s, data) for s in wanted)
+        if skipped:
+            say(f"  {task}: {skipped} of {total} rows were finished before")
+        with track(task, total, skipped) as progress:
+            for result in _stream(task, left, config, data, folder, reads):
+                done[result["file"]] = (result["rows"], result["failed"])
+                progress.advance(result["rows"], f"({result['failed']} failed)" if result["failed"] else "")
+    return done, skipped
+
+
+def _stream(
+    task: Task, left: list[dict[str, Any]], config: Config, data: StageOutput, folder: UPath, reads: str
+) -> Iterator[dict[str, Any]]:
+    """The Ray Data pipeline: shards -> rendered prompts -> engine actors; yields a summary per finished shard."""
+    import ray
+
+    session.connect()
+    resources = ray.cluster_resources()
+    actors = min(config.extract.actors, len(left))
+    cpus = max(1, int(min(resources["CPU"], max(n["Resources"].get("CPU", 0) for n in ray.nodes())) // actors))
+    rendered = ray.data.from_items(left, override_num_blocks=len(left)).map_batches(
+        render_shard,
+        fn_args=(config, str(data.folder), reads),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=0,  # light work, and the engine's actors may hold every CPU
+        compute=ray.data.TaskPoolStrategy(size=actors),
+    )
+    summaries = rendered.map_batches(
+        AskLLM,
+        fn_constructor_args=(config, task, str(folder), reads),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        num_cpus=cpus,
+        num_gpus=1 if resources.get("GPU") else 0,
+    )
+    for batch in summaries.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from batch.to_pylist()
+
+
+def render_shard(batch: pa.Table, config: Config, data_uri: str, reads: str) -> pa.Table:
+    """The rows of one shard with their prompts: id, raw_id, prompt, fingerprint and error, and the file's name."""
+    (shard,) = batch.to_pylist()
+    rendered = render(shard, config, storage.path(data_uri))
+    columns = {"id": pa.int64(), "raw_id": pa.string(), "prompt": pa.string()}
+    table = pa.Table.from_pylist(rendered, pa.schema(list(columns.items())))
+    table = table.append_column("fingerprint", pa.array([prompts.fingerprint(r["prompt"], reads) for r in rendered]))
+    table = table.append_column("error", pa.array(["" if r["prompt"] else "nothing liked before the cut" for r in rendered]))
+    return table.append_column("file", pa.array([_name(shard)] * len(rendered), pa.string()))
+
+
+def render(shard: Mapping[str, Any], config: Config, data: UPath) -> list[dict[str, Any]]:
+    """Ids and prompts of a shard's rows, read from the prepared `data`."""
+    e = config.extract
+    if shard["kind"] == "scenarios":
+        instruction = prompts.template("scenario", e.scenario_template)
+        rows = [row for row in storage.read_table(data / "scenarios.parquet").to_pylist() if row["scenario"]]
+        names = [row["scenario_id"] for row in rows]
+        return [
+            {"id": r["scenario"], "raw_id": r["scenario_id"], "prompt": prompts.scenario_prompt(instruction, r, names)}
+            for r in rows
+        ]
+    instruction = prompts.template("user", e.user_template)
+    histories = _slice(data / "histories.parquet", shard["start"], shard["stop"])
+    return [
+        {
+            "id": row["user"],
+            "raw_id": row["user_id"],
+            "prompt": prompts.user_prompt(instruction, row["history"], e.titles_per_scenario),
+        }
+        for row in histories.to_pylist()
+    ]
+
+
+class AskLLM:
+    """An actor of the pool: loads the LLM once, then answers or embeds shard after shard."""
+
+    def __init__(self, config: Config, task: Task, folder: str, reads: str):
+        self.config, self.task, self.folder, self.reads = config, task, storage.path(folder), reads
+        self.tokenizer = open_tokenizer(config.extract)
+        self.engine = open_engine(config.extract)
+
+    def __call__(self, shard: pa.Table) -> pa.Table:
+        """Ask for each row, write the shard's file, and give back its name, rows and failed rows."""
+        name = shard["file"][0].as_py()
+        rows = shard.drop_columns("file").to_pylist()
+        self._tokenize(rows, self._answers(name))
+        if self.task == "answers":
+            _per_row(rows, "answer", lambda tokens: self.engine.answers(tokens, self.config.extract.answer_tokens))
+        else:
+            _per_row(rows, "vector", self._halves)
+        table = self._table(rows)
+        storage.write_table(self.folder / self.task / name, table.replace_schema_metadata({"reader": self.reads}))
+        failed = sum(bool(row["error"]) for row in rows)
+        return pa.table({"file": [name], "rows": [len(rows)], "failed": [failed]})
+
+    def _answers(self, name: str) -> dict[int, str]:
+        """What the first pass wrote for this shard."""
+        file = self.folder / "answers" / name
+        if self.task == "answers" or not file.exists():
+            return {}
+        table = storage.read_table(file, ["id", "answer"])
+        return dict(zip(table["id"].to_pylist(), table["answer"].to_pylist(), strict=True))
+
+    def _tokenize(self, rows: list[dict[str, Any]], answers: dict[int, str]) -> None:
+        after = self.config.extract.pooling == "answer" and self.task == "vectors"
+        for row in rows:
+            row["answer"] = answers.get(row["id"], "")
+            row["token_ids"] = []
+            if not row["error"]:
+                try:
+                    row["token_ids"] = self.tokenizer(row["prompt"], row["answer"] if after else "")
+                except Exception as error:  # whatever one prompt does, the others go on
+                    row["error"] = _text(error)
+
+    def _halves(self, tokens: list[list[int]]) -> list[npt.NDArray[np.float16]]:
+        with np.errstate(over="ignore"):
+            halves = self.engine.vectors(tokens).astype(np.float16)
+        if not np.isfinite(halves).all():
+            raise FloatingPointError("the hidden state is not finite in float16")
+        return list(halves)
+
+    def _table(self, rows: list[dict[str, Any]]) -> pa.Table:
+        """In the store's layout; in the first pass without vectors."""
+        width = self.engine.width if self.task == "vectors" else 0
+        zero = np.zeros(width, np.float16)
+        flat = np.concatenate([row.get("vector", zero) for row in rows]) if width else zero
+        fields = [f for f in schema.knowledge(width) if f.name not in ("vector", "tokens")]
+        columns = {f.name: pa.array([row[f.name] for row in rows], f.type) for f in fields}
+        columns["tokens"] = pa.array([len(row["token_ids"]) for row in rows], pa.int64())
+        if width:
+            columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float16()), width)
+            return schema.check(pa.table(columns).select(schema.knowledge(width).names), schema.knowledge(width), "shard")
+        return pa.table(columns)
+
+
+def _per_row(rows: list[dict[str, Any]], key: str, ask: Any) -> None:
+    """Fill `key` of every good row; if the batch fails, each row is tried alone so that only the bad ones fail."""
+    good = [row for row in rows if not row["error"]]
+    try:
+        for row, value in zip(good, ask([row["token_ids"] for row in good]) if good else [], strict=True):
+            row[key] = value
+    except Exception:
+        for row in good:
+            try:
+                (row[key],) = ask([row["token_ids"]])
+            except Exception as error:
+                row["error"] = _text(error)
+
+
+def _finished(folder: UPath, reads: str) -> dict[str, tuple[int, int]]:
+    """Shard files of an earlier run that asked the same LLM in the same way and have no failed row."""
+    done: dict[str, tuple[int, int]] = {}
+    for file in sorted(folder.glob("*.parquet")) if folder.exists() else []:
+        with storage.open_parquet(file) as parquet:
+            same = (parquet.schema_arrow.metadata or {}).get(b"reader", b"").decode() == reads
+            errors = parquet.read(["error"])["error"].to_pylist()
+        if same and not any(errors):
+            done[file.name] = (len(errors), 0)
+    return done
+
+
+def _refuse_failures(config: Config, folder: UPath, done: dict[str, tuple[int, int]], rows: int, failed: int) -> None:
+    allowed = config.extract.max_failed_fraction
+    if failed <= allowed * rows:
+        return
+    bad = min(name for name, (_, count) in done.items() if count)
+    table = storage.read_table(folder / "vectors" / bad, ["raw_id", "error"]).to_pylist()
+    first = next(row for row in table if row["error"])
+    raise TooManyFailedError(
+        f"{folder}: {failed} of {rows} rows failed, allowed is {allowed:g} of them; first: "
+        f"'{first['raw_id']}' in {bad}: {first['error']}. Good shards are kept; run again to retry the others"
+    )
+
+
+def _name(shard: Mapping[str, Any]) -> str:
+    return f"{shard['kind']}-{shard['start']:09d}.parquet"
+
+
+def _rows(shard: Mapping[str, Any], data: StageOutput) -> int:
+    return data.manifest.info["scenarios"] - 1 if shard["kind"] == "scenarios" else shard["stop"] - shard["start"]
+
+
+def _slice(file: UPath, start: int, stop: int) -> pa.Table:
+    """Rows [start, stop) of a Parquet file, reading only the row groups that hold them."""
+    with storage.open_parquet(file) as parquet:
+        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        ends = np.cumsum(sizes)
+        groups = [i for i in range(len(sizes)) if ends[i] > start and ends[i] - sizes[i] < stop]
+        first = int(ends[groups[0]]) - sizes[groups[0]]
+        return parquet.read_row_groups(groups).slice(start - first, stop - start)
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]

@@ -1,0 +1,118 @@
+"""The knowledge store: a user's or scenario's number -> the LLM's vector, its text and its fingerprint.
+
+Shape suffixes: N users with the unknown one as row 0, S scenarios likewise, Z width of the LLM's vector.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from upath import UPath
+
+from llm4msr import storage, wheels
+from llm4msr.errors import StorageError
+from llm4msr.ranker import KnowledgeStatistics
+from llm4msr.storage import StageOutput
+
+Halves = npt.NDArray[np.float16]
+
+
+class KnowledgeStore:
+    """Vectors by dense id; users' vectors are memory-mapped, so workers on a machine share them."""
+
+    def __init__(self, users_NZ: Halves, known_N: npt.NDArray[np.bool_], scenarios_SZ: Halves):
+        self.users_NZ, self.known_N, self.scenarios_SZ = users_NZ, known_N, scenarios_SZ
+        self._row_of: npt.NDArray[np.int64] | None = None
+
+    @classmethod
+    def open(cls, output: StageOutput, users: int, scenarios: int) -> "KnowledgeStore":
+        """From a finished extraction; `users` and `scenarios` count the unknown one.
+
+        Raises:
+            StorageError: a shard is of another width or knows ids beyond these counts.
+        """
+        width = int(output.manifest.info["width"])
+        cached = wheels.cache_folder() / "knowledge" / storage.digest_of(
+            {name: part.digest for name, part in output.manifest.files.items()} | {"rows": users}
+        )
+        cached.parent.mkdir(exist_ok=True)
+        matrix, known = cached.with_suffix(".npy"), cached.with_suffix(".known.npy")
+        if not (matrix.exists() and known.exists()):
+            aside = cached.with_suffix(f".{os.getpid()}.tmp")
+            users_NZ = np.lib.format.open_memmap(aside, "w+", np.float16, (users, width))
+            np.save(known, _fill(users_NZ, _shards(output, "users-")))
+            users_NZ.flush()
+            aside.rename(matrix)
+        scenarios_SZ = np.zeros((scenarios, width), np.float16)
+        _fill(scenarios_SZ, _shards(output, "scenarios-"))
+        return cls(np.load(matrix, mmap_mode="r"), np.load(known), scenarios_SZ)
+
+    def lookup(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors float16 [B, Z] and whether each is known, bool [B], of dense user ids int64 [B]."""
+        rows = ids.numpy() if self._row_of is None else self._row_of[ids.numpy()]
+        return torch.from_numpy(self.users_NZ[rows]), torch.from_numpy(self.known_N[ids.numpy()])
+
+    def controlled(self, control: str, seed: int) -> "KnowledgeStore":
+        """The same store with wrong vectors: `shuffled` among the known users, or `random` normal numbers."""
+        if control == "none":
+            return self
+        rng = np.random.default_rng([seed, 4711])
+        scenarios = self.scenarios_SZ.copy()
+        if control == "random":
+            users = rng.standard_normal(self.users_NZ.shape, np.float32).astype(np.float16)
+            scenarios[1:] = rng.standard_normal(scenarios[1:].shape).astype(np.float16)
+            return KnowledgeStore(users, self.known_N, scenarios)
+        scenarios[1:] = scenarios[1:][rng.permutation(len(scenarios) - 1)]
+        mixed = KnowledgeStore(self.users_NZ, self.known_N, scenarios)
+        known = np.flatnonzero(self.known_N)
+        mixed._row_of = np.arange(len(self.known_N))
+        mixed._row_of[known] = known[rng.permutation(len(known))]
+        return mixed
+
+    def statistics(self) -> KnowledgeStatistics:
+        """Mean and deviation over the known users (all of them users of training rows), and the scenarios.
+
+        Raises:
+            StorageError: no user is known.
+        """
+        known = np.flatnonzero(self.known_N)
+        if not len(known):
+            raise StorageError("the knowledge store knows no user; look at the errors in its shards")
+        total, square = np.zeros(self.users_NZ.shape[1]), np.zeros(self.users_NZ.shape[1])
+        for chunk in np.array_split(known, -(-len(known) // 65536)):
+            block = self.users_NZ[chunk].astype(np.float64)
+            total, square = total + block.sum(0), square + (block**2).sum(0)
+        mean = total / len(known)
+        scale = np.sqrt(np.maximum(square / len(known) - mean**2, 0)) + 1e-6
+        as_float = (torch.from_numpy(part.astype(np.float32)) for part in (mean, scale, self.scenarios_SZ))
+        return KnowledgeStatistics(*as_float)
+
+
+def texts(output: StageOutput, kind: str = "scenarios") -> list[dict[str, Any]]:
+    """Raw id, prompt, answer and error of each scenario (or user)."""
+    columns = ["raw_id", "prompt", "answer", "error"]
+    return [row for file in _shards(output, f"{kind}-") for row in storage.read_table(file, columns).to_pylist()]
+
+
+def _shards(output: StageOutput, prefix: str) -> list[UPath]:
+    return [output.folder / name for name in sorted(output.manifest.files) if name.startswith(f"vectors/{prefix}")]
+
+
+def _fill(matrix: Halves, shards: list[UPath]) -> npt.NDArray[np.bool_]:
+    """Write the good rows of the shards to their places; gives back which rows were written."""
+    known = np.zeros(len(matrix), bool)
+    for file in shards:
+        table = storage.read_table(file, ["id", "error", "vector"])
+        vectors = table["vector"].combine_chunks()
+        if vectors.type.list_size != matrix.shape[1]:
+            raise StorageError(f"{file}: vectors of width {vectors.type.list_size}, expected {matrix.shape[1]}")
+        ids = table["id"].to_numpy()
+        if len(ids) and ids.max() >= len(matrix):
+            raise StorageError(f"{file}: id {ids.max()} is beyond the {len(matrix) - 1} prepared ones; extract again")
+        good = np.array([not error for error in table["error"].to_pylist()], bool)
+        matrix[ids[good]] = vectors.flatten().to_numpy().reshape(len(ids), -1)[good]
+        known[ids[good]] = True
+    return known

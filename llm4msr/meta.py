@@ -1,0 +1,102 @@
+"""Meta networks: a code of knowledge generates the weights of a layer (METHOD, step 2).
+
+`W(c) = A_0 + sum_j c_j A_j`, `b(c) = b_0 + B c`. Since `W(c) x` is linear in `c` and in `x`, a training batch is
+one matrix product over the outer products `c x` and no weight matrix per row is ever built. For many rows under
+few codes (the scenarios', or the one user's whose candidates a request ranks) `generate` builds each `W(c)` once.
+
+Shape suffixes: B rows, D inputs, O outputs, K code width, R rank, Z width of the LLM's vector.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llm4msr.backbones.base import RowGroups
+
+
+class KnowledgeCode(nn.Module):
+    """`c = tanh(LayerNorm(P z))`: an LLM vector, standardised with the training users' statistics, as K numbers.
+
+    Who has no vector gets the learned default code.
+    """
+
+    mean_Z: Tensor
+    scale_Z: Tensor
+
+    def __init__(self, mean_Z: Tensor, scale_Z: Tensor, code_dim: int):
+        super().__init__()
+        self.register_buffer("mean_Z", mean_Z)
+        self.register_buffer("scale_Z", scale_Z)
+        self.project = nn.Linear(len(mean_Z), code_dim, bias=False)
+        self.norm = nn.LayerNorm(code_dim)
+        self.default_K = nn.Parameter(torch.zeros(code_dim))
+
+    def forward(self, z_BZ: Tensor, known_B: Tensor) -> Tensor:
+        """float32 codes [B, K] from vectors of any float type and whether each is known."""
+        standard_BZ = (z_BZ.float() - self.mean_Z) / self.scale_Z
+        code_BK = torch.tanh(self.norm(self.project(standard_BZ)))
+        return torch.where(known_B[:, None], code_BK, torch.tanh(self.default_K))
+
+
+class MetaLayer(nn.Module):
+    """A linear layer whose weights and biases a code generates; full, or of low rank.
+
+    Low rank: `W(c) = A_0 + V diag(Q c) U`, with U of R x D and V of O x R.
+    `zero` starts with `W(c) = 0` and `b(c) = 0` for every code.
+    """
+
+    def __init__(self, width: int, out: int, code_dim: int, rank: int, zero: bool):
+        super().__init__()
+        self.base = nn.Linear(width, out)
+        self.bias = nn.Linear(code_dim, out, bias=False)
+        self.rank = rank
+        if rank:
+            self.down, self.up = nn.Linear(width, rank, bias=False), nn.Linear(rank, out, bias=False)
+            self.mix = nn.Linear(code_dim, rank, bias=False)
+        else:
+            self.weight_OKD = nn.Parameter(torch.randn(out, code_dim, width) * (code_dim * width) ** -0.5)
+        if zero:
+            for weight in (self.base.weight, self.base.bias, self.up.weight if rank else self.weight_OKD):
+                nn.init.zeros_(weight)
+        nn.init.zeros_(self.bias.weight)
+
+    def forward(self, x_BD: Tensor, code_BK: Tensor) -> Tensor:
+        """[B, O]: each row through the layer that its own code generates."""
+        if self.rank:
+            varied_BO = self.up(self.down(x_BD) * self.mix(code_BK))
+        else:
+            outer_BKD = code_BK[:, :, None] * x_BD[:, None, :]
+            varied_BO = F.linear(outer_BKD.flatten(1), self.weight_OKD.flatten(1))
+        return self.base(x_BD) + self.bias(code_BK) + varied_BO
+
+    def generate(self, code_SK: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights [S, O, D] and biases [S, O] for a few codes."""
+        if self.rank:
+            varied_SOD = torch.einsum("or,sr,rd->sod", self.up.weight, self.mix(code_SK), self.down.weight)
+        else:
+            varied_SOD = torch.einsum("sk,okd->sod", code_SK, self.weight_OKD)
+        return self.base.weight + varied_SOD, self.base.bias + self.bias(code_SK)
+
+
+class MetaStack(nn.Module):
+    """Meta layers one after the other, SiLU between them; the last starts at zero and has no activation."""
+
+    def __init__(self, width: int, out: int, code_dim: int, rank: int, layers: int):
+        super().__init__()
+        outs = [width] * (layers - 1) + [out]
+        self.layers = nn.ModuleList(MetaLayer(width, o, code_dim, rank, zero=i == layers - 1) for i, o in enumerate(outs))
+
+    def forward(self, x_BD: Tensor, code_BK: Tensor) -> Tensor:
+        """[B, O], a code per row."""
+        for i, layer in enumerate(self.layers):
+            x_BD = layer(F.silu(x_BD) if i else x_BD, code_BK)
+        return x_BD
+
+    def grouped(self, x_BD: Tensor, code_SK: Tensor, group_B: Tensor) -> Tensor:
+        """The same for many rows under few codes, row i under `code_SK[group_B[i]]`: weights are generated once."""
+        rows = RowGroups(group_B, len(code_SK))
+        parts = rows.split(x_BD)
+        for i, layer in enumerate(self.layers):
+            weight_SOD, bias_SO = layer.generate(code_SK)
+            parts = [F.linear(F.silu(p) if i else p, weight_SOD[s], bias_SO[s]) for s, p in enumerate(parts)]
+        return rows.join(parts)

@@ -1,0 +1,79 @@
+"""AUC, GAUC and logloss, per scenario and overall, exact, and the same however the rows were divided."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+class Predictions(NamedTuple):
+    """Scored rows; all arrays [B]."""
+
+    user: Ints
+    scenario: Ints
+    label: npt.NDArray[np.float32]
+    logit: npt.NDArray[np.float32]
+
+    @classmethod
+    def merged(cls, parts: Sequence["Predictions"]) -> "Predictions":
+        """The rows of several batches or workers as one; the metrics do not depend on their order."""
+        return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def report(predictions: Predictions, names: Sequence[str]) -> dict[str, Any]:
+    """`{"overall": {auc, gauc, logloss, rows}, "scenarios": {name: the same}}`; `names[i]` names scenario i.
+
+    A metric that the rows do not define (one class only) is None.
+    """
+    present = np.unique(predictions.scenario)
+    scenarios = {names[s]: _metrics(_of_scenario(predictions, s)) for s in present}
+    return {"overall": _metrics(predictions), "scenarios": scenarios}
+
+
+def auc_by_group(group: Ints, label: npt.ArrayLike, logit: npt.ArrayLike) -> tuple[Ints, Floats, Ints]:
+    """AUC within each group (ties count half), for groups that have both classes: group ids, AUCs, row counts."""
+    group, positive, score = np.asarray(group), np.asarray(label) > 0.5, np.asarray(logit)
+    order = np.lexsort((score, group))
+    group, positive, score = group[order], positive[order], score[order]
+    ids, starts, counts = np.unique(group, return_index=True, return_counts=True)
+    new_value = np.r_[True, (group[1:] != group[:-1]) | (score[1:] != score[:-1])]
+    first = np.flatnonzero(new_value)
+    last = np.r_[first[1:], len(score)] - 1
+    rank = ((first + last) / 2)[np.cumsum(new_value) - 1] + 1 - np.repeat(starts, counts)
+    dense = np.repeat(np.arange(len(ids)), counts)
+    positives = np.bincount(dense, positive, len(ids))
+    negatives = counts - positives
+    wins = np.bincount(dense, rank * positive, len(ids)) - positives * (positives + 1) / 2
+    both = (positives > 0) & (negatives > 0)
+    return ids[both], wins[both] / (positives * negatives)[both], counts[both]
+
+
+def auc(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
+    """Probability that a positive row scores above a negative one, ties counting half; None with one class only."""
+    _, value, _ = auc_by_group(np.zeros(np.size(label), np.int64), label, logit)
+    return float(value[0]) if len(value) else None
+
+
+def logloss(label: npt.ArrayLike, logit: npt.ArrayLike) -> float:
+    """Mean binary cross-entropy in nats."""
+    x = np.asarray(logit, np.float64)
+    return float(np.mean(np.logaddexp(0, x) - x * np.asarray(label)))
+
+
+def _metrics(rows: Predictions) -> dict[str, Any]:
+    _, aucs, weights = auc_by_group(rows.user, rows.label, rows.logit)
+    return {
+        "auc": auc(rows.label, rows.logit),
+        "gauc": float(np.average(aucs, weights=weights)) if len(aucs) else None,
+        "logloss": logloss(rows.label, rows.logit),
+        "rows": len(rows.label),
+    }
+
+
+def _of_scenario(rows: Predictions, scenario: int) -> Predictions:
+    here = rows.scenario == scenario
+    return Predictions(*(column[here] for column in rows))

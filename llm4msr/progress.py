@@ -1,0 +1,62 @@
+"""Progress with an estimate of what is left: a bar on a terminal, a line now and then in a job's log."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+def say(text: str) -> None:
+    """A line for the reader, on standard error: standard output is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Track:
+    """Counts what is done of `total`; what was done before the start does not enter the rate."""
+
+    def __init__(self, name: str, total: int, done: int = 0):
+        self.name, self.total, self.done = name, total, done
+        self._at_start, self._begun, self._told = done, time.monotonic(), 0.0
+        self._bar: Progress | None = None
+        if Console(stderr=True).is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+            self._task = self._bar.add_task(name, total=total, completed=done)
+            self._bar.start()
+
+    def advance(self, count: int, note: str = "") -> None:
+        """`count` more are done."""
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, description=f"{self.name} {note}".strip())
+            return
+        now = time.monotonic()
+        if self.done >= self.total or now - self._told >= SECONDS_BETWEEN_LINES:
+            self._told = now
+            say(f"  {self.name}: {self.done} of {self.total}, {self._left(now)} {note}".rstrip())
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _left(self, now: float) -> str:
+        new = self.done - self._at_start
+        if not new or self.done >= self.total:
+            return f"{now - self._begun:.0f} s"
+        return f"about {(self.total - self.done) * (now - self._begun) / new:.0f} s left"
+
+
+@contextmanager
+def track(name: str, total: int, done: int = 0) -> Iterator[Track]:
+    """A `Track` that is closed at the end, whatever happens."""
+    tracked = Track(name, total, done)
+    try:
+        yield tracked
+    finally:
+        tracked.close()

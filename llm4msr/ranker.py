@@ -1,0 +1,119 @@
+"""The ranker: embeddings, user meta layers at the bottom, a backbone, scenario meta layers beside it. Plain torch.
+
+    slots -> x -> x' = x + user_meta(x, c_user) -> backbone(x', scenario) + scenario_meta(x', c_scenario) -> logit
+
+Each knowledge level can be absent (`model.knowledge`). The backbone and the embeddings are made first, with the
+same draws from the seed, and both meta stacks start at zero: at initialisation a model with knowledge scores
+exactly like its plain backbone.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from llm4msr import backbones
+from llm4msr.config import ModelConfig
+from llm4msr.features import FeatureEmbedding, Field
+from llm4msr.meta import KnowledgeCode, MetaStack
+
+
+class Batch(NamedTuple):
+    """Rows to score. Users are given once each (N of them), rows point to theirs."""
+
+    slots_BS: Tensor
+    """int64: places in the embedding table."""
+    scenario_B: Tensor
+    """int64: scenario numbers, 0 = unknown."""
+    owner_B: Tensor
+    """int64: which of the N users a row belongs to."""
+    z_NZ: Tensor
+    """float16: the users' LLM vectors; [N, 0] without user knowledge."""
+    known_N: Tensor
+    """bool: which users have one."""
+
+
+@dataclass(frozen=True)
+class KnowledgeStatistics:
+    """What a model with knowledge is built from: statistics of the training users' vectors, the scenarios' vectors."""
+
+    mean_Z: Tensor
+    scale_Z: Tensor
+    scenarios_SZ: Tensor
+    """float32, row 0 for the unknown scenario."""
+
+
+class RankerNet(nn.Module):
+    """See the module.
+
+    Args:
+        fields: the features, in the order of the slots.
+        scenarios: how many, the unknown one included.
+        knowledge: needed unless `config.knowledge` is `none`.
+    """
+
+    scenarios_SZ: Tensor
+
+    def __init__(
+        self, fields: list[Field], scenarios: int, config: ModelConfig, knowledge: KnowledgeStatistics | None
+    ):
+        super().__init__()
+        self.kind = config.knowledge
+        self.knowledge_dropout = config.knowledge_dropout
+        self.embedding = FeatureEmbedding(fields, config.embedding_dim)
+        width = self.embedding.width + (config.code_dim if self.kind == "feature" else 0)
+        self.backbone = backbones.build(width, scenarios, config)
+        shape = {"code_dim": config.code_dim, "rank": config.meta_rank, "layers": config.meta_layers}
+        if self.uses_users:
+            assert knowledge is not None
+            self.user_code = KnowledgeCode(knowledge.mean_Z, knowledge.scale_Z, config.code_dim)
+        if self.kind in ("user", "both"):
+            self.user_meta = MetaStack(width, width, **shape)
+        if self.kind in ("scenario", "both"):
+            assert knowledge is not None
+            vectors_SZ = knowledge.scenarios_SZ
+            self.register_buffer("scenarios_SZ", vectors_SZ)
+            mean_Z, scale_Z = vectors_SZ[1:].mean(0), vectors_SZ[1:].std(0, correction=0) + 1e-6
+            self.scenario_code = KnowledgeCode(mean_Z, scale_Z, config.code_dim)
+            self.scenario_meta = MetaStack(width, 1, **shape)
+
+    @property
+    def uses_users(self) -> bool:
+        """Whether users' vectors enter the model."""
+        return self.kind in ("user", "both", "feature")
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits [B]."""
+        code_BK = self.user_codes(batch.z_NZ, batch.known_N)[batch.owner_B] if self.uses_users else None
+        x_BD = self._features(batch.slots_BS, code_BK)
+        if self.kind in ("user", "both"):
+            x_BD = x_BD + self.user_meta(x_BD, code_BK)
+        return self._logits(x_BD, batch.scenario_B)
+
+    def user_codes(self, z_NZ: Tensor, known_N: Tensor) -> Tensor:
+        """Codes [N, K]; in training some users are treated as unknown, so that the default code is trained."""
+        if self.training and self.knowledge_dropout:
+            known_N = known_N & (torch.rand(len(known_N), device=known_N.device) >= self.knowledge_dropout)
+        return self.user_code(z_NZ, known_N)
+
+    def score_one(self, slots_BS: Tensor, scenario_B: Tensor, code_K: Tensor | None) -> Tensor:
+        """Logits [B] of candidates of one user, whose layer is generated once; `code_K` None without user level."""
+        if code_K is None:
+            return self._logits(self._features(slots_BS, None), scenario_B)
+        x_BD = self._features(slots_BS, code_K.expand(len(slots_BS), -1))
+        if self.kind in ("user", "both"):
+            x_BD = x_BD + self.user_meta.grouped(x_BD, code_K[None], torch.zeros_like(scenario_B))
+        return self._logits(x_BD, scenario_B)
+
+    def _features(self, slots_BS: Tensor, code_BK: Tensor | None) -> Tensor:
+        x_BD = self.embedding(slots_BS)
+        return torch.cat([x_BD, code_BK], dim=1) if self.kind == "feature" and code_BK is not None else x_BD
+
+    def _logits(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
+        logits_B = self.backbone(x_BD, scenario_B)
+        if self.kind in ("scenario", "both"):
+            known_S = torch.arange(len(self.scenarios_SZ), device=x_BD.device) > 0
+            code_SK = self.scenario_code(self.scenarios_SZ, known_S)
+            logits_B = logits_B + self.scenario_meta.grouped(x_BD, code_SK, scenario_B)[:, 0]
+        return logits_B
