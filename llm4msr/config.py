@@ -102,7 +102,7 @@ class ModelConfig(Section):
     tower: int = Field(32, ge=1)
     experts: int = Field(4, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
-    meta_rank: int = Field(0, ge=0)
+    meta_rank: int = Field(8, ge=0)
     """Rank of the generated weights; 0 = full."""
     meta_layers: int = Field(1, ge=1)
     knowledge_dropout: float = Field(0.1, ge=0, lt=1)

@@ -92,10 +92,14 @@ class RankerNet(nn.Module):
         return self._logits(x_BD, batch.scenario_B)
 
     def user_codes(self, z_NZ: Tensor, known_N: Tensor) -> Tensor:
-        """Codes [N, K]; in training some users are treated as unknown, so that the default code is trained."""
-        if self.training and self.knowledge_dropout:
-            known_N = known_N & (torch.rand(len(known_N), device=known_N.device) >= self.knowledge_dropout)
-        return self.user_code(z_NZ, known_N)
+        """Codes [N, K]; in training some users are treated as unknown, so that the default code is trained.
+
+        In evaluation they are rounded to float16, which is what a bundle keeps: what serves is what was measured.
+        """
+        if not self.training:
+            return self.user_code(z_NZ, known_N).half().float()
+        kept_N = torch.rand(len(known_N), device=known_N.device) >= self.knowledge_dropout
+        return self.user_code(z_NZ, known_N & kept_N)
 
     def score_one(self, slots_BS: Tensor, scenario_B: Tensor, code_K: Tensor | None) -> Tensor:
         """Logits [B] of candidates of one user, whose layer is generated once; `code_K` None without user level."""

@@ -1,0 +1,76 @@
+"""The contract of ranking: what is asked and what is answered, the same in Python and over HTTP."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Text = Annotated[str, Field(max_length=256)]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RankRequest(_Message):
+    """Rank these items for this user in this scenario."""
+
+    user_id: Text
+    scenario: Text
+    items: list[Text] = Field(min_length=1, max_length=100_000)
+    context: dict[Text, Text] = Field(default_factory=dict, max_length=64)
+    """Values of the context fields that the model was trained with; a field left out is unknown."""
+    top_k: int | None = Field(None, ge=1)
+    """How many to give back; all where it is left out."""
+
+
+class RankedItem(_Message):
+    """An item and the probability that the user likes it."""
+
+    item_id: str
+    score: float
+
+
+class Unknown(_Message):
+    """What the model never saw; it ranks all the same, with what it learned for unknown ids."""
+
+    user: bool
+    scenario: bool
+    items: list[str]
+
+
+class RankResponse(_Message):
+    """Items with the best first; equal scores keep the order of the request."""
+
+    model_version: str
+    request_id: str
+    scenario: str
+    ranked: list[RankedItem]
+    unknown: Unknown
+    knowledge: Literal["used", "none"]
+    """Whether the LLM's knowledge of this user entered the scores."""
+
+
+class RankBatchRequest(_Message):
+    """Several requests at once."""
+
+    requests: list[RankRequest] = Field(min_length=1, max_length=256)
+
+
+class RankBatchResponse(_Message):
+    """Answers in the order of the requests."""
+
+    responses: list[RankResponse]
+
+
+class ModelInfo(_Message):
+    """What is being served."""
+
+    model_version: str
+    name: str
+    backbone: str
+    knowledge: str
+    scenarios: list[str]
+    context: list[str]
+    users: int
+    users_with_knowledge: int
+    items: int

@@ -1,0 +1,79 @@
+"""Publish the bundle of one trained model: everything that serving needs, and a card that says what it is."""
+
+from upath import UPath
+
+from llm4msr import bundle, storage
+from llm4msr.config import Config
+from llm4msr.errors import ConfigError
+from llm4msr.storage import StageOutput
+from llm4msr.train import WEIGHTS, inputs, trained
+
+_CARD = """# {name}: a multi-scenario ranker with LLM knowledge
+
+- Backbone `{backbone}`, knowledge `{variant}`, seed {seed}; {parameters:,} parameters.
+- Trained on {rows:,} rows, best of {epochs} epochs by validation AUC ({auc:.4f}, epoch {best}).
+- Frozen LLM: {llm}.
+- Load it: `from llm4msr import Ranker; Ranker.load("THIS FOLDER").rank(request)`, or serve it: `llm4msr serve`.
+- Scores are probabilities of a like as far as the training rows were representative; they are not calibrated further.
+- Made by LLM4MSR (CIKM 2024, arXiv 2406.12529) as implemented in llm4msr {version}.
+"""
+
+
+def export(config: Config) -> StageOutput:
+    """Publish the bundle.
+
+    Raises:
+        ConfigError: the model is not trained yet.
+    """
+    model = trained(config)
+    data, knowledge = inputs(config)
+    settings = config.model_dump(include={"model"})
+    folder = _folder(config, model)
+    card = _card(config, model, knowledge)
+    return storage.publish(
+        folder,
+        "export",
+        config.seed,
+        settings,
+        {"train": model.folder.name},
+        lambda f: bundle.write(config, model.folder / WEIGHTS, data, knowledge, card, f),
+    )
+
+
+def exported(config: Config) -> StageOutput:
+    """The finished bundle for this config.
+
+    Raises:
+        ConfigError: there is none yet.
+    """
+    folder = _folder(config, trained(config))
+    found = storage.open_output(folder)
+    if found is None:
+        raise ConfigError(f"{folder}: no bundle for this config yet; run `llm4msr export` first")
+    return found
+
+
+def _folder(config: Config, model: StageOutput) -> UPath:
+    name = storage.digest_of([bundle.VERSION, config.name, model.folder.name, model.manifest.files[WEIGHTS].digest])
+    return storage.path(config.root) / "export" / name[:12]
+
+
+def _card(config: Config, model: StageOutput, knowledge: StageOutput | None) -> str:
+    info = model.manifest.info
+    llm = "none"
+    if knowledge is not None:
+        asked = knowledge.manifest.inputs
+        llm = f"{asked['model']} (revision {asked['revision']}), pooling {config.extract.pooling}"
+    return _CARD.format(
+        name=config.name,
+        backbone=config.model.backbone,
+        variant=config.model.variant,
+        seed=config.seed,
+        parameters=info["parameters"],
+        rows=model.manifest.rows,
+        epochs=info["epochs"],
+        auc=info["metrics"]["overall"]["auc"],
+        best=info["best_epoch"],
+        llm=llm,
+        version=model.manifest.libraries.get("llm4msr", ""),
+    )

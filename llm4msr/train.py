@@ -1,0 +1,214 @@
+"""Train one model on Ray Train: data-parallel workers, a checkpoint per epoch, and a run that goes on after a crash."""
+
+import contextlib
+import json
+import logging
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from upath import UPath
+
+from llm4msr import session, storage
+from llm4msr.config import Config
+from llm4msr.errors import ConfigError
+from llm4msr.extract import extracted
+from llm4msr.fit import Checkpoint, Data, fit, weights_as_bytes
+from llm4msr.prepare import prepared
+from llm4msr.progress import say, track
+from llm4msr.storage import Built, StageOutput
+
+VERSION = 1
+WEIGHTS = "net.safetensors"
+MAX_FAILURES = 3
+"""Times that dead workers are replaced, going on from the last checkpoint."""
+
+
+def train(config: Config) -> StageOutput:
+    """Publish the best weights and the history of one model.
+
+    Raises:
+        ConfigError: what it trains on was not prepared or extracted yet.
+    """
+    data, knowledge = inputs(config)
+    fingerprints = {"prepare": data.manifest.fingerprint}
+    if knowledge is not None:
+        fingerprints["extract"] = knowledge.manifest.fingerprint
+    settings = config.model_dump(include={"model", "train"})
+    folder = _folder(config, data, knowledge)
+    with session.own_errors():
+        return storage.publish(
+            folder, "train", config.seed, settings, fingerprints, lambda f: _build(config, data, knowledge, f), resumable=True
+        )
+
+
+def trained(config: Config) -> StageOutput:
+    """The finished output of `train` for this config.
+
+    Raises:
+        ConfigError: there is none yet.
+    """
+    folder = _folder(config, *inputs(config))
+    found = storage.open_output(folder)
+    if found is None:
+        raise ConfigError(
+            f"{folder}: '{config.model.variant}' with seed {config.seed} is not trained yet; run `llm4msr train` with "
+            f"--set model.knowledge={config.model.knowledge} --set model.control={config.model.control} "
+            f"--set seed={config.seed}, or `llm4msr run`, which trains all that `evaluate` compares"
+        )
+    return found
+
+
+def inputs(config: Config) -> tuple[StageOutput, StageOutput | None]:
+    """What a model is trained on: prepared data, and knowledge where the model uses any."""
+    return prepared(config), None if config.model.knowledge == "none" else extracted(config)
+
+
+def _folder(config: Config, data: StageOutput, knowledge: StageOutput | None) -> UPath:
+    content = {name: part.digest for name, part in data.manifest.files.items()}
+    vectors = {name: part.digest for name, part in knowledge.manifest.files.items()} if knowledge else {}
+    model, settings = config.model.model_dump(), config.train.model_dump(exclude={"workers"})
+    name = storage.digest_of([VERSION, config.seed, model, settings, content, vectors])[:12]
+    label = f"{config.model.backbone}-{config.model.variant}-s{config.seed}"
+    return storage.path(config.root) / "train" / f"{label}-{name}"
+
+
+def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> Built:
+    best = _run(config, data, knowledge, folder)
+    at = best.progress
+    say(f"  {folder.name}: stopped after epoch {at.epoch}; best validation AUC {at.best_auc:.4f} in epoch {at.best_epoch}")
+    storage.write_bytes(folder / WEIGHTS, weights_as_bytes(best.best))
+    storage.write_bytes(folder / "history.json", json.dumps(best.progress.history, indent=1).encode())
+    storage.remove(folder / "checkpoints")
+    last = best.progress.history[best.progress.best_epoch - 1]
+    valid = {name.removeprefix("valid_"): value for name, value in last.items() if name.startswith("valid_")}
+    info = {
+        "metrics": {"overall": valid, "on": "valid"},
+        "best_epoch": best.progress.best_epoch,
+        "epochs": best.progress.epoch,
+        "parameters": sum(tensor.numel() for tensor in best.best.values()),
+    }
+    rows = data.manifest.files["train.parquet"].rows
+    return Built(files={WEIGHTS: 1, "history.json": len(best.progress.history)}, rows=rows, info=info)
+
+
+def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> Checkpoint:
+    """Run the loop on Ray Train workers; gives back the last checkpoint."""
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
+
+    session.connect()
+    workers = config.train.workers
+    cpus = max(1, min(int(ray.cluster_resources()["CPU"]) // workers, 4))
+    filesystem, path = storage.arrow_filesystem(folder)
+    reports = Queue(actor_options={"num_cpus": 0})
+    trainer = TorchTrainer(
+        worker_loop,
+        train_loop_config={
+            "config": config,
+            "data": str(data.folder),
+            "knowledge": str(knowledge.folder) if knowledge else "",
+            "output": str(folder),
+            "reports": reports,
+        },
+        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": cpus}),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    )
+    label = f"train {config.model.backbone} {config.model.variant} seed {config.seed}"
+    with _told(reports, label, config.train.epochs):
+        result = trainer.fit()
+    if result.error is not None:
+        raise result.error
+    if result.checkpoint is None:
+        raise ConfigError(f"{folder}: training ended without a checkpoint; delete that folder and run again")
+    with result.checkpoint.as_directory() as saved:
+        return Checkpoint.load(Path(saved))
+
+
+def worker_loop(job: dict[str, Any]) -> None:
+    """What each Ray Train worker runs: open the data, go on from the last checkpoint, report every epoch."""
+    from ray import train as ray_train
+
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    config: Config = job["config"]
+    prepared_data = storage.open_output(storage.path(job["data"]))
+    knowledge = storage.open_output(storage.path(job["knowledge"])) if job["knowledge"] else None
+    assert prepared_data is not None
+    data = Data.open(config, prepared_data, knowledge)
+    first = ray_train.get_context().get_world_rank() == 0
+    resume = None
+    if (saved := ray_train.get_checkpoint()) is not None:
+        with saved.as_directory() as folder:
+            resume = Checkpoint.load(Path(folder))
+    with _tensorboard(storage.path(job["output"]), first) as board:
+
+        def on_epoch(state: Checkpoint) -> None:
+            latest = state.progress.history[-1]
+            with tempfile.TemporaryDirectory() as folder:
+                if first:
+                    for name, value in latest.items():
+                        board.add_scalar(name, value, state.progress.epoch)
+                    state.save(Path(folder))
+                    job["reports"].put(latest)
+                ray_train.report(latest, checkpoint=ray_train.Checkpoint.from_directory(folder) if first else None)
+
+        state = fit(config, data, resume, on_epoch)
+    if resume is not None and state.progress.epoch == resume.progress.epoch:
+        ray_train.report({}, checkpoint=saved if first else None)  # it had finished but for the publishing
+
+
+@contextlib.contextmanager
+def _tensorboard(output: UPath, first: bool) -> Iterator[Any]:
+    """A writer below the output; an object store gets the files at the end, since they grow while they are open."""
+    if not first:
+        yield None
+        return
+    from tensorboardX import SummaryWriter
+
+    local = isinstance(output, Path)
+    with tempfile.TemporaryDirectory() as aside:
+        folder = output / "tensorboard" if local else Path(aside)
+        with SummaryWriter(str(folder)) as board:
+            yield board
+        for file in [] if local else folder.iterdir():
+            storage.write_bytes(output / "tensorboard" / file.name, file.read_bytes())
+
+
+@contextlib.contextmanager
+def _told(reports: Any, label: str, epochs: int) -> Iterator[None]:
+    """Show what the workers report while the block runs."""
+    from ray.util.queue import Empty
+
+    over = threading.Event()
+
+    def listen() -> None:
+        with track(label, epochs) as progress:
+            while not over.is_set():
+                try:
+                    latest = reports.get(timeout=0.5)
+                except Empty:
+                    continue
+                except Exception as error:  # the queue went with its node: training goes on untold
+                    say(f"  {label}: no more progress shown ({type(error).__name__})")
+                    return
+                progress.advance(int(latest["epoch"]) - progress.done, f"valid AUC {latest['valid_auc']:.4f}")
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        over.set()
+        listener.join(timeout=10)
+        with contextlib.suppress(Exception):  # it may be gone already
+            reports.shutdown(force=True)
