@@ -42,7 +42,12 @@ class BundleConfig(BaseModel):
 
 
 def write(
-    config: Config, weights: UPath, prepared: StageOutput, extracted: StageOutput | None, card: str, folder: UPath
+    config: Config,
+    weights: UPath,
+    prepared: StageOutput,
+    extracted: StageOutput | None,
+    card: str,
+    folder: UPath,
 ) -> Built:
     """Write a bundle's files."""
     data = Data.open(config, prepared, extracted)
@@ -170,7 +175,9 @@ class Ranker:
         try:
             net.load_state_dict(safetensors.torch.load(storage.read_bytes(folder / WEIGHTS)))
         except (RuntimeError, safetensors.SafetensorError) as error:
-            raise StorageError(f"{folder / WEIGHTS}: does not fit bundle.json ({str(error)[:200]}); export again") from None
+            raise StorageError(
+                f"{folder / WEIGHTS}: does not fit bundle.json ({str(error)[:200]}); export again"
+            ) from None
         return net.eval()
 
     def _open_codes(self, folder: UPath) -> tuple[Tensor, Tensor]:
@@ -196,7 +203,9 @@ def _read_config(folder: UPath) -> BundleConfig:
     try:
         found: dict[str, Any] = json.loads(storage.read_bytes(file))
         if found.get("version") != VERSION:
-            raise StorageError(f"{file}: bundle version {found.get('version')}, this package reads {VERSION}; export again")
+            raise StorageError(
+                f"{file}: bundle version {found.get('version')}, this package reads {VERSION}; export again"
+            )
         return BundleConfig.model_validate(found)
     except (ValidationError, ValueError) as error:
         raise StorageError(f"{file}: damaged ({str(error)[:200]}); export again") from None

@@ -59,12 +59,23 @@ def _build(config: Config, runs: list[tuple[str, Config, StageOutput]], folder: 
             rows = len(scored.label)
             progress.advance(1, name)
     summary = {name: summarise(reports) for name, reports in by_variant.items()}
-    storage.write_bytes(folder / "metrics.json", json.dumps({"runs": by_variant, "summary": summary}, indent=1).encode())
+    storage.write_bytes(
+        folder / "metrics.json", json.dumps({"runs": by_variant, "summary": summary}, indent=1).encode()
+    )
     seeds = config.evaluate.seeds or (config.seed,)
     storage.write_bytes(folder / "table.md", table(config.model.backbone, summary, len(seeds)).encode())
     own = summary[config.model.variant]
-    shown = {name: values["overall"]["auc"]["mean"] for name, values in summary.items()}
-    return Built(files={"metrics.json": len(runs), "table.md": 1}, rows=rows, info={"metrics": own, "auc": shown})
+    means = {
+        "on": "test",
+        "overall": _means(own["overall"]),
+        "scenarios": {place: _means(values) for place, values in own["scenarios"].items()},
+    }
+    compared_auc = {name: values["overall"]["auc"]["mean"] for name, values in summary.items()}
+    return Built(
+        files={"metrics.json": len(runs), "table.md": 1},
+        rows=rows,
+        info={"metrics": means, "compared_auc": compared_auc},
+    )
 
 
 def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
@@ -95,7 +106,9 @@ def table(backbone: str, summary: dict[str, Any], seeds: int) -> str:
         ]
         lines.append(_line([place, *cells]))
     gauc = ", ".join(f"{v} {_cell(summary[v]['overall']['gauc'])}" for v in variants)
-    spread = "mean ± standard deviation over the seeds" if seeds > 1 else "one seed, so differences below 0.005 say little"
+    spread = (
+        "mean ± standard deviation over the seeds" if seeds > 1 else "one seed, so differences below 0.005 say little"
+    )
     note = f"Backbone {backbone}, {seeds} seed{'s' * (seeds > 1)}: {spread}. GAUC (mean AUC within a user): {gauc}."
     return "\n".join(lines) + f"\n\n{note}\n"
 
@@ -105,6 +118,10 @@ def _spread(reports: list[dict[str, Any]], metric: str) -> dict[str, float | Non
     if not values:
         return {"mean": None, "std": None}
     return {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if len(values) > 1 else None}
+
+
+def _means(spreads: dict[str, dict[str, float | None]]) -> dict[str, float | None]:
+    return {metric: spread["mean"] for metric, spread in spreads.items()}
 
 
 def _cell(value: dict[str, float | None] | None) -> str:

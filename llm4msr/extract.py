@@ -42,7 +42,13 @@ def extract(config: Config) -> StageOutput:
     settings = config.model_dump(include={"extract"})
     with session.own_errors():
         out = storage.publish(
-            folder, "extract", config.seed, settings, inputs, lambda f: _build(config, data, f, revision), resumable=True
+            folder,
+            "extract",
+            config.seed,
+            settings,
+            inputs,
+            lambda f: _build(config, data, f, revision),
+            resumable=True,
         )
     if out.manifest.inputs["revision"] != revision:
         raise StorageError(
@@ -168,23 +174,38 @@ def render_shard(batch: pa.Table, config: Config, data_uri: str, reads: str) -> 
     columns = {"id": pa.int64(), "raw_id": pa.string(), "prompt": pa.string()}
     table = pa.Table.from_pylist(rendered, pa.schema(list(columns.items())))
     table = table.append_column("fingerprint", pa.array([prompts.fingerprint(r["prompt"], reads) for r in rendered]))
-    table = table.append_column("error", pa.array(["" if r["prompt"] else "nothing liked before the cut" for r in rendered]))
+    table = table.append_column(
+        "error", pa.array(["" if r["prompt"] else "nothing liked before the cut" for r in rendered])
+    )
     return table.append_column("file", pa.array([_name(shard)] * len(rendered), pa.string()))
 
 
 def render(shard: Mapping[str, Any], config: Config, data: UPath) -> list[dict[str, Any]]:
     """Ids and prompts of a shard's rows, read from the prepared `data`."""
-    e = config.extract
     if shard["kind"] == "scenarios":
-        instruction = prompts.template("scenario", e.scenario_template)
-        rows = [row for row in storage.read_table(data / "scenarios.parquet").to_pylist() if row["scenario"]]
-        names = [row["scenario_id"] for row in rows]
-        return [
-            {"id": r["scenario"], "raw_id": r["scenario_id"], "prompt": prompts.scenario_prompt(instruction, r, names)}
-            for r in rows
-        ]
+        return scenario_prompts(storage.read_table(data / "scenarios.parquet"), config)
+    return user_prompts(_slice(data / "histories.parquet", shard["start"], shard["stop"]), config)
+
+
+def scenario_prompts(scenarios: pa.Table, config: Config) -> list[dict[str, Any]]:
+    """Id, raw_id and prompt of each scenario in a table of `schema.SCENARIOS`."""
+    instruction = prompts.template("scenario", config.extract.scenario_template)
+    rows = [row for row in scenarios.to_pylist() if row["scenario"]]
+    names = [row["scenario_id"] for row in rows]
+    return [
+        {
+            "id": r["scenario"],
+            "raw_id": r["scenario_id"],
+            "prompt": prompts.scenario_prompt(instruction, r, names),
+        }
+        for r in rows
+    ]
+
+
+def user_prompts(histories: pa.Table, config: Config) -> list[dict[str, Any]]:
+    """Id, raw_id and prompt of each user in a table of `schema.HISTORIES`."""
+    e = config.extract
     instruction = prompts.template("user", e.user_template)
-    histories = _slice(data / "histories.parquet", shard["start"], shard["stop"])
     return [
         {
             "id": row["user"],
@@ -253,7 +274,9 @@ class AskLLM:
         columns["tokens"] = pa.array([len(row["token_ids"]) for row in rows], pa.int64())
         if width:
             columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float16()), width)
-            return schema.check(pa.table(columns).select(schema.knowledge(width).names), schema.knowledge(width), "shard")
+            return schema.check(
+                pa.table(columns).select(schema.knowledge(width).names), schema.knowledge(width), "shard"
+            )
         return pa.table(columns)
 
 

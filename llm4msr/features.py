@@ -43,7 +43,11 @@ class FeatureTables:
     """
 
     def __init__(
-        self, fields: list[Field], users_US: npt.NDArray[np.int64], items_IS: npt.NDArray[np.int64], scenarios: int
+        self,
+        fields: list[Field],
+        users_US: npt.NDArray[np.int64],
+        items_IS: npt.NDArray[np.int64],
+        scenarios: int,
     ):
         self.fields, self.scenarios = fields, scenarios
         offsets = np.cumsum([0, *(field.size for field in fields)])
@@ -68,7 +72,7 @@ class FeatureTables:
             columns = []
             for name, values in vocabularies[side].items():
                 columns.append(_slots(table[f"f:{name}"]))
-                fields.append(Field(name, side, len(values) + 1, columns[-1].shape[1]))  # type: ignore[arg-type]
+                fields.append(Field(name, side, len(values) + 1, columns[-1].shape[1]))
             numbers[side] = np.concatenate(columns, axis=1)
         scenarios = storage.read_table(folder / "scenarios.parquet", ["scenario"]).num_rows
         fields.append(Field("scenario_id", "scenario", scenarios, 1))
@@ -127,4 +131,3 @@ class FeatureEmbedding(nn.Module):
                 hidden[:, at] = torch.where(chosen_B, start, slots_BS[:, at])
             at += field.slots
         return hidden
-

@@ -69,6 +69,8 @@ class Progress:
     epoch: int = 0
     best_epoch: int = 0
     best_auc: float = -1.0
+    best_report: dict[str, Any] = field(default_factory=dict)
+    """Validation metrics of the best epoch, as `metrics.report` gives them."""
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -95,7 +97,10 @@ class Checkpoint:
 
 
 def fit(
-    config: Config, data: Data, resume: Checkpoint | None = None, on_epoch: Callable[[Checkpoint], None] | None = None
+    config: Config,
+    data: Data,
+    resume: Checkpoint | None = None,
+    on_epoch: Callable[[Checkpoint], None] | None = None,
 ) -> Checkpoint:
     """Train until validation AUC has not risen for `train.patience` epochs; `best` holds the best epoch's weights.
 
@@ -115,10 +120,15 @@ def fit(
         progress.epoch += 1
         loss = _train_epoch(wrapped, net, optimizer, data, train, config, progress.epoch, rank, world)
         scored = predict(net, data, valid, t.batch_size, rank, world)
-        found = metrics.report(scored, data.scenario_names)["overall"]
+        report = metrics.report(scored, data.scenario_names)
+        found = report["overall"]
         progress.history.append({"epoch": progress.epoch, "loss": loss, **{f"valid_{k}": v for k, v in found.items()}})
         if (found["auc"] or 0.0) > progress.best_auc:
-            progress.best_auc, progress.best_epoch = found["auc"] or 0.0, progress.epoch
+            progress.best_auc, progress.best_epoch, progress.best_report = (
+                found["auc"] or 0.0,
+                progress.epoch,
+                report,
+            )
             state.best = _copy(net)
         state.net, state.optimizer = _copy(net), _optimizer_tensors(optimizer)
         if on_epoch is not None:
@@ -126,9 +136,7 @@ def fit(
     return state
 
 
-def predict(
-    net: RankerNet, data: Data, rows: RowReader, batch_size: int, rank: int = 0, world: int = 1
-) -> Predictions:
+def predict(net: RankerNet, data: Data, rows: RowReader, batch_size: int, rank: int = 0, world: int = 1) -> Predictions:
     """Score all rows in evaluation mode; with several workers each scores its part and all get the whole."""
     net.eval()
     parts = []

@@ -35,8 +35,10 @@ class KnowledgeStore:
             StorageError: a shard is of another width or knows ids beyond these counts.
         """
         width = int(output.manifest.info["width"])
-        cached = wheels.cache_folder() / "knowledge" / storage.digest_of(
-            {name: part.digest for name, part in output.manifest.files.items()} | {"rows": users}
+        cached = (
+            wheels.cache_folder()
+            / "knowledge"
+            / storage.digest_of({name: part.digest for name, part in output.manifest.files.items()} | {"rows": users})
         )
         cached.parent.mkdir(exist_ok=True)
         matrix, known = cached.with_suffix(".npy"), cached.with_suffix(".known.npy")

@@ -84,7 +84,9 @@ class MetaStack(nn.Module):
     def __init__(self, width: int, out: int, code_dim: int, rank: int, layers: int):
         super().__init__()
         outs = [width] * (layers - 1) + [out]
-        self.layers = nn.ModuleList(MetaLayer(width, o, code_dim, rank, zero=i == layers - 1) for i, o in enumerate(outs))
+        self.layers = nn.ModuleList(
+            MetaLayer(width, o, code_dim, rank, zero=i == layers - 1) for i, o in enumerate(outs)
+        )
 
     def forward(self, x_BD: Tensor, code_BK: Tensor) -> Tensor:
         """[B, O], a code per row."""
@@ -97,6 +99,7 @@ class MetaStack(nn.Module):
         rows = RowGroups(group_B, len(code_SK))
         parts = rows.split(x_BD)
         for i, layer in enumerate(self.layers):
+            assert isinstance(layer, MetaLayer)
             weight_SOD, bias_SO = layer.generate(code_SK)
             parts = [F.linear(F.silu(p) if i else p, weight_SOD[s], bias_SO[s]) for s, p in enumerate(parts)]
         return rows.join(parts)

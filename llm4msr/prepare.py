@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from upath import UPath
 
 from llm4msr import schema, sources, split, storage
 from llm4msr.config import Config
@@ -54,14 +55,34 @@ def prepared(config: Config) -> StageOutput:
     return found
 
 
-def _folder(config: Config) -> Any:
+def _folder(config: Config) -> UPath:
     # the seed decides the split of `random` and the negatives; other splits are the same for every seed
     seed = config.seed if config.split.kind == "random" or config.split.negatives else 0
     wanted = [VERSION, sources.fingerprint(config.source), config.split.model_dump(), seed]
     return storage.path(config.root) / "prepare" / storage.digest_of(wanted)[:12]
 
 
-def _build(config: Config, folder: Any) -> Built:
+def histories(config: Config) -> tuple[pa.Table, pa.Table]:
+    """The histories and scenarios that `prepare` publishes, found or computed in memory; writes nothing."""
+    found = storage.open_output(_folder(config))
+    if found is not None:
+        return tuple(storage.read_table(found.folder / f"{name}.parquet") for name in ("histories", "scenarios"))
+    tables, _ = _tables(config)
+    return tables["histories"], tables["scenarios"]
+
+
+def _build(config: Config, folder: UPath) -> Built:
+    tables, fields = _tables(config)
+    for name, table in tables.items():
+        storage.write_table(folder / f"{name}.parquet", table)
+    storage.write_bytes(folder / "fields.json", json.dumps(fields, ensure_ascii=False).encode())
+    files = {f"{name}.parquet": table.num_rows for name, table in tables.items()}
+    info = {name: table.num_rows for name, table in tables.items()}
+    return Built(files=files | {"fields.json": 1}, rows=sum(info[name] for name in split.PARTS), info=info)
+
+
+def _tables(config: Config) -> tuple[dict[str, pa.Table], dict[str, dict[str, list[str]]]]:
+    """The tables to publish, and the vocabulary of each field of each side."""
     raw = sources.read(config.source)
     if raw.implicit and not config.split.negatives:
         raise ConfigError("source.table.label is empty, so all rows are positives; set split.negatives, such as 4")
@@ -88,13 +109,7 @@ def _build(config: Config, folder: Any) -> Built:
     for name, code in split.PARTS.items():
         encoded = _encode(rows[part == code], users, items, scenarios, context_fields)
         tables[name] = schema.check(encoded, schema.INTERACTIONS, name)
-    for name, table in tables.items():
-        storage.write_table(folder / f"{name}.parquet", table)
-    fields = {"user": user_fields, "item": item_fields, "context": context_fields}
-    storage.write_bytes(folder / "fields.json", json.dumps(fields, ensure_ascii=False).encode())
-    files = {f"{name}.parquet": table.num_rows for name, table in tables.items()}
-    info = {name: tables[name].num_rows for name in tables}
-    return Built(files=files | {"fields.json": 1}, rows=len(rows), info=info)
+    return tables, {"user": user_fields, "item": item_fields, "context": context_fields}
 
 
 def _titled(raw: RawData, train: pd.DataFrame) -> pa.Table:
@@ -142,7 +157,9 @@ def _feature(values: "pd.Series[Any]", vocabulary: list[str], is_list: bool) -> 
     number = {value: i for i, value in enumerate(vocabulary, start=1)}
     if not is_list:
         return pa.array([0, *(number.get(v, 0) for v in values)], pa.int64())
-    lists = [[number[v] for v in row if v in number][:MAX_VALUES] if isinstance(row, np.ndarray) else [] for row in values]
+    lists = [
+        [number[v] for v in row if v in number][:MAX_VALUES] if isinstance(row, np.ndarray) else [] for row in values
+    ]
     return pa.array([[], *lists], pa.list_(pa.int64()))
 
 
@@ -163,9 +180,7 @@ def _numbers(values: "pd.Series[str]", ids: pa.Array) -> pa.Array:
     return pa.array(pd.Index(ids.to_pylist()[1:]).get_indexer(values) + 1, pa.int64())
 
 
-def _scenarios(
-    history: pd.DataFrame, train: pd.DataFrame, items: pa.Table, fields: dict[str, list[str]]
-) -> pa.Table:
+def _scenarios(history: pd.DataFrame, train: pd.DataFrame, items: pa.Table, fields: dict[str, list[str]]) -> pa.Table:
     """Statistics of each scenario of the training rows, taken from the rows that may reach a prompt."""
     names = sorted(set(train["scenario_id"]))
     members = {name: set(history["user_id"][history["scenario_id"] == name]) for name in names}
@@ -186,7 +201,9 @@ def _scenarios(
                 "items": here["item_id"].nunique(),
                 "positive_rate": float(here["label"].mean()) if len(here) else 0.0,
                 "shared_users": [{"scenario_id": o, "fraction": share} for o, share in shared.items()],
-                "categories": _top_values(catalogue[f"f:{words}"].reindex(here["item_id"]), fields[words]) if words else [],
+                "categories": _top_values(catalogue[f"f:{words}"].reindex(here["item_id"]), fields[words])
+                if words
+                else [],
                 "titles": [catalogue["title"][item] for item in liked.index[:10]],
             }
         )

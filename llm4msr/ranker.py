@@ -55,9 +55,7 @@ class RankerNet(nn.Module):
 
     scenarios_SZ: Tensor
 
-    def __init__(
-        self, fields: list[Field], scenarios: int, config: ModelConfig, knowledge: KnowledgeStatistics | None
-    ):
+    def __init__(self, fields: list[Field], scenarios: int, config: ModelConfig, knowledge: KnowledgeStatistics | None):
         super().__init__()
         self.kind = config.knowledge
         self.knowledge_dropout = config.knowledge_dropout

@@ -2,8 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.params import Header
+from fastapi import FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse
 
 from llm4msr import session
@@ -15,6 +14,7 @@ from llm4msr.export import exported
 
 APP = "llm4msr"
 RequestId = Annotated[str, Header(max_length=128)]
+"""Ray Serve gives every request an id, the client's own X-Request-ID where there is one, and sends it back."""
 
 
 def web_app() -> FastAPI:
@@ -72,11 +72,9 @@ def application(bundle_uri: str, config: ServeConfig) -> Any:
             self.service = RankerService(uri, max_candidates)
 
         @app.post("/v1/rank")
-        def rank(self, body: RankRequest, response: Response, x_request_id: RequestId = "") -> RankResponse:
+        def rank(self, body: RankRequest, x_request_id: RequestId = "") -> RankResponse:
             """Rank items for a user in a scenario."""
-            ranked = self.service.rank(body, x_request_id)
-            response.headers["x-request-id"] = ranked.request_id
-            return ranked
+            return self.service.rank(body, x_request_id)
 
         @app.post("/v1/rank:batch")
         def rank_batch(self, body: RankBatchRequest, x_request_id: RequestId = "") -> RankBatchResponse:
@@ -98,7 +96,8 @@ def application(bundle_uri: str, config: ServeConfig) -> Any:
             """This replica has loaded its bundle."""
             return {"status": "ready", "model_version": self.service.ranker.model_version}
 
-    return RankerDeployment.bind(bundle_uri, config.max_candidates)
+    deployment: Any = RankerDeployment
+    return deployment.bind(bundle_uri, config.max_candidates)
 
 
 def start(config: Config) -> str:
@@ -114,7 +113,9 @@ def start(config: Config) -> str:
     session.connect()
     Ranker.load(uri)  # a bundle that cannot be loaded is told here, in one line, and not by every replica
     serve.start(
-        proxy_location="HeadOnly", http_options={"host": config.serve.host, "port": config.serve.port}, logging_config=_quiet()
+        proxy_location="HeadOnly",
+        http_options={"host": config.serve.host, "port": config.serve.port},
+        logging_config=_quiet(),
     )
     serve.run(application(uri, config.serve), name=APP, route_prefix="/", logging_config=_quiet())
     return f"http://{config.serve.host}:{config.serve.port}"
@@ -122,3 +123,10 @@ def start(config: Config) -> str:
 
 def _quiet() -> dict[str, Any]:
     return {"log_level": "WARNING", "enable_access_log": False}
+
+
+def stop() -> None:
+    """End what `start` began."""
+    from ray import serve
+
+    serve.shutdown()

@@ -23,7 +23,7 @@ def connect() -> None:
     context = ray.data.DataContext.get_current()  # also sets up the loggers that are turned down next
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    for name in ("ray.data", "ray.train", "ray.tune"):
+    for name in ("ray.data", "ray.train", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -1,5 +1,7 @@
 """Which rows train, which validate, which test, and which of the training rows may reach a prompt."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -32,7 +34,9 @@ def assign(rows: pd.DataFrame, config: SplitConfig, seed: int) -> Ints:
         part = _last_out(rank, count) if config.kind == "leave_last_out" else _by_rank(rank, count, config)
     for name, code in PARTS.items():
         if not (part == code).any():
-            raise DataError(f"split '{config.kind}': no {name} rows in {len(rows)} rows; give more data or another split")
+            raise DataError(
+                f"split '{config.kind}': no {name} rows in {len(rows)} rows; give more data or another split"
+            )
     return part
 
 
@@ -119,5 +123,5 @@ def _rank_in_user(rows: pd.DataFrame) -> tuple[Ints, Ints]:
     return rank, user.groupby(user).transform("size").to_numpy()
 
 
-def _ceil(numbers: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def _ceil(numbers: Any) -> npt.NDArray[np.float64]:
     return np.ceil(np.round(numbers, 6))

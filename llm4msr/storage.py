@@ -95,7 +95,9 @@ def read_table(file: UPath, columns: list[str] | None = None) -> pa.Table:
         with open_parquet(file) as parquet:
             return parquet.read(columns)
     except (pa.ArrowInvalid, KeyError) as error:
-        raise StorageError(f"{file}: damaged or of another layout ({error}); delete it and run its stage again") from None
+        raise StorageError(
+            f"{file}: damaged or of another layout ({error}); delete it and run its stage again"
+        ) from None
 
 
 def open_parquet(file: UPath) -> pq.ParquetFile:
@@ -108,7 +110,9 @@ def open_parquet(file: UPath) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(filesystem.open_input_file(inner))
     except (OSError, pa.ArrowInvalid) as error:
-        raise StorageError(f"{file}: not a readable Parquet file ({error}); delete it and run its stage again") from None
+        raise StorageError(
+            f"{file}: not a readable Parquet file ({error}); delete it and run its stage again"
+        ) from None
 
 
 def arrow_filesystem(file: UPath) -> tuple[pafs.FileSystem, str]:
@@ -187,7 +191,13 @@ class StageOutput:
         """The line that every verb prints last."""
         m = self.manifest
         done = m.rows if self.reused else m.skipped
-        line = {"stage": m.stage, "uri": str(self.folder), "rows": m.rows, "failed": m.failed, "skipped": done}
+        line = {
+            "stage": m.stage,
+            "uri": str(self.folder),
+            "rows": m.rows,
+            "failed": m.failed,
+            "skipped": done,
+        }
         shown = {k: m.info[k] for k in ("metrics",) if k in m.info}
         return line | {"seconds": 0.0 if self.reused else round(m.seconds, 1)} | shown
 

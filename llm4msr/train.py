@@ -40,7 +40,13 @@ def train(config: Config) -> StageOutput:
     folder = _folder(config, data, knowledge)
     with session.own_errors():
         return storage.publish(
-            folder, "train", config.seed, settings, fingerprints, lambda f: _build(config, data, knowledge, f), resumable=True
+            folder,
+            "train",
+            config.seed,
+            settings,
+            fingerprints,
+            lambda f: _build(config, data, knowledge, f),
+            resumable=True,
         )
 
 
@@ -78,20 +84,18 @@ def _folder(config: Config, data: StageOutput, knowledge: StageOutput | None) ->
 def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> Built:
     best = _run(config, data, knowledge, folder)
     at = best.progress
-    say(f"  {folder.name}: stopped after epoch {at.epoch}; best validation AUC {at.best_auc:.4f} in epoch {at.best_epoch}")
+    say(f"  {folder.name}: {at.epoch} epochs, best validation AUC {at.best_auc:.4f} in epoch {at.best_epoch}")
     storage.write_bytes(folder / WEIGHTS, weights_as_bytes(best.best))
-    storage.write_bytes(folder / "history.json", json.dumps(best.progress.history, indent=1).encode())
+    storage.write_bytes(folder / "history.json", json.dumps(at.history, indent=1).encode())
     storage.remove(folder / "checkpoints")
-    last = best.progress.history[best.progress.best_epoch - 1]
-    valid = {name.removeprefix("valid_"): value for name, value in last.items() if name.startswith("valid_")}
     info = {
-        "metrics": {"overall": valid, "on": "valid"},
-        "best_epoch": best.progress.best_epoch,
-        "epochs": best.progress.epoch,
+        "metrics": {"on": "valid", **at.best_report},
+        "best_epoch": at.best_epoch,
+        "epochs": at.epoch,
         "parameters": sum(tensor.numel() for tensor in best.best.values()),
     }
     rows = data.manifest.files["train.parquet"].rows
-    return Built(files={WEIGHTS: 1, "history.json": len(best.progress.history)}, rows=rows, info=info)
+    return Built(files={WEIGHTS: 1, "history.json": at.epoch}, rows=rows, info=info)
 
 
 def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> Checkpoint:

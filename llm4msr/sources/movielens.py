@@ -93,7 +93,10 @@ def _shelf(genres: list[str]) -> str:
 def _era(year: str) -> str:
     if not year:
         return "Unknown year"
-    return next((name for end, name in ((1970, "Before 1970"), (1980, "1970s"), (1990, "1980s")) if int(year) < end), "1990s on")
+    return next(
+        (name for end, name in ((1970, "Before 1970"), (1980, "1970s"), (1990, "1980s")) if int(year) < end),
+        "1990s on",
+    )
 
 
 def _read_100k() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
@@ -108,7 +111,9 @@ def _read_100k() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     films["genres"] = films["class"].str.split()
     films["year"] = films["year"].where(films["year"].str.fullmatch(r"\d{4}"), "")
     age = users["age"].astype(int)
-    users["age"] = pd.cut(age, [0, 17, 24, 34, 44, 49, 55, 200], labels=["1", "18", "25", "35", "45", "50", "56"]).astype(str)
+    users["age"] = pd.cut(
+        age, [0, 17, 24, 34, 44, 49, 55, 200], labels=["1", "18", "25", "35", "45", "50", "56"]
+    ).astype(str)
     users["age_group"] = users["age"].astype(int).map(_ML1M_AGES).fillna("35 and over")
     return ratings, films, users
 

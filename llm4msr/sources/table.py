@@ -40,15 +40,17 @@ def read(config: SourceConfig) -> RawData:
             "item_id": _ids(rows, columns.item, file),
             "scenario_id": _ids(rows, columns.scenario, file),
             "label": _labels(rows, columns.label, file),
-            "order": _numbers(rows, columns.order, file) if columns.order else pa.array(range(rows.num_rows), pa.float64()),
+            "order": _numbers(rows, columns.order, file)
+            if columns.order
+            else pa.array(range(rows.num_rows), pa.float64()),
         }
         | {name: _texts(rows, name, file) for name in columns.context}
     )
-    users, user_features = _read_side(folder, columns.users, columns.user, "user_id", columns.user_features, interactions)
-    items, item_features = _read_items(folder, columns, interactions)
-    raw = RawData(
-        interactions, users, items, columns.context, user_features, item_features, implicit=not columns.label
+    users, user_features = _read_side(
+        folder, columns.users, columns.user, "user_id", columns.user_features, interactions
     )
+    items, item_features = _read_items(folder, columns, interactions)
+    raw = RawData(interactions, users, items, columns.context, user_features, item_features, implicit=not columns.label)
     return raw.checked(str(file))
 
 

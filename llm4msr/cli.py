@@ -1,0 +1,154 @@
+"""`llm4msr <verb> CONFIG`: the stages on the command line. Results to standard output, progress to standard error."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from llm4msr import config as configs
+from llm4msr.config import Config
+from llm4msr.errors import LLM4MSRError
+from llm4msr.progress import say
+from llm4msr.storage import StageOutput
+
+app = typer.Typer(
+    name="llm4msr",
+    help="LLM knowledge for multi-scenario recommenders: extracted once offline, served by a small fast ranker.\n\n"
+    "The stages, in order: prepare, extract, train, evaluate, export, serve. `run` does all but the last. Each is a "
+    "function of one TOML file, finds what it finished before, and continues what was interrupted.\n\n"
+    "Exit codes: 0 fine, 2 wrong config or input, 3 more failed rows than allowed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="TOML file: a path or any URI.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: train.epochs=5. Can be repeated."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with its numbers, and do nothing.")]
+
+
+@app.command()
+def prepare(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:  # noqa: B006
+    """Read the source, split it by time, fit vocabularies and statistics on training rows."""
+    from llm4msr.prepare import prepare as stage
+
+    _execute("prepare", config, set_, dry_run, lambda c: [stage(c)])
+
+
+@app.command()
+def extract(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:  # noqa: B006
+    """Ask the frozen LLM about every user and scenario; resumable by shards."""
+    from llm4msr.extract import extract as stage
+
+    _execute("extract", config, set_, dry_run, lambda c: [stage(c)])
+
+
+@app.command()
+def train(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:  # noqa: B006
+    """Train the configured model on Ray Train; continues from its last checkpoint."""
+    from llm4msr.train import train as stage
+
+    _execute("train", config, set_, dry_run, lambda c: [stage(c)])
+
+
+@app.command()
+def evaluate(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:  # noqa: B006
+    """Compare trained models on the test rows: AUC, GAUC and logloss per scenario and overall."""
+    from llm4msr.evaluate import evaluate as stage
+
+    _execute("evaluate", config, set_, dry_run, lambda c: [_shown(stage(c))])
+
+
+@app.command()
+def export(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:  # noqa: B006
+    """Write the bundle that serving loads: weights, vocabularies and user codes."""
+    from llm4msr.export import export as stage
+
+    _execute("export", config, set_, dry_run, lambda c: [stage(c)])
+
+
+@app.command()
+def run(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:  # noqa: B006
+    """Everything from prepare to export, training each model that [evaluate] compares."""
+    from llm4msr.run import stages
+
+    def all_stages(loaded: Config) -> list[StageOutput]:
+        return [_shown(output) for output in stages(loaded)]
+
+    _execute("run", config, set_, dry_run, all_stages)
+
+
+@app.command()
+def serve(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:  # noqa: B006
+    """Serve the exported bundle over HTTP until interrupted."""
+
+    def until_interrupted(loaded: Config) -> list[StageOutput]:
+        from llm4msr.export import exported
+        from llm4msr.serve import start, stop
+
+        bundle = exported(loaded)
+        address = start(loaded)
+        say(f"serving {bundle.folder}\n  at {address}/v1/rank (docs at {address}/docs); end with Ctrl-C")
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            stop()
+        return [bundle]
+
+    _execute("serve", config, set_, dry_run, until_interrupted)
+
+
+def _execute(
+    verb: str, uri: str, overrides: list[str], dry_run: bool, stage: Callable[[Config], list[StageOutput]]
+) -> None:
+    """Load the config, run the stage (or print its plan) and end with one JSON line."""
+    begun = time.monotonic()
+    loaded = configs.load(uri, overrides)
+    if dry_run:
+        from llm4msr.plan import plan
+
+        found = plan(loaded, verb)
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json.dumps({"stage": verb, "dry_run": True} | _flat(found), ensure_ascii=False))
+        return
+    outputs = stage(loaded)
+    summary = outputs[-1].summary()
+    if len(outputs) > 1:
+        named = {output.manifest.stage: output.summary() for output in outputs}
+        summary = {"stage": verb, "uri": loaded.root, "outputs": {n: s["uri"] for n, s in named.items()}}
+        summary |= {"rows": named["prepare"]["rows"], "failed": sum(o.manifest.failed for o in outputs)}
+        summary |= {"skipped": sum(o.reused for o in outputs), "seconds": round(time.monotonic() - begun, 1)}
+        summary |= {"metrics": named["evaluate"].get("metrics")}
+    print(json.dumps(summary, ensure_ascii=False))
+
+
+def _flat(found: dict[str, Any]) -> dict[str, Any]:
+    numbers = found.get("extract", {})
+    return {name: numbers[name] for name in ("prompts", "tokens", "estimate") if name in numbers}
+
+
+def _shown(output: StageOutput) -> StageOutput:
+    if output.manifest.stage == "evaluate":
+        print(f"\n{(output.folder / 'table.md').read_text()}")
+    return output
+
+
+def main(verb: str = "") -> None:
+    """Entry point, of one verb where it is given; an error that the user can mend is one message, no stack trace."""
+    try:
+        app([verb, *sys.argv[1:]] if verb else None)
+    except LLM4MSRError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""All stages one after the other, from raw data to a bundle; what is finished already is not done again."""
+
+from collections.abc import Iterator
+
+from llm4msr.config import Config
+from llm4msr.evaluate import compared, evaluate
+from llm4msr.export import export
+from llm4msr.extract import extract
+from llm4msr.prepare import prepare
+from llm4msr.progress import say
+from llm4msr.storage import StageOutput
+from llm4msr.train import train
+
+
+def run(config: Config) -> list[StageOutput]:
+    """Prepare, extract, train every compared model, evaluate, export.
+
+    Raises:
+        InputError: the config or the data is wrong.
+        TooManyFailedError: the LLM failed on too many rows.
+    """
+    return list(stages(config))
+
+
+def stages(config: Config) -> Iterator[StageOutput]:
+    """The same, stage by stage."""
+    runs = compared(config)
+    yield _tell(1, "prepare", prepare(config))
+    if any(run.model.knowledge != "none" for _, run in runs):
+        yield _tell(2, "extract", extract(config))
+    for name, training in runs:
+        yield _tell(3, f"train {name}, seed {training.seed}", train(training))
+    yield _tell(4, "evaluate", evaluate(config))
+    yield _tell(5, "export", export(config))
+
+
+def _tell(number: int, stage: str, output: StageOutput) -> StageOutput:
+    m = output.manifest
+    how = "found finished" if output.reused else f"{m.seconds:.0f} s"
+    say(f"[{number}/5] {stage}: {m.rows} rows, {m.failed} failed, {how} -> {output.folder}")
+    return output
