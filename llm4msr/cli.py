@@ -142,9 +142,14 @@ def _shown(output: StageOutput) -> StageOutput:
 
 
 def main(verb: str = "") -> None:
-    """Entry point, of one verb where it is given; an error that the user can mend is one message, no stack trace."""
+    """Entry point, of one verb where it is given."""
+    guarded(lambda: app([verb, *sys.argv[1:]] if verb else None))
+
+
+def guarded(command: Callable[[], None]) -> None:
+    """Run a command; an error that the user can mend is one message and an exit code, no stack trace."""
     try:
-        app([verb, *sys.argv[1:]] if verb else None)
+        command()
     except LLM4MSRError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -22,13 +22,9 @@ def compared(config: Config) -> list[tuple[str, Config]]:
     """Every training run that the table needs: name of the variant and its config, the configured model last."""
     own = config.model.variant
     seeds = config.evaluate.seeds or (config.seed,)
-    found = [(v, config.using(v, s)) for v in config.evaluate.variants for s in seeds]
-    runs = [(_label(name, c), c) for name, c in found if c.model.variant != own]
+    others = [config.using(variant, seed) for variant in config.evaluate.variants for seed in seeds]
+    runs = [(other.model.variant, other) for other in others if other.model.variant != own]
     return runs + [(own, config.model_copy(update={"seed": seed})) for seed in seeds]
-
-
-def _label(variant: str, config: Config) -> str:
-    return config.model.variant if variant in ("shuffled", "random") else variant
 
 
 def evaluate(config: Config) -> StageOutput:

@@ -1,5 +1,6 @@
 """The ranker behind Ray Serve: HTTP in, scores out, no LLM in the path."""
 
+import socket
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, HTTPException, Request
@@ -104,12 +105,13 @@ def start(config: Config) -> str:
     """Serve the exported bundle of this config in the background; gives back the endpoint's address.
 
     Raises:
-        ConfigError: nothing is exported yet.
+        ConfigError: nothing is exported yet, or the port is taken.
         StorageError: the bundle cannot be read or is damaged.
     """
     from ray import serve
 
     uri = str(exported(config).folder)
+    _refuse_taken_port(config.serve)
     session.connect()
     Ranker.load(uri)  # a bundle that cannot be loaded is told here, in one line, and not by every replica
     serve.start(
@@ -119,6 +121,18 @@ def start(config: Config) -> str:
     )
     serve.run(application(uri, config.serve), name=APP, route_prefix="/", logging_config=_quiet())
     return f"http://{config.serve.host}:{config.serve.port}"
+
+
+def _refuse_taken_port(config: ServeConfig) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            where = f"{config.host}:{config.port}"
+            raise ConfigError(
+                f"cannot serve at {where}: {error.strerror}; choose another with --set serve.port="
+            ) from None
 
 
 def _quiet() -> dict[str, Any]:

@@ -49,8 +49,14 @@ class VllmEngine:
         return int(self._engine("pooling").model_config.get_hidden_size())
 
     def vectors(self, tokens: Sequence[list[int]]) -> npt.NDArray[np.float32]:
-        """Pooled hidden states, float32 [N, D]; the prompts' common prefix is computed once."""
-        outputs = self._engine("pooling").embed([{"prompt_token_ids": ids} for ids in tokens], use_tqdm=False)
+        """Pooled hidden states, float32 [N, D]; the prompts' common prefix is computed once.
+
+        What earlier calls left in the prefix cache is dropped, so that the last bits of a shard's vectors do not
+        depend on which shards this actor had before.
+        """
+        engine = self._engine("pooling")
+        engine.reset_prefix_cache()
+        outputs = engine.embed([{"prompt_token_ids": ids} for ids in tokens], use_tqdm=False)
         return np.asarray([output.outputs.embedding for output in outputs], dtype=np.float32)
 
     def answers(self, tokens: Sequence[list[int]], max_tokens: int) -> list[str]:

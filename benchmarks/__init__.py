@@ -1,0 +1,1 @@
+"""One file per claim; each writes its result, with how it was measured, below `benchmarks/results`."""

@@ -1,0 +1,88 @@
+"""The whole path in one go: all stages of a config, then the endpoint, asked for a few users over HTTP."""
+
+import sys
+from typing import Any
+
+import httpx
+
+from llm4msr import cli, config, knowledge, serve, storage
+from llm4msr.config import Config
+from llm4msr.export import exported
+from llm4msr.extract import extracted
+from llm4msr.prepare import prepared
+from llm4msr.progress import say
+from llm4msr.run import stages
+
+USERS, SCENARIOS, SHOWN = 3, 2, 5
+
+
+def main(uri: str, overrides: list[str]) -> None:
+    """Run the stages, show table and texts, serve, ask, stop, and say what to try next."""
+    loaded = config.load(uri, overrides)
+    table = next(output for output in stages(loaded) if output.manifest.stage == "evaluate")
+    exported(loaded)
+    print(f"\n{storage.read_bytes(table.folder / 'table.md').decode()}")
+    print("What the LLM says about the scenarios:")
+    for text in knowledge.texts(extracted(loaded)):
+        print(f"  {text['raw_id']}: {' '.join(text['answer'].split())}")
+    say("\nstarting the endpoint ...")
+    address = serve.start(loaded)
+    try:
+        with httpx.Client(base_url=address, timeout=30) as client:
+            show_rankings(loaded, client)
+    finally:
+        serve.stop()
+    print(_next_steps(uri, loaded))
+
+
+def show_rankings(loaded: Config, client: httpx.Client) -> None:
+    """Ask the endpoint for a few users in the two largest scenarios, and print titles."""
+    folder = prepared(loaded).folder
+    titles = dict(zip(*_columns(folder / "items.parquet", "item_id", "title"), strict=True))
+    histories = storage.read_table(folder / "histories.parquet").to_pylist()
+    largest = sorted(storage.read_table(folder / "scenarios.parquet").to_pylist(), key=lambda s: -s["interactions"])
+    users = [histories[len(histories) * i // USERS] for i in range(USERS)]
+    print(f"\nAsked over HTTP, {client.base_url}/v1/rank:")
+    for user in users:
+        liked = [title for part in user["history"] for title in part["titles"][-1:]]
+        print(f"\nUser {user['user_id']} ({user['interactions']} interactions), liked of late: {'; '.join(liked[:4])}")
+        for scenario in largest[:SCENARIOS]:
+            asked = {
+                "user_id": user["user_id"],
+                "scenario": scenario["scenario_id"],
+                "items": _new_items(folder, user["user"], scenario["scenario"])[: loaded.serve.max_candidates],
+                "top_k": SHOWN,
+            }
+            answer = client.post("/v1/rank", json=asked).raise_for_status().json()
+            best = "; ".join(f"{titles[one['item_id']]} ({one['score']:.2f})" for one in answer["ranked"])
+            print(f"  {scenario['scenario_id']} (knowledge {answer['knowledge']}): {best}")
+
+
+def _new_items(folder: Any, user: int, scenario: int) -> list[str]:
+    """Items of the scenario that the user has not met in the training rows."""
+    raw = storage.read_table(folder / "items.parquet", ["item_id"])["item_id"].to_pylist()
+    rows = storage.read_table(folder / "train.parquet", ["user", "item", "scenario"]).to_pandas()
+    met = set(rows["item"][rows["user"] == user])
+    return [raw[item] for item in rows["item"][rows["scenario"] == scenario].unique() if item not in met]
+
+
+def _columns(file: Any, *names: str) -> list[list[Any]]:
+    table = storage.read_table(file, list(names))
+    return [table[name].to_pylist() for name in names]
+
+
+def _next_steps(uri: str, loaded: Config) -> str:
+    return f"""
+Outputs: {storage.path(loaded.root)}
+  prepare/ extract/ train/ evaluate/ export/, each with a manifest.json; the bundle is {exported(loaded).folder}
+
+Try next:
+  .venv/bin/llm4msr serve {uri}                          keep the endpoint running
+  .venv/bin/llm4msr run {uri} --set model.backbone=star  another backbone; the LLM is not asked again
+  .venv/bin/tensorboard --logdir {storage.path(loaded.root)}/train     (pip install tensorboard)
+  your own CSV or Parquet: see "Your own data" in README.md
+"""
+
+
+if __name__ == "__main__":
+    cli.guarded(lambda: main(sys.argv[1], sys.argv[2:]))

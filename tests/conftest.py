@@ -1,0 +1,114 @@
+"""Shared by all tests of one run: one Ray, one S3 server, one tiny LLM, one finished run of all stages."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import llm4msr
+from llm4msr import session
+from llm4msr.storage import StageOutput
+from tests.helpers import ROOT, Experiment, MakeExperiment, config_file, free_port, small_table, tiny_llama
+
+BUCKET = "llm4msr-tests"
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URI of an empty bucket on a local S3 server; the AWS variables that lead to it are set before Ray starts."""
+    port = free_port()
+    log = (tmp_path_factory.mktemp("s3") / "moto.log").open("w")
+    server = subprocess.Popen(
+        [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    endpoint = f"http://127.0.0.1:{port}"
+    wanted = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        for _ in range(600):
+            try:
+                httpx.put(f"{endpoint}/{BUCKET}").raise_for_status()
+                break
+            except httpx.TransportError:
+                assert server.poll() is None, "moto_server ended"
+                time.sleep(0.1)
+        yield f"s3://{BUCKET}"
+    finally:
+        server.terminate()
+        server.wait()
+        log.close()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(scope="session")
+def ray_session(s3: str) -> Iterator[None]:
+    """Ray as the package itself starts it, on two CPUs whatever the machine has; the code under test is this checkout."""
+    import ray
+
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    session.connect()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_table(tmp_path_factory.mktemp("table"))
+
+
+@pytest.fixture(scope="session")
+def experiment(table: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeExperiment:
+    """`experiment({"train.epochs": 2}, stages=...)`: a new config with its own storage.
+
+    `stages` names finished stages of the spine to start from.
+    """
+
+    def make(changes: dict[str, Any] | None = None, copied: dict[str, Path] | None = None) -> Experiment:
+        folder = tmp_path_factory.mktemp("experiment")
+        wanted = {"source.path": str(table), "extract.model": str(llama), **(changes or {})}
+        for stage, source in (copied or {}).items():
+            shutil.copytree(source, folder / "runs" / stage / source.name)
+        return Experiment(config_file(folder, wanted))
+
+    return make
+
+
+class Spine:
+    """A finished `llm4msr.run` on the small table, and what each stage gave back."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.outputs: list[StageOutput] = llm4msr.run(experiment.config)
+
+    def one(self, stage: str) -> StageOutput:
+        """The output of a stage; of training, that of the model with knowledge."""
+        return [output for output in self.outputs if output.manifest.stage == stage][-1]
+
+    def folder(self, stage: str) -> Path:
+        return Path(str(self.one(stage).folder))
+
+
+@pytest.fixture(scope="session")
+def spine(experiment: MakeExperiment, ray_session: None) -> Spine:
+    return Spine(experiment())

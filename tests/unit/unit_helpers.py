@@ -1,0 +1,183 @@
+"""Small data, configs and outputs that the unit tests share."""
+
+import csv
+import gzip
+import io
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from llm4msr import extract, fit, schema, storage, train
+from llm4msr.config import Config, ModelConfig
+from llm4msr.features import Field
+from llm4msr.prepare import prepare
+from llm4msr.ranker import Batch, KnowledgeStatistics
+from llm4msr.storage import Built, StageOutput
+
+HEADER = ["user_id", "item_id", "scenario", "label", "ts", "device"]
+SCENARIOS = ("home", "search")
+WIDTH = 8
+"""Width of the made-up LLM's vectors."""
+
+SMALL_MODEL: dict[str, Any] = {"embedding_dim": 4, "code_dim": 4, "hidden": [16, 8], "tower": 8, "experts": 2}
+FAST_TRAINING: dict[str, Any] = {"epochs": 3, "batch_size": 128, "learning_rate": 0.02}
+
+
+def write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    data = text.getvalue().encode()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(gzip.compress(data) if file.suffix == ".gz" else data)
+    return file
+
+
+def interactions(users: int = 40, items: int = 20, rows_per_user: int = 25, seed: int = 0) -> list[list[Any]]:
+    """Rows in which a user likes the items of one of two tastes, with a tenth of the labels turned over."""
+    rng = random.Random(seed)
+    rows = []
+    for at in range(users * rows_per_user):
+        user, item = rng.randrange(users), rng.randrange(items)
+        liked = (user % 2 == item % 2) != (rng.random() < 0.1)
+        rows.append([f"u{user}", f"i{item}", rng.choice(SCENARIOS), int(liked), at // 3, rng.choice(("phone", "tv"))])
+    return rows
+
+
+def write_data(folder: Path, rows: Sequence[Sequence[Any]] | None = None, items: int = 20, users: int = 40) -> Path:
+    """Interactions, items and users that `config_of` reads."""
+    write_csv(folder / "interactions.csv", HEADER, interactions(users, items) if rows is None else rows)
+    described = [[f"i{i}", f"Title {i}", f"All > {'odd' if i % 2 else 'even'} > c{i % 5}", f"b{i % 3}"] for i in range(items)]
+    write_csv(folder / "items.csv", ["item_id", "title", "category_path", "brand"], described)
+    write_csv(folder / "users.csv", ["user_id", "country"], [[f"u{u}", "de" if u % 3 else "fr"] for u in range(users)])
+    return folder
+
+
+def config_of(folder: Path, storage_at: str = "", **sections: Any) -> Config:
+    """A config for `write_data`'s files; sections are merged into the defaults, `table` into `source.table`."""
+    table = {
+        "interactions": "interactions.csv",
+        "items": "items.csv",
+        "users": "users.csv",
+        "label": "label",
+        "order": "ts",
+        "title": "title",
+        "category": "category_path",
+        "context": ["device"],
+        "user_features": ["country"],
+        "item_features": ["brand"],
+    } | sections.pop("table", {})
+    document: dict[str, Any] = {
+        "name": "tiny",
+        "storage": storage_at or str(folder / "out"),
+        "source": {"kind": "table", "path": str(folder), "table": table} | sections.pop("source", {}),
+        "model": SMALL_MODEL | sections.pop("model", {}),
+        "train": FAST_TRAINING | sections.pop("train", {}),
+        "extract": {"engine": "transformers", "model": "none/such"} | sections.pop("extract", {}),
+    }
+    return Config.model_validate(document | sections)
+
+
+def shard(ids: Sequence[int], vectors: np.ndarray, errors: Sequence[str] | None = None) -> pa.Table:
+    """Rows of the knowledge store."""
+    count, width = vectors.shape
+    flat = pa.array(vectors.astype(np.float16).reshape(-1), pa.float16())
+    columns = {
+        "id": pa.array(ids, pa.int64()),
+        "raw_id": pa.array([f"raw{i}" for i in ids], pa.string()),
+        "fingerprint": pa.array(["f"] * count, pa.string()),
+        "prompt": pa.array([f"prompt {i}" for i in ids], pa.string()),
+        "answer": pa.array([f"answer {i}" for i in ids], pa.string()),
+        "tokens": pa.array([3] * count, pa.int64()),
+        "error": pa.array(errors or [""] * count, pa.string()),
+        "vector": pa.FixedSizeListArray.from_arrays(flat, width),
+    }
+    return schema.check(pa.table(columns), schema.knowledge(width), "shard")
+
+
+def publish_knowledge(folder: Any, shards: dict[str, pa.Table], width: int = WIDTH) -> StageOutput:
+    """A finished extraction that holds these shards."""
+
+    def build(at: Any) -> Built:
+        for name, table in shards.items():
+            storage.write_table(at / "vectors" / name, table)
+        files = {f"vectors/{name}": table.num_rows for name, table in shards.items()}
+        return Built(files=files, rows=sum(files.values()), info={"width": width})
+
+    inputs = {"model": "made-up", "revision": "0"}
+    return storage.publish(storage.path(folder), "extract", 1, {}, inputs, build)
+
+
+def prepare_and_make_knowledge(config: Config, unknown_users: int = 3) -> tuple[StageOutput, StageOutput]:
+    """Prepared data, and an extraction of random vectors that failed for the last few users."""
+    data = prepare(config)
+    rng = np.random.default_rng(5)
+    users = storage.read_table(data.folder / "histories.parquet")["user"].to_pylist()
+    scenarios = data.manifest.info["scenarios"] - 1
+    errors = [""] * (len(users) - unknown_users) + ["Boom: no answer"] * unknown_users
+    parts = {
+        "scenarios-000000000.parquet": shard(range(1, scenarios + 1), rng.standard_normal((scenarios, WIDTH))),
+        "users-000000000.parquet": shard(users, rng.standard_normal((len(users), WIDTH)), errors),
+    }
+    return data, publish_knowledge(extract._folder(config, data), parts)
+
+
+def publish_trained(config: Config) -> StageOutput:
+    """What `train` publishes, trained in this process."""
+    data, knowledge = train.inputs(config)
+
+    def build(folder: Any) -> Built:
+        best = fit.fit(config, fit.Data.open(config, data, knowledge))
+        storage.write_bytes(folder / train.WEIGHTS, fit.weights_as_bytes(best.best))
+        info = {
+            "metrics": {"on": "valid", **best.progress.best_report},
+            "best_epoch": best.progress.best_epoch,
+            "epochs": best.progress.epoch,
+            "parameters": sum(tensor.numel() for tensor in best.best.values()),
+        }
+        return Built(files={train.WEIGHTS: 1}, rows=data.manifest.files["train.parquet"].rows, info=info)
+
+    return storage.publish(train._folder(config, data, knowledge), "train", config.seed, {}, {}, build)
+
+
+FIELDS = [
+    Field("user_id", "user", 11, 1),
+    Field("item_id", "item", 9, 1),
+    Field("words", "item", 6, 3),
+    Field("scenario_id", "scenario", 4, 1),
+]
+"""Fields of a ranker without data behind it; its slots are user, item, three words, scenario."""
+
+
+def model_config(**changes: Any) -> ModelConfig:
+    return ModelConfig.model_validate(SMALL_MODEL | {"dropout": 0.2} | changes)
+
+
+def statistics(width: int = WIDTH, scenarios: int = 4) -> KnowledgeStatistics:
+    import torch
+
+    made = torch.Generator().manual_seed(3)
+    vectors = torch.randn(scenarios, width, generator=made)
+    vectors[0] = 0
+    return KnowledgeStatistics(torch.randn(width, generator=made), torch.rand(width, generator=made) + 0.5, vectors)
+
+
+def random_batch(rows: int = 23, users: int = 5, seed: int = 0) -> Batch:
+    """Rows of every scenario, for users of whom the first has no vector."""
+    import torch
+
+    made = torch.Generator().manual_seed(seed)
+    slots, start = [], 0
+    for field in FIELDS:
+        slots.append(start + torch.randint(field.size, (rows, field.slots), generator=made))
+        start += field.size
+    scenario_B = torch.arange(rows) % 4
+    slots[-1] = (start - 4 + scenario_B)[:, None]
+    owner_B = torch.randint(users, (rows,), generator=made)
+    z_NZ = torch.randn(users, WIDTH, generator=made).half()
+    return Batch(torch.cat(slots, dim=1), scenario_B, owner_B, z_NZ, torch.arange(users) > 0)
