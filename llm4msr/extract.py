@@ -8,6 +8,7 @@ request the users' too), then `vectors`.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from upath import UPath
 
 from llm4msr import prompts, schema, session, storage
 from llm4msr.config import Config
-from llm4msr.engines import models, open_engine, open_tokenizer
+from llm4msr.engines import Engine, models, open_engine, open_tokenizer
 from llm4msr.errors import ConfigError, StorageError, TooManyFailedError
 from llm4msr.prepare import prepared
 from llm4msr.progress import say, track
@@ -222,7 +223,11 @@ class AskLLM:
     def __init__(self, config: Config, task: Task, folder: str, reads: str):
         self.config, self.task, self.folder, self.reads = config, task, storage.path(folder), reads
         self.tokenizer = open_tokenizer(config.extract)
-        self.engine = open_engine(config.extract)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Opened with the first shard: Ray tells a failed call's error whole, a failed actor's only as text."""
+        return open_engine(self.config.extract)
 
     def __call__(self, shard: pa.Table) -> pa.Table:
         """Ask for each row, write the shard's file, and give back its name, rows and failed rows."""

@@ -24,11 +24,12 @@ def say(text: str) -> None:
 
 
 class Track:
-    """Counts what is done of `total`; what was done before the start does not enter the rate."""
+    """Counts what is done of `total`. The rate is that since the first result: start-up does not enter it."""
 
     def __init__(self, name: str, total: int, done: int = 0):
         self.name, self.total, self.done = name, total, done
-        self._at_start, self._begun, self._told = done, time.monotonic(), 0.0
+        self._begun, self._told = time.monotonic(), 0.0
+        self._first: tuple[float, int] | None = None
         self._bar: Progress | None = None
         if Console(stderr=True).is_terminal:
             columns = (
@@ -44,6 +45,7 @@ class Track:
     def advance(self, count: int, note: str = "") -> None:
         """`count` more are done."""
         self.done += count
+        self._first = self._first or (time.monotonic(), self.done)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, description=f"{self.name} {note}".strip())
             return
@@ -58,10 +60,10 @@ class Track:
             self._bar.stop()
 
     def _left(self, now: float) -> str:
-        new = self.done - self._at_start
-        if not new or self.done >= self.total:
+        since, done_then = self._first or (now, self.done)
+        if self.done == done_then or self.done >= self.total:
             return f"{now - self._begun:.0f} s"
-        return f"about {(self.total - self.done) * (now - self._begun) / new:.0f} s left"
+        return f"about {(self.total - self.done) * (now - since) / (self.done - done_then):.0f} s left"
 
 
 @contextmanager

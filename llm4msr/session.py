@@ -2,9 +2,11 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from llm4msr import errors
 from llm4msr.errors import LLM4MSRError
 
 # A warning of every `ray` command in a virtual environment made by uv, and a prompt for usage statistics.
@@ -29,15 +31,14 @@ def connect() -> None:
 
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """Raise the error of ours that lies inside one of Ray's, where there is one."""
+    """Raise the error of ours that lies inside one of Ray's, where there is one; Ray keeps it as text."""
     try:
         yield
     except LLM4MSRError:
         raise
     except Exception as error:
-        inner: BaseException | None = error
-        for _ in range(10):
-            inner = getattr(inner, "cause", None) or (inner.__cause__ if inner else None)
-            if isinstance(inner, LLM4MSRError):
-                raise type(inner)(str(inner)) from None
-        raise
+        found = re.findall(rf"^{errors.__name__}\.(\w+): (.*)", str(error), re.MULTILINE)
+        if not found:
+            raise
+        name, message = found[-1]
+        raise getattr(errors, name, LLM4MSRError)(message) from None
