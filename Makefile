@@ -1,6 +1,7 @@
 # Two commands on a fresh machine: `make quickstart` and `make test`. Both make .venv on first use.
 PYTHON ?= python3.11
 EXTRAS ?= cpu,s3,dev
+CONFIG ?= jobs/configs/quickstart.toml
 BIN := .venv/bin
 TORCH := torch==2.13.0+cpu
 
@@ -8,7 +9,7 @@ TORCH := torch==2.13.0+cpu
 export TOKENIZERS_PARALLELISM = false
 
 quickstart: install
-	$(BIN)/python -m jobs.quickstart jobs/configs/quickstart.toml
+	$(BIN)/python -m jobs.quickstart $(CONFIG) $(ARGS)
 
 test: install check
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90 $(ARGS)

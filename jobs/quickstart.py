@@ -1,6 +1,6 @@
 """The whole path in one go: all stages of a config, then the endpoint, asked for a few users over HTTP."""
 
-import sys
+import argparse
 from typing import Any
 
 import httpx
@@ -85,4 +85,8 @@ Try next:
 
 
 if __name__ == "__main__":
-    cli.guarded(lambda: main(sys.argv[1], sys.argv[2:]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="TOML file: a path or any URI")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key")
+    given = parser.parse_args()
+    cli.guarded(lambda: main(given.config, given.set))

@@ -6,7 +6,7 @@ K numbers that the knowledge of each user became.
 
 import json
 import uuid
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -201,11 +201,10 @@ class Ranker:
 def _read_config(folder: UPath) -> BundleConfig:
     file = folder / "bundle.json"
     try:
-        found: dict[str, Any] = json.loads(storage.read_bytes(file))
-        if found.get("version") != VERSION:
-            raise StorageError(
-                f"{file}: bundle version {found.get('version')}, this package reads {VERSION}; export again"
-            )
+        found = json.loads(storage.read_bytes(file))
+        version = found.get("version") if isinstance(found, dict) else None
+        if version != VERSION:
+            raise StorageError(f"{file}: bundle version {version}, this package reads {VERSION}; export again")
         return BundleConfig.model_validate(found)
     except (ValidationError, ValueError) as error:
         raise StorageError(f"{file}: damaged ({str(error)[:200]}); export again") from None

@@ -23,8 +23,10 @@ def compared(config: Config) -> list[tuple[str, Config]]:
     own = config.model.variant
     seeds = config.evaluate.seeds or (config.seed,)
     others = [config.using(variant, seed) for variant in config.evaluate.variants for seed in seeds]
-    runs = [(other.model.variant, other) for other in others if other.model.variant != own]
-    return runs + [(own, config.model_copy(update={"seed": seed})) for seed in seeds]
+    runs = {(o.model.variant, o.seed): o for o in others if o.model.variant != own}
+    return [(name, run) for (name, _), run in runs.items()] + [
+        (own, config.model_copy(update={"seed": seed})) for seed in seeds
+    ]
 
 
 def evaluate(config: Config) -> StageOutput:

@@ -233,9 +233,10 @@ class AskLLM:
         """Ask for each row, write the shard's file, and give back its name, rows and failed rows."""
         name = shard["file"][0].as_py()
         rows = shard.drop_columns("file").to_pylist()
+        engine = self.engine  # opened here: an engine that cannot be opened is no matter of rows
         self._tokenize(rows, self._answers(name))
         if self.task == "answers":
-            _per_row(rows, "answer", lambda tokens: self.engine.answers(tokens, self.config.extract.answer_tokens))
+            _per_row(rows, "answer", lambda tokens: engine.answers(tokens, self.config.extract.answer_tokens))
         else:
             _per_row(rows, "vector", self._halves)
         table = self._table(rows)
@@ -243,18 +244,19 @@ class AskLLM:
         failed = sum(bool(row["error"]) for row in rows)
         return pa.table({"file": [name], "rows": [len(rows)], "failed": [failed]})
 
-    def _answers(self, name: str) -> dict[int, str]:
-        """What the first pass wrote for this shard."""
+    def _answers(self, name: str) -> dict[int, dict[str, str]]:
+        """Answer and error of each row as the first pass wrote them for this shard."""
         file = self.folder / "answers" / name
         if self.task == "answers" or not file.exists():
             return {}
-        table = storage.read_table(file, ["id", "answer"])
-        return dict(zip(table["id"].to_pylist(), table["answer"].to_pylist(), strict=True))
+        return {row["id"]: row for row in storage.read_table(file, ["id", "answer", "error"]).to_pylist()}
 
-    def _tokenize(self, rows: list[dict[str, Any]], answers: dict[int, str]) -> None:
+    def _tokenize(self, rows: list[dict[str, Any]], answers: dict[int, dict[str, str]]) -> None:
         after = self.config.extract.pooling == "answer" and self.task == "vectors"
         for row in rows:
-            row["answer"] = answers.get(row["id"], "")
+            answered = answers.get(row["id"], {"answer": "", "error": ""})
+            row["answer"] = answered["answer"]
+            row["error"] = row["error"] or (answered["error"] if after else "")
             row["token_ids"] = []
             if not row["error"]:
                 try:

@@ -15,7 +15,7 @@ from upath import UPath
 
 from llm4msr import schema, sources, split, storage
 from llm4msr.config import Config
-from llm4msr.errors import ConfigError
+from llm4msr.errors import ConfigError, DataError
 from llm4msr.sources import RawData
 from llm4msr.storage import Built, StageOutput
 
@@ -102,10 +102,12 @@ def _tables(config: Config) -> tuple[dict[str, pa.Table], dict[str, dict[str, li
         "scenarios": schema.check(scenarios, schema.SCENARIOS, "scenarios"),
         "histories": schema.check(_histories(rows[history], users, items), schema.HISTORIES, "histories"),
     }
-    if config.split.history_share < 1:  # a row whose label reached a prompt does not train
-        rows, part = rows[~history].reset_index(drop=True), part[~history]
-    if raw.implicit:
-        rows, part = split.negatives(rows, part, config.split.negatives, config.seed)
+    # with a history of its own, a row whose label reached a prompt does not train
+    kept = ~history if config.split.history_share < 1 else np.ones(len(rows), bool)
+    if not (kept & (part == split.TRAIN)).any():
+        raise DataError(f"split.history_share = {config.split.history_share} leaves no training rows; lower it")
+    drawn = split.negatives(rows, part, kept, config.split.negatives, config.seed)
+    rows, part = pd.concat([rows[kept], drawn.rows], ignore_index=True), np.concatenate([part[kept], drawn.part])
     for name, code in split.PARTS.items():
         encoded = _encode(rows[part == code], users, items, scenarios, context_fields)
         tables[name] = schema.check(encoded, schema.INTERACTIONS, name)
@@ -117,9 +119,8 @@ def _titled(raw: RawData, train: pd.DataFrame) -> pa.Table:
     items = raw.items.to_pandas()
     missing = pd.unique(train["item_id"][~train["item_id"].isin(items["item_id"])])
     lists = [f.name for f in raw.items.schema if pa.types.is_list(f.type)]
-    extra = pd.DataFrame({"item_id": missing}).reindex(columns=items.columns)
-    extra = extra.assign(**{name: [[]] * len(missing) for name in lists}).fillna("")
-    items = pd.concat([items, extra], ignore_index=True)
+    blank = {name: [[] if name in lists else ""] * len(missing) for name in items.columns}
+    items = pd.concat([items, pd.DataFrame(blank | {"item_id": missing})], ignore_index=True)
     items["title"] = items["title"].where(items["title"].str.strip() != "", items["item_id"])
     return pa.Table.from_pandas(items, raw.items.schema, preserve_index=False)
 

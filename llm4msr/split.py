@@ -1,6 +1,6 @@
 """Which rows train, which validate, which test, and which of the training rows may reach a prompt."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -55,8 +55,15 @@ def history_rows(rows: pd.DataFrame, part: Ints, config: SplitConfig) -> Mask:
     return chosen
 
 
-def negatives(rows: pd.DataFrame, part: Ints, per_positive: int, seed: int) -> tuple[pd.DataFrame, Ints]:
-    """`per_positive` items of the same scenario for each row, which the user has not taken up to that part.
+class Drawn(NamedTuple):
+    """Rows that were drawn, with label 0, and their parts."""
+
+    rows: pd.DataFrame
+    part: Ints
+
+
+def negatives(rows: pd.DataFrame, part: Ints, source: Mask, per_positive: int, seed: int) -> Drawn:
+    """`per_positive` items of the same scenario for each `source` row, none that the user took up to that part.
 
     Items are drawn uniformly from the training rows. What is refused ten times in a row is left out.
     """
@@ -64,18 +71,17 @@ def negatives(rows: pd.DataFrame, part: Ints, per_positive: int, seed: int) -> t
     user, item = pd.factorize(rows["user_id"])[0], pd.factorize(rows["item_id"])[0]
     n_items = int(item.max()) + 1
     raw_item = rows["item_id"].to_numpy()[np.unique(item, return_index=True)[1]]
-    drawn_rows, drawn_items = [], []
-    for _, at in rows.groupby("scenario_id", sort=True).indices.items():
+    drawn_rows, drawn_items = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for _, at in rows.groupby("scenario_id", sort=True).indices.items() if per_positive else ():
         pool = np.unique(item[at[part[at] == TRAIN]])
         if len(pool):
-            source = np.repeat(at, per_positive)
-            drawn_rows.append(source)
-            drawn_items.append(pool[rng.integers(len(pool), size=len(source))])
-            _redraw(drawn_items[-1], source, pool, (user, item, part, n_items), rng)
-    source, chosen = np.concatenate(drawn_rows), np.concatenate(drawn_items)
-    kept = chosen >= 0
-    extra = rows.iloc[source[kept]].assign(item_id=raw_item[chosen[kept]], label=np.float32(0))
-    return pd.concat([rows, extra], ignore_index=True), np.concatenate([part, part[source[kept]]])
+            place = np.repeat(at[source[at]], per_positive)
+            drawn_rows.append(place)
+            drawn_items.append(pool[rng.integers(len(pool), size=len(place))])
+            _redraw(drawn_items[-1], place, pool, (user, item, part, n_items), rng)
+    place, chosen = np.concatenate(drawn_rows), np.concatenate(drawn_items)
+    place, chosen = place[chosen >= 0], chosen[chosen >= 0]
+    return Drawn(rows.iloc[place].assign(item_id=raw_item[chosen], label=np.float32(0)), part[place])
 
 
 def _redraw(

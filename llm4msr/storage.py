@@ -94,7 +94,7 @@ def read_table(file: UPath, columns: list[str] | None = None) -> pa.Table:
     try:
         with open_parquet(file) as parquet:
             return parquet.read(columns)
-    except (pa.ArrowInvalid, KeyError) as error:
+    except (OSError, pa.ArrowException, KeyError) as error:
         raise StorageError(
             f"{file}: damaged or of another layout ({error}); delete it and run its stage again"
         ) from None

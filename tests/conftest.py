@@ -58,7 +58,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def ray_session(s3: str) -> Iterator[None]:
-    """Ray as the package itself starts it, on two CPUs whatever the machine has; the code under test is this checkout."""
+    """Ray as the package itself starts it; its workers import this checkout."""
     import ray
 
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -79,9 +79,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def experiment(table: Path, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> MakeExperiment:
-    """`experiment({"train.epochs": 2}, stages=...)`: a new config with its own storage.
+    """`experiment({"train.epochs": 2}, {"prepare": folder})`: a new config with its own storage.
 
-    `stages` names finished stages of the spine to start from.
+    The second argument names finished outputs to start from, which are copied.
     """
 
     def make(changes: dict[str, Any] | None = None, copied: dict[str, Path] | None = None) -> Experiment:

@@ -1,5 +1,6 @@
 """What the integration tests run on: a tiny random Llama, a small generated table, and configs that name them."""
 
+import contextlib
 import copy
 import csv
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -47,11 +49,11 @@ TABLE_CONFIG: dict[str, Any] = {
     "extract": {
         "engine": "transformers",
         "answer_tokens": 8,
-        "rows_per_shard": 32,
+        "rows_per_shard": 4,
         "max_failed_fraction": 0.05,
     },
     "model": {"embedding_dim": 8, "code_dim": 8, "hidden": [32, 16], "tower": 8, "experts": 2},
-    "train": {"epochs": 6, "patience": 6, "batch_size": 64, "learning_rate": 5e-3},
+    "train": {"epochs": 12, "patience": 12, "batch_size": 64, "learning_rate": 5e-3},
 }
 
 
@@ -108,7 +110,9 @@ def small_table(folder: Path) -> Path:
         for row, time_ in zip(rows, rng.permutation(len(rows)), strict=True)
     ]
     write_csv(folder / "interactions.csv", ["user_id", "item_id", "scenario", "label", "time", "device"], timed)
-    items = [[f"item-{i}", f"Title number {i}", f"Things > {('Red', 'Blue')[i % 2]} > Size {i % 5}"] for i in range(ITEMS)]
+    items = [
+        [f"item-{i}", f"Title number {i}", f"Things > {('Red', 'Blue')[i % 2]} > Size {i % 5}"] for i in range(ITEMS)
+    ]
     write_csv(folder / "items.csv", ["item_id", "title", "category_path"], items)
     users = [[f"user-{u}", str(20 + 10 * (u % 4))] for u in range(USERS)] + [[SAD_USER, "20"]]
     write_csv(folder / "users.csv", ["user_id", "age"], users)
@@ -205,6 +209,17 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[Any], se
         assert process.poll() is None, f"ended with code {process.returncode} before it could be killed"
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.01)
+
+
+def kill_all(process: subprocess.Popen[Any]) -> None:
+    """SIGKILL the process and all that it started, at once: no handler runs. Returns when all are gone."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(family[1:], timeout=60)
+    assert not alive
 
 
 def free_port() -> int:

@@ -32,9 +32,12 @@ def template(kind: str, uri: str = "") -> Template:
         ConfigError: it names an unknown place, or a user template lacks `$history`.
         StorageError: the file cannot be read.
     """
-    text = storage.read_bytes(storage.path(uri or _FOLDER / f"{kind}.txt")).decode().rstrip("\n")
-    found = Template(text)
     where = uri or f"{kind}.txt"
+    try:
+        text = storage.read_bytes(storage.path(uri or _FOLDER / f"{kind}.txt")).decode().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: not UTF-8 text ({error})") from None
+    found = Template(text)
     if not found.is_valid():
         raise ConfigError(f"{where}: a lone '$'; write '$$' for a dollar sign, or one of {_places(kind)}")
     names = set(found.get_identifiers())

@@ -24,16 +24,12 @@ class RawData:
     """Only positives are known, so negatives must be drawn."""
 
     def checked(self, where: str) -> "RawData":
-        """Itself, once its tables keep the schema, are not empty, and ids of users and items are unique."""
+        """Itself, once its tables keep the schema and there is an interaction."""
         schema.check(self.interactions, schema.RAW_INTERACTIONS, where)
         if not self.interactions.num_rows:
             raise DataError(f"{where}: no interactions; the file is empty")
-        for table, expected, key in (
-            (self.users, schema.RAW_USERS, "user_id"),
-            (self.items, schema.RAW_ITEMS, "item_id"),
-        ):
-            schema.check(table, expected, where)
-            refuse_duplicates(table[key], where, key)
+        schema.check(self.users, schema.RAW_USERS, where)
+        schema.check(self.items, schema.RAW_ITEMS, where)
         return self
 
 

@@ -15,7 +15,7 @@ from upath import UPath
 from llm4msr import storage, wheels
 from llm4msr.config import SourceConfig
 from llm4msr.errors import DataError
-from llm4msr.sources.base import RawData, file_fingerprint
+from llm4msr.sources.base import RawData, file_fingerprint, refuse_duplicates
 
 SHELVES: dict[str, tuple[str, ...]] = {
     "Family & Animation": ("Children's", "Animation"),
@@ -50,12 +50,11 @@ def read(config: SourceConfig) -> RawData:
     """
     where = config.path
     ratings, films, users = _read_100k() if where == "ml-100k" else _read_dat(storage.path(where))
-    for name in ("rating", "order"):
-        number = pd.to_numeric(ratings[name], errors="coerce")
-        if number.isna().any():
-            row = int(number.isna().to_numpy().argmax())
-            raise DataError(f"{where}: ratings: column '{name}': '{ratings[name].iloc[row]}' in row {row + 1}")
-        ratings[name] = number
+    ratings["rating"] = _numbers(ratings, "rating", f"{where}: ratings")
+    ratings["order"] = _numbers(ratings, "order", f"{where}: ratings")
+    users["age_group"] = _numbers(users, "age", f"{where}: users").map(_ML1M_AGES).fillna("35 and over")
+    for table, key in ((films, "item_id"), (users, "user_id")):
+        refuse_duplicates(pa.chunked_array([pa.array(table[key], pa.string())]), where, key)
     films["title"] = films["title"].str.strip().str.replace(_ARTICLE, r"\2 \1", regex=True)
     ratings["scenario_id"] = _scenarios(config.scenario, ratings, films, users)
     interactions = pa.table(
@@ -76,6 +75,14 @@ def read(config: SourceConfig) -> RawData:
     )
     raw = RawData(interactions, user_table, item_table, (), user_features, item_features, implicit=False)
     return raw.checked(where)
+
+
+def _numbers(table: pd.DataFrame, name: str, where: str) -> pd.Series:
+    numbers = pd.to_numeric(table[name], errors="coerce")
+    if numbers.isna().any():
+        row = int(numbers.isna().to_numpy().argmax())
+        raise DataError(f"{where}: column '{name}': '{table[name].iloc[row]}' in row {row + 1}; expected a number")
+    return numbers
 
 
 def _scenarios(kind: str, ratings: pd.DataFrame, films: pd.DataFrame, users: pd.DataFrame) -> pd.Series:
@@ -114,7 +121,6 @@ def _read_100k() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     users["age"] = pd.cut(
         age, [0, 17, 24, 34, 44, 49, 55, 200], labels=["1", "18", "25", "35", "45", "50", "56"]
     ).astype(str)
-    users["age_group"] = users["age"].astype(int).map(_ML1M_AGES).fillna("35 and over")
     return ratings, films, users
 
 
@@ -131,7 +137,6 @@ def _read_dat(place: UPath) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     films["title"] = parts["title"].fillna(films["title"])
     films["year"] = parts["year"].fillna("")
     films["genres"] = films["genres"].str.split("|")
-    users["age_group"] = users["age"].astype(int).map(_ML1M_AGES).fillna("35 and over")
     return ratings, films, users
 
 
@@ -148,11 +153,16 @@ def _read_dat_file(place: UPath, name: str, columns: list[str]) -> pd.DataFrame:
     else:
         data = storage.read_bytes(place / name)
     # pandas' fast parser takes one-character separators only; a tab occurs in no field
-    text = data.decode("latin-1").replace("::", "\t")
+    text = io.StringIO(data.decode("latin-1").replace("::", "\t"))
+    expected = f"expected {len(columns)} fields separated by '::'"
     try:
-        table = pd.read_csv(io.StringIO(text), sep="\t", names=columns, dtype=str, keep_default_na=False, quoting=3)
+        # one column more than there should be, since pandas would take the first of too many for an index
+        table = pd.read_csv(text, sep="\t", names=[*columns, "_"], dtype=str, keep_default_na=False, quoting=3)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{place}: {name}: {error}; expected {len(columns)} fields separated by '::'") from None
-    if table.empty or table.isna().any(axis=None):
-        raise DataError(f"{place}: {name}: empty, or a row with fewer than {len(columns)} fields")
+        raise DataError(f"{place}: {name}: {error}; {expected}") from None
+    if table.empty:
+        raise DataError(f"{place}: {name}: no rows; {expected}")
+    more = table.pop("_").fillna("") != ""
+    if more.any():
+        raise DataError(f"{place}: {name}: too many fields in row {int(more.to_numpy().argmax()) + 1}; {expected}")
     return table

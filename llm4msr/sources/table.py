@@ -13,7 +13,7 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.config import SourceConfig, TableColumns
 from llm4msr.errors import DataError
-from llm4msr.sources.base import RawData, file_fingerprint
+from llm4msr.sources.base import RawData, file_fingerprint, refuse_duplicates
 
 
 def fingerprint(config: SourceConfig) -> str:
@@ -77,7 +77,9 @@ def _read_side(
         return pa.table({renamed: pa.array([], pa.string())}), ()
     file = folder / name
     rows = _read_file(file)
-    return pa.table({renamed: _ids(rows, key, file)} | {f: _texts(rows, f, file) for f in features}), features
+    ids = _ids(rows, key, file)
+    refuse_duplicates(ids, str(file), key)
+    return pa.table({renamed: ids} | {f: _texts(rows, f, file) for f in features}), features
 
 
 def _read_file(file: UPath) -> pa.Table:
@@ -92,7 +94,7 @@ def _read_file(file: UPath) -> pa.Table:
             table = pq.read_table(pa.BufferReader(data))
         else:
             table = _read_csv(data)
-    except (pa.ArrowInvalid, gzip.BadGzipFile, zlib.error, EOFError) as error:
+    except (pa.ArrowException, OSError, zlib.error, EOFError) as error:
         raise DataError(f"{file}: not readable as {'Parquet' if '.parquet' in file.name else 'CSV'}: {error}") from None
     if not table.num_rows:
         raise DataError(f"{file}: no rows below the header")
@@ -101,7 +103,10 @@ def _read_file(file: UPath) -> pa.Table:
 
 def _read_csv(data: bytes) -> pa.Table:
     header = pacsv.open_csv(io.BytesIO(data)).schema.names
-    as_text = pacsv.ConvertOptions(column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True)
+    # only an empty cell is missing: an id may well be "NA" or "null"
+    as_text = pacsv.ConvertOptions(
+        column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True, null_values=[""]
+    )
     parse = pacsv.ParseOptions(newlines_in_values=True)
     return pacsv.read_csv(pa.BufferReader(data), convert_options=as_text, parse_options=parse)
 
@@ -109,6 +114,10 @@ def _read_csv(data: bytes) -> pa.Table:
 def _column(rows: pa.Table, name: str, file: UPath) -> pa.ChunkedArray:
     if name not in rows.column_names:
         raise DataError(f"{file}: column '{name}' is missing; it has {', '.join(rows.column_names)}")
+    if rows.column_names.count(name) > 1:
+        raise DataError(f"{file}: column '{name}' stands twice in the header")
+    if pa.types.is_nested(rows[name].type):
+        raise DataError(f"{file}: column '{name}' holds {rows[name].type}; expected text or numbers")
     return rows[name]
 
 
@@ -126,10 +135,7 @@ def _ids(rows: pa.Table, name: str, file: UPath) -> pa.ChunkedArray:
 
 
 def _texts(rows: pa.Table, name: str, file: UPath) -> pa.ChunkedArray:
-    column = _column(rows, name, file)
-    if pa.types.is_list(column.type):
-        raise DataError(f"{file}: column '{name}' holds {column.type}; expected text or numbers")
-    return pc.fill_null(column.cast(pa.string()), "")
+    return pc.fill_null(_column(rows, name, file).cast(pa.string()), "")
 
 
 def _numbers(rows: pa.Table, name: str, file: UPath) -> pa.ChunkedArray:
@@ -141,7 +147,7 @@ def _numbers(rows: pa.Table, name: str, file: UPath) -> pa.ChunkedArray:
         bad = pc.invert(pc.fill_null(pc.match_substring_regex(column, pattern), False))
         _refuse_where(bad, column, name, file, "expected a number")
         column = pc.utf8_trim_whitespace(column)
-    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
+    if pa.types.is_binary(column.type):
         raise DataError(f"{file}: column '{name}' holds {column.type}; expected numbers")
     numbers = column.cast(pa.float64())
     bad = pc.fill_null(pc.invert(pc.is_finite(numbers)), True)

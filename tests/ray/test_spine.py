@@ -9,7 +9,7 @@ import pytest
 import llm4msr
 from llm4msr import Ranker, RankRequest
 from tests.conftest import Spine
-from tests.helpers import ITEMS, SAD_USER, SCENARIOS, USERS, MakeExperiment, read_store
+from tests.helpers import ITEMS, SAD_USER, SCENARIOS, USERS, read_store
 
 STAGES = ["prepare", "extract", "train", "train", "evaluate", "export"]
 
@@ -74,7 +74,7 @@ def test_history_and_tensorboard_of_every_epoch(spine: Spine) -> None:
     for output in spine.outputs:
         if output.manifest.stage == "train":
             history = json.loads((output.folder / "history.json").read_text())
-            assert [epoch["epoch"] for epoch in history] == [1, 2, 3, 4, 5, 6]
+            assert [epoch["epoch"] for epoch in history] == list(range(1, 13))
             assert history[-1]["loss"] < history[0]["loss"]
             best = max(epoch["valid_auc"] for epoch in history)
             assert output.manifest.info["metrics"]["overall"]["auc"] == best
@@ -111,18 +111,7 @@ def test_running_again_finds_everything_finished(spine: Spine) -> None:
     assert [output.folder for output in again] == [output.folder for output in spine.outputs]
 
 
-def test_same_config_elsewhere_gives_the_same_metrics(spine: Spine, experiment: MakeExperiment) -> None:
-    again = llm4msr.run(experiment().config)
-    for first, second in zip(spine.outputs, again, strict=True):
-        assert not second.reused
-        assert first.manifest.info.get("metrics") == second.manifest.info.get("metrics")
-        assert {n: p.digest for n, p in first.manifest.files.items()} == {
-            n: p.digest for n, p in second.manifest.files.items()
-        }
-
-
-@pytest.mark.usefixtures("ray_session")
 def test_a_table_needs_its_models(spine: Spine) -> None:
     changed = spine.experiment.config.model_copy(update={"seed": 99})
-    with pytest.raises(llm4msr.LLM4MSRError, match="is not trained yet; run `llm4msr train` with .*seed=99"):
+    with pytest.raises(llm4msr.LLM4MSRError, match=r"is not trained yet; run `llm4msr train` with .*seed=99"):
         llm4msr.evaluate(changed)

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llm4msr import extract, fit, schema, storage, train
+from llm4msr import fit, schema, storage
 from llm4msr.config import Config, ModelConfig
+from llm4msr.extract import _folder as extract_folder
 from llm4msr.features import Field
 from llm4msr.prepare import prepare
 from llm4msr.ranker import Batch, KnowledgeStatistics
 from llm4msr.storage import Built, StageOutput
+from llm4msr.train import WEIGHTS, inputs
+from llm4msr.train import _folder as train_folder
 
 HEADER = ["user_id", "item_id", "scenario", "label", "ts", "device"]
 SCENARIOS = ("home", "search")
@@ -39,12 +42,12 @@ def write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 def interactions(users: int = 40, items: int = 20, rows_per_user: int = 25, seed: int = 0) -> list[list[Any]]:
-    """Rows in which a user likes the items of one of two tastes, with a tenth of the labels turned over."""
+    """Rows in which every other item is liked, with a tenth of the labels turned over."""
     rng = random.Random(seed)
     rows = []
     for at in range(users * rows_per_user):
         user, item = rng.randrange(users), rng.randrange(items)
-        liked = (user % 2 == item % 2) != (rng.random() < 0.1)
+        liked = (item % 2 == 1) != (rng.random() < 0.1)
         rows.append([f"u{user}", f"i{item}", rng.choice(SCENARIOS), int(liked), at // 3, rng.choice(("phone", "tv"))])
     return rows
 
@@ -52,7 +55,9 @@ def interactions(users: int = 40, items: int = 20, rows_per_user: int = 25, seed
 def write_data(folder: Path, rows: Sequence[Sequence[Any]] | None = None, items: int = 20, users: int = 40) -> Path:
     """Interactions, items and users that `config_of` reads."""
     write_csv(folder / "interactions.csv", HEADER, interactions(users, items) if rows is None else rows)
-    described = [[f"i{i}", f"Title {i}", f"All > {'odd' if i % 2 else 'even'} > c{i % 5}", f"b{i % 3}"] for i in range(items)]
+    described = [
+        [f"i{i}", f"Title {i}", f"All > {'odd' if i % 2 else 'even'} > c{i % 5}", f"b{i % 3}"] for i in range(items)
+    ]
     write_csv(folder / "items.csv", ["item_id", "title", "category_path", "brand"], described)
     write_csv(folder / "users.csv", ["user_id", "country"], [[f"u{u}", "de" if u % 3 else "fr"] for u in range(users)])
     return folder
@@ -109,8 +114,8 @@ def publish_knowledge(folder: Any, shards: dict[str, pa.Table], width: int = WID
         files = {f"vectors/{name}": table.num_rows for name, table in shards.items()}
         return Built(files=files, rows=sum(files.values()), info={"width": width})
 
-    inputs = {"model": "made-up", "revision": "0"}
-    return storage.publish(storage.path(folder), "extract", 1, {}, inputs, build)
+    asked = {"model": "made-up", "revision": "0"}
+    return storage.publish(storage.path(folder), "extract", 1, {}, asked, build)
 
 
 def prepare_and_make_knowledge(config: Config, unknown_users: int = 3) -> tuple[StageOutput, StageOutput]:
@@ -124,25 +129,25 @@ def prepare_and_make_knowledge(config: Config, unknown_users: int = 3) -> tuple[
         "scenarios-000000000.parquet": shard(range(1, scenarios + 1), rng.standard_normal((scenarios, WIDTH))),
         "users-000000000.parquet": shard(users, rng.standard_normal((len(users), WIDTH)), errors),
     }
-    return data, publish_knowledge(extract._folder(config, data), parts)
+    return data, publish_knowledge(extract_folder(config, data), parts)
 
 
 def publish_trained(config: Config) -> StageOutput:
     """What `train` publishes, trained in this process."""
-    data, knowledge = train.inputs(config)
+    data, knowledge = inputs(config)
 
     def build(folder: Any) -> Built:
         best = fit.fit(config, fit.Data.open(config, data, knowledge))
-        storage.write_bytes(folder / train.WEIGHTS, fit.weights_as_bytes(best.best))
+        storage.write_bytes(folder / WEIGHTS, fit.weights_as_bytes(best.best))
         info = {
             "metrics": {"on": "valid", **best.progress.best_report},
             "best_epoch": best.progress.best_epoch,
             "epochs": best.progress.epoch,
             "parameters": sum(tensor.numel() for tensor in best.best.values()),
         }
-        return Built(files={train.WEIGHTS: 1}, rows=data.manifest.files["train.parquet"].rows, info=info)
+        return Built(files={WEIGHTS: 1}, rows=data.manifest.files["train.parquet"].rows, info=info)
 
-    return storage.publish(train._folder(config, data, knowledge), "train", config.seed, {}, {}, build)
+    return storage.publish(train_folder(config, data, knowledge), "train", config.seed, {}, {}, build)
 
 
 FIELDS = [

@@ -1,0 +1,164 @@
+"""Extraction on real Ray Data: engines that agree, poolings, failed rows, and what a killed run leaves."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import llm4msr
+from llm4msr import cli
+from tests.conftest import Spine
+from tests.helpers import (
+    SAD_USER,
+    SCENARIOS,
+    Experiment,
+    MakeExperiment,
+    command_line,
+    cosines,
+    kill_all,
+    matrix,
+    own_ray,
+    read_store,
+    stamps,
+    wait_until,
+)
+
+FEW_USERS = {"extract.max_users": 6, "extract.max_failed_fraction": 0.2}
+
+
+def extracted(experiment: Experiment) -> Path:
+    """Prepare and extract; gives back the folder of the extraction."""
+    llm4msr.prepare(experiment.config)
+    return Path(str(llm4msr.extract(experiment.config).folder))
+
+
+def by_hand(llama: Path, texts: Sequence[str], pooling: str) -> np.ndarray:
+    """Last hidden states after the final norm, one text at a time, straight from transformers."""
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    vectors = []
+    with torch.inference_mode():
+        for text in texts:
+            states_TD = model(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[-1][0]
+            vectors.append((states_TD.mean(0) if pooling == "mean" else states_TD[-1]).numpy())
+    return np.stack(vectors).astype(np.float64)
+
+
+def good_rows(store: pa.Table) -> list[int]:
+    return [i for i, error in enumerate(store["error"].to_pylist()) if not error]
+
+
+def test_vectors_are_the_last_hidden_states(spine: Spine, llama: Path) -> None:
+    store = read_store(spine.folder("extract"))
+    some = good_rows(store)[:12]
+    expected = by_hand(llama, store["prompt"].take(some).to_pylist(), "last")
+    assert cosines(matrix(store)[some], expected).min() > 0.999
+    assert cosines(expected[3:-1], expected[4:]).max() < 0.99, "a test model that tells no prompts apart shows nothing"
+
+
+def test_vllm_gives_the_same_vectors_as_transformers(spine: Spine, experiment: MakeExperiment) -> None:
+    other = experiment({"extract.engine": "vllm", "extract.answers": "none"})
+    ours, theirs = read_store(extracted(other)), read_store(spine.folder("extract"))
+    for column in ("id", "raw_id", "prompt", "fingerprint", "tokens", "error"):
+        assert ours[column].equals(theirs[column])
+    fine = good_rows(ours)
+    assert len(fine) == ours.num_rows - 1
+    assert cosines(matrix(ours)[fine], matrix(theirs)[fine]).min() > 0.999
+
+
+def test_vllm_mean_pooling_is_the_mean_over_tokens(experiment: MakeExperiment, llama: Path, ray_session: None) -> None:
+    changes = {"extract.engine": "vllm", "extract.pooling": "mean", "extract.answers": "none"}
+    store = read_store(extracted(experiment(changes | FEW_USERS)))
+    assert store.num_rows == len(SCENARIOS) + 6
+    fine = good_rows(store)
+    texts = store["prompt"].take(fine).to_pylist()
+    assert cosines(matrix(store)[fine], by_hand(llama, texts, "mean")).min() > 0.999
+
+
+def test_answers_of_all_and_pooling_after_them(experiment: MakeExperiment, llama: Path, ray_session: None) -> None:
+    changes = {"extract.pooling": "answer", "extract.answers": "all"}
+    store = read_store(extracted(experiment(changes | FEW_USERS)))
+    fine = good_rows(store)
+    (sad,) = [row for row in store.to_pylist() if row["error"]]
+    assert (sad["raw_id"], sad["answer"]) == (SAD_USER, "")
+    prompts, answers = (store[column].take(fine).to_pylist() for column in ("prompt", "answer"))
+    assert all(answers)
+    expected = by_hand(llama, [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)], "last")
+    assert cosines(matrix(store)[fine], expected).min() > 0.999
+    assert cosines(by_hand(llama, prompts, "last"), expected).max() < 0.99, "the answer must move the vector"
+
+
+def test_too_many_failed_rows_then_only_those_are_redone(
+    spine: Spine, experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = {"prepare": spine.folder("prepare"), "extract": spine.folder("extract")}
+    strict = experiment({"extract.max_failed_fraction": 0.0}, copied)
+    (folder,) = strict.root.glob("extract/*")
+    (folder / "manifest.json").unlink()
+    (folder / "vectors" / "users-000000008.parquet").unlink()
+    bad = next(file.name for file in folder.glob("vectors/*") if any(pq.read_table(file)["error"].to_pylist()))
+    before = stamps(folder / "vectors")
+
+    monkeypatch.setattr(sys, "argv", ["llm4msr", "extract", str(strict)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 3
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "1 of 64 rows failed, allowed is 0" in last
+    assert f"'{SAD_USER}' in {bad}: nothing liked before the cut" in last
+    assert not (folder / "manifest.json").exists()
+
+    between = stamps(folder / "vectors")
+    redone = {name for name in between if before.get(name, (0, b""))[0] != between[name][0]}
+    assert redone == {bad, "users-000000008.parquet"}
+
+    (folder / "vectors" / "users-000000012.parquet").unlink()
+    lenient = ["extract.max_failed_fraction=0.05", "extract.actors=2"]
+    output = llm4msr.extract(llm4msr.load(str(strict), lenient))
+    after = stamps(folder / "vectors")
+    redone = {name for name in after if between[name][0] != after[name][0]}
+    assert redone == {bad, "users-000000012.parquet"}
+    assert (output.manifest.rows, output.manifest.failed, output.manifest.skipped) == (64, 1, 64 - 8)
+    assert_same_store(folder, spine.folder("extract"))
+
+
+def test_a_run_killed_with_sigkill_continues(
+    spine: Spine, experiment: MakeExperiment, tmp_path: Path, ray_session: None
+) -> None:
+    killed = experiment({"extract.answers": "scenarios"}, {"prepare": spine.folder("prepare")})
+    folder = killed.root / "extract" / spine.folder("extract").name
+    shutil.copytree(spine.folder("extract") / "answers", folder / "answers")  # so that one pass is left
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            command_line("extract", str(killed)), env=own_ray(), stderr=log, stdout=log, start_new_session=True
+        )
+        wait_until(lambda: len(list(folder.glob("vectors/*.parquet"))) >= 2, process)
+        kill_all(process)
+    finished = stamps(folder / "vectors")
+    total = len(list(spine.folder("extract").glob("vectors/*")))
+    assert 2 <= len(finished) < total, "it was killed too late to test anything"
+    assert not (folder / "manifest.json").exists()
+
+    output = llm4msr.extract(killed.config)
+    after = stamps(folder / "vectors")
+    assert len(after) == total
+    good_before = {n for n in finished if not any(pq.read_table(folder / "vectors" / n)["error"].to_pylist())}
+    assert {name: after[name] for name in good_before} == {name: finished[name] for name in good_before}
+    rows = sum(pq.read_metadata(folder / "vectors" / name).num_rows for name in good_before)
+    assert output.manifest.skipped == rows
+    assert_same_store(folder, spine.folder("extract"))
+
+
+def assert_same_store(folder: Path, reference: Path) -> None:
+    """Same ids, prompts and fingerprints; vectors that differ by less than a float16 step of the largest."""
+    ours, theirs = read_store(folder), read_store(reference)
+    assert ours.drop_columns("vector").equals(theirs.drop_columns("vector"))
+    np.testing.assert_allclose(matrix(ours), matrix(theirs), atol=1e-3 * np.abs(matrix(theirs)).max())

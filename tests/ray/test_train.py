@@ -1,0 +1,73 @@
+"""Training on real Ray Train: several workers, and a run that was killed."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import llm4msr
+from llm4msr.errors import ConfigError
+from llm4msr.extract import extracted
+from llm4msr.fit import Data, fit
+from llm4msr.prepare import prepared
+from llm4msr.train import trained
+from tests.conftest import Spine
+from tests.helpers import MakeExperiment, command_line, kill_all, own_ray, wait_until
+
+
+@pytest.fixture(scope="module")
+def ready(spine: Spine) -> dict[str, Path]:
+    """What training starts from, to be copied into a storage of its own."""
+    return {"prepare": spine.folder("prepare"), "extract": spine.folder("extract")}
+
+
+def test_two_workers_train_the_model_of_one(ready: dict[str, Path], experiment: MakeExperiment) -> None:
+    no_chance = {"model.dropout": 0.0, "model.knowledge_dropout": 0.0, "train.id_dropout": 0.0}
+    config = experiment({"train.workers": 2, "train.epochs": 4, **no_chance}, ready).config
+    alone = fit(config, Data.open(config, prepared(config), extracted(config)))
+    together = llm4msr.train(config)
+    history = json.loads((together.folder / "history.json").read_text())
+    assert [epoch["epoch"] for epoch in history] == [1, 2, 3, 4]
+    for ours, theirs in zip(history, alone.progress.history, strict=True):
+        assert ours["valid_auc"] == pytest.approx(theirs["valid_auc"], abs=2e-3)
+        assert ours["valid_logloss"] == pytest.approx(theirs["valid_logloss"], abs=1e-3)
+
+
+def test_a_run_killed_with_sigkill_continues(
+    spine: Spine, ready: dict[str, Path], experiment: MakeExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed = experiment({}, ready)
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            command_line("train", str(killed)), env=own_ray(), stderr=log, stdout=log, start_new_session=True
+        )
+        wait_until(lambda: any(killed.root.glob("train/*/checkpoints/checkpoint_manager_snapshot.json")), process)
+        kill_all(process)
+    (folder,) = killed.root.glob("train/*")
+    assert folder.name == spine.folder("train").name
+    assert not (folder / "manifest.json").exists(), "it was killed too late to test anything"
+
+    capsys.readouterr()
+    output = llm4msr.train(killed.config)
+    assert ": 1 of 12" not in capsys.readouterr().err, "it began again with the first epoch"
+    undisturbed = spine.one("train").manifest
+    assert output.manifest.info == undisturbed.info
+    assert output.manifest.files["net.safetensors"].digest == undisturbed.files["net.safetensors"].digest
+    assert (folder / "history.json").read_text() == (spine.folder("train") / "history.json").read_text()
+    assert not (folder / "checkpoints").exists()
+
+
+def test_an_untrained_model_says_what_to_run(spine: Spine) -> None:
+    config = llm4msr.load(str(spine.experiment), ["model.knowledge=user", "seed=8"])
+    with pytest.raises(ConfigError, match="'user' with seed 8 is not trained yet; run `llm4msr train` with") as told:
+        trained(config)
+    assert "--set model.knowledge=user --set model.control=none --set seed=8" in str(told.value)
+
+
+def test_training_needs_prepared_data_and_knowledge(spine: Spine, experiment: MakeExperiment) -> None:
+    with pytest.raises(ConfigError, match="nothing prepared for this config; run `llm4msr prepare` first"):
+        llm4msr.train(experiment().config)
+    only_prepared = experiment({}, {"prepare": spine.folder("prepare")})
+    with pytest.raises(ConfigError, match="no finished extraction for this config; run `llm4msr extract` first"):
+        llm4msr.train(only_prepared.config)

@@ -1,0 +1,170 @@
+"""The spine's bundle behind real Ray Serve, asked over HTTP."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from llm4msr import Config, Ranker, RankRequest, serve
+from llm4msr.errors import ConfigError
+from tests.conftest import Spine
+from tests.helpers import SAD_USER, SCENARIOS, free_port
+
+MAX_CANDIDATES = 200
+ITEMS = [f"item-{i}" for i in range(20)]
+
+
+@pytest.fixture(scope="module")
+def config(spine: Spine) -> Config:
+    """One waiting request is allowed, so that a burst overloads it."""
+    changed = {"port": free_port(), "max_candidates": MAX_CANDIDATES, "max_queued_requests": 1}
+    found = spine.experiment.config
+    return found.model_copy(update={"serve": found.serve.model_copy(update=changed)})
+
+
+@pytest.fixture(scope="module")
+def address(config: Config) -> Iterator[str]:
+    """One Ray Serve for this module; it is ended afterwards, since it holds a CPU."""
+    yield serve.start(config)
+    serve.stop()
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=address, timeout=60) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def ranker(spine: Spine) -> Ranker:
+    return Ranker.load(str(spine.folder("export")))
+
+
+def asked(**changes: Any) -> dict[str, Any]:
+    return {"user_id": "user-2", "scenario": "films", "items": ITEMS, "context": {"device": "desktop"}} | changes
+
+
+@pytest.mark.parametrize("change", [{}, {"top_k": 3}, {"context": {}}, {"user_id": "nobody"}, {"scenario": "nowhere"}])
+def test_http_answers_what_python_answers(client: httpx.Client, ranker: Ranker, change: dict[str, Any]) -> None:
+    there = client.post("/v1/rank", json=asked(**change)).raise_for_status().json()
+    here = ranker.rank(RankRequest(**asked(**change)), there["request_id"]).model_dump()
+    scores = [one.pop("score") for one in there["ranked"]]
+    assert scores == pytest.approx([one.pop("score") for one in here["ranked"]], abs=1e-6)
+    assert there == here
+
+
+def test_a_batch_answers_each_request_alone(client: httpx.Client) -> None:
+    requests = [asked(), asked(user_id="user-7", top_k=2), asked(scenario="books", context={})]
+    together = client.post("/v1/rank:batch", json={"requests": requests}).raise_for_status().json()["responses"]
+    for request, answer in zip(requests, together, strict=True):
+        alone = client.post("/v1/rank", json=request).raise_for_status().json()
+        assert answer | {"request_id": ""} == alone | {"request_id": ""}
+
+
+def test_what_is_unknown_is_said(client: httpx.Client) -> None:
+    body = asked(user_id="nobody", scenario="nowhere", items=["item-1", "no-item", "item-2"])
+    answer = client.post("/v1/rank", json=body).raise_for_status().json()
+    assert answer["unknown"] == {"user": True, "scenario": True, "items": ["no-item"]}
+    assert answer["knowledge"] == "none"
+    assert {one["item_id"] for one in answer["ranked"]} == set(body["items"])
+    known = client.post("/v1/rank", json=asked()).json()
+    assert known["unknown"] == {"user": False, "scenario": False, "items": []}
+    assert known["knowledge"] == "used"
+    assert client.post("/v1/rank", json=asked(user_id=SAD_USER)).json()["knowledge"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"itmes": ["item-1"]}, "itmes"),
+        ({"items": []}, "items"),
+        ({"user_id": None}, "user_id"),
+        ({"top_k": 0}, "top_k"),
+        ({"user_id": "x" * 300}, "user_id"),
+        ({"context": {"weather": "rain"}}, "weather"),
+    ],
+)
+def test_a_wrong_field_is_named(client: httpx.Client, change: dict[str, Any], field: str) -> None:
+    answer = client.post("/v1/rank", json=asked(**change))
+    assert answer.status_code == 422
+    assert field in str(answer.json()["detail"])
+
+
+def test_a_wrong_field_in_a_batch_is_named(client: httpx.Client) -> None:
+    answer = client.post("/v1/rank:batch", json={"requests": [asked(), asked(context={"weather": "rain"})]})
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "context: unknown field 'weather'; this model knows: device"
+
+
+def test_what_is_no_json_is_refused(client: httpx.Client) -> None:
+    answer = client.post("/v1/rank", content=b"{", headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+
+
+def test_too_many_candidates(client: httpx.Client) -> None:
+    assert client.post("/v1/rank", json=asked(items=["item-1"] * MAX_CANDIDATES)).status_code == 200
+    answer = client.post("/v1/rank", json=asked(items=["item-1"] * (MAX_CANDIDATES + 1)))
+    assert answer.status_code == 413
+    assert answer.json()["detail"] == "201 candidates, allowed are 200; send fewer at once"
+    half = asked(items=["item-1"] * (MAX_CANDIDATES // 2 + 1))
+    assert client.post("/v1/rank:batch", json={"requests": [half, half]}).status_code == 413
+
+
+def test_model_and_health(client: httpx.Client, ranker: Ranker) -> None:
+    model = client.get("/v1/model").raise_for_status().json()
+    assert model == ranker.info().model_dump()
+    assert model["scenarios"] == list(SCENARIOS)
+    assert (model["users"], model["users_with_knowledge"], model["items"]) == (61, 60, 40)
+    assert (model["backbone"], model["knowledge"], model["context"]) == ("mmoe", "both", ["device"])
+    assert client.get("/healthz").raise_for_status().json() == {"status": "ok"}
+    ready = client.get("/readyz").raise_for_status().json()
+    assert ready == {"status": "ready", "model_version": model["model_version"]}
+
+
+def test_request_id_comes_back(client: httpx.Client) -> None:
+    answer = client.post("/v1/rank", json=asked(), headers={"x-request-id": "my-request-17"})
+    assert answer.headers["x-request-id"] == "my-request-17"
+    assert answer.json()["request_id"] == "my-request-17"
+    first, second = (client.post("/v1/rank", json=asked()) for _ in range(2))
+    assert first.json()["request_id"] == first.headers["x-request-id"]
+    assert first.json()["request_id"] != second.json()["request_id"]
+
+
+def test_openapi_describes_the_routes(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").raise_for_status().json()
+    assert set(document["paths"]) == {"/v1/rank", "/v1/rank:batch", "/v1/model", "/healthz", "/readyz"}
+    assert set(document["components"]["schemas"]["RankRequest"]["properties"]) == {
+        "user_id",
+        "scenario",
+        "items",
+        "context",
+        "top_k",
+    }
+
+
+def test_overload_is_told_and_passes(client: httpx.Client, address: str) -> None:
+    async def burst() -> list[httpx.Response]:
+        unlimited = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=address, timeout=60, limits=unlimited) as many:
+            body = asked(items=["item-1"] * MAX_CANDIDATES)
+            return await asyncio.gather(*(many.post("/v1/rank", json=body) for _ in range(200)))
+
+    answers = asyncio.run(burst())
+    codes = Counter(answer.status_code for answer in answers)
+    assert set(codes) == {200, 429}, codes
+    assert all(answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 429)
+    assert client.post("/v1/rank", json=asked()).status_code == 200
+
+
+def test_a_taken_port_is_told(config: Config, address: str) -> None:
+    with pytest.raises(ConfigError, match=rf"cannot serve at 127.0.0.1:{config.serve.port}.*--set serve.port="):
+        serve.start(config)
+
+
+def test_serving_needs_a_bundle(spine: Spine) -> None:
+    untrained = spine.experiment.config.using("user", 5)
+    with pytest.raises(ConfigError, match="not trained yet; run `llm4msr train`"):
+        serve.start(untrained)

@@ -1,0 +1,309 @@
+"""Extraction without Ray: what its tasks and actors do with one shard."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from llm4msr import prompts, schema, storage
+from llm4msr.config import Config
+from llm4msr.engines import PromptTokenizer
+from llm4msr.engines.transformers import TransformersEngine
+from llm4msr.errors import ConfigError, LLM4MSRError, TooManyFailedError
+from llm4msr.extract import (
+    AskLLM,
+    _finished,
+    _refuse_failures,
+    _slice,
+    extracted,
+    render_shard,
+    scenario_prompts,
+    shards,
+    user_prompts,
+)
+from tests.unit.conftest import World
+from tests.unit.helpers import config_of
+
+READS = "revision last float32"
+USERS = {"kind": "users", "start": 0, "stop": 6}
+FILE = "users-000000000.parquet"
+EMPTY, LONG = 1, 3
+"""Rows of `prompted` that cannot be read."""
+
+
+@pytest.fixture
+def config(llama: Path, tmp_path: Path) -> Config:
+    return config_of(tmp_path, extract={"model": str(llama), "max_prompt_tokens": 60, "answer_tokens": 4})
+
+
+def with_pooling(config: Config, pooling: str) -> Config:
+    return config.model_copy(update={"extract": config.extract.model_copy(update={"pooling": pooling})})
+
+
+@pytest.fixture
+def prompted() -> pa.Table:
+    """A rendered shard: one prompt is empty, one is too long."""
+    texts = ["likes tea", "", "likes coffee and cake", "far too long " * 50, "likes nothing"]
+    return pa.table(
+        {
+            "id": pa.array(range(1, 6), pa.int64()),
+            "raw_id": [f"u{i}" for i in range(1, 6)],
+            "prompt": texts,
+            "fingerprint": [prompts.fingerprint(t, READS) for t in texts],
+            "error": ["" if t else "nothing liked before the cut" for t in texts],
+            "file": [FILE] * 5,
+        }
+    )
+
+
+def ask(config: Config, task: Any, folder: Path, table: pa.Table) -> tuple[dict[str, Any], pa.Table]:
+    (summary,) = AskLLM(config, task, str(folder), READS)(table).to_pylist()
+    return summary, storage.read_table(storage.path(folder / task / FILE))
+
+
+def matrix(table: pa.Table) -> np.ndarray:
+    return table["vector"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+
+
+def engine(config: Config) -> TransformersEngine:
+    pooling = "mean" if config.extract.pooling == "mean" else "last"
+    return TransformersEngine(Path(config.extract.model), pooling, "float32")
+
+
+# --- shards and their prompts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("users", "max_users", "per_shard", "ranges"),
+    [
+        (10, 0, 4, [(0, 4), (4, 8), (8, 10)]),
+        (10, 5, 4, [(0, 4), (4, 5)]),
+        (3, 9, 4, [(0, 3)]),
+        (0, 0, 4, []),
+    ],
+)
+def test_shards_are_the_scenarios_and_ranges_of_users(
+    tmp_path: Path, users: int, max_users: int, per_shard: int, ranges: list[tuple[int, int]]
+):
+    found = shards(config_of(tmp_path, extract={"max_users": max_users, "rows_per_shard": per_shard}), users)
+    assert found[0] == {"kind": "scenarios", "start": 0, "stop": 0}
+    assert [(s["start"], s["stop"]) for s in found[1:]] == ranges
+    assert {s["kind"] for s in found[1:]} <= {"users"}
+
+
+@pytest.mark.parametrize(
+    "shard", [USERS, {"kind": "users", "start": 6, "stop": 40}, {"kind": "scenarios", "start": 0, "stop": 0}]
+)
+def test_a_rendered_shard_holds_prompts_and_fingerprints(world: World, shard: dict[str, Any]):
+    table = render_shard(pa.Table.from_pylist([shard]), world.config, str(world.data.folder), READS)
+    if shard["kind"] == "scenarios":
+        expected = scenario_prompts(storage.read_table(world.data.folder / "scenarios.parquet"), world.config)
+    else:
+        whole = storage.read_table(world.data.folder / "histories.parquet")
+        expected = user_prompts(whole.slice(shard["start"], shard["stop"] - shard["start"]), world.config)
+    assert table.select(["id", "raw_id", "prompt"]).to_pylist() == expected
+    assert len(expected) == {0: 6, 6: 34}[shard["start"]] if shard["kind"] == "users" else 2
+    assert table["fingerprint"].to_pylist() == [prompts.fingerprint(row["prompt"], READS) for row in expected]
+    assert set(table["file"].to_pylist()) == {f"{shard['kind']}-{shard['start']:09d}.parquet"}
+    assert set(table["error"].to_pylist()) == {""}
+
+
+def test_who_liked_nothing_is_a_bad_row(tmp_path: Path):
+    columns = {"user": 1, "user_id": "a", "interactions": 3, "history": []}
+    storage.write_table(storage.path(tmp_path / "histories.parquet"), pa.Table.from_pylist([columns], schema.HISTORIES))
+    shard = pa.Table.from_pylist([{"kind": "users", "start": 0, "stop": 1}])
+    (row,) = render_shard(shard, config_of(tmp_path), str(tmp_path), READS).to_pylist()
+    assert (row["id"], row["raw_id"], row["prompt"]) == (1, "a", "")
+    assert row["error"] == "nothing liked before the cut"
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 10), (3, 4), (2, 7), (9, 10), (4, 8)])
+@pytest.mark.parametrize("group", [1, 3, 100])
+def test_slice_reads_its_rows_alone(tmp_path: Path, start: int, stop: int, group: int):
+    file = storage.path(tmp_path / "t.parquet")
+    storage.write_table(file, pa.table({"a": list(range(10))}), rows_per_group=group)
+    assert _slice(file, start, stop)["a"].to_pylist() == list(range(start, stop))
+
+
+# --- vectors ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_vectors_are_the_engines_and_bad_rows_are_told(
+    config: Config, prompted: pa.Table, tmp_path: Path, pooling: str
+):
+    config = with_pooling(config, pooling)
+    summary, table = ask(config, "vectors", tmp_path / "out", prompted)
+    assert summary == {"file": FILE, "rows": 5, "failed": 2}
+    schema.check(table, schema.knowledge(128), "shard")
+    assert table.column_names == schema.knowledge(128).names
+    for name in ("id", "raw_id", "prompt", "fingerprint"):
+        assert table[name].equals(prompted[name])
+    errors = table["error"].to_pylist()
+    assert errors[EMPTY] == "nothing liked before the cut"
+    assert errors[LONG].startswith("PromptTooLongError: prompt of ")
+    good = [i for i in range(5) if i not in (EMPTY, LONG)]
+    assert [errors[i] for i in good] == [""] * 3
+    tokenizer = PromptTokenizer(Path(config.extract.model), 60)
+    ids = [tokenizer(prompted["prompt"][i].as_py()) for i in good]
+    np.testing.assert_array_equal(matrix(table)[good], engine(config).vectors(ids).astype(np.float16))
+    assert (matrix(table)[[EMPTY, LONG]] == 0).all()
+    assert [table["tokens"][i].as_py() for i in good] == [len(one) for one in ids]
+    assert table["tokens"][EMPTY].as_py() == 0
+    assert table["answer"].to_pylist() == [""] * 5
+
+
+def test_answers_of_the_first_pass_stand_beside_the_vectors(config: Config, prompted: pa.Table, tmp_path: Path):
+    summary, first = ask(config, "answers", tmp_path / "out", prompted)
+    assert summary["failed"] == 2
+    assert "vector" not in first.column_names
+    answers = first["answer"].to_pylist()
+    assert answers[EMPTY] == answers[LONG] == ""
+    _, second = ask(config, "vectors", tmp_path / "out", prompted)
+    assert second["answer"].to_pylist() == answers
+    _, without = ask(config, "vectors", tmp_path / "bare", prompted)
+    np.testing.assert_array_equal(matrix(second), matrix(without))
+
+
+def test_pooling_of_answers_reads_prompt_and_answer(config: Config, prompted: pa.Table, tmp_path: Path):
+    config = with_pooling(config, "answer")
+    _, first = ask(config, "answers", tmp_path / "out", prompted)
+    answers = first["answer"].to_pylist()
+    assert answers[0]
+    _, table = ask(config, "vectors", tmp_path / "out", prompted)
+    tokenizer = PromptTokenizer(Path(config.extract.model), 100)
+    expected = engine(config).vectors([tokenizer("likes tea", answers[0])])
+    np.testing.assert_allclose(matrix(table)[0], expected[0].astype(np.float16), atol=0.02)
+    _, plain = ask(with_pooling(config, "last"), "vectors", tmp_path / "plain", prompted)
+    assert np.abs(matrix(table)[0] - matrix(plain)[0]).max() > 0.1
+
+
+def test_a_row_whose_answer_failed_has_no_vector_where_answers_are_pooled(
+    config: Config, prompted: pa.Table, tmp_path: Path
+):
+    config = with_pooling(config, "answer")
+    _, first = ask(config, "answers", tmp_path / "out", prompted)
+    rows = first.to_pylist()
+    rows[0] |= {"answer": "", "error": "RuntimeError: out of memory"}
+    storage.write_table(storage.path(tmp_path / "out" / "answers" / FILE), pa.Table.from_pylist(rows, first.schema))
+    summary, table = ask(config, "vectors", tmp_path / "out", prompted)
+    assert table["error"][0].as_py()
+    assert summary["failed"] == 3
+
+
+def test_one_bad_row_of_a_batch_does_not_take_the_others_with_it(
+    config: Config, prompted: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """An engine that breaks down on one prompt of several."""
+    plain = TransformersEngine.vectors
+    tokenizer = PromptTokenizer(Path(config.extract.model), 60)
+    poison = tokenizer("likes nothing")
+
+    def fragile(self: TransformersEngine, tokens: Any) -> Any:
+        if poison in list(tokens):
+            raise RuntimeError("broke down")
+        return plain(self, tokens)
+
+    monkeypatch.setattr(TransformersEngine, "vectors", fragile)
+    summary, table = ask(config, "vectors", tmp_path / "out", prompted)
+    errors = table["error"].to_pylist()
+    assert errors[4] == "RuntimeError: broke down"
+    assert (errors[0], errors[2]) == ("", "")
+    assert summary["failed"] == 3
+    assert (matrix(table)[4] == 0).all()
+    assert (matrix(table)[[0, 2]] != 0).any(1).all()
+
+
+def test_a_vector_beyond_float16_is_a_bad_row(
+    config: Config, prompted: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plain = TransformersEngine.vectors
+    monkeypatch.setattr(TransformersEngine, "vectors", lambda self, tokens: plain(self, tokens) * 1e9)
+    summary, table = ask(config, "vectors", tmp_path / "out", prompted)
+    assert summary["failed"] == 5
+    assert table["error"][0].as_py() == "FloatingPointError: the hidden state is not finite in float16"
+    assert np.isfinite(matrix(table)).all()
+
+
+@pytest.mark.parametrize("task", ["answers", "vectors"])
+def test_an_engine_that_cannot_be_opened_is_no_matter_of_rows(
+    config: Config, prompted: pa.Table, tmp_path: Path, task: Any
+):
+    broken = Path(shutil.copytree(config.extract.model, tmp_path / "broken"))
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    config = config.model_copy(update={"extract": config.extract.model_copy(update={"model": str(broken)})})
+    with pytest.raises(Exception, match=r".+"):
+        AskLLM(config, task, str(tmp_path / "out"), READS)(prompted)
+    assert not (tmp_path / "out").exists()
+
+
+# --- resume and failures ------------------------------------------------------------------------------------------
+
+
+def test_a_shard_is_finished_if_the_same_reader_read_all_its_rows(config: Config, prompted: pa.Table, tmp_path: Path):
+    out = tmp_path / "out"
+    assert _finished(storage.path(out / "vectors"), READS) == {}
+    ask(config, "vectors", out, prompted)
+    assert _finished(storage.path(out / "vectors"), READS) == {}  # it has bad rows, which are tried again
+    good = prompted.filter(pa.array([i not in (EMPTY, LONG) for i in range(5)]))
+    ask(config, "vectors", out, good)
+    assert _finished(storage.path(out / "vectors"), READS) == {FILE: (3, 0)}
+    assert _finished(storage.path(out / "vectors"), "another reader") == {}
+
+
+@pytest.mark.parametrize(("allowed", "refused"), [(0.0, True), (0.39, True), (0.4, False), (1.0, False)])
+def test_too_many_failures_end_the_stage_and_name_the_first(
+    config: Config, prompted: pa.Table, tmp_path: Path, allowed: float, refused: bool
+):
+    extract = config.extract.model_copy(update={"max_failed_fraction": allowed})
+    config = config.model_copy(update={"extract": extract})
+    ask(config, "vectors", tmp_path / "out", prompted)
+    arguments = (config, storage.path(tmp_path / "out"), {FILE: (5, 2), "scenarios-000000000.parquet": (0, 0)}, 5, 2)
+    if not refused:
+        _refuse_failures(*arguments)
+        return
+    with pytest.raises(TooManyFailedError, match=rf"2 of 5 rows failed, .* 'u2' in {FILE}: nothing liked") as caught:
+        _refuse_failures(*arguments)
+    assert caught.value.exit_code == 3
+
+
+def test_extracted_wants_a_finished_extraction(world: World, tmp_path: Path):
+    assert extracted(world.config).manifest == world.knowledge.manifest
+    other = world.config.extract.model_copy(update={"titles_per_scenario": 9})
+    with pytest.raises(ConfigError, match="no finished extraction for this config; run `llm4msr extract` first"):
+        extracted(world.config.model_copy(update={"extract": other}))
+    with pytest.raises(LLM4MSRError, match="run `llm4msr prepare` first"):
+        extracted(world.config.model_copy(update={"storage": str(tmp_path)}))
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"engine": "vllm"}, True),
+        ({"actors": 2}, True),
+        ({"max_failed_fraction": 0.5}, True),
+        ({"pooling": "mean"}, False),
+        ({"max_users": 3}, False),
+        ({"model": "another"}, False),
+    ],
+)
+def test_an_extraction_is_shared_by_configs_that_ask_the_same(world: World, change: dict[str, Any], same: bool):
+    other = world.config.model_copy(update={"extract": world.config.extract.model_copy(update=change)})
+    if same:
+        assert extracted(other).folder == world.knowledge.folder
+        return
+    with pytest.raises(ConfigError):
+        extracted(other)
+
+
+def test_own_templates_get_an_extraction_of_their_own(world: World, tmp_path: Path):
+    (tmp_path / "mine.txt").write_text("In short: $history")
+    change = {"user_template": str(tmp_path / "mine.txt")}
+    config = world.config.model_copy(update={"extract": world.config.extract.model_copy(update=change)})
+    with pytest.raises(ConfigError, match="no finished extraction"):
+        extracted(config)
+    (row, *_) = user_prompts(storage.read_table(world.data.folder / "histories.parquet"), config)
+    assert row["prompt"].startswith("In short: home: ")

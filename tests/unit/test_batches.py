@@ -1,0 +1,139 @@
+import functools
+import operator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from llm4msr import batches, storage
+from llm4msr.batches import RowReader, Rows, to_batch
+from llm4msr.features import FeatureTables
+from llm4msr.knowledge import KnowledgeStore
+from tests.unit.conftest import World
+
+COUNT = 103
+GROUPS = [7, 11, 40]
+"""Rows per row group: smaller than the window, and larger."""
+
+
+def write(folder: Path, rows_per_group: int = 1000) -> RowReader:
+    """A file in which the user is the row's number and the other columns follow from it."""
+    number = list(range(COUNT))
+    columns = {
+        "user": pa.array(number, pa.int64()),
+        "item": pa.array([10 * n for n in number], pa.int64()),
+        "scenario": pa.array([n % 3 for n in number], pa.int64()),
+        "label": pa.array([n % 2 for n in number], pa.float32()),
+        "c:device": pa.array([n % 5 for n in number], pa.int64()),
+        "c:hour": pa.array([n % 7 for n in number], pa.int64()),
+        "ignored": pa.array(["x"] * COUNT),
+    }
+    file = storage.path(folder / "rows.parquet")
+    storage.write_table(file, pa.table(columns), rows_per_group)
+    return RowReader(file, ["device", "hour"])
+
+
+def users(reader: RowReader, size: int, seed: int | None, rank: int = 0, world: int = 1) -> list[list[int]]:
+    return [rows.user_B.tolist() for rows, _ in reader.batches(size, seed, rank, world)]
+
+
+@pytest.fixture(params=[None, 16])
+def small_window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | None:
+    if request.param:
+        monkeypatch.setattr(batches, "WINDOW", request.param)
+    return request.param
+
+
+def test_without_seed_rows_come_in_file_order(tmp_path: Path):
+    found = users(write(tmp_path), 10, None)
+    assert found == [list(range(start, min(start + 10, COUNT))) for start in range(0, COUNT, 10)]
+
+
+def test_columns_stay_together_and_have_their_types(tmp_path: Path):
+    for rows, count in write(tmp_path).batches(10, seed=1):
+        number = rows.user_B
+        assert len(number) == count
+        assert torch.equal(rows.item_B, 10 * number)
+        assert torch.equal(rows.scenario_B, number % 3)
+        assert torch.equal(rows.label_B, (number % 2).float())
+        assert torch.equal(rows.context_BC, torch.stack([number % 5, number % 7], dim=1))
+        assert rows.label_B.dtype == torch.float32
+        assert rows.item_B.dtype == rows.context_BC.dtype == torch.int64
+
+
+def test_a_file_without_context_gives_none(tmp_path: Path):
+    reader = RowReader(write(tmp_path).file, [])
+    rows, _ = next(reader.batches(10, None))
+    assert rows.context_BC.shape == (10, 0)
+
+
+@pytest.mark.parametrize("rows_per_group", GROUPS)
+@pytest.mark.parametrize("seed", [None, 3])
+def test_each_row_comes_exactly_once(tmp_path: Path, rows_per_group: int, seed: int | None, small_window: int | None):
+    reader = write(tmp_path, rows_per_group)
+    found = users(reader, 10, seed)
+    assert sorted(functools.reduce(operator.iadd, found, [])) == list(range(COUNT))
+    assert max(map(len, found)) == 10
+    assert reader.rows == COUNT
+
+
+@pytest.mark.parametrize("rows_per_group", GROUPS)
+def test_without_seed_small_windows_keep_file_order(tmp_path: Path, rows_per_group: int, small_window: int | None):
+    assert functools.reduce(operator.iadd, users(write(tmp_path, rows_per_group), 10, None), []) == list(range(COUNT))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_workers_parts_are_one_workers_global_batches(
+    tmp_path: Path, world: int, seed: int | None, small_window: int | None
+):
+    reader = write(tmp_path, 11)
+    whole = list(reader.batches(10, seed))
+    shares = [list(RowReader(reader.file, ["device", "hour"]).batches(10, seed, rank, world)) for rank in range(world)]
+    assert {len(share) for share in shares} == {len(whole)}
+    for (one, count), *parts in zip(whole, *shares, strict=True):
+        together = torch.cat([part.user_B for part, _ in parts])
+        assert sorted(together.tolist()) == sorted(one.user_B.tolist())
+        assert [total for _, total in parts] == [count] * world
+        sizes = [len(part.user_B) for part, _ in parts]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_the_seed_decides_the_order(tmp_path: Path, small_window: int | None):
+    reader = write(tmp_path, 11)
+    assert users(reader, 10, 3) == users(reader, 10, 3)
+    assert users(reader, 10, 3) != users(reader, 10, 4)
+    assert functools.reduce(operator.iadd, users(reader, 10, 3), []) != list(range(COUNT))
+
+
+def test_windows_are_shuffled_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With windows much smaller than the file, the first batch still comes from anywhere in it."""
+    monkeypatch.setattr(batches, "WINDOW", 16)
+    reader = write(tmp_path, 4)
+    starts = {users(reader, 4, seed)[0][0] // 4 for seed in range(12)}
+    assert len(starts) > 5
+
+
+def test_to_batch_holds_each_user_once_with_the_stores_vector(world: World):
+    tables = FeatureTables.open(world.data.folder)
+    store = KnowledgeStore.open(world.knowledge, len(tables.users_US), tables.scenarios)
+    reader = RowReader(world.data.folder / "train.parquet", ["device"])
+    rows, _ = next(reader.batches(64, seed=1))
+    batch = to_batch(rows, tables, store)
+    vectors, known = store.lookup(rows.user_B)
+    assert len(batch.z_NZ) == len(set(rows.user_B.tolist())) < 64
+    assert torch.equal(batch.z_NZ[batch.owner_B], vectors)
+    assert torch.equal(batch.known_N[batch.owner_B], known)
+    assert torch.equal(batch.scenario_B, rows.scenario_B)
+    assert torch.equal(batch.slots_BS, tables.slots(rows.user_B, rows.item_B, rows.scenario_B, rows.context_BC))
+
+
+def test_to_batch_without_knowledge_holds_nobody(world: World):
+    tables = FeatureTables.open(world.data.folder)
+    one = torch.tensor([1, 2])
+    rows = Rows(one, one, one, one.float(), one[:, None])
+    batch = to_batch(rows, tables, None)
+    assert batch.z_NZ.shape == (1, 0)
+    assert not batch.known_N.any()
+    assert batch.owner_B.tolist() == [0, 0]

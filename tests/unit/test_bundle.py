@@ -1,0 +1,324 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from fastapi import HTTPException
+from pydantic import ValidationError
+
+from llm4msr import Ranker, RankRequest, bundle, storage
+from llm4msr.api import RankBatchRequest
+from llm4msr.batches import RowReader, to_batch
+from llm4msr.config import Config
+from llm4msr.errors import ConfigError, StorageError
+from llm4msr.features import FeatureTables
+from llm4msr.fit import Data, weights_as_bytes
+from llm4msr.serve import RankerService
+from llm4msr.storage import StageOutput
+from tests.unit.conftest import World
+
+KNOWLEDGE = ("none", "user", "scenario", "both", "feature")
+
+
+def config_with(world: World, knowledge: str) -> Config:
+    return world.config.model_copy(update={"model": world.config.model.model_copy(update={"knowledge": knowledge})})
+
+
+def publish(world: World, knowledge: str, folder: Path) -> tuple[StageOutput, Data, torch.nn.Module]:
+    """A bundle of a net whose parameters were moved at random, so that nothing is zero."""
+    config = config_with(world, knowledge)
+    data = Data.open(config, world.data, world.knowledge)
+    net = data.new_net(config)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    weights = storage.path(folder / "weights.safetensors")
+    storage.write_bytes(weights, weights_as_bytes(net.state_dict()))
+    extracted = None if knowledge == "none" else world.knowledge
+
+    def build(at: Any) -> storage.Built:
+        return bundle.write(config, weights, world.data, extracted, "# card", at)
+
+    return storage.publish(storage.path(folder / "bundle"), "export", 1, {}, {}, build), data, net.eval()
+
+
+@pytest.fixture(scope="module")
+def published(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[StageOutput, Data, torch.nn.Module]:
+    return publish(world, "both", tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def ranker(published: tuple[StageOutput, Data, torch.nn.Module]) -> Ranker:
+    return Ranker.load(str(published[0].folder))
+
+
+@pytest.fixture
+def copied(published: tuple[StageOutput, Data, torch.nn.Module], tmp_path: Path) -> Path:
+    """A bundle to be damaged."""
+    return Path(shutil.copytree(str(published[0].folder), tmp_path / "copy"))
+
+
+def request(**changes: Any) -> RankRequest:
+    asked = {"user_id": "u1", "scenario": "home", "items": ["i3", "i1", "i2"], "context": {"device": "tv"}}
+    return RankRequest.model_validate(asked | changes)
+
+
+def scores(ranker: Ranker, asked: RankRequest) -> dict[str, float]:
+    return {item.item_id: item.score for item in ranker.rank(asked).ranked}
+
+
+def is_known(world: World, user: str) -> bool:
+    file = next(f for f in world.knowledge.manifest.files if "users-" in f)
+    rows = storage.read_table(world.knowledge.folder / file, ["id", "error"]).to_pylist()
+    ids = storage.read_table(world.data.folder / "users.parquet")["user_id"].to_pylist()
+    return not next(row["error"] for row in rows if ids[row["id"]] == user)
+
+
+@pytest.mark.parametrize("knowledge", KNOWLEDGE)
+def test_scores_are_those_of_the_net_in_evaluation(world: World, tmp_path: Path, knowledge: str):
+    output, data, net = publish(world, knowledge, tmp_path)
+    ranker = Ranker.load(str(output.folder))
+    rows, _ = next(RowReader(world.data.folder / "test.parquet", ["device"]).batches(40, None))
+    with torch.inference_mode():
+        expected = torch.sigmoid(net(to_batch(rows, data.tables, data.knowledge if net.uses_users else None)))
+    raw = {
+        side: storage.read_table(world.data.folder / f"{side}s.parquet")[f"{side}_id"].to_pylist()
+        for side in ("user", "item", "scenario")
+    }
+    devices = ["", *json.loads(storage.read_bytes(world.data.folder / "fields.json"))["context"]["device"]]
+    columns = (rows.user_B, rows.item_B, rows.scenario_B, rows.context_BC[:, 0], expected)
+    for user, item, scenario, device, score in zip(*(c.tolist() for c in columns), strict=True):
+        asked = RankRequest(
+            user_id=raw["user"][user],
+            scenario=raw["scenario"][scenario],
+            items=[raw["item"][item]],
+            context={"device": devices[device]} if device else {},
+        )
+        assert ranker.rank(asked).ranked[0].score == pytest.approx(score, abs=1e-5)
+    assert expected.std() > 1e-3
+
+
+def test_many_candidates_score_like_each_alone(ranker: Ranker):
+    items = [f"i{i}" for i in range(20)]
+    together = scores(ranker, request(items=items))
+    for item in items:
+        assert scores(ranker, request(items=[item]))[item] == pytest.approx(together[item], abs=1e-6)
+
+
+def test_the_best_comes_first(ranker: Ranker):
+    response = ranker.rank(request(items=[f"i{i}" for i in range(20)]))
+    found = [item.score for item in response.ranked]
+    assert found == sorted(found, reverse=True)
+    assert len({item.item_id for item in response.ranked}) == 20
+    assert all(0 < score < 1 for score in found)
+
+
+@pytest.mark.parametrize(("top_k", "count"), [(1, 1), (2, 2), (99, 3), (None, 3)])
+def test_top_k_cuts_the_answer(ranker: Ranker, top_k: int | None, count: int):
+    whole = ranker.rank(request()).ranked
+    assert ranker.rank(request(top_k=top_k)).ranked == whole[:count]
+
+
+def test_equal_scores_keep_the_order_of_the_request(ranker: Ranker):
+    items = [f"never-seen-{i}" for i in (3, 1, 2, 9, 0)]
+    assert [item.item_id for item in ranker.rank(request(items=items)).ranked] == items
+    assert [item.item_id for item in ranker.rank(request(items=items, top_k=2)).ranked] == items[:2]
+
+
+def test_unknown_ids_are_told_and_ranked(ranker: Ranker):
+    response = ranker.rank(request(user_id="stranger", scenario="nowhere", items=["i1", "odd", "i2", ""]))
+    assert response.unknown.user
+    assert response.unknown.scenario
+    assert response.unknown.items == ["odd", ""]
+    assert len(response.ranked) == 4
+    assert response.knowledge == "none"
+    known = ranker.rank(request()).unknown
+    assert (known.user, known.scenario, known.items) == (False, False, [])
+
+
+def test_all_strangers_score_alike(ranker: Ranker):
+    assert scores(ranker, request(user_id="a")) == scores(ranker, request(user_id="b"))
+    assert scores(ranker, request(user_id="a")) != scores(ranker, request())
+
+
+def test_knowledge_is_used_for_who_has_some(ranker: Ranker, world: World):
+    for user in (f"u{i}" for i in range(40)):
+        expected = "used" if is_known(world, user) else "none"
+        assert ranker.rank(request(user_id=user)).knowledge == expected
+    assert ranker.info().users_with_knowledge == 37
+
+
+def test_knowledge_enters_the_scores(ranker: Ranker, copied: Path):
+    """Another code for a user changes that user's scores and nobody else's."""
+    table = storage.read_table(storage.path(copied / "codes.parquet"))
+    users = table["user"].to_pylist()
+    codes = table["code"].combine_chunks()
+    flat = codes.flatten().to_numpy().copy().reshape(len(users), -1)
+    mine = users.index(ranker._users["u1"])
+    flat[mine] = -flat[mine]
+    column = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1), pa.float16()), flat.shape[1])
+    storage.write_table(storage.path(copied / "codes.parquet"), pa.table({"user": users, "code": column}))
+    mend_manifest(copied, "codes.parquet")
+    other = Ranker.load(str(copied))
+    assert scores(other, request()) != scores(ranker, request())
+    assert scores(other, request(user_id="u2")) == scores(ranker, request(user_id="u2"))
+
+
+@pytest.mark.parametrize("knowledge", ["none", "scenario"])
+def test_a_model_without_user_level_uses_no_users_knowledge(world: World, tmp_path: Path, knowledge: str):
+    ranker = Ranker.load(str(publish(world, knowledge, tmp_path)[0].folder))
+    assert ranker.rank(request()).knowledge == "none"
+    assert ranker.info().users_with_knowledge == 0
+
+
+def test_context_matters_and_may_be_left_out(ranker: Ranker):
+    tv, phone, none, odd = (
+        scores(ranker, request(context=c)) for c in ({"device": "tv"}, {"device": "phone"}, {}, {"device": "fax"})
+    )
+    assert tv != phone
+    assert none == odd
+    assert none not in (tv, phone)
+
+
+def test_unknown_context_field_is_refused(ranker: Ranker):
+    with pytest.raises(ConfigError, match="context: unknown field 'weather'; this model knows: device"):
+        ranker.rank(request(context={"device": "tv", "weather": "rain"}))
+
+
+def test_answers_carry_version_and_request_id(ranker: Ranker, published: Any):
+    response = ranker.rank(request(), "my-id")
+    assert response.request_id == "my-id"
+    assert response.scenario == "home"
+    assert response.model_version == published[0].manifest.fingerprint == ranker.info().model_version
+    one, two = ranker.rank(request()).request_id, ranker.rank(request()).request_id
+    assert one
+    assert one != two
+
+
+def test_info_says_what_is_loaded(ranker: Ranker):
+    info = ranker.info()
+    assert (info.name, info.backbone, info.knowledge) == ("tiny", "mmoe", "both")
+    assert (info.scenarios, info.context, info.users, info.items) == (["home", "search"], ["device"], 40, 20)
+    assert ranker.titles["i3"] == "Title 3"
+
+
+@pytest.mark.parametrize("bad", [{"items": []}, {"top_k": 0}, {"surprise": 1}, {"user_id": "x" * 257}])
+def test_a_malformed_request_is_refused(bad: dict[str, Any]):
+    with pytest.raises(ValidationError):
+        request(**bad)
+
+
+# --- the service that Ray Serve runs ------------------------------------------------------------------------------
+
+
+def test_service_ranks_like_the_ranker_and_refuses_too_many(ranker: Ranker, published: Any):
+    service = RankerService(str(published[0].folder), max_candidates=4)
+    assert service.rank(request(), "a") == ranker.rank(request(), "a")
+    batch = service.rank_batch(RankBatchRequest(requests=[request(items=["i1"]), request(user_id="u2")]), "b")
+    expected = [ranker.rank(request(items=["i1"]), "b"), ranker.rank(request(user_id="u2"), "b")]
+    assert batch.responses == expected
+    for refused in (
+        lambda: service.rank(request(items=["a"] * 5)),
+        lambda: service.rank_batch(RankBatchRequest(requests=[request(), request()])),
+    ):
+        with pytest.raises(HTTPException, match="allowed are 4") as caught:
+            refused()
+        assert caught.value.status_code == 413
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+
+def mend_manifest(folder: Path, name: str) -> None:
+    """Let the manifest agree with a changed file, so that later checks are reached."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name]["bytes"] = (folder / name).stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def damage(folder: Path, name: str, data: bytes) -> None:
+    (folder / name).write_bytes(data)
+    mend_manifest(folder, name)
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(StorageError) as caught:
+        Ranker.load(str(folder))
+    return str(caught.value)
+
+
+def test_another_version_is_refused(copied: Path):
+    described = json.loads((copied / "bundle.json").read_text()) | {"version": 99}
+    damage(copied, "bundle.json", json.dumps(described).encode())
+    assert (
+        refused(copied) == f"{copied}/bundle.json: bundle version 99, this package reads {bundle.VERSION}; export again"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"version": 1}', '{"version": 1, "surprise": 2}', "[1]"])
+def test_damaged_bundle_json_is_refused(copied: Path, text: str):
+    damage(copied, "bundle.json", text.encode())
+    assert refused(copied).startswith(f"{copied}/bundle.json: ")
+
+
+def test_truncated_weights_are_refused(copied: Path):
+    weights = (copied / bundle.WEIGHTS).read_bytes()
+    (copied / bundle.WEIGHTS).write_bytes(weights[:-100])
+    assert f"{copied}/{bundle.WEIGHTS}: {len(weights) - 100} bytes, not {len(weights)}" in refused(copied)
+    damage(copied, bundle.WEIGHTS, weights[:-100])
+    assert refused(copied).startswith(f"{copied}/{bundle.WEIGHTS}: does not fit bundle.json")
+
+
+@pytest.mark.parametrize("change", [{"code_dim": 5}, {"backbone": "star"}, {"knowledge": "none"}])
+def test_weights_of_another_model_are_refused(copied: Path, change: dict[str, Any]):
+    described = json.loads((copied / "bundle.json").read_text())
+    described["model"] |= change
+    damage(copied, "bundle.json", json.dumps(described).encode())
+    assert refused(copied).startswith(f"{copied}/{bundle.WEIGHTS}: does not fit bundle.json")
+
+
+@pytest.mark.parametrize("name", ["users.parquet", "codes.parquet", "fields.json", "scenarios.parquet"])
+def test_a_missing_file_is_named(copied: Path, name: str):
+    (copied / name).unlink()
+    assert refused(copied).startswith(f"{copied}/{name}: missing")
+
+
+@pytest.mark.parametrize("name", ["users.parquet", "items.parquet", "codes.parquet"])
+def test_a_damaged_table_is_named(copied: Path, name: str):
+    damage(copied, name, b"no parquet")
+    assert refused(copied).startswith(f"{copied}/{name}: ")
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path, world: World):
+    (tmp_path / "README.md").write_text("hello")
+    for folder in (tmp_path, tmp_path / "absent"):
+        assert refused(folder) == f"{folder}: not a finished bundle; give the uri that `llm4msr export` printed"
+    assert "not a finished bundle" in refused(Path(str(world.data.folder)))
+
+
+def test_a_bundle_can_lie_on_an_object_store(published: Any, ranker: Ranker):
+    there = storage.path("memory://bundles/one")
+    for file in Path(str(published[0].folder)).iterdir():
+        storage.write_bytes(there / file.name, file.read_bytes())
+    assert scores(Ranker.load("memory://bundles/one"), request()) == scores(ranker, request())
+
+
+def test_codes_are_one_row_per_user_with_knowledge(published: Any, world: World):
+    output, data, _net = published
+    table = storage.read_table(output.folder / "codes.parquet")
+    assert table["user"].to_pylist() == np.flatnonzero(data.knowledge.known_N).tolist()
+    assert table["code"].type == pa.list_(pa.float16(), world.config.model.code_dim)
+    assert output.manifest.info["users_with_knowledge"] == table.num_rows == 37
+    assert output.manifest.rows == len(FeatureTables.open(output.folder).users_US) - 1
+
+
+def test_codes_do_not_depend_on_chunks(published: Any):
+    _, data, net = published
+    one, other = bundle._codes(net, data), bundle._codes(net, data, chunk=7)
+    assert one["user"].equals(other["user"])
+    first, second = (t["code"].combine_chunks().flatten().to_numpy().astype(np.float32) for t in (one, other))
+    np.testing.assert_allclose(first, second, atol=1e-3)

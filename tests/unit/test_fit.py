@@ -1,0 +1,196 @@
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from llm4msr import metrics
+from llm4msr.backbones import BACKBONES
+from llm4msr.config import Config
+from llm4msr.fit import Checkpoint, Data, Progress, Tensors, fit, predict, weights_as_bytes
+from tests.unit.conftest import World
+
+
+def config(world: World, **changes: Any) -> Config:
+    model, train = changes.pop("model", {}), changes.pop("train", {})
+    update = {
+        "model": world.config.model.model_copy(update=model),
+        "train": world.config.train.model_copy(update=train),
+    }
+    return world.config.model_copy(update=update | changes)
+
+
+def data(world: World, wanted: Config) -> Data:
+    return Data.open(wanted, world.data, world.knowledge)
+
+
+def run(world: World, wanted: Config, **options: Any) -> Checkpoint:
+    return fit(wanted, data(world, wanted), **options)
+
+
+def same(one: Tensors, two: Tensors) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture
+def epochs(tmp_path: Path) -> Any:
+    """Saves every epoch's checkpoint; `epochs[k]` loads that of epoch k."""
+
+    class Saved(list[Path]):
+        def __call__(self, state: Checkpoint) -> None:
+            folder = tmp_path / f"epoch{state.progress.epoch}"
+            folder.mkdir()
+            state.save(folder)
+            self.append(folder)
+
+        def load(self, epoch: int) -> Checkpoint:
+            return Checkpoint.load(self[epoch - 1])
+
+    return Saved()
+
+
+@pytest.mark.parametrize("knowledge", ["none", "both"])
+def test_the_same_seed_trains_the_same_model(world: World, knowledge: str):
+    wanted = config(world, model={"knowledge": knowledge}, train={"epochs": 2})
+    one, two = run(world, wanted), run(world, wanted)
+    assert one.progress == two.progress
+    assert same(one.net, two.net)
+    assert same(one.best, two.best)
+    other = run(world, wanted.model_copy(update={"seed": 2}))
+    assert one.progress.history != other.progress.history
+
+
+@pytest.mark.parametrize("knowledge", ["none", "both"])
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(world: World, epochs: Any, knowledge: str, stop: int):
+    wanted = config(world, model={"knowledge": knowledge}, train={"epochs": 4, "patience": 4})
+    whole = run(world, wanted, on_epoch=epochs)
+    saved = epochs.load(stop)
+    assert saved.progress.epoch == stop
+    resumed = run(world, wanted, resume=saved)
+    assert resumed.progress == whole.progress
+    assert same(resumed.net, whole.net)
+    assert same(resumed.best, whole.best)
+    assert same(resumed.optimizer, whole.optimizer)
+
+
+def test_a_finished_run_that_is_resumed_does_nothing(world: World, epochs: Any):
+    wanted = config(world, train={"epochs": 2})
+    whole = run(world, wanted, on_epoch=epochs)
+    told: list[int] = []
+    again = run(world, wanted, resume=epochs.load(2), on_epoch=lambda state: told.append(state.progress.epoch))
+    assert told == []
+    assert again.progress == whole.progress
+    assert same(again.best, whole.best)
+
+
+def test_best_holds_the_weights_of_the_best_epoch(world: World, epochs: Any):
+    wanted = config(world, train={"epochs": 8, "patience": 8, "learning_rate": 0.05})
+    last = run(world, wanted, on_epoch=epochs)
+    aucs = [epoch["valid_auc"] for epoch in last.progress.history]
+    assert last.progress.best_auc == max(aucs)
+    assert last.progress.best_epoch == 1 + aucs.index(max(aucs)) < 8  # else the test says nothing
+    assert same(last.best, epochs.load(last.progress.best_epoch).net)
+    assert not same(last.best, last.net)
+    opened = data(world, wanted)
+    net = opened.new_net(wanted)
+    net.load_state_dict(last.best)
+    scored = predict(net, opened, opened.rows("valid"), 128)
+    assert metrics.report(scored, opened.scenario_names) == last.progress.best_report
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_training_stops_early(world: World, patience: int):
+    wanted = config(world, train={"epochs": 60, "patience": patience, "learning_rate": 0.1})
+    progress = run(world, wanted).progress
+    assert progress.epoch == progress.best_epoch + patience < 60
+    assert [epoch["epoch"] for epoch in progress.history] == list(range(1, progress.epoch + 1))
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+def test_every_backbone_learns_a_planted_signal(world: World, backbone: str):
+    wanted = config(world, model={"backbone": backbone}, train={"epochs": 6, "patience": 6, "learning_rate": 0.02})
+    last = run(world, wanted)
+    assert last.progress.best_auc > 0.7
+    opened = data(world, wanted)
+    net = opened.new_net(wanted)
+    net.load_state_dict(last.best)
+    scored = predict(net, opened, opened.rows("test"), 128)
+    test_auc = metrics.auc(scored.label, scored.logit)
+    assert test_auc is not None
+    assert test_auc > 0.7
+    assert last.progress.history[-1]["loss"] < last.progress.history[0]["loss"]
+
+
+@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+@pytest.mark.parametrize("knowledge", ["user", "scenario", "both"])
+def test_with_knowledge_training_starts_at_the_plain_model(world: World, backbone: str, knowledge: str):
+    scores = []
+    for level in ("none", knowledge):
+        wanted = config(world, model={"backbone": backbone, "knowledge": level})
+        opened = data(world, wanted)
+        scores.append(predict(opened.new_net(wanted), opened, opened.rows("test"), 64).logit)
+    np.testing.assert_array_equal(*scores)
+
+
+def test_predict_does_not_depend_on_batches(world: World):
+    opened = data(world, world.config)
+    net = opened.new_net(world.config)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1)
+    one, other = (predict(net, opened, opened.rows("test"), size) for size in (1000, 7))
+    np.testing.assert_allclose(one.logit, other.logit, atol=1e-6)
+    np.testing.assert_array_equal(one.user, other.user)
+    assert len(one.label) == world.data.manifest.info["test"]
+    assert not net.training
+
+
+def test_a_control_trains_on_wrong_vectors(world: World):
+    right, wrong = (config(world, model={"control": control}) for control in ("none", "shuffled"))
+    one, two = (data(world, c).knowledge for c in (right, wrong))
+    assert one is not None
+    assert two is not None
+    ids = torch.from_numpy(np.flatnonzero(one.known_N))
+    assert not torch.equal(one.lookup(ids)[0], two.lookup(ids)[0])
+
+
+def test_a_model_without_knowledge_reads_none(world: World):
+    wanted = config(world, model={"knowledge": "none"})
+    assert Data.open(wanted, world.data, None).knowledge is None
+
+
+def test_checkpoint_survives_saving_without_pickle(world: World, tmp_path: Path):
+    state = run(world, config(world, train={"epochs": 1}))
+    state.save(tmp_path)
+    loaded = Checkpoint.load(tmp_path)
+    assert loaded.progress == state.progress
+    for name in ("net", "best", "optimizer"):
+        assert same(getattr(loaded, name), getattr(state, name))
+    names = {"net.safetensors", "best.safetensors", "optimizer.safetensors", "progress.json"}
+    assert {file.name for file in tmp_path.iterdir()} == names
+    for file in tmp_path.glob("*.safetensors"):
+        assert safetensors.torch.load_file(file).keys() == getattr(state, file.stem).keys()
+    assert json.loads((tmp_path / "progress.json").read_text())["epoch"] == 1
+
+
+def test_checkpoint_holds_copies(world: World):
+    """What an earlier epoch gave is not changed by later ones."""
+    kept: list[tuple[Tensors, Tensors]] = []
+    wanted = config(world, train={"epochs": 2})
+    last = run(world, wanted, on_epoch=lambda s: kept.append((s.net, copy.deepcopy(s.net))))
+    assert same(*kept[0])
+    assert not same(kept[0][0], last.net)
+
+
+def test_progress_starts_before_the_first_epoch():
+    assert (Progress().epoch, Progress().best_epoch, Progress().history) == (0, 0, [])
+
+
+def test_weights_as_bytes_are_safetensors():
+    weights = {"a": torch.arange(3.0)}
+    assert same(safetensors.torch.load(weights_as_bytes(weights)), weights)

@@ -1,0 +1,381 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from llm4msr import schema, split, storage
+from llm4msr.config import Config
+from llm4msr.errors import ConfigError, DataError, StorageError
+from llm4msr.extract import scenario_prompts, user_prompts
+from llm4msr.prepare import MAX_TITLES, MAX_VALUES, histories, prepare, prepared
+from llm4msr.storage import StageOutput
+from tests.unit.helpers import HEADER, config_of, interactions, write_csv, write_data
+
+SPLITS = [
+    {"kind": "time"},
+    {"kind": "time", "history_share": 0.5},
+    {"kind": "time", "by": "user"},
+    {"kind": "leave_last_out"},
+    {"kind": "random"},
+]
+
+
+def table(output: StageOutput, name: str) -> pa.Table:
+    return storage.read_table(output.folder / f"{name}.parquet")
+
+
+def fields(output: StageOutput) -> dict[str, dict[str, list[str]]]:
+    return json.loads(storage.read_bytes(output.folder / "fields.json"))
+
+
+def rendered(config: Config, output: StageOutput) -> list[dict[str, Any]]:
+    users = user_prompts(table(output, "histories"), config)
+    return users + scenario_prompts(table(output, "scenarios"), config)
+
+
+# --- no leakage ---------------------------------------------------------------------------------------------------
+
+
+def parts_of(rows: list[list[Any]], config: Config) -> np.ndarray:
+    frame = pd.DataFrame({"user_id": [r[0] for r in rows], "order": [float(r[4]) for r in rows]})
+    return split.assign(frame, config.split, config.seed)
+
+
+@pytest.mark.parametrize("wanted", SPLITS, ids=lambda s: "-".join(map(str, s.values())))
+def test_nothing_of_validation_and_test_rows_reaches_a_prompt_a_vocabulary_or_a_statistic(
+    tmp_path: Path, wanted: dict[str, Any]
+):
+    rows = interactions(users=20, items=12, rows_per_user=20)
+    before = config_of(write_data(tmp_path / "before", rows, items=12, users=20), split=wanted)
+    later = parts_of(rows, before) != split.TRAIN
+    assert 0 < later.sum() < len(rows)
+
+    changed = []
+    for at, (row, is_later) in enumerate(zip(rows, later, strict=True)):
+        user, item, _, label, ts, _ = row
+        keep_user = wanted.get("by") == "user" or wanted["kind"] == "leave_last_out"
+        secret = [
+            user if keep_user else f"secret-user{at}",
+            f"secret{at % 7}",
+            "secret-scenario",
+            1 - label,
+            ts,
+            "secret",
+        ]
+        changed.append((secret if at % 3 else [user, item, "home", 1 - label, ts, "tv"]) if is_later else row)
+    folder = write_data(tmp_path / "after", changed, items=12, users=20)
+    with (folder / "items.csv").open("a") as file:
+        file.writelines(f"secret{i},Secret film {i},All > secret > deep,secret-brand\n" for i in range(7))
+    with (folder / "users.csv").open("a") as file:
+        file.writelines(f"secret-user{i},secret-land\n" for i in range(len(rows)))
+    after = config_of(folder, split=wanted)
+
+    one, two = prepare(before), prepare(after)
+    np.testing.assert_array_equal(parts_of(changed, after) != split.TRAIN, later)
+    for name in ("fields.json", "scenarios.parquet", "histories.parquet", "train.parquet"):
+        first, second = (storage.read_bytes(output.folder / name) for output in (one, two))
+        assert first == second, name
+    assert rendered(before, one) == rendered(after, two)
+    assert "secret" not in json.dumps(rendered(after, two)).lower()
+    assert storage.read_bytes(one.folder / "test.parquet") != storage.read_bytes(two.folder / "test.parquet")
+
+
+def test_a_change_of_a_training_row_does_reach_prompts_and_statistics(tmp_path: Path):
+    rows = interactions(users=20, items=12, rows_per_user=20)
+    one = prepare(config_of(write_data(tmp_path / "one", rows, items=12)))
+    rows[0] = [*rows[0][:3], 1 - rows[0][3], *rows[0][4:]]
+    two = prepare(config_of(write_data(tmp_path / "two", rows, items=12)))
+    for name in ("scenarios", "histories", "train"):
+        assert not table(one, name).equals(table(two, name))
+
+
+@pytest.mark.parametrize("by", ["global", "user"])
+def test_rows_that_feed_prompts_do_not_train(tmp_path: Path, by: str):
+    rows = [[u, f"i{i}", "home", 1, i, "tv"] for i in range(20) for u in ("a", "b")]
+    config = config_of(write_data(tmp_path, rows), split={"by": by, "history_share": 0.5})
+    output = prepare(config)
+    titles = {user["user_id"]: user["history"][0]["titles"] for user in table(output, "histories").to_pylist()}
+    assert titles == {user: [f"Title {i}" for i in range(8)] for user in ("a", "b")}
+    ids = table(output, "items")["item_id"].to_pylist()
+    trained = {ids[i] for i in table(output, "train")["item"].to_pylist()}
+    assert trained == {f"i{i}" for i in range(8, 16)}
+    assert output.manifest.rows == 24
+
+
+def test_history_that_leaves_no_training_rows_is_refused(tmp_path: Path):
+    rows = [["a", f"i{i}", "home", i % 2, max(i - 15, 0), "tv"] for i in range(20)]  # all training rows at one time
+    config = config_of(write_data(tmp_path, rows), split={"history_share": 0.5})
+    with pytest.raises(DataError, match="train"):
+        prepare(config)
+
+
+# --- vocabularies -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Config:
+    """Ten rows: eight train, one validates, one tests; the last two know ids and values that training never saw."""
+    rows: list[list[Any]] = [[f"u{i % 2}", f"i{i % 4}", "home", i % 2, i, "tv"] for i in range(8)]
+    rows += [["u9", "i8", "home", 1, 8, "watch"], ["u0", "nowhere", "search", 0, 9, "tv"]]
+    write_csv(tmp_path / "interactions.csv", HEADER, rows)
+    described = [[f"i{i}", f"Title {i}", f"c{i}", "b0"] for i in range(3)] + [["i8", "New film", "c8", "b0"]]
+    write_csv(tmp_path / "items.csv", ["item_id", "title", "category_path", "brand"], described)
+    write_csv(tmp_path / "users.csv", ["user_id", "country"], [["u0", "de"], ["u1", ""], ["u9", "it"]])
+    return config_of(tmp_path)
+
+
+def test_vocabularies_hold_training_values_alone(small: Config):
+    found = fields(prepare(small))
+    assert found["user"] == {"user_id": ["u0", "u1"], "country": ["de"]}
+    assert found["item"] == {"item_id": ["i0", "i1", "i2", "i3"], "brand": ["b0"], "category": ["c0", "c1", "c2"]}
+    assert found["context"] == {"device": ["tv"]}
+
+
+def test_described_items_are_kept_and_others_of_test_rows_are_not(small: Config):
+    items = table(prepare(small), "items").to_pydict()
+    assert items["item_id"] == ["", "i0", "i1", "i2", "i3", "i8"]
+    assert items["title"] == ["", "Title 0", "Title 1", "Title 2", "i3", "New film"]
+    assert items["f:item_id"] == [0, 1, 2, 3, 4, 0]
+    assert items["f:brand"] == [0, 1, 1, 1, 0, 1]
+    assert items["f:category"] == [[], [1], [2], [3], [], []]
+
+
+def test_row_zero_is_unknown_and_row_i_is_number_i(small: Config):
+    output = prepare(small)
+    for side, expected in (("user", schema.USERS), ("item", schema.ITEMS)):
+        rows = schema.check(table(output, f"{side}s"), expected, side)
+        assert rows[side].to_pylist() == list(range(rows.num_rows))
+        assert rows[f"{side}_id"][0].as_py() == ""
+        assert rows[f"f:{side}_id"][0].as_py() == 0
+    users = table(output, "users").to_pydict()
+    assert users["user_id"] == ["", "u0", "u1", "u9"]
+    assert users["f:user_id"] == [0, 1, 2, 0]
+    assert users["f:country"] == [0, 1, 0, 0]
+
+
+def test_unknown_ids_of_later_rows_are_zero(small: Config):
+    output = prepare(small)
+    assert table(output, "train")["user"].to_pylist() == [1, 2] * 4
+    assert table(output, "valid").to_pydict() == {
+        "user": [3],
+        "item": [5],
+        "scenario": [1],
+        "label": [1],
+        "c:device": [0],
+    }
+    assert table(output, "test").to_pydict() == {
+        "user": [1],
+        "item": [0],
+        "scenario": [0],
+        "label": [0],
+        "c:device": [1],
+    }
+
+
+def test_many_values_of_a_feature_are_cut(tmp_path: Path):
+    rows = [["u", "i0", "home", 1, i, "tv"] for i in range(10)]
+    write_data(tmp_path, rows)
+    path = " > ".join(f"c{i}" for i in range(20))
+    write_csv(tmp_path / "items.csv", ["item_id", "title", "category_path", "brand"], [["i0", "T", path, ""]])
+    output = prepare(config_of(tmp_path))
+    assert len(fields(output)["item"]["category"]) == 20
+    assert len(table(output, "items")["f:category"][1].as_py()) == MAX_VALUES
+
+
+def test_items_need_no_file(tmp_path: Path):
+    bare = {
+        "items": "",
+        "users": "",
+        "title": "",
+        "category": "",
+        "user_features": [],
+        "item_features": [],
+        "context": [],
+    }
+    output = prepare(config_of(write_data(tmp_path), table=bare))
+    assert fields(output)["context"] == {}
+    items = table(output, "items").to_pydict()
+    assert items["title"] == items["item_id"]
+    assert table(output, "train").column_names == schema.INTERACTIONS.names
+    assert table(output, "scenarios")["categories"].to_pylist() == [[], [], []]
+
+
+# --- statistics and histories ---------------------------------------------------------------------------------------
+
+
+def test_statistics_of_scenarios(tmp_path: Path):
+    train: list[list[Any]] = [
+        ["a", "i1", "home", 1], ["a", "i2", "home", 0], ["b", "i1", "home", 1], ["c", "i3", "home", 1],
+        ["a", "i2", "search", 1], ["a", "i2", "search", 0], ["d", "i4", "search", 0], ["d", "i4", "search", 0],
+    ]  # fmt: skip
+    rows = [[*row, at, "tv"] for at, row in enumerate([*train, ["a", "i1", "home", 1], ["a", "i1", "home", 1]])]
+    output = prepare(config_of(write_data(tmp_path, rows)))
+    nobody, home, search = table(output, "scenarios").to_pylist()
+    assert (nobody["scenario"], nobody["scenario_id"], nobody["interactions"]) == (0, "", 0)
+    assert (home["scenario_id"], home["interactions"], home["users"], home["items"]) == ("home", 4, 3, 3)
+    assert home["positive_rate"] == 0.75
+    assert home["shared_users"] == [{"scenario_id": "search", "fraction": pytest.approx(1 / 3)}]
+    assert home["titles"] == ["Title 1", "Title 3"]
+    assert home["categories"] == ["All", "odd", "c1", "c2", "c3"]
+    assert (search["interactions"], search["users"], search["items"]) == (4, 2, 2)
+    assert search["positive_rate"] == 0.25
+    assert search["shared_users"] == [{"scenario_id": "home", "fraction": 0.5}]
+
+
+def test_histories_hold_liked_titles_oldest_first_and_the_most_active_first(tmp_path: Path):
+    train: list[list[Any]] = [
+        ["b", "i5", "home", 1, 7], ["a", "i1", "search", 1, 2], ["a", "i2", "home", 0, 3],
+        ["a", "i3", "search", 1, 1], ["c", "i4", "home", 0, 4], ["a", "i6", "home", 1, 5],
+        ["b", "i7", "home", 1, 6], ["d", "i8", "home", 1, 0],
+    ]  # fmt: skip
+    rows = [[*row, "tv"] for row in [*train, ["a", "i1", "home", 1, 8], ["a", "i1", "home", 1, 9]]]
+    output = prepare(config_of(write_data(tmp_path, rows)))
+    found = table(output, "histories").to_pylist()
+    assert [(user["user_id"], user["interactions"]) for user in found] == [("a", 4), ("b", 2), ("c", 1), ("d", 1)]
+    assert found[0]["history"] == [
+        {"scenario_id": "home", "titles": ["Title 6"]},
+        {"scenario_id": "search", "titles": ["Title 3", "Title 1"]},
+    ]
+    assert found[1]["history"] == [{"scenario_id": "home", "titles": ["Title 7", "Title 5"]}]
+    assert found[2]["history"] == []
+    ids = table(output, "users")["user_id"].to_pylist()
+    assert [ids[user["user"]] for user in found] == ["a", "b", "c", "d"]
+
+
+def test_histories_keep_the_latest_titles(tmp_path: Path):
+    rows = [["a", f"i{i}", "home", 1, i, "tv"] for i in range(100)]
+    found = table(prepare(config_of(write_data(tmp_path, rows, items=100))), "histories").to_pylist()
+    assert found[0]["history"][0]["titles"] == [f"Title {i}" for i in range(80 - MAX_TITLES, 80)]
+
+
+def test_data_that_nobody_liked_is_prepared_with_empty_histories(tmp_path: Path):
+    rows = [[f"u{i % 3}", f"i{i % 5}", "home", 0, i, "tv"] for i in range(30)]
+    output = prepare(config_of(write_data(tmp_path, rows)))
+    assert table(output, "histories")["history"].to_pylist() == [[], [], []]
+
+
+# --- implicit data --------------------------------------------------------------------------------------------------
+
+
+def test_implicit_data_needs_negatives(tmp_path: Path):
+    write_data(tmp_path)
+    with pytest.raises(ConfigError, match=r"set split\.negatives"):
+        prepare(config_of(tmp_path, table={"label": ""}))
+
+
+def test_labelled_data_refuses_negatives(tmp_path: Path):
+    write_data(tmp_path)
+    with pytest.raises(ConfigError, match=r"split\.negatives is for data without labels"):
+        prepare(config_of(tmp_path, split={"negatives": 2}))
+
+
+def test_implicit_data_gets_negatives_in_every_part(tmp_path: Path):
+    config = config_of(write_data(tmp_path), table={"label": ""}, split={"negatives": 2})
+    output = prepare(config)
+    for part in split.PARTS:
+        labels = table(output, part)["label"].to_numpy()
+        assert set(labels) == {0, 1}
+        assert 0.25 < labels.mean() < 0.5
+    other = prepare(config.model_copy(update={"seed": 2}))
+    assert other.folder != output.folder
+    assert not table(other, "train").equals(table(output, "train"))
+
+
+def test_what_a_user_took_before_is_no_negative_even_if_only_the_prompt_holds_it(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    rows = [[f"u{rng.integers(6)}", f"i{rng.integers(20)}", "home", 1, at, "tv"] for at in range(150)]
+    config = config_of(write_data(tmp_path, rows), table={"label": ""}, split={"negatives": 3, "history_share": 0.5})
+    output = prepare(config)
+    later = parts_of(rows, config)
+    taken = {(row[0], row[1]) for row, part in zip(rows, later, strict=True) if part == split.TRAIN}
+    users, items = (table(output, f"{side}s")[f"{side}_id"].to_pylist() for side in ("user", "item"))
+    rows_of_train = table(output, "train").to_pylist()
+    train = [row for row in rows_of_train if row["label"] == 0]
+    assert 0 < len(train) <= 3 * (len(rows_of_train) - len(train))
+    assert not {(users[row["user"]], items[row["item"]]) for row in train} & taken
+
+
+# --- the stage ------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_output_is_found_again(small: Config):
+    first = prepare(small)
+    assert not first.reused
+    again = prepare(small)
+    assert again.reused
+    assert again.folder == first.folder
+    assert prepared(small).manifest.model_dump_json() == first.manifest.model_dump_json()
+
+
+def test_counts_are_in_the_manifest(small: Config):
+    m = prepare(small).manifest
+    assert m.stage == "prepare"
+    assert m.rows == 10
+    assert m.info == {"users": 4, "items": 6, "scenarios": 2, "histories": 2, "train": 8, "valid": 1, "test": 1}
+    assert {name: part.rows for name, part in m.files.items()} == {
+        **{f"{name}.parquet": count for name, count in m.info.items()},
+        "fields.json": 1,
+    }
+
+
+def test_an_interrupted_output_is_built_again(small: Config):
+    first = prepare(small)
+    train = storage.read_bytes(first.folder / "train.parquet")
+    (first.folder / "manifest.json").unlink()
+    storage.write_bytes(first.folder / "train.parquet", train[:50])
+    storage.write_bytes(first.folder / "leftover", b"x")
+    again = prepare(small)
+    assert not again.reused
+    assert storage.read_bytes(again.folder / "train.parquet") == train
+    assert not (again.folder / "leftover").exists()
+
+
+def test_preparing_twice_gives_the_same_bytes(small: Config, tmp_path: Path):
+    one, two = prepare(small), prepare(small.model_copy(update={"storage": str(tmp_path / "elsewhere")}))
+    assert one.folder != two.folder
+    assert {n: p.digest for n, p in one.manifest.files.items()} == {n: p.digest for n, p in two.manifest.files.items()}
+
+
+def test_changed_data_gets_an_output_of_its_own(tmp_path: Path):
+    config = config_of(write_data(tmp_path))
+    first = prepare(config)
+    write_data(tmp_path, interactions(seed=1)[:900])
+    second = prepare(config)
+    assert not second.reused
+    assert second.folder != first.folder
+
+
+def test_seeds_share_an_output_unless_the_split_draws(tmp_path: Path):
+    write_data(tmp_path)
+    by_time, at_random = (config_of(tmp_path, split={"kind": kind}) for kind in ("time", "random"))
+    other = {"seed": 2}
+    assert prepare(by_time).folder == prepare(by_time.model_copy(update=other)).folder
+    assert prepare(at_random).folder != prepare(at_random.model_copy(update=other)).folder
+
+
+def test_a_bad_source_publishes_nothing(tmp_path: Path):
+    rows = interactions()
+    rows[500][3] = "maybe"
+    config = config_of(write_data(tmp_path, rows))
+    with pytest.raises(DataError, match=r"interactions\.csv: column 'label': 'maybe' in row 501"):
+        prepare(config)
+    assert not list(Path(config.root).rglob("manifest.json"))
+    with pytest.raises(ConfigError, match="nothing prepared for this config; run `llm4msr prepare` first"):
+        prepared(config)
+
+
+def test_prepare_refuses_a_source_that_is_not_there(tmp_path: Path):
+    with pytest.raises(StorageError, match=r"interactions\.csv"):
+        prepare(config_of(tmp_path))
+
+
+def test_histories_are_the_same_before_and_after_preparing(small: Config):
+    before = histories(small)
+    assert not Path(small.root).exists()
+    prepare(small)
+    after = histories(small)
+    assert [t.to_pylist() for t in before] == [t.to_pylist() for t in after]

@@ -1,0 +1,48 @@
+import pytest
+
+from llm4msr import progress
+from llm4msr.progress import track
+
+
+def test_lines_on_standard_error_end_with_the_whole(capsys: pytest.CaptureFixture[str]):
+    with track("extract", 10, done=4) as tracked:
+        tracked.advance(2)
+        tracked.advance(4, "(1 failed)")
+        assert tracked.done == 10
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert lines[-1].startswith("  extract: 10 of 10, ")
+    assert lines[-1].endswith("s (1 failed)")
+
+
+def test_a_line_now_and_then_tells_what_is_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    with track("train", 3) as tracked:
+        tracked.advance(1)
+        tracked.advance(1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("  train: 1 of 3, ")
+    assert lines[1].startswith("  train: 2 of 3, about ")
+    assert "left" in lines[1]
+
+
+def test_a_terminal_gets_a_bar_that_is_closed_whatever_happens(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    seen = []
+
+    def work() -> None:
+        with track("extract", 2) as tracked:
+            seen.append(tracked)
+            tracked.advance(1, "note")
+            raise ValueError("boom")
+
+    with pytest.raises(ValueError, match="boom"):
+        work()
+    (tracked,) = seen
+    assert "extract note" in capsys.readouterr().err
+    assert tracked._bar is not None
+    assert not tracked._bar.live.is_started

@@ -1,0 +1,208 @@
+import json
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from llm4msr import storage
+from llm4msr.errors import MissingExtraError, StorageError
+from llm4msr.storage import Built, StageOutput
+
+TABLE = pa.table({"a": [1, 2, 3], "b": ["x", "y", None]})
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path):
+    return storage.path(tmp_path / "out" if request.param == "local" else f"memory://{uuid.uuid4()}/out")
+
+
+def build(folder) -> Built:
+    storage.write_table(folder / "part.parquet", TABLE)
+    return Built(files={"part.parquet": 3}, rows=3, failed=1, skipped=2, info={"metrics": {"auc": 0.5}, "other": 1})
+
+
+def publish(folder, work=build, **options) -> StageOutput:
+    return storage.publish(folder, "stage", 7, {"key": "value"}, {"source": "abc"}, work, **options)
+
+
+def test_digest_keeps_the_boundaries_of_its_parts():
+    assert storage.digest("ab", "c") != storage.digest("a", "bc")
+    assert storage.digest("ab") != storage.digest("ab", "")
+    assert storage.digest("é") == storage.digest("é".encode())
+    assert len(storage.digest()) == 32
+
+
+def test_digest_of_does_not_depend_on_the_order_of_keys():
+    assert storage.digest_of({"a": 1, "b": 2}) == storage.digest_of({"b": 2, "a": 1})
+    assert storage.digest_of({"a": 1}) != storage.digest_of({"a": 2})
+
+
+def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert str(storage.path("a/b")) == str(tmp_path / "a" / "b")
+
+
+def test_unknown_scheme_is_refused():
+    with pytest.raises(StorageError, match=r"nosuch://a/b: .*use a local path or a scheme"):
+        storage.path("nosuch://a/b")
+
+
+def test_a_scheme_whose_package_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(__import__("sys").modules, "dropboxdrivefs", None)
+    with pytest.raises(MissingExtraError, match=r"dropbox://a/b: .*pip install"):
+        storage.path("dropbox://a/b")
+
+
+def test_table_survives_writing_and_reading(folder):
+    storage.write_table(folder / "deep" / "t.parquet", TABLE)
+    assert storage.read_table(folder / "deep" / "t.parquet").equals(TABLE)
+    assert storage.read_table(folder / "deep" / "t.parquet", ["b"]).column_names == ["b"]
+
+
+def test_row_groups_have_the_wanted_size(folder):
+    storage.write_table(folder / "t.parquet", TABLE, rows_per_group=2)
+    with storage.open_parquet(folder / "t.parquet") as parquet:
+        assert [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)] == [2, 1]
+
+
+def test_write_bytes_replaces_and_leaves_nothing_beside(folder):
+    storage.write_bytes(folder / "f.bin", b"old and long")
+    storage.write_bytes(folder / "f.bin", b"new")
+    assert storage.read_bytes(folder / "f.bin") == b"new"
+    assert [file.name for file in folder.iterdir()] == ["f.bin"]
+
+
+def test_write_bytes_keeps_the_old_file_if_it_cannot_finish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = storage.path(tmp_path / "f.bin")
+    storage.write_bytes(file, b"old")
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(type(file), "replace", full)
+    with pytest.raises(StorageError, match=r"f\.bin: cannot be written .*No space left"):
+        storage.write_bytes(file, b"new")
+    assert file.read_bytes() == b"old"
+
+
+def test_write_below_a_file_names_the_place(tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match=r"file/below: cannot be written"):
+        storage.write_bytes(storage.path(tmp_path / "file" / "below"), b"x")
+
+
+def test_reading_what_is_absent_names_it(folder):
+    with pytest.raises(StorageError, match=r"absent\.bin: cannot be read"):
+        storage.read_bytes(folder / "absent.bin")
+    with pytest.raises(StorageError, match=r"absent\.parquet: not a readable Parquet"):
+        storage.read_table(folder / "absent.parquet")
+
+
+def test_damaged_parquet_is_refused(folder):
+    storage.write_table(folder / "t.parquet", TABLE)
+    data = storage.read_bytes(folder / "t.parquet")
+    storage.write_bytes(folder / "t.parquet", data[:-20])
+    with pytest.raises(StorageError, match=r"t\.parquet: not a readable Parquet"):
+        storage.read_table(folder / "t.parquet")
+
+
+def test_parquet_damaged_in_its_middle_is_refused(folder):
+    table = pa.table({"a": list(range(5000))})
+    storage.write_table(folder / "t.parquet", table)
+    data = bytearray(storage.read_bytes(folder / "t.parquet"))
+    data[2000:6000] = bytes(4000)
+    storage.write_bytes(folder / "t.parquet", bytes(data))
+    with pytest.raises(StorageError, match=r"t\.parquet: "):
+        storage.read_table(folder / "t.parquet")
+
+
+def test_remove_deletes_a_folder_and_forgives_its_absence(folder):
+    storage.write_bytes(folder / "a" / "b", b"x")
+    storage.remove(folder)
+    assert not folder.exists()
+    storage.remove(folder)
+
+
+def test_publish_writes_a_manifest_that_says_what_it_is(folder):
+    out = publish(folder)
+    assert not out.reused
+    found = storage.open_output(folder)
+    assert found is not None
+    m = found.manifest
+    assert m == out.manifest
+    assert (m.stage, m.seed, m.config, m.inputs) == ("stage", 7, {"key": "value"}, {"source": "abc"})
+    assert (m.rows, m.failed, m.skipped, m.fingerprint) == (3, 1, 2, "out")
+    data = storage.read_bytes(folder / "part.parquet")
+    part = m.files["part.parquet"]
+    assert (part.rows, part.bytes, part.digest) == (3, len(data), storage.digest(data))
+    assert {"numpy", "pyarrow", "torch"} <= set(m.libraries)
+    assert m.seconds >= 0
+
+
+def test_publish_finds_what_is_finished(folder):
+    publish(folder)
+
+    def never(folder) -> Built:
+        raise AssertionError("built again")
+
+    again = publish(folder, never)
+    assert again.reused
+    summary = again.summary()
+    assert (summary["rows"], summary["failed"], summary["skipped"], summary["seconds"]) == (3, 1, 3, 0.0)
+
+
+def test_summary_of_a_fresh_output(folder):
+    summary = publish(folder).summary()
+    assert summary["stage"] == "stage"
+    assert summary["uri"] == str(folder)
+    assert summary["skipped"] == 2
+    assert summary["metrics"] == {"auc": 0.5}
+    assert "other" not in summary
+    json.dumps(summary)
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_publish_clears_leftovers_unless_it_can_go_on_with_them(folder, resumable: bool):
+    storage.write_bytes(folder / "leftover.bin", b"x")
+    publish(folder, resumable=resumable)
+    assert (folder / "leftover.bin").exists() == resumable
+
+
+def test_a_build_that_fails_publishes_nothing(folder):
+    def fail(folder) -> Built:
+        storage.write_bytes(folder / "half.bin", b"x")
+        raise RuntimeError("died")
+
+    with pytest.raises(RuntimeError, match="died"):
+        publish(folder, fail)
+    assert storage.open_output(folder) is None
+    assert not publish(folder).reused
+    assert not (folder / "half.bin").exists()
+
+
+def test_open_output_of_nothing_is_none(folder):
+    assert storage.open_output(folder) is None
+
+
+def test_open_output_notices_a_missing_file(folder):
+    publish(folder)
+    (folder / "part.parquet").unlink()
+    with pytest.raises(StorageError, match=r"part\.parquet: missing; delete .* run stage 'stage' again"):
+        storage.open_output(folder)
+
+
+def test_open_output_notices_a_truncated_file(folder):
+    size = publish(folder).manifest.files["part.parquet"].bytes
+    data = storage.read_bytes(folder / "part.parquet")
+    storage.write_bytes(folder / "part.parquet", data[:-1])
+    with pytest.raises(StorageError, match=rf"part\.parquet: {size - 1} bytes, not {size}"):
+        storage.open_output(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"stage": "x"}'])
+def test_open_output_notices_a_damaged_manifest(folder, text: str):
+    publish(folder)
+    storage.write_bytes(folder / "manifest.json", text.encode())
+    with pytest.raises(StorageError, match=r"manifest\.json: damaged manifest"):
+        publish(folder)
