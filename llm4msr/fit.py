@@ -71,7 +71,7 @@ class Progress:
     best_auc: float = -1.0
     best_report: dict[str, Any] = field(default_factory=dict)
     """Validation metrics of the best epoch, as `metrics.report` gives them."""
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float | None]] = field(default_factory=list)
 
 
 @dataclass

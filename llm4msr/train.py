@@ -161,7 +161,8 @@ def worker_loop(job: dict[str, Any]) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 if first:
                     for name, value in latest.items():
-                        board.add_scalar(name, value, state.progress.epoch)
+                        if value is not None:  # a metric that the rows do not define, such as GAUC of single rows
+                            board.add_scalar(name, value, state.progress.epoch)
                     state.save(Path(folder))
                     job["reports"].put(latest)
                 ray_train.report(latest, checkpoint=ray_train.Checkpoint.from_directory(folder) if first else None)
@@ -205,7 +206,7 @@ def _told(reports: Any, label: str, epochs: int) -> Iterator[None]:
                 except Exception as error:  # the queue went with its node: training goes on untold
                     say(f"  {label}: no more progress shown ({type(error).__name__})")
                     return
-                progress.advance(int(latest["epoch"]) - progress.done, f"valid AUC {latest['valid_auc']:.4f}")
+                progress.advance(int(latest["epoch"]) - progress.done, f"valid AUC {latest['valid_auc'] or 0:.4f}")
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
