@@ -124,8 +124,11 @@ def test_top_k_cuts_the_answer(ranker: Ranker, top_k: int | None, count: int):
 
 
 def test_equal_scores_keep_the_order_of_the_request(ranker: Ranker):
-    items = [f"never-seen-{i}" for i in (3, 1, 2, 9, 0)]
-    assert [item.item_id for item in ranker.rank(request(items=items)).ranked] == items
+    strangers = [f"never-seen-{i * 7 % 500}" for i in range(500)]
+    mixed = [item for pair in zip(strangers, ["i1", "i2"] * 250, strict=True) for item in pair]
+    found = [item.item_id for item in ranker.rank(request(items=mixed)).ranked]
+    assert [item for item in found if item.startswith("never")] == strangers
+    items = strangers[:5]
     assert [item.item_id for item in ranker.rank(request(items=items, top_k=2)).ranked] == items[:2]
 
 

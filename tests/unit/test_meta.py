@@ -54,7 +54,7 @@ def test_low_rank_weights_are_the_methods_formula():
         torch.testing.assert_close(weight_SOD[s], layer.base.weight + layer.up.weight @ mixed @ layer.down.weight)
 
 
-@pytest.mark.parametrize(("rank", "layers"), product([0, 2], [1, 2, 3]))
+@pytest.mark.parametrize(("rank", "layers"), list(product([0, 2], [1, 2, 3])))
 def test_grouped_equals_forward(rank: int, layers: int):
     stack = perturbed(MetaStack(D, OUT, K, rank, layers))
     x_BD, code_SK, group_B = inputs()
@@ -65,7 +65,7 @@ def test_grouped_equals_forward(rank: int, layers: int):
     torch.testing.assert_close(one, stack(x_BD, code_SK[2:3].expand(B, K)), atol=1e-2, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("rank", "layers"), product([0, 2], [1, 2, 3]))
+@pytest.mark.parametrize(("rank", "layers"), list(product([0, 2], [1, 2, 3])))
 def test_stack_is_its_layers_with_silu_between(rank: int, layers: int):
     stack = perturbed(MetaStack(D, OUT, K, rank, layers))
     x_BD, code_SK, group_B = inputs()
@@ -80,7 +80,7 @@ def test_stack_is_its_layers_with_silu_between(rank: int, layers: int):
     torch.testing.assert_close(stack(x_BD, code_BK), torch.stack(rows), atol=1e-2, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("rank", "layers"), product([0, 1, 8], [1, 2, 3]))
+@pytest.mark.parametrize(("rank", "layers"), list(product([0, 1, 8], [1, 2, 3])))
 def test_stack_starts_at_zero_for_every_code(rank: int, layers: int):
     stack = MetaStack(D, OUT, K, rank, layers)
     x_BD, code_SK, group_B = inputs()
@@ -88,7 +88,7 @@ def test_stack_starts_at_zero_for_every_code(rank: int, layers: int):
     assert torch.equal(stack.grouped(x_BD, code_SK, group_B), torch.zeros(B, OUT))
 
 
-@pytest.mark.parametrize(("rank", "layers"), product([0, 2], [1, 2]))
+@pytest.mark.parametrize(("rank", "layers"), list(product([0, 2], [1, 2])))
 def test_stack_can_leave_zero(rank: int, layers: int):
     torch.manual_seed(0)
     stack = MetaStack(D, OUT, K, rank, layers)

@@ -42,7 +42,7 @@ def test_knowledge_starts_exactly_at_the_plain_backbone(backbone: str, knowledge
         assert torch.equal(rich(batch), expected)
 
 
-@pytest.mark.parametrize(("knowledge", "backbone"), product(("feature", *LEVELS), sorted(BACKBONES)))
+@pytest.mark.parametrize(("knowledge", "backbone"), list(product(("feature", *LEVELS), sorted(BACKBONES))))
 def test_other_vectors_give_other_scores_once_the_parameters_have_moved(knowledge: str, backbone: str):
     moved = net(0.1, knowledge=knowledge, backbone=backbone).eval()
     batch = random_batch()
