@@ -8,24 +8,22 @@ request the users' too), then `vectors`.
 """
 
 from collections.abc import Iterator, Mapping
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from upath import UPath
 
-from llm4msr import prompts, schema, session, storage
+from llm4msr import prompts, session, storage
+from llm4msr.ask import NOTHING_LIKED, AskLLM, Counts
 from llm4msr.config import Config
-from llm4msr.engines import Engine, models, open_engine, open_tokenizer
+from llm4msr.engines import Task, models
 from llm4msr.errors import ConfigError, StorageError, TooManyFailedError
 from llm4msr.prepare import prepared
 from llm4msr.progress import say, track
 from llm4msr.storage import Built, StageOutput
 
 VERSION = 1
-Task = Literal["answers", "vectors"]
 
 
 def extract(config: Config) -> StageOutput:
@@ -105,35 +103,44 @@ def _build(config: Config, data: StageOutput, folder: UPath, revision: str) -> B
     passes: list[tuple[Task, list[dict[str, Any]]]] = [("vectors", todo)]
     if everyone or e.answers == "scenarios":
         passes.insert(0, ("answers", todo if everyone else todo[:1]))
-    done: dict[str, tuple[int, int]] = {}
+    done: dict[str, Counts] = {}
+    total: dict[str, Counts] = {}
     skipped = 0
     for task, wanted in passes:
-        done, before = _run(task, wanted, config, data, folder, reader(config, revision))
-        skipped = before
-    rows, failed = (sum(counts) for counts in zip(*done.values(), strict=True))
-    _refuse_failures(config, folder, done, rows, failed)
-    files = {f"vectors/{name}": count for name, (count, _) in done.items()}
+        done, skipped = _run(task, wanted, config, data, folder, reader(config, revision))
+        total[task] = Counts(*map(sum, zip(*done.values(), strict=True)))
+    rows, failed, empty = total["vectors"]
+    _refuse_failures(config, folder, done, total["vectors"])
+    files = {f"vectors/{name}": counts.rows for name, counts in done.items()}
     with storage.open_parquet(folder / min(files)) as first:
         width = first.schema_arrow.field("vector").type.list_size
-    info = {"width": width, "users": rows - done[_name(todo[0])][0], "shards": len(files)}
+    info = {
+        "width": width,
+        "users": rows - done[_name(todo[0])].rows,
+        "users_without_likes": empty,
+        "shards": len(files),
+    }
+    if "answers" in total:
+        info["answers_failed"] = total["answers"].failed - total["answers"].empty
     return Built(files=files, rows=rows, failed=failed, skipped=skipped, info=info)
 
 
 def _run(
     task: Task, wanted: list[dict[str, Any]], config: Config, data: StageOutput, folder: UPath, reads: str
-) -> tuple[dict[str, tuple[int, int]], int]:
-    """File -> (rows, failed) of every wanted shard, and how many rows an earlier run had finished."""
+) -> tuple[dict[str, Counts], int]:
+    """File -> counts of every wanted shard, and how many rows an earlier run had finished."""
     done = _finished(folder / task, reads)
     left = [shard for shard in wanted if _name(shard) not in done]
-    skipped = sum(rows for rows, _ in done.values())
+    skipped = sum(counts.rows for counts in done.values())
     if left:
         total = sum(_rows(s, data) for s in wanted)
         if skipped:
             say(f"  {task}: {skipped} of {total} rows were finished before")
         with track(task, total, skipped) as progress:
             for result in _stream(task, left, config, data, folder, reads):
-                done[result["file"]] = (result["rows"], result["failed"])
-                progress.advance(result["rows"], f"({result['failed']} failed)" if result["failed"] else "")
+                counts = done[result.pop("file")] = Counts(**result)
+                bad = counts.failed - counts.empty
+                progress.advance(counts.rows, f"({bad} failed)" if bad else "")
     return done, skipped
 
 
@@ -175,9 +182,7 @@ def render_shard(batch: pa.Table, config: Config, data_uri: str, reads: str) -> 
     columns = {"id": pa.int64(), "raw_id": pa.string(), "prompt": pa.string()}
     table = pa.Table.from_pylist(rendered, pa.schema(list(columns.items())))
     table = table.append_column("fingerprint", pa.array([prompts.fingerprint(r["prompt"], reads) for r in rendered]))
-    table = table.append_column(
-        "error", pa.array(["" if r["prompt"] else "nothing liked before the cut" for r in rendered])
-    )
+    table = table.append_column("error", pa.array(["" if r["prompt"] else NOTHING_LIKED for r in rendered]))
     return table.append_column("file", pa.array([_name(shard)] * len(rendered), pa.string()))
 
 
@@ -217,111 +222,27 @@ def user_prompts(histories: pa.Table, config: Config) -> list[dict[str, Any]]:
     ]
 
 
-class AskLLM:
-    """An actor of the pool: loads the LLM once, then answers or embeds shard after shard."""
-
-    def __init__(self, config: Config, task: Task, folder: str, reads: str):
-        self.config, self.task, self.folder, self.reads = config, task, storage.path(folder), reads
-        self.tokenizer = open_tokenizer(config.extract)
-
-    @cached_property
-    def engine(self) -> Engine:
-        """Opened with the first shard: Ray tells a failed call's error whole, a failed actor's only as text."""
-        return open_engine(self.config.extract)
-
-    def __call__(self, shard: pa.Table) -> pa.Table:
-        """Ask for each row, write the shard's file, and give back its name, rows and failed rows."""
-        name = shard["file"][0].as_py()
-        rows = shard.drop_columns("file").to_pylist()
-        engine = self.engine  # opened here: an engine that cannot be opened is no matter of rows
-        self._tokenize(rows, self._answers(name))
-        if self.task == "answers":
-            _per_row(rows, "answer", lambda tokens: engine.answers(tokens, self.config.extract.answer_tokens))
-        else:
-            _per_row(rows, "vector", self._halves)
-        table = self._table(rows)
-        storage.write_table(self.folder / self.task / name, table.replace_schema_metadata({"reader": self.reads}))
-        failed = sum(bool(row["error"]) for row in rows)
-        return pa.table({"file": [name], "rows": [len(rows)], "failed": [failed]})
-
-    def _answers(self, name: str) -> dict[int, dict[str, str]]:
-        """Answer and error of each row as the first pass wrote them for this shard."""
-        file = self.folder / "answers" / name
-        if self.task == "answers" or not file.exists():
-            return {}
-        return {row["id"]: row for row in storage.read_table(file, ["id", "answer", "error"]).to_pylist()}
-
-    def _tokenize(self, rows: list[dict[str, Any]], answers: dict[int, dict[str, str]]) -> None:
-        after = self.config.extract.pooling == "answer" and self.task == "vectors"
-        for row in rows:
-            answered = answers.get(row["id"], {"answer": "", "error": ""})
-            row["answer"] = answered["answer"]
-            row["error"] = row["error"] or (answered["error"] if after else "")
-            row["token_ids"] = []
-            if not row["error"]:
-                try:
-                    row["token_ids"] = self.tokenizer(row["prompt"], row["answer"] if after else "")
-                except Exception as error:  # whatever one prompt does, the others go on
-                    row["error"] = _text(error)
-
-    def _halves(self, tokens: list[list[int]]) -> list[npt.NDArray[np.float16]]:
-        with np.errstate(over="ignore"):
-            halves = self.engine.vectors(tokens).astype(np.float16)
-        if not np.isfinite(halves).all():
-            raise FloatingPointError("the hidden state is not finite in float16")
-        return list(halves)
-
-    def _table(self, rows: list[dict[str, Any]]) -> pa.Table:
-        """In the store's layout; in the first pass without vectors."""
-        width = self.engine.width if self.task == "vectors" else 0
-        zero = np.zeros(width, np.float16)
-        flat = np.concatenate([row.get("vector", zero) for row in rows]) if width else zero
-        fields = [f for f in schema.knowledge(width) if f.name not in ("vector", "tokens")]
-        columns = {f.name: pa.array([row[f.name] for row in rows], f.type) for f in fields}
-        columns["tokens"] = pa.array([len(row["token_ids"]) for row in rows], pa.int64())
-        if width:
-            columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float16()), width)
-            return schema.check(
-                pa.table(columns).select(schema.knowledge(width).names), schema.knowledge(width), "shard"
-            )
-        return pa.table(columns)
-
-
-def _per_row(rows: list[dict[str, Any]], key: str, ask: Any) -> None:
-    """Fill `key` of every good row; if the batch fails, each row is tried alone so that only the bad ones fail."""
-    good = [row for row in rows if not row["error"]]
-    try:
-        for row, value in zip(good, ask([row["token_ids"] for row in good]) if good else [], strict=True):
-            row[key] = value
-    except Exception:
-        for row in good:
-            try:
-                (row[key],) = ask([row["token_ids"]])
-            except Exception as error:
-                row["error"] = _text(error)
-
-
-def _finished(folder: UPath, reads: str) -> dict[str, tuple[int, int]]:
-    """Shard files of an earlier run that asked the same LLM in the same way and have no failed row."""
-    done: dict[str, tuple[int, int]] = {}
+def _finished(folder: UPath, reads: str) -> dict[str, Counts]:
+    """Shard files of an earlier run that asked the same LLM in the same way and have no row to retry."""
+    done: dict[str, Counts] = {}
     for file in sorted(folder.glob("*.parquet")) if folder.exists() else []:
         with storage.open_parquet(file) as parquet:
             same = (parquet.schema_arrow.metadata or {}).get(b"reader", b"").decode() == reads
-            errors = parquet.read(["error"])["error"].to_pylist()
-        if same and not any(errors):
-            done[file.name] = (len(errors), 0)
+            counts = Counts.of(parquet.read(["error"])["error"].to_pylist())
+        if same and counts.failed == counts.empty:
+            done[file.name] = counts
     return done
 
 
-def _refuse_failures(config: Config, folder: UPath, done: dict[str, tuple[int, int]], rows: int, failed: int) -> None:
-    allowed = config.extract.max_failed_fraction
-    if failed <= allowed * rows:
+def _refuse_failures(config: Config, folder: UPath, done: dict[str, Counts], total: Counts) -> None:
+    allowed, failed = config.extract.max_failed_fraction, total.failed - total.empty
+    if failed <= allowed * total.rows:
         return
-    bad = min(name for name, (_, count) in done.items() if count)
+    bad = min(name for name, counts in done.items() if counts.failed > counts.empty)
     table = storage.read_table(folder / "vectors" / bad, ["raw_id", "error"]).to_pylist()
-    first = next(row for row in table if row["error"])
+    first = next(row for row in table if row["error"] not in ("", NOTHING_LIKED))
     raise TooManyFailedError(
-        f"{folder}: {failed} of {rows} rows failed, allowed is {allowed:g} of them; first: "
+        f"{folder}: {failed} of {total.rows} rows failed, allowed is {allowed:g} of them; first: "
         f"'{first['raw_id']}' in {bad}: {first['error']}. Good shards are kept; run again to retry the others"
     )
 
@@ -342,7 +263,3 @@ def _slice(file: UPath, start: int, stop: int) -> pa.Table:
         groups = [i for i in range(len(sizes)) if ends[i] > start and ends[i] - sizes[i] < stop]
         first = int(ends[groups[0]]) - sizes[groups[0]]
         return parquet.read_row_groups(groups).slice(start - first, stop - start)
-
-
-def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:500]

@@ -3,12 +3,14 @@
 Shape suffixes: N users with the unknown one as row 0, S scenarios likewise, Z width of the LLM's vector.
 """
 
-import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from filelock import FileLock
 from torch import Tensor
 from upath import UPath
 
@@ -41,16 +43,18 @@ class KnowledgeStore:
             / storage.digest_of({name: part.digest for name, part in output.manifest.files.items()} | {"rows": users})
         )
         cached.parent.mkdir(exist_ok=True)
-        matrix, known = cached.with_suffix(".npy"), cached.with_suffix(".known.npy")
-        if not (matrix.exists() and known.exists()):
-            aside = cached.with_suffix(f".{os.getpid()}.tmp")
-            users_NZ = np.lib.format.open_memmap(aside, "w+", np.float16, (users, width))
-            np.save(known, _fill(users_NZ, _shards(output, "users-")))
-            users_NZ.flush()
-            aside.rename(matrix)
+        with FileLock(f"{cached}.lock"):
+            if not cached.exists():
+                with tempfile.TemporaryDirectory(dir=cached.parent) as aside:
+                    new = Path(aside) / "new"
+                    new.mkdir()
+                    users_NZ = np.lib.format.open_memmap(new / "users.npy", "w+", np.float16, (users, width))
+                    np.save(new / "known.npy", _fill(users_NZ, _shards(output, "users-")))
+                    users_NZ.flush()
+                    new.rename(cached)
         scenarios_SZ = np.zeros((scenarios, width), np.float16)
         _fill(scenarios_SZ, _shards(output, "scenarios-"))
-        return cls(np.load(matrix, mmap_mode="r"), np.load(known), scenarios_SZ)
+        return cls(np.load(cached / "users.npy", mmap_mode="r"), np.load(cached / "known.npy"), scenarios_SZ)
 
     def lookup(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors float16 [B, Z] and whether each is known, bool [B], of dense user ids int64 [B]."""

@@ -81,7 +81,7 @@ def write_bytes(file: UPath, data: bytes) -> None:
 def write_table(file: UPath, table: pa.Table, rows_per_group: int = 1 << 16) -> None:
     """Write a Parquet file in one piece."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=rows_per_group, compression="zstd")
+    pq.write_table(table, sink, row_group_size=rows_per_group, compression="zstd", write_page_checksum=True)
     write_bytes(file, sink.getvalue().to_pybytes())
 
 
@@ -108,7 +108,7 @@ def open_parquet(file: UPath) -> pq.ParquetFile:
     """
     filesystem, inner = arrow_filesystem(file)
     try:
-        return pq.ParquetFile(filesystem.open_input_file(inner))
+        return pq.ParquetFile(filesystem.open_input_file(inner), page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise StorageError(
             f"{file}: not a readable Parquet file ({error}); delete it and run its stage again"

@@ -4,7 +4,7 @@ import importlib.util
 
 from llm4msr.config import ExtractConfig
 from llm4msr.engines import models
-from llm4msr.engines.base import Engine, Pooling, PromptTokenizer
+from llm4msr.engines.base import Engine, Pooling, PromptTokenizer, Task
 
 
 def engine_name(config: ExtractConfig) -> str:
@@ -14,8 +14,8 @@ def engine_name(config: ExtractConfig) -> str:
     return "vllm" if importlib.util.find_spec("vllm") else "transformers"
 
 
-def open_engine(config: ExtractConfig) -> Engine:
-    """Load the configured model with the configured engine.
+def open_engine(config: ExtractConfig, task: Task = "vectors") -> Engine:
+    """Load the configured model with the configured engine, ready for this task.
 
     Raises:
         MissingExtraError: the engine's package is not installed.
@@ -26,7 +26,7 @@ def open_engine(config: ExtractConfig) -> Engine:
     if engine_name(config) == "vllm":
         from llm4msr.engines.vllm import VllmEngine
 
-        return VllmEngine(folder, pooling, config.dtype, config.max_prompt_tokens + config.answer_tokens)
+        return VllmEngine(folder, pooling, config.dtype, config.max_prompt_tokens + config.answer_tokens, task)
     from llm4msr.engines.transformers import TransformersEngine
 
     return TransformersEngine(folder, pooling, config.dtype)
@@ -38,4 +38,4 @@ def open_tokenizer(config: ExtractConfig) -> PromptTokenizer:
     return PromptTokenizer(models.resolve(config.model), config.max_prompt_tokens + room)
 
 
-__all__ = ["Engine", "PromptTokenizer", "engine_name", "models", "open_engine", "open_tokenizer"]
+__all__ = ["Engine", "PromptTokenizer", "Task", "engine_name", "models", "open_engine", "open_tokenizer"]

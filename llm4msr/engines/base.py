@@ -10,6 +10,7 @@ import numpy.typing as npt
 from llm4msr.errors import LLM4MSRError
 
 Pooling = Literal["last", "mean"]
+Task = Literal["answers", "vectors"]
 
 REPETITION_PENALTY = 1.15
 """For answers: small models decoded greedily fall into loops without it."""

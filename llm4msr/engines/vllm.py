@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llm4msr.engines.base import REPETITION_PENALTY, Pooling
+from llm4msr.engines.base import REPETITION_PENALTY, Pooling, Task
 from llm4msr.errors import MissingExtraError
 
 # The engine runs inside our actor's process: Ray already isolates it, and start-up is four times shorter.
@@ -27,9 +27,9 @@ PREFIX_BLOCK = 32
 
 
 class VllmEngine:
-    """See `llm4msr.engines.base.Engine`. vLLM either pools or generates, so each needs its own instance."""
+    """See `llm4msr.engines.base.Engine`. vLLM either pools or generates: the other task loads the model anew."""
 
-    def __init__(self, folder: Path, pooling: Pooling, dtype: str, max_tokens: int):
+    def __init__(self, folder: Path, pooling: Pooling, dtype: str, max_tokens: int, task: Task):
         try:
             import vllm
             import vllm.config.pooler
@@ -42,6 +42,7 @@ class VllmEngine:
         self._folder, self._pooling, self._dtype, self._max_tokens = folder, pooling, dtype, max_tokens
         self._runner: str = ""
         self._llm: Any = None
+        self._engine("generate" if task == "answers" else "pooling")
 
     @property
     def width(self) -> int:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from llm4msr import prompts, schema, storage
+from llm4msr.ask import Counts
 from llm4msr.config import Config
 from llm4msr.engines import PromptTokenizer
 from llm4msr.engines.transformers import TransformersEngine
@@ -137,7 +138,7 @@ def test_vectors_are_the_engines_and_bad_rows_are_told(
 ):
     config = with_pooling(config, pooling)
     summary, table = ask(config, "vectors", tmp_path / "out", prompted)
-    assert summary == {"file": FILE, "rows": 5, "failed": 2}
+    assert summary == {"file": FILE, "rows": 5, "failed": 2, "empty": 1}
     schema.check(table, schema.knowledge(128), "shard")
     assert table.column_names == schema.knowledge(128).names
     for name in ("id", "raw_id", "prompt", "fingerprint"):
@@ -248,24 +249,25 @@ def test_a_shard_is_finished_if_the_same_reader_read_all_its_rows(config: Config
     assert _finished(storage.path(out / "vectors"), READS) == {}
     ask(config, "vectors", out, prompted)
     assert _finished(storage.path(out / "vectors"), READS) == {}  # it has bad rows, which are tried again
-    good = prompted.filter(pa.array([i not in (EMPTY, LONG) for i in range(5)]))
-    ask(config, "vectors", out, good)
-    assert _finished(storage.path(out / "vectors"), READS) == {FILE: (3, 0)}
+    no_retry_helps = prompted.filter(pa.array([i != LONG for i in range(5)]))
+    ask(config, "vectors", out, no_retry_helps)
+    assert _finished(storage.path(out / "vectors"), READS) == {FILE: (4, 1, 1)}
     assert _finished(storage.path(out / "vectors"), "another reader") == {}
 
 
-@pytest.mark.parametrize(("allowed", "refused"), [(0.0, True), (0.39, True), (0.4, False), (1.0, False)])
+@pytest.mark.parametrize(("allowed", "refused"), [(0.0, True), (0.19, True), (0.2, False), (1.0, False)])
 def test_too_many_failures_end_the_stage_and_name_the_first(
     config: Config, prompted: pa.Table, tmp_path: Path, allowed: float, refused: bool
 ):
     extract = config.extract.model_copy(update={"max_failed_fraction": allowed})
     config = config.model_copy(update={"extract": extract})
     ask(config, "vectors", tmp_path / "out", prompted)
-    arguments = (config, storage.path(tmp_path / "out"), {FILE: (5, 2), "scenarios-000000000.parquet": (0, 0)}, 5, 2)
+    done = {FILE: Counts(5, 2, 1), "scenarios-000000000.parquet": Counts(0, 0, 0)}
+    arguments = (config, storage.path(tmp_path / "out"), done, Counts(5, 2, 1))
     if not refused:
         _refuse_failures(*arguments)
         return
-    with pytest.raises(TooManyFailedError, match=rf"2 of 5 rows failed, .* 'u2' in {FILE}: nothing liked") as caught:
+    with pytest.raises(TooManyFailedError, match=rf"1 of 5 rows failed, .* in {FILE}: PromptTooLong") as caught:
         _refuse_failures(*arguments)
     assert caught.value.exit_code == 3
 

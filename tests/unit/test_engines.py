@@ -150,7 +150,7 @@ def test_a_named_engine_is_taken(engine: str):
 def test_a_missing_vllm_names_the_extra(llama: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(MissingExtraError, match=r"engine 'vllm': .*llm4msr\[gpu\].*extract\.engine = 'transformers'"):
-        VllmEngine(llama, "last", "float32", 100)
+        VllmEngine(llama, "last", "float32", 100, "vectors")
 
 
 def test_local_folder_is_the_model(llama: Path, monkeypatch: pytest.MonkeyPatch):
