@@ -138,7 +138,8 @@ def _run(
             say(f"  {task}: {skipped} of {total} rows were finished before")
         with track(task, total, skipped) as progress:
             for result in _stream(task, left, config, data, folder, reads):
-                counts = done[result.pop("file")] = Counts(**result)
+                name, counts = result.pop("file"), Counts(**result)
+                done[name] = counts
                 bad = counts.failed - counts.empty
                 progress.advance(counts.rows, f"({bad} failed)" if bad else "")
     return done, skipped
