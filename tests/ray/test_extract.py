@@ -31,7 +31,7 @@ from tests.helpers import (
     wait_until,
 )
 
-FEW_USERS = {"extract.max_users": 6, "extract.max_failed_fraction": 0.2}
+FEW_USERS = {"extract.max_users": 6}
 
 
 def extracted(experiment: Experiment) -> Path:
@@ -99,35 +99,35 @@ def test_answers_of_all_and_pooling_after_them(experiment: MakeExperiment, llama
 def test_too_many_failed_rows_then_only_those_are_redone(
     spine: Spine, experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copied = {"prepare": spine.folder("prepare"), "extract": spine.folder("extract")}
-    strict = experiment({"extract.max_failed_fraction": 0.0}, copied)
-    (folder,) = strict.root.glob("extract/*")
-    (folder / "manifest.json").unlink()
-    (folder / "vectors" / "users-000000008.parquet").unlink()
-    bad = next(file.name for file in folder.glob("vectors/*") if any(pq.read_table(file)["error"].to_pylist()))
-    before = stamps(folder / "vectors")
+    whole = read_store(spine.folder("extract"))
+    limit = int(np.sort(whole["tokens"].to_numpy())[-3])
+    too_long = [row["raw_id"] for row in whole.to_pylist() if row["tokens"] > limit]
+    changes = {"extract.max_prompt_tokens": limit, "extract.max_failed_fraction": 0.0, "extract.answers": "none"}
+    strict = experiment(changes, {"prepare": spine.folder("prepare")})
 
     monkeypatch.setattr(sys, "argv", ["llm4msr", "extract", str(strict)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 3
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "1 of 64 rows failed, allowed is 0" in last
-    assert f"'{SAD_USER}' in {bad}: nothing liked before the cut" in last
+    assert f"{len(too_long)} of 64 rows failed, allowed is 0 of them; first: '{too_long[0]}' in " in last
+    assert f"tokens, allowed are {limit}" in last
+
+    (folder,) = strict.root.glob("extract/*")
     assert not (folder / "manifest.json").exists()
+    before = stamps(folder / "vectors")
+    bad = {name for name in before if set(shard(folder, name)["raw_id"].to_pylist()) & set(too_long)}
+    gone = next(name for name in before if name not in bad)
+    (folder / "vectors" / gone).unlink()
 
-    between = stamps(folder / "vectors")
-    redone = {name for name in between if before.get(name, (0, b""))[0] != between[name][0]}
-    assert redone == {bad, "users-000000008.parquet"}
-
-    (folder / "vectors" / "users-000000012.parquet").unlink()
     lenient = ["extract.max_failed_fraction=0.05", "extract.actors=2"]
-    output = llm4msr.extract(llm4msr.load(str(strict), lenient))
+    manifest = llm4msr.extract(llm4msr.load(str(strict), lenient)).manifest
     after = stamps(folder / "vectors")
-    redone = {name for name in after if between[name][0] != after[name][0]}
-    assert redone == {bad, "users-000000012.parquet"}
-    assert (output.manifest.rows, output.manifest.failed, output.manifest.skipped) == (64, 1, 64 - 8)
-    assert_same_store(folder, spine.folder("extract"))
+    assert {name for name in after if before[name][0] != after[name][0]} == bad | {gone}
+    redone = sum(shard(folder, name).num_rows for name in bad | {gone})
+    assert (manifest.rows, manifest.failed, manifest.skipped) == (64, len(too_long) + 1, 64 - redone)
+    fine = [not (row["error"] or row["raw_id"] in too_long) for row in whole.to_pylist()]
+    assert_same_rows(read_store(folder).filter(fine), whole.filter(fine))
 
 
 def test_a_run_killed_with_sigkill_continues(
@@ -150,15 +150,16 @@ def test_a_run_killed_with_sigkill_continues(
     output = llm4msr.extract(killed.config)
     after = stamps(folder / "vectors")
     assert len(after) == total
-    good_before = {n for n in finished if not any(pq.read_table(folder / "vectors" / n)["error"].to_pylist())}
-    assert {name: after[name] for name in good_before} == {name: finished[name] for name in good_before}
-    rows = sum(pq.read_metadata(folder / "vectors" / name).num_rows for name in good_before)
-    assert output.manifest.skipped == rows
-    assert_same_store(folder, spine.folder("extract"))
+    assert {name: after[name] for name in finished} == finished
+    assert output.manifest.skipped == sum(shard(folder, name).num_rows for name in finished)
+    assert_same_rows(read_store(folder), read_store(spine.folder("extract")))
 
 
-def assert_same_store(folder: Path, reference: Path) -> None:
+def shard(folder: Path, name: str) -> pa.Table:
+    return pq.read_table(folder / "vectors" / name)
+
+
+def assert_same_rows(ours: pa.Table, theirs: pa.Table) -> None:
     """Same ids, prompts and fingerprints; vectors that differ by less than a float16 step of the largest."""
-    ours, theirs = read_store(folder), read_store(reference)
-    assert ours.drop_columns("vector").equals(theirs.drop_columns("vector"))
+    assert ours.drop_columns(["vector", "answer"]).equals(theirs.drop_columns(["vector", "answer"]))
     np.testing.assert_allclose(matrix(ours), matrix(theirs), atol=1e-3 * np.abs(matrix(theirs)).max())

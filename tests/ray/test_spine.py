@@ -32,7 +32,7 @@ def test_counts_in_the_manifests(spine: Spine) -> None:
     assert sum(prepared.files[f"{part}.parquet"].rows for part in ("train", "valid", "test")) == prepared.rows
     assert extracted.rows == USERS + 1 + len(SCENARIOS)
     assert (extracted.failed, extracted.skipped) == (1, 0)
-    assert extracted.info["width"] == 128
+    assert (extracted.info["width"], extracted.info["users_without_likes"]) == (128, 1)
     assert spine.one("train").manifest.rows == prepared.files["train.parquet"].rows
     assert spine.one("evaluate").manifest.rows == prepared.files["test.parquet"].rows
 
