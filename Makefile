@@ -21,12 +21,13 @@ install: .venv/installed
 
 # PyPI has no CPU wheel of torch: take it from where pip is told to look, else from PyTorch's own index.
 # uv then installs the rest, since only it can leave out packages that vLLM's CPU build names but cannot use.
+# Bytecode is compiled here once: Ray starts many processes, and each would compile its imports again.
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet uv
 	$(BIN)/pip install --quiet '$(TORCH)' || \
 		$(BIN)/pip install --quiet '$(TORCH)' --index-url https://download.pytorch.org/whl/cpu
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[$(EXTRAS)]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[$(EXTRAS)]'
 	touch $@
 
 clean:

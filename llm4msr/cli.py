@@ -120,7 +120,7 @@ def _execute(
         print(json.dumps({"stage": verb, "dry_run": True} | _flat(found), ensure_ascii=False))
         return
     outputs = stage(loaded)
-    summary = outputs[-1].summary()
+    summary = outputs[-1].summary() | {"stage": verb}
     if len(outputs) > 1:
         named = {output.manifest.stage: output.summary() for output in outputs}
         summary = {"stage": verb, "uri": loaded.root, "outputs": {n: s["uri"] for n, s in named.items()}}

@@ -49,9 +49,15 @@ def extract(config: Config) -> StageOutput:
             lambda f: _build(config, data, f, revision),
             resumable=True,
         )
-    if out.manifest.inputs["revision"] != revision:
+    done = out.manifest
+    if done.failed - done.info["users_without_likes"] > config.extract.max_failed_fraction * done.rows:
+        raise TooManyFailedError(
+            f"{folder}: {done.failed} of {done.rows} rows had failed when this was made, which is more than "
+            "max_failed_fraction allows now; delete that folder to ask again"
+        )
+    if done.inputs["revision"] != revision:
         raise StorageError(
-            f"{folder}: made with revision {out.manifest.inputs['revision']} of {config.extract.model}, "
+            f"{folder}: made with revision {done.inputs['revision']} of {config.extract.model}, "
             f"which is {revision} now; delete that folder, or choose another storage"
         )
     return out
@@ -155,6 +161,7 @@ def _stream(
     resources = ray.cluster_resources()
     actors = min(config.extract.actors, len(left))
     cpus = max(1, int(min(resources["CPU"], max(n["Resources"].get("CPU", 0) for n in ray.nodes())) // actors))
+    session.tell_if_busy(cpus * actors)
     rendered = ray.data.from_items(left, override_num_blocks=len(left)).map_batches(
         render_shard,
         fn_args=(config, str(data.folder), reads),

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from llm4msr import errors
 from llm4msr.errors import LLM4MSRError
+from llm4msr.progress import say
 
 # A warning of every `ray` command in a virtual environment made by uv, and a prompt for usage statistics.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -27,6 +28,15 @@ def connect() -> None:
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.train", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def tell_if_busy(cpus: int) -> None:
+    """Say so if Ray has fewer free CPUs than a stage asks for: the stage then waits until others end."""
+    import ray
+
+    free = ray.available_resources().get("CPU", 0.0)
+    if free < cpus:
+        say(f"  waiting for {cpus} CPUs, {free:g} are free: something else runs on this Ray, such as an endpoint")
 
 
 @contextmanager

@@ -100,14 +100,13 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
 
 def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> Checkpoint:
     """Run the loop on Ray Train workers; gives back the last checkpoint."""
-    import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
 
     session.connect()
     workers = config.train.workers
-    cpus = max(1, min(int(ray.cluster_resources()["CPU"]) // workers, 4))
+    session.tell_if_busy(workers)
     filesystem, path = storage.arrow_filesystem(folder)
     reports = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
@@ -119,7 +118,8 @@ def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folde
             "output": str(folder),
             "reports": reports,
         },
-        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": cpus}),
+        # one thread each: the layers are small, and threads that wait for each other suffer most on a busy machine
+        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(
             name="checkpoints",
             storage_path=path,
