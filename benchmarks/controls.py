@@ -29,7 +29,7 @@ def main() -> None:
     given = parser.parse_args()
     compared = [f"evaluate.variants={json.dumps(VARIANTS)}", f"evaluate.seeds=[{given.seeds}]"]
     loaded = config.load(given.config, [*given.set, *compared])
-    output = next(output for output in stages(loaded) if output.manifest.stage == "evaluate")
+    (output,) = [output for output in stages(loaded) if output.manifest.stage == "evaluate"]
     measured = json.loads(storage.read_bytes(output.folder / "metrics.json"))
     text = report(loaded, measured, output.manifest.libraries, f"python -m benchmarks.controls {given.config}")
     RESULTS.mkdir(exist_ok=True)

@@ -19,8 +19,7 @@ USERS, SCENARIOS, SHOWN = 3, 2, 5
 def main(uri: str, overrides: list[str]) -> None:
     """Run the stages, show table and texts, serve, ask, stop, and say what to try next."""
     loaded = config.load(uri, overrides)
-    table = next(output for output in stages(loaded) if output.manifest.stage == "evaluate")
-    exported(loaded)
+    (table,) = [output for output in stages(loaded) if output.manifest.stage == "evaluate"]
     print(f"\n{storage.read_bytes(table.folder / 'table.md').decode()}")
     print("What the LLM says about the scenarios:")
     for text in knowledge.texts(extracted(loaded)):

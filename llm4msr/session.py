@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,9 +35,12 @@ def tell_if_busy(cpus: int) -> None:
     """Say so if Ray has fewer free CPUs than a stage asks for: the stage then waits until others end."""
     import ray
 
-    free = ray.available_resources().get("CPU", 0.0)
-    if free < cpus:
-        say(f"  waiting for {cpus} CPUs, {free:g} are free: something else runs on this Ray, such as an endpoint")
+    for _ in range(20):  # what an earlier stage held is free a moment after its end
+        free = ray.available_resources().get("CPU", 0.0)
+        if free >= cpus:
+            return
+        time.sleep(0.5)
+    say(f"  waiting for {cpus} CPUs, {free:g} are free: something else runs on this Ray, such as an endpoint")
 
 
 @contextmanager
