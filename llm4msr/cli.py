@@ -35,7 +35,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with its
 
 
 @app.command()
-def prepare(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:  # noqa: B006
+def prepare(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:
     """Read the source, split it by time, fit vocabularies and statistics on training rows."""
     from llm4msr.prepare import prepare as stage
 
@@ -43,7 +43,7 @@ def prepare(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -
 
 
 @app.command()
-def extract(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:  # noqa: B006
+def extract(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:
     """Ask the frozen LLM about every user and scenario; resumable by shards."""
     from llm4msr.extract import extract as stage
 
@@ -51,7 +51,7 @@ def extract(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -
 
 
 @app.command()
-def train(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:  # noqa: B006
+def train(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:
     """Train the configured model on Ray Train; continues from its last checkpoint."""
     from llm4msr.train import train as stage
 
@@ -59,7 +59,7 @@ def train(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> 
 
 
 @app.command()
-def evaluate(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:  # noqa: B006
+def evaluate(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:
     """Compare trained models on the test rows: AUC, GAUC and logloss per scenario and overall."""
     from llm4msr.evaluate import evaluate as stage
 
@@ -67,7 +67,7 @@ def evaluate(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) 
 
 
 @app.command()
-def export(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:  # noqa: B006
+def export(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:
     """Write the bundle that serving loads: weights, vocabularies and user codes."""
     from llm4msr.export import export as stage
 
@@ -75,7 +75,7 @@ def export(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) ->
 
 
 @app.command()
-def run(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:  # noqa: B006
+def run(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:
     """Everything from prepare to export, training each model that [evaluate] compares."""
     from llm4msr.run import stages
 
@@ -86,7 +86,7 @@ def run(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> No
 
 
 @app.command()
-def serve(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:  # noqa: B006
+def serve(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:
     """Serve the exported bundle over HTTP until interrupted."""
 
     def until_interrupted(loaded: Config) -> list[StageOutput]:

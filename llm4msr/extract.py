@@ -50,7 +50,7 @@ def extract(config: Config) -> StageOutput:
             resumable=True,
         )
     done = out.manifest
-    if done.failed - done.info["users_without_likes"] > config.extract.max_failed_fraction * done.rows:
+    if done.failed - done.info.get("users_without_likes", 0) > config.extract.max_failed_fraction * done.rows:
         raise TooManyFailedError(
             f"{folder}: {done.failed} of {done.rows} rows had failed when this was made, which is more than "
             "max_failed_fraction allows now; delete that folder to ask again"
