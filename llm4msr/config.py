@@ -3,9 +3,9 @@
 import difflib
 import tomllib
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from llm4msr import storage
 from llm4msr.errors import ConfigError
@@ -13,6 +13,26 @@ from llm4msr.errors import ConfigError
 Knowledge = Literal["none", "user", "scenario", "both", "feature"]
 Control = Literal["none", "shuffled", "random"]
 Variant = Literal["none", "feature", "user", "scenario", "both", "shuffled", "random"]
+
+BACKBONES = (
+    *("single", "shared_bottom", "omoe", "mmoe", "ple", "aitm", "star"),
+    *("epnet", "ppnet", "m3oe", "hamur", "sarnet", "adasparse"),
+)
+
+
+def check_backbone(name: str) -> str:
+    """The name again, if it is a known backbone's or an import path; whether the path leads anywhere is not looked up.
+
+    Raises:
+        ValueError: with the nearest known name.
+    """
+    module, colon, attribute = name.partition(":")
+    if name in BACKBONES or (colon and all(part.isidentifier() for part in (*module.split("."), attribute))):
+        return name
+    near = difflib.get_close_matches(name, BACKBONES, n=1)
+    known = ", ".join(f"'{backbone}'" for backbone in BACKBONES)
+    meant = f"did you mean '{near[0]}'? " if near else ""
+    raise ValueError(f"no such backbone; {meant}Known: {known}, or your own as 'package.module:Class'")
 
 
 class Section(BaseModel):
@@ -41,13 +61,40 @@ class TableColumns(Section):
     item_features: tuple[str, ...] = ()
 
 
+class AmazonOptions(Section):
+    """`kind = "amazon"`: which of the files below `source.path`, and what of them."""
+
+    categories: tuple[str, ...] = ()
+    """Names as the files have them, such as `Movies_and_TV`; empty = all whose reviews are there."""
+    k_core: int = Field(0, ge=0)
+    """Users and items with fewer interactions over all categories go, again and again; 0 = all stay."""
+    liked_above: float = 3.0
+    """A rating above it is a like."""
+    implicit: bool = False
+    """Whether likes alone are kept, so that `split.negatives` draws what was not liked."""
+    meta: bool = True
+    """Whether the files of titles, categories and brands are read; without them an item shows its id."""
+
+
+class KuaiSAROptions(Section):
+    """`kind = "kuaisar"`: what of the files below `source.path`."""
+
+    search_item_types: tuple[str, ...] = ("VIDEO",)
+    """Search results that are kept, empty = all. Only videos are described and are recommended too, so the ids of
+    others get their type in front: `USER:17` is no video."""
+    author: bool = False
+    """Whether the author is an item feature; there are millions."""
+
+
 class SourceConfig(Section):
     """Where the raw data lies and how to read it."""
 
-    kind: Literal["movielens", "table"]
+    kind: Literal["movielens", "amazon", "kuaisar", "table"]
     path: str
     scenario: Literal["genre", "era", "age"] = "genre"
     table: TableColumns = TableColumns()
+    amazon: AmazonOptions = AmazonOptions()
+    kuaisar: KuaiSAROptions = KuaiSAROptions()
 
 
 class SplitConfig(Section):
@@ -59,6 +106,8 @@ class SplitConfig(Section):
     the cut have no history, so no knowledge; with `user` everybody has one."""
     valid: float = Field(0.1, gt=0, lt=1)
     test: float = Field(0.1, gt=0, lt=1)
+    latest: int = Field(0, ge=0)
+    """Only the latest so many interactions are used at all; 0 = all."""
     negatives: int = Field(0, ge=0, le=100)
     history_share: float = Field(1.0, gt=0, le=1)
     """The earliest share of the training period that feeds prompts; below 1 the rest alone feeds training."""
@@ -93,7 +142,8 @@ class ExtractConfig(Section):
 class ModelConfig(Section):
     """The ranker: a backbone and how knowledge enters it."""
 
-    backbone: Literal["shared_bottom", "mmoe", "star"] = "mmoe"
+    backbone: Annotated[str, AfterValidator(check_backbone)] = "mmoe"
+    """A name of `BACKBONES`, or the import path of your own, `package.module:Class`."""
     knowledge: Knowledge = "both"
     control: Control = "none"
     embedding_dim: int = Field(16, ge=1)
@@ -105,6 +155,10 @@ class ModelConfig(Section):
     meta_rank: int = Field(8, ge=0)
     """Rank of the generated weights; 0 = full."""
     meta_layers: int = Field(1, ge=1)
+    meta_residual: bool = True
+    """Whether the user level adds to the features, starting at zero, or takes their place."""
+    fusion: Literal["add", "gate", "concat"] = "add"
+    """How the scenario level meets the backbone: logits added, added through a gate, or a vector beside the logit."""
     knowledge_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of users per batch whose code is replaced by the learned default."""
 

@@ -79,13 +79,13 @@ class MetaLayer(nn.Module):
 
 
 class MetaStack(nn.Module):
-    """Meta layers one after the other, SiLU between them; the last starts at zero and has no activation."""
+    """Meta layers one after the other, SiLU between them; the last has no activation, and starts at zero if asked."""
 
-    def __init__(self, width: int, out: int, code_dim: int, rank: int, layers: int):
+    def __init__(self, width: int, out: int, code_dim: int, rank: int, layers: int, zero: bool = True):
         super().__init__()
         outs = [width] * (layers - 1) + [out]
         self.layers = nn.ModuleList(
-            MetaLayer(width, o, code_dim, rank, zero=i == layers - 1) for i, o in enumerate(outs)
+            MetaLayer(width, o, code_dim, rank, zero=zero and i == layers - 1) for i, o in enumerate(outs)
         )
 
     def forward(self, x_BD: Tensor, code_BK: Tensor) -> Tensor:

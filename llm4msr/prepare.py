@@ -85,10 +85,13 @@ def _tables(config: Config) -> tuple[dict[str, pa.Table], dict[str, dict[str, li
     """The tables to publish, and the vocabulary of each field of each side."""
     raw = sources.read(config.source)
     if raw.implicit and not config.split.negatives:
-        raise ConfigError("source.table.label is empty, so all rows are positives; set split.negatives, such as 4")
+        raise ConfigError("all rows of this source are positives; set split.negatives, such as 4")
     if not raw.implicit and config.split.negatives:
-        raise ConfigError("split.negatives is for data without labels; here source.table.label is given")
+        raise ConfigError("split.negatives is for data without labels; this source gives labels")
     rows = raw.interactions.to_pandas()
+    if config.split.latest:
+        rows = rows.loc[rows["order"].sort_values(kind="stable").index[-config.split.latest :].sort_values()]
+        rows = rows.reset_index(drop=True)
     part = split.assign(rows, config.split, config.seed)
     history = split.history_rows(rows, part, config.split)
     train = rows[part == split.TRAIN]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from llm4msr import backbones
 from llm4msr.config import ModelConfig
@@ -62,19 +63,20 @@ class RankerNet(nn.Module):
         self.embedding = FeatureEmbedding(fields, config.embedding_dim)
         width = self.embedding.width + (config.code_dim if self.kind == "feature" else 0)
         self.backbone = backbones.build(width, scenarios, config)
-        shape = {"code_dim": config.code_dim, "rank": config.meta_rank, "layers": config.meta_layers}
+        shape = meta_shape(config)
         if self.uses_users:
             assert knowledge is not None
             self.user_code = KnowledgeCode(knowledge.mean_Z, knowledge.scale_Z, config.code_dim)
         if self.kind in ("user", "both"):
-            self.user_meta = MetaStack(width, width, **shape)
+            self.residual = config.meta_residual
+            self.user_meta = MetaStack(width, width, zero=self.residual, **shape)
         if self.kind in ("scenario", "both"):
             assert knowledge is not None
             vectors_SZ = knowledge.scenarios_SZ
             self.register_buffer("scenarios_SZ", vectors_SZ)
             mean_Z, scale_Z = vectors_SZ[1:].mean(0), vectors_SZ[1:].std(0, correction=0) + 1e-6
             self.scenario_code = KnowledgeCode(mean_Z, scale_Z, config.code_dim)
-            self.scenario_meta = MetaStack(width, 1, **shape)
+            self.scenario_meta = ScenarioLevel(width, config)
 
     @property
     def uses_users(self) -> bool:
@@ -86,7 +88,7 @@ class RankerNet(nn.Module):
         code_BK = self.user_codes(batch.z_NZ, batch.known_N)[batch.owner_B] if self.uses_users else None
         x_BD = self._features(batch.slots_BS, code_BK)
         if self.kind in ("user", "both"):
-            x_BD = x_BD + self.user_meta(x_BD, code_BK)
+            x_BD = self._at_bottom(x_BD, self.user_meta(x_BD, code_BK))
         return self._logits(x_BD, batch.scenario_B)
 
     def user_codes(self, z_NZ: Tensor, known_N: Tensor) -> Tensor:
@@ -105,8 +107,11 @@ class RankerNet(nn.Module):
             return self._logits(self._features(slots_BS, None), scenario_B)
         x_BD = self._features(slots_BS, code_K.expand(len(slots_BS), -1))
         if self.kind in ("user", "both"):
-            x_BD = x_BD + self.user_meta.grouped(x_BD, code_K[None], torch.zeros_like(scenario_B))
+            x_BD = self._at_bottom(x_BD, self.user_meta.grouped(x_BD, code_K[None], torch.zeros_like(scenario_B)))
         return self._logits(x_BD, scenario_B)
+
+    def _at_bottom(self, x_BD: Tensor, generated_BD: Tensor) -> Tensor:
+        return x_BD + generated_BD if self.residual else F.silu(generated_BD)
 
     def _features(self, slots_BS: Tensor, code_BK: Tensor | None) -> Tensor:
         x_BD = self.embedding(slots_BS)
@@ -117,5 +122,38 @@ class RankerNet(nn.Module):
         if self.kind in ("scenario", "both"):
             known_S = torch.arange(len(self.scenarios_SZ), device=x_BD.device) > 0
             code_SK = self.scenario_code(self.scenarios_SZ, known_S)
-            logits_B = logits_B + self.scenario_meta.grouped(x_BD, code_SK, scenario_B)[:, 0]
+            logits_B = self.scenario_meta(logits_B, x_BD, code_SK, scenario_B)
         return logits_B
+
+
+class ScenarioLevel(nn.Module):
+    """Meta layers of the scenarios' codes beside the backbone, and how their output meets its logit.
+
+    However they meet, at initialisation the logit is the backbone's own.
+    """
+
+    def __init__(self, width: int, config: ModelConfig):
+        super().__init__()
+        self.fusion = config.fusion
+        out = config.tower if self.fusion == "concat" else 1
+        self.meta = MetaStack(width, out, zero=self.fusion != "concat", **meta_shape(config))
+        if self.fusion == "gate":
+            self.gate = nn.Linear(width, 1)
+        if self.fusion == "concat":
+            self.merge = nn.Linear(1 + out, 1)
+            nn.init.zeros_(self.merge.bias)
+            with torch.no_grad():
+                self.merge.weight.copy_(torch.eye(1, 1 + out))
+
+    def forward(self, logits_B: Tensor, x_BD: Tensor, code_SK: Tensor, scenario_B: Tensor) -> Tensor:
+        """Logits [B] from the backbone's, the features that it read, and the scenarios' codes."""
+        out_BO = self.meta.grouped(x_BD, code_SK, scenario_B)
+        if self.fusion == "concat":
+            return self.merge(torch.cat([logits_B[:, None], F.silu(out_BO)], dim=1))[:, 0]
+        share_B = torch.sigmoid(self.gate(x_BD))[:, 0] if self.fusion == "gate" else 1.0
+        return logits_B + share_B * out_BO[:, 0]
+
+
+def meta_shape(config: ModelConfig) -> dict[str, int]:
+    """What the meta layers of both levels have in common."""
+    return {"code_dim": config.code_dim, "rank": config.meta_rank, "layers": config.meta_layers}

@@ -106,6 +106,16 @@ def test_rows_that_feed_prompts_do_not_train(tmp_path: Path, by: str):
     assert output.manifest.rows == 24
 
 
+def test_only_the_latest_interactions_are_used(tmp_path: Path):
+    rows = [[f"u{at % 4}", f"i{at % 9}", "home", 1, 1000 - at, "tv"] for at in range(200)]
+    config = config_of(write_data(tmp_path, rows), split={"latest": 60})
+    tables = {name: storage.read_table(prepare(config).folder / f"{name}.parquet") for name in split.PARTS}
+    assert sum(table.num_rows for table in tables.values()) == 60
+    everything = prepare(config_of(write_data(tmp_path / "b", rows[:60]))).folder  # the later the earlier in the file
+    for name, table in tables.items():
+        assert table.equals(storage.read_table(everything / f"{name}.parquet"))
+
+
 def test_history_that_leaves_no_training_rows_is_refused(tmp_path: Path):
     rows = [["a", f"i{i}", "home", i % 2, max(i - 15, 0), "tv"] for i in range(20)]  # all training rows at one time
     config = config_of(write_data(tmp_path, rows), split={"history_share": 0.5})

@@ -1,0 +1,232 @@
+"""Does LLM knowledge help every backbone, and is it the knowledge? Data sets x backbones x knowledge x seeds.
+
+    python -m benchmarks.quality --smoke            # one data set, two backbones, two seeds
+    python -m benchmarks.quality core               # see GRIDS below
+    python -m benchmarks.quality core --sets ml-100k --seeds 3 --trials 2
+
+Every cell (data set, switch, backbone, use of knowledge) is tuned alike: the same trials, one training each, judged
+on validation rows. The best trial is trained with every seed, and its best epoch looks at the test rows once.
+Runs are Ray tasks of one CPU; each leaves one JSON file, so the same command continues what was interrupted.
+
+Data is looked for below ./data (see benchmarks/configs); prepared rows, knowledge and runs are kept below --root.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from upath import UPath
+
+from benchmarks import quality_report
+from llm4msr import config, metrics, session, storage
+from llm4msr.config import Config
+from llm4msr.errors import ConfigError
+from llm4msr.extract import extract, extracted
+from llm4msr.fit import Data, fit, predict
+from llm4msr.knowledge import KnowledgeStore
+from llm4msr.metrics import Predictions
+from llm4msr.prepare import prepare, prepared
+from llm4msr.progress import say, track
+
+VERSION = 1
+CONFIGS = Path(__file__).parent / "configs"
+PAPER = ("shared_bottom", "omoe", "mmoe", "ple", "aitm", "star")
+OTHERS = ("epnet", "ppnet", "m3oe", "hamur", "sarnet", "adasparse")
+VARIANTS = ("none", "feature", "user", "both", "shuffled", "random")
+TRIALS = [
+    (f"train.learning_rate={rate}", f"model.dropout={dropout}")
+    for dropout, rate in itertools.product((0.1, 0.3), (1e-3, 3e-3))
+]
+SWITCHES = {
+    "default": (),
+    "rank 4": ("model.meta_rank=4",),
+    "rank 16": ("model.meta_rank=16",),
+    "full rank": ("model.meta_rank=0",),
+    "two meta layers": ("model.meta_layers=2",),
+    "no residual": ("model.meta_residual=false",),
+    "gate": ("model.fusion=gate",),
+    "concat": ("model.fusion=concat",),
+    "code 8": ("model.code_dim=8",),
+    "code 64": ("model.code_dim=64",),
+    "no knowledge dropout": ("model.knowledge_dropout=0",),
+    "knowledge dropout 0.3": ("model.knowledge_dropout=0.3",),
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is compared with what."""
+
+    sets: tuple[str, ...]
+    backbones: tuple[str, ...]
+    variants: tuple[str, ...]
+    seeds: int
+    switches: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"": ()})
+    overrides: tuple[str, ...] = ()
+
+
+GRIDS = {
+    "core": Grid(("ml-100k", "ml-1m", "beauty"), (*PAPER, "single"), VARIANTS, 5),
+    "others": Grid(("beauty",), OTHERS, ("none", "both", "shuffled"), 3),
+    "plain": Grid(("ml-1m-age",), (*PAPER, "single", *OTHERS), ("none",), 1),
+    "ablation": Grid(("ml-100k",), ("mmoe",), ("none", "both"), 5, SWITCHES),
+    "smoke": Grid(
+        ("ml-100k",), ("shared_bottom", "mmoe"), ("none", "both", "shuffled"), 2, overrides=("extract.max_users=200",)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One system on one data set."""
+
+    data: str
+    switch: str
+    backbone: str
+    variant: str
+    config: Config
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Its place in the table of runs."""
+        return {"data": self.data, "switch": self.switch, "backbone": self.backbone, "variant": self.variant}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grid", choices=list(GRIDS), nargs="?", default="smoke")
+    parser.add_argument("--smoke", action="store_true", help="the same as the grid 'smoke'")
+    parser.add_argument("--sets", nargs="+", metavar="NAME", help="only these data sets of the grid")
+    parser.add_argument("--backbones", nargs="+", metavar="NAME", help="only these backbones of the grid")
+    parser.add_argument("--seeds", type=int, help="how many; default: the grid's")
+    parser.add_argument("--trials", type=int, default=2, help="settings tried for each cell (at most %(default)s..4)")
+    parser.add_argument("--root", default="runs/quality", help="URI that keeps data, knowledge and runs")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    given = parser.parse_args()
+    name = "smoke" if given.smoke else given.grid
+    grid = GRIDS[name]
+    seeds = list(range(1, (given.seeds or grid.seeds) + 1))
+    session.connect()
+    cells = list(_cells(grid, given.sets or grid.sets, given.backbones or grid.backbones, given.root))
+    _inputs(cells)
+    tuned = _tuned(cells, TRIALS[: given.trials], given.root)
+    jobs = [(cell, trial.model_copy(update={"seed": seed}), True) for seed in seeds for cell, trial in tuned]
+    runs = _all(jobs, given.root, "train and test")
+    command = f"python -m benchmarks.quality {name} --seeds {len(seeds)} --trials {given.trials}"
+    quality_report.write(given.results, f"quality-{name}", runs, command)
+
+
+def _cells(grid: Grid, sets: Sequence[str], backbones: Sequence[str], root: str) -> Iterable[Cell]:
+    for data, backbone, (switch, settings) in itertools.product(sets, backbones, grid.switches.items()):
+        common = [f"storage={root}/{data}", f"model.backbone={backbone}", *grid.overrides]
+        for variant in grid.variants:
+            if variant == "none" and switch not in ("", "default"):
+                continue  # a switch of the meta layers has no plain form
+            loaded = config.load(str(CONFIGS / f"{data}.toml"), [*common, *settings])
+            yield Cell(data, switch, backbone, variant, loaded.using(variant, 0))
+
+
+def _inputs(cells: list[Cell]) -> None:
+    """Prepare each data set once, and ask the LLM where a cell uses knowledge; what is finished is found."""
+    ready = set()
+    for cell in cells:
+        needs = (cell.data, cell.config.split, cell.config.extract, cell.variant != "none")
+        if str(needs) in ready:
+            continue
+        ready.add(str(needs))
+        say(f"{cell.data}: {prepare(cell.config).folder}")
+        if cell.variant != "none":
+            say(f"{cell.data}: {extract(cell.config).folder}")
+
+
+def _tuned(cells: list[Cell], trials: list[tuple[str, ...]], root: str) -> list[tuple[Cell, Config]]:
+    """Each cell's config with the trial that is best on validation rows."""
+    tried = [(cell, _with(cell.config, trial), False) for cell in cells for trial in trials]
+    found = _all(tried, root, "tune") if len(trials) > 1 else [{"valid_auc": 0.0} for _ in tried]
+    best = []
+    for at, cell in enumerate(cells):
+        mine = slice(at * len(trials), (at + 1) * len(trials))
+        place = int(np.argmax([run["valid_auc"] for run in found[mine]]))
+        best.append((cell, tried[mine][place][1]))
+    return best
+
+
+def _with(base: Config, settings: Iterable[str]) -> Config:
+    document = base.model_dump()
+    for setting in settings:
+        key, value = setting.split("=")
+        section, name = key.split(".")
+        document[section][name] = json.loads(value)
+    return Config.model_validate(document)
+
+
+def _all(jobs: list[tuple[Cell, Config, bool]], root: str, what: str) -> list[dict[str, Any]]:
+    """The results of all jobs in their order; those without a file yet are run."""
+    files = [storage.path(root) / "runs" / f"{_key(run, test)}.json" for _, run, test in jobs]
+    todo = {str(file): (run, test) for file, (_, run, test) in zip(files, jobs, strict=True) if not file.exists()}
+    say(f"{what}: {len(jobs)} runs, {len(todo)} to do")
+    pending = [_run.remote(run.model_dump_json(), test, file) for file, (run, test) in todo.items()]
+    with track(what, len(todo)) as progress:
+        while pending:
+            finished, pending = ray.wait(pending)
+            progress.advance(1, ray.get(finished[0]))
+    results = [json.loads(storage.read_bytes(file)) for file in files]
+    return [cell.names | result for (cell, _, _), result in zip(jobs, results, strict=True)]
+
+
+def _key(run: Config, test: bool) -> str:
+    """Names a run by everything that decides its outcome."""
+    same = {"name", "storage", "evaluate", "serve"}
+    return storage.digest_of([VERSION, test, run.model_dump(exclude=same)])[:16]
+
+
+@ray.remote(num_cpus=1, max_retries=2)
+def _run(config_json: str, test: bool, file: str) -> str:
+    """Train once, score validation (or test) rows with the best epoch, and leave the result in `file`."""
+    torch.set_num_threads(1)
+    run = Config.model_validate_json(config_json)
+    start = time.process_time()
+    data = Data.open(run, prepared(run), None if run.model.knowledge == "none" else extracted(run))
+    fitted = fit(run, data)
+    train_seconds = time.process_time() - start
+    result = {
+        "seed": run.seed,
+        "learning_rate": run.train.learning_rate,
+        "dropout": run.model.dropout,
+        "valid_auc": fitted.progress.best_auc,
+        "best_epoch": fitted.progress.best_epoch,
+        "epochs": fitted.progress.epoch,
+        "train_cpu_seconds": train_seconds,
+    }
+    if test:
+        net = data.new_net(run)
+        net.load_state_dict(fitted.best)
+        scored = predict(net, data, data.rows("test"), run.train.batch_size)
+        result |= _test_metrics(scored, run, data)
+    storage.write_bytes(UPath(file), json.dumps(result).encode())
+    return f"{run.name} {run.model.backbone} {run.model.variant} seed {run.seed}"
+
+
+def _test_metrics(scored: Predictions, run: Config, data: Data) -> dict[str, Any]:
+    """AUC, GAUC and logloss of all test rows; AUC of each scenario, and of the users whom the LLM read."""
+    report = metrics.report(scored, data.scenario_names)
+    found = {f"test_{name}": report["overall"][name] for name in ("auc", "gauc", "logloss", "rows")}
+    found["scenario_auc"] = {name: values["auc"] for name, values in report["scenarios"].items()}
+    try:
+        store = KnowledgeStore.open(extracted(run), len(data.tables.users_US), data.tables.scenarios)
+    except ConfigError:  # no knowledge of this data set was extracted
+        return found
+    read = store.known_N[scored.user]
+    return found | {"read_auc": metrics.auc(scored.label[read], scored.logit[read]), "read_rows": int(read.sum())}
+
+
+if __name__ == "__main__":
+    main()

