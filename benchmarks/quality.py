@@ -100,6 +100,10 @@ class Cell:
         return {"data": self.data, "switch": self.switch, "backbone": self.backbone, "variant": self.variant}
 
 
+Job = tuple[Cell, Config, bool]
+"""A cell, the config of one training of it, and whether the test rows are looked at."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grid", choices=list(GRIDS), nargs="?", default="smoke")
@@ -108,6 +112,7 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", metavar="NAME", help="only these backbones of the grid")
     parser.add_argument("--seeds", type=int, help="how many; default: the grid's")
     parser.add_argument("--trials", type=int, default=2, help="settings tried for each cell (at most %(default)s..4)")
+    parser.add_argument("--finished", action="store_true", help="run nothing; report the seeds that all cells have")
     parser.add_argument("--root", default="runs/quality", help="URI that keeps data, knowledge and runs")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
@@ -118,8 +123,11 @@ def main() -> None:
     cells = list(_cells(grid, given.sets or grid.sets, given.backbones or grid.backbones, given.root))
     _inputs(cells)
     tuned = _tuned(cells, TRIALS[: given.trials], given.root)
-    jobs = [(cell, trial.model_copy(update={"seed": seed}), True) for seed in seeds for cell, trial in tuned]
-    runs = _all(jobs, given.root, "train and test")
+    jobs = [[(cell, trial.model_copy(update={"seed": seed}), True) for cell, trial in tuned] for seed in seeds]
+    if given.finished:
+        jobs = [of_seed for of_seed in jobs if all(file.exists() for file in _files(of_seed, given.root))]
+        seeds = seeds[: len(jobs)]
+    runs = _all(list(itertools.chain(*jobs)), given.root, "train and test")
     command = f"python -m benchmarks.quality {name} --seeds {len(seeds)} --trials {given.trials}"
     quality_report.write(given.results, f"quality-{name}", runs, command)
 
@@ -168,9 +176,13 @@ def _with(base: Config, settings: Iterable[str]) -> Config:
     return Config.model_validate(document)
 
 
-def _all(jobs: list[tuple[Cell, Config, bool]], root: str, what: str) -> list[dict[str, Any]]:
+def _files(jobs: list[Job], root: str) -> list[UPath]:
+    return [storage.path(root) / "runs" / f"{_key(run, test)}.json" for _, run, test in jobs]
+
+
+def _all(jobs: list[Job], root: str, what: str) -> list[dict[str, Any]]:
     """The results of all jobs in their order; those without a file yet are run."""
-    files = [storage.path(root) / "runs" / f"{_key(run, test)}.json" for _, run, test in jobs]
+    files = _files(jobs, root)
     todo = {str(file): (run, test) for file, (_, run, test) in zip(files, jobs, strict=True) if not file.exists()}
     say(f"{what}: {len(jobs)} runs, {len(todo)} to do")
     pending = [_run.remote(run.model_dump_json(), test, file) for file, (run, test) in todo.items()]

@@ -129,7 +129,9 @@ def picture(file: Path, table: pd.DataFrame) -> None:
     figure, axes = plt.subplots(1, len(sets), figsize=(4.5 * len(sets) + 1, 5), squeeze=False)
     for axis, data in zip(axes[0], sets, strict=True):
         rows = table[table["data"] == data]
-        rows = rows.assign(label=[" ".join(filter(None, pair)) for pair in zip(rows["backbone"], rows["switch"])])
+        rows = rows.assign(
+            label=[" ".join(filter(None, pair)) for pair in zip(rows["backbone"], rows["switch"], strict=True)]
+        )
         labels = list(dict.fromkeys(rows["label"]))
         systems = [s for s in dict.fromkeys(rows["system"]) if s != "none"]
         for at, system in enumerate(systems):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ from llm4msr.features import FeatureTables
 from llm4msr.knowledge import KnowledgeStore
 from llm4msr.ranker import Batch
 
-WINDOW = 1 << 21
-"""Rows that are shuffled together and held in memory."""
+WINDOW = 1 << 20
+"""Rows that are shuffled together and held in memory, four bytes for a number."""
 
 
 class Rows(NamedTuple):
@@ -31,9 +32,12 @@ class Rows(NamedTuple):
     label_B: Tensor
     context_BC: Tensor
 
-    def take(self, index: Tensor) -> "Rows":
-        """Some of the rows."""
-        return Rows(*(column[index] for column in self))
+    @classmethod
+    def unpacked(cls, packed_BC: Tensor) -> "Rows":
+        """From rows as a window holds them."""
+        user_B, item_B, scenario_B = (packed_BC[:, i].long() for i in range(3))
+        label_B = packed_BC[:, 3].contiguous().view(torch.float32)
+        return cls(user_B, item_B, scenario_B, label_B, packed_BC[:, 4:].long())
 
 
 class RowReader:
@@ -46,22 +50,28 @@ class RowReader:
             self.rows: int = parquet.metadata.num_rows
             sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         self._sizes = np.array(sizes)
-        self._whole: Rows | None = None
+        self._whole: Tensor | None = None
 
     def batches(self, size: int, seed: int | None, rank: int = 0, world: int = 1) -> Iterator[tuple[Rows, int]]:
         """This worker's part of each global batch, and the global batch's rows; in file order where seed is None.
 
-        A part can be empty in the last batch of a window.
+        All global batches but the last have `size` rows; a part can be empty in the last.
         """
         rng = None if seed is None else np.random.default_rng(seed)
-        for window in self._windows(rng):
-            count = len(window.user_B)
-            order = torch.arange(count) if rng is None else torch.from_numpy(rng.permutation(count))
-            for start in range(0, count, size):
-                chosen = order[start : start + size]
-                yield window.take(chosen[rank::world]), len(chosen)
+        rest_BC = torch.empty((0, len(self.columns)), dtype=torch.int32)
+        for window_BC in self._windows(rng):
+            if rng is not None:
+                window_BC = window_BC.index_select(0, torch.from_numpy(rng.permutation(len(window_BC))))
+            rows_BC = torch.cat([rest_BC, window_BC])
+            whole = len(rows_BC) - len(rows_BC) % size
+            for start in range(0, whole, size):
+                yield Rows.unpacked(rows_BC[start : start + size][rank::world]), size
+            rest_BC = rows_BC[whole:].clone()
+        if len(rest_BC):
+            yield Rows.unpacked(rest_BC[rank::world]), len(rest_BC)
 
-    def _windows(self, rng: np.random.Generator | None) -> Iterator[Rows]:
+    def _windows(self, rng: np.random.Generator | None) -> Iterator[Tensor]:
+        """Rows [B, columns] as int32, a label as its bits: a row lies in one place and takes little room."""
         if self.rows <= WINDOW:
             if self._whole is None:
                 self._whole = self._read(np.arange(len(self._sizes)))
@@ -72,12 +82,16 @@ class RowReader:
         for number in range(int(window_of[-1]) + 1):
             yield self._read(groups[window_of == number])
 
-    def _read(self, groups: "np.typing.NDArray[np.int64]") -> Rows:
+    def _read(self, groups: npt.NDArray[np.int64]) -> Tensor:
+        packed = np.empty((self._sizes[groups].sum(), len(self.columns)), np.int32)
+        at = 0
         with storage.open_parquet(self.file) as parquet:
-            table = parquet.read_row_groups(groups.tolist(), self.columns)
-        user, item, scenario, label, *context = (_tensor(table[name]) for name in self.columns)
-        stacked = torch.stack(context, dim=1) if context else torch.zeros((len(user), 0), dtype=torch.int64)
-        return Rows(user, item, scenario, label, stacked)
+            for group in groups.tolist():
+                table = parquet.read_row_group(group, self.columns)
+                for i, name in enumerate(self.columns):
+                    packed[at : at + len(table), i] = _as_int32(table[name])
+                at += len(table)
+        return torch.from_numpy(packed)
 
 
 def to_batch(rows: Rows, tables: FeatureTables, knowledge: KnowledgeStore | None) -> Batch:
@@ -90,5 +104,7 @@ def to_batch(rows: Rows, tables: FeatureTables, knowledge: KnowledgeStore | None
     return Batch(slots_BS, rows.scenario_B, owner_B, *knowledge.lookup(users_N))
 
 
-def _tensor(column: pa.ChunkedArray) -> Tensor:
-    return torch.from_numpy(np.array(column.to_numpy()))
+def _as_int32(column: pa.ChunkedArray) -> npt.NDArray[np.int32]:
+    if pa.types.is_floating(column.type):
+        return np.asarray(column.to_numpy()).view(np.int32)
+    return np.asarray(column.cast(pa.int32()).to_numpy())

@@ -31,8 +31,8 @@ def check_backbone(name: str) -> str:
         return name
     near = difflib.get_close_matches(name, BACKBONES, n=1)
     known = ", ".join(f"'{backbone}'" for backbone in BACKBONES)
-    meant = f"did you mean '{near[0]}'? " if near else ""
-    raise ValueError(f"no such backbone; {meant}Known: {known}, or your own as 'package.module:Class'")
+    meant = f" (did you mean '{near[0]}'?)" if near else ""
+    raise ValueError(f"no such backbone{meant}; known are {known}, or your own as 'package.module:Class'")
 
 
 class Section(BaseModel):

@@ -4,12 +4,12 @@ A slot is one number of a row. A single-valued field has one slot, a many-valued
 All fields share one embedding table, in which each field has its own range; the first number of a range means
 unknown (or, in a many-valued field, nothing).
 
-Shape suffixes: B rows, S slots, E embedding width, F fields.
+Shape suffixes: B rows, S slots, E embedding width, F fields, N slots of one field, V values.
 """
 
 import json
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from upath import UPath
 from llm4msr import storage
 
 Side = Literal["user", "item", "scenario", "context"]
+
+FEW_VALUES = 256
+"""How many values a many-valued field may have for its means to be taken by one matrix product over all of them."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,9 @@ class FeatureTables:
 
     def slots(self, user_B: Tensor, item_B: Tensor, scenario_B: Tensor, context_BC: Tensor) -> Tensor:
         """int64 [B, S]: places of the rows' features in the embedding table."""
-        parts = [self.users_US[user_B], self.items_IS[item_B], (scenario_B + self.scenario_start)[:, None]]
-        return torch.cat([*parts, context_BC + self.context_start], dim=1)
+        sides = [self.users_US.index_select(0, user_B), self.items_IS.index_select(0, item_B)]
+        own = [(scenario_B + self.scenario_start)[:, None], context_BC + self.context_start]
+        return torch.cat([*sides, *own], dim=1)
 
 
 def _slots(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
@@ -100,6 +104,10 @@ def _slots(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
 class FeatureEmbedding(nn.Module):
     """Rows' slots -> the concatenated embeddings of their fields (METHOD: `x`)."""
 
+    _first_F: Tensor
+    _id_columns: Tensor
+    _id_starts: Tensor
+
     def __init__(self, fields: list[Field], dim: int):
         super().__init__()
         self.table = nn.Embedding(sum(field.size for field in fields), dim)
@@ -107,27 +115,82 @@ class FeatureEmbedding(nn.Module):
         self.width = dim * len(fields)
         self._fields = fields
         self._starts: list[int] = np.cumsum([0, *(field.size for field in fields)]).tolist()
+        self._columns: list[int] = np.cumsum([0, *(field.slots for field in fields)]).tolist()
+        ids = [i for i, field in enumerate(fields) if field.name in ("user_id", "item_id", "scenario_id")]
+        for name, numbers in (
+            ("_first_F", self._columns[: len(fields)]),
+            ("_id_columns", [self._columns[i] for i in ids]),
+            ("_id_starts", [self._starts[i] for i in ids]),
+        ):
+            self.register_buffer(name, torch.tensor(numbers), persistent=False)
 
     def forward(self, slots_BS: Tensor) -> Tensor:
         """float32 [B, F * E]."""
-        embedded_BSE = self.table(slots_BS)
-        columns, at = [], 0
-        for field, start in zip(self._fields, self._starts, strict=False):
-            piece = embedded_BSE[:, at : at + field.slots]
-            if field.slots == 1:
-                columns.append(piece[:, 0])
-            else:
-                filled_BV = (slots_BS[:, at : at + field.slots] > start).to(piece.dtype)
-                columns.append((piece * filled_BV[..., None]).sum(1) / filled_BV.sum(1, keepdim=True).clamp(min=1))
-            at += field.slots
-        return torch.cat(columns, dim=1)
+        place_BF, means = slots_BS.index_select(1, self._first_F), []
+        for i, (field, start, at) in enumerate(zip(self._fields, self._starts, self._columns, strict=False)):
+            if field.slots > 1:
+                means.append(_Mean(i, slots_BS[:, at : at + field.slots], start, field.size))
+                place_BF[:, i] = start
+        x_BFE: Tensor = _Lookup.apply(self.table.weight, place_BF, means)
+        return x_BFE.flatten(1)
 
     def hide(self, slots_BS: Tensor, share: float) -> Tensor:
         """A copy in which that share of user, item and scenario ids is unknown, so that unknown gets trained."""
-        hidden, at = slots_BS.clone(), 0
-        for field, start in zip(self._fields, self._starts, strict=False):
-            if field.name in ("user_id", "item_id", "scenario_id"):
-                chosen_B = torch.rand(len(slots_BS), device=slots_BS.device) < share
-                hidden[:, at] = torch.where(chosen_B, start, slots_BS[:, at])
-            at += field.slots
+        hidden = slots_BS.clone()
+        drawn = torch.rand(len(slots_BS), len(self._id_columns), device=slots_BS.device)
+        row_H, id_H = (drawn < share).nonzero(as_tuple=True)
+        hidden[row_H, self._id_columns[id_H]] = self._id_starts[id_H]
         return hidden
+
+
+class _Mean:
+    """The mean embedding of a many-valued field in each row; 0 where a row has no value."""
+
+    def __init__(self, field: int, slots_BN: Tensor, start: int, size: int):
+        self.field, self.start, self.end = field, start, start + size
+        filled_BN = (slots_BN > start).float()
+        self.slots_BN, self.share_BN = slots_BN, filled_BN / filled_BN.sum(1, keepdim=True).clamp(min=1)
+        self.share_BV: Tensor | None = None
+        if size <= FEW_VALUES:  # then a product over all values costs less than the rows of the table one by one
+            shares_BV = torch.zeros(len(slots_BN), size, device=slots_BN.device)
+            self.share_BV = shares_BV.scatter_add_(1, slots_BN - start, self.share_BN)
+
+    def embed(self, table_VE: Tensor) -> Tensor:
+        """[B, E]."""
+        if self.share_BV is not None:
+            return self.share_BV @ table_VE[self.start : self.end]
+        values_BNE = table_VE.index_select(0, self.slots_BN.flatten()).view(*self.slots_BN.shape, -1)
+        return torch.bmm(self.share_BN[:, None], values_BNE)[:, 0]
+
+    def add_gradient(self, gradient_VE: Tensor, out_BE: Tensor) -> None:
+        """Write the table's gradient in this field's range, from that of `embed`'s output."""
+        if self.share_BV is not None:
+            gradient_VE[self.start : self.end] = self.share_BV.T @ out_BE
+            return
+        gradient_VE[self.start] = 0
+        values_BNE = self.share_BN[..., None] * out_BE[:, None]
+        gradient_VE.index_add_(0, self.slots_BN.flatten(), values_BNE.flatten(0, 1))
+
+
+class _Lookup(torch.autograd.Function):
+    """Rows of the table [B, F, E] at places [B, F], but means where a field is many-valued.
+
+    Makes one gradient of the table in one pass, and without the copies that cutting and joining fields would take.
+    The place of a many-valued field is the start of its range, which no mean reads.
+    """
+
+    @staticmethod
+    def forward(context: Any, table_VE: Tensor, place_BF: Tensor, means: list[_Mean]) -> Tensor:
+        x_BFE = table_VE.index_select(0, place_BF.flatten()).view(*place_BF.shape, -1)
+        for mean in means:
+            x_BFE[:, mean.field] = mean.embed(table_VE)
+        context.place_BF, context.means, context.values = place_BF, means, len(table_VE)
+        return x_BFE
+
+    @staticmethod
+    def backward(context: Any, gradient_BFE: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        gradient_VE = gradient_BFE.new_zeros(context.values, gradient_BFE.shape[-1])
+        gradient_VE.index_add_(0, context.place_BF.flatten(), gradient_BFE.flatten(0, 1))
+        for mean in context.means:
+            mean.add_gradient(gradient_VE, gradient_BFE[:, mean.field])
+        return gradient_VE, None, None

@@ -110,7 +110,7 @@ def fit(
     net = data.new_net(config)
     wrapped: nn.Module = nn.parallel.DistributedDataParallel(net) if world > 1 else net
     t = config.train
-    optimizer = torch.optim.AdamW(net.parameters(), lr=t.learning_rate, weight_decay=t.weight_decay)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=t.learning_rate, weight_decay=t.weight_decay, fused=True)
     state = Checkpoint(Progress(), {}, {}, {}) if resume is None else resume
     if resume is not None:
         net.load_state_dict(resume.net)

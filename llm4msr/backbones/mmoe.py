@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from llm4msr.backbones.base import Towers, mlp
+from llm4msr.backbones.base import RowGroups, mix, mlp, tower
 from llm4msr.config import ModelConfig
 
 
@@ -13,14 +13,12 @@ class MMoE(nn.Module):
     def __init__(self, width: int, scenarios: int, config: ModelConfig):
         super().__init__()
         self.experts = nn.ModuleList(mlp(width, config.hidden, config.dropout) for _ in range(config.experts))
-        self.gates = nn.Linear(width, scenarios * config.experts)
-        self.towers = Towers(scenarios, config.hidden[-1], config.tower, config.dropout)
-        self.scenarios = scenarios
+        self.gates = nn.ModuleList(nn.Linear(width, config.experts) for _ in range(scenarios))
+        self.towers = nn.ModuleList(tower(config.hidden[-1], [config.tower], config.dropout) for _ in range(scenarios))
 
     def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
         """Logits [B]."""
-        gates_BSX = self.gates(x_BD).view(len(x_BD), self.scenarios, len(self.experts))
-        row_B = torch.arange(len(x_BD), device=x_BD.device)
-        gate_BX = gates_BSX[row_B, scenario_B].softmax(-1)
+        rows = RowGroups(scenario_B, len(self.towers))
         experts_BXH = torch.stack([expert(x_BD) for expert in self.experts], dim=1)
-        return self.towers((gate_BX[..., None] * experts_BXH).sum(1), scenario_B)
+        mixed_BH = mix(rows.through(self.gates, x_BD), experts_BXH)
+        return rows.through(self.towers, mixed_BH)[:, 0]

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from llm4msr.backbones.base import Towers, mlp
+from llm4msr.backbones.base import RowGroups, mlp, tower
 from llm4msr.config import ModelConfig
 
 
@@ -12,8 +12,8 @@ class SharedBottom(nn.Module):
     def __init__(self, width: int, scenarios: int, config: ModelConfig):
         super().__init__()
         self.bottom = mlp(width, config.hidden, config.dropout)
-        self.towers = Towers(scenarios, config.hidden[-1], config.tower, config.dropout)
+        self.towers = nn.ModuleList(tower(config.hidden[-1], [config.tower], config.dropout) for _ in range(scenarios))
 
     def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
         """Logits [B]."""
-        return self.towers(self.bottom(x_BD), scenario_B)
+        return RowGroups(scenario_B, len(self.towers)).through(self.towers, self.bottom(x_BD))[:, 0]

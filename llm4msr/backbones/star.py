@@ -4,13 +4,14 @@ Ours: the partitioned normalisation works on a row's features (layer norm), not 
 that a row scores the same alone and in any batch; and the last layer has no activation.
 """
 
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llm4msr.backbones.base import RowGroups, mlp
+from llm4msr.backbones.base import Affine, Dropout, RowGroups, tower
 from llm4msr.config import ModelConfig
 
 
@@ -20,14 +21,13 @@ class StarLayer(nn.Module):
     def __init__(self, width: int, out: int, scenarios: int):
         super().__init__()
         self.shared = nn.Linear(width, out)
-        self.weight_SOD = nn.Parameter(torch.ones(scenarios, out, width))
-        self.bias_SO = nn.Parameter(torch.zeros(scenarios, out))
+        self.weights = nn.ParameterList(torch.ones(out, width) for _ in range(scenarios))
+        self.biases = nn.ParameterList(torch.zeros(out) for _ in range(scenarios))
 
-    def forward(self, parts: list[Tensor]) -> list[Tensor]:
-        """One matrix of rows per scenario, [rows, D] -> [rows, O]."""
-        weights_SOD = self.shared.weight * self.weight_SOD
-        biases_SO = self.shared.bias + self.bias_SO
-        return [F.linear(part, weights_SOD[s], biases_SO[s]) for s, part in enumerate(parts)]
+    def forward(self, x_BD: Tensor, scenario: int) -> Tensor:
+        """[B, O] for rows of one scenario."""
+        weight_OD, bias_O = self.shared.weight * self.weights[scenario], self.shared.bias + self.biases[scenario]
+        return F.linear(x_BD, weight_OD, bias_O)
 
 
 class Star(nn.Module):
@@ -36,19 +36,22 @@ class Star(nn.Module):
     def __init__(self, width: int, scenarios: int, config: ModelConfig):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.scale_SD = nn.Parameter(torch.ones(scenarios, width))
-        self.shift_SD = nn.Parameter(torch.zeros(scenarios, width))
+        self.norms = nn.ModuleList(Affine(width) for _ in range(scenarios))
         widths = [width, *config.hidden, config.tower]
         self.layers = nn.ModuleList(StarLayer(a, b, scenarios) for a, b in pairwise(widths))
         self.last = StarLayer(config.tower, 1, scenarios)
-        self.auxiliary = nn.Sequential(mlp(width, [config.tower], config.dropout), nn.Linear(config.tower, 1))
-        self.dropout = nn.Dropout(config.dropout)
+        self.auxiliary = tower(width, [config.tower], config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
-        """Logits [B]: the star's and the auxiliary network's, added. The latter sees the scenario among `x_BD`."""
-        x_BD = self.norm(x_BD) * self.scale_SD[scenario_B] + self.shift_SD[scenario_B]
-        rows = RowGroups(scenario_B, len(self.scale_SD))
-        parts = rows.split(x_BD)
+        """Logits [B]."""
+        scenarios = len(self.norms)
+        towers = [partial(self.tower, scenario=s) for s in range(scenarios)]
+        return RowGroups(scenario_B, scenarios).through(towers, x_BD)[:, 0]
+
+    def tower(self, x_BD: Tensor, scenario: int) -> Tensor:
+        """Logits [B, 1] of one scenario's rows: the star's and the auxiliary network's, which is shared, added."""
+        x_BD = hidden_BH = self.norms[scenario](self.norm(x_BD))
         for layer in self.layers:
-            parts = [self.dropout(torch.relu(part)) for part in layer(parts)]
-        return rows.join(self.last(parts))[:, 0] + self.auxiliary(x_BD)[:, 0]
+            hidden_BH = self.dropout(torch.relu(layer(hidden_BH, scenario)))
+        return self.last(hidden_BH, scenario) + self.auxiliary(x_BD)

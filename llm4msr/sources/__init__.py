@@ -1,10 +1,10 @@
 """Raw data -> three Arrow tables in the layout of `llm4msr.schema`."""
 
 from llm4msr.config import SourceConfig
-from llm4msr.sources import movielens, table
+from llm4msr.sources import amazon, kuaisar, movielens, table
 from llm4msr.sources.base import RawData
 
-_READERS = {"movielens": movielens, "table": table}
+_READERS = {"amazon": amazon, "kuaisar": kuaisar, "movielens": movielens, "table": table}
 
 
 def read(config: SourceConfig) -> RawData:

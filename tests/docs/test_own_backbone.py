@@ -1,0 +1,36 @@
+"""The backbone that the README shows trains, as it stands there, through its import path."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm4msr import fit
+from tests.helpers import ROOT
+from tests.unit.helpers import config_of, prepare_and_make_knowledge, write_data
+
+SECTION = re.compile(r"^## Your own backbone\n(.*?)^## ", re.MULTILINE | re.DOTALL)
+PATH = re.compile(r"model\.backbone=((\w+)\.(\w+):\w+)")
+
+
+def test_the_readmes_backbone_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = SECTION.findall((ROOT / "README.md").read_text())[0]
+    code = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)[0]
+    path, package, module = PATH.findall(section)[0]
+    assert len(code.splitlines()) <= 15
+
+    (tmp_path / package).mkdir()
+    (tmp_path / package / f"{module}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("LLM4MSR_CACHE", str(tmp_path / "cache"))
+    config = config_of(write_data(tmp_path), model={"backbone": path}, train={"epochs": 1}, split={"by": "user"})
+    data = fit.Data.open(config, *prepare_and_make_knowledge(config))
+    untrained = data.new_net(config)
+    assert f"{type(untrained.backbone).__module__}:{type(untrained.backbone).__name__}" == path
+
+    trained = fit.fit(config, data)
+    assert trained.progress.epoch == 1
+    assert trained.progress.best_auc > 0.55  # every other item is liked: see tests/unit/helpers.py
+    for name, parameter in untrained.backbone.named_parameters():
+        assert not torch.equal(trained.net[f"backbone.{name}"], parameter), name
