@@ -4,7 +4,7 @@ Law: a row's score never depends on the other rows of its batch, so there are no
 Scenario 0 is the unknown one and has parameters of its own, like every scenario.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ class Dropout(nn.Module):
 
     def __init__(self, share: float):
         super().__init__()
-        self.cut = round(share * 65536)
+        self.cut = min(round(share * 65536), 65535)
 
     def forward(self, x: Tensor) -> Tensor:
         """Of the same shape; in evaluation `x` itself."""
@@ -92,7 +92,7 @@ class RowGroups:
         joined = torch.cat(list(parts))
         return torch.empty_like(joined).index_copy(0, self.order_B, joined)
 
-    def through(self, layers: Sequence[Callable[[Tensor], Tensor]] | nn.ModuleList, rows_BD: Tensor) -> Tensor:
+    def through(self, layers: Iterable[Callable[[Tensor], Tensor]], rows_BD: Tensor) -> Tensor:
         """[B, O]: each row through the layer of its own group alone.
 
         A group without rows is left out, but not where gradients are taken: distributed training needs one, if

@@ -32,5 +32,6 @@ class PPNet(nn.Module):
         """Logits [B]."""
         rows, prior_BD = RowGroups(scenario_B, len(self.last)), x_BD.detach()
         for layers, gate in zip(self.layers, self.gates, strict=True):
+            assert isinstance(layers, nn.ModuleList)
             x_BD = self.dropout(torch.relu(rows.through(layers, x_BD)) * gate(prior_BD))
         return rows.through(self.last, x_BD)[:, 0]

@@ -253,6 +253,7 @@ def test_dropout_of_nothing_is_the_input_itself():
     assert Dropout(0.0)(x) is x
     assert Dropout(0.5).eval()(x) is x
     assert Dropout(0.5)(torch.ones(0, 4)).shape == (0, 4)
+    assert torch.isfinite(Dropout(0.9999999)(torch.ones(100))).all()
 
 
 @pytest.mark.parametrize("name", ["mmeo", "", "a.b", ":Net", "a:", "a..b:Net", "a b:Net", "a:Net:x", "a:N.b", "a/b:N"])
