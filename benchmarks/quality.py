@@ -36,12 +36,14 @@ from llm4msr.metrics import Predictions
 from llm4msr.prepare import prepare, prepared
 from llm4msr.progress import say, track
 
-VERSION = 1
+VERSION = 2
+DATA_SEED = 0
+"""Random splits and negatives are the same for every training seed."""
 CONFIGS = Path(__file__).parent / "configs"
 PAPER = ("shared_bottom", "omoe", "mmoe", "ple", "aitm", "star")
 OTHERS = ("epnet", "ppnet", "m3oe", "hamur", "sarnet", "adasparse")
 VARIANTS = ("none", "feature", "user", "both", "shuffled", "random")
-TRIALS = [
+TRIALS: list[tuple[str, ...]] = [
     (f"train.learning_rate={rate}", f"model.dropout={dropout}")
     for dropout, rate in itertools.product((0.1, 0.3), (1e-3, 3e-3))
 ]
@@ -104,32 +106,41 @@ Job = tuple[Cell, Config, bool]
 """A cell, the config of one training of it, and whether the test rows are looked at."""
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grid", choices=list(GRIDS), nargs="?", default="smoke")
     parser.add_argument("--smoke", action="store_true", help="the same as the grid 'smoke'")
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="only these data sets of the grid")
     parser.add_argument("--backbones", nargs="+", metavar="NAME", help="only these backbones of the grid")
     parser.add_argument("--seeds", type=int, help="how many; default: the grid's")
-    parser.add_argument("--trials", type=int, default=2, help="settings tried for each cell (at most %(default)s..4)")
+    parser.add_argument(
+        "--trials", type=int, default=2, help="settings tried for each cell, 0 to 4 (%(default)s); 0 = as configured"
+    )
     parser.add_argument("--finished", action="store_true", help="run nothing; report the seeds that all cells have")
     parser.add_argument("--root", default="runs/quality", help="URI that keeps data, knowledge and runs")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    given = parser().parse_args()
     name = "smoke" if given.smoke else given.grid
     grid = GRIDS[name]
     seeds = list(range(1, (given.seeds or grid.seeds) + 1))
     session.connect()
     cells = list(_cells(grid, given.sets or grid.sets, given.backbones or grid.backbones, given.root))
     _inputs(cells)
-    tuned = _tuned(cells, TRIALS[: given.trials], given.root)
+    tuned = _tuned(cells, TRIALS[: given.trials] or [()], given.root)
     jobs = [[(cell, trial.model_copy(update={"seed": seed}), True) for cell, trial in tuned] for seed in seeds]
     if given.finished:
         jobs = [of_seed for of_seed in jobs if all(file.exists() for file in _files(of_seed, given.root))]
         seeds = seeds[: len(jobs)]
     runs = _all(list(itertools.chain(*jobs)), given.root, "train and test")
-    command = f"python -m benchmarks.quality {name} --seeds {len(seeds)} --trials {given.trials}"
-    quality_report.write(given.results, f"quality-{name}", runs, command)
+    chosen = [f"--{option} {' '.join(names)}" for option in ("sets", "backbones") if (names := vars(given)[option])]
+    command = " ".join(["python -m benchmarks.quality", name, *chosen, f"--seeds {len(seeds)} --trials {given.trials}"])
+    title = "-".join(["quality", name, *(given.sets or [])])
+    quality_report.write(given.results, title, runs, command, given.trials)
 
 
 def _cells(grid: Grid, sets: Sequence[str], backbones: Sequence[str], root: str) -> Iterable[Cell]:
@@ -139,7 +150,7 @@ def _cells(grid: Grid, sets: Sequence[str], backbones: Sequence[str], root: str)
             if variant == "none" and switch not in ("", "default"):
                 continue  # a switch of the meta layers has no plain form
             loaded = config.load(str(CONFIGS / f"{data}.toml"), [*common, *settings])
-            yield Cell(data, switch, backbone, variant, loaded.using(variant, 0))
+            yield Cell(data, switch, backbone, variant, loaded.using(variant, DATA_SEED))
 
 
 def _inputs(cells: list[Cell]) -> None:
@@ -206,7 +217,8 @@ def _run(config_json: str, test: bool, file: str) -> str:
     torch.set_num_threads(1)
     run = Config.model_validate_json(config_json)
     start = time.process_time()
-    data = Data.open(run, prepared(run), None if run.model.knowledge == "none" else extracted(run))
+    source = run.model_copy(update={"seed": DATA_SEED})
+    data = Data.open(run, prepared(source), None if run.model.knowledge == "none" else extracted(source))
     fitted = fit(run, data)
     train_seconds = time.process_time() - start
     result = {
@@ -222,18 +234,18 @@ def _run(config_json: str, test: bool, file: str) -> str:
         net = data.new_net(run)
         net.load_state_dict(fitted.best)
         scored = predict(net, data, data.rows("test"), run.train.batch_size)
-        result |= _test_metrics(scored, run, data)
+        result |= _test_metrics(scored, source, data)
     storage.write_bytes(UPath(file), json.dumps(result).encode())
     return f"{run.name} {run.model.backbone} {run.model.variant} seed {run.seed}"
 
 
-def _test_metrics(scored: Predictions, run: Config, data: Data) -> dict[str, Any]:
+def _test_metrics(scored: Predictions, source: Config, data: Data) -> dict[str, Any]:
     """AUC, GAUC and logloss of all test rows; AUC of each scenario, and of the users whom the LLM read."""
     report = metrics.report(scored, data.scenario_names)
     found = {f"test_{name}": report["overall"][name] for name in ("auc", "gauc", "logloss", "rows")}
     found["scenario_auc"] = {name: values["auc"] for name, values in report["scenarios"].items()}
     try:
-        store = KnowledgeStore.open(extracted(run), len(data.tables.users_US), data.tables.scenarios)
+        store = KnowledgeStore.open(extracted(source), len(data.tables.users_US), data.tables.scenarios)
     except ConfigError:  # no knowledge of this data set was extracted
         return found
     read = store.known_N[scored.user]

@@ -21,13 +21,13 @@ PAPER = ("shared_bottom", "omoe", "mmoe", "ple", "aitm", "star")
 SIGNIFICANT = 0.05
 
 
-def write(folder: Path, name: str, runs: list[dict[str, Any]], command: str) -> None:
+def write(folder: Path, name: str, runs: list[dict[str, Any]], command: str, trials: int) -> None:
     """Write `name`.md, .parquet and .png to the folder, and print the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(runs)
     table["system"] = [v.split("-")[-1] for v in table["variant"]]
     table.drop(columns="system").to_parquet(folder / f"{name}.parquet", index=False)
-    text = report(name, table, command)
+    text = report(name, table, command, trials)
     if (table["system"] != "none").any():
         picture(folder / f"{name}.png", table)
         text = text.replace("\n\n", f"\n\n![Relative change of test AUC against the plain backbone]({name}.png)\n\n", 1)
@@ -35,16 +35,19 @@ def write(folder: Path, name: str, runs: list[dict[str, Any]], command: str) -> 
     print(text, f"\n-> {folder / name}.md")
 
 
-def report(name: str, table: pd.DataFrame, command: str) -> str:
+def report(name: str, table: pd.DataFrame, command: str, trials: int) -> str:
     """The whole Markdown: verdicts first, then a table per data set, then how it was made."""
     parts = [f"# {name}", ""]
     for data, rows in table.groupby("data", sort=False):
         parts += [f"## {data}", "", *_verdict(rows), *_comparison(rows), ""]
     seeds = sorted(table["seed"].unique().tolist())
+    tuned = f"{trials} settings of the learning rate and dropout were tried for every cell alike, judged on validation"
+    if trials < 2:
+        tuned = "every cell has the same learning rate and dropout, which were not tuned"
     libraries = ", ".join(f"{n} {_version(n)}" for n in LIBRARIES)
     parts += [
         f"Mean ± standard deviation over {len(seeds)} seed{'s' * (len(seeds) > 1)} ({_list(seeds)}) of the test AUC at "
-        "the best validation epoch. Every cell was tuned alike on validation rows. `change` is the relative change of "
+        f"the best validation epoch; {tuned}. `change` is the relative change of "
         "the mean AUC against the plain backbone (`none`), `p` that of a paired t-test over seeds against it; it "
         "knows the noise of training, not that of the choice of test rows. `read AUC` is over the test rows of users "
         "whom the LLM read. `feature` gives the user's code to the backbone as one more input, `shuffled` and "

@@ -142,6 +142,11 @@ class FeatureEmbedding(nn.Module):
         hidden[row_H, self._id_columns[id_H]] = self._id_starts[id_H]
         return hidden
 
+    def scenarios(self, slots_BS: Tensor) -> Tensor:
+        """int64 [B]: the scenarios' numbers, which the slots tell too; 0 where `hide` hid the scenario."""
+        at = next(i for i, field in enumerate(self._fields) if field.name == "scenario_id")
+        return slots_BS[:, self._columns[at]] - self._starts[at]
+
 
 class _Mean:
     """The mean embedding of a many-valued field in each row; 0 where a row has no value."""

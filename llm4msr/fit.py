@@ -108,9 +108,9 @@ def fit(
     """
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     net = data.new_net(config)
-    wrapped: nn.Module = nn.parallel.DistributedDataParallel(net) if world > 1 else net
+    wrapped = _distributed(net) if world > 1 else net
     t = config.train
-    optimizer = torch.optim.AdamW(net.parameters(), lr=t.learning_rate, weight_decay=t.weight_decay, fused=True)
+    optimizer = new_optimizer(net, config)
     state = Checkpoint(Progress(), {}, {}, {}) if resume is None else resume
     if resume is not None:
         net.load_state_dict(resume.net)
@@ -134,6 +134,12 @@ def fit(
         if on_epoch is not None:
             on_epoch(state)
     return state
+
+
+def new_optimizer(net: nn.Module, config: Config) -> torch.optim.Optimizer:
+    """AdamW, all parameters in one pass."""
+    rate, decay = config.train.learning_rate, config.train.weight_decay
+    return torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay, fused=True)
 
 
 def predict(net: RankerNet, data: Data, rows: RowReader, batch_size: int, rank: int = 0, world: int = 1) -> Predictions:
@@ -178,13 +184,18 @@ def _train_epoch(
         batch = to_batch(part, data.tables, data.knowledge if net.uses_users else None)
         if config.train.id_dropout:
             slots = net.embedding.hide(batch.slots_BS, config.train.id_dropout)
-            batch = batch._replace(slots_BS=slots)
+            batch = batch._replace(slots_BS=slots, scenario_B=net.embedding.scenarios(slots))
         loss = F.binary_cross_entropy_with_logits(wrapped(batch), part.label_B, reduction="sum")
         optimizer.zero_grad(set_to_none=True)
         (loss * (world / global_rows)).backward()
         optimizer.step()
         total, count = total + loss.detach(), count + len(part.label_B)
     return float(total) / max(count, 1)
+
+
+def _distributed(net: RankerNet) -> nn.Module:
+    """Gradients are averaged in place; the buffers are constants and need no sending."""
+    return nn.parallel.DistributedDataParallel(net, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _copy(net: nn.Module) -> Tensors:

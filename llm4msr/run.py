@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from llm4msr import backbones
 from llm4msr.config import Config
 from llm4msr.evaluate import compared, evaluate
 from llm4msr.export import export
@@ -25,6 +26,7 @@ def run(config: Config) -> list[StageOutput]:
 def stages(config: Config) -> Iterator[StageOutput]:
     """The same, stage by stage."""
     runs = compared(config)
+    backbones.find(config.model.backbone)  # a wrong import path is told before the LLM's hours
     yield _tell(1, "prepare", prepare(config))
     if any(run.model.knowledge != "none" for _, run in runs):
         yield _tell(2, "extract", extract(config))

@@ -11,7 +11,7 @@ from typing import Any
 
 from upath import UPath
 
-from llm4msr import session, storage
+from llm4msr import backbones, session, storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.extract import extracted
@@ -30,8 +30,9 @@ def train(config: Config) -> StageOutput:
     """Publish the best weights and the history of one model.
 
     Raises:
-        ConfigError: what it trains on was not prepared or extracted yet.
+        ConfigError: what it trains on was not prepared or extracted yet, or there is no such backbone.
     """
+    backbones.find(config.model.backbone)  # a wrong import path is told here, before any worker starts
     data, knowledge = inputs(config)
     fingerprints = {"prepare": data.manifest.fingerprint}
     if knowledge is not None:
@@ -77,7 +78,7 @@ def _folder(config: Config, data: StageOutput, knowledge: StageOutput | None) ->
     vectors = {name: part.digest for name, part in knowledge.manifest.files.items()} if knowledge else {}
     model, settings = config.model.model_dump(), config.train.model_dump(exclude={"workers"})
     name = storage.digest_of([VERSION, config.seed, model, settings, content, vectors])[:12]
-    label = f"{config.model.backbone}-{config.model.variant}-s{config.seed}"
+    label = f"{config.model.backbone.replace(':', '.')}-{config.model.variant}-s{config.seed}"
     return storage.path(config.root) / "train" / f"{label}-{name}"
 
 

@@ -153,7 +153,7 @@ def test_a_wrong_input_is_one_line_and_exit_code_2(experiment: MakeExperiment, t
     [
         ("train.epocs=3", "unknown key 'train.epocs'; did you mean 'epochs'?"),
         ("train.epochs=none", "'train.epochs': Input should be a valid integer"),
-        ("model.backbone=mlp", "'model.backbone': Input should be 'shared_bottom', 'mmoe' or 'star' (given: 'mlp')"),
+        ("model.backbone=mmo", "'model.backbone': no such backbone (did you mean 'mmoe'?); known are 'single', "),
         ("train.epochs", "write it as section.key=value"),
         ("split.valid=0.95", "valid + test = 1.05 leaves no training rows"),
         ("source.table.item=sku", "interactions.csv: column 'sku' is missing; it has user_id, item_id, scenario"),
@@ -176,6 +176,17 @@ def test_wrong_settings(
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert files(fresh.root) == before
+
+
+@pytest.mark.parametrize("verb", ["run", "train"])
+def test_a_backbone_that_cannot_be_imported_is_told_before_anything_is_done(
+    call: Call, experiment: MakeExperiment, verb: str
+) -> None:
+    fresh = experiment()
+    code, out, err = call(verb, str(fresh), "--set", "model.backbone=no_such.module:Net")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: model.backbone = 'no_such.module:Net': cannot import 'no_such.module' (")
+    assert not files(fresh.root)
 
 
 def test_a_missing_config_file(call: Call, tmp_path: Path) -> None:

@@ -65,6 +65,14 @@ def commands() -> list[Command]:
     return found
 
 
+def benchmarks() -> list[tuple[str, list[str]]]:
+    """Module and arguments of each `python -m benchmarks.MODULE ...` that a document shows."""
+    lines = [words for document in DOCUMENTS for words in shell_lines(document)]
+    pairs = [(words, at) for words in lines for at, word in enumerate(words[:-1]) if word == "-m"]
+    named = [(words[at + 1], words[at + 2 :]) for words, at in pairs]
+    return [(module, arguments) for module, arguments in named if module.startswith("benchmarks.")]
+
+
 def shown_tables() -> list[tuple[Path, dict[str, Any]]]:
     return [(document, tomllib.loads(text)) for document in DOCUMENTS for text in blocks(document, "toml")]
 
@@ -83,6 +91,11 @@ def test_commands_parse(command: Command) -> None:
         assert context.params["config"]
     else:  # a verb named in a sentence, `llm4msr --help`, or the quickstart's own parser
         assert command.verb in {*COMMANDS, "--help", "quickstart"}
+
+
+@pytest.mark.parametrize(("module", "arguments"), benchmarks())
+def test_commands_of_benchmarks_parse(module: str, arguments: list[str]) -> None:
+    importlib.import_module(module).parser().parse_args(arguments)
 
 
 @pytest.mark.parametrize(

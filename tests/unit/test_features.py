@@ -129,3 +129,12 @@ def test_ids_are_hidden_independently_of_each_other(embedding: FeatureEmbedding)
     hidden = embedding.hide(slots, 0.5) != slots
     together = (hidden[:, 0] & hidden[:, 1] & hidden[:, 5]).float().mean().item()
     assert 0.08 < together < 0.17
+
+
+def test_the_slots_tell_the_scenario_and_whether_it_is_hidden(tables: FeatureTables):
+    embedding = FeatureEmbedding(tables.fields, 4)
+    scenario_B = torch.arange(200) % tables.scenarios
+    zeros = torch.zeros(200, dtype=torch.int64)
+    slots_BS = tables.slots(zeros, zeros, scenario_B, torch.zeros((200, len(tables.context_start)), dtype=torch.int64))
+    assert torch.equal(embedding.scenarios(slots_BS), scenario_B)
+    assert not embedding.scenarios(embedding.hide(slots_BS, 1.0)).any()

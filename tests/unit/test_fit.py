@@ -137,6 +137,16 @@ def test_with_knowledge_training_starts_at_the_plain_model(world: World, backbon
     np.testing.assert_array_equal(*scores)
 
 
+@pytest.mark.parametrize("hidden", [0.0, 0.3])
+def test_rows_whose_scenario_is_hidden_train_the_unknown_scenarios_tower(world: World, hidden: float):
+    train = {"id_dropout": hidden, "weight_decay": 0.0, "epochs": 1}
+    wanted = config(world, model={"backbone": "shared_bottom", "knowledge": "none"}, train=train)
+    before, after = data(world, wanted).new_net(wanted).state_dict(), run(world, wanted).net
+    tower = [name for name in after if name.startswith("backbone.towers.0.")]
+    assert tower
+    assert all(torch.equal(before[name], after[name]) == (hidden == 0) for name in tower)
+
+
 def test_predict_does_not_depend_on_batches(world: World):
     opened = data(world, world.config)
     net = opened.new_net(world.config)

@@ -28,7 +28,7 @@ def runs(gains: dict[str, float], noise: float = 1e-4, seeds: int = 5) -> list[d
 
 
 def verdict(rows: list[dict[str, object]]) -> str:
-    return quality_report.report("made", table(rows), "command").split("| backbone")[0]
+    return quality_report.report("made", table(rows), "command", 4).split("| backbone")[0]
 
 
 def table(rows: list[dict[str, object]]) -> pd.DataFrame:
@@ -66,7 +66,7 @@ def test_the_paired_test_is_scipys_on_pairs_of_seeds() -> None:
 
 def test_all_files_are_written_and_the_runs_are_whole(tmp_path: Path) -> None:
     rows = runs({"both": 0.01})
-    quality_report.write(tmp_path, "made", rows, "python -m benchmarks.quality made")
+    quality_report.write(tmp_path, "made", rows, "python -m benchmarks.quality made", 1)
     assert len(pd.read_parquet(tmp_path / "made.parquet")) == len(rows)
     assert (tmp_path / "made.png").stat().st_size > 5000
     text = (tmp_path / "made.md").read_text()
