@@ -48,7 +48,7 @@ def main() -> None:
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Train, and score at the best validation epoch."""
     import torch
-    from scenario_wise_rec.trainers import CTRTrainer
+    from scenario_wise_rec.trainers import CTRTrainer  # type: ignore[import-not-found]
 
     torch.set_num_threads(job["threads"])
     torch.manual_seed(job["seed"])
@@ -95,7 +95,7 @@ def make_loaders(arrays: Any, job: dict[str, Any]) -> list[Any]:
     if job["loader"] == "tensors":
         return [TensorLoader(arrays, name, job) for name in ("train", "valid", "test")]
     import pandas as pd
-    from scenario_wise_rec.utils.data import DataGenerator
+    from scenario_wise_rec.utils.data import DataGenerator  # type: ignore[import-not-found]
 
     frames = {}
     for name in ("train", "valid", "test"):
@@ -132,8 +132,8 @@ class TensorLoader:
 
 def make_model(arrays: Any, job: dict[str, Any]) -> Any:
     """One of its models with the hyper-parameters of its MovieLens script, unless the job gives others."""
-    from scenario_wise_rec.basic.features import SparseFeature
-    from scenario_wise_rec.models import multi_domain as models
+    from scenario_wise_rec.basic.features import SparseFeature  # type: ignore[import-not-found]
+    from scenario_wise_rec.models import multi_domain as models  # type: ignore[import-not-found]
 
     sizes = dict(zip(arrays["names"].tolist(), arrays["sizes"].tolist()))  # noqa: B905  its Python may be old
 

@@ -193,7 +193,7 @@ class _Lookup(torch.autograd.Function):
         return x_BFE
 
     @staticmethod
-    def backward(context: Any, gradient_BFE: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(context: Any, gradient_BFE: Tensor) -> tuple[Tensor, None, None]:
         gradient_VE = gradient_BFE.new_zeros(context.values, gradient_BFE.shape[-1])
         gradient_VE.index_add_(0, context.place_BF.flatten(), gradient_BFE.flatten(0, 1))
         for mean in context.means:

@@ -1,5 +1,6 @@
 import functools
 import operator
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -105,6 +106,24 @@ def test_the_seed_decides_the_order(tmp_path: Path, small_window: int | None):
     assert users(reader, 10, 3) == users(reader, 10, 3)
     assert users(reader, 10, 3) != users(reader, 10, 4)
     assert functools.reduce(operator.iadd, users(reader, 10, 3), []) != list(range(COUNT))
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_only_the_last_batch_is_small(tmp_path: Path, seed: int | None, small_window: int | None):
+    """What is left of a window goes into the next one's first batch."""
+    reader = write(tmp_path, 7)
+    sizes = [size for _, size in reader.batches(10, seed)]
+    assert sizes == [10] * (COUNT // 10) + [COUNT % 10]
+    assert [len(rows) for rows in users(reader, COUNT, seed)] == [COUNT]
+    assert [len(rows) for rows in users(reader, 1000, seed)] == [COUNT]
+
+
+def test_an_epoch_with_windows_is_not_the_order_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Rows of one row group are shuffled among those of the others in its window."""
+    monkeypatch.setattr(batches, "WINDOW", 40)
+    found = functools.reduce(operator.iadd, users(write(tmp_path, 7), 10, 3), [])
+    together = sum(abs(a - b) == 1 for a, b in pairwise(found))
+    assert together < 20
 
 
 def test_windows_are_shuffled_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

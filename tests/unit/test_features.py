@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from llm4msr import storage
+from llm4msr import features, storage
 from llm4msr.features import FeatureEmbedding, FeatureTables, Field
 from tests.unit.helpers import FIELDS, random_batch
 
@@ -107,6 +107,31 @@ def test_unknown_is_the_first_number_of_a_field_and_has_an_embedding_of_its_own(
     torch.testing.assert_close(out[:8], embedding.table.weight[[0, 11]].flatten())
     torch.testing.assert_close(out[12:], embedding.table.weight[26])
     assert embedding.table.weight.abs().min() > 0
+
+
+@pytest.mark.parametrize("few", [0, 256])
+def test_embedding_and_its_gradient_are_those_of_plain_means(
+    embedding: FeatureEmbedding, few: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Few or many values: two ways to take a mean; a value that stands twice counts twice."""
+    monkeypatch.setattr(features, "FEW_VALUES", few)
+    slots = random_batch(rows=50).slots_BS
+    slots[0, 2:5], slots[1, 2:5] = 20, torch.tensor([23, 23, 25])
+    weight = embedding.table.weight.detach().clone().requires_grad_()
+    rows = []
+    for row in slots:
+        words = [weight[place] for place in row[2:5] if place > 20]
+        mean = torch.stack(words).mean(0) if words else torch.zeros(4)
+        rows.append(torch.cat([weight[row[0]], weight[row[1]], mean, weight[row[5]]]))
+    torch.testing.assert_close(embedding(slots), torch.stack(rows))
+    factor = torch.randn(50, 16)
+    (embedding(slots) * factor).sum().backward()
+    (torch.stack(rows) * factor).sum().backward()
+    torch.testing.assert_close(embedding.table.weight.grad, weight.grad)
+
+
+def test_what_is_looked_up_again_is_not_saved(embedding: FeatureEmbedding):
+    assert list(embedding.state_dict()) == ["table.weight"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

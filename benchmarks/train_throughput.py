@@ -1,0 +1,416 @@
+"""How fast is training? Rows per CPU-second: ours, Scenario-Wise-Rec's own loop, and a bare loop as the ceiling.
+
+    python -m benchmarks.train_throughput --data ml-1m.zip --peer Scenario-Wise-Rec --peer-python env/bin/python
+
+Measures in parts (`--parts`), each kept as a JSON file below `--work`, so an interrupted or extended run goes on:
+
+    auc        both trained on the same rows for the same epochs: the learning rate of each is picked on validation
+    peer       the peer's own trainer and loader with 0 and 8 workers, ours (Ray Train, Parquet in, validation and
+               metrics on) and the bare loop, in turn, `--rounds` times
+    knowledge  the step of every use of knowledge in turn; the LLM's vectors are made up, which costs the same
+    workers    one and two Ray Train workers with one thread each
+    memory     peak resident memory of the loop on generated rows
+
+CPU-seconds are user and system time of the measured processes and their children, with one thread: other work on
+the machine disturbs them less than a clock. Writes benchmarks/results/train-throughput.md from all parts there are.
+"""
+
+import argparse
+import importlib
+import itertools
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.nn import functional as F
+
+from benchmarks.train_throughput_report import BATCH, EPOCHS, KNOWLEDGE_WIDTH, RATES, SEEDS, report
+from llm4msr import metrics, storage
+from llm4msr.batches import RowReader, Rows, to_batch
+from llm4msr.config import Config
+from llm4msr.features import FeatureTables, Field
+from llm4msr.fit import Data, fit, new_optimizer, predict
+from llm4msr.knowledge import KnowledgeStore
+from llm4msr.prepare import prepare
+from llm4msr.ranker import Batch, RankerNet
+
+RESULTS = Path(__file__).parent / "results" / "train-throughput.md"
+DRIVER = Path(__file__).parent / "_peer_train.py"
+MODELS: dict[str, dict[str, Any]] = {
+    "star": {"backbone": "star", "hidden": (128, 64), "tower": 32, "dropout": 0.0},
+    "mmoe": {"backbone": "mmoe", "hidden": (16,), "tower": 8, "experts": 3, "dropout": 0.0},
+}
+"""In the sizes that the peer's MovieLens script gives them."""
+OUR_DEFAULTS: dict[str, dict[str, Any]] = {"star": {"backbone": "star"}, "mmoe": {"backbone": "mmoe"}}
+TIMED_EPOCHS = 3
+USES = ("none", "feature", "user", "scenario", "both", "both, full rank")
+GENERATED_ROWS = (10**5, 10**6, 10**7)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="MovieLens-1M, the official zip")
+    parser.add_argument("--peer", default="", help="a checkout of Scenario-Wise-Rec")
+    parser.add_argument("--peer-python", action="append", default=[], help="its interpreter; again for another one")
+    parser.add_argument("--work", default="runs/train-throughput")
+    parser.add_argument("--parts", default="auc,peer,knowledge,workers,memory")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer-rows", type=int, default=50_000, help="training rows of a timed epoch of the peer")
+    given = parser.parse_args()
+    work = Path(given.work).absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    measure: dict[str, Callable[[], Any]] = {
+        "auc": lambda: measure_auc(given, work),
+        "peer": lambda: measure_peer(given, work),
+        "knowledge": lambda: aside(knowledge_steps, config_of(given.data, work), given.rounds),
+        "workers": lambda: measure_workers(given, work),
+        "memory": lambda: measure_memory(work),
+    }
+    for part in given.parts.split(","):
+        (work / f"{part}.json").write_text(json.dumps(measure[part](), indent=1))
+    found = {part: json.loads(file.read_text()) for part in measure if (file := work / f"{part}.json").exists()}
+    command = "python -m benchmarks.train_throughput --data ml-1m.zip --peer PATH --peer-python PYTHON"
+    RESULTS.write_text(report(found, command))
+    print(f"-> {RESULTS}")
+
+
+def config_of(data: str, work: Path, model: dict[str, Any] | None = None, **changes: Any) -> Config:
+    """MovieLens-1M by age group, random split, without knowledge unless the model asks for it."""
+    return Config.model_validate(
+        {
+            "name": "train-throughput",
+            "storage": str(work / "runs"),
+            "source": {"kind": "movielens", "path": str(Path(data).absolute()), "scenario": "age"},
+            "split": {"kind": "random"},
+            "model": {"knowledge": "none"} | (model or {}),
+            "train": {"batch_size": BATCH} | changes,
+        }
+    )
+
+
+def aside(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's value, from a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def open_data(config: Config) -> Data:
+    torch.set_num_threads(1)
+    return Data.open(config, prepare(config), None)
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+# --- equal AUC ---------------------------------------------------------------------------------------------------
+
+
+def measure_auc(given: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """{model: {ours | peer: {rate, valid and test AUC of each seed}}}."""
+    arrays = aside(export, config_of(given.data, work), work / "rows.npz")
+
+    def ours(model: str, rate: float, seed: int) -> dict[str, Any]:
+        config = config_of(given.data, work, MODELS[model], learning_rate=rate, epochs=EPOCHS)
+        return aside(auc_of, config, seed)
+
+    def peer(model: str, rate: float, seed: int) -> dict[str, Any]:
+        job = {"model": model, "learning_rate": rate, "seed": seed, "epochs": EPOCHS, "loader": "tensors"}
+        return run_peer(_pythons(given)[0], given.peer, arrays, **job)
+
+    found: dict[str, Any] = {}
+    for model, (name, run) in itertools.product(MODELS, {"ours": ours, "peer": peer}.items()):
+        tuned = {rate: run(model, rate, SEEDS[0]) for rate in RATES}
+        rate = max(tuned, key=lambda r: max(tuned[r]["valid_auc"]))
+        runs = [tuned[rate], *(run(model, rate, seed) for seed in SEEDS[1:])]
+        found.setdefault(model, {})[name] = {
+            "rate": rate,
+            "valid": [max(r["valid_auc"]) for r in runs],
+            "test": [r["test_auc"] for r in runs],
+        }
+        say(f"auc {model} {name} {found[model][name]}")
+    return found
+
+
+def auc_of(config: Config, seed: int) -> dict[str, Any]:
+    """Validation AUC of every epoch, and test AUC at the best one; the seed is the training's alone."""
+    data = open_data(config)
+    config = config.model_copy(update={"seed": seed})
+    state = fit(config, data)
+    net = data.new_net(config)
+    net.load_state_dict(state.best)
+    scored = predict(net, data, data.rows("test"), BATCH)
+    return {
+        "valid_auc": [epoch["valid_auc"] for epoch in state.progress.history],
+        "test_auc": metrics.auc(scored.label, scored.logit),
+    }
+
+
+def export(config: Config, file: Path) -> Path:
+    """The prepared rows as arrays for `_peer_train.py`; of a many-valued feature the first value, as its script does.
+
+    The order of the rows is drawn, since the peer is timed on the first ones.
+    """
+    data = open_data(config)
+    fields = data.tables.fields
+    starts = np.cumsum([0, *(field.size for field in fields)])[:-1]
+    first = np.cumsum([0, *(field.slots for field in fields)])[:-1]
+    names = [field.name for field in fields]
+    place = names.index("scenario_id")
+    arrays: dict[str, Any] = {"sizes": np.array([f.size - (f.name == "scenario_id") for f in fields])}
+    for part in ("train", "valid", "test"):
+        rows, _ = next(data.rows(part).batches(1 << 62, seed=1))
+        numbers = data.tables.slots(*rows[:3], rows.context_BC).numpy()[:, first] - starts
+        numbers[:, place] -= 1  # no row has scenario 0, the unknown one
+        arrays |= {f"{part}_x": numbers, f"{part}_y": rows.label_B.numpy()}
+    names[place] = "domain_indicator"
+    np.savez(file, names=np.array(names), ids=np.array(["user_id", "item_id"]), **arrays)
+    return file
+
+
+def run_peer(python: str, peer: str, arrays: Path, **job: Any) -> dict[str, Any]:
+    """What `_peer_train.py` prints."""
+    asked = {"peer": str(Path(peer).absolute()), "arrays": str(arrays), "scenario_as_input": True} | job
+    done = subprocess.run([python, str(DRIVER), json.dumps(asked)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{python} {DRIVER}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _pythons(given: argparse.Namespace) -> list[str]:
+    return given.peer_python or [sys.executable]
+
+
+# --- against the peer and the ceiling ----------------------------------------------------------------------------
+
+
+def measure_peer(given: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Rows per CPU-second, a list over rounds: {model: {ours, bare, peers: {versions: {workers: ..}}}}."""
+    arrays = aside(export, config_of(given.data, work), work / "rows.npz")
+    found: dict[str, Any] = {}
+    sizes = [(f"{name}, the peer's size", model, name) for name, model in MODELS.items()]
+    sizes += [(f"{name}, our default", model, "") for name, model in OUR_DEFAULTS.items()]
+    for _, (label, model, peer) in itertools.product(range(given.rounds), sizes):
+        at = found.setdefault(label, {"ours": [], "bare": [], "peers": {}})
+        config = config_of(given.data, work, model, epochs=TIMED_EPOCHS)
+        at["bare"].append(aside(bare_loop, config))
+        at["ours"].append(real_path(config))
+        at["bare"].append(aside(bare_loop, config))
+        for python, workers in itertools.product(_pythons(given) if given.peer and peer else [], (0, 8)):
+            job = {"model": peer, "workers": workers, "rows": given.peer_rows, "score": False}
+            run = run_peer(python, given.peer, arrays, **job)
+            place = at["peers"].setdefault(f"pandas {run['versions']['pandas']}", {}).setdefault(str(workers), [])
+            place.append(run["rows"] / run["cpu_seconds"][0])
+        say(f"{label} {at}")
+    return found
+
+
+def bare_loop(config: Config) -> float:
+    """Rows per CPU-second of net, loss and optimizer over an epoch of batches that were made before."""
+    data = open_data(config)
+    made = [(to_batch(rows, data.tables, None), rows.label_B) for rows, _ in data.rows("train").batches(BATCH, 1)]
+    net = data.new_net(config).train()
+    optimizer = new_optimizer(net, config)
+    for batch, label_B in made[:20]:
+        step(net, optimizer, batch, label_B)
+    start = time.process_time()
+    for batch, label_B in made:
+        step(net, optimizer, batch, label_B)
+    return sum(len(label_B) for _, label_B in made) / (time.process_time() - start)
+
+
+def step(net: RankerNet, optimizer: torch.optim.Optimizer, batch: Batch, label_B: torch.Tensor) -> None:
+    loss = F.binary_cross_entropy_with_logits(net(batch), label_B)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
+def real_path(config: Config) -> float:
+    """Training rows per CPU-second of `train(config)`, summed over its workers: whole epochs with their validation
+    rows, metrics, checkpoints and reports. The first one is left out, since it pays for imports.
+    """
+    data = prepare(config)
+    spent = Path(config.storage) / "spent"
+    spent.mkdir(parents=True, exist_ok=True)
+    train: Any = importlib.import_module("llm4msr.train")  # `llm4msr.train` itself is the function
+    loop = train.worker_loop
+    train.worker_loop = _timed(str(spent))
+    try:
+        output = train.train(config)
+    finally:
+        train.worker_loop = loop
+    seconds = [float(file.read_text()) for file in spent.iterdir()]
+    assert len(seconds) == config.train.workers
+    for folder in (storage.path(spent), output.folder):  # the next round trains it again
+        storage.remove(folder)
+    return data.manifest.files["train.parquet"].rows * (config.train.epochs - 1) / sum(seconds)
+
+
+def _timed(folder: str) -> Callable[[dict[str, Any]], None]:
+    """`train.worker_loop`, leaving as a file the CPU-seconds from the end of the first epoch to that of the last."""
+
+    def worker_loop(job: dict[str, Any]) -> None:
+        import importlib
+        import os
+        import pathlib
+        import time
+
+        train: Any = importlib.import_module("llm4msr.train")
+        real, ends = train.fit, []
+
+        def timed(config: Any, data: Any, resume: Any, on_epoch: Any) -> Any:
+            def told(state: Any) -> None:
+                on_epoch(state)
+                ends.append(time.process_time())
+
+            state = real(config, data, resume, told)
+            pathlib.Path(folder, str(os.getpid())).write_text(str(ends[-1] - ends[0]))
+            return state
+
+        train.fit = timed
+        train.worker_loop(job)
+
+    return worker_loop
+
+
+def measure_workers(given: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Rows per CPU-second of all workers together, a list over rounds: {model: {workers: ..}}."""
+    found: dict[str, Any] = {}
+    for _, (name, model), workers in itertools.product(range(given.rounds), OUR_DEFAULTS.items(), (1, 2)):
+        rate = real_path(config_of(given.data, work, model, epochs=TIMED_EPOCHS, workers=workers))
+        found.setdefault(name, {}).setdefault(str(workers), []).append(rate)
+        say(f"workers {name} {workers} {rate:.0f}")
+    return found
+
+
+# --- knowledge ---------------------------------------------------------------------------------------------------
+
+
+def knowledge_steps(config: Config, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a step, a list over rounds: {backbone: {use: ..}}. All uses take turns on the same rows."""
+    found: dict[str, Any] = {}
+    data = open_data(config)
+    chunks = _chunks(data.rows("train"), 10)
+    for name, model in OUR_DEFAULTS.items():
+        steppers = {use: _stepper(config, data, model, use) for use in USES}
+        for number in range(1 + rounds * 5):
+            parts = next(chunks)
+            for use, run in steppers.items():
+                spent = run(parts) * 1000 / len(parts)
+                if number:  # the first turn warms up
+                    found.setdefault(name, {}).setdefault(use, []).append(spent)
+        say(f"knowledge {name} { {use: round(median(v), 1) for use, v in found[name].items()} }")
+    return found
+
+
+def _chunks(rows: RowReader, batches: int) -> Iterator[list[Rows]]:
+    for epoch in itertools.count():
+        parts = (part for part, size in rows.batches(BATCH, epoch) if size == BATCH)
+        while len(chunk := list(itertools.islice(parts, batches))) == batches:
+            yield chunk
+
+
+def _stepper(config: Config, data: Data, model: dict[str, Any], use: str) -> Callable[[list[Rows]], float]:
+    """Runs the loop's steps on some rows; gives back CPU-seconds."""
+    level, _, full = use.partition(", ")
+    settings = config.model.model_copy(update=model | {"knowledge": level} | ({"meta_rank": 0} if full else {}))
+    config = config.model_copy(update={"model": settings})
+    own = Data(data.folder, data.tables, data.scenario_names, None if level == "none" else _made_up(data.tables))
+    net = own.new_net(config).train()
+    optimizer = new_optimizer(net, config)
+
+    def run(parts: list[Rows]) -> float:
+        start = time.process_time()
+        for rows in parts:
+            batch = to_batch(rows, own.tables, own.knowledge if net.uses_users else None)
+            slots_BS = net.embedding.hide(batch.slots_BS, config.train.id_dropout)
+            step(net, optimizer, batch._replace(slots_BS=slots_BS), rows.label_B)
+        return time.process_time() - start
+
+    return run
+
+
+def _made_up(tables: FeatureTables) -> KnowledgeStore:
+    rng = np.random.default_rng(0)
+    users, scenarios = (
+        rng.standard_normal((rows, KNOWLEDGE_WIDTH), np.float32).astype(np.float16)
+        for rows in (len(tables.users_US), tables.scenarios)
+    )
+    return KnowledgeStore(users, np.arange(len(users)) > 0, scenarios)
+
+
+# --- memory ------------------------------------------------------------------------------------------------------
+
+
+def measure_memory(work: Path) -> list[dict[str, Any]]:
+    """Peak resident MiB before and after an epoch, for growing training rows."""
+    cases = [(rows, 10**5) for rows in GENERATED_ROWS] + [(GENERATED_ROWS[-1], 10**6)]
+    found = []
+    for rows, valid in cases:
+        aside(generate, work / "generated", rows, valid)
+        before, after = aside(peak_of_epoch, work / "generated")
+        found.append({"rows": rows, "valid": valid, "before": before, "after": after})
+        say(f"memory {found[-1]}")
+    return found
+
+
+def generate(folder: Path, rows: int, valid: int) -> None:
+    """Rows of random users, items and scenarios, a row group at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(1)
+    for part, count in (("train", rows), ("valid", valid)):
+        with pq.ParquetWriter(folder / f"{part}.parquet", _group(rng, 0).schema, compression="zstd") as writer:
+            for start in range(0, count, 1 << 16):
+                writer.write_table(_group(rng, min(1 << 16, count - start)))
+
+
+def _group(rng: np.random.Generator, rows: int) -> pa.Table:
+    columns = {name: rng.integers(1, count, rows) for name, count in _sizes().items()}
+    return pa.table(columns | {"label": rng.integers(0, 2, rows).astype(np.float32)})
+
+
+def _sizes() -> dict[str, int]:
+    return {"user": 100_001, "item": 50_001, "scenario": 5}
+
+
+def peak_of_epoch(folder: Path) -> tuple[int, int]:
+    torch.set_num_threads(1)
+    users, items, scenarios = _sizes().values()
+    fields = [Field("user_id", "user", users, 1), Field("item_id", "item", items, 1)]
+    fields.append(Field("scenario_id", "scenario", scenarios, 1))
+    tables = FeatureTables(fields, np.arange(users)[:, None], np.arange(items)[:, None], scenarios)
+    data = Data(storage.path(folder), tables, [str(s) for s in range(scenarios)], None)
+    config = config_of("generated", folder, MODELS["mmoe"], epochs=1)
+    fit_small = config.model_copy(update={"model": config.model.model_copy(update={"embedding_dim": 8})})
+    net = data.new_net(fit_small)
+    optimizer = new_optimizer(net, fit_small)
+    rows, _ = next(RowReader(storage.path(folder / "valid.parquet"), []).batches(BATCH, None))
+    step(net, optimizer, to_batch(rows, tables, None), rows.label_B)  # torch's own memory belongs to `before`
+    before = _peak_mib()
+    fit(fit_small, data)
+    return before, _peak_mib()
+
+
+def _peak_mib() -> int:
+    """Highest resident memory of this process so far."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) // 1024
+
+
+if __name__ == "__main__":
+    main()
