@@ -61,7 +61,8 @@ USES = ("none", "feature", "user", "scenario", "both", "both, full rank")
 GENERATED_ROWS = (10**5, 10**6, 10**7)
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="MovieLens-1M, the official zip")
     parser.add_argument("--peer", default="", help="a checkout of Scenario-Wise-Rec")
@@ -70,7 +71,11 @@ def main() -> None:
     parser.add_argument("--parts", default="auc,peer,knowledge,workers,memory")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer-rows", type=int, default=50_000, help="training rows of a timed epoch of the peer")
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    given = parser().parse_args()
     work = Path(given.work).absolute()
     work.mkdir(parents=True, exist_ok=True)
     measure: dict[str, Callable[[], Any]] = {
