@@ -140,7 +140,7 @@ def _cell(rows: pd.DataFrame, backbone: str, system: str) -> pd.DataFrame:
 def picture(file: Path, table: pd.DataFrame) -> None:
     """Change of the test AUC against the plain backbone with its 95% interval over seeds; a panel per data set."""
     sets = list(dict.fromkeys(table["data"]))
-    figure, axes = plt.subplots(1, len(sets), figsize=(4.5 * len(sets) + 1, 5), squeeze=False)
+    figure, axes = plt.subplots(1, len(sets), figsize=(4.5 * len(sets) + 2, 5), squeeze=False)
     for axis, data in zip(axes[0], sets, strict=True):
         rows = table[table["data"] == data]
         rows = rows.assign(
@@ -159,7 +159,7 @@ def picture(file: Path, table: pd.DataFrame) -> None:
         axis.invert_yaxis()
         axis.set_title(data)
         axis.set_xlabel("change of test AUC against the plain backbone, %")
-    axes[0][0].legend(fontsize=8)
+    axes[0][-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     plt.close(figure)
