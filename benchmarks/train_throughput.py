@@ -31,7 +31,7 @@ from statistics import median
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
-os.environ["RAY_worker_niceness"] = "0"  # it is 15: on a busy machine caches would be cold for the real path alone
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  not 15, or caches would be cold for the real path alone
 
 import numpy as np
 import pyarrow as pa
