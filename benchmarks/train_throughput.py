@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--peer", default="", help="a checkout of Scenario-Wise-Rec")
     parser.add_argument("--peer-python", action="append", default=[], help="its interpreter; again for another one")
     parser.add_argument("--work", default="runs/train-throughput")
-    parser.add_argument("--parts", default="auc,peer,knowledge,workers,memory")
+    parser.add_argument("--parts", default="auc,peer,knowledge,workers,memory", help="empty: only write the report")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer-rows", type=int, default=50_000, help="training rows of a timed epoch of the peer")
     return parser
@@ -86,7 +86,7 @@ def main() -> None:
         "workers": lambda: measure_workers(given, work),
         "memory": lambda: measure_memory(work),
     }
-    for part in given.parts.split(","):
+    for part in filter(None, given.parts.split(",")):
         (work / f"{part}.json").write_text(json.dumps(measure[part](), indent=1))
     found = {part: json.loads(file.read_text()) for part in measure if (file := work / f"{part}.json").exists()}
     command = "python -m benchmarks.train_throughput --data ml-1m.zip --peer PATH --peer-python PYTHON"

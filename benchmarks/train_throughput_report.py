@@ -40,7 +40,7 @@ def report(found: dict[str, Any], command: str) -> str:
         *(text for text, _ in made),
         f"Command: `{command}`. Python {platform.python_version()}, {versions}; {_processor()}, {os.cpu_count()} cores "
         "that other work shared while this was measured, so only numbers of one table may be compared. One thread "
-        "everywhere. Medians over rounds in which everything that is compared took its turn.",
+        "everywhere. What is compared took turns; with more than one round, numbers are medians over rounds.",
         "",
     ]
     return "\n".join(lines)
@@ -88,6 +88,7 @@ def _peer(found: dict[str, Any]) -> tuple[str, list[Target]]:
 Ours is `train(config)` on Ray Train with one worker: Parquet in, and the validation rows with their metrics, the
 checkpoint and the report of each epoch are paid by the training rows. The bare loop is the same net, loss and
 optimizer over batches that were made before. Of the peer only its `train_one_epoch` is counted, loader included.
+Rounds: {min(len(at["ours"]) for at in found.values())}.
 
 {_table(["model", "what", "rows per CPU-second", "ours is .. times"], lines)}
 """
@@ -123,6 +124,7 @@ def _workers(found: dict[str, Any]) -> tuple[str, list[Target]]:
 
 Ray Train, one thread each, our default sizes without knowledge, one global batch of {BATCH}. The cores were short, so
 what counts is how much CPU the rows cost: two workers are worth twice the ratio of these numbers.
+Rounds: {min(len(rates["2"]) for rates in found.values())}.
 
 {_table(["backbone", "workers", "rows per CPU-second of all workers"], lines)}
 """
