@@ -43,6 +43,7 @@ CONFIGS = Path(__file__).parent / "configs"
 PAPER = ("shared_bottom", "omoe", "mmoe", "ple", "aitm", "star")
 OTHERS = ("epnet", "ppnet", "m3oe", "hamur", "sarnet", "adasparse")
 VARIANTS = ("none", "feature", "user", "both", "shuffled", "random")
+"""The grid `items` adds `history`: `both` from pools of random item vectors, so what histories bring without the LLM."""
 TRIALS: list[tuple[str, ...]] = [
     (f"train.learning_rate={rate}", f"model.dropout={dropout}")
     for dropout, rate in itertools.product((0.1, 0.3), (1e-3, 3e-3))
@@ -77,6 +78,9 @@ class Grid:
 
 GRIDS = {
     "core": Grid(("ml-100k", "ml-1m", "beauty"), (*PAPER, "single"), VARIANTS, 5),
+    "items": Grid(
+        ("ml-100k", "ml-1m"), (*PAPER, "single"), (*VARIANTS, "history"), 5, overrides=("extract.reads=items",)
+    ),
     "others": Grid(("beauty",), OTHERS, ("none", "both", "shuffled"), 3),
     "plain": Grid(("ml-1m-age",), (*PAPER, "single", *OTHERS), ("none",), 1),
     "ablation": Grid(("ml-100k",), ("mmoe",), ("none", "both"), 5, SWITCHES),
@@ -149,8 +153,10 @@ def _cells(grid: Grid, sets: Sequence[str], backbones: Sequence[str], root: str)
         for variant in grid.variants:
             if variant == "none" and switch not in ("", "default"):
                 continue  # a switch of the meta layers has no plain form
-            loaded = config.load(str(CONFIGS / f"{data}.toml"), [*common, *settings])
-            yield Cell(data, switch, backbone, variant, loaded.using(variant, DATA_SEED))
+            control = ("extract.item_vectors=random",) if variant == "history" else ()
+            loaded = config.load(str(CONFIGS / f"{data}.toml"), [*common, *settings, *control])
+            use = "both" if variant == "history" else variant
+            yield Cell(data, switch, backbone, variant, loaded.using(use, DATA_SEED))
 
 
 def _inputs(cells: list[Cell]) -> None:

@@ -25,7 +25,7 @@ from llm4msr.fit import Data
 from llm4msr.ranker import KnowledgeStatistics, RankerNet
 from llm4msr.storage import Built, StageOutput
 
-VERSION = 1
+VERSION = 2
 WEIGHTS = "net.safetensors"
 _COPIED = ("fields.json", "users.parquet", "items.parquet", "scenarios.parquet")
 
@@ -39,6 +39,7 @@ class BundleConfig(BaseModel):
     name: str
     model: ModelConfig
     knowledge_width: int
+    scenario_width: int
 
 
 def write(
@@ -58,8 +59,10 @@ def write(
         storage.write_bytes(folder / name, storage.read_bytes(prepared.folder / name))
     storage.write_bytes(folder / WEIGHTS, storage.read_bytes(weights))
     storage.write_table(folder / "codes.parquet", _codes(net, data))
-    width = int(extracted.manifest.info["width"]) if extracted else 0
-    described = BundleConfig(version=VERSION, name=config.name, model=config.model, knowledge_width=width)
+    widths = [int(extracted.manifest.info[name]) if extracted else 0 for name in ("width", "scenario_width")]
+    described = BundleConfig(
+        version=VERSION, name=config.name, model=config.model, knowledge_width=widths[0], scenario_width=widths[1]
+    )
     storage.write_bytes(folder / "bundle.json", described.model_dump_json(indent=1).encode())
     storage.write_bytes(folder / "README.md", card.encode())
     return Built(files=files, rows=len(data.tables.users_US) - 1, info={"users_with_knowledge": _known(data)})
@@ -169,9 +172,9 @@ class Ranker:
         return self._codes_NK[user].float() if self.net.uses_users else None
 
     def _open_net(self, folder: UPath) -> RankerNet:
-        width, scenarios = self.config.knowledge_width, self.tables.scenarios
-        blank = KnowledgeStatistics(torch.zeros(width), torch.ones(width), torch.zeros(scenarios, width))
-        net = RankerNet(self.tables.fields, scenarios, self.config.model, blank)
+        width, scenarios = self.config.knowledge_width, torch.zeros(self.tables.scenarios, self.config.scenario_width)
+        blank = KnowledgeStatistics(torch.zeros(width), torch.ones(width), scenarios)
+        net = RankerNet(self.tables.fields, self.tables.scenarios, self.config.model, blank)
         try:
             net.load_state_dict(safetensors.torch.load(storage.read_bytes(folder / WEIGHTS)))
         except (RuntimeError, safetensors.SafetensorError) as error:

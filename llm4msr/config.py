@@ -122,6 +122,13 @@ class SplitConfig(Section):
 class ExtractConfig(Section):
     """The frozen LLM and how it is asked."""
 
+    reads: Literal["users", "items"] = "users"
+    """Each user's history in one prompt, as the paper has it; or each item alone, once, and a user's vector is pooled
+    from those of the items in the history. That costs LLM time by items, and new rows of old items cost none."""
+    item_vectors: Literal["llm", "random"] = "llm"
+    """`random` is a control for `reads = "items"`: what the histories bring without the LLM."""
+    pool_dim: int = Field(64, ge=1)
+    """Principal components of the items' vectors that are pooled."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     model: str = "smollm2-135m"
     pooling: Literal["last", "mean", "answer"] = "last"
@@ -135,6 +142,7 @@ class ExtractConfig(Section):
     max_failed_fraction: float = Field(0.01, ge=0, le=1)
     user_template: str = ""
     scenario_template: str = ""
+    item_template: str = ""
     """URIs of your own templates; empty = the ones in llm4msr/prompts."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 

@@ -10,8 +10,6 @@ request the users' too), then `vectors`.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 from upath import UPath
 
 from llm4msr import prompts, session, storage
@@ -19,8 +17,10 @@ from llm4msr.ask import NOTHING_LIKED, AskLLM, Counts
 from llm4msr.config import Config
 from llm4msr.engines import Task, models
 from llm4msr.errors import ConfigError, StorageError, TooManyFailedError
+from llm4msr.pool_users import pool_users
 from llm4msr.prepare import prepared
 from llm4msr.progress import say, track
+from llm4msr.render import items_to_read, render_shard, shard_name, shards
 from llm4msr.storage import Built, StageOutput
 
 VERSION = 1
@@ -85,25 +85,22 @@ def reader(config: Config, revision: str) -> str:
 
 def _folder(config: Config, data: StageOutput) -> UPath:
     """Named by what decides the content: the prepared histories themselves, not when they were prepared."""
-    same_for = {"engine", "actors", "max_failed_fraction", "user_template", "scenario_template"}
+    same_for = {"engine", "actors", "max_failed_fraction", "user_template", "scenario_template", "item_template"}
     e = config.extract
-    templates = [prompts.template("user", e.user_template), prompts.template("scenario", e.scenario_template)]
-    content = [data.manifest.files[f"{name}.parquet"].digest for name in ("histories", "scenarios")]
-    wanted = [VERSION, e.model_dump(exclude=same_for), [t.template for t in templates], content]
+    names, templates = ["histories", "scenarios"], {"user": e.user_template, "scenario": e.scenario_template}
+    if e.reads == "items":
+        names, templates = ["seen", "items", "scenarios"], {"item": e.item_template, "scenario": e.scenario_template}
+    else:
+        same_for |= {"reads", "item_vectors", "pool_dim"}
+    content = [data.manifest.files[f"{name}.parquet"].digest for name in names]
+    texts = [prompts.template(kind, uri).template for kind, uri in templates.items()]
+    wanted = [VERSION, e.model_dump(exclude=same_for), texts, content]
     return storage.path(config.root) / "extract" / storage.digest_of(wanted)[:12]
 
 
-def shards(config: Config, users: int) -> list[dict[str, Any]]:
-    """All shards: the scenarios in one, then ranges of the most active users."""
-    e = config.extract
-    count = min(users, e.max_users) if e.max_users else users
-    rows = range(0, count, e.rows_per_shard)
-    ranges = [{"kind": "users", "start": at, "stop": min(at + e.rows_per_shard, count)} for at in rows]
-    return [{"kind": "scenarios", "start": 0, "stop": 0}, *ranges]
-
-
 def _build(config: Config, data: StageOutput, folder: UPath, revision: str) -> Built:
-    todo = shards(config, data.manifest.info["histories"])
+    items = items_to_read(storage.read_table(data.folder / "items.parquet", ["f:item_id"]))
+    todo = shards(config, data.manifest.info["histories"], items)
     e = config.extract
     everyone = e.answers == "all" or e.pooling == "answer"
     passes: list[tuple[Task, list[dict[str, Any]]]] = [("vectors", todo)]
@@ -118,17 +115,26 @@ def _build(config: Config, data: StageOutput, folder: UPath, revision: str) -> B
     rows, failed, empty = total["vectors"]
     _refuse_failures(config, folder, done, total["vectors"])
     files = {f"vectors/{name}": counts.rows for name, counts in done.items()}
-    with storage.open_parquet(folder / min(files)) as first:
-        width = first.schema_arrow.field("vector").type.list_size
+    width = _width(folder / "vectors" / shard_name(todo[0]))
     info = {
         "width": width,
-        "users": rows - done[_name(todo[0])].rows,
+        "scenario_width": width,
+        "users": rows - done[shard_name(todo[0])].rows,
         "users_without_likes": empty,
         "shards": len(files),
     }
+    if e.reads == "items":
+        pooled = pool_users(config, data, folder, items)
+        files |= pooled
+        info |= {"users": sum(pooled.values()), "items": info["users"], "width": _width(folder / min(pooled))}
     if "answers" in total:
         info["answers_failed"] = total["answers"].failed - total["answers"].empty
     return Built(files=files, rows=rows, failed=failed, skipped=skipped, info=info)
+
+
+def _width(shard: UPath) -> int:
+    with storage.open_parquet(shard) as parquet:
+        return int(parquet.schema_arrow.field("vector").type.list_size)
 
 
 def _run(
@@ -136,7 +142,7 @@ def _run(
 ) -> tuple[dict[str, Counts], int]:
     """File -> counts of every wanted shard, and how many rows an earlier run had finished."""
     done = _finished(folder / task, reads)
-    left = [shard for shard in wanted if _name(shard) not in done]
+    left = [shard for shard in wanted if shard_name(shard) not in done]
     skipped = sum(counts.rows for counts in done.values())
     if left:
         total = sum(_rows(s, data) for s in wanted)
@@ -183,53 +189,6 @@ def _stream(
         yield from batch.to_pylist()
 
 
-def render_shard(batch: pa.Table, config: Config, data_uri: str, reads: str) -> pa.Table:
-    """The rows of one shard with their prompts: id, raw_id, prompt, fingerprint and error, and the file's name."""
-    (shard,) = batch.to_pylist()
-    rendered = render(shard, config, storage.path(data_uri))
-    columns = {"id": pa.int64(), "raw_id": pa.string(), "prompt": pa.string()}
-    table = pa.Table.from_pylist(rendered, pa.schema(list(columns.items())))
-    table = table.append_column("fingerprint", pa.array([prompts.fingerprint(r["prompt"], reads) for r in rendered]))
-    table = table.append_column("error", pa.array(["" if r["prompt"] else NOTHING_LIKED for r in rendered]))
-    return table.append_column("file", pa.array([_name(shard)] * len(rendered), pa.string()))
-
-
-def render(shard: Mapping[str, Any], config: Config, data: UPath) -> list[dict[str, Any]]:
-    """Ids and prompts of a shard's rows, read from the prepared `data`."""
-    if shard["kind"] == "scenarios":
-        return scenario_prompts(storage.read_table(data / "scenarios.parquet"), config)
-    return user_prompts(_slice(data / "histories.parquet", shard["start"], shard["stop"]), config)
-
-
-def scenario_prompts(scenarios: pa.Table, config: Config) -> list[dict[str, Any]]:
-    """Id, raw_id and prompt of each scenario in a table of `schema.SCENARIOS`."""
-    instruction = prompts.template("scenario", config.extract.scenario_template)
-    rows = [row for row in scenarios.to_pylist() if row["scenario"]]
-    names = [row["scenario_id"] for row in rows]
-    return [
-        {
-            "id": r["scenario"],
-            "raw_id": r["scenario_id"],
-            "prompt": prompts.scenario_prompt(instruction, r, names),
-        }
-        for r in rows
-    ]
-
-
-def user_prompts(histories: pa.Table, config: Config) -> list[dict[str, Any]]:
-    """Id, raw_id and prompt of each user in a table of `schema.HISTORIES`."""
-    e = config.extract
-    instruction = prompts.template("user", e.user_template)
-    return [
-        {
-            "id": row["user"],
-            "raw_id": row["user_id"],
-            "prompt": prompts.user_prompt(instruction, row["history"], e.titles_per_scenario),
-        }
-        for row in histories.to_pylist()
-    ]
-
-
 def _finished(folder: UPath, reads: str) -> dict[str, Counts]:
     """Shard files of an earlier run that asked the same LLM in the same way and have no row to retry."""
     done: dict[str, Counts] = {}
@@ -255,19 +214,5 @@ def _refuse_failures(config: Config, folder: UPath, done: dict[str, Counts], tot
     )
 
 
-def _name(shard: Mapping[str, Any]) -> str:
-    return f"{shard['kind']}-{shard['start']:09d}.parquet"
-
-
 def _rows(shard: Mapping[str, Any], data: StageOutput) -> int:
     return data.manifest.info["scenarios"] - 1 if shard["kind"] == "scenarios" else shard["stop"] - shard["start"]
-
-
-def _slice(file: UPath, start: int, stop: int) -> pa.Table:
-    """Rows [start, stop) of a Parquet file, reading only the row groups that hold them."""
-    with storage.open_parquet(file) as parquet:
-        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-        ends = np.cumsum(sizes)
-        groups = [i for i in range(len(sizes)) if ends[i] > start and ends[i] - sizes[i] < stop]
-        first = int(ends[groups[0]]) - sizes[groups[0]]
-        return parquet.read_row_groups(groups).slice(start - first, stop - start)

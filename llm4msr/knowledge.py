@@ -36,7 +36,8 @@ class KnowledgeStore:
         Raises:
             StorageError: a shard is of another width or knows ids beyond these counts.
         """
-        width = int(output.manifest.info["width"])
+        info = output.manifest.info
+        width = int(info["width"])
         cached = (
             wheels.cache_folder()
             / "knowledge"
@@ -52,7 +53,7 @@ class KnowledgeStore:
                     np.save(new / "known.npy", _fill(users_NZ, _shards(output, "users-")))
                     users_NZ.flush()
                     new.rename(cached)
-        scenarios_SZ = np.zeros((scenarios, width), np.float16)
+        scenarios_SZ = np.zeros((scenarios, int(info.get("scenario_width", width))), np.float16)
         _fill(scenarios_SZ, _shards(output, "scenarios-"))
         return cls(np.load(cached / "users.npy", mmap_mode="r"), np.load(cached / "known.npy"), scenarios_SZ)
 
@@ -104,7 +105,7 @@ def texts(output: StageOutput, kind: str = "scenarios") -> list[dict[str, Any]]:
 
 
 def _shards(output: StageOutput, prefix: str) -> list[UPath]:
-    return [output.folder / name for name in sorted(output.manifest.files) if name.startswith(f"vectors/{prefix}")]
+    return [output.folder / name for name in sorted(output.manifest.files) if name.split("/")[-1].startswith(prefix)]
 
 
 def _fill(matrix: Halves, shards: list[UPath]) -> npt.NDArray[np.bool_]:

@@ -11,8 +11,9 @@ from llm4msr.engines import engine_name, models
 from llm4msr.engines.base import PromptTokenizer
 from llm4msr.errors import ConfigError
 from llm4msr.evaluate import compared
-from llm4msr.extract import extracted, shards, user_prompts
-from llm4msr.prepare import histories as histories_of
+from llm4msr.extract import extracted
+from llm4msr.prepare import to_ask
+from llm4msr.render import item_prompts, items_to_read, shards, user_prompts
 
 CHARACTERS_PER_TOKEN = 4.0
 SAMPLE = 2000
@@ -43,27 +44,27 @@ def plan(config: Config, verb: str) -> dict[str, Any]:
 
 
 def _prepare(config: Config) -> dict[str, Any]:
-    histories, scenarios = histories_of(config)
-    return {"source": config.source.path, "users": histories.num_rows, "scenarios": scenarios.num_rows - 1}
+    tables, _ = to_ask(config)
+    counts = {"users": tables["histories"].num_rows, "scenarios": tables["scenarios"].num_rows - 1}
+    return {"source": config.source.path, **counts}
 
 
 def _extract(config: Config) -> dict[str, Any]:
-    histories, scenarios = histories_of(config)
-    todo = shards(config, histories.num_rows)
+    tables, fields = to_ask(config)
+    todo = shards(config, tables["histories"].num_rows, items_to_read(tables["items"]))
     count = todo[-1]["stop"]
-    if count > SAMPLE:
-        chosen = histories.take(np.linspace(0, count - 1, SAMPLE).astype(int))
-    else:
-        chosen = histories.slice(0, count)
-    users = [row["prompt"] for row in user_prompts(chosen, config) if row["prompt"]]
-    lengths, shared, exact = _tokens(config, users)
-    per_user = sum(lengths) / max(len(lengths), 1)
+    of_items = config.extract.reads == "items"
+    read = tables["items"].slice(1) if of_items else tables["histories"]
+    chosen = read.take(np.linspace(0, count - 1, SAMPLE).astype(int)) if count > SAMPLE else read.slice(0, count)
+    rendered = item_prompts(chosen, fields, config) if of_items else user_prompts(chosen, config)
+    lengths, shared, exact = _tokens(config, [row["prompt"] for row in rendered if row["prompt"]])
+    per_prompt = sum(lengths) / max(len(lengths), 1)
     found = {
         "engine": engine_name(config.extract),
         "model": config.extract.model,
-        "prompts": count + scenarios.num_rows - 1,
+        "prompts": count + tables["scenarios"].num_rows - 1,
         "shards": len(todo),
-        "tokens": round(per_user * count),
+        "tokens": round(per_prompt * count),
         "tokens_p50": int(np.percentile(lengths or [0], 50)),
         "tokens_p99": int(np.percentile(lengths or [0], 99)),
         "tokens_shared": shared if engine_name(config.extract) == "vllm" else 0,
@@ -71,7 +72,7 @@ def _extract(config: Config) -> dict[str, Any]:
     }
     if _is_done(config):
         return found | {"estimate": "finished already: nothing to do"}
-    fresh = per_user - float(found["tokens_shared"])
+    fresh = per_prompt - float(found["tokens_shared"])
     return found | {"estimate": _time(config, fresh * count)}
 
 

@@ -19,7 +19,7 @@ from llm4msr.errors import ConfigError, DataError
 from llm4msr.sources import RawData
 from llm4msr.storage import Built, StageOutput
 
-VERSION = 1
+VERSION = 2
 MAX_VALUES = 8
 """Values kept of a many-valued feature, such as the steps of a category path."""
 MAX_TITLES = 50
@@ -27,7 +27,7 @@ MAX_TITLES = 50
 
 
 def prepare(config: Config) -> StageOutput:
-    """Publish `train`, `valid`, `test`, `users`, `items`, `scenarios`, `histories` and `fields.json`.
+    """Publish `train`, `valid`, `test`, `users`, `items`, `scenarios`, `histories`, `seen` and `fields.json`.
 
     Raises:
         DataError: the source is wrong; the message names file, column and row.
@@ -62,13 +62,23 @@ def _folder(config: Config) -> UPath:
     return storage.path(config.root) / "prepare" / storage.digest_of(wanted)[:12]
 
 
-def histories(config: Config) -> tuple[pa.Table, pa.Table]:
-    """The histories and scenarios that `prepare` publishes, found or computed in memory; writes nothing."""
+def to_ask(config: Config) -> tuple[dict[str, pa.Table], dict[str, list[str]]]:
+    """What prompts are made of: `histories`, `scenarios`, `items`, and the items' fields; writes nothing.
+
+    Found where it was published, else computed in memory.
+    """
     found = storage.open_output(_folder(config))
-    if found is not None:
-        return tuple(storage.read_table(found.folder / f"{name}.parquet") for name in ("histories", "scenarios"))
-    tables, _ = _tables(config)
-    return tables["histories"], tables["scenarios"]
+    if found is None:
+        tables, fields = _tables(config)
+        return tables, fields["item"]
+    names = ("histories", "scenarios", "items")
+    return {name: storage.read_table(found.folder / f"{name}.parquet") for name in names}, item_fields(found.folder)
+
+
+def item_fields(folder: UPath) -> dict[str, list[str]]:
+    """The vocabulary of each field of the prepared items; number 1 is its first word."""
+    fields: dict[str, list[str]] = json.loads(storage.read_bytes(folder / "fields.json"))["item"]
+    return fields
 
 
 def _build(config: Config, folder: UPath) -> Built:
@@ -99,11 +109,13 @@ def _tables(config: Config) -> tuple[dict[str, pa.Table], dict[str, dict[str, li
     items, item_fields = _catalogue(_titled(raw, train), "item", raw.item_features, train["item_id"])
     context_fields = {name: _vocabulary(train[name]) for name in raw.context}
     scenarios = _scenarios(rows[history], train, items, item_fields)
+    lists = _histories(rows[history], users, items)
     tables = {
         "users": schema.check(users, schema.USERS, "users"),
         "items": schema.check(items, schema.ITEMS, "items"),
         "scenarios": schema.check(scenarios, schema.SCENARIOS, "scenarios"),
-        "histories": schema.check(_histories(rows[history], users, items), schema.HISTORIES, "histories"),
+        "histories": schema.check(lists, schema.HISTORIES, "histories"),
+        "seen": schema.check(_seen(rows[history], lists, users, items), schema.SEEN, "seen"),
     }
     # with a history of its own, a row whose label reached a prompt does not train
     kept = ~history if config.split.history_share < 1 else np.ones(len(rows), bool)
@@ -243,3 +255,14 @@ def _histories(rows: pd.DataFrame, users: pa.Table, items: pa.Table) -> pa.Table
         for user, count in ordered.items()
     ]
     return pa.Table.from_pylist(records, schema.HISTORIES)
+
+
+def _seen(rows: pd.DataFrame, histories: pa.Table, users: pa.Table, items: pa.Table) -> pa.Table:
+    """The rows behind the histories, in their order."""
+    user = _numbers(rows["user_id"], users["user_id"]).to_numpy()
+    place = np.zeros(users.num_rows, np.int64)
+    place[histories["user"].to_numpy()] = np.arange(histories.num_rows)
+    in_order = np.lexsort((rows["order"].to_numpy(), place[user]))
+    item = _numbers(rows["item_id"], items["item_id"]).to_numpy()
+    label = rows["label"].to_numpy(np.float32)
+    return pa.table({"user": user[in_order], "item": item[in_order], "label": label[in_order]})

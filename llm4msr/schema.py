@@ -58,6 +58,9 @@ HISTORIES = pa.schema(
 )
 """One row per user of the training rows, the most active first; titles liked in each scenario, oldest first."""
 
+SEEN = pa.schema([("user", pa.int64()), ("item", pa.int64()), ("label", pa.float32())])
+"""The rows that histories are made of: users in the order of `HISTORIES`, each one's together, oldest first."""
+
 
 def knowledge(width: int) -> pa.Schema:
     """A shard of the knowledge store: one row per user (or scenario), `width` numbers each.

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm4msr.errors import LLM4MSRError
+from llm4msr.prompts import ANSWER_BEGINS
 
 Pooling = Literal["last", "mean"]
 Task = Literal["answers", "vectors"]
@@ -52,11 +53,13 @@ class PromptTokenizer:
         Raises:
             PromptTooLongError: more than `max_tokens`.
         """
-        text = prompt
+        text, _, begun = prompt.partition(ANSWER_BEGINS)
         if self.tokenizer.chat_template:
-            messages = [{"role": "user", "content": prompt}]
+            messages = [{"role": "user", "content": text}]
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids: list[int] = self.tokenizer(text + answer, add_special_tokens=not self.tokenizer.chat_template).input_ids
+        ids: list[int] = self.tokenizer(
+            text + begun + answer, add_special_tokens=not self.tokenizer.chat_template
+        ).input_ids
         if len(ids) > self.max_tokens:
             raise PromptTooLongError(
                 f"prompt of {len(ids)} tokens, allowed are {self.max_tokens}; "

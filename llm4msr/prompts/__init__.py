@@ -1,6 +1,7 @@
 """Prompts from templates: text files with `$name` places, the shared instruction first and what varies last.
 
 All users' prompts begin with the same instruction, so that the LLM's key-value cache of it is computed once.
+After a line of three dashes a template can begin the answer: the LLM reads on from there.
 The fingerprint of a prompt and of what reads it identifies a vector: same fingerprint, same vector.
 """
 
@@ -15,9 +16,13 @@ from llm4msr.errors import ConfigError
 MAX_TITLE = 80
 """Characters kept of a title; shop titles can run to hundreds."""
 
+ANSWER_BEGINS = "\n---\n"
+"""Between a prompt and the beginning of its answer; titles have no line breaks, so only a template can write it."""
+
 _FOLDER = Path(__file__).parent
 _FIELDS = {
     "user": {"history"},
+    "item": {"title", "categories"},
     "scenario": {
         "scenario", "scenarios", "interactions", "users", "items", "positive_rate", "categories", "titles",
         "shared_users",
@@ -26,10 +31,10 @@ _FIELDS = {
 
 
 def template(kind: str, uri: str = "") -> Template:
-    """The `user` or `scenario` template: the user's own file, or the one shipped here.
+    """The `user`, `item` or `scenario` template: the user's own file, or the one shipped here.
 
     Raises:
-        ConfigError: it names an unknown place, or a user template lacks `$history`.
+        ConfigError: it names an unknown place, or lacks `$history` (of a user) or `$title` (of an item).
         StorageError: the file cannot be read.
     """
     where = uri or f"{kind}.txt"
@@ -43,8 +48,9 @@ def template(kind: str, uri: str = "") -> Template:
     names = set(found.get_identifiers())
     if names - _FIELDS[kind]:
         raise ConfigError(f"{where}: unknown place '${min(names - _FIELDS[kind])}'; known: {_places(kind)}")
-    if kind == "user" and names != _FIELDS[kind]:
-        raise ConfigError(f"{where}: '$history' is missing, so all users would get one prompt")
+    needed = {"user": "history", "item": "title"}.get(kind)
+    if needed and needed not in names:
+        raise ConfigError(f"{where}: '${needed}' is missing, so all {kind}s would get one prompt")
     return found
 
 
@@ -52,6 +58,11 @@ def user_prompt(instruction: Template, history: list[Mapping[str, Any]], titles_
     """One user's prompt: a line per scenario with the latest liked titles, oldest first. Empty without any."""
     lines = [f"{s['scenario_id']}: {_join(s['titles'][-titles_per_scenario:])}" for s in history if s["titles"]]
     return instruction.substitute(history="\n".join(lines)) if lines else ""
+
+
+def item_prompt(instruction: Template, title: str, categories: list[str]) -> str:
+    """One item's prompt."""
+    return instruction.substitute(title=_join([title]), categories=", ".join(categories) or "not known")
 
 
 def scenario_prompt(instruction: Template, scenario: Mapping[str, Any], names: list[str]) -> str:

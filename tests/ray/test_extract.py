@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llm4msr
-from llm4msr import cli
+from llm4msr import cli, pool
 from tests.conftest import Spine
 from tests.helpers import (
     SAD_USER,
@@ -163,3 +163,36 @@ def assert_same_rows(ours: pa.Table, theirs: pa.Table) -> None:
     """Same ids, prompts and fingerprints; vectors that differ by less than a float16 step of the largest."""
     assert ours.drop_columns(["vector", "answer"]).equals(theirs.drop_columns(["vector", "answer"]))
     np.testing.assert_allclose(matrix(ours), matrix(theirs), atol=1e-3 * np.abs(matrix(theirs)).max())
+
+
+def test_users_pooled_from_items_that_the_llm_read_once(experiment: MakeExperiment, ray_session: None) -> None:
+    """The whole way, through training, the bundle and a ranked list."""
+    made = experiment({"extract.reads": "items", "extract.pool_dim": 5, "model.knowledge": "both"})
+    folder = extracted(made)
+    items = pa.concat_tables([pq.read_table(file) for file in sorted((folder / "vectors").glob("items-*"))])
+    users = pa.concat_tables([pq.read_table(file) for file in sorted((folder / "pooled").glob("users-*"))])
+    prepared = llm4msr.prepare(made.config)
+    assert len(users) == prepared.manifest.info["histories"]
+    assert items["id"].to_pylist() == list(range(1, len(items) + 1))
+    seen = pq.read_table(Path(str(prepared.folder)) / "seen.parquet")
+    white = pool.whiten(matrix(items), 5)[np.asarray(seen["item"]) - 1]
+    expected = pool.pool(
+        seen["user"].to_numpy(), white, seen["label"].to_numpy() > 0.5, users["id"].to_numpy().max() + 1
+    )
+    np.testing.assert_allclose(matrix(users), expected[users["id"].to_numpy()], atol=2e-2)
+    before = stamps(folder)
+    llm4msr.extract(made.config)
+    assert stamps(folder) == before
+    llm4msr.train(made.config)
+    bundle = llm4msr.export(made.config)
+    ranker = llm4msr.Ranker.load(str(bundle.folder))
+    assert ranker.info().users_with_knowledge == len(users)
+
+
+def test_pools_of_random_vectors_ask_the_llm_about_scenarios_only(
+    experiment: MakeExperiment, ray_session: None
+) -> None:
+    made = experiment({"extract.reads": "items", "extract.item_vectors": "random", "extract.pool_dim": 5})
+    folder = extracted(made)
+    assert {file.name.split("-")[0] for file in (folder / "vectors").iterdir()} == {"scenarios"}
+    assert {file.name.split("-")[0] for file in (folder / "pooled").iterdir()} == {"users"}

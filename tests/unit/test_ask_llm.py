@@ -14,15 +14,14 @@ from llm4msr.config import Config
 from llm4msr.engines import PromptTokenizer
 from llm4msr.engines.transformers import TransformersEngine
 from llm4msr.errors import ConfigError, LLM4MSRError, TooManyFailedError
-from llm4msr.extract import (
-    AskLLM,
-    _finished,
-    _refuse_failures,
-    _slice,
-    extracted,
+from llm4msr.extract import AskLLM, _finished, _refuse_failures, extracted
+from llm4msr.render import (
+    item_prompts,
+    items_to_read,
     render_shard,
     scenario_prompts,
     shards,
+    slice_rows,
     user_prompts,
 )
 from tests.unit.conftest import World
@@ -89,10 +88,41 @@ def engine(config: Config) -> TransformersEngine:
 def test_shards_are_the_scenarios_and_ranges_of_users(
     tmp_path: Path, users: int, max_users: int, per_shard: int, ranges: list[tuple[int, int]]
 ):
-    found = shards(config_of(tmp_path, extract={"max_users": max_users, "rows_per_shard": per_shard}), users)
+    found = shards(config_of(tmp_path, extract={"max_users": max_users, "rows_per_shard": per_shard}), users, 0)
     assert found[0] == {"kind": "scenarios", "start": 0, "stop": 0}
     assert [(s["start"], s["stop"]) for s in found[1:]] == ranges
     assert {s["kind"] for s in found[1:]} <= {"users"}
+
+
+@pytest.mark.parametrize(("vectors", "ranges"), [("llm", [(0, 4), (4, 8), (8, 9)]), ("random", [])])
+def test_shards_of_items_know_no_limit_of_users(tmp_path: Path, vectors: str, ranges: list[tuple[int, int]]):
+    extract = {"max_users": 2, "rows_per_shard": 4, "reads": "items", "item_vectors": vectors}
+    found = shards(config_of(tmp_path, extract=extract), 10, 9)
+    assert [(s["kind"], s["start"], s["stop"]) for s in found[1:]] == [("items", *range_) for range_ in ranges]
+
+
+def test_a_shard_of_items_begins_after_the_unknown_item(world: World):
+    shard = {"kind": "items", "start": 2, "stop": 5}
+    table = render_shard(pa.Table.from_pylist([shard]), world.config, str(world.data.folder), READS)
+    items = storage.read_table(world.data.folder / "items.parquet")
+    assert table["id"].to_pylist() == [3, 4, 5]
+    assert table["raw_id"].to_pylist() == items["item_id"].to_pylist()[3:6]
+    for prompt, title in zip(table["prompt"].to_pylist(), items["title"].to_pylist()[3:6], strict=True):
+        assert f"Title: {title}\n" in prompt
+        assert prompt.endswith('\n---\nThe one word is: "')
+
+
+def test_an_item_shows_its_own_categories(world: World):
+    items = storage.read_table(world.data.folder / "items.parquet")
+    words = ["Tea", "Cake", "Bread"]
+    numbers = pa.array([[], [1, 3], *[[2]] * (len(items) - 2)], pa.list_(pa.int64()))
+    shown = items.append_column("f:kinds", numbers)
+    found = item_prompts(shown.slice(1, 2), {"item_id": [], "kinds": words}, world.config)
+    assert [row["prompt"].splitlines()[2] for row in found] == ["Categories: Tea, Bread", "Categories: Cake"]
+
+
+def test_items_to_read_are_those_of_training_rows():
+    assert items_to_read(pa.table({"f:item_id": [0, 1, 2, 3, 0, 0]})) == 3
 
 
 @pytest.mark.parametrize(
@@ -126,7 +156,7 @@ def test_who_liked_nothing_is_a_bad_row(tmp_path: Path):
 def test_slice_reads_its_rows_alone(tmp_path: Path, start: int, stop: int, group: int):
     file = storage.path(tmp_path / "t.parquet")
     storage.write_table(file, pa.table({"a": list(range(10))}), rows_per_group=group)
-    assert _slice(file, start, stop)["a"].to_pylist() == list(range(start, stop))
+    assert slice_rows(file, start, stop)["a"].to_pylist() == list(range(start, stop))
 
 
 # --- vectors ------------------------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ import pytest
 from llm4msr import plan as module
 from llm4msr.config import Config
 from llm4msr.engines.base import PromptTokenizer
-from llm4msr.extract import user_prompts
 from llm4msr.plan import plan
-from llm4msr.prepare import histories, prepare
+from llm4msr.prepare import prepare, to_ask
+from llm4msr.render import item_prompts, user_prompts
 from tests.unit.conftest import World
 from tests.unit.helpers import config_of, write_data
 
@@ -37,15 +37,24 @@ def test_a_plan_is_json_and_writes_nothing(config: Config, tmp_path: Path, own_c
 
 def test_prompts_and_tokens_are_counted(config: Config, llama: Path):
     found = plan(config, "extract")["extract"]
-    tables = histories(config)
+    tables, _ = to_ask(config)
     tokenizer = PromptTokenizer(llama, 1 << 20)
-    counts = sorted(len(tokenizer(row["prompt"])) for row in user_prompts(tables[0], config))
+    counts = sorted(len(tokenizer(row["prompt"])) for row in user_prompts(tables["histories"], config))
     assert len(counts) == 40
     assert (found["prompts"], found["shards"], found["tokens"]) == (42, 4, sum(counts))
     assert counts[0] <= found["tokens_p50"] <= found["tokens_p99"] <= counts[-1]
     assert (found["engine"], found["model"], found["tokens_are"]) == ("transformers", str(llama), "counted")
     assert found["tokens_shared"] == 0
     assert found["estimate"].startswith("about ")
+
+
+def test_items_are_counted_where_the_llm_reads_items(config: Config, llama: Path):
+    of_items = config.model_copy(update={"extract": config.extract.model_copy(update={"reads": "items"})})
+    found = plan(of_items, "extract")["extract"]
+    tables, fields = to_ask(config)
+    tokenizer = PromptTokenizer(llama, 1 << 20)
+    counts = [len(tokenizer(row["prompt"])) for row in item_prompts(tables["items"].slice(1), fields, config)]
+    assert (found["prompts"], found["tokens"]) == (len(counts) + 2, sum(counts))
 
 
 def test_shared_tokens_are_told_for_the_engine_that_shares_them(config: Config):

@@ -10,8 +10,8 @@ import pytest
 from llm4msr import schema, split, storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError, DataError, StorageError
-from llm4msr.extract import scenario_prompts, user_prompts
-from llm4msr.prepare import MAX_TITLES, MAX_VALUES, histories, prepare, prepared
+from llm4msr.prepare import MAX_TITLES, MAX_VALUES, prepare, prepared, to_ask
+from llm4msr.render import scenario_prompts, user_prompts
 from llm4msr.storage import StageOutput
 from tests.unit.helpers import HEADER, config_of, interactions, write_csv, write_data
 
@@ -325,7 +325,16 @@ def test_counts_are_in_the_manifest(small: Config):
     m = prepare(small).manifest
     assert m.stage == "prepare"
     assert m.rows == 10
-    assert m.info == {"users": 4, "items": 6, "scenarios": 2, "histories": 2, "train": 8, "valid": 1, "test": 1}
+    assert m.info == {
+        "users": 4,
+        "items": 6,
+        "scenarios": 2,
+        "histories": 2,
+        "seen": 8,
+        "train": 8,
+        "valid": 1,
+        "test": 1,
+    }
     assert {name: part.rows for name, part in m.files.items()} == {
         **{f"{name}.parquet": count for name, count in m.info.items()},
         "fields.json": 1,
@@ -383,9 +392,26 @@ def test_prepare_refuses_a_source_that_is_not_there(tmp_path: Path):
         prepare(config_of(tmp_path))
 
 
-def test_histories_are_the_same_before_and_after_preparing(small: Config):
-    before = histories(small)
+def test_what_prompts_are_made_of_is_the_same_before_and_after_preparing(small: Config):
+    before, fields = to_ask(small)
     assert not Path(small.root).exists()
     prepare(small)
-    after = histories(small)
-    assert [t.to_pylist() for t in before] == [t.to_pylist() for t in after]
+    after, found_fields = to_ask(small)
+    assert {name: before[name].to_pylist() for name in after} == {n: t.to_pylist() for n, t in after.items()}
+    assert fields == found_fields
+
+
+def test_seen_rows_are_the_histories_rows_in_their_order(tmp_path: Path):
+    output = prepare(config_of(write_data(tmp_path)))
+    seen, train = table(output, "seen"), table(output, "train")
+    lists = table(output, "histories")
+    owners = np.repeat(lists["user"].to_numpy(), lists["interactions"].to_numpy())
+    np.testing.assert_array_equal(seen["user"].to_numpy(), owners)
+    rows = [sorted(zip(*(t[c].to_pylist() for c in ("user", "item", "label")), strict=True)) for t in (seen, train)]
+    assert rows[0] == rows[1]
+    titles = dict(zip(*(table(output, "items")[c].to_pylist() for c in ("item", "title")), strict=True))
+    first = lists["user"][0].as_py()
+    liked = [titles[r["item"]] for r in seen.to_pylist() if r["user"] == first and r["label"] > 0.5]
+    for shelf in lists["history"][0].as_py():
+        rest = iter(liked)
+        assert all(title in rest for title in shelf["titles"])  # each one after the one before
