@@ -23,8 +23,8 @@ KNOWLEDGE_NOTE = (
     " `change` is the relative change of the mean AUC against the plain backbone (`none`), `p` that of a paired t-test "
     "over seeds against it; it knows the noise of training, not that of the choice of test rows. `read AUC` is over "
     "the test rows of users whom the LLM read. `feature` gives the user's code to the backbone as one more input, "
-    "`shuffled` and `random` are `both` with other users' vectors and with noise; `history`, where it stands, is `both` "
-    "with users pooled from random item vectors: what their histories bring without the LLM."
+    "`shuffled` and `random` are `both` with other users' vectors and with noise; `history`, where it stands, is "
+    "`both` with users pooled from random item vectors: what their histories bring without the LLM."
 )
 
 

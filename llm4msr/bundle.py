@@ -59,7 +59,8 @@ def write(
         storage.write_bytes(folder / name, storage.read_bytes(prepared.folder / name))
     storage.write_bytes(folder / WEIGHTS, storage.read_bytes(weights))
     storage.write_table(folder / "codes.parquet", _codes(net, data))
-    widths = [int(extracted.manifest.info[name]) if extracted else 0 for name in ("width", "scenario_width")]
+    store = data.knowledge
+    widths = [store.users_NZ.shape[1], store.scenarios_SZ.shape[1]] if store else [0, 0]
     described = BundleConfig(
         version=VERSION, name=config.name, model=config.model, knowledge_width=widths[0], scenario_width=widths[1]
     )
