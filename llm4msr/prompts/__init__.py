@@ -17,7 +17,7 @@ MAX_TITLE = 80
 """Characters kept of a title; shop titles can run to hundreds."""
 
 ANSWER_BEGINS = "\n---\n"
-"""Between a prompt and the beginning of its answer; titles have no line breaks, so only a template can write it."""
+"""Between a prompt and the beginning of its answer; titles and categories are put in without line breaks."""
 
 _FOLDER = Path(__file__).parent
 _FIELDS = {
@@ -62,7 +62,8 @@ def user_prompt(instruction: Template, history: list[Mapping[str, Any]], titles_
 
 def item_prompt(instruction: Template, title: str, categories: list[str]) -> str:
     """One item's prompt."""
-    return instruction.substitute(title=_join([title]), categories=", ".join(categories) or "not known")
+    words = ", ".join(" ".join(word.split()) for word in categories)
+    return instruction.substitute(title=_join([title]), categories=words or "not known")
 
 
 def scenario_prompt(instruction: Template, scenario: Mapping[str, Any], names: list[str]) -> str:
