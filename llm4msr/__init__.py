@@ -5,6 +5,7 @@ from llm4msr.bundle import Ranker
 from llm4msr.config import Config, load
 from llm4msr.errors import LLM4MSRError
 from llm4msr.evaluate import evaluate
+from llm4msr.explain import explain
 from llm4msr.export import export
 from llm4msr.extract import extract
 from llm4msr.prepare import prepare
@@ -18,6 +19,7 @@ __all__ = [
     "RankResponse",
     "Ranker",
     "evaluate",
+    "explain",
     "export",
     "extract",
     "load",

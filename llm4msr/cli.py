@@ -17,7 +17,7 @@ from llm4msr.storage import StageOutput
 app = typer.Typer(
     name="llm4msr",
     help="LLM knowledge for multi-scenario recommenders: extracted once offline, served by a small fast ranker.\n\n"
-    "The stages, in order: prepare, extract, train, evaluate, export, serve. `run` does all but the last. Each is a "
+    "The stages, in order: prepare, extract, train, evaluate, export, explain, serve. `run` does all up to export. Each is a "
     "function of one TOML file, finds what it finished before, and continues what was interrupted.\n\n"
     "Exit codes: 0 fine, 2 wrong config or input, 3 more failed rows than allowed.",
     no_args_is_help=True,
@@ -72,6 +72,20 @@ def export(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) ->
     from llm4msr.export import export as stage
 
     _execute("export", config, set_, dry_run, lambda c: [stage(c)])
+
+
+@app.command()
+def explain(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:
+    """Write report.html: what the LLM says, whom that helps, and what it moved for single users."""
+    from llm4msr.explain import REPORT
+    from llm4msr.explain import explain as stage
+
+    def told(loaded: Config) -> list[StageOutput]:
+        output = stage(loaded)
+        say(f"open it in a browser: {output.folder / REPORT}")
+        return [output]
+
+    _execute("explain", config, set_, dry_run, told)
 
 
 @app.command()

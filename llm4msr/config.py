@@ -198,6 +198,13 @@ class EvaluateConfig(Section):
     """Empty = the config's own seed."""
 
 
+class ExplainConfig(Section):
+    """The report."""
+
+    users: tuple[str, ...] = ()
+    """Raw ids of users that it explains besides those it chooses."""
+
+
 class ServeConfig(Section):
     """The HTTP endpoint."""
 
@@ -220,6 +227,7 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    explain: ExplainConfig = ExplainConfig()
     serve: ServeConfig = ServeConfig()
 
     @property

@@ -37,6 +37,9 @@ def plan(config: Config, verb: str) -> dict[str, Any]:
         parts["evaluate"] = f"{len(compared(config))} models on the test rows"
     if verb in ("export", "run"):
         parts["export"] = f"bundle of {config.model.backbone} {config.model.variant}, seed {config.seed}"
+    if verb == "explain":
+        seeds = config.evaluate.seeds or (config.seed,)
+        parts["explain"] = f"report on {config.model.backbone} {config.model.variant}, {len(seeds)} seed(s)"
     if verb == "serve":
         s = config.serve
         parts["serve"] = f"http://{s.host}:{s.port}, {s.replicas} replica(s), {s.max_candidates} candidates at most"

@@ -1,0 +1,112 @@
+"""All sections in order, the page that shows them, and the data beside it."""
+
+from datetime import UTC, datetime
+
+import pandas as pd
+import pyarrow as pa
+from upath import UPath
+
+from llm4msr import storage
+from llm4msr.progress import track
+from llm4msr.report.cases import Case, case_section
+from llm4msr.report.effect import EffectSection, effect_section
+from llm4msr.report.opened import Opened, Seed
+from llm4msr.report.page import Page, html
+from llm4msr.report.scenarios import ScenarioSection, scenario_section
+from llm4msr.report.text import cell
+from llm4msr.report.users import UserSection, user_section
+from llm4msr.storage import Built, StageOutput
+
+FILES = {
+    "scenarios.csv": "the LLM's text on each scenario, and its statistics",
+    "similarity.csv": "each pair of scenarios in each heat map",
+    "knowledge.csv": "who has knowledge",
+    "users.parquet": "the map: every user with knowledge",
+    "groups.csv": "the groups of users",
+    "effect.csv": "AUC with and without knowledge, with intervals",
+    "levels.csv": "how far each level moves the logits",
+    "rankings.csv": "single users: every candidate with its ranks and the parts of its logit",
+}
+
+
+def build(data: StageOutput, knowledge: StageOutput, seeds: list[Seed], report: UPath) -> Built:
+    """Write the report and, beside it, the data beneath its pictures."""
+    run = Opened.read(data, knowledge, seeds)
+    with track("explain", len(run.seeds) + 4) as progress:
+        scenarios = scenario_section(run)
+        progress.advance(1, "scenarios")
+        users = user_section(run)
+        progress.advance(1, "users")
+        effect, levels = effect_section(run, lambda note: progress.advance(1, note))
+        progress.advance(1, "effect")
+        cases = case_section(run, levels)
+        tables = _tables(run, scenarios, users, effect, cases)
+        for name, table in tables.items():
+            _write(report.parent / name, table)
+        storage.write_bytes(report, html(_page(run, scenarios, users, effect, cases, list(tables))).encode())
+        progress.advance(1, "single users")
+    rows = {name: len(table) for name, table in tables.items()}
+    overall = effect.rows[0]
+    info = {
+        "auc": {"without": overall.without, "with": overall.with_, "difference": overall.gain},
+        "users": {case.kind: case.user_id for case in cases},
+    }
+    return Built(files={report.name: 1, **rows}, rows=len(run.test), info=info)
+
+
+def _tables(
+    run: Opened, scenarios: ScenarioSection, users: UserSection, effect: EffectSection, cases: list[Case]
+) -> dict[str, pd.DataFrame]:
+    """The data beneath the pictures; without user codes there is no map."""
+    columns = ["scenario_id", "interactions", "users", "items", "positive_rate", "answer"]
+    rankings = [case.ranked.assign(why=case.kind, user_id=case.user_id, scenario=case.scenario) for case in cases]
+    tables = {
+        "scenarios.csv": pd.DataFrame(scenarios.rows)[columns],
+        "similarity.csv": scenarios.table(),
+        "knowledge.csv": pd.DataFrame(users.shares),
+        "effect.csv": effect.table(),
+        "levels.csv": pd.DataFrame(effect.parts),
+        "rankings.csv": pd.concat(rankings) if rankings else pd.DataFrame(),
+    }
+    if users.groups:
+        tables["users.parquet"] = users.points
+        rows = [
+            {"group": g.letter, "users": g.users, "rows": g.rows, "items": "; ".join(g.items), "words": " ".join(g.words)}
+            for g in users.groups
+        ]
+        tables["groups.csv"] = pd.DataFrame(rows)
+    return {name: tables[name] for name in FILES if name in tables}
+
+
+def _write(file: UPath, table: pd.DataFrame) -> None:
+    if file.suffix == ".parquet":
+        storage.write_table(file, pa.Table.from_pandas(table, preserve_index=False))
+        return
+    safe = {n: table[n].map(lambda v: cell(v) if isinstance(v, str) else v) for n in table.columns}
+    storage.write_bytes(file, pd.DataFrame(safe).to_csv(index=False).encode("utf-8", "replace"))
+
+
+def _page(
+    run: Opened,
+    scenarios: ScenarioSection,
+    users: UserSection,
+    effect: EffectSection,
+    cases: list[Case],
+    files: list[str],
+) -> Page:
+    config, asked = run.config, run.extracted.manifest.inputs
+    reads = "each user's history" if config.extract.reads == "users" else "each item once; users are pooled from items"
+    facts = [
+        ("Backbone", config.model.backbone),
+        ("Knowledge", config.model.variant),
+        ("Frozen LLM", asked.get("model", "")),
+        ("It read", reads),
+        ("Training rows", f"{len(run.train):,}"),
+        ("Seeds", ", ".join(str(seed) for seed in effect.seeds)),
+    ]
+    warning = ""
+    if config.model.control != "none":
+        warning = f"This model is a control: its vectors are {config.model.control}, so no text below belongs to them."
+    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    named = [(name, FILES[name]) for name in files]
+    return Page(config.name, facts, warning, made, scenarios, users, effect, cases, named)

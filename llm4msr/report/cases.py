@@ -1,0 +1,206 @@
+"""Single users: what they liked, what the LLM was asked and said, and how that moved the items before them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llm4msr import storage
+from llm4msr.errors import ConfigError
+from llm4msr.report.ablation import Levels, by_level
+from llm4msr.report.opened import Opened, batch_of
+from llm4msr.report.text import shortened
+
+CANDIDATES = 60
+"""Items that are ranked for a user: those of the test rows, then the most frequent ones that the user has not met."""
+TOP = 10
+MOVED = 4
+"""Items shown of those that rose, and of those that fell."""
+REASONS = {
+    "largest gain": "knowledge made this user's test rows least surprising to the model",
+    "largest loss": "knowledge made this user's test rows most surprising to the model",
+    "typical": "as active, and as little or much helped, as the median user",
+    "new": "the fewest training rows",
+    "asked for": "named in the configuration",
+}
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One user's explanation."""
+
+    kind: str
+    user_id: str
+    user: int
+    rows: int
+    known: bool
+    loss: tuple[float, float] | None
+    """Mean logloss of the test rows without and with knowledge; None without test rows."""
+    tested: int
+    history: list[dict[str, Any]]
+    """`scenario_id` and `titles`, oldest first, of each scenario in which something was liked."""
+    prompt: str
+    answer: str
+    scenario: str
+    ranked: pd.DataFrame
+    """The candidates, best with knowledge first: see `ranking`."""
+
+    @property
+    def reason(self) -> str:
+        """Why this user is shown."""
+        return REASONS[self.kind]
+
+    @property
+    def without(self) -> pd.DataFrame:
+        """The first candidates without knowledge."""
+        return self.ranked.sort_values("rank_without").head(TOP)
+
+    @property
+    def moved(self) -> pd.DataFrame:
+        """What rose most and fell most, of the items that are near the top in either ranking."""
+        near = self.ranked[self.ranked[["rank_without", "rank_with"]].min(axis=1) <= 2 * TOP]
+        risen = (near["rank_without"] - near["rank_with"]).sort_values(kind="stable")
+        return near.loc[[*risen[risen > 0].index[::-1][:MOVED], *risen[risen < 0].index[:MOVED][::-1]]]
+
+    @property
+    def finding(self) -> str:
+        """One sentence."""
+        moved = self.moved
+        if moved.empty:
+            return f"In “{shortened(self.scenario)}” knowledge moves no item near the top."
+        most = moved.loc[(moved["rank_without"] - moved["rank_with"]).abs().idxmax()]
+        level = "user" if abs(most["user_part"]) >= abs(most["scenario_part"]) else "scenario"
+        way = "rises" if most["rank_with"] < most["rank_without"] else "falls"
+        entered = int(((self.ranked["rank_with"] <= TOP) & (self.ranked["rank_without"] > TOP)).sum())
+        return (
+            f"In “{shortened(self.scenario)}” {entered} of the top {min(TOP, len(self.ranked))} are new with knowledge; "
+            f"“{shortened(most['title'])}” {way} from {most['rank_without']} to {most['rank_with']}, "
+            f"mostly by the {level} level."
+        )
+
+
+def case_section(run: Opened, levels: Levels) -> list[Case]:
+    """The chosen users, and those that `explain.users` names; `levels` are the logits of the test rows."""
+    chosen = choose(run.users, gains(run.test, levels))
+    number = dict(zip(run.users["user_id"][1:], range(1, len(run.users)), strict=True))
+    for raw in run.config.explain.users:
+        if raw not in number:
+            raise ConfigError(f"explain.users: no user '{raw}' in the prepared data")
+        chosen.append(("asked for", number[raw]))
+    ids = np.array([user for _, user in chosen], np.int64)
+    texts, histories = run.user_texts(ids), _histories(run, ids)
+    popular = run.train.groupby(["scenario", "item"]).size().reset_index(name="rows")
+    popular = popular.sort_values(["rows", "item"], ascending=[False, True])
+    losses = gains(run.test, levels)
+    cases = []
+    for kind, user in chosen:
+        text, person = texts.get(user, {}), run.users.iloc[user]
+        tested = losses.loc[user] if user in losses.index else None
+        scenario = _scenario(run, user)
+        cases.append(
+            Case(
+                kind=kind,
+                user_id=str(person["user_id"]),
+                user=user,
+                rows=int(person["rows"]),
+                known=bool(person["known"]),
+                loss=None if tested is None else (float(tested["without"]), float(tested["with"])),
+                tested=0 if tested is None else int(tested["rows"]),
+                history=histories.get(user, []),
+                prompt=text.get("prompt", ""),
+                answer=text.get("answer", ""),
+                scenario=run.scenario_names[scenario],
+                ranked=ranking(run, user, scenario, candidates(run, popular, user, scenario)),
+            )
+        )
+    return cases
+
+
+def gains(test: pd.DataFrame, levels: Levels) -> pd.DataFrame:
+    """Of each user with test rows: `rows`, mean logloss `without` and `with` the levels, and `gain`, the fall of it."""
+    label_B = test["label"].to_numpy(np.float64)
+    loss = {
+        name: np.logaddexp(0, logit) - logit * label_B for name, logit in (("without", levels.none), ("with", levels.both))
+    }
+    found = pd.DataFrame(loss).groupby(test["user"].to_numpy()).mean()
+    return found.assign(gain=found["without"] - found["with"], rows=test.groupby("user").size())
+
+
+def choose(users: pd.DataFrame, gain: pd.DataFrame) -> list[tuple[str, int]]:
+    """Largest gain, largest loss and typical among users with enough test rows and knowledge, and the newest user."""
+    gain = gain[gain.index > 0].assign(activity=users["rows"])
+    able = gain[users["known"].loc[gain.index]] if users["known"].loc[gain.index].any() else gain
+    able = able[able["rows"] >= able["rows"].median()]
+    chosen: list[tuple[str, int]] = []
+
+    def add(kind: str, ordered: pd.DataFrame) -> None:
+        taken = {user for _, user in chosen}
+        left = [int(user) for user in ordered.index if user not in taken]
+        chosen.extend((kind, user) for user in left[:1])
+
+    add("largest gain", able[able["gain"] > 0].sort_values("gain", ascending=False, kind="stable"))
+    add("largest loss", able[able["gain"] < 0].sort_values("gain", kind="stable"))
+    far = (able[["gain", "activity"]].rank(pct=True) - 0.5).abs().sum(axis=1)
+    add("typical", able.loc[far.sort_values(kind="stable").index])
+    add("new", gain.sort_values(["activity", "rows"], ascending=[True, False], kind="stable"))
+    return chosen
+
+
+def candidates(run: Opened, popular: pd.DataFrame, user: int, scenario: int) -> Ints:
+    """Item numbers: those of the user's test rows in the scenario, then its most frequent ones that are new to them."""
+    tested = run.test["item"][(run.test["user"] == user) & (run.test["scenario"] == scenario)].unique()
+    met = set(run.train["item"][run.train["user"] == user]) | set(tested)
+    fresh = popular["item"][(popular["scenario"] == scenario) & ~popular["item"].isin(met)]
+    return np.concatenate([tested, fresh.to_numpy()])[:CANDIDATES].astype(np.int64)
+
+
+def ranking(run: Opened, user: int, scenario: int, items: Ints) -> pd.DataFrame:
+    """The items, best with knowledge first.
+
+    `item_id`, `title`, `rank_without`, `rank_with`, `logit_without`, `user_part`, `scenario_part`, `logit_with` (the
+    sum of the three before it), and `test_label`, NaN where the test rows do not hold the item.
+    """
+    levels = by_level(run.net, batch_of(run.data, run.net, user, items, scenario))
+    tested = run.test[(run.test["user"] == user) & (run.test["scenario"] == scenario)].groupby("item")["label"].max()
+    table = pd.DataFrame(
+        {
+            "item_id": run.items["item_id"].to_numpy()[items],
+            "title": run.items["title"].to_numpy()[items],
+            "rank_without": _ranks(levels.none),
+            "rank_with": _ranks(levels.both),
+            "logit_without": levels.none,
+            "user_part": levels.user_part,
+            "scenario_part": levels.scenario_part,
+            "logit_with": levels.both,
+            "test_label": tested.reindex(items).to_numpy(np.float64),
+        }
+    )
+    return table.sort_values("rank_with").reset_index(drop=True)
+
+
+def _ranks(logit_B: Floats) -> Ints:
+    ranks = np.empty(len(logit_B), np.int64)
+    ranks[np.argsort(-logit_B, kind="stable")] = np.arange(1, len(logit_B) + 1)
+    return ranks
+
+
+def _scenario(run: Opened, user: int) -> int:
+    """The scenario with most of the user's test rows, else the main one, else the largest."""
+    tested = run.test["scenario"][(run.test["user"] == user) & (run.test["scenario"] > 0)]
+    if len(tested):
+        return int(tested.value_counts(sort=True).index[0])
+    main = int(run.users["main"].iloc[user])
+    return main or 1 + int(np.argmax([row["interactions"] for row in run.scenarios]))
+
+
+def _histories(run: Opened, ids: Ints) -> dict[int, list[dict[str, Any]]]:
+    table = storage.read_table(run.prepared.folder / "histories.parquet", ["user", "history"])
+    rows = table.filter(pc.is_in(table["user"], value_set=pa.array(ids))).to_pylist()
+    return {row["user"]: [part for part in row["history"] if part["titles"]] for row in rows}

@@ -1,0 +1,135 @@
+"""The page: one HTML file, without scripts and without anything to fetch. Every text in it is escaped by Jinja.
+
+Pictures are SVG, or tables with coloured cells; here is their geometry, the template draws them.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+
+from llm4msr.report.cases import Case
+from llm4msr.report.effect import EffectSection, Interval
+from llm4msr.report.scenarios import ScenarioSection
+from llm4msr.report.text import block, shortened
+from llm4msr.report.users import UserSection
+
+MAP_WIDTH, MAP_HEIGHT, MARGIN = 720, 460, 24
+COLOURS = 8
+"""Scenarios that have a colour of their own; the others share the last one."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the template reads."""
+
+    name: str
+    facts: list[tuple[str, str]]
+    warning: str
+    made: str
+    scenarios: ScenarioSection
+    users: UserSection
+    effect: EffectSection
+    cases: list[Case]
+    files: list[tuple[str, str]]
+    """Files beside the page, and what they hold."""
+
+
+class Point(NamedTuple):
+    """A user on the map."""
+
+    x: float
+    y: float
+    colour: int
+    told: str
+
+
+def html(page: Page) -> str:
+    """The whole file."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("llm4msr", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"short": shortened, "block": block, "signed": signed, "percent": percent, "auc": auc}
+    colours = colour_of(page.users, page.scenarios)
+    return environment.get_template("report.html.j2").render(
+        page=page,
+        points=points(page.users, page.scenarios, colours),
+        labels=labels(page.users),
+        colours=colours,
+        size=(MAP_WIDTH, MAP_HEIGHT),
+        span=span([row.gain for row in page.effect.rows]),
+    )
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """With its sign, and a true minus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def percent(value: float | None, digits: int = 0) -> str:
+    """A share; a dash where there is none."""
+    return "–" if value is None else f"{100 * value:.{digits}f}%"
+
+
+def auc(value: float | None) -> str:
+    """Four digits; a dash where it is not defined."""
+    return "–" if value is None or not np.isfinite(value) else f"{value:.4f}"
+
+
+def span(intervals: list[Interval | None]) -> float:
+    """How far from zero the picture of these intervals reaches; what is much wider than the rest is cut."""
+    there = [interval for interval in intervals if interval is not None]
+    reach = [max(abs(i.low), abs(i.high)) for i in there]
+    return float(min(max(reach), 4 * np.median(reach))) or 1e-9 if reach else 1.0
+
+
+def colour_of(users: UserSection, scenarios: ScenarioSection) -> dict[int, int]:
+    """Scenario number -> colour number: those with most users first, the rest share the last; 0 stands for none."""
+    if users.points.empty:
+        return {}
+    ordered = users.points["main"].value_counts().index.tolist()
+    return {scenario: min(place, COLOURS - 1) for place, scenario in enumerate(n for n in ordered if n)}
+
+
+def points(users: UserSection, scenarios: ScenarioSection, colours: dict[int, int]) -> list[Point]:
+    """The users that the map draws."""
+    if users.points.empty:
+        return []
+    place = _scale(users)
+    names = ["none", *(row["scenario_id"] for row in scenarios.rows)]
+    drawn = users.points.iloc[users.sample]
+    return [
+        Point(
+            *place(row.x, row.y),
+            colours.get(row.main, COLOURS - 1),
+            f"user {shortened(row.user_id, 40)}: {row.rows} rows, mostly {shortened(names[row.main], 40)}",
+        )
+        for row in drawn.itertuples()
+    ]
+
+
+def labels(users: UserSection) -> list[tuple[str, float, float]]:
+    """Letter and place of each group."""
+    if len(users.groups) < 2:
+        return []
+    place = _scale(users)
+    return [(group.letter, *place(*group.centre)) for group in users.groups]
+
+
+def _scale(users: UserSection) -> Any:
+    """From code space to the map; the outermost hundredth on each side is drawn at the edge."""
+    drawn = users.points.iloc[users.sample]
+    low, high = (np.quantile(drawn[["x", "y"]].to_numpy(), q, axis=0) for q in (0.005, 0.995))
+    width = np.maximum(high - low, 1e-9)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across, up = np.clip((np.array([x, y]) - low) / width, 0, 1).tolist()
+        left = MARGIN + across * (MAP_WIDTH - 2 * MARGIN)
+        return round(left, 1), round(MAP_HEIGHT - MARGIN - up * (MAP_HEIGHT - 2 * MARGIN), 1)
+
+    return place

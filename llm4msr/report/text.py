@@ -1,0 +1,25 @@
+"""Texts of data and LLM, made fit to be shown: bounded, and without characters that disturb what stands around them."""
+
+import re
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+"""Control characters, and those that turn the direction of the text that follows, their own element or not."""
+FORMULA = re.compile(r"^[=+\-@\t\r]")
+"""How a cell begins that a spreadsheet would run."""
+
+
+def shortened(text: str, limit: int = 60) -> str:
+    """The text in one line, cut where it is longer; a disturbing character becomes �, so that one sees it was there."""
+    line = " ".join(_CONTROLS.sub("\ufffd", text[: 4 * limit]).split())
+    return line if len(line) <= limit and len(text) <= 4 * limit else line[: limit - 1].rstrip() + "…"
+
+
+def block(text: str, limit: int = 4000) -> str:
+    """The same with its line breaks."""
+    clean = _CONTROLS.sub("\ufffd", text[:limit].replace("\r\n", "\n"))
+    return clean.strip() + ("…" if len(text) > limit else "")
+
+
+def cell(text: str) -> str:
+    """The text as a cell of a CSV file, which a spreadsheet shows and does not run."""
+    return f"'{text}" if FORMULA.match(text) else text
