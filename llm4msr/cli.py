@@ -17,8 +17,8 @@ from llm4msr.storage import StageOutput
 app = typer.Typer(
     name="llm4msr",
     help="LLM knowledge for multi-scenario recommenders: extracted once offline, served by a small fast ranker.\n\n"
-    "The stages, in order: prepare, extract, train, evaluate, export, explain, serve. `run` does all up to export. Each is a "
-    "function of one TOML file, finds what it finished before, and continues what was interrupted.\n\n"
+    "The stages, in order: prepare, extract, train, evaluate, export, explain, serve. `run` does all up to export. "
+    "Each is a function of one TOML file, finds what it finished before, and continues what was interrupted.\n\n"
     "Exit codes: 0 fine, 2 wrong config or input, 3 more failed rows than allowed.",
     no_args_is_help=True,
     add_completion=False,

@@ -1,5 +1,7 @@
 """The report: a page that shows what the knowledge says, whom it helps, and what it did to single users' rankings."""
 
+from upath import UPath
+
 from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
@@ -8,7 +10,6 @@ from llm4msr.prepare import prepared
 from llm4msr.report.opened import Seed, Trained
 from llm4msr.storage import Built, StageOutput
 from llm4msr.train import WEIGHTS, trained
-from upath import UPath
 
 VERSION = 1
 REPORT = "report.html"
@@ -41,7 +42,7 @@ def explain(config: Config) -> StageOutput:
 
 
 def _seeds(config: Config, data: StageOutput) -> list[Seed]:
-    """The trained seeds whose rows are these, the config's own first, each with its plain backbone where there is one."""
+    """The trained seeds whose rows are these, the config's own first, each with its plain backbone if there is one."""
     numbers = sorted(config.evaluate.seeds or (config.seed,), key=lambda seed: seed != config.seed)
     runs = [config.model_copy(update={"seed": seed}) for seed in numbers]
     same = [run for run in runs if prepared(run).folder == data.folder]

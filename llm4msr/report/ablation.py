@@ -78,12 +78,16 @@ def is_layer(net: RankerNet) -> bool:
 
 
 def _logits(net: RankerNet, batch: Batch, user: bool, scenario: bool) -> Floats:
-    bottom = net.uses_users and (user or not is_layer(net))  # a level that cannot be taken out gets the default code
+    bottom = net.uses_users and (user or not is_layer(net))  # what cannot be taken out gets the default code
     if not user:
         batch = batch._replace(known_N=torch.zeros_like(batch.known_N))
-    kind: Knowledge = net.kind
-    if kind != "feature":
-        kind = {(True, True): "both", (True, False): "user", (False, True): "scenario"}.get((bottom, scenario), "none")
+    kinds: dict[tuple[bool, bool], Knowledge] = {
+        (True, True): "both",
+        (True, False): "user",
+        (False, True): "scenario",
+        (False, False): "none",
+    }
+    kind = net.kind if net.kind == "feature" else kinds[bottom, scenario]
     with _acting_as(net, kind):
         return net(batch).double().numpy()
 

@@ -71,7 +71,13 @@ def _tables(
     if users.groups:
         tables["users.parquet"] = users.points
         rows = [
-            {"group": g.letter, "users": g.users, "rows": g.rows, "items": "; ".join(g.items), "words": " ".join(g.words)}
+            {
+                "group": g.letter,
+                "users": g.users,
+                "rows": g.rows,
+                "items": "; ".join(g.items),
+                "words": " ".join(g.words),
+            }
             for g in users.groups
         ]
         tables["groups.csv"] = pd.DataFrame(rows)

@@ -21,8 +21,8 @@ TOP = 10
 MOVED = 4
 """Items shown of those that rose, and of those that fell."""
 REASONS = {
-    "largest gain": "knowledge made this user's test rows least surprising to the model",
-    "largest loss": "knowledge made this user's test rows most surprising to the model",
+    "largest gain": "knowledge lowered the logloss of the test rows most",
+    "largest loss": "knowledge raised the logloss of the test rows most",
     "typical": "as active, and as little or much helped, as the median user",
     "new": "the fewest training rows",
     "asked for": "named in the configuration",
@@ -65,9 +65,30 @@ class Case:
     @property
     def moved(self) -> pd.DataFrame:
         """What rose most and fell most, of the items that are near the top in either ranking."""
-        near = self.ranked[self.ranked[["rank_without", "rank_with"]].min(axis=1) <= 2 * TOP]
+        near = self.near
         risen = (near["rank_without"] - near["rank_with"]).sort_values(kind="stable")
         return near.loc[[*risen[risen > 0].index[::-1][:MOVED], *risen[risen < 0].index[:MOVED][::-1]]]
+
+    @property
+    def near(self) -> pd.DataFrame:
+        """The candidates that are near the top in either ranking."""
+        return self.ranked[self.ranked[["rank_without", "rank_with"]].min(axis=1) <= 2 * TOP]
+
+    @property
+    def shift(self) -> tuple[float, float]:
+        """What the user level and the scenario level add to items near the top on average, which changes no rank."""
+        return float(self.near["user_part"].mean()), float(self.near["scenario_part"].mean())
+
+    @property
+    def against_mean(self) -> pd.DataFrame:
+        """The items near the top with logits and parts less their means over these items: they add up, too."""
+        columns = ["logit_without", "user_part", "scenario_part", "logit_with"]
+        return self.near.assign(**{name: self.near[name] - self.near[name].mean() for name in columns})
+
+    @property
+    def most(self) -> float:
+        """The largest part of the items that moved."""
+        return float(self.against_mean.loc[self.moved.index, ["user_part", "scenario_part"]].abs().max(axis=None))
 
     @property
     def finding(self) -> str:
@@ -75,12 +96,13 @@ class Case:
         moved = self.moved
         if moved.empty:
             return f"In “{shortened(self.scenario)}” knowledge moves no item near the top."
-        most = moved.loc[(moved["rank_without"] - moved["rank_with"]).abs().idxmax()]
-        level = "user" if abs(most["user_part"]) >= abs(most["scenario_part"]) else "scenario"
-        way = "rises" if most["rank_with"] < most["rank_without"] else "falls"
+        most = self.against_mean.loc[(moved["rank_without"] - moved["rank_with"]).abs().idxmax()]
+        up = 1 if most["rank_with"] < most["rank_without"] else -1
+        level = "user" if up * most["user_part"] >= up * most["scenario_part"] else "scenario"
+        way = "rises" if up > 0 else "falls"
         entered = int(((self.ranked["rank_with"] <= TOP) & (self.ranked["rank_without"] > TOP)).sum())
         return (
-            f"In “{shortened(self.scenario)}” {entered} of the top {min(TOP, len(self.ranked))} are new with knowledge; "
+            f"In “{shortened(self.scenario)}” {entered} of the top {min(TOP, len(self.ranked))} are new with it; "
             f"“{shortened(most['title'])}” {way} from {most['rank_without']} to {most['rank_with']}, "
             f"mostly by the {level} level."
         )
@@ -127,7 +149,8 @@ def gains(test: pd.DataFrame, levels: Levels) -> pd.DataFrame:
     """Of each user with test rows: `rows`, mean logloss `without` and `with` the levels, and `gain`, the fall of it."""
     label_B = test["label"].to_numpy(np.float64)
     loss = {
-        name: np.logaddexp(0, logit) - logit * label_B for name, logit in (("without", levels.none), ("with", levels.both))
+        name: np.logaddexp(0, logit) - logit * label_B
+        for name, logit in (("without", levels.none), ("with", levels.both))
     }
     found = pd.DataFrame(loss).groupby(test["user"].to_numpy()).mean()
     return found.assign(gain=found["without"] - found["with"], rows=test.groupby("user").size())

@@ -69,7 +69,9 @@ class Part:
 class EffectSection:
     """What the page shows."""
 
-    finding: str
+    headline: str
+    detail: str
+    """For which rows the difference is clear, and what to mind."""
     rows: list[Row]
     parts: list[Part]
     ablated: list[tuple[str, float | None]]
@@ -120,7 +122,8 @@ def effect_section(run: Opened, done: Callable[[str], None]) -> tuple[EffectSect
         intervals = draws.compare(label_B, without_SB, with_SB, here_B)
         rows.append(Row(kind, name, int(here_B.sum()), *intervals))
     section = EffectSection(
-        finding=_finding(rows, len(scored), plain),
+        headline=_headline(rows[0].gain, plain),
+        detail=_detail(rows, len(scored), plain),
         rows=rows,
         parts=_parts(run, scored[0].levels),
         ablated=_ablated(run, scored),
@@ -257,23 +260,22 @@ def _ablated(run: Opened, scored: list[Scored]) -> list[tuple[str, float | None]
     return [*rows, ("a plain backbone, trained on its own", mean_auc(plain))] if len(plain) == len(scored) else rows
 
 
-def _finding(rows: list[Row], seeds: int, plain: bool) -> str:
-    gain = rows[0].gain
+def _headline(gain: Interval | None, plain: bool) -> str:
     if gain is None:
         return "The test rows have one class only, so no AUC can be measured."
     against = "the same backbone trained without" if plain else "this model with its levels left out"
-    size = f"{gain.value:+.4f} AUC against {against} (95% interval {gain.low:+.4f} to {gain.high:+.4f})"
+    told = "No effect of knowledge that stands out from noise"
     if gain.clear:
-        told = f"Knowledge {'raises' if gain.value > 0 else 'lowers'} the test AUC: {size}."
-    else:
-        told = f"No effect of knowledge that stands out from noise: {size}."
-    clear = [row for row in rows[1:] if row.gain is not None and row.gain.clear]
-    looked = sum(row.gain is not None for row in rows[1:])
+        told = f"Knowledge {'raises' if gain.value > 0 else 'lowers'} the test AUC"
+    return f"{told}: {gain.value:+.4f} against {against} (95% interval {gain.low:+.4f} to {gain.high:+.4f})."
+
+
+def _detail(rows: list[Row], seeds: int, plain: bool) -> str:
+    looked = [row for row in rows[1:] if row.gain is not None]
+    clear = [row for row in looked if row.gain is not None and row.gain.clear]
+    told = f"Of {len(looked)} groups of rows, {len(clear) or 'none'} differ{'s' * (len(clear) < 2)} clearly"
     if clear:
         best = max(clear, key=lambda row: abs(row.gain.value if row.gain else 0))
-        told += f" Of {looked} groups of rows, {len(clear)} differ clearly, most of all “{shortened(best.name)}”;"
-        told += " chance alone makes about one in twenty do so."
-    if seeds == 1 and plain:
-        told += " One seed was trained: another may move it as far."
-    return told
-
+        told += f", most of all “{shortened(best.name)}”; by chance alone about one in twenty would"
+    told += "."
+    return told + " One seed was trained: another may move the difference as far." * (seeds == 1 and plain)

@@ -3,8 +3,9 @@
 Pictures are SVG, or tables with coloured cells; here is their geometry, the template draws them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 import numpy as np
@@ -16,6 +17,8 @@ from llm4msr.report.text import block, shortened
 from llm4msr.report.users import UserSection
 
 MAP_WIDTH, MAP_HEIGHT, MARGIN = 720, 460, 24
+MOST_ROWS = 24
+"""Rows of a table that has one for each scenario."""
 COLOURS = 8
 """Scenarios that have a colour of their own; the others share the last one."""
 
@@ -39,8 +42,7 @@ class Page:
 class Point(NamedTuple):
     """A user on the map."""
 
-    x: float
-    y: float
+    place: tuple[float, float]
     colour: int
     told: str
 
@@ -63,6 +65,7 @@ def html(page: Page) -> str:
         colours=colours,
         size=(MAP_WIDTH, MAP_HEIGHT),
         span=span([row.gain for row in page.effect.rows]),
+        most_rows=MOST_ROWS,
     )
 
 
@@ -85,7 +88,7 @@ def span(intervals: list[Interval | None]) -> float:
     """How far from zero the picture of these intervals reaches; what is much wider than the rest is cut."""
     there = [interval for interval in intervals if interval is not None]
     reach = [max(abs(i.low), abs(i.high)) for i in there]
-    return float(min(max(reach), 4 * np.median(reach))) or 1e-9 if reach else 1.0
+    return min(max(reach), 4 * float(np.median(reach))) or 1e-9 if reach else 1.0
 
 
 def colour_of(users: UserSection, scenarios: ScenarioSection) -> dict[int, int]:
@@ -105,7 +108,7 @@ def points(users: UserSection, scenarios: ScenarioSection, colours: dict[int, in
     drawn = users.points.iloc[users.sample]
     return [
         Point(
-            *place(row.x, row.y),
+            place(row.x, row.y),
             colours.get(row.main, COLOURS - 1),
             f"user {shortened(row.user_id, 40)}: {row.rows} rows, mostly {shortened(names[row.main], 40)}",
         )
@@ -121,7 +124,7 @@ def labels(users: UserSection) -> list[tuple[str, float, float]]:
     return [(group.letter, *place(*group.centre)) for group in users.groups]
 
 
-def _scale(users: UserSection) -> Any:
+def _scale(users: UserSection) -> Callable[[float, float], tuple[float, float]]:
     """From code space to the map; the outermost hundredth on each side is drawn at the edge."""
     drawn = users.points.iloc[users.sample]
     low, high = (np.quantile(drawn[["x", "y"]].to_numpy(), q, axis=0) for q in (0.005, 0.995))

@@ -134,7 +134,10 @@ def _grouped(codes_NK: Floats, some: Ints) -> Ints:
 def _texts(run: Opened, ids: Ints) -> tuple[list[str], str]:
     """A text per user and where it is from: the LLM's answers, else its prompts, else the titles that were liked."""
     found = run.user_texts(ids)
-    for column, source in (("answer", "the LLM's answers"), ("prompt", "the prompts, as users' answers were not asked")):
+    for column, source in (
+        ("answer", "the LLM's answers"),
+        ("prompt", "the prompts, as users' answers were not asked"),
+    ):
         texts = [found.get(int(user), {}).get(column, "") for user in ids]
         if any(texts):
             return texts, source
