@@ -1,4 +1,4 @@
-"""The whole path in one go: all stages of a config, then the endpoint, asked for a few users over HTTP."""
+"""The whole path in one go: all stages of a config, the endpoint, asked for a few users over HTTP, and the report."""
 
 import argparse
 from typing import Any
@@ -7,6 +7,7 @@ import httpx
 
 from llm4msr import cli, config, knowledge, serve, storage
 from llm4msr.config import Config
+from llm4msr.explain import REPORT, explain
 from llm4msr.export import exported
 from llm4msr.extract import extracted
 from llm4msr.prepare import prepared
@@ -17,7 +18,7 @@ USERS, SCENARIOS, SHOWN = 3, 2, 5
 
 
 def main(uri: str, overrides: list[str]) -> None:
-    """Run the stages, show table and texts, serve, ask, stop, and say what to try next."""
+    """Run the stages, show table and texts, serve, ask, stop, and say where the report is and what to try next."""
     loaded = config.load(uri, overrides)
     (table,) = [output for output in stages(loaded) if output.manifest.stage == "evaluate"]
     print(f"\n{storage.read_bytes(table.folder / 'table.md').decode()}")
@@ -31,7 +32,11 @@ def main(uri: str, overrides: list[str]) -> None:
             show_rankings(loaded, client)
     finally:
         serve.stop()
+    say("\nwriting the report ...")
+    report = explain(loaded).folder / REPORT if loaded.model.knowledge != "none" else None
     print(_next_steps(uri, loaded))
+    if report is not None:
+        print(f"See why, in a browser: {report}")
 
 
 def show_rankings(loaded: Config, client: httpx.Client) -> None:
@@ -73,7 +78,8 @@ def _columns(file: Any, *names: str) -> list[list[Any]]:
 def _next_steps(uri: str, loaded: Config) -> str:
     return f"""
 Outputs: {storage.path(loaded.root)}
-  prepare/ extract/ train/ evaluate/ export/, each with a manifest.json; the bundle is {exported(loaded).folder}
+  prepare/ extract/ train/ evaluate/ export/ explain/, each with a manifest.json
+  the bundle is {exported(loaded).folder}
 
 Try next:
   .venv/bin/llm4msr serve {uri}                          keep the endpoint running

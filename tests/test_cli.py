@@ -89,6 +89,18 @@ def test_run_prints_the_table_and_one_json_line(call: Call, spine: Spine) -> Non
     assert "found finished" in err
 
 
+def test_explain_ends_with_the_path_of_the_report_and_one_json_line(call: Call, spine: Spine) -> None:
+    code, out, err = call("explain", str(spine.experiment))
+    line = last_json(out)
+    report = Path(line["uri"], "report.html")
+    assert code == 0
+    assert (line["stage"], line["failed"]) == ("explain", 0)
+    assert "single users" in err
+    assert err.endswith(f"open it in a browser: {report}\n")
+    page = report.read_text()
+    assert all(f">{scenario}<" in page for scenario in ("books", "films", "music"))
+
+
 def test_prepare_for_the_first_time(call: Call, experiment: MakeExperiment) -> None:
     fresh = experiment()
     code, out, _ = call("prepare", str(fresh))
@@ -260,7 +272,7 @@ def files(folder: Path) -> set[Path]:
 
 def test_a_stage_before_its_turn_says_which_to_run(call: Call, experiment: MakeExperiment) -> None:
     fresh = str(experiment())
-    for verb in ("extract", "train", "evaluate", "export", "serve"):
+    for verb in ("extract", "train", "evaluate", "export", "explain", "serve"):
         code, _, err = call(verb, fresh)
         assert code == 2
         assert "nothing prepared for this config; run `llm4msr prepare` first" in err

@@ -158,7 +158,8 @@ def gains(test: pd.DataFrame, levels: Levels) -> pd.DataFrame:
 
 def choose(users: pd.DataFrame, gain: pd.DataFrame) -> list[tuple[str, int]]:
     """Largest gain, largest loss and typical among users with enough test rows and knowledge, and the newest user."""
-    gain = gain[gain.index > 0].assign(activity=users["rows"])
+    gain = gain[gain.index > 0]
+    gain = gain.assign(activity=users["rows"].reindex(gain.index))
     able = gain[users["known"].loc[gain.index]] if users["known"].loc[gain.index].any() else gain
     able = able[able["rows"] >= able["rows"].median()]
     chosen: list[tuple[str, int]] = []

@@ -164,6 +164,9 @@ def agreement(a_SS: Floats, b_SS: Floats) -> tuple[float, int, float]:
 
     size = len(a_SS)
     found = correlate(np.arange(size))
+    pairs = int((np.isfinite(a_SS[above]) & np.isfinite(fixed)).sum())
+    if np.isnan(found):
+        return found, pairs, float("nan")
     rng = np.random.default_rng(0)
     orders: Any = itertools.permutations(range(size))
     if size > 6:
@@ -171,7 +174,7 @@ def agreement(a_SS: Floats, b_SS: Floats) -> tuple[float, int, float]:
     by_chance = np.array([correlate(np.array(order)) for order in orders])
     as_far = np.abs(by_chance) >= abs(found) - 1e-12
     p = (as_far.sum() + (size > 6)) / (np.isfinite(by_chance).sum() + (size > 6))
-    return found, int((np.isfinite(a_SS[above]) & np.isfinite(fixed)).sum()), float(p)
+    return found, pairs, float(p)
 
 
 def _agreements(maps: list[HeatMap]) -> list[Agreement]:

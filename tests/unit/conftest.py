@@ -7,9 +7,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from llm4msr import explain
 from llm4msr.config import Config
 from llm4msr.storage import StageOutput
-from tests.unit.helpers import config_of, prepare_and_make_knowledge, write_data
+from tests.unit.helpers import config_of, hostile_config, prepare_and_make_knowledge, publish_trained, write_data
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -42,3 +43,12 @@ class World(NamedTuple):
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     config = config_of(write_data(tmp_path_factory.mktemp("world")), split={"by": "user"})
     return World(config, *prepare_and_make_knowledge(config))
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, StageOutput]:
+    """The report of a finished run whose every text is hostile."""
+    config = hostile_config(tmp_path_factory.mktemp("report"))
+    for run in (config, config.using("none", config.seed)):
+        publish_trained(run)
+    return config, explain(config)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llm4msr import fit, schema, storage
+from llm4msr import fit, render, schema, storage
 from llm4msr.config import Config, ModelConfig
 from llm4msr.extract import _folder as extract_folder
 from llm4msr.features import Field
@@ -186,3 +186,62 @@ def random_batch(rows: int = 23, users: int = 5, seed: int = 0) -> Batch:
     owner_B = torch.randint(users, (rows,), generator=made)
     z_NZ = torch.randn(users, WIDTH, generator=made).half()
     return Batch(torch.cat(slots, dim=1), scenario_B, owner_B, z_NZ, torch.arange(users) > 0)
+
+
+HOSTILE = (
+    "<script>window.hacked = true; document.title = 'hacked'</script>",
+    "<img src=x onerror='window.hacked = true'>",
+    '"><svg onload=window.hacked=true>',
+    "'quoted' & \"double\" &lt;escaped&gt;",
+    "\u202eevil gnp.exe\u202c \u2067abc",
+    "{{ 7 * 7 }}{% raw %} ${x} </style></title><b>bold</b>",
+    "long " + "verylongword" * 830,
+    '=HYPERLINK("http://attacker.example/","x")',
+    "مرحبا بالعالم",
+    "javascript:alert(1)//",
+)
+"""Titles, names and answers that a page must show as text."""
+
+
+def hostile_config(folder: Path, **sections: Any) -> Config:
+    """Prepared data and knowledge in which titles, categories, scenarios, users and all that the LLM says are hostile.
+
+    The LLM's vectors follow what a user liked, in three groups.
+    """
+    rng = np.random.default_rng(11)
+    shelves = [HOSTILE[0], HOSTILE[4], HOSTILE[6][:250], "Plain shelf", HOSTILE[3]]
+    taste = {user: user % 3 for user in range(60)}
+    rows = []
+    for user, item in ((u, i) for u in taste for i in rng.choice(30, 20, replace=False)):
+        liked = rng.random() < (0.9 if item % 3 == taste[user] else 0.2)
+        raw = f"{user} {HOSTILE[user % 10][:40]}"
+        rows.append([raw, f"i{item}", shelves[rng.integers(5)], int(liked), rng.integers(1000), "phone"])
+    write_data(folder, rows)
+    items = [[f"i{i}", f"{HOSTILE[i % 10]} {i}", f"All > {HOSTILE[i % 3]}", "b"] for i in range(30)]
+    write_csv(folder / "items.csv", ["item_id", "title", "category_path", "brand"], items)
+    write_csv(folder / "users.csv", ["user_id", "country"], [[row[0], "de"] for row in rows[::20]])
+    config = config_of(folder, split={"by": "user"}, **sections)
+    data = prepare(config)
+    scenarios = render.scenario_prompts(storage.read_table(data.folder / "scenarios.parquet"), config)
+    users = render.user_prompts(storage.read_table(data.folder / "histories.parquet"), config)
+    centre = rng.standard_normal((3, WIDTH))
+    vectors = [centre[taste[int(u["raw_id"].split()[0])]] + 0.3 * rng.standard_normal(WIDTH) for u in users]
+    parts = {
+        "scenarios-000000000.parquet": _said(scenarios, rng.standard_normal((len(scenarios), WIDTH))),
+        "users-000000000.parquet": _said(users, np.stack(vectors)),
+    }
+    publish_knowledge(extract_folder(config, data), parts)
+    return config
+
+
+def _said(rows: Sequence[dict[str, Any]], vectors: np.ndarray) -> pa.Table:
+    """Rows of the knowledge store with real prompts and hostile answers."""
+    table = shard([row["id"] for row in rows], vectors)
+    said = {
+        "raw_id": [row["raw_id"] for row in rows],
+        "prompt": [row["prompt"] for row in rows],
+        "answer": [f"{HOSTILE[i % 10]}\n{HOSTILE[(i + 1) % 10]}" for i in range(len(rows))],
+    }
+    for name, values in said.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.string()))
+    return table

@@ -69,7 +69,7 @@ def test_set_changes_the_config(config: str, capsys: pytest.CaptureFixture[str],
     assert uris[0] != uris[1]
 
 
-@pytest.mark.parametrize("verb", ["prepare", "extract", "train", "evaluate", "export", "serve", "run"])
+@pytest.mark.parametrize("verb", ["prepare", "extract", "train", "evaluate", "export", "explain", "serve", "run"])
 def test_dry_run_prints_a_plan_and_does_nothing(
     config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str
 ):
@@ -91,6 +91,8 @@ def test_dry_run_prints_a_plan_and_does_nothing(
         (["extract", "CONFIG"], "run `llm4msr prepare` first"),
         (["evaluate", "CONFIG"], "run `llm4msr prepare` first"),
         (["export", "CONFIG"], "run `llm4msr prepare` first"),
+        (["explain", "CONFIG"], "run `llm4msr prepare` first"),
+        (["explain", "CONFIG", "--set", "model.knowledge=none"], "nothing to explain; set it to both"),
         (["serve", "CONFIG"], "run `llm4msr prepare` first"),
     ],
 )
@@ -114,4 +116,6 @@ def test_an_unknown_verb_is_refused(capsys: pytest.CaptureFixture[str], monkeypa
 def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     assert call(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
-    assert all(verb in shown for verb in ("prepare", "extract", "train", "evaluate", "export", "serve", "run"))
+    assert all(
+        verb in shown for verb in ("prepare", "extract", "train", "evaluate", "export", "explain", "serve", "run")
+    )

@@ -15,7 +15,7 @@ def test_all_public_names_resolve_and_are_sorted():
     assert len(set(llm4msr.__all__)) == len(llm4msr.__all__)
 
 
-@pytest.mark.parametrize("name", ["prepare", "extract", "train", "evaluate", "export", "run", "load"])
+@pytest.mark.parametrize("name", ["prepare", "extract", "train", "evaluate", "export", "explain", "run", "load"])
 def test_stages_are_documented_functions(name: str):
     assert callable(getattr(llm4msr, name))
     assert getattr(llm4msr, name).__doc__

@@ -1,0 +1,245 @@
+"""The stage `explain`: what it publishes, for which models, and that it says what the model does."""
+
+import io
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llm4msr import Ranker, RankRequest, explain, export, storage
+from llm4msr.config import Config
+from llm4msr.errors import ConfigError
+from llm4msr.explain import REPORT, _seeds
+from llm4msr.extract import extracted
+from llm4msr.knowledge import KnowledgeStore
+from llm4msr.metrics import auc
+from llm4msr.prepare import prepared
+from llm4msr.report.cases import Case, case_section
+from llm4msr.report.effect import effect_section
+from llm4msr.report.opened import Opened
+from llm4msr.storage import StageOutput
+from tests.unit.helpers import HOSTILE, hostile_config, publish_trained
+
+Report = tuple[Config, StageOutput]
+
+
+def csv_of(output: StageOutput, name: str) -> pd.DataFrame:
+    return pd.read_csv(io.BytesIO(storage.read_bytes(output.folder / name)), dtype={"user_id": str})
+
+
+def html_of(output: StageOutput) -> str:
+    return storage.read_bytes(output.folder / REPORT).decode()
+
+
+def opened(config: Config) -> Opened:
+    return Opened.read(prepared(config), extracted(config), _seeds(config, prepared(config)))
+
+
+def cases_of(run: Opened) -> dict[str, Case]:
+    _, levels = effect_section(run, lambda note: None)
+    return {case.kind: case for case in case_section(run, levels)}
+
+
+def test_it_publishes_a_page_and_the_data_beneath(report: Report):
+    config, output = report
+    assert output.manifest.stage == "explain"
+    assert set(output.manifest.files) == {
+        *(REPORT, "scenarios.csv", "similarity.csv", "knowledge.csv", "users.parquet", "groups.csv"),
+        *("effect.csv", "levels.csv", "rankings.csv"),
+    }
+    assert output.manifest.files[REPORT].bytes < 1e6
+    assert set(output.manifest.info["users"]) == {"largest gain", "largest loss", "typical", "new"}
+    assert explain(config).reused
+    for name in output.manifest.files:
+        assert f'href="{name}"' in html_of(output) or name == REPORT
+
+
+def test_contributions_in_the_file_add_up_to_the_logit(report: Report):
+    found = csv_of(report[1], "rankings.csv")
+    total = found["logit_without"] + found["user_part"] + found["scenario_part"]
+    np.testing.assert_allclose(total, found["logit_with"], rtol=0, atol=1e-9)
+    assert found["user_part"].abs().max() > 0.01
+    assert found["scenario_part"].abs().max() > 0.01
+
+
+def test_contributions_on_the_page_add_up_to_the_logit_shown(report: Report):
+    rows = re.findall(r'<tr><th scope="row">.*?</tr>', html_of(report[1]), re.DOTALL)
+    shown = [[float(n.replace("−", "-")) for n in re.findall(r">([+−]\d+\.\d\d)<", row)] for row in rows]
+    moved = [numbers for numbers in shown if len(numbers) == 4]
+    assert len(moved) > 8
+    for without, user, scenario, with_ in moved:
+        assert without + user + scenario == pytest.approx(with_, abs=0.021), "each is rounded to two digits"
+
+
+def test_what_is_shown_is_what_serving_answers(report: Report):
+    config, output = report
+    ranker = Ranker.load(str(export(config).folder))
+    for (user, scenario), rows in csv_of(output, "rankings.csv").groupby(["user_id", "scenario"]):
+        request = RankRequest(user_id=user, scenario=scenario, items=rows["item_id"].tolist(), top_k=len(rows))
+        answer = ranker.rank(request)
+        assert not answer.unknown.user
+        assert not answer.unknown.scenario
+        scores = {one.item_id: one.score for one in answer.ranked}
+        for row in rows.itertuples():
+            assert scores[row.item_id] == pytest.approx(1 / (1 + math.exp(-row.logit_with)), abs=1e-5)
+
+
+def test_the_effect_is_that_of_the_trained_models(report: Report):
+    config, output = report
+    run = opened(config)
+    section, levels = effect_section(run, lambda note: None)
+    label = run.test["label"]
+    overall = csv_of(output, "effect.csv").iloc[0]
+    assert overall["auc_with"] == pytest.approx(auc(label, levels.both))
+    table = dict(section.ablated)
+    assert overall["auc_without"] == pytest.approx(table["a plain backbone, trained on its own"])
+    assert table["this model"] == pytest.approx(auc(label, levels.both))
+    assert table["without both levels"] == pytest.approx(auc(label, levels.none))
+    assert sum(row.rows for row in section.rows if row.kind == "scenario") == len(run.test)
+    for kind in ("activity", "overlap"):
+        assert sum(row.rows for row in section.rows if row.kind == kind) == len(run.test)
+
+
+def with_vectors(run: Opened, changed: list[int]) -> Opened:
+    """The same run, but for the vectors of these users."""
+    store = run.data.knowledge
+    assert store is not None
+    vectors = np.array(store.users_NZ)
+    vectors[changed] += 1
+    run.data.knowledge = KnowledgeStore(vectors, store.known_N, store.scenarios_SZ)
+    return run
+
+
+def test_an_explanation_changes_when_and_only_when_its_inputs_do(report: Report):
+    config = report[0]
+    before = cases_of(opened(config))
+    users = {case.user for case in before.values()}
+    others = [user for user in range(1, 61) if user not in users]
+    kept = [case_at(with_vectors(opened(config), others), case) for case in before.values()]
+    for old, new in zip(before.values(), kept, strict=True):
+        pd.testing.assert_frame_equal(old.ranked, new.ranked)
+        assert (old.prompt, old.answer, old.history) == (new.prompt, new.answer, new.history)
+    for old in before.values():
+        new = case_at(with_vectors(opened(config), [old.user]), old)
+        by_item = new.ranked.set_index("item_id").loc[old.ranked["item_id"]].reset_index()
+        assert (by_item["user_part"] != old.ranked["user_part"]).all()
+        pd.testing.assert_series_equal(by_item["logit_without"], old.ranked["logit_without"])
+
+
+def case_at(run: Opened, like: Case) -> Case:
+    """The explanation of the same user in the same scenario, whoever would be chosen now."""
+    wanted = run.config.model_copy(update={"explain": run.config.explain.model_copy(update={"users": (like.user_id,)})})
+    run.config = wanted
+    return cases_of(run)["asked for"]
+
+
+def test_hostile_texts_are_escaped_wherever_they_stand(report: Report):
+    page = html_of(report[1])
+    body = page[page.index("<body") :]
+    for tag in ("<script", "<img", "onload=window.hacked=true>", "<b>bold", "</style></title>"):
+        assert tag not in body
+    assert page.count("<script") == 0
+    assert "&lt;script&gt;window.hacked" in page
+    assert "&#34;&gt;&lt;svg onload" in page
+    assert "{{ 7 * 7 }}" in page
+    assert not re.search("[\u202a-\u202e\u2066-\u2069]", page)
+    assert "verylongword" * 30 not in page, "a long text is cut"
+    assert "مرحبا" in page
+    assert not re.search(r'(href|src)="(?!#|[a-z]+\.(csv|parquet)")', page), "nothing leads away from the page"
+    assert "url(" not in page
+    assert "@import" not in page
+
+
+def test_a_spreadsheet_runs_no_cell(report: Report):
+    for name in report[1].manifest.files:
+        if name.endswith(".csv"):
+            cells = csv_of(report[1], name).select_dtypes(["object", "string"]).stack()
+            assert not cells.astype(str).str.match(r"[=+@\t\r]|-\D").any()
+
+
+def test_an_answer_and_a_prompt_are_those_of_the_user(report: Report):
+    config, _ = report
+    texts = {row["raw_id"]: row for row in _user_rows(config)}
+    for case in cases_of(opened(config)).values():
+        assert (case.prompt, case.answer) == (texts[case.user_id]["prompt"], texts[case.user_id]["answer"])
+        assert any(HOSTILE[i] in case.answer for i in range(10))
+
+
+def _user_rows(config: Config) -> list[dict[str, Any]]:
+    from llm4msr import knowledge
+
+    return knowledge.texts(extracted(config), "users")
+
+
+def test_the_groups_are_those_that_were_planted(report: Report):
+    output = report[1]
+    points = storage.read_table(output.folder / "users.parquet").to_pandas()
+    taste = points["user_id"].str.split().str[0].astype(int) % 3
+    assert len(points) == 60
+    assert pd.crosstab(points["group"], taste).max(axis=1).sum() > 0.9 * len(points)
+
+
+@pytest.mark.parametrize("knowledge", ["user", "scenario", "feature"])
+def test_models_of_one_level(report: Report, knowledge: str):
+    config = report[0]
+    one = config.model_copy(update={"model": config.model.model_copy(update={"knowledge": knowledge})})
+    with pytest.raises(ConfigError, match="is not trained yet"):
+        explain(one)
+    publish_trained(one)
+    output = explain(one)
+    page, levels = html_of(output), csv_of(output, "levels.csv")
+    assert (levels["user"] > 0).all() == (knowledge != "scenario")
+    assert (levels["scenario"] > 0).all() == (knowledge == "scenario")
+    assert ("users.parquet" in output.manifest.files) == (knowledge != "scenario")
+    assert ("no codes to draw" in page) == (knowledge == "scenario")
+    assert ("The model has no scenario level" in page) == (knowledge != "scenario")
+    assert "a plain backbone, trained on its own" in page
+
+
+def test_a_model_without_knowledge_has_nothing_to_explain(report: Report):
+    with pytest.raises(ConfigError, match=r"model\.knowledge = 'none': nothing to explain"):
+        explain(report[0].using("none", 1))
+
+
+def test_a_control_is_called_one(report: Report):
+    control = report[0].using("shuffled", 1)
+    publish_trained(control)
+    assert "This model is a control: its vectors are shuffled" in html_of(explain(control))
+
+
+def test_several_seeds_and_no_plain_backbone(tmp_path: Path):
+    config = hostile_config(tmp_path, evaluate={"seeds": [1, 2], "variants": []})
+    for seed in (1, 2):
+        publish_trained(config.model_copy(update={"seed": seed}))
+    output = explain(config)
+    page = html_of(output)
+    assert "this model with its levels left out" in page
+    assert "means over 2 seeds" in page
+    assert "drawing users and seeds again" in page
+    named = config.model_copy(update={"explain": config.explain.model_copy(update={"users": ("nobody",)})})
+    with pytest.raises(ConfigError, match=r"explain\.users: no user 'nobody'"):
+        explain(named)
+    assert explain(config).reused, "what failed left nothing behind"
+
+
+def test_users_pooled_from_items_have_no_prompt_and_are_explained_all_the_same(tmp_path: Path):
+    config = hostile_config(tmp_path, extract={"reads": "items"})
+    store = extracted(config)
+    for name in store.manifest.files:  # as a pool writes them: no prompt, no answer
+        if "users" in name:
+            table = storage.read_table(store.folder / name)
+            blank = storage.pa.array([""] * len(table))
+            for column in ("prompt", "answer"):
+                table = table.set_column(table.column_names.index(column), column, blank)
+            storage.write_table(store.folder / name, table)
+            store.manifest.files[name].bytes = (store.folder / name).stat().st_size
+    storage.write_bytes(store.folder / "manifest.json", store.manifest.model_dump_json().encode())
+    publish_trained(config)
+    page = html_of(explain(config))
+    assert "as the LLM read items, not users" in page
+    assert "each item once; users are pooled from items" in page
+    assert "<summary>The prompt" not in page
