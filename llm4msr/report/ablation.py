@@ -9,6 +9,9 @@ Left out means: the scenario level's output is not there, so that the backbone's
 residual layer is not there, so that the backbone reads the plain features. Where the user level takes the place of the
 features (`meta_residual = false`) or is an input (`feature`), the backbone cannot do without, and out means that the
 user is treated as one without knowledge: the learned default code.
+
+A level that is left out takes along what it learned for everybody, which is capacity, not knowledge. So the user
+level's part is split once more, in the same way: what it would do for a user without knowledge, and the user's own.
 """
 
 from collections.abc import Iterator
@@ -26,17 +29,27 @@ Floats = npt.NDArray[np.float64]
 
 
 class Levels(NamedTuple):
-    """Logits [B] of the same rows: without knowledge, with one level alone, and with all that the model has."""
+    """Logits [B] of the same rows: without knowledge, with one level alone, and with all that the model has.
+
+    In `default` and `default_both` the user level, alone and with the other, has the default code for every user.
+    """
 
     none: Floats
     user: Floats
     scenario: Floats
     both: Floats
+    default: Floats
+    default_both: Floats
 
     @property
     def user_part(self) -> Floats:
         """What the user level adds to the logit."""
         return ((self.user - self.none) + (self.both - self.scenario)) / 2
+
+    @property
+    def own_part(self) -> Floats:
+        """What of `user_part` is the user's own: it is not there with the default code."""
+        return ((self.user - self.default) + (self.both - self.default_both)) / 2
 
     @property
     def scenario_part(self) -> Floats:
@@ -52,14 +65,16 @@ class Levels(NamedTuple):
 def by_level(net: RankerNet, batch: Batch) -> Levels:
     """Score the rows with each level in and out; a level that the model has not changes nothing."""
     net.eval()
+    nobody = batch._replace(known_N=torch.zeros_like(batch.known_N))
+    user, scenario, layer = has_user_level(net), has_scenario_level(net), is_layer(net)
     with torch.inference_mode():
-        logits = {
-            (user, scenario): _logits(net, batch, user, scenario)
-            for user in {False, has_user_level(net)}
-            for scenario in {False, has_scenario_level(net)}
-        }
-    user, scenario = has_user_level(net), has_scenario_level(net)
-    return Levels(logits[False, False], logits[user, False], logits[False, scenario], logits[user, scenario])
+        none = _logits(net, nobody, not layer and user, False)
+        of_scenario = _logits(net, nobody, not layer and user, True) if scenario else none
+        default = _logits(net, nobody, True, False) if layer else none
+        default_both = default if not scenario else _logits(net, nobody, True, True) if layer else of_scenario
+        of_user = _logits(net, batch, True, False) if user else none
+        both = of_scenario if not user else _logits(net, batch, True, True) if scenario else of_user
+    return Levels(none, of_user, of_scenario, both, default, default_both)
 
 
 def has_user_level(net: RankerNet) -> bool:
@@ -77,18 +92,15 @@ def is_layer(net: RankerNet) -> bool:
     return net.kind in ("user", "both") and net.residual
 
 
-def _logits(net: RankerNet, batch: Batch, user: bool, scenario: bool) -> Floats:
-    bottom = net.uses_users and (user or not is_layer(net))  # what cannot be taken out gets the default code
-    if not user:
-        batch = batch._replace(known_N=torch.zeros_like(batch.known_N))
+def _logits(net: RankerNet, batch: Batch, bottom: bool, scenario: bool) -> Floats:
+    """With the user level at the bottom or without, and with the scenario level beside the backbone or without."""
     kinds: dict[tuple[bool, bool], Knowledge] = {
         (True, True): "both",
         (True, False): "user",
         (False, True): "scenario",
         (False, False): "none",
     }
-    kind = net.kind if net.kind == "feature" else kinds[bottom, scenario]
-    with _acting_as(net, kind):
+    with _acting_as(net, net.kind if net.kind == "feature" else kinds[bottom, scenario]):
         return net(batch).double().numpy()
 
 

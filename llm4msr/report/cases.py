@@ -82,7 +82,7 @@ class Case:
     @property
     def against_mean(self) -> pd.DataFrame:
         """The items near the top with logits and parts less their means over these items: they add up, too."""
-        columns = ["logit_without", "user_part", "scenario_part", "logit_with"]
+        columns = ["logit_without", "user_part", "own_part", "scenario_part", "logit_with"]
         return self.near.assign(**{name: self.near[name] - self.near[name].mean() for name in columns})
 
     @property
@@ -188,8 +188,9 @@ def candidates(run: Opened, popular: pd.DataFrame, user: int, scenario: int) -> 
 def ranking(run: Opened, user: int, scenario: int, items: Ints) -> pd.DataFrame:
     """The items, best with knowledge first.
 
-    `item_id`, `title`, `rank_without`, `rank_with`, `logit_without`, `user_part`, `scenario_part`, `logit_with` (the
-    sum of the three before it), and `test_label`, NaN where the test rows do not hold the item.
+    `item_id`, `title`, `rank_without`, `rank_with`, `logit_without`, `user_part`, `own_part` (of `user_part`, what is
+    this user's own), `scenario_part`, `logit_with` (the sum of `logit_without` and the two levels' parts), and
+    `test_label`, NaN where the test rows do not hold the item.
     """
     levels = by_level(run.net, batch_of(run.data, run.net, user, items, scenario))
     tested = run.test[(run.test["user"] == user) & (run.test["scenario"] == scenario)].groupby("item")["label"].max()
@@ -201,6 +202,7 @@ def ranking(run: Opened, user: int, scenario: int, items: Ints) -> pd.DataFrame:
             "rank_with": _ranks(levels.both),
             "logit_without": levels.none,
             "user_part": levels.user_part,
+            "own_part": levels.own_part,
             "scenario_part": levels.scenario_part,
             "logit_with": levels.both,
             "test_label": tested.reindex(items).to_numpy(np.float64),

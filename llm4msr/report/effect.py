@@ -17,7 +17,7 @@ import pandas as pd
 from llm4msr.batches import to_batch
 from llm4msr.fit import Data, predict
 from llm4msr.ranker import RankerNet
-from llm4msr.report.ablation import Levels, by_level, has_scenario_level, has_user_level
+from llm4msr.report.ablation import Levels, by_level, has_scenario_level, has_user_level, is_layer
 from llm4msr.report.opened import Opened, Seed
 from llm4msr.report.text import shortened
 
@@ -62,6 +62,8 @@ class Part:
 
     name: str
     user: float
+    own: float
+    """Of the user level: what is the users' own."""
     scenario: float
 
 
@@ -220,7 +222,7 @@ def _chosen(user_B: npt.NDArray[np.int64]) -> Bools:
 def _score(run: Opened, seed: Seed) -> Scored:
     first = seed is run.seeds[0]
     net, data = (run.net, run.data) if first else seed.own.load(run.prepared, run.extracted)
-    levels = _levels(net, data, seed.own.config.train.batch_size)
+    levels = levels_of(net, data, seed.own.config.train.batch_size)
     if seed.plain is None:
         return Scored(levels, None)
     plain, plain_data = seed.plain.load(run.prepared, None)
@@ -228,7 +230,8 @@ def _score(run: Opened, seed: Seed) -> Scored:
     return Scored(levels, logit.astype(np.float64))
 
 
-def _levels(net: RankerNet, data: Data, batch_size: int) -> Levels:
+def levels_of(net: RankerNet, data: Data, batch_size: int) -> Levels:
+    """Logits of all test rows with each level in and out."""
     parts = []
     for rows, _ in data.rows("test").batches(batch_size, None):
         parts.append(by_level(net, to_batch(rows, data.tables, data.knowledge if net.uses_users else None)))
@@ -237,10 +240,10 @@ def _levels(net: RankerNet, data: Data, batch_size: int) -> Levels:
 
 def _parts(run: Opened, levels: Levels) -> list[Part]:
     scenario_B = run.test["scenario"].to_numpy()
-    user_B, of_scenario_B = np.abs(levels.user_part), np.abs(levels.scenario_part)
+    parts_B = [np.abs(part) for part in (levels.user_part, levels.own_part, levels.scenario_part)]
     groups = [("all test rows", np.ones(len(scenario_B), bool))]
     groups += [(n, scenario_B == i) for i, n in enumerate(run.scenario_names) if (scenario_B == i).any()]
-    return [Part(name, float(user_B[here].mean()), float(of_scenario_B[here].mean())) for name, here in groups]
+    return [Part(name, *(float(part[here].mean()) for part in parts_B)) for name, here in groups]
 
 
 def _ablated(run: Opened, scored: list[Scored]) -> list[tuple[str, float | None]]:
@@ -252,9 +255,16 @@ def _ablated(run: Opened, scored: list[Scored]) -> list[tuple[str, float | None]
         return value if np.isfinite(value) else None
 
     wanted = [("this model", "both")]
+    if is_layer(run.net):
+        wanted += [("every user as one without knowledge", "default_both")]
     if has_user_level(run.net) and has_scenario_level(run.net):
         wanted += [("without its scenario level", "user"), ("without its user level", "scenario")]
-    wanted += [("without both levels" if len(wanted) > 1 else "without its level", "none")]
+    wanted += [
+        (
+            "without both levels" if has_scenario_level(run.net) and has_user_level(run.net) else "without its level",
+            "none",
+        )
+    ]
     rows = [(name, mean_auc([getattr(s.levels, level) for s in scored])) for name, level in wanted]
     plain = [s.plain for s in scored if s.plain is not None]
     return [*rows, ("a plain backbone, trained on its own", mean_auc(plain))] if len(plain) == len(scored) else rows

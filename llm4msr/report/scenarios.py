@@ -25,7 +25,8 @@ MIN_ROWS, MIN_COMMON = 3, 10
 """Rows that a rate needs, and items (or users) with a rate in both scenarios that a correlation needs."""
 MIN_SCENARIOS = 4
 """With fewer there are too few pairs to speak of agreement."""
-MAX_PERMUTATIONS = 999
+MAX_DRAWS = 999
+"""Permutations tried where there are too many to try all."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -151,30 +152,32 @@ def agreement(a_SS: Floats, b_SS: Floats) -> tuple[float, int, float]:
     """Spearman's correlation over the pairs that both define, their number, and Mantel's p (two-sided).
 
     Mantel (1967): the scenarios of one matrix are permuted, since pairs that share a scenario are not independent.
+    p is NaN where a pair is not defined.
     """
     above = np.triu_indices(len(a_SS), 1)
-    fixed = b_SS[above]
-
-    def correlate(order: Any) -> float:
-        first = a_SS[np.ix_(order, order)][above]
-        both = np.isfinite(first) & np.isfinite(fixed)
-        if both.sum() < 3 or np.ptp(first[both]) == 0 or np.ptp(fixed[both]) == 0:
-            return float("nan")
-        return float(stats.spearmanr(first[both], fixed[both]).statistic)
-
-    size = len(a_SS)
-    found = correlate(np.arange(size))
-    pairs = int((np.isfinite(a_SS[above]) & np.isfinite(fixed)).sum())
-    if np.isnan(found):
+    both = np.isfinite(a_SS[above]) & np.isfinite(b_SS[above])
+    pairs = int(both.sum())
+    a_P, b_P = _ranks(a_SS[above][both]), _ranks(b_SS[above][both])
+    if pairs < 3 or not a_P.any() or not b_P.any():
+        return float("nan"), pairs, float("nan")
+    found = float((a_P * b_P).mean())
+    if not both.all():
         return found, pairs, float("nan")
-    rng = np.random.default_rng(0)
-    orders: Any = itertools.permutations(range(size))
-    if size > 6:
-        orders = (rng.permutation(size) for _ in range(MAX_PERMUTATIONS))
-    by_chance = np.array([correlate(np.array(order)) for order in orders])
-    as_far = np.abs(by_chance) >= abs(found) - 1e-12
-    p = (as_far.sum() + (size > 6)) / (np.isfinite(by_chance).sum() + (size > 6))
-    return found, pairs, float(p)
+    ranks_SS = np.zeros(a_SS.shape)
+    ranks_SS[above] = a_P
+    ranks_SS += ranks_SS.T
+    size, rng = len(a_SS), np.random.default_rng(0)
+    every = size <= 6
+    orders: Any = itertools.permutations(range(size)) if every else (rng.permutation(size) for _ in range(MAX_DRAWS))
+    by_chance = np.array([(ranks_SS[np.ix_(order, order)][above] * b_P).mean() for order in orders])
+    as_far = int((np.abs(by_chance) >= abs(found) - 1e-12).sum())
+    return found, pairs, (as_far + (not every)) / (len(by_chance) + (not every))
+
+
+def _ranks(values: Floats) -> Floats:
+    """Ranks, standardised; zeros where all are the same."""
+    ranks = stats.rankdata(values) - (len(values) + 1) / 2
+    return np.asarray(ranks / (np.sqrt((ranks**2).mean()) or 1.0)) if len(values) else ranks
 
 
 def _agreements(maps: list[HeatMap]) -> list[Agreement]:

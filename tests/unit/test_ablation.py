@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from llm4msr.ranker import Batch, RankerNet
-from llm4msr.report.ablation import Levels, by_level, has_scenario_level, has_user_level
+from llm4msr.report.ablation import Levels, by_level, has_scenario_level, has_user_level, is_layer
 from tests.unit.helpers import FIELDS, model_config, random_batch, statistics
 
 MODELS: list[dict[str, Any]] = [
@@ -67,8 +67,23 @@ def test_one_level_alone_is_the_net_of_that_kind_with_the_same_weights():
 
 def test_what_meets_in_the_net_is_shared_equally():
     one = np.ones(1)
-    levels = Levels(none=0 * one, user=1 * one, scenario=2 * one, both=5 * one)
+    levels = Levels(0 * one, user=1 * one, scenario=2 * one, both=5 * one, default=0.5 * one, default_both=3 * one)
     assert (levels.user_part, levels.scenario_part) == (2, 3)
+    assert levels.own_part == (0.5 + 2) / 2
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_a_users_own_part_is_the_difference_to_a_user_without_knowledge(model: dict[str, Any]):
+    net, batch = trained_looking(model_config(**model)), random_batch()
+    levels = by_level(net, batch)
+    nobody = by_level(net, batch._replace(known_N=torch.zeros_like(batch.known_N)))
+    np.testing.assert_array_equal(levels.default_both, nobody.both)
+    np.testing.assert_array_equal(nobody.own_part, np.zeros_like(nobody.own_part))
+    unknown = (batch.owner_B == 0).numpy()  # the one user of this batch without a vector
+    assert (levels.own_part[unknown] == 0).all()
+    assert (np.abs(levels.own_part[~unknown]) > 0).all() == has_user_level(net)
+    if not is_layer(net):
+        np.testing.assert_array_equal(levels.own_part, levels.user_part)
 
 
 def test_the_default_code_stands_for_a_user_level_that_cannot_be_taken_out():

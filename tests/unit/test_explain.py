@@ -19,7 +19,7 @@ from llm4msr.knowledge import KnowledgeStore
 from llm4msr.metrics import auc
 from llm4msr.prepare import prepared
 from llm4msr.report.cases import Case, case_section
-from llm4msr.report.effect import effect_section
+from llm4msr.report.effect import effect_section, levels_of
 from llm4msr.report.opened import Opened
 from llm4msr.storage import StageOutput
 from tests.unit.helpers import HOSTILE, hostile_config, publish_trained
@@ -40,7 +40,7 @@ def opened(config: Config) -> Opened:
 
 
 def cases_of(run: Opened) -> dict[str, Case]:
-    _, levels = effect_section(run, lambda note: None)
+    levels = levels_of(run.net, run.data, batch_size=4096)
     return {case.kind: case for case in case_section(run, levels)}
 
 
@@ -69,9 +69,9 @@ def test_contributions_in_the_file_add_up_to_the_logit(report: Report):
 def test_contributions_on_the_page_add_up_to_the_logit_shown(report: Report):
     rows = re.findall(r'<tr><th scope="row">.*?</tr>', html_of(report[1]), re.DOTALL)
     shown = [[float(n.replace("−", "-")) for n in re.findall(r">([+−]\d+\.\d\d)<", row)] for row in rows]
-    moved = [numbers for numbers in shown if len(numbers) == 4]
+    moved = [numbers for numbers in shown if len(numbers) == 5]
     assert len(moved) > 8
-    for without, user, scenario, with_ in moved:
+    for without, user, _own, scenario, with_ in moved:
         assert without + user + scenario == pytest.approx(with_, abs=0.021), "each is rounded to two digits"
 
 

@@ -121,6 +121,7 @@ def test_light_and_dark_differ(browser: "Browser", address: str):
     assert light > 600 > 200 > dark
 
 
+@pytest.mark.parametrize("opened", [("phone", "light"), ("desktop", "dark")], indirect=True, ids="-".join)
 def test_axe_finds_nothing_serious(opened: Opened):
     from axe_playwright_python.sync_playwright import Axe
 

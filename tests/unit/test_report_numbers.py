@@ -144,7 +144,7 @@ def test_loss_and_gain_of_users_are_means_over_their_test_rows():
 
     test = pd.DataFrame({"user": [5, 5, 2], "label": [1.0, 0.0, 1.0]})
     zero, sure = np.zeros(3), np.array([2.0, -2.0, -1.0])
-    found = cases.gains(test, Levels(zero, zero, zero, sure))
+    found = cases.gains(test, Levels(zero, zero, zero, sure, zero, zero))
     assert found["without"].tolist() == pytest.approx([np.log(2)] * 2)
     assert found.loc[5, "with"] == pytest.approx(np.log1p(np.exp(-2)))
     assert found.loc[5, "gain"] > 0 > found.loc[2, "gain"]
