@@ -98,13 +98,14 @@ class Case:
             return f"In “{shortened(self.scenario)}” knowledge moves no item near the top."
         most = self.against_mean.loc[(moved["rank_without"] - moved["rank_with"]).abs().idxmax()]
         up = 1 if most["rank_with"] < most["rank_without"] else -1
-        level = "user" if up * most["user_part"] >= up * most["scenario_part"] else "scenario"
+        parts = sorted((up * most[f"{level}_part"], level) for level in ("scenario", "user"))
+        by = "by both levels alike" if parts[0][0] > 0.8 * parts[1][0] else f"mostly by the {parts[1][1]} level"
         way = "rises" if up > 0 else "falls"
         entered = int(((self.ranked["rank_with"] <= TOP) & (self.ranked["rank_without"] > TOP)).sum())
         return (
             f"In “{shortened(self.scenario)}” {entered} of the top {min(TOP, len(self.ranked))} are new with it; "
             f"“{shortened(most['title'])}” {way} from {most['rank_without']} to {most['rank_with']}, "
-            f"mostly by the {level} level."
+            f"{by}."
         )
 
 

@@ -19,7 +19,7 @@ from llm4msr.fit import Data, predict
 from llm4msr.ranker import RankerNet
 from llm4msr.report.ablation import Levels, by_level, has_scenario_level, has_user_level, is_layer
 from llm4msr.report.opened import Opened, Seed
-from llm4msr.report.text import shortened
+from llm4msr.report.text import shortened, signed
 
 DRAWS = 300
 MAX_ROWS = 200_000
@@ -277,7 +277,7 @@ def _headline(gain: Interval | None, plain: bool) -> str:
     told = "No effect of knowledge that stands out from noise"
     if gain.clear:
         told = f"Knowledge {'raises' if gain.value > 0 else 'lowers'} the test AUC"
-    return f"{told}: {gain.value:+.4f} against {against} (95% interval {gain.low:+.4f} to {gain.high:+.4f})."
+    return f"{told}: {signed(gain.value)} against {against} (95% interval {signed(gain.low)} to {signed(gain.high)})."
 
 
 def _detail(rows: list[Row], seeds: int, plain: bool) -> str:
@@ -286,6 +286,7 @@ def _detail(rows: list[Row], seeds: int, plain: bool) -> str:
     told = f"Of {len(looked)} groups of rows, {len(clear) or 'none'} differ{'s' * (len(clear) < 2)} clearly"
     if clear:
         best = max(clear, key=lambda row: abs(row.gain.value if row.gain else 0))
-        told += f", most of all “{shortened(best.name)}”; by chance alone about one in twenty would"
+        told += f"{', most of all' if len(clear) > 1 else ':'} “{shortened(best.name)}”"
+        told += "; by chance alone about one in twenty would"
     told += "."
     return told + " One seed was trained: another may move the difference as far." * (seeds == 1 and plain)

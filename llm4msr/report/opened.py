@@ -70,7 +70,10 @@ class Opened:
         net, data = seeds[0].own.load(prepared, extracted)
         assert data.knowledge is not None
         folder = prepared.folder
-        train, test = (storage.read_table(folder / f"{part}.parquet").to_pandas() for part in ("train", "test"))
+        columns = ["user", "item", "scenario", "label"]
+        train, test = (
+            storage.read_table(folder / f"{part}.parquet", columns).to_pandas() for part in ("train", "test")
+        )
         users = storage.read_table(folder / "users.parquet", ["user_id"]).to_pandas()
         users = users.join(_activity(train, len(users))).assign(known=data.knowledge.known_N)
         items = storage.read_table(folder / "items.parquet", ["item_id", "title"]).to_pandas()

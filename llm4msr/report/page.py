@@ -13,7 +13,7 @@ import numpy as np
 from llm4msr.report.cases import Case
 from llm4msr.report.effect import EffectSection, Interval
 from llm4msr.report.scenarios import ScenarioSection
-from llm4msr.report.text import block, shortened
+from llm4msr.report.text import block, shortened, signed
 from llm4msr.report.users import UserSection
 
 MAP_WIDTH, MAP_HEIGHT, MARGIN = 720, 460, 24
@@ -67,11 +67,6 @@ def html(page: Page) -> str:
         span=span([row.gain for row in page.effect.rows]),
         most_rows=MOST_ROWS,
     )
-
-
-def signed(value: float, digits: int = 3) -> str:
-    """With its sign, and a true minus."""
-    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def percent(value: float | None, digits: int = 0) -> str:

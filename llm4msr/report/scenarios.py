@@ -17,7 +17,7 @@ from llm4msr import knowledge
 from llm4msr.ranker import RankerNet
 from llm4msr.report.ablation import has_scenario_level
 from llm4msr.report.opened import Opened
-from llm4msr.report.text import shortened
+from llm4msr.report.text import shortened, signed
 
 MAX_SHOWN = 10
 """Scenarios in a heat map, the largest; the data beside the report has all."""
@@ -203,5 +203,6 @@ def _finding(rows: list[dict[str, Any]], maps: list[HeatMap], agreements: list[A
         return f"{told}."
     if not clear:
         return f"{told}; what users do does not clearly bear it out, nor contradict it."
-    how = "agrees" if clear[0].correlation > 0 else "disagrees"
-    return f"{told}; what users do {how} with it (rank correlation {clear[0].correlation:+.2f}, p = {clear[0].p:.2f})."
+    best = clear[0]
+    how = "agrees" if best.correlation > 0 else "disagrees"
+    return f"{told}; what users do {how} with it (rank correlation {signed(best.correlation, 2)}, p = {best.p:.2f})."

@@ -20,6 +20,12 @@ def block(text: str, limit: int = 4000) -> str:
     return clean.strip() + ("…" if len(text) > limit else "")
 
 
+def signed(value: float, digits: int = 4) -> str:
+    """The number with its sign, a true minus; zero has none."""
+    told = f"{value:+.{digits}f}".replace("-", "−")
+    return told if float(told[1:]) else told[1:]
+
+
 def cell(text: str) -> str:
     """The text as a cell of a CSV file, which a spreadsheet shows and does not run."""
     return f"'{text}" if FORMULA.match(text) else text

@@ -68,7 +68,7 @@ def test_contributions_in_the_file_add_up_to_the_logit(report: Report):
 
 def test_contributions_on_the_page_add_up_to_the_logit_shown(report: Report):
     rows = re.findall(r'<tr><th scope="row">.*?</tr>', html_of(report[1]), re.DOTALL)
-    shown = [[float(n.replace("−", "-")) for n in re.findall(r">([+−]\d+\.\d\d)<", row)] for row in rows]
+    shown = [[float(n.replace("−", "-")) for n in re.findall(r">([+−]?\d+\.\d\d)<", row)] for row in rows]
     moved = [numbers for numbers in shown if len(numbers) == 5]
     assert len(moved) > 8
     for without, user, _own, scenario, with_ in moved:

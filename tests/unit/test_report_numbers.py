@@ -186,6 +186,10 @@ def test_a_text_is_one_bounded_line(given: str, shown: str):
     assert found == shown or (shown == "…" and found.endswith("…"))
 
 
+def test_a_signed_number_has_a_true_minus_and_zero_none():
+    assert [text.signed(value, 2) for value in (0.5, -0.5, 0.001, -0.001)] == ["+0.50", "−0.50", "0.00", "0.00"]
+
+
 def test_a_block_keeps_its_lines():
     assert text.block("a\r\nb\u202e\n") == "a\nb\ufffd"
     assert text.block("y" * 5000, 100) == "y" * 100 + "…"
