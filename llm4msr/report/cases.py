@@ -103,7 +103,7 @@ class Case:
         way = "rises" if up > 0 else "falls"
         entered = int(((self.ranked["rank_with"] <= TOP) & (self.ranked["rank_without"] > TOP)).sum())
         return (
-            f"In “{shortened(self.scenario)}” {entered} of the top {min(TOP, len(self.ranked))} are new with it; "
+            f"In “{shortened(self.scenario)}” {entered or 'none'} of the top {min(TOP, len(self.ranked))} came in with it; "
             f"“{shortened(most['title'])}” {way} from {most['rank_without']} to {most['rank_with']}, "
             f"{by}."
         )
