@@ -102,8 +102,9 @@ class Case:
         by = "by both levels alike" if parts[0][0] > 0.8 * parts[1][0] else f"mostly by the {parts[1][1]} level"
         way = "rises" if up > 0 else "falls"
         entered = int(((self.ranked["rank_with"] <= TOP) & (self.ranked["rank_without"] > TOP)).sum())
+        top = min(TOP, len(self.ranked))
         return (
-            f"In “{shortened(self.scenario)}” {entered or 'none'} of the top {min(TOP, len(self.ranked))} came in with it; "
+            f"In “{shortened(self.scenario)}” {entered or 'none'} of the top {top} came in with knowledge; "
             f"“{shortened(most['title'])}” {way} from {most['rank_without']} to {most['rank_with']}, "
             f"{by}."
         )
