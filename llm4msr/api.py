@@ -5,6 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+TOKEN = "LLM4MSR_API_TOKEN"
+"""The environment variable that holds the API token; without it everybody may ask."""
+
 Text = Annotated[str, Field(max_length=256)]
 
 

@@ -17,14 +17,14 @@ from fastapi import HTTPException
 from fastapi.responses import Response
 
 from llm4msr import session
-from llm4msr.api import ModelInfo, RankBatchRequest, RankBatchResponse, RankRequest, RankResponse
+from llm4msr.api import TOKEN, ModelInfo, RankBatchRequest, RankBatchResponse, RankRequest, RankResponse
 from llm4msr.config import Config, ServeConfig
 from llm4msr.errors import ConfigError, LLM4MSRError
 from llm4msr.export import exported
 from llm4msr.rank import Ranker
 from llm4msr.refresh import latest
 from llm4msr.serve_metrics import ServeMetrics
-from llm4msr.web import TOKEN, RequestId, web_app
+from llm4msr.web import RequestId, web_app
 
 APP, DEPLOYMENT = "llm4msr", "ranker"
 log = logging.getLogger("ray.serve")
@@ -198,8 +198,8 @@ def start(config: Config) -> str:
 
     uri = config.serve.bundle or str(exported(config).folder)
     _refuse_taken_port(config.serve)
-    session.connect()
     Ranker.load(uri)  # a bundle that cannot be loaded is told here, in one line, and not by every replica
+    session.connect()
     logs = {"log_level": "INFO" if config.serve.access_log else "WARNING", "enable_access_log": config.serve.access_log}
     http = {"host": config.serve.host, "port": config.serve.port}
     serve.start(proxy_location="HeadOnly", http_options=http, logging_config=logs)

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import secrets
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Request
@@ -14,11 +15,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llm4msr.api import TOKEN
 from llm4msr.config import ServeConfig
 from llm4msr.errors import ConfigError
 
-TOKEN = "LLM4MSR_API_TOKEN"
-"""The environment variable that holds the API token; without it everybody may ask."""
+OPENAPI = Path(__file__).with_name("openapi.json")
+"""The committed description of the routes; a test compares it with what the endpoint says of itself."""
 
 RequestId = Annotated[str, Header(max_length=128)]
 """Ray Serve gives every request an id, the client's own X-Request-ID where there is one, and sends it back."""
