@@ -1,33 +1,26 @@
-"""The ranker behind Ray Serve: HTTP in, scores out, no LLM in the path.
-
-A replica holds one `Ranker` and swaps it as a whole: for another bundle when Ray Serve hands it a new `user_config`,
-for newer users' codes when `llm4msr refresh` has published some. A request keeps the one it began with.
-"""
+"""The ranker behind Ray Serve: HTTP in, scores out, no LLM in the path."""
 
 import asyncio
-import logging
 import os
-import random
 import socket
 import time
 from typing import Any, NamedTuple
 
 import torch
-from fastapi import HTTPException
+from fastapi import FastAPI, HTTPException
 from fastapi.responses import Response
 
 from llm4msr import session
 from llm4msr.api import TOKEN, ModelInfo, RankBatchRequest, RankBatchResponse, RankRequest, RankResponse
 from llm4msr.config import Config, ServeConfig
-from llm4msr.errors import ConfigError, LLM4MSRError
+from llm4msr.errors import ConfigError
 from llm4msr.export import exported
+from llm4msr.live_model import LiveModel
 from llm4msr.rank import Ranker
-from llm4msr.refresh import latest
 from llm4msr.serve_metrics import ServeMetrics
-from llm4msr.web import RequestId, web_app
+from llm4msr.web import REFUSALS, RequestId, web_app
 
 APP, DEPLOYMENT = "llm4msr", "ranker"
-log = logging.getLogger("ray.serve")
 
 
 class Waiting(NamedTuple):
@@ -44,12 +37,10 @@ def application(bundle_uri: str, config: ServeConfig, token_required: bool = Fal
     from ray import serve
     from ray.serve.config import BackpressureConfig
 
-    app = web_app(config)
     scaling: dict[str, Any] = {"num_replicas": config.replicas}
     if config.max_replicas > config.replicas:
         scaling = {"autoscaling_config": {"min_replicas": config.replicas, "max_replicas": config.max_replicas}}
-
-    @serve.deployment(
+    deployment: Any = serve.deployment(
         name=DEPLOYMENT,
         user_config={"bundle": bundle_uri},
         max_ongoing_requests=config.max_ongoing_requests,
@@ -57,61 +48,27 @@ def application(bundle_uri: str, config: ServeConfig, token_required: bool = Fal
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         ray_actor_options={"num_cpus": 1},
         **scaling,
-    )
+    )(replica(web_app(config), config))
+    return deployment.bind(token_required)
+
+
+def replica(app: FastAPI, config: ServeConfig) -> Any:
+    """The class of a replica, with its routes on `app`."""
+    from ray import serve
+
     @serve.ingress(app)
-    class RankerDeployment:
-        def __init__(self) -> None:
+    class Replica:
+        def __init__(self, token_required: bool) -> None:
             if token_required and not os.environ.get(TOKEN):
                 raise ConfigError(f"{TOKEN} is set where this was started but not on this node; set it on every node")
             torch.set_num_threads(1)
             self.metrics = ServeMetrics()
-            self.ranker: Ranker | None = None
-            self.bundle = self.codes = self.problem = ""
-            self.following: asyncio.Task[None] | None = None
+            self.live = LiveModel(on_refusal=self.metrics.refused.inc)
 
         async def reconfigure(self, wanted: dict[str, str]) -> None:
-            """Load a bundle aside and swap; one that cannot be loaded leaves the old one in service, and says so."""
-            try:
-                ranker = await asyncio.to_thread(Ranker.load, wanted["bundle"])
-            except LLM4MSRError as error:
-                if self.ranker is None:
-                    raise
-                self._not_served(error)
-                return
-            self.ranker, self.bundle, self.codes, self.problem = ranker, wanted["bundle"], "", ""
-            await self.take_codes()
-            if self.following is None and config.follow_s:
-                self.following = asyncio.create_task(self.follow())
-
-        async def follow(self) -> None:
-            """Look for newer codes now and then, each replica at its own moments."""
-            while True:
-                await asyncio.sleep(config.follow_s * random.uniform(0.8, 1.2))
-                await self.take_codes()
-
-        async def take_codes(self) -> None:
-            """Swap to the codes that the bundle's endpoints shall use."""
-            model, bundle = self.loaded(), self.bundle
-            try:
-                wanted = await asyncio.to_thread(latest, bundle)
-                if wanted == self.codes:
-                    return
-                newer = await asyncio.to_thread(model.with_codes, wanted)
-            except Exception as error:  # a store that cannot be reached now: the replica serves on, and tries again
-                self._not_served(error)
-                return
-            if self.bundle == bundle:  # else another bundle came meanwhile, and looks for codes of its own
-                self.ranker, self.codes, self.problem = newer, wanted, ""
-
-        def _not_served(self, error: Exception) -> None:
-            self.problem = f"{type(error).__name__}: {error}"[:1000]
-            self.metrics.refused.inc()
-            log.error(f"still serving {self.loaded().model_version}: {self.problem}")
-
-        def loaded(self) -> Ranker:
-            """The ranker in service."""
-            assert self.ranker is not None, "Ray Serve configures a replica before any request"
-            return self.ranker
+            """What Ray Serve calls with `user_config`: at the start, and when it was changed and deployed again."""
+            await self.live.load(wanted["bundle"])
+            self.live.follow(config.follow_s)
 
         @serve.batch(
             max_batch_size=max(config.batch_candidates, config.max_candidates),
@@ -124,7 +81,7 @@ def application(bundle_uri: str, config: ServeConfig, token_required: bool = Fal
             due = [call if begun - call.arrived < config.timeout_s else call._replace(requests=[]) for call in calls]
             requests = [request for call in due for request in call.requests]
             ids = [call.request_id for call in due for _ in call.requests]
-            responses = iter(self.loaded().rank_many(requests, ids) if requests else [])
+            responses = iter(self.live.ranker.rank_many(requests, ids) if requests else [])
             answers = [[next(responses) for _ in call.requests] for call in due]
             self.metrics.batch(due, begun, answers)
             return answers
@@ -136,21 +93,20 @@ def application(bundle_uri: str, config: ServeConfig, token_required: bool = Fal
                 allowed = f"{candidates} candidates, allowed are {config.max_candidates}; send fewer at once"
                 raise HTTPException(status_code=413, detail=allowed)
             for request in requests:
-                self.loaded().check(request)
-            arrived = time.monotonic()
+                self.live.ranker.check(request)
             try:
                 async with asyncio.timeout(config.timeout_s):
-                    return await self.ranked(Waiting(requests, request_id, arrived))
+                    return await self.ranked(Waiting(requests, request_id, time.monotonic()))
             except TimeoutError:
                 raise HTTPException(status_code=504, detail=f"no answer within {config.timeout_s:g} s") from None
 
-        @app.post("/v1/rank", response_model=RankResponse)
+        @app.post("/v1/rank", response_model=RankResponse, responses=REFUSALS)
         async def rank(self, body: RankRequest, x_request_id: RequestId = "") -> Response:
             """Rank items for a user in a scenario."""
             (answer,) = await self.answered([body], x_request_id)
             return Response(answer.model_dump_json(), media_type="application/json")
 
-        @app.post("/v1/rank:batch", response_model=RankBatchResponse)
+        @app.post("/v1/rank:batch", response_model=RankBatchResponse, responses=REFUSALS)
         async def rank_batch(self, body: RankBatchRequest, x_request_id: RequestId = "") -> Response:
             """Rank several requests at once; their candidates together count against the limit."""
             answers = await self.answered(body.requests, x_request_id)
@@ -160,7 +116,7 @@ def application(bundle_uri: str, config: ServeConfig, token_required: bool = Fal
         @app.get("/v1/model")
         async def model(self) -> ModelInfo:
             """What is being served."""
-            return self.loaded().info().model_copy(update={"problem": self.problem})
+            return self.live.ranker.info().model_copy(update={"problem": self.live.problem})
 
         @app.get("/healthz")
         async def healthz(self) -> dict[str, str]:
@@ -170,10 +126,9 @@ def application(bundle_uri: str, config: ServeConfig, token_required: bool = Fal
         @app.get("/readyz")
         async def readyz(self) -> dict[str, str]:
             """This replica has loaded its bundle."""
-            return {"status": "ready", "model_version": self.loaded().model_version}
+            return {"status": "ready", "model_version": self.live.ranker.model_version}
 
-    deployment: Any = RankerDeployment
-    return deployment.bind()
+    return Replica
 
 
 def build(args: ServeConfig) -> Any:
@@ -185,6 +140,13 @@ def build(args: ServeConfig) -> Any:
     if not args.bundle:
         raise ConfigError("args: 'bundle' is missing; give the uri that `llm4msr export` printed")
     return application(args.bundle, args)
+
+
+def openapi() -> dict[str, Any]:
+    """The routes' description, as `/openapi.json` gives it; `web.OPENAPI` is its committed copy."""
+    app = web_app(ServeConfig())
+    replica(app, ServeConfig())
+    return app.openapi()
 
 
 def start(config: Config) -> str:

@@ -9,52 +9,57 @@ from llm4msr.api import RankResponse
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
 CANDIDATES = [1, 10, 30, 100, 300, 1000, 3000, 10_000]
 
+METRICS = {
+    "llm4msr_rank_seconds": "Of one call: waiting to be scored (stage wait), then scoring its batch (stage score).",
+    "llm4msr_rank_candidates": "Candidates of one call.",
+    "llm4msr_batch_candidates": "Candidates that were scored together.",
+    "llm4msr_rank_requests": "Ranked lists, by use of the user's knowledge (used or none).",
+    "llm4msr_unknown_ids": "Ids that the model never saw, by kind (user, scenario, item).",
+    "llm4msr_refused_models": "Bundles or codes that could not be loaded; the old ones serve on.",
+}
+"""Name -> what it says. Prometheus sees each with `ray_` in front, and counters with `_total` behind."""
+
 
 class ServeMetrics:
-    """Made inside a replica: Ray Serve adds its deployment and its own id to each."""
+    """Made inside a replica: Ray Serve adds its application, deployment and replica to each."""
 
     def __init__(self) -> None:
         from ray.serve.metrics import Counter, Histogram
 
-        self._seconds = Histogram(
-            "llm4msr_rank_seconds",
-            description="Of one call: waiting to be scored, then scoring its batch.",
-            boundaries=SECONDS,
-            tag_keys=("stage",),
-        )
-        self._candidates = Histogram(
-            "llm4msr_rank_candidates", description="Candidates of one call.", boundaries=CANDIDATES
-        )
-        self._batch = Histogram(
-            "llm4msr_batch_candidates", description="Candidates that were scored together.", boundaries=CANDIDATES
-        )
-        self._requests = Counter(
-            "llm4msr_rank_requests", description="Ranked lists, by use of knowledge.", tag_keys=("knowledge",)
-        )
-        self._unknown = Counter("llm4msr_unknown_ids", description="Ids that the model never saw.", tag_keys=("kind",))
-        self.refused = Counter(
-            "llm4msr_refused_models", description="Bundles or codes that could not be loaded; the old ones serve on."
-        )
+        def histogram(name: str, boundaries: Sequence[float], *tags: str) -> Any:
+            return Histogram(name, description=METRICS[name], boundaries=list(boundaries), tag_keys=tags)
+
+        def counter(name: str, *tags: str) -> Any:
+            return Counter(name, description=METRICS[name], tag_keys=tags)
+
+        self._seconds = histogram("llm4msr_rank_seconds", SECONDS, "stage")
+        self._candidates = histogram("llm4msr_rank_candidates", CANDIDATES)
+        self._batch = histogram("llm4msr_batch_candidates", CANDIDATES)
+        self._requests = counter("llm4msr_rank_requests", "knowledge")
+        self._unknown = counter("llm4msr_unknown_ids", "kind")
+        self.refused = counter("llm4msr_refused_models")
 
     def batch(self, calls: Sequence[Any], begun: float, answers: Sequence[Sequence[RankResponse]]) -> None:
         """One scored batch; `begun` in monotonic seconds."""
-        self._seconds.observe(max(time.monotonic() - begun, 1e-6), {"stage": "score"})
+        self._seconds.observe(time.monotonic() - begun, {"stage": "score"})
         sizes = [sum(len(request.items) for request in call.requests) for call in calls]
-        self._batch.observe(max(sum(sizes), 1))
+        self._batch.observe(sum(sizes))
         for call, size in zip(calls, sizes, strict=True):
-            self._seconds.observe(max(begun - call.arrived, 1e-6), {"stage": "wait"})
-            self._candidates.observe(max(size, 1))
+            self._seconds.observe(begun - call.arrived, {"stage": "wait"})
+            self._candidates.observe(size)
         given = [answer for call in answers for answer in call]
-        counted = {
-            "used": sum(answer.knowledge == "used" for answer in given),
-            "none": sum(answer.knowledge == "none" for answer in given),
-        }
-        unknown = {
-            "user": sum(answer.unknown.user for answer in given),
-            "scenario": sum(answer.unknown.scenario for answer in given),
-            "item": sum(len(answer.unknown.items) for answer in given),
-        }
-        for counter, tag, numbers in ((self._requests, "knowledge", counted), (self._unknown, "kind", unknown)):
-            for name, number in numbers.items():
-                if number:
-                    counter.inc(number, {tag: name})
+        known = sum(answer.knowledge == "used" for answer in given)
+        _add(self._requests, "knowledge", used=known, none=len(given) - known)
+        _add(
+            self._unknown,
+            "kind",
+            user=sum(answer.unknown.user for answer in given),
+            scenario=sum(answer.unknown.scenario for answer in given),
+            item=sum(len(answer.unknown.items) for answer in given),
+        )
+
+
+def _add(counter: Any, tag: str, **numbers: int) -> None:
+    for name, number in numbers.items():
+        if number:  # Ray refuses to add nothing
+            counter.inc(number, {tag: name})

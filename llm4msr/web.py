@@ -25,6 +25,15 @@ OPENAPI = Path(__file__).with_name("openapi.json")
 RequestId = Annotated[str, Header(max_length=128)]
 """Ray Serve gives every request an id, the client's own X-Request-ID where there is one, and sends it back."""
 
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    401: {"description": "An API token is set, and was not given."},
+    408: {"description": "The body did not arrive in time."},
+    413: {"description": "Too many candidates, or too large a body."},
+    429: {"description": "Overload: ask again after Retry-After seconds."},
+    504: {"description": "No answer in time."},
+}
+"""What ranking may answer instead, beside 422 for a request that is wrong."""
+
 ERRORS_SHOWN, KEY_SHOWN = 10, 64
 
 
