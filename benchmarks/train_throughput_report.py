@@ -1,14 +1,12 @@
 """The result file of `train_throughput`: tables from what was measured, and which targets hold."""
 
-import os
-import platform
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+
+from benchmarks._machine import described
 
 BATCH = 4096
 EPOCHS, RATES, SEEDS = 2, (1e-3, 3e-3, 1e-2), (1, 2, 3)
@@ -28,7 +26,6 @@ def report(found: dict[str, Any], command: str) -> str:
         "memory": _memory,
     }
     made = [section(found[part]) for part, section in sections.items() if part in found]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "pandas", "pyarrow", "ray"))
     lines = [
         "# Training speed",
         "",
@@ -38,7 +35,7 @@ def report(found: dict[str, Any], command: str) -> str:
         ),
         "",
         *(text for text, _ in made),
-        f"Command: `{command}`. Python {platform.python_version()}, {versions}; {_processor()}, {os.cpu_count()} cores "
+        f"Command: `{command}`. {described(('torch', 'numpy', 'pandas', 'pyarrow', 'ray'))} "
         "that other work shared while this was measured, so only numbers of one table may be compared. One thread "
         "everywhere. What is compared took turns; with more than one round, numbers are medians over rounds.",
         "",
@@ -157,8 +154,3 @@ def _ratio(ones: Sequence[float], others: Sequence[float]) -> float:
 
 def _thousands(rate: float) -> str:
     return f"{rate / 1000:.1f}k"
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.split(": ")[1] for line in lines if line.startswith("model name"))

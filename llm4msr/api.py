@@ -1,8 +1,12 @@
 """The contract of ranking: what is asked and what is answered, the same in Python and over HTTP."""
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+TOKEN = "LLM4MSR_API_TOKEN"
+"""The environment variable that holds the API token; without it everybody may ask."""
 
 Text = Annotated[str, Field(max_length=256)]
 
@@ -23,8 +27,9 @@ class RankRequest(_Message):
     """How many to give back; all where it is left out."""
 
 
-class RankedItem(_Message):
-    """An item and the probability that the user likes it."""
+@dataclass(slots=True)
+class RankedItem:
+    """An item and the probability that the user likes it; a plain class, since an answer has hundreds of them."""
 
     item_id: str
     score: float
@@ -42,6 +47,8 @@ class RankResponse(_Message):
     """Items with the best first; equal scores keep the order of the request."""
 
     model_version: str
+    knowledge_version: str
+    """Which users' codes were used: those of the bundle, or newer ones."""
     request_id: str
     scenario: str
     ranked: list[RankedItem]
@@ -66,6 +73,7 @@ class ModelInfo(_Message):
     """What is being served."""
 
     model_version: str
+    knowledge_version: str
     name: str
     backbone: str
     knowledge: str
@@ -74,3 +82,5 @@ class ModelInfo(_Message):
     users: int
     users_with_knowledge: int
     items: int
+    problem: str = ""
+    """Why a newer bundle or newer codes are not served, empty where all is well."""

@@ -1,209 +1,201 @@
-"""What serving loads: weights, config, vocabularies and user codes in one folder, with no LLM in the path.
+"""What serving loads: weights, vocabularies and user codes in one folder, with no LLM in the path.
 
-A bundle keeps the files of `prepare` that describe users, items, scenarios and fields, the net's weights, and the
-K numbers that the knowledge of each user became.
+    bundle.json            how to build the net, scenarios, context values, which LLM was read
+    net.safetensors        the net as it serves, its scenario level folded
+    coder.safetensors      what turns an LLM vector into a user's code: for codes of newer knowledge
+    users.arrow            id -> places of a user's features in the embedding table      (id_table.py)
+    codes.arrow            id -> code, float16 [K], of each user with knowledge          (id_table.py)
+    items.parquet          id, title, places of an item's features; row i is item i, row 0 the unknown one
+    selftest.json          requests and the scores that the trained net gave; every load repeats them
+    README.md              the model card
+
+The files of users are memory-mapped, so a machine's replicas share one copy. A bundle that lies elsewhere (s3://)
+is first copied to this machine's cache, once for all its processes.
 """
 
 import json
-import uuid
-from typing import Self
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import safetensors.torch
 import torch
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
 from upath import UPath
 
-from llm4msr import storage
-from llm4msr.api import ModelInfo, RankedItem, RankRequest, RankResponse, Unknown
+from llm4msr import id_table, selftest, storage, wheels
 from llm4msr.config import Config, ModelConfig
-from llm4msr.errors import ConfigError, StorageError
-from llm4msr.features import FeatureTables
+from llm4msr.errors import StorageError
+from llm4msr.features import FeatureTables, Field
 from llm4msr.fit import Data
-from llm4msr.ranker import KnowledgeStatistics, RankerNet
+from llm4msr.id_table import IdTable
+from llm4msr.meta import KnowledgeCode
+from llm4msr.ranker import RankerNet
+from llm4msr.serving_net import ServingNet
 from llm4msr.storage import Built, StageOutput
 
-VERSION = 2
-WEIGHTS = "net.safetensors"
-_COPIED = ("fields.json", "users.parquet", "items.parquet", "scenarios.parquet")
+VERSION = 3
+NET, CODER, USERS, CODES = "net.safetensors", "coder.safetensors", "users.arrow", "codes.arrow"
+ITEMS, DESCRIPTION, SELF_TEST = "items.parquet", "bundle.json", "selftest.json"
+COPIES_KEPT = 8
+"""Bundles and codes that this machine's cache keeps, the latest used."""
 
 
 class BundleConfig(BaseModel):
-    """What is needed to build the net again."""
+    """What is needed to build the net again, and to understand a request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     version: int
     name: str
     model: ModelConfig
-    knowledge_width: int
-    scenario_width: int
+    fields: list[Field]
+    scenarios: list[str]
+    """Their names by number; the first, the unknown one's, is empty."""
+    context: dict[str, list[str]]
+    """Values of each context field; number 0 is unknown, the first value is 1."""
+    llm: dict[str, str] = {}
+    """What made the vectors: newer knowledge must come from the same."""
 
 
 def write(
     config: Config,
-    weights: UPath,
-    prepared: StageOutput,
-    extracted: StageOutput | None,
+    net: RankerNet,
+    data: Data,
+    codes: Iterable[pa.Table],
+    llm: dict[str, str],
     card: str,
     folder: UPath,
 ) -> Built:
-    """Write a bundle's files."""
-    data = Data.open(config, prepared, extracted)
-    net = data.new_net(config)
-    net.load_state_dict(safetensors.torch.load(storage.read_bytes(weights)))
-    files = dict.fromkeys((*_COPIED, WEIGHTS, "codes.parquet", "bundle.json", "README.md"), 1)
-    for name in _COPIED:
-        storage.write_bytes(folder / name, storage.read_bytes(prepared.folder / name))
-    storage.write_bytes(folder / WEIGHTS, storage.read_bytes(weights))
-    storage.write_table(folder / "codes.parquet", _codes(net, data))
-    store = data.knowledge
-    widths = [store.users_NZ.shape[1], store.scenarios_SZ.shape[1]] if store else [0, 0]
+    """Write a bundle's files. `codes` are tables of `code_schema`, ascending by id; none without user level."""
+    tables, model = data.tables, config.model
+    fields = json.loads(storage.read_bytes(data.folder / "fields.json"))
     described = BundleConfig(
-        version=VERSION, name=config.name, model=config.model, knowledge_width=widths[0], scenario_width=widths[1]
+        version=VERSION,
+        name=config.name,
+        model=model,
+        fields=tables.fields,
+        scenarios=data.scenario_names,
+        context=fields["context"],
+        llm=llm,
     )
-    storage.write_bytes(folder / "bundle.json", described.model_dump_json(indent=1).encode())
+    serving = ServingNet.of(net, tables.fields, tables.scenarios, model)
+    storage.write_bytes(folder / DESCRIPTION, described.model_dump_json(indent=1).encode())
+    storage.write_bytes(folder / NET, safetensors.torch.save(serving.state_dict()))
+    coder = net.user_code.state_dict() if serving.uses_users else {}
+    storage.write_bytes(folder / CODER, safetensors.torch.save(coder))
+    files = dict.fromkeys((DESCRIPTION, NET, CODER, "README.md"), 1)
+    files[USERS] = id_table.write(folder / USERS, [_users(data)], _users_schema(tables))
+    files[CODES] = id_table.write(folder / CODES, codes, code_schema(folder))
+    files[ITEMS] = _write_items(folder / ITEMS, data)
+    expected = selftest.made(net, data, fields["context"])
+    storage.write_bytes(folder / SELF_TEST, expected.model_dump_json(indent=1).encode())
+    files[SELF_TEST] = len(expected.cases)
     storage.write_bytes(folder / "README.md", card.encode())
-    return Built(files=files, rows=len(data.tables.users_US) - 1, info={"users_with_knowledge": _known(data)})
+    return Built(files=files, rows=files[USERS], info={"users_with_knowledge": files[CODES]})
 
 
-def _known(data: Data) -> int:
-    return int(data.knowledge.known_N.sum()) if data.knowledge else 0
+def code_schema(bundle: UPath) -> pa.Schema:
+    """Of codes that this bundle's coder makes: id and code float16 [K]; they are of use to its net alone."""
+    coder = storage.digest_file(bundle / CODER)
+    return id_table.schema({"code": pa.list_(pa.float16(), _code_dim(bundle))}, {"coder": coder})
 
 
-def _codes(net: RankerNet, data: Data, chunk: int = 1 << 16) -> pa.Table:
-    """user int64, code fixed_size_list<float16>[K]: one row per user with knowledge, sorted by user."""
-    if not net.uses_users or data.knowledge is None:
-        return pa.table({"user": pa.array([], pa.int64()), "code": pa.array([], pa.list_(pa.float16(), 1))})
-    net.eval()
-    ids = np.flatnonzero(data.knowledge.known_N)
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(ids), chunk):
-            vectors, known = data.knowledge.lookup(torch.from_numpy(ids[start : start + chunk]))
-            parts.append(net.user_codes(vectors, known).half().numpy())
-    codes = np.concatenate(parts)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1), pa.float16()), codes.shape[1])
-    return pa.table({"user": pa.array(ids, pa.int64()), "code": column})
+def _code_dim(bundle: UPath) -> int:
+    return read_description(bundle).model.code_dim
 
 
-class Ranker:
-    """A loaded bundle: `Ranker.load(uri).rank(request)`, the same code in a notebook and behind Ray Serve."""
-
-    def __init__(self, folder: UPath, version: str):
-        self.model_version = version
-        self.config = _read_config(folder)
-        self.tables = FeatureTables.open(folder)
-        self._users = _numbers(folder / "users.parquet", "user_id")
-        self._items = _numbers(folder / "items.parquet", "item_id")
-        self._scenarios = _numbers(folder / "scenarios.parquet", "scenario_id")
-        titles = storage.read_table(folder / "items.parquet", ["item_id", "title"])
-        self.titles: dict[str, str] = dict(zip(*(titles[c].to_pylist() for c in ("item_id", "title")), strict=True))
-        context = json.loads(storage.read_bytes(folder / "fields.json"))["context"]
-        self._context = {name: {v: i for i, v in enumerate(values, start=1)} for name, values in context.items()}
-        self.net = self._open_net(folder)
-        self._codes_NK, self._known_N = self._open_codes(folder)
-
-    @classmethod
-    def load(cls, uri: str) -> Self:
-        """From any URI.
-
-        Raises:
-            StorageError: not a finished bundle, damaged, or of another version; the message names the file.
-        """
-        folder = storage.path(uri)
-        output = storage.open_output(folder)
-        if output is None or output.manifest.stage != "export":
-            raise StorageError(f"{folder}: not a finished bundle; give the uri that `llm4msr export` printed")
-        return cls(folder, output.manifest.fingerprint)
-
-    @torch.inference_mode()
-    def rank(self, request: RankRequest, request_id: str = "") -> RankResponse:
-        """Score the items and sort them.
-
-        Raises:
-            ConfigError: a context field that this model does not know.
-        """
-        user, scenario = self._users.get(request.user_id, 0), self._scenarios.get(request.scenario, 0)
-        item_B = torch.tensor([self._items.get(item, 0) for item in request.items])
-        slots_BS, scenario_B = self._slots(user, item_B, scenario, request.context)
-        scores_B = torch.sigmoid(self.net.score_one(slots_BS, scenario_B, self._code(user)))
-        best = torch.argsort(scores_B, descending=True, stable=True)[: request.top_k].tolist()
-        scores = scores_B.tolist()
-        return RankResponse(
-            model_version=self.model_version,
-            request_id=request_id or str(uuid.uuid4()),
-            scenario=request.scenario,
-            ranked=[RankedItem(item_id=request.items[i], score=scores[i]) for i in best],
-            unknown=Unknown(
-                user=not user,
-                scenario=not scenario,
-                items=[item for item, number in zip(request.items, item_B.tolist(), strict=True) if not number],
-            ),
-            knowledge="used" if bool(self._known_N[user]) else "none",
-        )
-
-    def info(self) -> ModelInfo:
-        """What is loaded."""
-        return ModelInfo(
-            model_version=self.model_version,
-            name=self.config.name,
-            backbone=self.config.model.backbone,
-            knowledge=self.config.model.variant,
-            scenarios=list(self._scenarios),
-            context=list(self._context),
-            users=len(self._users),
-            users_with_knowledge=int(self._known_N.sum()),
-            items=len(self._items),
-        )
-
-    def _slots(self, user: int, item_B: Tensor, scenario: int, context: dict[str, str]) -> tuple[Tensor, Tensor]:
-        for name in context:
-            if name not in self._context:
-                known = ", ".join(self._context) or "none"
-                raise ConfigError(f"context: unknown field '{name}'; this model knows: {known}")
-        values = [numbers.get(context.get(name, ""), 0) for name, numbers in self._context.items()]
-        user_B, scenario_B = torch.full_like(item_B, user), torch.full_like(item_B, scenario)
-        context_BC = torch.tensor(values, dtype=torch.int64).expand(len(item_B), -1)
-        return self.tables.slots(user_B, item_B, scenario_B, context_BC), scenario_B
-
-    def _code(self, user: int) -> Tensor | None:
-        return self._codes_NK[user].float() if self.net.uses_users else None
-
-    def _open_net(self, folder: UPath) -> RankerNet:
-        width, scenarios = self.config.knowledge_width, torch.zeros(self.tables.scenarios, self.config.scenario_width)
-        blank = KnowledgeStatistics(torch.zeros(width), torch.ones(width), scenarios)
-        net = RankerNet(self.tables.fields, self.tables.scenarios, self.config.model, blank)
-        try:
-            net.load_state_dict(safetensors.torch.load(storage.read_bytes(folder / WEIGHTS)))
-        except (RuntimeError, safetensors.SafetensorError) as error:
-            raise StorageError(
-                f"{folder / WEIGHTS}: does not fit bundle.json ({str(error)[:200]}); export again"
-            ) from None
-        return net.eval()
-
-    def _open_codes(self, folder: UPath) -> tuple[Tensor, Tensor]:
-        """float16 [N, K] with the learned default where a user has no code, and bool [N]."""
-        table = storage.read_table(folder / "codes.parquet")
-        users = len(self.tables.users_US)
-        known_N = torch.zeros(users, dtype=torch.bool)
-        if not self.net.uses_users:
-            return torch.zeros((users, 0), dtype=torch.float16), known_N
-        with torch.inference_mode():
-            nobody = torch.zeros((1, self.config.knowledge_width), dtype=torch.float16)
-            default_1K = self.net.user_codes(nobody, torch.zeros(1, dtype=torch.bool)).half()
-        codes_NK = default_1K.repeat(users, 1)
-        ids = torch.from_numpy(np.array(table["user"].to_numpy()))
-        flat = table["code"].combine_chunks().flatten().to_numpy()
-        codes_NK[ids] = torch.from_numpy(flat.reshape(len(ids), -1).copy())
-        known_N[ids] = True
-        return codes_NK, known_N
+def _users_schema(tables: FeatureTables) -> pa.Schema:
+    return id_table.schema({"slots": pa.list_(pa.int32(), tables.users_US.shape[1])}, {})
 
 
-def _read_config(folder: UPath) -> BundleConfig:
-    file = folder / "bundle.json"
+def _users(data: Data) -> pa.Table:
+    """The users of the training rows, sorted by id; whoever is not there has the features of the unknown one."""
+    raw = storage.read_table(data.folder / "users.parquet", ["user_id"])["user_id"].combine_chunks()
+    order = np.asarray(pa.compute.sort_indices(raw))
+    order = order[order != 0]
+    slots_US = data.tables.users_US.numpy()[order].astype(np.int32)
+    return pa.table({"id": raw.take(pa.array(order)).cast(pa.large_string()), "slots": _lists(slots_US)})
+
+
+def _write_items(file: UPath, data: Data) -> int:
+    table = storage.read_table(data.folder / "items.parquet", ["item_id", "title"])
+    slots_IS = data.tables.items_IS.numpy().astype(np.int32)
+    storage.write_table(file, table.append_column("slots", _lists(slots_IS)))
+    return table.num_rows
+
+
+def _lists(rows_NW: npt.NDArray[Any]) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows_NW.reshape(-1)), rows_NW.shape[1])
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def on_this_machine(uri: str, stage: str = "export") -> tuple[Path, StageOutput]:
+    """A finished output's files as local ones, each of the size and checksum that its manifest states.
+
+    Raises:
+        StorageError: not a finished output of that stage, or a file is missing, damaged or foreign.
+    """
+    output = opened(uri, stage)
+    folder = output.folder
+    local = folder if isinstance(folder, Path) else _cached(output)
+    for name, part in output.manifest.files.items():
+        if storage.digest_file(local / name) != part.digest:
+            raise StorageError(f"{folder / name}: damaged, its checksum is not the manifest's; {stage} again")
+    return Path(local), output
+
+
+def opened(uri: str, stage: str = "export") -> StageOutput:
+    """The finished output of that stage at a URI.
+
+    Raises:
+        StorageError: there is none.
+    """
+    folder = storage.path(uri)
+    output = storage.open_output(folder)
+    if output is None or output.manifest.stage != stage:
+        what = {"export": "bundle", "refresh": "set of codes"}[stage]
+        raise StorageError(f"{folder}: not a finished {what}; give the uri that `llm4msr {stage}` printed")
+    return output
+
+
+def _cached(output: StageOutput) -> Path:
+    """A copy below this machine's cache, made once for all its processes."""
+    parts = output.manifest.files.items()
+    folder = wheels.cache_folder() / "bundles" / storage.digest_of({name: part.digest for name, part in parts})
+    folder.parent.mkdir(exist_ok=True)
+    with FileLock(folder.parent / ".lock"):
+        if not folder.exists():
+            with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+                new = Path(aside) / "new"
+                new.mkdir()
+                for name, _ in parts:
+                    with (output.folder / name).open("rb") as there, (new / name).open("wb") as here:
+                        shutil.copyfileobj(there, here, 1 << 22)
+                new.rename(folder)
+        os.utime(folder)
+        by_age = sorted((f for f in folder.parent.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime)
+        for old in by_age[:-COPIES_KEPT]:  # who has one mapped keeps it until the process ends
+            shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def read_description(bundle: UPath | Path) -> BundleConfig:
+    """What `bundle.json` says.
+
+    Raises:
+        StorageError: it is damaged, or of another version.
+    """
+    file = bundle / DESCRIPTION
     try:
         found = json.loads(storage.read_bytes(file))
         version = found.get("version") if isinstance(found, dict) else None
@@ -214,7 +206,53 @@ def _read_config(folder: UPath) -> BundleConfig:
         raise StorageError(f"{file}: damaged ({str(error)[:200]}); export again") from None
 
 
-def _numbers(file: UPath, column: str) -> dict[str, int]:
-    """Raw id -> number, the unknown one (0) left out."""
-    ids = storage.read_table(file, [column])[column].to_pylist()
-    return {raw: number for number, raw in enumerate(ids) if number}
+def read_net(bundle: Path, described: BundleConfig) -> ServingNet:
+    """The net in evaluation.
+
+    Raises:
+        StorageError: the weights do not fit the description.
+    """
+    net = ServingNet(described.fields, len(described.scenarios), described.model)
+    _load(net, bundle / NET)
+    return net.eval()
+
+
+def read_coder(bundle: UPath, described: BundleConfig) -> KnowledgeCode:
+    """What makes codes of LLM vectors, in evaluation.
+
+    Raises:
+        StorageError: the weights do not fit the description, or the model has no user level.
+    """
+    file = bundle / CODER
+    weights = safetensors.torch.load(storage.read_bytes(file))
+    if not weights:
+        raise StorageError(f"{file}: this model has no user level, so there are no codes to make")
+    width = len(weights["mean_Z"])
+    coder = KnowledgeCode(torch.zeros(width), torch.ones(width), described.model.code_dim)
+    _load(coder, file)
+    return coder.eval()
+
+
+def _load(module: torch.nn.Module, file: UPath | Path) -> None:
+    try:
+        if isinstance(file, Path):
+            weights = safetensors.torch.load_file(file)
+        else:
+            weights = safetensors.torch.load(storage.read_bytes(file))
+        module.load_state_dict(weights, assign=True)
+    except (RuntimeError, OSError, safetensors.SafetensorError) as error:
+        raise StorageError(f"{file}: does not fit {DESCRIPTION} ({str(error)[:200]}); export again") from None
+
+
+def read_codes(folder: Path, bundle: Path) -> IdTable:
+    """Codes by user id.
+
+    Raises:
+        StorageError: damaged, or made for another bundle.
+    """
+    codes = IdTable(folder / CODES)
+    if codes.metadata.get("coder") != storage.digest_file(storage.path(bundle / CODER)):
+        raise StorageError(
+            f"{folder / CODES}: codes of another model, {bundle} cannot use them; `llm4msr refresh` makes its own"
+        )
+    return codes

@@ -17,8 +17,9 @@ from llm4msr.storage import StageOutput
 app = typer.Typer(
     name="llm4msr",
     help="LLM knowledge for multi-scenario recommenders: extracted once offline, served by a small fast ranker.\n\n"
-    "The stages, in order: prepare, extract, train, evaluate, export, explain, serve. `run` does all up to export. "
-    "Each is a function of one TOML file, finds what it finished before, and continues what was interrupted.\n\n"
+    "The stages, in order: prepare, extract, train, evaluate, export, explain, serve. `run` does all up to export; "
+    "`refresh` brings newer knowledge to what is served. Each is a function of one TOML file, finds what it finished "
+    "before, and continues what was interrupted.\n\n"
     "Exit codes: 0 fine, 2 wrong config or input, 3 more failed rows than allowed.",
     no_args_is_help=True,
     add_completion=False,
@@ -89,6 +90,14 @@ def explain(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -
 
 
 @app.command()
+def refresh(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:
+    """Make the users' codes of a served bundle again from newer knowledge; its endpoints take them over."""
+    from llm4msr.refresh import refresh as stage
+
+    _execute("refresh", config, set_, dry_run, lambda c: [stage(c)])
+
+
+@app.command()
 def run(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:
     """Everything from prepare to export, training each model that [evaluate] compares."""
     from llm4msr.run import stages
@@ -104,10 +113,11 @@ def serve(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> 
     """Serve the exported bundle over HTTP until interrupted."""
 
     def until_interrupted(loaded: Config) -> list[StageOutput]:
+        from llm4msr.bundle import opened
         from llm4msr.export import exported
         from llm4msr.serve import start, stop
 
-        bundle = exported(loaded)
+        bundle = opened(loaded.serve.bundle) if loaded.serve.bundle else exported(loaded)
         address = start(loaded)
         say(f"serving {bundle.folder}\n  at {address}/v1/rank (docs at {address}/docs); end with Ctrl-C")
         try:

@@ -1,11 +1,13 @@
 """Publish the bundle of one trained model: everything that serving needs, and a card that says what it is."""
 
+import safetensors.torch
 from upath import UPath
 
-from llm4msr import bundle, storage
+from llm4msr import bundle, codes, prompts, session, storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
-from llm4msr.storage import StageOutput
+from llm4msr.fit import Data
+from llm4msr.storage import Built, StageOutput
 from llm4msr.train import WEIGHTS, inputs, trained
 
 _CARD = """# {name}: a multi-scenario ranker with LLM knowledge
@@ -23,21 +25,41 @@ def export(config: Config) -> StageOutput:
     """Publish the bundle.
 
     Raises:
-        ConfigError: the model is not trained yet.
+        ConfigError: the model is not trained yet, or is a control, which nobody would serve.
     """
+    if config.model.control != "none":
+        raise ConfigError(f"model.control = '{config.model.control}': wrong vectors are for measuring, not for serving")
     model = trained(config)
-    data, knowledge = inputs(config)
-    settings = config.model_dump(include={"model"})
-    folder = _folder(config, model)
+    prepared, knowledge = inputs(config)
     card = _card(config, model, knowledge)
-    return storage.publish(
-        folder,
-        "export",
-        config.seed,
-        settings,
-        {"train": model.folder.name},
-        lambda f: bundle.write(config, model.folder / WEIGHTS, data, knowledge, card, f),
-    )
+
+    def build(folder: UPath) -> Built:
+        data = Data.open(config, prepared, knowledge)
+        net = data.new_net(config)
+        net.load_state_dict(safetensors.torch.load(storage.read_bytes(model.folder / WEIGHTS)))
+        encoded = codes.encoded(knowledge, net.eval().user_code) if knowledge is not None and net.uses_users else ()
+        llm = {} if knowledge is None else llm_of(config, knowledge)
+        return bundle.write(config, net, data, encoded, llm, card, folder)
+
+    settings = config.model_dump(include={"model"})
+    with session.own_errors():
+        return storage.publish(
+            _folder(config, model), "export", config.seed, settings, {"train": model.folder.name}, build
+        )
+
+
+def llm_of(config: Config, knowledge: StageOutput) -> dict[str, str]:
+    """What decides whether two extractions' vectors mean the same to a net."""
+    e = config.extract
+    found = {
+        "model": e.model,
+        "revision": knowledge.manifest.inputs["revision"],
+        "pooling": e.pooling,
+        "dtype": e.dtype,
+    }
+    if e.reads == "items":  # their principal components are those of one extraction
+        return found | {"items": knowledge.manifest.fingerprint}
+    return found | {"template": storage.digest(prompts.template("user", e.user_template).template)}
 
 
 def exported(config: Config) -> StageOutput:

@@ -53,20 +53,14 @@ class FeatureTables:
         scenarios: int,
     ):
         self.fields, self.scenarios = fields, scenarios
-        offsets = np.cumsum([0, *(field.size for field in fields)])
-        by_slot = {field.name: np.full(field.slots, offset) for field, offset in zip(fields, offsets, strict=False)}
-
-        def start(side: Side) -> npt.NDArray[np.int64]:
-            return np.concatenate([by_slot[f.name] for f in fields if f.side == side] or [np.zeros(0, np.int64)])
-
-        self.users_US = torch.from_numpy(users_US + start("user"))
-        self.items_IS = torch.from_numpy(items_IS + start("item"))
-        self.scenario_start = int(start("scenario")[0])
-        self.context_start = torch.from_numpy(start("context"))
+        self.users_US = torch.from_numpy(users_US + starts(fields, "user"))
+        self.items_IS = torch.from_numpy(items_IS + starts(fields, "item"))
+        self.scenario_start = int(starts(fields, "scenario")[0])
+        self.context_start = torch.from_numpy(starts(fields, "context"))
 
     @classmethod
     def open(cls, folder: UPath) -> "FeatureTables":
-        """From the output of `prepare`, or from a bundle, which keeps the same files."""
+        """From the output of `prepare`."""
         vocabularies: dict[str, dict[str, list[str]]] = json.loads(storage.read_bytes(folder / "fields.json"))
         fields: list[Field] = []
         numbers = {}
@@ -87,6 +81,13 @@ class FeatureTables:
         sides = [self.users_US.index_select(0, user_B), self.items_IS.index_select(0, item_B)]
         own = [(scenario_B + self.scenario_start)[:, None], context_BC + self.context_start]
         return torch.cat([*sides, *own], dim=1)
+
+
+def starts(fields: list[Field], side: Side) -> npt.NDArray[np.int64]:
+    """[S]: where the range of each slot's field begins in the embedding table, for the fields of one side."""
+    begins = np.cumsum([0, *(field.size for field in fields)])
+    slots = [np.full(f.slots, begin) for f, begin in zip(fields, begins, strict=False) if f.side == side]
+    return np.concatenate([*slots, np.zeros(0, np.int64)])
 
 
 def _slots(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:

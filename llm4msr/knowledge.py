@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from filelock import FileLock
 from torch import Tensor
@@ -96,6 +97,20 @@ class KnowledgeStore:
         scale = np.sqrt(np.maximum(square / len(known) - mean**2, 0)) + 1e-6
         as_float = (torch.from_numpy(part.astype(np.float32)) for part in (mean, scale, self.scenarios_SZ))
         return KnowledgeStatistics(*as_float)
+
+
+def user_parts(output: StageOutput) -> list[str]:
+    """URIs of the parts that together hold every user of this output once; `read_part` reads one."""
+    return [str(file) for file in _shards(output, "users-")]
+
+
+def read_part(part: str) -> pa.Table:
+    """id, raw_id, error and vector of the users of one part.
+
+    Raises:
+        StorageError: it is missing or damaged.
+    """
+    return storage.read_table(storage.path(part), ["id", "raw_id", "error", "vector"])
 
 
 def texts(output: StageOutput, kind: str = "scenarios") -> list[dict[str, Any]]:

@@ -70,6 +70,12 @@ class MetaLayer(nn.Module):
             varied_BO = F.linear(outer_BKD.flatten(1), self.weight_OKD.flatten(1))
         return self.base(x_BD) + self.bias(code_BK) + varied_BO
 
+    def shared(self, x_BD: Tensor, code_NK: Tensor, owner_B: Tensor) -> Tensor:
+        """[B, O]: row i under `code_NK[owner_B[i]]`; low rank only."""
+        scale_BR = self.mix(code_NK).index_select(0, owner_B)
+        varied_BO = F.linear(self.down(x_BD) * scale_BR, self.up.weight)
+        return self.base(x_BD) + self.bias(code_NK).index_select(0, owner_B) + varied_BO
+
     def generate(self, code_SK: Tensor) -> tuple[Tensor, Tensor]:
         """Weights [S, O, D] and biases [S, O] for a few codes."""
         if self.rank:
@@ -97,10 +103,31 @@ class MetaStack(nn.Module):
 
     def grouped(self, x_BD: Tensor, code_SK: Tensor, group_B: Tensor) -> Tensor:
         """The same for many rows under few codes, row i under `code_SK[group_B[i]]`: weights are generated once."""
-        rows = RowGroups(group_B, len(code_SK))
-        parts = rows.split(x_BD)
+        return through_generated(self.generate(code_SK), x_BD, group_B)
+
+    def generate(self, code_SK: Tensor) -> "Generated":
+        """The plain layers that a few codes stand for."""
+        return [layer.generate(code_SK) for layer in self.layers if isinstance(layer, MetaLayer)]
+
+    def shared(self, x_BD: Tensor, code_NK: Tensor, owner_B: Tensor) -> Tensor:
+        """`grouped` at low rank: no weights are generated, what a code adds is computed once a code, not once a row.
+
+        All rows then go through the same products whosever they are, which suits requests that are ranked together.
+        """
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, MetaLayer)
-            weight_SOD, bias_SO = layer.generate(code_SK)
-            parts = [F.linear(F.silu(p) if i else p, weight_SOD[s], bias_SO[s]) for s, p in enumerate(parts)]
-        return rows.join(parts)
+            x_BD = layer.shared(F.silu(x_BD) if i else x_BD, code_NK, owner_B)
+        return x_BD
+
+
+Generated = list[tuple[Tensor, Tensor]]
+"""Weights [S, O, D] and biases [S, O] of each layer of a stack."""
+
+
+def through_generated(layers: Generated, x_BD: Tensor, group_B: Tensor) -> Tensor:
+    """[B, O]: each row through the generated layers of its own group."""
+    rows = RowGroups(group_B, len(layers[0][0]))
+    parts = rows.split(x_BD)
+    for i, (weight_SOD, bias_SO) in enumerate(layers):
+        parts = [F.linear(F.silu(p) if i else p, weight_SOD[s], bias_SO[s]) for s, p in enumerate(parts)]
+    return rows.join(parts)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from llm4msr import backbones
 from llm4msr.config import ModelConfig
 from llm4msr.features import FeatureEmbedding, Field
-from llm4msr.meta import KnowledgeCode, MetaStack
+from llm4msr.meta import Generated, KnowledgeCode, MetaStack, through_generated
 
 
 class Batch(NamedTuple):
@@ -101,15 +101,6 @@ class RankerNet(nn.Module):
         kept_N = torch.rand(len(known_N), device=known_N.device) >= self.knowledge_dropout
         return self.user_code(z_NZ, known_N & kept_N)
 
-    def score_one(self, slots_BS: Tensor, scenario_B: Tensor, code_K: Tensor | None) -> Tensor:
-        """Logits [B] of candidates of one user, whose layer is generated once; `code_K` None without user level."""
-        if code_K is None:
-            return self._logits(self._features(slots_BS, None), scenario_B)
-        x_BD = self._features(slots_BS, code_K.expand(len(slots_BS), -1))
-        if self.kind in ("user", "both"):
-            x_BD = self._at_bottom(x_BD, self.user_meta.grouped(x_BD, code_K[None], torch.zeros_like(scenario_B)))
-        return self._logits(x_BD, scenario_B)
-
     def _at_bottom(self, x_BD: Tensor, generated_BD: Tensor) -> Tensor:
         return x_BD + generated_BD if self.residual else F.silu(generated_BD)
 
@@ -121,8 +112,8 @@ class RankerNet(nn.Module):
         logits_B = self.backbone(x_BD, scenario_B)
         if self.kind in ("scenario", "both"):
             known_S = torch.arange(len(self.scenarios_SZ), device=x_BD.device) > 0
-            code_SK = self.scenario_code(self.scenarios_SZ, known_S)
-            logits_B = self.scenario_meta(logits_B, x_BD, code_SK, scenario_B)
+            generated = self.scenario_meta.generate(self.scenario_code(self.scenarios_SZ, known_S))
+            logits_B = self.scenario_meta(logits_B, x_BD, generated, scenario_B)
         return logits_B
 
 
@@ -134,23 +125,38 @@ class ScenarioLevel(nn.Module):
 
     def __init__(self, width: int, config: ModelConfig):
         super().__init__()
-        self.fusion = config.fusion
-        out = config.tower if self.fusion == "concat" else 1
-        self.meta = MetaStack(width, out, zero=self.fusion != "concat", **meta_shape(config))
-        if self.fusion == "gate":
+        out = config.tower if config.fusion == "concat" else 1
+        self.meta = MetaStack(width, out, zero=config.fusion != "concat", **meta_shape(config))
+        self.fusion = Fusion(width, out, config)
+
+    def generate(self, code_SK: Tensor) -> Generated:
+        """The scenarios' layers."""
+        return self.meta.generate(code_SK)
+
+    def forward(self, logits_B: Tensor, x_BD: Tensor, generated: Generated, scenario_B: Tensor) -> Tensor:
+        """Logits [B] from the backbone's, the features that it read, and the scenarios' layers."""
+        return self.fusion(logits_B, x_BD, through_generated(generated, x_BD, scenario_B))
+
+
+class Fusion(nn.Module):
+    """How the output of the scenario level meets the backbone's logit: `add`, `gate` or `concat`."""
+
+    def __init__(self, width: int, out: int, config: ModelConfig):
+        super().__init__()
+        self.kind = config.fusion
+        if self.kind == "gate":
             self.gate = nn.Linear(width, 1)
-        if self.fusion == "concat":
+        if self.kind == "concat":
             self.merge = nn.Linear(1 + out, 1)
             nn.init.zeros_(self.merge.bias)
             with torch.no_grad():
                 self.merge.weight.copy_(torch.eye(1, 1 + out))
 
-    def forward(self, logits_B: Tensor, x_BD: Tensor, code_SK: Tensor, scenario_B: Tensor) -> Tensor:
-        """Logits [B] from the backbone's, the features that it read, and the scenarios' codes."""
-        out_BO = self.meta.grouped(x_BD, code_SK, scenario_B)
-        if self.fusion == "concat":
+    def forward(self, logits_B: Tensor, x_BD: Tensor, out_BO: Tensor) -> Tensor:
+        """Logits [B]."""
+        if self.kind == "concat":
             return self.merge(torch.cat([logits_B[:, None], F.silu(out_BO)], dim=1))[:, 0]
-        share_B = torch.sigmoid(self.gate(x_BD))[:, 0] if self.fusion == "gate" else 1.0
+        share_B = torch.sigmoid(self.gate(x_BD))[:, 0] if self.kind == "gate" else 1.0
         return logits_B + share_B * out_BO[:, 0]
 
 

@@ -1,108 +1,156 @@
 """The ranker behind Ray Serve: HTTP in, scores out, no LLM in the path."""
 
+import asyncio
+import os
 import socket
-from typing import Annotated, Any
+import time
+from typing import Any, NamedTuple
 
-from fastapi import FastAPI, Header, HTTPException, Request
-from fastapi.responses import JSONResponse
+import torch
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import Response
 
 from llm4msr import session
-from llm4msr.api import ModelInfo, RankBatchRequest, RankBatchResponse, RankRequest, RankResponse
-from llm4msr.bundle import Ranker
+from llm4msr.api import TOKEN, ModelInfo, RankBatchRequest, RankBatchResponse, RankRequest, RankResponse
 from llm4msr.config import Config, ServeConfig
 from llm4msr.errors import ConfigError
 from llm4msr.export import exported
+from llm4msr.live_model import LiveModel
+from llm4msr.rank import Ranker
+from llm4msr.serve_metrics import ServeMetrics
+from llm4msr.web import REFUSALS, RequestId, web_app
 
-APP = "llm4msr"
-RequestId = Annotated[str, Header(max_length=128)]
-"""Ray Serve gives every request an id, the client's own X-Request-ID where there is one, and sends it back."""
-
-
-def web_app() -> FastAPI:
-    """Routes and their documents, without a model behind them."""
-    app = FastAPI(title="llm4msr", version="1", description="A multi-scenario ranker with LLM knowledge.")
-
-    @app.exception_handler(ConfigError)
-    async def bad_request(request: Request, error: ConfigError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, status_code=422)
-
-    return app
+APP, DEPLOYMENT = "llm4msr", "ranker"
 
 
-class RankerService:
-    """One replica: a loaded bundle and the routes. Ray Serve makes it a deployment in `application`."""
+class Waiting(NamedTuple):
+    """The requests of one HTTP call, ranked together by one and the same model."""
 
-    def __init__(self, bundle_uri: str, max_candidates: int):
-        self.ranker = Ranker.load(bundle_uri)
-        self.max_candidates = max_candidates
-
-    def rank(self, body: RankRequest, request_id: str = "") -> RankResponse:
-        """Rank one request, if it is not too large."""
-        self._refuse_too_many(len(body.items))
-        return self.ranker.rank(body, request_id)
-
-    def rank_batch(self, body: RankBatchRequest, request_id: str = "") -> RankBatchResponse:
-        """Rank several requests; their candidates together count against the limit."""
-        self._refuse_too_many(sum(len(one.items) for one in body.requests))
-        return RankBatchResponse(responses=[self.ranker.rank(one, request_id) for one in body.requests])
-
-    def _refuse_too_many(self, candidates: int) -> None:
-        if candidates > self.max_candidates:
-            allowed = f"{candidates} candidates, allowed are {self.max_candidates}; send fewer at once"
-            raise HTTPException(status_code=413, detail=allowed)
+    requests: list[RankRequest]
+    request_id: str
+    arrived: float
+    """Seconds, monotonic."""
 
 
-def application(bundle_uri: str, config: ServeConfig) -> Any:
+def application(bundle_uri: str, config: ServeConfig, token_required: bool = False) -> Any:
     """The Ray Serve application that serves a bundle."""
     from ray import serve
     from ray.serve.config import BackpressureConfig
 
-    app = web_app()
-
-    @serve.deployment(
-        name="ranker",
-        num_replicas=config.replicas,
-        max_ongoing_requests=64,
+    scaling: dict[str, Any] = {"num_replicas": config.replicas}
+    if config.max_replicas > config.replicas:
+        scaling = {"autoscaling_config": {"min_replicas": config.replicas, "max_replicas": config.max_replicas}}
+    deployment: Any = serve.deployment(
+        name=DEPLOYMENT,
+        user_config={"bundle": bundle_uri},
+        max_ongoing_requests=config.max_ongoing_requests,
         max_queued_requests=config.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         ray_actor_options={"num_cpus": 1},
-    )
+        **scaling,
+    )(replica(web_app(config), config))
+    return deployment.bind(token_required)
+
+
+def replica(app: FastAPI, config: ServeConfig) -> Any:
+    """The class of a replica, with its routes on `app`."""
+    from ray import serve
+
     @serve.ingress(app)
-    class RankerDeployment:
-        def __init__(self, uri: str, max_candidates: int):
-            self.service = RankerService(uri, max_candidates)
+    class Replica:
+        def __init__(self, token_required: bool) -> None:
+            if token_required and not os.environ.get(TOKEN):
+                raise ConfigError(f"{TOKEN} is set where this was started but not on this node; set it on every node")
+            torch.set_num_threads(1)
+            self.metrics = ServeMetrics()
+            self.live = LiveModel(on_refusal=self.metrics.refused.inc)
 
-        @app.post("/v1/rank")
-        def rank(self, body: RankRequest, x_request_id: RequestId = "") -> RankResponse:
+        async def reconfigure(self, wanted: dict[str, str]) -> None:
+            """What Ray Serve calls with `user_config`: at the start, and when it was changed and deployed again."""
+            await self.live.load(wanted["bundle"])
+            self.live.follow(config.follow_s)
+
+        @serve.batch(
+            max_batch_size=max(config.batch_candidates, config.max_candidates),
+            batch_wait_timeout_s=0.0,
+            batch_size_fn=lambda calls: sum(len(r.items) for call in calls for r in call.requests),
+        )
+        async def ranked(self, calls: list[Waiting]) -> list[list[RankResponse]]:
+            """Score what waits in one go; a call that has waited too long is answered by nobody, so it is left out."""
+            begun = time.monotonic()
+            due = [call if begun - call.arrived < config.timeout_s else call._replace(requests=[]) for call in calls]
+            requests = [request for call in due for request in call.requests]
+            ids = [call.request_id for call in due for _ in call.requests]
+            responses = iter(self.live.ranker.rank_many(requests, ids) if requests else [])
+            answers = [[next(responses) for _ in call.requests] for call in due]
+            self.metrics.batch(due, begun, answers)
+            return answers
+
+        async def answered(self, requests: list[RankRequest], request_id: str) -> list[RankResponse]:
+            """Refuse what is too much or cannot be understood, then wait for the answer."""
+            candidates = sum(len(request.items) for request in requests)
+            if candidates > config.max_candidates:
+                allowed = f"{candidates} candidates, allowed are {config.max_candidates}; send fewer at once"
+                raise HTTPException(status_code=413, detail=allowed)
+            for request in requests:
+                self.live.ranker.check(request)
+            try:
+                async with asyncio.timeout(config.timeout_s):
+                    return await self.ranked(Waiting(requests, request_id, time.monotonic()))
+            except TimeoutError:
+                raise HTTPException(status_code=504, detail=f"no answer within {config.timeout_s:g} s") from None
+
+        @app.post("/v1/rank", response_model=RankResponse, responses=REFUSALS)
+        async def rank(self, body: RankRequest, x_request_id: RequestId = "") -> Response:
             """Rank items for a user in a scenario."""
-            return self.service.rank(body, x_request_id)
+            (answer,) = await self.answered([body], x_request_id)
+            return Response(answer.model_dump_json(), media_type="application/json")
 
-        @app.post("/v1/rank:batch")
-        def rank_batch(self, body: RankBatchRequest, x_request_id: RequestId = "") -> RankBatchResponse:
-            """Rank several requests at once."""
-            return self.service.rank_batch(body, x_request_id)
+        @app.post("/v1/rank:batch", response_model=RankBatchResponse, responses=REFUSALS)
+        async def rank_batch(self, body: RankBatchRequest, x_request_id: RequestId = "") -> Response:
+            """Rank several requests at once; their candidates together count against the limit."""
+            answers = await self.answered(body.requests, x_request_id)
+            whole = RankBatchResponse.model_construct(responses=answers)
+            return Response(whole.model_dump_json(), media_type="application/json")
 
         @app.get("/v1/model")
-        def model(self) -> ModelInfo:
+        async def model(self) -> ModelInfo:
             """What is being served."""
-            return self.service.ranker.info()
+            return self.live.ranker.info().model_copy(update={"problem": self.live.problem})
 
         @app.get("/healthz")
-        def healthz(self) -> dict[str, str]:
+        async def healthz(self) -> dict[str, str]:
             """This replica answers."""
             return {"status": "ok"}
 
         @app.get("/readyz")
-        def readyz(self) -> dict[str, str]:
+        async def readyz(self) -> dict[str, str]:
             """This replica has loaded its bundle."""
-            return {"status": "ready", "model_version": self.service.ranker.model_version}
+            return {"status": "ready", "model_version": self.live.ranker.model_version}
 
-    deployment: Any = RankerDeployment
-    return deployment.bind(bundle_uri, config.max_candidates)
+    return Replica
+
+
+def build(args: ServeConfig) -> Any:
+    """For `serve deploy` and KubeRay's RayService: `import_path: llm4msr.serve:build`, the keys of [serve] as args.
+
+    Raises:
+        ConfigError: no bundle is named.
+    """
+    if not args.bundle:
+        raise ConfigError("args: 'bundle' is missing; give the uri that `llm4msr export` printed")
+    return application(args.bundle, args)
+
+
+def openapi() -> dict[str, Any]:
+    """The routes' description, as `/openapi.json` gives it; `web.OPENAPI` is its committed copy."""
+    app = web_app(ServeConfig())
+    replica(app, ServeConfig())
+    return app.openapi()
 
 
 def start(config: Config) -> str:
-    """Serve the exported bundle of this config in the background; gives back the endpoint's address.
+    """Serve this config's bundle in the background; gives back the endpoint's address.
 
     Raises:
         ConfigError: nothing is exported yet, or the port is taken.
@@ -110,16 +158,15 @@ def start(config: Config) -> str:
     """
     from ray import serve
 
-    uri = str(exported(config).folder)
+    uri = config.serve.bundle or str(exported(config).folder)
     _refuse_taken_port(config.serve)
-    session.connect()
     Ranker.load(uri)  # a bundle that cannot be loaded is told here, in one line, and not by every replica
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={"host": config.serve.host, "port": config.serve.port},
-        logging_config=_quiet(),
-    )
-    serve.run(application(uri, config.serve), name=APP, route_prefix="/", logging_config=_quiet())
+    session.connect()
+    logs = {"log_level": "INFO" if config.serve.access_log else "WARNING", "enable_access_log": config.serve.access_log}
+    http = {"host": config.serve.host, "port": config.serve.port}
+    serve.start(proxy_location="HeadOnly", http_options=http, logging_config=logs)
+    app = application(uri, config.serve, token_required=bool(os.environ.get(TOKEN)))
+    serve.run(app, name=APP, route_prefix="/", logging_config=logs)
     return f"http://{config.serve.host}:{config.serve.port}"
 
 
@@ -133,10 +180,6 @@ def _refuse_taken_port(config: ServeConfig) -> None:
             raise ConfigError(
                 f"cannot serve at {where}: {error.strerror}; choose another with --set serve.port="
             ) from None
-
-
-def _quiet() -> dict[str, Any]:
-    return {"log_level": "WARNING", "enable_access_log": False}
 
 
 def stop() -> None:

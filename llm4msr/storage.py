@@ -10,10 +10,11 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -78,6 +79,30 @@ def write_bytes(file: UPath, data: bytes) -> None:
         raise StorageError(f"{file}: cannot be written ({error}); check the path and access") from None
 
 
+@contextmanager
+def writing(file: UPath) -> Iterator[BinaryIO]:
+    """A stream for a file too large for memory; the file appears in one piece when the block ends without error.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    try:
+        if isinstance(file, Path):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+            try:
+                with aside.open("wb") as stream:
+                    yield stream
+                aside.replace(file)
+            finally:
+                aside.unlink(missing_ok=True)
+        else:
+            with file.fs.transaction, file.fs.open(file.path, "wb") as stream:
+                yield stream
+    except OSError as error:
+        raise StorageError(f"{file}: cannot be written ({error}); check the path and access") from None
+
+
 def write_table(file: UPath, table: pa.Table, rows_per_group: int = 1 << 16) -> None:
     """Write a Parquet file in one piece."""
     sink = pa.BufferOutputStream()
@@ -135,6 +160,23 @@ def digest(*parts: bytes | str) -> str:
         data = part.encode() if isinstance(part, str) else part
         state.update(len(data).to_bytes(8, "little"))
         state.update(data)
+    return state.hexdigest()
+
+
+def digest_file(file: UPath) -> str:
+    """`digest` of a file's content, in bounded memory.
+
+    Raises:
+        StorageError: it does not exist or cannot be read.
+    """
+    state = hashlib.blake2b(digest_size=16)
+    try:
+        state.update(int(file.stat().st_size).to_bytes(8, "little"))
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 22):
+                state.update(chunk)
+    except OSError as error:
+        raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check the path and access") from None
     return state.hexdigest()
 
 
@@ -247,8 +289,8 @@ def publish(
     built = build(folder)
     files = {}
     for name, rows in built.files.items():
-        data = read_bytes(folder / name)
-        files[name] = Part(rows=rows, bytes=len(data), digest=digest(data))
+        there = folder / name
+        files[name] = Part(rows=rows, bytes=there.stat().st_size, digest=digest_file(there))
     manifest = Manifest(
         stage=stage,
         fingerprint=folder.name,

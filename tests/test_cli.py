@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llm4msr import cli
+from llm4msr import cli, storage
 from tests.conftest import Spine
 from tests.helpers import ITEMS, USERS, VERBS, MakeExperiment, command_line, free_port, wait_until, write_csv
 
@@ -278,19 +278,19 @@ def test_a_stage_before_its_turn_says_which_to_run(call: Call, experiment: MakeE
         assert "nothing prepared for this config; run `llm4msr prepare` first" in err
 
 
-def test_serve_until_interrupted(spine: Spine, tmp_path: Path) -> None:
+def test_serve_a_bundle_on_s3_until_interrupted(spine: Spine, s3: str, tmp_path: Path) -> None:
     import ray
 
-    port = free_port()
-    log = tmp_path / "log"
+    there = storage.path(f"{s3}/serving/export/one")
+    for file in spine.folder("export").iterdir():
+        storage.write_bytes(there / file.name, file.read_bytes())
+    port, log = free_port(), tmp_path / "log"
+    own = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    words = command_line(
+        "serve", str(spine.experiment), "--set", f"serve.port={port}", "--set", f"serve.bundle={there}"
+    )
     with log.open("w") as stderr:
-        process = subprocess.Popen(
-            command_line("serve", str(spine.experiment), "--set", f"serve.port={port}"),
-            env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-        )
+        process = subprocess.Popen(words, env=os.environ | own, stdout=subprocess.PIPE, stderr=stderr, text=True)
         try:
             wait_until(lambda: "end with Ctrl-C" in log.read_text(), process)
             ready = httpx.get(f"http://127.0.0.1:{port}/readyz").raise_for_status().json()
@@ -300,6 +300,6 @@ def test_serve_until_interrupted(spine: Spine, tmp_path: Path) -> None:
         finally:
             process.kill()
     assert process.returncode == 0, log.read_text()
-    assert last_json(out)["uri"] == str(spine.folder("export"))
+    assert last_json(out)["uri"] == str(there)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/readyz")

@@ -77,18 +77,25 @@ class Affine(nn.Module):
 
 
 class RowGroups:
-    """Rows brought into the order of their groups (scenarios), so that each group's rows are one matrix."""
+    """Rows brought into the order of their groups (scenarios), so that each group's rows are one matrix.
+
+    Rows of one group alone, as a request's candidates are, stay where they are.
+    """
 
     def __init__(self, group_B: Tensor, groups: int):
-        self.order_B = torch.argsort(group_B, stable=True)
         self.sizes: list[int] = torch.bincount(group_B, minlength=groups).tolist()
+        several = sum(map(bool, self.sizes)) > 1
+        self.order_B = torch.argsort(group_B, stable=True) if several else None
 
     def split(self, rows_BD: Tensor) -> list[Tensor]:
         """One [rows, D] matrix per group, empty ones included."""
-        return list(rows_BD.index_select(0, self.order_B).split(self.sizes))
+        ordered_BD = rows_BD if self.order_B is None else rows_BD.index_select(0, self.order_B)
+        return list(ordered_BD.split(self.sizes))
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The rows in the batch's order again."""
+        if self.order_B is None:
+            return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
         joined = torch.cat(list(parts))
         return torch.empty_like(joined).index_copy(0, self.order_B, joined)
 

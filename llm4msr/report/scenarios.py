@@ -118,7 +118,7 @@ def layers(net: RankerNet) -> Floats:
     with torch.inference_mode():
         known_S = torch.arange(len(net.scenarios_SZ)) > 0
         code_SK = net.scenario_code(net.scenarios_SZ, known_S)
-        parts = [part for layer in net.scenario_meta.meta.layers for part in layer.generate(code_SK)]  # type: ignore[operator]
+        parts = [part for layer in net.scenario_meta.generate(code_SK) for part in layer]
     return np.concatenate([part[1:].flatten(1).double().numpy() for part in parts], axis=1)
 
 

@@ -1,17 +1,24 @@
 """The spine's bundle behind real Ray Serve, asked over HTTP."""
 
 import asyncio
+import json
+import shutil
+import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from ray.serve import get_deployment_handle
 
+import llm4msr
 from llm4msr import Config, Ranker, RankRequest, serve
 from llm4msr.errors import ConfigError
 from tests.conftest import Spine
-from tests.helpers import SAD_USER, SCENARIOS, free_port
+from tests.helpers import ROOT, SAD_USER, SCENARIOS, free_port
 
 MAX_CANDIDATES = 200
 ITEMS = [f"item-{i}" for i in range(20)]
@@ -20,7 +27,14 @@ ITEMS = [f"item-{i}" for i in range(20)]
 @pytest.fixture(scope="module")
 def config(spine: Spine) -> Config:
     """One waiting request is allowed, so that a burst overloads it."""
-    changed = {"port": free_port(), "max_candidates": MAX_CANDIDATES, "max_queued_requests": 1}
+    changed = {
+        "port": free_port(),
+        "max_candidates": MAX_CANDIDATES,
+        "max_queued_requests": 1,
+        "max_body_bytes": 20_000,
+        "timeout_s": 5,
+        "follow_s": 0.5,
+    }
     found = spine.experiment.config
     return found.model_copy(update={"serve": found.serve.model_copy(update=changed)})
 
@@ -47,6 +61,10 @@ def asked(**changes: Any) -> dict[str, Any]:
     return {"user_id": "user-2", "scenario": "films", "items": ITEMS, "context": {"device": "desktop"}} | changes
 
 
+def scores_of(answer: dict[str, Any]) -> dict[str, float]:
+    return {one["item_id"]: one["score"] for one in answer["ranked"]}
+
+
 @pytest.mark.parametrize("change", [{}, {"top_k": 3}, {"context": {}}, {"user_id": "nobody"}, {"scenario": "nowhere"}])
 def test_http_answers_what_python_answers(client: httpx.Client, ranker: Ranker, change: dict[str, Any]) -> None:
     there = client.post("/v1/rank", json=asked(**change)).raise_for_status().json()
@@ -61,7 +79,8 @@ def test_a_batch_answers_each_request_alone(client: httpx.Client) -> None:
     together = client.post("/v1/rank:batch", json={"requests": requests}).raise_for_status().json()["responses"]
     for request, answer in zip(requests, together, strict=True):
         alone = client.post("/v1/rank", json=request).raise_for_status().json()
-        assert answer | {"request_id": ""} == alone | {"request_id": ""}
+        assert scores_of(answer) == pytest.approx(scores_of(alone), abs=1e-6)
+        assert answer | {"request_id": "", "ranked": []} == alone | {"request_id": "", "ranked": []}
 
 
 def test_what_is_unknown_is_said(client: httpx.Client) -> None:
@@ -99,9 +118,31 @@ def test_a_wrong_field_in_a_batch_is_named(client: httpx.Client) -> None:
     assert answer.json()["detail"] == "context: unknown field 'weather'; this model knows: device"
 
 
-def test_what_is_no_json_is_refused(client: httpx.Client) -> None:
-    answer = client.post("/v1/rank", content=b"{", headers={"content-type": "application/json"})
-    assert answer.status_code == 422
+NO_REQUESTS = [b"{", b"", b"\xff\xfe", b"NaN", b"[" * 9_000, b'{"a":' * 3_000, b'{"top_k": 1' + b"0" * 5_000 + b"}"]
+NO_REQUESTS += [b'{"user_id": "\\ud800", "scenario": "a", "items": ["\\udfff"]}', b'{"\\ud800": NaN}', b"[1e999]"]
+
+
+@pytest.mark.parametrize("body", NO_REQUESTS, ids=lambda body: repr(body[:20]))
+def test_what_is_no_request_is_refused(client: httpx.Client, body: bytes) -> None:
+    for path in ("/v1/rank", "/v1/rank:batch"):
+        answer = client.post(path, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code in (400, 422), answer.text
+        assert len(answer.content) < 4_000
+        assert "Traceback" not in answer.text
+
+
+def test_a_body_too_large_is_refused(client: httpx.Client) -> None:
+    answer = client.post("/v1/rank", content=b" " * 20_001)
+    assert (answer.status_code, answer.json()) == (413, {"detail": "the body is larger than 20000 bytes"})
+
+
+def test_half_a_body_is_not_waited_for(config: Config, client: httpx.Client) -> None:
+    with socket.create_connection((config.serve.host, config.serve.port), timeout=30) as half:
+        half.sendall(b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        assert client.post("/v1/rank", json=asked()).status_code == 200
+        begun = time.monotonic()
+        assert half.recv(4096).startswith(b"HTTP/1.1 408 ")
+        assert time.monotonic() - begun < 25
 
 
 def test_too_many_candidates(client: httpx.Client) -> None:
@@ -117,6 +158,7 @@ def test_model_and_health(client: httpx.Client, ranker: Ranker) -> None:
     model = client.get("/v1/model").raise_for_status().json()
     assert model == ranker.info().model_dump()
     assert model["scenarios"] == list(SCENARIOS)
+    assert model["problem"] == ""
     assert (model["users"], model["users_with_knowledge"], model["items"]) == (61, 60, 40)
     assert (model["backbone"], model["knowledge"], model["context"]) == ("mmoe", "both", ["device"])
     assert client.get("/healthz").raise_for_status().json() == {"status": "ok"}
@@ -135,6 +177,7 @@ def test_request_id_comes_back(client: httpx.Client) -> None:
 
 def test_openapi_describes_the_routes(client: httpx.Client) -> None:
     document = client.get("/openapi.json").raise_for_status().json()
+    assert document == json.loads((ROOT / "llm4msr" / "openapi.json").read_text())
     assert set(document["paths"]) == {"/v1/rank", "/v1/rank:batch", "/v1/model", "/healthz", "/readyz"}
     assert set(document["components"]["schemas"]["RankRequest"]["properties"]) == {
         "user_id",
@@ -157,6 +200,60 @@ def test_overload_is_told_and_passes(client: httpx.Client, address: str) -> None
     assert set(codes) == {200, 429}, codes
     assert all(answer.headers["retry-after"] == "1" for answer in answers if answer.status_code == 429)
     assert client.post("/v1/rank", json=asked()).status_code == 200
+
+
+def ask_until(client: httpx.Client, wanted: Any, body: dict[str, Any]) -> tuple[dict[str, Any], Counter[str]]:
+    """Ask steadily until an answer is as wanted, for a minute at most; all answers' knowledge versions too."""
+    versions: Counter[str] = Counter()
+    for _ in range(3000):
+        answer = client.post("/v1/rank", json=body).raise_for_status().json()
+        versions[answer["knowledge_version"]] += 1
+        if wanted(answer):
+            return answer, versions
+        time.sleep(0.02)
+    raise AssertionError(f"waited too long; answers were of {versions}")
+
+
+def test_newer_codes_are_taken_over_without_a_restart(spine: Spine, client: httpx.Client) -> None:
+    """The extraction's codes once more, under their own version; then damaged ones, which are refused and told."""
+    before = client.post("/v1/rank", json=asked()).json()
+    assert before["knowledge_version"] == before["model_version"]
+    published = llm4msr.refresh(spine.experiment.config)
+    assert llm4msr.refresh(spine.experiment.config).reused
+    version = published.manifest.fingerprint
+    after, versions = ask_until(client, lambda a: a["knowledge_version"] == version, asked())
+    assert set(versions) == {before["model_version"], version}
+    assert scores_of(after) == pytest.approx(scores_of(before), abs=1e-6)
+    assert after["model_version"] == before["model_version"]
+
+    codes = Path(str(published.folder))
+    pointer = codes.parent / "latest.json"
+    damaged = Path(shutil.copytree(codes, codes.with_name("damaged")))
+    (damaged / "codes.arrow").write_bytes(b"x" * (codes / "codes.arrow").stat().st_size)
+    pointer.write_text('{"codes": "damaged"}')
+    for _ in range(200):
+        if problem := client.get("/v1/model").json()["problem"]:
+            break
+        time.sleep(0.1)
+    assert "damaged/codes.arrow: damaged, its checksum" in problem
+    assert client.post("/v1/rank", json=asked()).json()["knowledge_version"] == version
+    shutil.rmtree(codes.parent)
+
+
+def test_another_bundle_is_taken_over_without_a_failed_request(
+    spine: Spine, client: httpx.Client, tmp_path: Path
+) -> None:
+    other = shutil.copytree(spine.folder("export"), tmp_path / "export" / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": "other"}))
+    replica = get_deployment_handle(serve.DEPLOYMENT, serve.APP)
+    told = replica.reconfigure.remote({"bundle": str(other)})  # what Ray Serve does with a new user_config
+    ask_until(client, lambda a: a["model_version"] == "other", asked())
+    told.result()
+    replica.reconfigure.remote({"bundle": str(tmp_path / "gone")}).result()
+    model = client.get("/v1/model").json()
+    assert model["model_version"] == "other"
+    assert model["problem"].endswith("gone: not a finished bundle; give the uri that `llm4msr export` printed")
 
 
 def test_a_taken_port_is_told(config: Config, address: str) -> None:

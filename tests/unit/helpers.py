@@ -88,13 +88,15 @@ def config_of(folder: Path, storage_at: str = "", **sections: Any) -> Config:
     return Config.model_validate(document | sections)
 
 
-def shard(ids: Sequence[int], vectors: np.ndarray, errors: Sequence[str] | None = None) -> pa.Table:
+def shard(
+    ids: Sequence[int], vectors: np.ndarray, errors: Sequence[str] | None = None, raw: Sequence[str] = ()
+) -> pa.Table:
     """Rows of the knowledge store."""
     count, width = vectors.shape
     flat = pa.array(vectors.astype(np.float16).reshape(-1), pa.float16())
     columns = {
         "id": pa.array(ids, pa.int64()),
-        "raw_id": pa.array([f"raw{i}" for i in ids], pa.string()),
+        "raw_id": pa.array(raw or [f"raw{i}" for i in ids], pa.string()),
         "fingerprint": pa.array(["f"] * count, pa.string()),
         "prompt": pa.array([f"prompt {i}" for i in ids], pa.string()),
         "answer": pa.array([f"answer {i}" for i in ids], pa.string()),
@@ -122,12 +124,13 @@ def prepare_and_make_knowledge(config: Config, unknown_users: int = 3) -> tuple[
     """Prepared data, and an extraction of random vectors that failed for the last few users."""
     data = prepare(config)
     rng = np.random.default_rng(5)
-    users = storage.read_table(data.folder / "histories.parquet")["user"].to_pylist()
+    histories = storage.read_table(data.folder / "histories.parquet")
+    users, raw = histories["user"].to_pylist(), histories["user_id"].to_pylist()
     scenarios = data.manifest.info["scenarios"] - 1
     errors = [""] * (len(users) - unknown_users) + ["Boom: no answer"] * unknown_users
     parts = {
         "scenarios-000000000.parquet": shard(range(1, scenarios + 1), rng.standard_normal((scenarios, WIDTH))),
-        "users-000000000.parquet": shard(users, rng.standard_normal((len(users), WIDTH)), errors),
+        "users-000000000.parquet": shard(users, rng.standard_normal((len(users), WIDTH)), errors, raw),
     }
     return data, publish_knowledge(extract_folder(config, data), parts)
 

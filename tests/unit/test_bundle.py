@@ -7,57 +7,60 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from fastapi import HTTPException
 from pydantic import ValidationError
 
-from llm4msr import Ranker, RankRequest, bundle, storage
-from llm4msr.api import RankBatchRequest
+from llm4msr import Ranker, RankRequest, bundle, codes, id_table, knowledge, storage
 from llm4msr.batches import RowReader, to_batch
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError, StorageError
-from llm4msr.features import FeatureTables
-from llm4msr.fit import Data, weights_as_bytes
-from llm4msr.serve import RankerService
+from llm4msr.fit import Data
+from llm4msr.id_table import IdTable
+from llm4msr.selftest import SelfTest
 from llm4msr.storage import StageOutput
 from tests.unit.conftest import World
 
-KNOWLEDGE = ("none", "user", "scenario", "both", "feature")
+VARIANTS = ("none", "user", "scenario", "both", "feature")
 
 
-def config_with(world: World, knowledge: str) -> Config:
-    return world.config.model_copy(update={"model": world.config.model.model_copy(update={"knowledge": knowledge})})
+def config_with(world: World, variant: str, **model: Any) -> Config:
+    changed = world.config.model.model_copy(update={"knowledge": variant, **model})
+    return world.config.model_copy(update={"model": changed})
 
 
-def publish(world: World, knowledge: str, folder: Path) -> tuple[StageOutput, Data, torch.nn.Module]:
+def publish(world: World, variant: str, folder: Path, **model: Any) -> tuple[StageOutput, Data, Any]:
     """A bundle of a net whose parameters were moved at random, so that nothing is zero."""
-    config = config_with(world, knowledge)
+    config = config_with(world, variant, **model)
     data = Data.open(config, world.data, world.knowledge)
     net = data.new_net(config)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    weights = storage.path(folder / "weights.safetensors")
-    storage.write_bytes(weights, weights_as_bytes(net.state_dict()))
-    extracted = None if knowledge == "none" else world.knowledge
+    tables = [encoded(world.knowledge, net)] if net.uses_users else []
 
     def build(at: Any) -> storage.Built:
-        return bundle.write(config, weights, world.data, extracted, "# card", at)
+        return bundle.write(config, net, data, tables, {"model": "made-up"}, "# card", at)
 
     return storage.publish(storage.path(folder / "bundle"), "export", 1, {}, {}, build), data, net.eval()
 
 
+def encoded(output: StageOutput, net: Any) -> pa.Table:
+    """What `codes.encoded` makes on Ray."""
+    parts = [knowledge.read_part(part) for part in knowledge.user_parts(output)]
+    return codes.encode(pa.concat_tables(parts), net.eval().user_code).sort_by("id")
+
+
 @pytest.fixture(scope="module")
-def published(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[StageOutput, Data, torch.nn.Module]:
+def published(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[StageOutput, Data, Any]:
     return publish(world, "both", tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture(scope="module")
-def ranker(published: tuple[StageOutput, Data, torch.nn.Module]) -> Ranker:
+def ranker(published: tuple[StageOutput, Data, Any]) -> Ranker:
     return Ranker.load(str(published[0].folder))
 
 
 @pytest.fixture
-def copied(published: tuple[StageOutput, Data, torch.nn.Module], tmp_path: Path) -> Path:
+def copied(published: tuple[StageOutput, Data, Any], tmp_path: Path) -> Path:
     """A bundle to be damaged."""
     return Path(shutil.copytree(str(published[0].folder), tmp_path / "copy"))
 
@@ -78,9 +81,18 @@ def is_known(world: World, user: str) -> bool:
     return not next(row["error"] for row in rows if ids[row["id"]] == user)
 
 
-@pytest.mark.parametrize("knowledge", KNOWLEDGE)
-def test_scores_are_those_of_the_net_in_evaluation(world: World, tmp_path: Path, knowledge: str):
-    output, data, net = publish(world, knowledge, tmp_path)
+@pytest.mark.parametrize(
+    ("variant", "model"),
+    [
+        *((variant, {}) for variant in VARIANTS),
+        ("both", {"meta_rank": 0}),
+        ("both", {"meta_layers": 2, "fusion": "gate"}),
+        ("both", {"meta_residual": False, "fusion": "concat", "backbone": "star"}),
+        ("scenario", {"meta_layers": 2, "meta_rank": 0}),
+    ],
+)
+def test_scores_are_those_of_the_net_in_evaluation(world: World, tmp_path: Path, variant: str, model: dict[str, Any]):
+    output, data, net = publish(world, variant, tmp_path, **model)
     ranker = Ranker.load(str(output.folder))
     rows, _ = next(RowReader(world.data.folder / "test.parquet", ["device"]).batches(40, None))
     with torch.inference_mode():
@@ -155,27 +167,81 @@ def test_knowledge_is_used_for_who_has_some(ranker: Ranker, world: World):
     assert ranker.info().users_with_knowledge == 37
 
 
-def test_knowledge_enters_the_scores(ranker: Ranker, copied: Path):
-    """Another code for a user changes that user's scores and nobody else's."""
-    table = storage.read_table(storage.path(copied / "codes.parquet"))
-    users = table["user"].to_pylist()
-    codes = table["code"].combine_chunks()
-    flat = codes.flatten().to_numpy().copy().reshape(len(users), -1)
-    mine = users.index(ranker._users["u1"])
+def read_codes(folder: Any) -> pa.Table:
+    return pa.ipc.open_file(str(Path(str(folder)) / bundle.CODES)).read_all()
+
+
+def publish_codes(published: Any, folder: Path, table: pa.Table) -> str:
+    """What `refresh` publishes: these codes, for this bundle."""
+
+    def build(at: Any) -> storage.Built:
+        rows = id_table.write(at / bundle.CODES, [table], bundle.code_schema(published[0].folder))
+        return storage.Built(files={bundle.CODES: rows}, rows=rows)
+
+    return str(storage.publish(storage.path(folder), "refresh", 1, {}, {}, build).folder)
+
+
+def turned(table: pa.Table, user: str) -> pa.Table:
+    """The same codes, but the other way round for one user."""
+    flat = table["code"].combine_chunks().flatten().to_numpy().copy().reshape(table.num_rows, -1)
+    mine = table["id"].to_pylist().index(user)
     flat[mine] = -flat[mine]
     column = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1), pa.float16()), flat.shape[1])
-    storage.write_table(storage.path(copied / "codes.parquet"), pa.table({"user": users, "code": column}))
-    mend_manifest(copied, "codes.parquet")
-    other = Ranker.load(str(copied))
-    assert scores(other, request()) != scores(ranker, request())
-    assert scores(other, request(user_id="u2")) == scores(ranker, request(user_id="u2"))
+    return pa.table({"id": table["id"], "code": column})
 
 
-@pytest.mark.parametrize("knowledge", ["none", "scenario"])
-def test_a_model_without_user_level_uses_no_users_knowledge(world: World, tmp_path: Path, knowledge: str):
-    ranker = Ranker.load(str(publish(world, knowledge, tmp_path)[0].folder))
+def test_newer_codes_change_their_users_scores_and_nobody_elses(published: Any, ranker: Ranker, tmp_path: Path):
+    newer = ranker.with_codes(publish_codes(published, tmp_path / "a7", turned(read_codes(published[0].folder), "u1")))
+    assert scores(newer, request()) != scores(ranker, request())
+    assert scores(newer, request(user_id="u2")) == scores(ranker, request(user_id="u2"))
+    assert (newer.rank(request()).knowledge_version, newer.model_version) == ("a7", ranker.model_version)
+    assert ranker.rank(request()).knowledge_version == ranker.model_version
+
+
+def test_a_new_user_gets_the_default_and_after_a_refresh_the_own_code(published: Any, ranker: Ranker, tmp_path: Path):
+    assert ranker.rank(request(user_id="u1x")).knowledge == "none"
+    table = read_codes(published[0].folder)
+    copied = table.slice(table["id"].to_pylist().index("u1"), 1).set_column(
+        0, "id", pa.array(["u1x"], pa.large_string())
+    )
+    both = pa.concat_tables([table, copied]).sort_by("id")
+    newer = ranker.with_codes(publish_codes(published, tmp_path / "b", both))
+    assert newer.rank(request(user_id="u1x")).knowledge == "used"
+    assert newer.rank(request(user_id="u1x")).unknown.user
+    assert scores(newer, request(user_id="u1x")) != scores(ranker, request(user_id="u1x"))
+
+
+def test_codes_of_another_model_are_refused(world: World, published: Any, ranker: Ranker, tmp_path: Path):
+    other = publish(world, "user", tmp_path)
+    foreign = publish_codes(other, tmp_path / "foreign", read_codes(other[0].folder))
+    with pytest.raises(StorageError, match=r"foreign/codes\.arrow: codes of another model.*llm4msr refresh"):
+        ranker.with_codes(foreign)
+    with pytest.raises(StorageError, match="not a finished set of codes"):
+        ranker.with_codes(str(published[0].folder))
+
+
+def test_requests_ranked_together_score_like_each_alone(ranker: Ranker):
+    asked = [
+        request(),
+        request(user_id="u2", scenario="search", items=["i5", "odd"], context={}),
+        request(user_id="stranger", scenario="nowhere", top_k=1),
+    ]
+    together = ranker.rank_many(asked, ["a", "b", "c"])
+    for one, id_, answer in zip(asked, "abc", together, strict=True):
+        alone = ranker.rank(one, id_)
+        assert [item.item_id for item in answer.ranked] == [item.item_id for item in alone.ranked]
+        assert [i.score for i in answer.ranked] == pytest.approx([i.score for i in alone.ranked], abs=1e-6)
+        assert answer.model_copy(update={"ranked": []}) == alone.model_copy(update={"ranked": []})
+
+
+@pytest.mark.parametrize("variant", ["none", "scenario"])
+def test_a_model_without_user_level_uses_no_users_knowledge(world: World, tmp_path: Path, variant: str):
+    output, _, _ = publish(world, variant, tmp_path)
+    ranker = Ranker.load(str(output.folder))
     assert ranker.rank(request()).knowledge == "none"
     assert ranker.info().users_with_knowledge == 0
+    with pytest.raises(StorageError, match="no user level"):
+        bundle.read_coder(output.folder, ranker.config)
 
 
 def test_context_matters_and_may_be_left_out(ranker: Ranker):
@@ -215,31 +281,16 @@ def test_a_malformed_request_is_refused(bad: dict[str, Any]):
         request(**bad)
 
 
-# --- the service that Ray Serve runs ------------------------------------------------------------------------------
-
-
-def test_service_ranks_like_the_ranker_and_refuses_too_many(ranker: Ranker, published: Any):
-    service = RankerService(str(published[0].folder), max_candidates=4)
-    assert service.rank(request(), "a") == ranker.rank(request(), "a")
-    batch = service.rank_batch(RankBatchRequest(requests=[request(items=["i1"]), request(user_id="u2")]), "b")
-    expected = [ranker.rank(request(items=["i1"]), "b"), ranker.rank(request(user_id="u2"), "b")]
-    assert batch.responses == expected
-    for refused in (
-        lambda: service.rank(request(items=["a"] * 5)),
-        lambda: service.rank_batch(RankBatchRequest(requests=[request(), request()])),
-    ):
-        with pytest.raises(HTTPException, match="allowed are 4") as caught:
-            refused()
-        assert caught.value.status_code == 413
-
-
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
 def mend_manifest(folder: Path, name: str) -> None:
     """Let the manifest agree with a changed file, so that later checks are reached."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"][name]["bytes"] = (folder / name).stat().st_size
+    manifest["files"][name] |= {
+        "bytes": (folder / name).stat().st_size,
+        "digest": storage.digest_file(storage.path(folder / name)),
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -269,11 +320,11 @@ def test_damaged_bundle_json_is_refused(copied: Path, text: str):
 
 
 def test_truncated_weights_are_refused(copied: Path):
-    weights = (copied / bundle.WEIGHTS).read_bytes()
-    (copied / bundle.WEIGHTS).write_bytes(weights[:-100])
-    assert f"{copied}/{bundle.WEIGHTS}: {len(weights) - 100} bytes, not {len(weights)}" in refused(copied)
-    damage(copied, bundle.WEIGHTS, weights[:-100])
-    assert refused(copied).startswith(f"{copied}/{bundle.WEIGHTS}: does not fit bundle.json")
+    weights = (copied / bundle.NET).read_bytes()
+    (copied / bundle.NET).write_bytes(weights[:-100])
+    assert f"{copied}/{bundle.NET}: {len(weights) - 100} bytes, not {len(weights)}" in refused(copied)
+    damage(copied, bundle.NET, weights[:-100])
+    assert refused(copied).startswith(f"{copied}/{bundle.NET}: does not fit bundle.json")
 
 
 @pytest.mark.parametrize("change", [{"code_dim": 5}, {"backbone": "star"}, {"knowledge": "none"}])
@@ -281,18 +332,33 @@ def test_weights_of_another_model_are_refused(copied: Path, change: dict[str, An
     described = json.loads((copied / "bundle.json").read_text())
     described["model"] |= change
     damage(copied, "bundle.json", json.dumps(described).encode())
-    assert refused(copied).startswith(f"{copied}/{bundle.WEIGHTS}: does not fit bundle.json")
+    assert refused(copied).startswith(f"{copied}/{bundle.NET}: does not fit bundle.json")
 
 
-@pytest.mark.parametrize("name", ["users.parquet", "codes.parquet", "fields.json", "scenarios.parquet"])
+def test_a_changed_byte_is_named(copied: Path):
+    data = bytearray((copied / bundle.CODES).read_bytes())
+    data[len(data) // 2] ^= 1
+    (copied / bundle.CODES).write_bytes(data)
+    assert f"{copied}/{bundle.CODES}: damaged, its checksum is not the manifest's" in refused(copied)
+
+
+def test_other_scores_than_at_export_are_refused(copied: Path):
+    test = SelfTest.model_validate_json((copied / bundle.SELF_TEST).read_text())
+    test.cases[-1].scores[0] += 1e-3
+    damage(copied, bundle.SELF_TEST, test.model_dump_json().encode())
+    assert f"{copied}: the self-test of user '" in refused(copied)
+    assert "is off by 0.001, allowed is 1e-05" in refused(copied)
+
+
+@pytest.mark.parametrize("name", [bundle.USERS, bundle.CODES, bundle.ITEMS, bundle.SELF_TEST])
 def test_a_missing_file_is_named(copied: Path, name: str):
     (copied / name).unlink()
     assert refused(copied).startswith(f"{copied}/{name}: missing")
 
 
-@pytest.mark.parametrize("name", ["users.parquet", "items.parquet", "codes.parquet"])
+@pytest.mark.parametrize("name", [bundle.USERS, bundle.ITEMS, bundle.CODES, bundle.SELF_TEST])
 def test_a_damaged_table_is_named(copied: Path, name: str):
-    damage(copied, name, b"no parquet")
+    damage(copied, name, b"no table")
     assert refused(copied).startswith(f"{copied}/{name}: ")
 
 
@@ -303,25 +369,30 @@ def test_a_foreign_folder_is_refused(tmp_path: Path, world: World):
     assert "not a finished bundle" in refused(Path(str(world.data.folder)))
 
 
-def test_a_bundle_can_lie_on_an_object_store(published: Any, ranker: Ranker):
+def test_a_bundle_can_lie_on_an_object_store_and_is_copied_once(
+    published: Any, ranker: Ranker, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setenv("LLM4MSR_CACHE", str(tmp_path / "cache"))
     there = storage.path("memory://bundles/one")
     for file in Path(str(published[0].folder)).iterdir():
         storage.write_bytes(there / file.name, file.read_bytes())
     assert scores(Ranker.load("memory://bundles/one"), request()) == scores(ranker, request())
+    (copied,) = (f for f in (tmp_path / "cache" / "bundles").iterdir() if f.is_dir())
+    before = (copied / bundle.NET).stat().st_mtime_ns
+    Ranker.load("memory://bundles/one")
+    assert (copied / bundle.NET).stat().st_mtime_ns == before
 
 
 def test_codes_are_one_row_per_user_with_knowledge(published: Any, world: World):
-    output, data, _net = published
-    table = storage.read_table(output.folder / "codes.parquet")
-    assert table["user"].to_pylist() == np.flatnonzero(data.knowledge.known_N).tolist()
+    output, data, net = published
+    table = read_codes(output.folder)
+    ids = storage.read_table(world.data.folder / "users.parquet")["user_id"].to_pylist()
+    known = np.flatnonzero(data.knowledge.known_N)
+    assert table["id"].to_pylist() == sorted(ids[user] for user in known)
     assert table["code"].type == pa.list_(pa.float16(), world.config.model.code_dim)
     assert output.manifest.info["users_with_knowledge"] == table.num_rows == 37
-    assert output.manifest.rows == len(FeatureTables.open(output.folder).users_US) - 1
-
-
-def test_codes_do_not_depend_on_chunks(published: Any):
-    _, data, net = published
-    one, other = bundle._codes(net, data), bundle._codes(net, data, chunk=7)
-    assert one["user"].equals(other["user"])
-    first, second = (t["code"].combine_chunks().flatten().to_numpy().astype(np.float32) for t in (one, other))
-    np.testing.assert_allclose(first, second, atol=1e-3)
+    assert output.manifest.rows == len(ids) - 1
+    expected_NK = net.user_codes(*data.knowledge.lookup(torch.from_numpy(known)))
+    codes_of = IdTable(Path(str(output.folder)) / bundle.CODES)
+    for user, expected_K in zip(known, expected_NK.tolist(), strict=True):
+        assert codes_of.numbers("code", codes_of.find(ids[user])).tolist() == pytest.approx(expected_K, abs=1e-3)

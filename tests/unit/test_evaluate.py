@@ -126,18 +126,19 @@ def test_evaluate_names_the_model_that_is_not_trained(trained: Config):
         evaluate(more)
 
 
-def test_export_publishes_a_bundle_with_a_card(trained: Config):
+def test_export_finds_what_it_published(trained: Config):
+    plain = trained.using("none", 1)
     with pytest.raises(ConfigError, match="no bundle for this config yet; run `llm4msr export` first"):
-        exported(trained)
-    output = export(trained)
-    assert exported(trained).folder == output.folder
-    assert export(trained).reused
+        exported(plain)
+    output = export(plain)
+    assert exported(plain).folder == output.folder
+    assert export(plain).reused
     card = storage.read_bytes(output.folder / "README.md").decode()
     assert card.startswith("# tiny: a multi-scenario ranker")
-    assert "Backbone `mmoe`, knowledge `both`, seed 1" in card
-    assert "made-up (revision 0), pooling last" in card
+    assert "Backbone `mmoe`, knowledge `none`, seed 1" in card
+    assert "- Frozen LLM: none." in card
 
 
-def test_export_of_a_model_without_knowledge_says_so(trained: Config):
-    output = export(trained.using("none", 1))
-    assert "- Frozen LLM: none." in storage.read_bytes(output.folder / "README.md").decode()
+def test_nobody_serves_a_control(trained: Config):
+    with pytest.raises(ConfigError, match="'shuffled': wrong vectors are for measuring, not for serving"):
+        export(trained.using("shuffled", 1))

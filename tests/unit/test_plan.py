@@ -105,6 +105,7 @@ def test_a_plan_does_not_change_with_preparing(config: Config):
         ("train", {"train": ["mmoe both, seed 1"]}),
         ("evaluate", {"evaluate": "4 models on the test rows"}),
         ("export", {"export": "bundle of mmoe both, seed 1"}),
+        ("explain", {"explain": "report on mmoe both, 2 seed(s)"}),
         ("serve", {"serve": "http://127.0.0.1:8000, 1 replica(s), 1000 candidates at most"}),
     ],
 )

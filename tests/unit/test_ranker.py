@@ -5,6 +5,7 @@ import torch
 
 from llm4msr.backbones import BACKBONES
 from llm4msr.ranker import Batch, RankerNet
+from llm4msr.serving_net import ServingNet
 from tests.unit.helpers import FIELDS, WIDTH, model_config, random_batch, statistics
 
 SCENARIOS = 4
@@ -62,11 +63,13 @@ def test_a_fusion_is_its_formula(fusion: str):
     out_BO = level.meta(x_BD, code_SK[batch.scenario_B])
     if fusion == "concat":
         seen = torch.cat([logits_B[:, None], torch.nn.functional.silu(out_BO)], dim=1)
-        expected = (seen @ level.merge.weight.T + level.merge.bias)[:, 0]
+        expected = (seen @ level.fusion.merge.weight.T + level.fusion.merge.bias)[:, 0]
     else:
-        share_B = torch.sigmoid(level.gate(x_BD))[:, 0] if fusion == "gate" else torch.ones(23)
+        share_B = torch.sigmoid(level.fusion.gate(x_BD))[:, 0] if fusion == "gate" else torch.ones(23)
         expected = logits_B + share_B * out_BO[:, 0]
-    torch.testing.assert_close(level(logits_B, x_BD, code_SK, batch.scenario_B), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        level(logits_B, x_BD, level.generate(code_SK), batch.scenario_B), expected, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_without_the_residual_the_generated_layer_takes_the_features_place():
@@ -107,26 +110,33 @@ def test_vectors_of_unknown_users_do_not_matter(knowledge: str):
 @pytest.mark.parametrize("rank", [0, 3])
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))
-def test_scoring_one_users_candidates_equals_forward(knowledge: str, rank: int, layers: int, backbone: str):
-    moved = net(0.1, knowledge=knowledge, meta_rank=rank, meta_layers=layers, backbone=backbone).eval()
-    _score_one_equals_forward(moved)
+def test_the_serving_net_equals_the_trained_one(knowledge: str, rank: int, layers: int, backbone: str):
+    _serving_net_equals(knowledge=knowledge, meta_rank=rank, meta_layers=layers, backbone=backbone)
 
 
 @pytest.mark.parametrize("changes", [{"fusion": "gate"}, {"fusion": "concat"}, {"meta_residual": False}])
-def test_scoring_one_users_candidates_equals_forward_with_every_switch(changes: dict[str, object]):
-    _score_one_equals_forward(net(0.1, knowledge="both", **changes).eval())
+def test_the_serving_net_equals_the_trained_one_with_every_switch(changes: dict[str, object]):
+    _serving_net_equals(knowledge="both", **changes)
 
 
-def _score_one_equals_forward(moved: RankerNet) -> None:
-    batch = random_batch()
+def _serving_net_equals(**changes: object) -> None:
+    """For rows of all users together, and for those of each alone; who has no vector gets the default code."""
+    moved, batch = net(0.1, **changes).eval(), random_batch()
+    served = ServingNet.of(moved, FIELDS, SCENARIOS, model_config(**changes))
     with torch.inference_mode():
         expected = moved(batch if moved.uses_users else without_vectors(batch))
-        codes_NK = moved.user_codes(batch.z_NZ, batch.known_N) if moved.uses_users else None
-        for user in range(len(batch.z_NZ)):
+        code_NK = torch.zeros(len(batch.z_NZ), 0)
+        if moved.uses_users:
+            made_NK = moved.user_codes(batch.z_NZ, torch.ones_like(batch.known_N))
+            code_NK = torch.where(batch.known_N[:, None], made_NK, served.default_K)
+        together = served(batch.slots_BS, batch.scenario_B, code_NK, batch.owner_B)
+        torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-5)
+        for user in range(len(code_NK)):
             mine = batch.owner_B == user
-            code_K = None if codes_NK is None else codes_NK[user]
-            one = moved.score_one(batch.slots_BS[mine], batch.scenario_B[mine], code_K)
-            torch.testing.assert_close(one, expected[mine], atol=1e-5, rtol=1e-5)
+            alone = served(
+                batch.slots_BS[mine], batch.scenario_B[mine], code_NK[user : user + 1], batch.owner_B[mine] * 0
+            )
+            torch.testing.assert_close(alone, expected[mine], atol=1e-5, rtol=1e-5)
 
 
 @every_use

@@ -1,0 +1,84 @@
+"""Bundles to measure serving with: MovieLens-100K as `prepare` makes it, a net of the default sizes, random weights.
+
+Weights and vectors do not change what serving costs, so no LLM is asked and nothing is trained.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from llm4msr import bundle, storage
+from llm4msr.config import Config, ModelConfig
+from llm4msr.fit import Data
+from llm4msr.knowledge import KnowledgeStore
+from llm4msr.prepare import prepare
+from llm4msr.storage import Built
+
+Z = 64
+"""Width of the made-up LLM's vectors; serving never sees them."""
+
+
+def made(root: Path, name: str, seed: int = 1, **model: Any) -> str:
+    """URI of a bundle below `root`/export."""
+    config = Config.model_validate(
+        {
+            "name": name,
+            "seed": seed,
+            "storage": str(root),
+            "source": {"kind": "movielens", "path": "ml-100k"},
+            "split": {"by": "user"},
+            "model": model,
+        }
+    )
+    prepared = prepare(config)
+    data = Data.open(config.using("none", seed), prepared, None)
+    users, scenarios = len(data.tables.users_US), data.tables.scenarios
+    rng = np.random.default_rng(seed)
+    vectors = [rng.standard_normal((rows, Z)).astype(np.float16) for rows in (users, scenarios)]
+    data.knowledge = KnowledgeStore(vectors[0], np.arange(users) > 0, vectors[1])
+    net = data.new_net(config)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    codes = [_codes(net, data)] if net.uses_users else []
+
+    def build(folder: Any) -> Built:
+        return bundle.write(config, net, data, codes, {}, "# made for a benchmark", folder)
+
+    return str(storage.publish(storage.path(root) / "export" / name, "export", seed, {}, {}, build).folder)
+
+
+@torch.inference_mode()
+def _codes(net: Any, data: Data) -> pa.Table:
+    assert data.knowledge is not None
+    ids = storage.read_table(data.folder / "users.parquet", ["user_id"])["user_id"].to_pylist()
+    codes = net.eval().user_codes(*data.knowledge.lookup(torch.arange(1, len(ids)))).half().numpy()
+    column = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), codes.shape[1])
+    return pa.table({"id": pa.array(ids[1:], pa.large_string()), "code": column}).sort_by("id")
+
+
+def default_model(**changes: Any) -> ModelConfig:
+    """The model that is measured: all defaults but for these."""
+    return ModelConfig.model_validate(changes)
+
+
+def bodies(uri: str, file: Path, candidates: int = 100, requests: int = 500) -> Path:
+    """A file of rank requests, one JSON a line: real users, random items."""
+    folder = Path(uri)
+    items = storage.read_table(storage.path(folder / bundle.ITEMS), ["item_id"])["item_id"].to_pylist()[1:]
+    users = pa.ipc.open_file(str(folder / bundle.USERS)).read_all()["id"].to_pylist()
+    scenarios = bundle.read_description(folder).scenarios[1:]
+    rng = np.random.default_rng(0)
+    with file.open("w") as out:
+        for _ in range(requests):
+            asked = {
+                "user_id": users[rng.integers(len(users))],
+                "scenario": scenarios[rng.integers(len(scenarios))],
+                "items": [items[i] for i in rng.integers(len(items), size=candidates)],
+            }
+            out.write(json.dumps(asked) + "\n")
+    return file

@@ -1,0 +1,101 @@
+"""A Ray with Ray Serve and the ranker on it, deployed from a file as an operator would: `serve deploy`."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from benchmarks import _bundles
+
+
+class Endpoint:
+    """What runs, and how to change it."""
+
+    def __init__(self, root: Path, args: dict[str, Any]):
+        self.root, self.args = root, args
+        self.bundle = _bundles.made(root, "first", knowledge="both")
+        self.port, self.dashboard = free_port(), free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+
+    def deploy(self, bundle: str, in_place: bool = True) -> None:
+        """Write serve.yaml and deploy it; `in_place` changes `user_config` alone, so that no replica restarts."""
+        document = {
+            "proxy_location": "HeadOnly",
+            "http_options": {"host": "127.0.0.1", "port": self.port},
+            "logging_config": {"log_level": "ERROR", "enable_access_log": False},
+            "applications": [
+                {
+                    "name": "llm4msr",
+                    "route_prefix": "/",
+                    "import_path": "llm4msr.serve:build",
+                    "args": {"bundle": self.bundle if in_place else bundle, **self.args},
+                    "deployments": [{"name": "ranker", "user_config": {"bundle": bundle}}],
+                }
+            ],
+        }
+        file = self.root / "serve.yaml"
+        file.write_text(yaml.safe_dump(document))
+        words = [str(Path(sys.executable).with_name("serve")), "deploy", str(file)]
+        env = os.environ | {"RAY_AUTH_MODE": "token"}
+        subprocess.run([*words, "-a", f"http://127.0.0.1:{self.dashboard}"], check=True, capture_output=True, env=env)
+
+    def model(self) -> dict[str, Any]:
+        """What `GET /v1/model` says."""
+        found: dict[str, Any] = httpx.get(f"{self.address}/v1/model", timeout=30).raise_for_status().json()
+        return found
+
+    def replicas(self) -> list[int]:
+        """Process ids of the replicas."""
+        from ray.util.state import list_actors
+
+        alive = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+        return sorted(actor.pid for actor in alive if "ServeReplica" in actor.class_name)
+
+    def processes(self) -> list[int]:
+        """The same; a change tells that one died."""
+        return self.replicas()
+
+
+@contextlib.contextmanager
+def endpoint(**args: Any) -> Iterator[Endpoint]:
+    """An endpoint with these keys of [serve], up until the block ends."""
+    import ray
+    from ray import serve
+
+    os.environ |= {"RAY_worker_niceness": "0", "PYTHONPATH": os.getcwd(), "RAY_USAGE_STATS_ENABLED": "0"}
+    with tempfile.TemporaryDirectory() as folder:
+        made = Endpoint(Path(folder), args)
+        ray.init(
+            num_cpus=8,
+            include_dashboard=True,
+            dashboard_port=made.dashboard,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        try:
+            made.deploy(made.bundle)
+            for _ in range(1200):
+                with contextlib.suppress(httpx.HTTPError):
+                    if made.model() and len(made.replicas()) == args.get("replicas", 1):
+                        break
+                time.sleep(0.1)
+            yield made
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+def free_port() -> int:
+    """A port that nothing listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

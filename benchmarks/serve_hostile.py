@@ -1,0 +1,177 @@
+"""Hostile requests against a running endpoint: none may break it, and no answer may tell what is inside.
+
+Half of them are made from the committed OpenAPI document by schemathesis, valid and broken; the others are written by
+hand: huge numbers, NaN, nested bombs, wrong encodings, markup and SQL in ids, wrong methods, paths and headers.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from schemathesis import GenerationMode
+
+from benchmarks._machine import described
+from llm4msr.web import OPENAPI
+
+RESULT = Path(__file__).parent / "results" / "serve-hostile.md"
+ROUTES = (("/v1/rank", "POST"), ("/v1/rank:batch", "POST"), ("/v1/model", "GET"))
+TOLD = ("Traceback", 'File "', "site-packages", ".py:", "ray::")
+"""What only a stack trace would say."""
+
+
+class Attack(NamedTuple):
+    """One request as it goes over the wire."""
+
+    method: str
+    path: str
+    body: bytes
+    headers: dict[str, bytes]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--requests", type=int, default=20_000)
+    made.add_argument("--address", default="", help="an endpoint that is up; empty = one is started for this")
+    made.add_argument("--output", type=Path, default=RESULT)
+    return made
+
+
+def attack(address: str, requests: int) -> tuple[Counter[str], list[str]]:
+    """Answers counted by kind of request and status, and what went wrong."""
+    counts: Counter[str] = Counter()
+    wrong: list[str] = []
+    with httpx.Client(base_url=address, timeout=60) as client:
+
+        def send(kind: str, one: Attack) -> None:
+            try:
+                headers = [(name.encode(), value) for name, value in one.headers.items()]
+                request = client.build_request(one.method, one.path, content=one.body, headers=headers)
+                answer = client.send(request)
+            except (httpx.InvalidURL, httpx.LocalProtocolError, ValueError, TypeError):
+                counts[f"{kind}: no HTTP client would send it"] += 1
+                return
+            except httpx.TransportError as error:
+                counts[f"{kind}: connection closed"] += 1
+                client.get("/healthz").raise_for_status()  # closing on nonsense is fine, dying is not
+                if not isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError):
+                    wrong.append(f"{type(error).__name__} {one!r}"[:500])
+                return
+            counts[f"{kind}: {answer.status_code}"] += 1
+            if answer.status_code >= 500 or any(word in answer.text for word in TOLD):
+                wrong.append(f"{answer.status_code} {answer.text[:200]} for {one!r}"[:700])
+
+        for number, one in zip(range(requests // 2), by_hand(), strict=False):
+            send("written", one._replace(headers=one.headers | {"x-request-id": b"h%d" % number}))
+        each = requests // 2 // (2 * len(ROUTES))
+        for (path, method), mode in itertools.product(ROUTES, (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)):
+            for one in generated(path, method, mode, each):
+                send(f"generated {mode.value}", one)
+    return counts, wrong
+
+
+def generated(path: str, method: str, mode: GenerationMode, count: int) -> list[Attack]:
+    """Requests for one route, drawn from the OpenAPI document."""
+    document = json.loads(OPENAPI.read_text())
+    operation = schemathesis.openapi.from_dict(document)[path][method]
+    made: list[Attack] = []
+    checks = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+
+    @seed(1)
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=checks, phases=[Phase.generate])
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def collect(case: Any) -> None:
+        sent = case.as_transport_kwargs(base_url="http://x")
+        body = sent.get("json", sent.get("data", b""))
+        raw = body if isinstance(body, bytes) else str(body).encode("utf-8", "surrogatepass")
+        if "json" in sent:
+            raw = json.dumps(body).encode()
+        headers = {k: str(v).encode("latin-1", "replace") for k, v in dict(sent.get("headers") or {}).items()}
+        made.append(Attack(method, path, raw, headers | {"content-type": b"application/json"}))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        collect()
+    return made
+
+
+def by_hand() -> Iterator[Attack]:
+    """Without end: each nasty value in each place of a request, and bodies that are no request at all."""
+    draw = random.Random(1)
+    texts = [
+        *("", " ", "\u0000", "\ud800", "\u202eabc", "𝔘" * 60, "x" * 256, "x" * 257, "a" * 100_000, "null", "NaN"),
+        *("'; DROP TABLE users; --", '" OR 1=1', "<script>alert(1)</script>", "${jndi:ldap://x}", "{{7*7}}", "%00%n%s"),
+        *("../../etc/passwd", "file:///etc/passwd", "\r\nx: y", "user-1\n", "__class__", "🦆" * 64),
+    ]
+    numbers = [0, -1, 1, 2**31, 2**63, 2**64, 10**400, -(10**400), 1.5, 1e308, float("nan"), float("inf"), True, None]
+    values: list[Any] = [*texts, *numbers, [], {}, [[]], {"a": {"b": {}}}, ["x"] * 2_000, [None], {"": ""}]
+    nonsense = [b"", b"{", b"[]", b"null", b'"a"', b"\xff\xfe\x00", b"\xef\xbb\xbf{}", b"[" * 50_000, b'{"a":' * 20_000]
+    nonsense += [b'{"top_k": ' + b"9" * 100_000 + b"}", b'{"user_id": "\\ud800"}', b"NaN", b"-Infinity", b"0x10"]
+    nonsense += ['{"user_id": "ü"}'.encode(e) for e in ("latin-1", "utf-16", "utf-32", "utf-7")]
+    keys = ["user_id", "scenario", "items", "context", "top_k", "extra", "", "__proto__", "\ud800"]
+    content_types = [b"application/json", b"text/plain", b"application/xml", b"multipart/form-data", b"\xff", b""]
+    while True:
+        asked: dict[str, Any] = {"user_id": "1", "scenario": "Comedy", "items": ["1", "2"], "context": {}}
+        for _ in range(draw.choice((1, 1, 2, 3))):
+            asked[draw.choice(keys)] = draw.choice(values)
+        if draw.random() < 0.2 and isinstance(asked["items"], list):
+            asked["items"] = [*asked["items"], draw.choice(values)]
+        if draw.random() < 0.2:
+            asked["context"] = {draw.choice(texts): draw.choice(values)}
+        whole: Any = {"requests": [asked] * draw.choice((0, 1, 2, 300))} if draw.random() < 0.3 else asked
+        body = draw.choice(nonsense) if draw.random() < 0.3 else json.dumps(whole).encode()
+        if draw.random() < 0.1:
+            body = body[: draw.randrange(len(body) + 1)]
+        headers = (
+            {"content-type": draw.choice(content_types)}
+            if draw.random() < 0.3
+            else {"content-type": b"application/json"}
+        )
+        if draw.random() < 0.1:
+            headers["authorization"] = draw.choice((b"Bearer \xff", b"Basic x", b"", b"Bearer " + b"x" * 5_000))
+        if draw.random() < 0.1:
+            headers["x-serve-request-timeout-seconds"] = draw.choice((b"-1", b"nan", b"1e999", b"\xff"))
+        path = draw.choice(("/v1/rank", "/v1/rank", "/v1/rank:batch"))
+        method = "POST"
+        if draw.random() < 0.05:
+            path = draw.choice(
+                ("/v1/rank/../model", "/v1/%00", "/v1/" + "a" * 5_000, "/v2/rank", "//v1/rank", "/docs?x=<b>")
+            )
+        if draw.random() < 0.05:
+            method = draw.choice(("GET", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD", "TRACE", "BREW"))
+        yield Attack(method, path, body, headers)
+
+
+def main(given: argparse.Namespace) -> None:
+    if given.address:
+        counts, wrong = attack(given.address, given.requests)
+    else:
+        from benchmarks._endpoint import endpoint
+
+        with endpoint() as running:
+            before = running.processes()
+            counts, wrong = attack(running.address, given.requests)
+            if running.processes() != before:
+                wrong.append("a replica died")
+    lines = ["# Hostile requests", "", f"{sum(counts.values()):,} requests, {len(wrong)} faults.", ""]
+    lines += [
+        "| kind and answer | requests |",
+        "| --- | --- |",
+        *(f"| {k} | {n:,} |" for k, n in sorted(counts.items())),
+    ]
+    lines += ["", *(f"- {one}" for one in wrong[:20])]
+    lines += ["", f"Command: `python -m benchmarks.serve_hostile`. {described()}."]
+    given.output.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main(parser().parse_args())

@@ -1,0 +1,65 @@
+"""An asynchronous client of the endpoint: ranking with retries, and nothing else.
+
+async with RankClient("http://127.0.0.1:8000") as client:
+    answer = await client.rank(RankRequest(user_id="405", scenario="Comedy", items=["1", "8", "25"]))
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Self
+
+import httpx
+from httpx_retries import Retry, RetryTransport
+
+from llm4msr.api import TOKEN, ModelInfo, RankBatchRequest, RankBatchResponse, RankRequest, RankResponse
+
+RETRIED = (429, 500, 502, 503, 504)
+
+
+class RankClient:
+    """Ranking changes nothing, so what did not arrive is asked again: after 429 when the endpoint says, else soon.
+
+    Args:
+        address: where the endpoint is.
+        token: the API token; by default the variable LLM4MSR_API_TOKEN, where it is set.
+        retries: how often one request is asked again.
+        timeout_s: for each try.
+    """
+
+    def __init__(self, address: str, token: str | None = None, retries: int = 4, timeout_s: float = 10.0):
+        token = os.environ.get(TOKEN, "") if token is None else token
+        again = Retry(total=retries, allowed_methods=["GET", "POST"], status_forcelist=RETRIED, backoff_factor=0.1)
+        self._http = httpx.AsyncClient(
+            base_url=address,
+            timeout=timeout_s,
+            headers={"authorization": f"Bearer {token}"} if token else {},
+            transport=RetryTransport(transport=httpx.AsyncHTTPTransport(), retry=again),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._http.aclose()
+
+    async def rank(self, request: RankRequest, request_id: str = "") -> RankResponse:
+        """Rank one request.
+
+        Raises:
+            httpx.HTTPStatusError: refused, or refused after all retries; `error.response` says why.
+            httpx.TransportError: no connection after all retries.
+        """
+        return RankResponse.model_validate_json(await self._post("/v1/rank", request.model_dump_json(), request_id))
+
+    async def rank_batch(self, requests: Sequence[RankRequest], request_id: str = "") -> list[RankResponse]:
+        """Rank several requests by one and the same model; raises as `rank` does."""
+        body = RankBatchRequest(requests=list(requests)).model_dump_json()
+        return RankBatchResponse.model_validate_json(await self._post("/v1/rank:batch", body, request_id)).responses
+
+    async def model(self) -> ModelInfo:
+        """What is being served; raises as `rank` does."""
+        return ModelInfo.model_validate_json((await self._http.get("/v1/model")).raise_for_status().content)
+
+    async def _post(self, path: str, body: str, request_id: str) -> bytes:
+        headers = {"content-type": "application/json"} | ({"x-request-id": request_id} if request_id else {})
+        return (await self._http.post(path, content=body, headers=headers)).raise_for_status().content

@@ -1,0 +1,194 @@
+"""A loaded bundle that ranks: `Ranker.load(uri).rank(request)`, the same code in a notebook and behind Ray Serve.
+
+What a request costs in Python does not grow with its candidates: ids become numbers, rows and answers in calls that
+run over all of them in C. Shape suffixes: N requests, B candidates of all of them, S slots, K code width.
+"""
+
+import copy
+import uuid
+from collections.abc import Sequence
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import ValidationError
+
+from llm4msr import bundle, storage
+from llm4msr.api import ModelInfo, RankedItem, RankRequest, RankResponse, Unknown
+from llm4msr.errors import ConfigError, StorageError
+from llm4msr.features import starts
+from llm4msr.id_table import IdTable
+from llm4msr.selftest import TOLERANCE, SelfTest
+
+Ints = npt.NDArray[np.int64]
+
+
+class Ranker:
+    """See the module."""
+
+    codes: IdTable
+
+    def __init__(self, folder: Path, version: str):
+        """From a bundle's files on this machine.
+
+        Raises:
+            StorageError: a file is damaged, of another version, or the self-test gives other scores.
+        """
+        self.model_version = self.knowledge_version = version
+        self.config = bundle.read_description(folder)
+        self.net = bundle.read_net(folder, self.config)
+        self.users = IdTable(folder / bundle.USERS)
+        self.codes = bundle.read_codes(folder, folder)
+        items = storage.read_table(storage.path(folder / bundle.ITEMS))
+        ids = items["item_id"].to_pylist()
+        self._items = {raw: number for number, raw in enumerate(ids) if number}
+        self.titles: dict[str, str] = dict(zip(ids, items["title"].to_pylist(), strict=True))
+        slots = items["slots"].combine_chunks()
+        self._items_IS = slots.flatten().to_numpy().reshape(len(ids), -1)
+        self._nobody_S = starts(self.config.fields, "user")
+        self._scenarios = {name: number for number, name in enumerate(self.config.scenarios) if number}
+        self._scenario_start = int(starts(self.config.fields, "scenario")[0])
+        self._context = {n: {v: i for i, v in enumerate(known, 1)} for n, known in self.config.context.items()}
+        self._context_start = starts(self.config.fields, "context")
+        self._folder = folder
+        self._repeat_self_test()
+
+    @classmethod
+    def load(cls, uri: str, codes: str = "") -> Self:
+        """From any URI; `codes` is what `llm4msr refresh` printed, empty for the bundle's own codes.
+
+        Raises:
+            StorageError: not a finished bundle, damaged, or of another version; the message names the file.
+        """
+        folder, output = bundle.on_this_machine(uri)
+        ranker = cls(folder, output.manifest.fingerprint)
+        return ranker.with_codes(codes) if codes else ranker
+
+    def with_codes(self, uri: str) -> Self:
+        """The same model with the users' codes of newer knowledge; this one stays as it is.
+
+        Raises:
+            StorageError: not finished, damaged, or codes of another model.
+        """
+        folder, output = bundle.on_this_machine(uri, "refresh")
+        other = copy.copy(self)
+        other.codes = bundle.read_codes(folder, self._folder)
+        other.knowledge_version = output.manifest.fingerprint
+        return other
+
+    def rank(self, request: RankRequest, request_id: str = "") -> RankResponse:
+        """Score the items and sort them.
+
+        Raises:
+            ConfigError: a context field that this model does not know.
+        """
+        self.check(request)
+        return self.rank_many([request], [request_id])[0]
+
+    def check(self, request: RankRequest) -> None:
+        """Refuse what this model cannot understand.
+
+        Raises:
+            ConfigError: a context field that this model does not know.
+        """
+        if unknown := request.context.keys() - self._context.keys():
+            known = ", ".join(self._context) or "none"
+            raise ConfigError(f"context: unknown field '{min(unknown)}'; this model knows: {known}")
+
+    def rank_many(self, requests: Sequence[RankRequest], request_ids: Sequence[str]) -> list[RankResponse]:
+        """Rank several requests at once, each as if alone; unknown context fields are passed over."""
+        counts = [len(request.items) for request in requests]
+        item_B = np.fromiter(
+            chain.from_iterable(map(self._items.get, request.items, repeat(0)) for request in requests),
+            np.int64,
+            sum(counts),
+        )
+        known, code_NK = self._codes([request.user_id for request in requests])
+        scores_B = self._scores(requests, item_B, np.repeat(np.arange(len(requests)), counts), code_NK)
+        ends = np.cumsum(counts).tolist()
+        return [
+            self._answer(request, request_id or str(uuid.uuid4()), scores_B[a:b], item_B[a:b], knows)
+            for request, request_id, a, b, knows in zip(requests, request_ids, [0, *ends], ends, known, strict=False)
+        ]
+
+    def info(self) -> ModelInfo:
+        """What is loaded."""
+        return ModelInfo(
+            model_version=self.model_version,
+            knowledge_version=self.knowledge_version,
+            name=self.config.name,
+            backbone=self.config.model.backbone,
+            knowledge=self.config.model.variant,
+            scenarios=list(self._scenarios),
+            context=list(self._context),
+            users=len(self.users),
+            users_with_knowledge=len(self.codes),
+            items=len(self._items),
+        )
+
+    def _codes(self, users: Sequence[str]) -> tuple[list[bool], torch.Tensor]:
+        """Whether each user has a code, and float32 [N, K] with the learned default where not."""
+        if not self.net.uses_users:
+            return [False] * len(users), torch.zeros(len(users), 0)
+        code_NK = self.net.default_K.repeat(len(users), 1)
+        places = [self.codes.find(user) for user in users]
+        for code_K, place in zip(code_NK.numpy(), places, strict=True):
+            if place is not None:
+                code_K[:] = self.codes.numbers("code", place)
+        return [place is not None for place in places], code_NK
+
+    @torch.inference_mode()
+    def _scores(
+        self, requests: Sequence[RankRequest], item_B: Ints, owner_B: Ints, code_NK: torch.Tensor
+    ) -> npt.NDArray[np.float32]:
+        """Probabilities [B]."""
+        places = [self.users.find(request.user_id) for request in requests]
+        user_NS = np.stack([self._nobody_S if p is None else self.users.numbers("slots", p) for p in places])
+        scenario_N = np.array([self._scenarios.get(request.scenario, 0) for request in requests])
+        own_N = [[values.get(r.context.get(n, ""), 0) for n, values in self._context.items()] for r in requests]
+        context_NC = np.array(own_N, np.int64).reshape(len(requests), -1) + self._context_start
+        last_N = np.concatenate([scenario_N[:, None] + self._scenario_start, context_NC], axis=1)
+        sides = [user_NS[owner_B], self._items_IS[item_B], last_N[owner_B]]
+        slots_BS = torch.from_numpy(np.concatenate(sides, axis=1, dtype=np.int64))
+        logits_B = self.net(slots_BS, torch.from_numpy(scenario_N[owner_B]), code_NK, torch.from_numpy(owner_B))
+        return np.asarray(torch.sigmoid(logits_B))
+
+    def _answer(
+        self, request: RankRequest, request_id: str, scores_B: npt.NDArray[np.float32], item_B: Ints, knows: bool
+    ) -> RankResponse:
+        best = np.argsort(-scores_B, kind="stable")[: request.top_k]
+        items = request.items
+        unknown = Unknown.model_construct(
+            user=self.users.find(request.user_id) is None,
+            scenario=request.scenario not in self._scenarios,
+            items=[items[i] for i in np.flatnonzero(item_B == 0).tolist()],
+        )
+        return RankResponse.model_construct(
+            model_version=self.model_version,
+            knowledge_version=self.knowledge_version,
+            request_id=request_id,
+            scenario=request.scenario,
+            ranked=list(map(RankedItem, map(items.__getitem__, best.tolist()), scores_B[best].tolist())),
+            unknown=unknown,
+            knowledge="used" if knows else "none",
+        )
+
+    def _repeat_self_test(self) -> None:
+        file = self._folder / bundle.SELF_TEST
+        try:
+            cases = SelfTest.model_validate_json(file.read_bytes()).cases
+        except (OSError, ValidationError) as error:
+            raise StorageError(f"{file}: damaged ({str(error)[:200]}); export again") from None
+        for case in cases:
+            found = {one.item_id: one.score for one in self.rank(case.request).ranked}
+            expected = dict(zip(case.request.items, case.scores, strict=True))
+            worst = max(abs(found[item] - score) for item, score in expected.items())
+            if not worst <= TOLERANCE:
+                raise StorageError(
+                    f"{self._folder}: the self-test of user '{case.request.user_id}' in '{case.request.scenario}' is "
+                    f"off by {worst:.1g}, allowed is {TOLERANCE:g}: files of different models, or another version of "
+                    "torch; export again"
+                )
