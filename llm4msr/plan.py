@@ -37,6 +37,8 @@ def plan(config: Config, verb: str) -> dict[str, Any]:
         parts["evaluate"] = f"{len(compared(config))} models on the test rows"
     if verb in ("export", "run"):
         parts["export"] = f"bundle of {config.model.backbone} {config.model.variant}, seed {config.seed}"
+    if verb == "refresh":
+        parts["refresh"] = f"codes of the newest knowledge for {config.serve.bundle or 'the bundle of this config'}"
     if verb == "serve":
         s = config.serve
         parts["serve"] = f"http://{s.host}:{s.port}, {s.replicas} replica(s), {s.max_candidates} candidates at most"

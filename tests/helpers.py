@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from llm4msr import Config, load
 
 ROOT = Path(__file__).parents[1]
-VERBS = ("prepare", "extract", "train", "evaluate", "export", "run", "serve")
+VERBS = ("prepare", "extract", "train", "evaluate", "export", "refresh", "run", "serve")
 
 SCENARIOS = ("books", "films", "music")
 USERS, ITEMS = 60, 40
