@@ -57,12 +57,9 @@ class Endpoint:
         """Process ids of the replicas."""
         from ray.util.state import list_actors
 
-        alive = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+        where = f"http://127.0.0.1:{self.dashboard}"
+        alive = list_actors(address=where, filters=[("state", "=", "ALIVE")], limit=1000)
         return sorted(actor.pid for actor in alive if "ServeReplica" in actor.class_name)
-
-    def processes(self) -> list[int]:
-        """The same; a change tells that one died."""
-        return self.replicas()
 
 
 @contextlib.contextmanager

@@ -157,9 +157,9 @@ def main(given: argparse.Namespace) -> None:
         from benchmarks._endpoint import endpoint
 
         with endpoint() as running:
-            before = running.processes()
+            before = running.replicas()
             counts, wrong = attack(running.address, given.requests)
-            if running.processes() != before:
+            if running.replicas() != before:
                 wrong.append("a replica died")
     lines = ["# Hostile requests", "", f"{sum(counts.values()):,} requests, {len(wrong)} faults.", ""]
     lines += [

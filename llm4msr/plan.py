@@ -40,6 +40,8 @@ def plan(config: Config, verb: str) -> dict[str, Any]:
     if verb == "explain":
         seeds = config.evaluate.seeds or (config.seed,)
         parts["explain"] = f"report on {config.model.backbone} {config.model.variant}, {len(seeds)} seed(s)"
+    if verb == "refresh":
+        parts["refresh"] = f"codes of the newest knowledge for {config.serve.bundle or 'the bundle of this config'}"
     if verb == "serve":
         s = config.serve
         parts["serve"] = f"http://{s.host}:{s.port}, {s.replicas} replica(s), {s.max_candidates} candidates at most"

@@ -13,7 +13,7 @@ from llm4msr.render import item_prompts, user_prompts
 from tests.unit.conftest import World
 from tests.unit.helpers import config_of, write_data
 
-VERBS = ("prepare", "extract", "train", "evaluate", "export", "explain", "serve", "run")
+VERBS = ("prepare", "extract", "train", "evaluate", "export", "explain", "refresh", "serve", "run")
 
 
 @pytest.fixture
