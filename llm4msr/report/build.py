@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import pandas as pd
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 from upath import UPath
 
 from llm4msr import storage
@@ -32,7 +33,8 @@ FILES = {
 def build(data: StageOutput, knowledge: StageOutput, seeds: list[Seed], report: UPath) -> Built:
     """Write the report and, beside it, the data beneath its pictures."""
     run = Opened.read(data, knowledge, seeds)
-    with track("explain", len(run.seeds) + 4) as progress:
+    # one thread: the pieces are small, and threads that wait for each other suffer most on a busy machine
+    with threadpool_limits(1), track("explain", len(run.seeds) + 4) as progress:
         scenarios = scenario_section(run)
         progress.advance(1, "scenarios")
         users = user_section(run)
