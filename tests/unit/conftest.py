@@ -45,8 +45,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(config, *prepare_and_make_knowledge(config))
 
 
-@pytest.fixture(scope="session")
-def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, StageOutput]:
+@pytest.fixture(scope="package")
+def report(tmp_path_factory: pytest.TempPathFactory, own_cache: Path, one_thread: None) -> tuple[Config, StageOutput]:
     """The report of a finished run whose every text is hostile."""
     config = hostile_config(tmp_path_factory.mktemp("report"))
     for run in (config, config.using("none", config.seed)):
