@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Sequence
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -106,12 +106,24 @@ class Ranker:
             np.int64,
             sum(counts),
         )
-        known, code_NK = self._codes([request.user_id for request in requests])
-        scores_B = self._scores(requests, item_B, np.repeat(np.arange(len(requests)), counts), code_NK)
+        users = [request.user_id for request in requests]
+        known, code_NK = self._codes(users)
+        places = [self.users.find(user) for user in users]
+        scores_B = self._scores(requests, places, item_B, np.repeat(np.arange(len(requests)), counts), code_NK)
         ends = np.cumsum(counts).tolist()
+        unknown = [
+            Unknown.model_construct(
+                user=place is None,
+                scenario=request.scenario not in self._scenarios,
+                items=[request.items[i] for i in np.flatnonzero(item_B[a:b] == 0).tolist()],
+            )
+            for request, place, a, b in zip(requests, places, [0, *ends], ends, strict=False)
+        ]
         return [
-            self._answer(request, request_id or str(uuid.uuid4()), scores_B[a:b], item_B[a:b], knows)
-            for request, request_id, a, b, knows in zip(requests, request_ids, [0, *ends], ends, known, strict=False)
+            self._answer(request, request_id or str(uuid.uuid4()), scores_B[a:b], missing, "used" if knows else "none")
+            for request, request_id, a, b, missing, knows in zip(
+                requests, request_ids, [0, *ends], ends, unknown, known, strict=False
+            )
         ]
 
     def info(self) -> ModelInfo:
@@ -142,10 +154,14 @@ class Ranker:
 
     @torch.inference_mode()
     def _scores(
-        self, requests: Sequence[RankRequest], item_B: Ints, owner_B: Ints, code_NK: torch.Tensor
+        self,
+        requests: Sequence[RankRequest],
+        places: Sequence[tuple[int, int] | None],
+        item_B: Ints,
+        owner_B: Ints,
+        code_NK: torch.Tensor,
     ) -> npt.NDArray[np.float32]:
         """Probabilities [B]."""
-        places = [self.users.find(request.user_id) for request in requests]
         user_NS = np.stack([self._nobody_S if p is None else self.users.numbers("slots", p) for p in places])
         scenario_N = np.array([self._scenarios.get(request.scenario, 0) for request in requests])
         own_N = [[values.get(r.context.get(n, ""), 0) for n, values in self._context.items()] for r in requests]
@@ -157,23 +173,23 @@ class Ranker:
         return np.asarray(torch.sigmoid(logits_B))
 
     def _answer(
-        self, request: RankRequest, request_id: str, scores_B: npt.NDArray[np.float32], item_B: Ints, knows: bool
+        self,
+        request: RankRequest,
+        request_id: str,
+        scores_B: npt.NDArray[np.float32],
+        unknown: Unknown,
+        knowledge: Literal["used", "none"],
     ) -> RankResponse:
         best = np.argsort(-scores_B, kind="stable")[: request.top_k]
-        items = request.items
-        unknown = Unknown.model_construct(
-            user=self.users.find(request.user_id) is None,
-            scenario=request.scenario not in self._scenarios,
-            items=[items[i] for i in np.flatnonzero(item_B == 0).tolist()],
-        )
+        items = map(request.items.__getitem__, best.tolist())
         return RankResponse.model_construct(
             model_version=self.model_version,
             knowledge_version=self.knowledge_version,
             request_id=request_id,
             scenario=request.scenario,
-            ranked=list(map(RankedItem, map(items.__getitem__, best.tolist()), scores_B[best].tolist())),
+            ranked=list(map(RankedItem, items, scores_B[best].tolist())),
             unknown=unknown,
-            knowledge="used" if knows else "none",
+            knowledge=knowledge,
         )
 
     def _repeat_self_test(self) -> None:
