@@ -18,6 +18,9 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.errors import StorageError
 
+Place = tuple[int, int]
+"""Batch and row of an id."""
+
 ROWS_PER_BATCH = 1 << 20
 SAMPLED = 4096
 """One id of so many is kept in memory, so that a lookup reads a few neighbouring pages and not the whole file's."""
@@ -93,7 +96,7 @@ class IdTable:
     def __len__(self) -> int:
         return sum(map(len, self._ids))
 
-    def find(self, raw_id: str) -> tuple[int, int] | None:
+    def find(self, raw_id: str) -> Place | None:
         """Batch and row of an id, None where it is not in the table."""
         wanted = raw_id.encode()
         window = bisect_right(self._firsts, wanted) - 1
@@ -104,7 +107,7 @@ class IdTable:
         row = bisect_left(ids, wanted, first, min(first + SAMPLED, len(ids)))
         return (batch, row) if row < len(ids) and ids[row] == wanted else None
 
-    def numbers(self, column: str, place: tuple[int, int]) -> npt.NDArray[Any]:
+    def numbers(self, column: str, place: Place) -> npt.NDArray[Any]:
         """The numbers of one row, [width]: a view of the file."""
         batch, row = place
         return self._columns[column][batch][row]
