@@ -21,6 +21,7 @@ from llm4msr.api import ModelInfo, RankedItem, RankRequest, RankResponse, Unknow
 from llm4msr.errors import ConfigError, StorageError
 from llm4msr.features import starts
 from llm4msr.id_table import IdTable, Place
+from llm4msr.local_copy import on_this_machine
 from llm4msr.selftest import TOLERANCE, SelfTest
 
 Ints = npt.NDArray[np.int64]
@@ -63,7 +64,7 @@ class Ranker:
         Raises:
             StorageError: not a finished bundle, damaged, or of another version; the message names the file.
         """
-        folder, output = bundle.on_this_machine(uri)
+        folder, output = on_this_machine(uri)
         ranker = cls(folder, output.manifest.fingerprint)
         return ranker.with_codes(codes) if codes else ranker
 
@@ -73,7 +74,7 @@ class Ranker:
         Raises:
             StorageError: not finished, damaged, or codes of another model.
         """
-        folder, output = bundle.on_this_machine(uri, "refresh")
+        folder, output = on_this_machine(uri, "refresh")
         other = copy.copy(self)
         other.codes = bundle.read_codes(folder, self._folder)
         other.knowledge_version = output.manifest.fingerprint
