@@ -23,7 +23,7 @@ from benchmarks._machine import described
 from llm4msr.web import OPENAPI
 
 RESULT = Path(__file__).parent / "results" / "serve-hostile.md"
-ROUTES = (("/v1/rank", "POST"), ("/v1/rank:batch", "POST"), ("/v1/model", "GET"))
+ROUTES = (("/v1/rank", "POST"), ("/v1/rank:batch", "POST"))
 TOLD = ("Traceback", 'File "', "site-packages", ".py:", "ray::")
 """What only a stack trace would say."""
 

@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--haproxy", action="store_true", help="Ray Serve behind HAProxy instead of its own proxy")
     made.add_argument("--peer", type=Path, help="a checkout of Scenario-Wise-Rec")
     made.add_argument("--peer-python", type=Path, default=Path(sys.executable), help="an environment with its packages")
+    made.add_argument("--ways", action="store_true", help="score with torch.compile and bfloat16 too (minutes)")
     made.add_argument("--output", type=Path, default=RESULT)
     return made
 
@@ -51,12 +52,13 @@ def main(given: argparse.Namespace) -> None:
         bundles = {k: _bundles.made(root, k, backbone=given.backbone, knowledge=k) for k in ("none", "both")}
         alone = {(k, n): scoring_alone(uri, root, n) for k, uri in bundles.items() for n in (100, 1000)}
         peer = scored_by_peer(given) if given.peer else ""
+        ways = other_ways(bundles["both"], root) if given.ways else []
         bodies = _bundles.bodies(bundles["both"], root / "bodies")
         with endpoints(bundles, bodies, root) as urls:
             saturated = {name: _load.load(url, bodies, 3, clients=given.clients).rate() for name, url in urls.items()}
             half = saturated["c"] / 2
             numbers = measure(given, urls, bodies, half)
-        text = report(given, numbers, alone, half, peer)
+        text = report(given, numbers, alone, half, peer, ways)
     given.output.write_text(text)
     print(text)
 
@@ -167,6 +169,35 @@ def scoring_alone(uri: str, root: Path, candidates: int) -> dict[int, float]:
     return {q: float(np.percentile(taken, q)) for q in (50, 99)}
 
 
+def other_ways(uri: str, root: Path) -> list[tuple[str, float, dict[int, float]]]:
+    """Name, seconds to get ready, and candidates -> median milliseconds of the net alone, in turns with each other."""
+    import torch
+
+    torch.set_num_threads(1)
+    ranker, fast = Ranker.load(uri), Ranker.load(uri)
+    fast.net.compile(dynamic=True)
+    files = {n: _bundles.bodies(uri, root / f"ways-{n}", n, 100) for n in (100, 1000)}
+    requests = {n: _requests(file) for n, file in files.items()}
+    begun = time.perf_counter()
+    for ones in requests.values():
+        for one in ones[:3]:
+            fast.rank(one)
+    ready = time.perf_counter() - begun
+    taken: dict[tuple[str, int], list[float]] = {}
+    for n, ones in requests.items():
+        for one in ones:
+            for way, used in (("float32", ranker), ("torch.compile", fast), ("bfloat16", ranker)):
+                with torch.autocast("cpu", torch.bfloat16, enabled=way == "bfloat16"):
+                    begun = time.perf_counter()
+                    used.rank(one)
+                    taken.setdefault((way, n), []).append((time.perf_counter() - begun) * 1e3)
+    seconds = {"torch.compile": ready}
+    return [
+        (way, seconds.get(way, 0.0), {n: float(np.median(taken[way, n])) for n in requests})
+        for way in ("float32", "torch.compile", "bfloat16")
+    ]
+
+
 def scored_by_peer(given: argparse.Namespace) -> str:
     """(e): one line about the peer's model."""
     script = Path(__file__).with_name("_peer_score.py")
@@ -181,6 +212,7 @@ def report(
     alone: dict[tuple[str, int], dict[int, float]],
     half: float,
     peer: str,
+    ways: list[tuple[str, float, dict[int, float]]],
 ) -> str:
     names = {"a": "constant", "b": "plain backbone", "c": "knowledge `both`", "d": "FastAPI without Ray, `both`"}
     middle = {name: {k: float(np.median(v)) for k, v in found.items()} for name, found in numbers.items()}
@@ -226,7 +258,16 @@ def report(
     ]
     if peer:
         lines += [f"(e) Scenario-Wise-Rec's MMoE, scoring alone, tensors given: {peer}.", ""]
-    flags = " --haproxy" * given.haproxy + " --peer PATH" * bool(given.peer)
+    if ways:
+        lines += [
+            "Other ways to run the same net, `Ranker.rank` in turns, medians:",
+            "",
+            "| way | seconds to get ready | 100 candidates, ms | 1,000 candidates, ms |",
+            "| --- | --- | --- | --- |",
+            *(f"| {way} | {ready:.0f} | {m[100]:.2f} | {m[1000]:.2f} |" for way, ready, m in ways),
+            "",
+        ]
+    flags = " --ways" * given.ways + " --haproxy" * given.haproxy + " --peer PATH" * bool(given.peer)
     lines.append(f"Command: `python -m benchmarks.serve_load{flags}`. {described()}")
     return "\n".join(lines) + "\n"
 

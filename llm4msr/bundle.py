@@ -9,14 +9,10 @@
     selftest.json          requests and the scores that the trained net gave; every load repeats them
     README.md              the model card
 
-The files of users are memory-mapped, so a machine's replicas share one copy. A bundle that lies elsewhere (s3://)
-is first copied to this machine's cache, once for all its processes.
+The files of users are memory-mapped, so a machine's replicas share one copy.
 """
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,13 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import safetensors.torch
 import torch
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
-from llm4msr import id_table, selftest, storage, wheels
+from llm4msr import id_table, selftest, storage
 from llm4msr.config import Config, ModelConfig
 from llm4msr.errors import StorageError
 from llm4msr.features import FeatureTables, Field
@@ -39,13 +35,11 @@ from llm4msr.id_table import IdTable
 from llm4msr.meta import KnowledgeCode
 from llm4msr.ranker import RankerNet
 from llm4msr.serving_net import ServingNet
-from llm4msr.storage import Built, StageOutput
+from llm4msr.storage import Built
 
 VERSION = 3
 NET, CODER, USERS, CODES = "net.safetensors", "coder.safetensors", "users.arrow", "codes.arrow"
 ITEMS, DESCRIPTION, SELF_TEST = "items.parquet", "bundle.json", "selftest.json"
-COPIES_KEPT = 8
-"""Bundles and codes that this machine's cache keeps, the latest used."""
 
 
 class BundleConfig(BaseModel):
@@ -119,7 +113,7 @@ def _users_schema(tables: FeatureTables) -> pa.Schema:
 def _users(data: Data) -> pa.Table:
     """The users of the training rows, sorted by id; whoever is not there has the features of the unknown one."""
     raw = storage.read_table(data.folder / "users.parquet", ["user_id"])["user_id"].combine_chunks()
-    order = np.asarray(pa.compute.sort_indices(raw))
+    order = np.asarray(pc.sort_indices(raw))
     order = order[order != 0]
     slots_US = data.tables.users_US.numpy()[order].astype(np.int32)
     return pa.table({"id": raw.take(pa.array(order)).cast(pa.large_string()), "slots": _lists(slots_US)})
@@ -137,56 +131,6 @@ def _lists(rows_NW: npt.NDArray[Any]) -> pa.FixedSizeListArray:
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
-
-
-def on_this_machine(uri: str, stage: str = "export") -> tuple[Path, StageOutput]:
-    """A finished output's files as local ones, each of the size and checksum that its manifest states.
-
-    Raises:
-        StorageError: not a finished output of that stage, or a file is missing, damaged or foreign.
-    """
-    output = opened(uri, stage)
-    folder = output.folder
-    local = folder if isinstance(folder, Path) else _cached(output)
-    for name, part in output.manifest.files.items():
-        if storage.digest_file(local / name) != part.digest:
-            raise StorageError(f"{folder / name}: damaged, its checksum is not the manifest's; {stage} again")
-    return Path(local), output
-
-
-def opened(uri: str, stage: str = "export") -> StageOutput:
-    """The finished output of that stage at a URI.
-
-    Raises:
-        StorageError: there is none.
-    """
-    folder = storage.path(uri)
-    output = storage.open_output(folder)
-    if output is None or output.manifest.stage != stage:
-        what = {"export": "bundle", "refresh": "set of codes"}[stage]
-        raise StorageError(f"{folder}: not a finished {what}; give the uri that `llm4msr {stage}` printed")
-    return output
-
-
-def _cached(output: StageOutput) -> Path:
-    """A copy below this machine's cache, made once for all its processes."""
-    parts = output.manifest.files.items()
-    folder = wheels.cache_folder() / "bundles" / storage.digest_of({name: part.digest for name, part in parts})
-    folder.parent.mkdir(exist_ok=True)
-    with FileLock(folder.parent / ".lock"):
-        if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-                new = Path(aside) / "new"
-                new.mkdir()
-                for name, _ in parts:
-                    with (output.folder / name).open("rb") as there, (new / name).open("wb") as here:
-                        shutil.copyfileobj(there, here, 1 << 22)
-                new.rename(folder)
-        os.utime(folder)
-        by_age = sorted((f for f in folder.parent.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime)
-        for old in by_age[:-COPIES_KEPT]:  # who has one mapped keeps it until the process ends
-            shutil.rmtree(old, ignore_errors=True)
-    return folder
 
 
 def read_description(bundle: UPath | Path) -> BundleConfig:

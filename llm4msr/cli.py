@@ -113,8 +113,8 @@ def serve(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> 
     """Serve the exported bundle over HTTP until interrupted."""
 
     def until_interrupted(loaded: Config) -> list[StageOutput]:
-        from llm4msr.bundle import opened
         from llm4msr.export import exported
+        from llm4msr.local_copy import opened
         from llm4msr.serve import start, stop
 
         bundle = opened(loaded.serve.bundle) if loaded.serve.bundle else exported(loaded)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from llm4msr import id_table, knowledge, session
@@ -33,7 +34,7 @@ def _encode_parts(batch: pa.Table, coder: KnowledgeCode) -> pa.Table:
 @torch.inference_mode()
 def encode(part: pa.Table, coder: KnowledgeCode) -> pa.Table:
     """id large_string and code fixed_size_list<float16>[K] of the good rows of a table of `knowledge.read_part`."""
-    good = part.filter(pa.compute.equal(part["error"], ""))
+    good = part.filter(pc.equal(part["error"], ""))
     vectors = good["vector"].combine_chunks()
     z_NZ = torch.from_numpy(np.array(vectors.flatten().to_numpy()).reshape(len(good), vectors.type.list_size))
     code_NK = coder(z_NZ, torch.ones(len(good), dtype=torch.bool)).half().numpy()

@@ -18,7 +18,12 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.errors import StorageError
 
+Place = tuple[int, int]
+"""Batch and row of an id."""
+
 ROWS_PER_BATCH = 1 << 20
+SAMPLED = 4096
+"""One id of so many is kept in memory, so that a lookup reads a few neighbouring pages and not the whole file's."""
 
 
 def schema(columns: Mapping[str, pa.DataType], metadata: Mapping[str, str]) -> pa.Schema:
@@ -80,7 +85,8 @@ class IdTable:
             raise StorageError(f"{file}: not a table of ids ({error}); export again") from None
         self.metadata = {k.decode(): v.decode() for k, v in (reader.schema.metadata or {}).items()}
         self._ids = [_Ids(batch["id"]) for batch in batches]
-        self._firsts = [ids[0] for ids in self._ids]
+        self._windows = [(b, row) for b, ids in enumerate(self._ids) for row in range(0, len(ids), SAMPLED)]
+        self._firsts = [self._ids[b][row] for b, row in self._windows]
         self._columns: dict[str, list[npt.NDArray[Any]]] = {
             field.name: [_matrix(batch[field.name]) for batch in batches]
             for field in reader.schema
@@ -90,17 +96,18 @@ class IdTable:
     def __len__(self) -> int:
         return sum(map(len, self._ids))
 
-    def find(self, raw_id: str) -> tuple[int, int] | None:
+    def find(self, raw_id: str) -> Place | None:
         """Batch and row of an id, None where it is not in the table."""
         wanted = raw_id.encode()
-        batch = bisect_right(self._firsts, wanted) - 1
-        if batch < 0:
+        window = bisect_right(self._firsts, wanted) - 1
+        if window < 0:
             return None
+        batch, first = self._windows[window]
         ids = self._ids[batch]
-        row = bisect_left(ids, wanted)
+        row = bisect_left(ids, wanted, first, min(first + SAMPLED, len(ids)))
         return (batch, row) if row < len(ids) and ids[row] == wanted else None
 
-    def numbers(self, column: str, place: tuple[int, int]) -> npt.NDArray[Any]:
+    def numbers(self, column: str, place: Place) -> npt.NDArray[Any]:
         """The numbers of one row, [width]: a view of the file."""
         batch, row = place
         return self._columns[column][batch][row]

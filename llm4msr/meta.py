@@ -79,7 +79,7 @@ class MetaLayer(nn.Module):
     def generate(self, code_SK: Tensor) -> tuple[Tensor, Tensor]:
         """Weights [S, O, D] and biases [S, O] for a few codes."""
         if self.rank:
-            varied_SOD = torch.einsum("or,sr,rd->sod", self.up.weight, self.mix(code_SK), self.down.weight)
+            varied_SOD = (self.up.weight * self.mix(code_SK)[:, None]) @ self.down.weight
         else:
             varied_SOD = torch.einsum("sk,okd->sod", code_SK, self.weight_OKD)
         return self.base.weight + varied_SOD, self.base.bias + self.bias(code_SK)
@@ -126,8 +126,9 @@ Generated = list[tuple[Tensor, Tensor]]
 
 def through_generated(layers: Generated, x_BD: Tensor, group_B: Tensor) -> Tensor:
     """[B, O]: each row through the generated layers of its own group."""
-    rows = RowGroups(group_B, len(layers[0][0]))
-    parts = rows.split(x_BD)
+    groups = len(layers[0][0])
+    rows = RowGroups(group_B, groups) if groups > 1 else None
+    parts = rows.split(x_BD) if rows else [x_BD]
     for i, (weight_SOD, bias_SO) in enumerate(layers):
         parts = [F.linear(F.silu(p) if i else p, weight_SOD[s], bias_SO[s]) for s, p in enumerate(parts)]
-    return rows.join(parts)
+    return rows.join(parts) if rows else parts[0]

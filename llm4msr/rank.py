@@ -20,7 +20,8 @@ from llm4msr import bundle, storage
 from llm4msr.api import ModelInfo, RankedItem, RankRequest, RankResponse, Unknown
 from llm4msr.errors import ConfigError, StorageError
 from llm4msr.features import starts
-from llm4msr.id_table import IdTable
+from llm4msr.id_table import IdTable, Place
+from llm4msr.local_copy import on_this_machine
 from llm4msr.selftest import TOLERANCE, SelfTest
 
 Ints = npt.NDArray[np.int64]
@@ -63,7 +64,7 @@ class Ranker:
         Raises:
             StorageError: not a finished bundle, damaged, or of another version; the message names the file.
         """
-        folder, output = bundle.on_this_machine(uri)
+        folder, output = on_this_machine(uri)
         ranker = cls(folder, output.manifest.fingerprint)
         return ranker.with_codes(codes) if codes else ranker
 
@@ -73,7 +74,7 @@ class Ranker:
         Raises:
             StorageError: not finished, damaged, or codes of another model.
         """
-        folder, output = bundle.on_this_machine(uri, "refresh")
+        folder, output = on_this_machine(uri, "refresh")
         other = copy.copy(self)
         other.codes = bundle.read_codes(folder, self._folder)
         other.knowledge_version = output.manifest.fingerprint
@@ -106,12 +107,18 @@ class Ranker:
             np.int64,
             sum(counts),
         )
-        known, code_NK = self._codes([request.user_id for request in requests])
-        scores_B = self._scores(requests, item_B, np.repeat(np.arange(len(requests)), counts), code_NK)
-        ends = np.cumsum(counts).tolist()
+        owner_B = np.repeat(np.arange(len(requests)), counts)
+        users = [self.users.find(request.user_id) for request in requests]
+        codes = [self.codes.find(request.user_id) if self.net.uses_users else None for request in requests]
+        slots_BS, scenario_B = self._slots(requests, users, item_B, owner_B)
+        with torch.inference_mode():
+            logits_B = self.net(slots_BS, scenario_B, self._codes(codes), torch.from_numpy(owner_B))
+            scores_B = np.asarray(torch.sigmoid(logits_B))
+        ends = np.cumsum(counts)
+        parts = zip(np.split(item_B, ends), np.split(scores_B, ends), strict=True)
         return [
-            self._answer(request, request_id or str(uuid.uuid4()), scores_B[a:b], item_B[a:b], knows)
-            for request, request_id, a, b, knows in zip(requests, request_ids, [0, *ends], ends, known, strict=False)
+            self._answer(request, request_id or str(uuid.uuid4()), user is not None, code is not None, *part)
+            for request, request_id, user, code, part in zip(requests, request_ids, users, codes, parts, strict=False)
         ]
 
     def info(self) -> ModelInfo:
@@ -129,51 +136,52 @@ class Ranker:
             items=len(self._items),
         )
 
-    def _codes(self, users: Sequence[str]) -> tuple[list[bool], torch.Tensor]:
-        """Whether each user has a code, and float32 [N, K] with the learned default where not."""
+    def _codes(self, places: Sequence[Place | None]) -> torch.Tensor:
+        """float32 [N, K], the learned default for who has no code; [N, 0] without user level."""
         if not self.net.uses_users:
-            return [False] * len(users), torch.zeros(len(users), 0)
-        code_NK = self.net.default_K.repeat(len(users), 1)
-        places = [self.codes.find(user) for user in users]
+            return torch.zeros(len(places), 0)
+        code_NK = self.net.default_K.repeat(len(places), 1)
         for code_K, place in zip(code_NK.numpy(), places, strict=True):
             if place is not None:
                 code_K[:] = self.codes.numbers("code", place)
-        return [place is not None for place in places], code_NK
+        return code_NK
 
-    @torch.inference_mode()
-    def _scores(
-        self, requests: Sequence[RankRequest], item_B: Ints, owner_B: Ints, code_NK: torch.Tensor
-    ) -> npt.NDArray[np.float32]:
-        """Probabilities [B]."""
-        places = [self.users.find(request.user_id) for request in requests]
-        user_NS = np.stack([self._nobody_S if p is None else self.users.numbers("slots", p) for p in places])
+    def _slots(
+        self, requests: Sequence[RankRequest], users: Sequence[Place | None], item_B: Ints, owner_B: Ints
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """int64: places in the embedding table [B, S], and scenarios [B]."""
+        user_NS = np.stack([self._nobody_S if u is None else self.users.numbers("slots", u) for u in users])
         scenario_N = np.array([self._scenarios.get(request.scenario, 0) for request in requests])
         own_N = [[values.get(r.context.get(n, ""), 0) for n, values in self._context.items()] for r in requests]
         context_NC = np.array(own_N, np.int64).reshape(len(requests), -1) + self._context_start
-        last_N = np.concatenate([scenario_N[:, None] + self._scenario_start, context_NC], axis=1)
-        sides = [user_NS[owner_B], self._items_IS[item_B], last_N[owner_B]]
-        slots_BS = torch.from_numpy(np.concatenate(sides, axis=1, dtype=np.int64))
-        logits_B = self.net(slots_BS, torch.from_numpy(scenario_N[owner_B]), code_NK, torch.from_numpy(owner_B))
-        return np.asarray(torch.sigmoid(logits_B))
+        last_NS = np.concatenate([scenario_N[:, None] + self._scenario_start, context_NC], axis=1)
+        sides = [user_NS[owner_B], self._items_IS[item_B], last_NS[owner_B]]
+        slots_BS = np.concatenate(sides, axis=1, dtype=np.int64)
+        return torch.from_numpy(slots_BS), torch.from_numpy(scenario_N[owner_B])
 
     def _answer(
-        self, request: RankRequest, request_id: str, scores_B: npt.NDArray[np.float32], item_B: Ints, knows: bool
+        self,
+        request: RankRequest,
+        request_id: str,
+        user_known: bool,
+        has_code: bool,
+        item_B: Ints,
+        scores_B: npt.NDArray[np.float32],
     ) -> RankResponse:
         best = np.argsort(-scores_B, kind="stable")[: request.top_k]
         items = request.items
-        unknown = Unknown.model_construct(
-            user=self.users.find(request.user_id) is None,
-            scenario=request.scenario not in self._scenarios,
-            items=[items[i] for i in np.flatnonzero(item_B == 0).tolist()],
-        )
         return RankResponse.model_construct(
             model_version=self.model_version,
             knowledge_version=self.knowledge_version,
             request_id=request_id,
             scenario=request.scenario,
             ranked=list(map(RankedItem, map(items.__getitem__, best.tolist()), scores_B[best].tolist())),
-            unknown=unknown,
-            knowledge="used" if knows else "none",
+            unknown=Unknown.model_construct(
+                user=not user_known,
+                scenario=request.scenario not in self._scenarios,
+                items=[items[i] for i in np.flatnonzero(item_B == 0).tolist()],
+            ),
+            knowledge="used" if has_code else "none",
         )
 
     def _repeat_self_test(self) -> None:

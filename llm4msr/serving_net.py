@@ -77,11 +77,16 @@ class ServingNet(nn.Module):
         if self.config.knowledge == "feature":
             x_BD = torch.cat([x_BD, code_NK.index_select(0, owner_B)], dim=1)
         if self._bottom:
-            layer = self.user_meta.shared if self.config.meta_rank else self.user_meta.grouped
-            generated_BD = layer(x_BD, code_NK, owner_B)
-            x_BD = x_BD + generated_BD if self.config.meta_residual else F.silu(generated_BD)
+            x_BD = self._at_bottom(x_BD, code_NK, owner_B)
         logits_B = self.backbone(x_BD, scenario_B)
         return self.fusion(logits_B, x_BD, self._beside_backbone(x_BD, scenario_B)) if self._beside else logits_B
+
+    def _at_bottom(self, x_BD: Tensor, code_NK: Tensor, owner_B: Tensor) -> Tensor:
+        """One request's layer is generated; those of several share their products where the rank is low."""
+        alone = len(code_NK) == 1 or not self.config.meta_rank
+        layer = self.user_meta.grouped if alone else self.user_meta.shared
+        generated_BD = layer(x_BD, code_NK, owner_B)
+        return x_BD + generated_BD if self.config.meta_residual else F.silu(generated_BD)
 
     def _beside_backbone(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
         layers: Generated = [

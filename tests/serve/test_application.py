@@ -1,0 +1,40 @@
+"""The application as Ray Serve gets it, without one running."""
+
+from typing import Any
+
+import pytest
+import yaml
+
+from llm4msr.config import ServeConfig
+from llm4msr.errors import ConfigError
+from llm4msr.serve import build
+from tests.helpers import ROOT
+
+
+def options(**changes: Any) -> Any:
+    """What is asked of Ray Serve for the arguments of cluster/serve.yaml with changes."""
+    (application,) = yaml.safe_load((ROOT / "cluster" / "serve.yaml").read_text())["applications"]
+    built = build(ServeConfig.model_validate(application["args"] | changes))
+    return built._bound_deployment._deployment_config
+
+
+def test_the_load_decides_the_number_of_replicas_between_two_limits() -> None:
+    asked = options()
+    assert (asked.autoscaling_config.min_replicas, asked.autoscaling_config.max_replicas) == (2, 8)
+    fixed = options(max_replicas=0, replicas=3)
+    assert (fixed.num_replicas, fixed.autoscaling_config) == (3, None)
+
+
+def test_overload_is_answered_with_429_and_a_time() -> None:
+    asked = options(max_queued_requests=7, max_ongoing_requests=5)
+    assert (asked.max_queued_requests, asked.max_ongoing_requests) == (7, 5)
+    assert (asked.backpressure_config.status_code, asked.backpressure_config.retry_after_s) == (429, 1)
+
+
+def test_the_bundle_is_user_config_so_that_another_one_needs_no_restart() -> None:
+    assert options(bundle="s3://other").user_config == {"bundle": "s3://other"}
+
+
+def test_a_bundle_must_be_named() -> None:
+    with pytest.raises(ConfigError, match="'bundle' is missing; give the uri that `llm4msr export` printed"):
+        options(bundle="")
