@@ -128,7 +128,6 @@ def replica(app: FastAPI, config: ServeConfig) -> Any:
             """This replica has loaded its bundle."""
             return {"status": "ready", "model_version": self.live.ranker.model_version}
 
-    app.openapi()  # described here and kept: a route that went through pickle describes itself a little differently
     return Replica
 
 

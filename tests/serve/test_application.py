@@ -1,5 +1,6 @@
 """The application as Ray Serve gets it, without one running."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,7 +8,8 @@ import yaml
 
 from llm4msr.config import ServeConfig
 from llm4msr.errors import ConfigError
-from llm4msr.serve import build
+from llm4msr.serve import build, openapi
+from llm4msr.web import OPENAPI
 from tests.helpers import ROOT
 
 
@@ -33,6 +35,10 @@ def test_overload_is_answered_with_429_and_a_time() -> None:
 
 def test_the_bundle_is_user_config_so_that_another_one_needs_no_restart() -> None:
     assert options(bundle="s3://other").user_config == {"bundle": "s3://other"}
+
+
+def test_the_description_of_the_routes_is_the_committed_one() -> None:
+    assert json.loads(json.dumps(openapi())) == json.loads(OPENAPI.read_text())
 
 
 def test_a_bundle_must_be_named() -> None:
