@@ -4,11 +4,13 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from llm4msr import cli_knowledge
 from llm4msr import config as configs
+from llm4msr.cli_options import ConfigPath, DryRun, Overrides
 from llm4msr.config import Config
 from llm4msr.errors import LLM4MSRError
 from llm4msr.progress import say
@@ -26,12 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="TOML file: a path or any URI.")]
-Overrides = Annotated[
-    list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: train.epochs=5. Can be repeated."),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with its numbers, and do nothing.")]
+app.add_typer(cli_knowledge.app, name="knowledge")
 
 
 @app.command()

@@ -140,6 +140,9 @@ class ExtractConfig(Section):
     titles_per_scenario: int = Field(4, ge=1, le=50)
     max_prompt_tokens: int = Field(1024, ge=16)
     max_failed_fraction: float = Field(0.01, ge=0, le=1)
+    forget: str = ""
+    """URI of a file with one raw user id a line: they get no knowledge, and `knowledge prune` deletes what older
+    versions hold of them."""
     user_template: str = ""
     scenario_template: str = ""
     item_template: str = ""

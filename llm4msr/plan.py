@@ -1,5 +1,6 @@
 """What a run would do, before it does anything: stages, prompts, tokens and an estimate of time."""
 
+import math
 import os
 import time
 from typing import Any
@@ -13,7 +14,7 @@ from llm4msr.errors import ConfigError
 from llm4msr.evaluate import compared
 from llm4msr.extract import extracted
 from llm4msr.prepare import to_ask
-from llm4msr.render import item_prompts, items_to_read, shards, user_prompts
+from llm4msr.render import item_prompts, items_to_read, user_prompts, users_to_read
 
 CHARACTERS_PER_TOKEN = 4.0
 SAMPLE = 2000
@@ -51,19 +52,19 @@ def _prepare(config: Config) -> dict[str, Any]:
 
 def _extract(config: Config) -> dict[str, Any]:
     tables, fields = to_ask(config)
-    todo = shards(config, tables["histories"].num_rows, items_to_read(tables["items"]))
-    count = todo[-1]["stop"]
     of_items = config.extract.reads == "items"
+    items = items_to_read(tables["items"]) if config.extract.item_vectors == "llm" else 0
+    count = items if of_items else users_to_read(config, tables["histories"].num_rows)
     read = tables["items"].slice(1) if of_items else tables["histories"]
     chosen = read.take(np.linspace(0, count - 1, SAMPLE).astype(int)) if count > SAMPLE else read.slice(0, count)
     rendered = item_prompts(chosen, fields, config) if of_items else user_prompts(chosen, config)
-    lengths, shared, exact = _tokens(config, [row["prompt"] for row in rendered if row["prompt"]])
+    lengths, shared, exact = _tokens(config, [text for text in rendered["prompt"].to_pylist() if text])
     per_prompt = sum(lengths) / max(len(lengths), 1)
     found = {
         "engine": engine_name(config.extract),
         "model": config.extract.model,
         "prompts": count + tables["scenarios"].num_rows - 1,
-        "shards": len(todo),
+        "shards": 1 + math.ceil(count / config.extract.rows_per_shard),
         "tokens": round(per_prompt * count),
         "tokens_p50": int(np.percentile(lengths or [0], 50)),
         "tokens_p99": int(np.percentile(lengths or [0], 99)),

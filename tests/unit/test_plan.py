@@ -39,7 +39,7 @@ def test_prompts_and_tokens_are_counted(config: Config, llama: Path):
     found = plan(config, "extract")["extract"]
     tables, _ = to_ask(config)
     tokenizer = PromptTokenizer(llama, 1 << 20)
-    counts = sorted(len(tokenizer(row["prompt"])) for row in user_prompts(tables["histories"], config))
+    counts = sorted(len(tokenizer(row["prompt"])) for row in user_prompts(tables["histories"], config).to_pylist())
     assert len(counts) == 40
     assert (found["prompts"], found["shards"], found["tokens"]) == (42, 4, sum(counts))
     assert counts[0] <= found["tokens_p50"] <= found["tokens_p99"] <= counts[-1]
@@ -53,7 +53,9 @@ def test_items_are_counted_where_the_llm_reads_items(config: Config, llama: Path
     found = plan(of_items, "extract")["extract"]
     tables, fields = to_ask(config)
     tokenizer = PromptTokenizer(llama, 1 << 20)
-    counts = [len(tokenizer(row["prompt"])) for row in item_prompts(tables["items"].slice(1), fields, config)]
+    counts = [
+        len(tokenizer(row["prompt"])) for row in item_prompts(tables["items"].slice(1), fields, config).to_pylist()
+    ]
     assert (found["prompts"], found["tokens"]) == (len(counts) + 2, sum(counts))
 
 
