@@ -91,12 +91,13 @@ def reader(config: Config, revision: str) -> Reader:
     text = f"answer={e.answer_tokens}"
     of_users, of_scenarios = text if e.answers == "all" else "", text if e.answers != "none" else ""
     writes = {"users": of_users, "items": of_users, "scenarios": of_scenarios}
-    return Reader(reads=f"{revision} {e.pooling} {e.dtype}{answer}", writes=writes)
+    weights = f"{e.dtype} {e.quantization}".strip()
+    return Reader(reads=f"{revision} {e.pooling} {weights}{answer}", writes=writes)
 
 
 def _folder(config: Config, data: StageOutput) -> UPath:
     """Named by what decides the content: the prepared histories themselves, not when they were prepared."""
-    same_for = {"engine", "actors", "rows_per_shard", "max_failed_fraction", "forget"}
+    same_for = {"engine", "actors", "tensor_parallel", "rows_per_shard", "max_failed_fraction", "forget"}
     same_for |= {"user_template", "scenario_template", "item_template"}
     e = config.extract
     names, templates = ["histories", "scenarios"], {"user": e.user_template, "scenario": e.scenario_template}
@@ -205,9 +206,7 @@ def _stream(task: Task, left: list[Shard], config: Config, folder: UPath, asks: 
     import ray
 
     session.connect()
-    resources = ray.cluster_resources()
-    actors = min(config.extract.actors, len(left))
-    cpus = max(1, int(min(resources["CPU"], max(n["Resources"].get("CPU", 0) for n in ray.nodes())) // actors))
+    actors, cpus, gpus = _pool(config, [node["Resources"] for node in ray.nodes() if node["Alive"]], len(left))
     session.tell_if_busy(cpus * actors)
     items = [shard.model_dump() for shard in left]
     prompted = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -225,10 +224,23 @@ def _stream(task: Task, left: list[Shard], config: Config, folder: UPath, asks: 
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=cpus,
-        num_gpus=1 if resources.get("GPU") else 0,
+        num_gpus=gpus,
     )
     for batch in summaries.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
+
+
+def _pool(config: Config, nodes: Sequence[Mapping[str, float]], shards: int) -> tuple[int, int, int]:
+    """How many actors, and the CPUs and GPUs of each, on nodes with these resources."""
+    e = config.extract
+    gpus = e.tensor_parallel if any(node.get("GPU") for node in nodes) else 0
+    hosts = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= gpus]
+    if not hosts:
+        raise ConfigError(f"extract.tensor_parallel = {gpus}: no machine of this cluster has so many GPUs")
+    fit = sum(int(node["GPU"] // gpus) if gpus else 1 for node in hosts)
+    actors = min(fit if e.actors == "auto" else e.actors, shards)
+    each = -(-actors // len(hosts))  # of the fullest machine
+    return actors, max(1, int(min(node["CPU"] for node in hosts) // each)), gpus
 
 
 def _finished(folder: UPath, wanted: Sequence[Shard]) -> dict[str, Counts]:

@@ -10,6 +10,7 @@ bucket in little memory, whatever their number of rows. Rows are known by raw id
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple
@@ -191,9 +192,24 @@ def read(part: str, columns: Sequence[str]) -> pa.Table:
     version = where.parent.parent
     with storage.open_parquet(where, storage.repair(version, "extract", where)) as parquet:
         index = parquet.read_row_group(int(group))
-    pieces = [_rows(version, shard, rows, columns) for shard, rows in by_shard(index)]
-    table = pa.concat_tables(pieces)
+    pieces = {shard: _rows(version, shard, rows, columns) for shard, rows in by_shard(index)}
+    _refuse_other_widths(version, pieces)
+    table = pa.concat_tables(pieces.values())
     return table.append_column("id", index["id"]).select(list(columns)) if "id" in columns else table
+
+
+def _refuse_other_widths(version: UPath, pieces: Mapping[str, pa.Table]) -> None:
+    widths = {
+        shard: t.schema.field("vector").type.list_size for shard, t in pieces.items() if "vector" in t.schema.names
+    }
+    common = Counter(widths.values()).most_common()
+    if len(common) > 1:
+        odd = next(shard for shard, width in widths.items() if width == common[-1][0])
+        file = version.parent / odd
+        raise StorageError(
+            f"{file}: {widths[odd]} numbers in a vector, others of {version} have {common[0][0]}; "
+            + storage.repair(version, "extract", file)
+        )
 
 
 def by_shard(index: pa.Table) -> Iterator[tuple[str, pa.Table]]:

@@ -29,7 +29,16 @@ PREFIX_BLOCK = 32
 class VllmEngine:
     """See `llm4msr.engines.base.Engine`. vLLM either pools or generates: the other task loads the model anew."""
 
-    def __init__(self, folder: Path, pooling: Pooling, dtype: str, max_tokens: int, task: Task):
+    def __init__(
+        self,
+        folder: Path,
+        pooling: Pooling,
+        dtype: str,
+        max_tokens: int,
+        task: Task,
+        tensor_parallel: int = 1,
+        quantization: str = "",
+    ):
         try:
             import vllm
             import vllm.config.pooler
@@ -40,6 +49,7 @@ class VllmEngine:
             ) from None
         self._vllm: Any = vllm
         self._folder, self._pooling, self._dtype, self._max_tokens = folder, pooling, dtype, max_tokens
+        self._weights = {"tensor_parallel_size": tensor_parallel, "quantization": quantization or None}
         self._runner: str = ""
         self._llm: Any = None
         self._engine("generate" if task == "answers" else "pooling")
@@ -85,6 +95,7 @@ class VllmEngine:
                 enforce_eager=True,
                 enable_prefix_caching=self._pooling == "last",
                 block_size=PREFIX_BLOCK,
+                **self._weights,
                 **settings,
             )
             self._runner = runner
