@@ -1,5 +1,6 @@
 """One shard of prompts and the frozen LLM: an actor that answers or embeds its rows and writes the shard's file."""
 
+import time
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from llm4msr.config import Config
 from llm4msr.engines import Engine, Task, open_engine, open_tokenizer
 from llm4msr.increment import Reader
 from llm4msr.index import NOTHING_LIKED
+from llm4msr.meters import Meters
 from llm4msr.storage import Part
 
 PLACE: dict[Task, str] = {"answers": "work/answers", "vectors": "vectors"}
@@ -38,6 +40,7 @@ class AskLLM:
     def __init__(self, config: Config, task: Task, folder: str, asks: Reader):
         self.config, self.task, self.folder, self.asks = config, task, storage.path(folder), asks
         self.tokenizer = open_tokenizer(config.extract)
+        self.meters = Meters(task)
 
     @cached_property
     def engine(self) -> Engine:
@@ -48,6 +51,7 @@ class AskLLM:
         """Ask for each row, write the shard's file, and give back its name, rows and failed rows."""
         name = shard["file"][0].as_py()
         engine = self.engine  # opened here: an engine that cannot be opened is no matter of rows
+        begun, engine.cached_tokens = time.monotonic(), 0
         answers, errors = self._answers(name, shard["error"].to_pylist())
         after = self.config.extract.pooling == "answer" and self.task == "vectors"
         tokens = self._tokens(shard["prompt"].to_pylist(), answers if after else [""] * len(shard), errors)
@@ -61,11 +65,17 @@ class AskLLM:
             _fill(halves, tokens, errors, self._halves)
             flat = pa.array(halves.reshape(-1))
             columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, engine.width)
+        cached = engine.cached_tokens
         columns["answer"] = pa.array(answers, pa.string())
         columns["tokens"] = pa.array(list(map(len, tokens)), pa.int64())
         columns["error"] = pa.array(errors, pa.string())
         written = self._write(name, pa.table(columns))
-        summary = {"file": name} | written.model_dump() | Counts.of(errors)._asdict()
+        counts = Counts.of(errors)
+        rows = {"ok": counts.rows - counts.failed, "failed": counts.failed - counts.empty, "skipped": counts.empty}
+        read, seconds = sum(map(len, tokens)), time.monotonic() - begun
+        self.meters.count(rows, read, cached, seconds)
+        spent = {"tokens": read, "cached": cached, "seconds": seconds}
+        summary = {"file": name} | written.model_dump() | counts._asdict() | spent
         return pa.table({key: [value] for key, value in summary.items()})
 
     def _write(self, name: str, table: pa.Table) -> Part:

@@ -7,7 +7,7 @@ Two passes over the same shards, since an engine either writes or pools: `answer
 request the users' too), then `vectors`. Last, an index is written of all rows, new ones and those of earlier versions.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +27,9 @@ from llm4msr.render import items_to_read
 from llm4msr.storage import Built, Part, StageOutput
 
 VERSION = 2
+
+Spent = Counter[str]
+"""Prompt tokens, those of them from the prefix cache, and seconds of the actors."""
 
 
 def extract(config: Config) -> StageOutput:
@@ -124,10 +127,11 @@ def _build(config: Config, data: StageOutput, folder: UPath, asks: Reader) -> Bu
         passes.insert(0, ("answers", [s for s in work.shards if everyone or s.kind == "scenarios"]))
     done: dict[str, Counts] = {}
     written: dict[str, Part] = {}
+    spent: Spent = Counter()
     info: dict[str, Any] = {"version": _next_version(folder)}
     skipped = 0
     for task, wanted in passes:
-        done, written, skipped = _run(task, wanted, config, folder, asks)
+        done, written, skipped = _run(task, wanted, config, folder, asks, spent)
         if task == "answers":
             info["answers_failed"] = sum(counts.failed - counts.empty for counts in done.values())
     _refuse_failures(config, folder, done, work)
@@ -138,6 +142,7 @@ def _build(config: Config, data: StageOutput, folder: UPath, asks: Reader) -> Bu
     width = _width(_parts(folder, files, "scenarios"))
     info |= {"width": width, "scenario_width": width, "users": rows["users"], "kept": work.kept, "shards": len(done)}
     info |= {"users_without_likes": sum(one["empty"] for one in sealed), "forgotten": work.forgotten}
+    info |= {"spent": dict(spent)}  # by the actors together, in this run
     info |= {"forget": len(increment.forgotten(config))}
     if e.reads == "items":
         items = items_to_read(storage.read_table(data.folder / "items.parquet", ["f:item_id"]))
@@ -180,7 +185,7 @@ def _width(parts: list[str]) -> int:
 
 
 def _run(
-    task: Task, wanted: list[Shard], config: Config, folder: UPath, asks: Reader
+    task: Task, wanted: list[Shard], config: Config, folder: UPath, asks: Reader, spent: Spent
 ) -> tuple[dict[str, Counts], dict[str, Part], int]:
     """Counts of every wanted shard, the files that were written now, and the rows that an earlier run had finished."""
     done = _finished(folder / PLACE[task], wanted)
@@ -196,6 +201,7 @@ def _run(
                 counts = Counts(result["rows"], result["failed"], result["empty"])
                 done[result["file"]] = counts
                 written[f"{PLACE[task]}/{result['file']}"] = Part.model_validate(result)
+                spent.update({name: result[name] for name in ("tokens", "cached", "seconds")})
                 bad = counts.failed - counts.empty
                 progress.advance(counts.rows, f"({bad} failed)" if bad else "")
     return done, written, skipped

@@ -20,6 +20,9 @@ REPETITION_PENALTY = 1.15
 class Engine(Protocol):
     """One frozen LLM in one process. Engines of the same model give the same vectors (cosine > 0.999)."""
 
+    cached_tokens: int
+    """Prompt tokens of the last call that were not computed, since an earlier prompt began with them."""
+
     @property
     def width(self) -> int:
         """Width D of the hidden state."""

@@ -23,6 +23,7 @@ class TransformersEngine:
         self.model.eval().to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.pooling = pooling
+        self.cached_tokens = 0
 
     @property
     def width(self) -> int:

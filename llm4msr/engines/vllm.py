@@ -50,6 +50,7 @@ class VllmEngine:
         self._vllm: Any = vllm
         self._folder, self._pooling, self._dtype, self._max_tokens = folder, pooling, dtype, max_tokens
         self._weights = {"tensor_parallel_size": tensor_parallel, "quantization": quantization or None}
+        self.cached_tokens = 0
         self._runner: str = ""
         self._llm: Any = None
         self._engine("generate" if task == "answers" else "pooling")
@@ -68,6 +69,7 @@ class VllmEngine:
         engine = self._engine("pooling")
         engine.reset_prefix_cache()
         outputs = engine.embed([{"prompt_token_ids": ids} for ids in tokens], use_tqdm=False)
+        self.cached_tokens = sum(output.num_cached_tokens for output in outputs)
         return np.asarray([output.outputs.embedding for output in outputs], dtype=np.float32)
 
     def answers(self, tokens: Sequence[list[int]], max_tokens: int) -> list[str]:
@@ -77,6 +79,7 @@ class VllmEngine:
         )
         prompts = [{"prompt_token_ids": ids} for ids in tokens]
         outputs = self._engine("generate").generate(prompts, greedy, use_tqdm=False)
+        self.cached_tokens = sum(output.num_cached_tokens or 0 for output in outputs)
         return [output.outputs[0].text.strip() for output in outputs]
 
     def _engine(self, runner: str) -> Any:
