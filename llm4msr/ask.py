@@ -97,9 +97,16 @@ class AskLLM:
     def _tokens(self, prompts: list[str], answers: list[str], errors: list[str]) -> list[list[int]]:
         """Token ids of each good row; a row that cannot be read gets its error."""
         tokens: list[list[int]] = [[] for _ in prompts]
-        for row in [row for row, error in enumerate(errors) if not error]:
+        good = [row for row, error in enumerate(errors) if not error]
+        some = [prompts[row] for row in good], [answers[row] for row in good]
+        try:
+            together = dict(zip(good, self.tokenizer.many(*some), strict=True))
+        except Exception:  # of one of them, which is found below
+            together = {}
+        for row in good:
             try:
-                tokens[row] = self.tokenizer(prompts[row], answers[row])
+                ids = together.get(row)
+                tokens[row] = self.tokenizer(prompts[row], answers[row]) if ids is None else self.tokenizer.checked(ids)
             except Exception as error:  # whatever one prompt does, the others go on
                 errors[row] = _text(error)
         return tokens

@@ -141,6 +141,11 @@ class ExtractConfig(Section):
     """vLLM: GPUs that one engine's weights are spread over."""
     quantization: str = ""
     """vLLM: how the weights are quantised, such as `fp8`; it decides vectors too."""
+    tokens_per_second: float = Field(0, ge=0)
+    """Of one actor, without tokens from the prefix cache: for `--dry-run` alone. 0 = as an earlier version measured, or
+    estimated from this machine."""
+    actor_cost_per_hour: float = Field(0, ge=0)
+    """In whatever currency: for `--dry-run` alone."""
     rows_per_shard: int = Field(256, ge=1)
     max_users: int = Field(0, ge=0)
     titles_per_scenario: int = Field(4, ge=1, le=50)

@@ -101,6 +101,7 @@ def reader(config: Config, revision: str) -> Reader:
 def _folder(config: Config, data: StageOutput) -> UPath:
     """Named by what decides the content: the prepared histories themselves, not when they were prepared."""
     same_for = {"engine", "actors", "tensor_parallel", "rows_per_shard", "max_failed_fraction", "forget"}
+    same_for |= {"tokens_per_second", "actor_cost_per_hour"}
     same_for |= {"user_template", "scenario_template", "item_template"}
     e = config.extract
     names, templates = ["histories", "scenarios"], {"user": e.user_template, "scenario": e.scenario_template}
@@ -127,11 +128,12 @@ def _build(config: Config, data: StageOutput, folder: UPath, asks: Reader) -> Bu
         passes.insert(0, ("answers", [s for s in work.shards if everyone or s.kind == "scenarios"]))
     done: dict[str, Counts] = {}
     written: dict[str, Part] = {}
-    spent: Spent = Counter()
+    spent: dict[Task, Spent] = {}
     info: dict[str, Any] = {"version": _next_version(folder)}
     skipped = 0
     for task, wanted in passes:
-        done, written, skipped = _run(task, wanted, config, folder, asks, spent)
+        spent[task] = Counter()
+        done, written, skipped = _run(task, wanted, config, folder, asks, spent[task])
         if task == "answers":
             info["answers_failed"] = sum(counts.failed - counts.empty for counts in done.values())
     _refuse_failures(config, folder, done, work)
@@ -142,7 +144,7 @@ def _build(config: Config, data: StageOutput, folder: UPath, asks: Reader) -> Bu
     width = _width(_parts(folder, files, "scenarios"))
     info |= {"width": width, "scenario_width": width, "users": rows["users"], "kept": work.kept, "shards": len(done)}
     info |= {"users_without_likes": sum(one["empty"] for one in sealed), "forgotten": work.forgotten}
-    info |= {"spent": dict(spent)}  # by the actors together, in this run
+    info |= {"spent": {task: dict(some) for task, some in spent.items()}}  # by the actors together, in this run
     info |= {"forget": len(increment.forgotten(config))}
     if e.reads == "items":
         items = items_to_read(storage.read_table(data.folder / "items.parquet", ["f:item_id"]))

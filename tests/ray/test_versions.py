@@ -15,6 +15,7 @@ import pytest
 
 import llm4msr
 from llm4msr import cli, index, knowledge
+from llm4msr.plan import plan
 from llm4msr.storage import StageOutput
 from tests.conftest import Spine
 from tests.helpers import SAD_USER, SCENARIOS, USERS, Experiment, MakeExperiment, cosines, matrix
@@ -45,6 +46,8 @@ class Days(NamedTuple):
     experiment: Experiment
     data: Path
     forget: Path
+    planned: dict[str, Any]
+    """What `--dry-run` said before the second."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,8 @@ def days(spine: Spine, table: Path, experiment: MakeExperiment, tmp_path_factory
     data = next_day(table, folder / "table")
     after = experiment({"source.path": str(data), "storage": str(before.root), "extract.forget": str(forget)})
     llm4msr.prepare(after.config)
-    return Days(llm4msr.extract(before.config), llm4msr.extract(after.config), after, data, forget)
+    first, planned = llm4msr.extract(before.config), plan(after.config, "extract")["extract"]
+    return Days(first, llm4msr.extract(after.config), after, data, forget, planned)
 
 
 def users(output: StageOutput, *columns: str) -> pa.Table:
@@ -76,6 +80,11 @@ def test_the_next_day_asks_about_new_and_changed_users_alone(days: Days) -> None
     assert manifest.rows == len(left) + len(SCENARIOS)
     assert (manifest.info["forgotten"], manifest.info["version"]) == (2, 2)
     assert manifest.info["kept"] >= len(left) - 3
+
+
+def test_the_plan_knew_who_is_left(days: Days) -> None:
+    assert days.planned["left"] == len({*CHANGED, NEW})
+    assert days.planned["rate_is"] == f"as version {days.first.folder.name} measured"
 
 
 def test_it_equals_a_store_made_from_nothing(days: Days, experiment: MakeExperiment) -> None:

@@ -90,6 +90,18 @@ def test_a_model_that_is_not_here_is_estimated_and_not_fetched(config: Config):
     assert "(135M weights)" in plan(alias, "extract")["extract"]["estimate"]
 
 
+def test_hours_and_cost_of_a_stated_rate(config: Config):
+    stated = {"tokens_per_second": 1000, "actors": 4, "actor_cost_per_hour": 2.5}
+    found = plan(config.model_copy(update={"extract": config.extract.model_copy(update=stated)}), "extract")["extract"]
+    hours = (found["tokens"] / 1000 / 4 + module.START_SECONDS) / 3600
+    assert (found["left"], found["fresh_tokens"], found["actors"]) == (40, found["tokens"], 4)
+    assert found["hours"] == pytest.approx(hours, rel=0.01)
+    assert found["cost"] == pytest.approx(hours * 4 * 2.5, abs=0.01)
+    assert list(found["at_scale"]) == ["1e6", "1e8", "1e9"]
+    assert found["at_scale"]["1e9"]["hours"] == pytest.approx(1e9 * found["tokens"] / 40 / 4000 / 3600, rel=0.01)
+    assert "as extract.tokens_per_second states" in found["estimate"]
+
+
 def test_a_finished_extraction_is_nothing_to_do(world: World):
     assert plan(world.config, "extract")["extract"]["estimate"] == "finished already: nothing to do"
 
