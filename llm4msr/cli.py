@@ -129,7 +129,7 @@ def _execute(
 
 def _flat(found: dict[str, Any]) -> dict[str, Any]:
     numbers = found.get("extract", {})
-    return {name: numbers[name] for name in ("prompts", "tokens", "estimate") if name in numbers}
+    return {name: numbers[name] for name in ("prompts", "left", "tokens", "estimate") if name in numbers}
 
 
 def _shown(output: StageOutput) -> StageOutput:

@@ -78,7 +78,7 @@ def work_left(config: Config, data: StageOutput, folder: UPath, reader: Reader) 
     counts = {kind: index.bucket_count(stop) for kind, stop in rows.items()}
     work.buckets = [IndexFile(kind, at, count) for kind, count in counts.items() for at in range(count)]
     settled: dict[str, Any] = {"config": config, "folder_uri": str(folder), "reader": reader}
-    with track("render", max(rows.values())) as progress:
+    with track("render", sum(rows.values()) + data.manifest.info["scenarios"] - 1) as progress:
         for done in session.each(_render, todo, data_uri=str(data.folder), counts=counts, **settled):
             work.forgotten += done["forgotten"]
             progress.advance(done["rows"])

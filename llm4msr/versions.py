@@ -169,7 +169,8 @@ def pruned(config: Config, keep: int = 1, unfinished: bool = False, dry_run: boo
     """
     root = _root(config)
     there = storage.files_below(root)
-    running = set() if unfinished else {n.partition("/")[0] for n in there if n.endswith("/work/work.json")}
+    running = {n.partition("/")[0] for n in there if n.endswith("/work/work.json")}
+    running = set() if unfinished else {name for name in running if f"{name}/{MANIFEST}" not in there}
     stay, go = _divide(config, keep, running)
     in_use = {f"{version.folder.name}/{name}" for version in stay for name in (MANIFEST, *version.manifest.files)}
     doomed = [name for name in there if name not in in_use and name.partition("/")[0] not in running]
