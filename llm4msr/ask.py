@@ -14,7 +14,6 @@ from llm4msr.config import Config
 from llm4msr.engines import Engine, Task, open_engine, open_tokenizer
 from llm4msr.increment import Reader
 from llm4msr.index import NOTHING_LIKED
-from llm4msr.meters import Meters
 from llm4msr.storage import Part
 
 PLACE: dict[Task, str] = {"answers": "work/answers", "vectors": "vectors"}
@@ -39,6 +38,8 @@ class AskLLM:
 
     def __init__(self, config: Config, task: Task, folder: str, asks: Reader):
         self.config, self.task, self.folder, self.asks = config, task, storage.path(folder), asks
+        from llm4msr.meters import Meters  # imports Ray
+
         self.tokenizer = open_tokenizer(config.extract)
         self.meters = Meters(task)
 
