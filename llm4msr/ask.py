@@ -1,6 +1,7 @@
 """One shard of prompts and the frozen LLM: an actor that answers or embeds its rows and writes the shard's file."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -11,9 +12,12 @@ import pyarrow as pa
 from llm4msr import schema, storage
 from llm4msr.config import Config
 from llm4msr.engines import Engine, Task, open_engine, open_tokenizer
+from llm4msr.increment import Reader
+from llm4msr.index import NOTHING_LIKED
+from llm4msr.storage import Part
 
-NOTHING_LIKED = "nothing liked before the cut"
-"""The error of a row without a prompt. It is counted, but no retry can mend it, so it is no reason to stop."""
+PLACE: dict[Task, str] = {"answers": "work/answers", "vectors": "vectors"}
+"""Where the shards of a pass lie within a version; answers are taken over by the second pass."""
 
 
 class Counts(NamedTuple):
@@ -32,9 +36,12 @@ class Counts(NamedTuple):
 class AskLLM:
     """An actor of the pool: loads the LLM once, then answers or embeds shard after shard."""
 
-    def __init__(self, config: Config, task: Task, folder: str, reads: str):
-        self.config, self.task, self.folder, self.reads = config, task, storage.path(folder), reads
+    def __init__(self, config: Config, task: Task, folder: str, asks: Reader):
+        self.config, self.task, self.folder, self.asks = config, task, storage.path(folder), asks
+        from llm4msr.meters import Meters  # imports Ray
+
         self.tokenizer = open_tokenizer(config.extract)
+        self.meters = Meters(task)
 
     @cached_property
     def engine(self) -> Engine:
@@ -44,73 +51,89 @@ class AskLLM:
     def __call__(self, shard: pa.Table) -> pa.Table:
         """Ask for each row, write the shard's file, and give back its name, rows and failed rows."""
         name = shard["file"][0].as_py()
-        rows = shard.drop_columns("file").to_pylist()
         engine = self.engine  # opened here: an engine that cannot be opened is no matter of rows
-        self._tokenize(rows, self._answers(name))
-        if self.task == "answers":
-            _per_row(rows, "answer", lambda tokens: engine.answers(tokens, self.config.extract.answer_tokens))
-        else:
-            _per_row(rows, "vector", self._halves)
-        table = self._table(rows)
-        storage.write_table(self.folder / self.task / name, table.replace_schema_metadata({"reader": self.reads}))
-        counts = Counts.of([row["error"] for row in rows])
-        return pa.table({"file": [name]} | {key: [value] for key, value in counts._asdict().items()})
-
-    def _answers(self, name: str) -> dict[int, dict[str, str]]:
-        """Answer and error of each row as the first pass wrote them for this shard."""
-        file = self.folder / "answers" / name
-        if self.task == "answers" or not file.exists():
-            return {}
-        return {row["id"]: row for row in storage.read_table(file, ["id", "answer", "error"]).to_pylist()}
-
-    def _tokenize(self, rows: list[dict[str, Any]], answers: dict[int, dict[str, str]]) -> None:
+        begun, engine.cached_tokens = time.monotonic(), 0
+        answers, errors = self._answers(name, shard["error"].to_pylist())
         after = self.config.extract.pooling == "answer" and self.task == "vectors"
-        for row in rows:
-            answered = answers.get(row["id"], {"answer": "", "error": ""})
-            row["answer"] = answered["answer"]
-            row["error"] = row["error"] or (answered["error"] if after else "")
-            row["token_ids"] = []
-            if not row["error"]:
-                try:
-                    row["token_ids"] = self.tokenizer(row["prompt"], row["answer"] if after else "")
-                except Exception as error:  # whatever one prompt does, the others go on
-                    row["error"] = _text(error)
+        tokens = self._tokens(shard["prompt"].to_pylist(), answers if after else [""] * len(shard), errors)
+        columns = {field: shard[field] for field in ("id", "raw_id", "fingerprint", "prompt")}
+        if self.task == "answers":
+            texts = np.full(len(shard), "", object)
+            _fill(texts, tokens, errors, lambda some: engine.answers(some, self.config.extract.answer_tokens))
+            answers = texts.tolist()
+        else:
+            halves = np.zeros((len(shard), engine.width), np.float16)
+            _fill(halves, tokens, errors, self._halves)
+            flat = pa.array(halves.reshape(-1))
+            columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, engine.width)
+        cached = engine.cached_tokens
+        columns["answer"] = pa.array(answers, pa.string())
+        columns["tokens"] = pa.array(list(map(len, tokens)), pa.int64())
+        columns["error"] = pa.array(errors, pa.string())
+        written = self._write(name, pa.table(columns))
+        counts = Counts.of(errors)
+        rows = {"ok": counts.rows - counts.failed, "failed": counts.failed - counts.empty, "skipped": counts.empty}
+        read, seconds = sum(map(len, tokens)), time.monotonic() - begun
+        self.meters.count(rows, read, cached, seconds)
+        spent = {"tokens": read, "cached": cached, "seconds": seconds}
+        summary = {"file": name} | written.model_dump() | counts._asdict() | spent
+        return pa.table({key: [value] for key, value in summary.items()})
 
-    def _halves(self, tokens: list[list[int]]) -> list[npt.NDArray[np.float16]]:
+    def _write(self, name: str, table: pa.Table) -> Part:
+        if self.task == "vectors":
+            expected = schema.knowledge(self.engine.width)
+            table = schema.check(table.select(expected.names), expected, "shard")
+        about = {"reads": self.asks.reads, "writes": self.asks.writes[name.partition("-")[0]]}
+        return storage.write_table(self.folder / PLACE[self.task] / name, table.replace_schema_metadata(about))
+
+    def _answers(self, name: str, errors: list[str]) -> tuple[list[str], list[str]]:
+        """Answer of each row as the first pass wrote it for this shard; and its error, where answers are pooled."""
+        file = self.folder / PLACE["answers"] / name
+        if self.task == "answers" or not file.exists():
+            return [""] * len(errors), errors
+        first = storage.read_table(file, ["answer", "error"])
+        needed = self.config.extract.pooling == "answer"
+        return first["answer"].to_pylist(), first["error"].to_pylist() if needed else errors
+
+    def _tokens(self, prompts: list[str], answers: list[str], errors: list[str]) -> list[list[int]]:
+        """Token ids of each good row; a row that cannot be read gets its error."""
+        tokens: list[list[int]] = [[] for _ in prompts]
+        good = [row for row, error in enumerate(errors) if not error]
+        some = [prompts[row] for row in good], [answers[row] for row in good]
+        try:
+            together = dict(zip(good, self.tokenizer.many(*some), strict=True))
+        except Exception:  # of one of them, which is found below
+            together = {}
+        for row in good:
+            try:
+                ids = together.get(row)
+                tokens[row] = self.tokenizer(prompts[row], answers[row]) if ids is None else self.tokenizer.checked(ids)
+            except Exception as error:  # whatever one prompt does, the others go on
+                errors[row] = _text(error)
+        return tokens
+
+    def _halves(self, tokens: list[list[int]]) -> npt.NDArray[np.float16]:
         with np.errstate(over="ignore"):
             halves = self.engine.vectors(tokens).astype(np.float16)
         if not np.isfinite(halves).all():
             raise FloatingPointError("the hidden state is not finite in float16")
-        return list(halves)
-
-    def _table(self, rows: list[dict[str, Any]]) -> pa.Table:
-        """In the store's layout; in the first pass without vectors."""
-        width = self.engine.width if self.task == "vectors" else 0
-        zero = np.zeros(width, np.float16)
-        flat = np.concatenate([row.get("vector", zero) for row in rows]) if width else zero
-        fields = [f for f in schema.knowledge(width) if f.name not in ("vector", "tokens")]
-        columns = {f.name: pa.array([row[f.name] for row in rows], f.type) for f in fields}
-        columns["tokens"] = pa.array([len(row["token_ids"]) for row in rows], pa.int64())
-        if width:
-            columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float16()), width)
-            return schema.check(
-                pa.table(columns).select(schema.knowledge(width).names), schema.knowledge(width), "shard"
-            )
-        return pa.table(columns)
+        return halves
 
 
-def _per_row(rows: list[dict[str, Any]], key: str, ask: Callable[[list[list[int]]], Sequence[Any]]) -> None:
-    """Fill `key` of every good row; if the batch fails, each row is tried alone so that only the bad ones fail."""
-    good = [row for row in rows if not row["error"]]
+def _fill(
+    out: npt.NDArray[Any], tokens: list[list[int]], errors: list[str], ask: Callable[[list[list[int]]], Any]
+) -> None:
+    """Fill every good row; if they fail together, each is tried alone so that only the bad ones fail."""
+    good = [row for row, error in enumerate(errors) if not error]
     try:
-        for row, value in zip(good, ask([row["token_ids"] for row in good]) if good else [], strict=True):
-            row[key] = value
+        if good:
+            out[good] = ask([tokens[row] for row in good])
     except Exception:
         for row in good:
             try:
-                (row[key],) = ask([row["token_ids"]])
+                out[row] = ask([tokens[row]])[0]
             except Exception as error:
-                row["error"] = _text(error)
+                errors[row] = _text(error)
 
 
 def _text(error: Exception) -> str:

@@ -4,11 +4,13 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from llm4msr import cli_knowledge
 from llm4msr import config as configs
+from llm4msr.cli_options import ConfigPath, DryRun, Overrides
 from llm4msr.config import Config
 from llm4msr.errors import LLM4MSRError
 from llm4msr.progress import say
@@ -27,12 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="TOML file: a path or any URI.")]
-Overrides = Annotated[
-    list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: train.epochs=5. Can be repeated."),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with its numbers, and do nothing.")]
+app.add_typer(cli_knowledge.app, name="knowledge")
 
 
 @app.command()
@@ -156,7 +153,7 @@ def _execute(
 
 def _flat(found: dict[str, Any]) -> dict[str, Any]:
     numbers = found.get("extract", {})
-    return {name: numbers[name] for name in ("prompts", "tokens", "estimate") if name in numbers}
+    return {name: numbers[name] for name in ("prompts", "left", "tokens", "estimate") if name in numbers}
 
 
 def _shown(output: StageOutput) -> StageOutput:

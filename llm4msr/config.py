@@ -134,12 +134,26 @@ class ExtractConfig(Section):
     pooling: Literal["last", "mean", "answer"] = "last"
     answers: Literal["scenarios", "none", "all"] = "scenarios"
     answer_tokens: int = Field(96, ge=1, le=4096)
-    actors: int = Field(1, ge=1)
+    actors: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Engines side by side; `auto` is one for each GPU (or `tensor_parallel` of them), else one for each machine, since
+    engines that share a machine's cores gain nothing and need the memory of one more model each."""
+    tensor_parallel: int = Field(1, ge=1)
+    """vLLM: GPUs that one engine's weights are spread over."""
+    quantization: str = ""
+    """vLLM: how the weights are quantised, such as `fp8`; it decides vectors too."""
+    tokens_per_second: float = Field(0, ge=0)
+    """Of one actor, without tokens from the prefix cache: for `--dry-run` alone. 0 = as an earlier version measured, or
+    estimated from this machine."""
+    actor_cost_per_hour: float = Field(0, ge=0)
+    """In whatever currency: for `--dry-run` alone."""
     rows_per_shard: int = Field(256, ge=1)
     max_users: int = Field(0, ge=0)
     titles_per_scenario: int = Field(4, ge=1, le=50)
     max_prompt_tokens: int = Field(1024, ge=16)
     max_failed_fraction: float = Field(0.01, ge=0, le=1)
+    forget: str = ""
+    """URI of a file with one raw user id a line: they get no knowledge, and `knowledge prune` deletes what older
+    versions hold of them."""
     user_template: str = ""
     scenario_template: str = ""
     item_template: str = ""

@@ -1,29 +1,35 @@
-"""Prompts -> knowledge: Ray Data reads and renders shards of users, a pool of engine actors asks the frozen LLM.
+"""Prompts -> knowledge: what earlier versions lack is rendered, a pool of engine actors asks the frozen LLM about it.
 
-The unit of work is a shard of `rows_per_shard` users. A shard's file appears in one piece when the shard is
+The unit of work is a shard of `rows_per_shard` rows. A shard's file appears in one piece when the shard is
 finished, so a run that was interrupted, in whatever way, redoes only the shards in flight.
 
 Two passes over the same shards, since an engine either writes or pools: `answers` (the scenarios' texts, on
-request the users' too), then `vectors`.
+request the users' too), then `vectors`. Last, an index is written of all rows, new ones and those of earlier versions.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from upath import UPath
 
-from llm4msr import prompts, session, storage
-from llm4msr.ask import NOTHING_LIKED, AskLLM, Counts
+from llm4msr import increment, index, prompts, session, storage
+from llm4msr.ask import PLACE, AskLLM, Counts
 from llm4msr.config import Config
 from llm4msr.engines import Task, models
 from llm4msr.errors import ConfigError, StorageError, TooManyFailedError
+from llm4msr.increment import Reader, Shard, Work
+from llm4msr.index import NOTHING_LIKED
 from llm4msr.pool_users import pool_users
 from llm4msr.prepare import prepared
 from llm4msr.progress import say, track
-from llm4msr.render import items_to_read, render_shard, shard_name, shards
-from llm4msr.storage import Built, StageOutput
+from llm4msr.render import items_to_read
+from llm4msr.storage import Built, Part, StageOutput
 
-VERSION = 1
+VERSION = 2
+
+Spent = Counter[str]
+"""Prompt tokens, those of them from the prefix cache, and seconds of the actors."""
 
 
 def extract(config: Config) -> StageOutput:
@@ -46,9 +52,10 @@ def extract(config: Config) -> StageOutput:
             config.seed,
             settings,
             inputs,
-            lambda f: _build(config, data, f, revision),
+            lambda f: _build(config, data, f, reader(config, revision)),
             resumable=True,
         )
+    storage.remove(folder / "work")
     done = out.manifest
     if done.failed - done.info.get("users_without_likes", 0) > config.extract.max_failed_fraction * done.rows:
         raise TooManyFailedError(
@@ -71,21 +78,31 @@ def extracted(config: Config) -> StageOutput:
     """
     folder = _folder(config, prepared(config))
     found = storage.open_output(folder)
+    if found is None and (folder / "index").exists():
+        raise ConfigError(
+            f"{folder / storage.MANIFEST}: missing; run `llm4msr extract` again: it makes a new one and keeps all rows"
+        )
     if found is None:
         raise ConfigError(f"{folder}: no finished extraction for this config; run `llm4msr extract` first")
     return found
 
 
-def reader(config: Config, revision: str) -> str:
-    """Who reads a prompt, and how: with the prompt it decides the vector. The engine is left out on purpose."""
+def reader(config: Config, revision: str) -> Reader:
+    """Who reads the prompts and how: with the prompt it decides the vector. The engine is left out on purpose."""
     e = config.extract
     answer = f" answer={e.answer_tokens}" if e.pooling == "answer" else ""
-    return f"{revision} {e.pooling} {e.dtype}{answer}"
+    text = f"answer={e.answer_tokens}"
+    of_users, of_scenarios = text if e.answers == "all" else "", text if e.answers != "none" else ""
+    writes = {"users": of_users, "items": of_users, "scenarios": of_scenarios}
+    weights = f"{e.dtype} {e.quantization}".strip()
+    return Reader(reads=f"{revision} {e.pooling} {weights}{answer}", writes=writes)
 
 
 def _folder(config: Config, data: StageOutput) -> UPath:
     """Named by what decides the content: the prepared histories themselves, not when they were prepared."""
-    same_for = {"engine", "actors", "max_failed_fraction", "user_template", "scenario_template", "item_template"}
+    same_for = {"engine", "actors", "tensor_parallel", "rows_per_shard", "max_failed_fraction", "forget"}
+    same_for |= {"tokens_per_second", "actor_cost_per_hour"}
+    same_for |= {"user_template", "scenario_template", "item_template"}
     e = config.extract
     names, templates = ["histories", "scenarios"], {"user": e.user_template, "scenario": e.scenario_template}
     if e.reads == "items":
@@ -94,125 +111,168 @@ def _folder(config: Config, data: StageOutput) -> UPath:
         same_for |= {"reads", "item_vectors", "pool_dim"}
     content = [data.manifest.files[f"{name}.parquet"].digest for name in names]
     texts = [prompts.template(kind, uri).template for kind, uri in templates.items()]
-    wanted = [VERSION, e.model_dump(exclude=same_for), texts, content]
+    wanted = [VERSION, e.model_dump(exclude=same_for), texts, content, *increment.forgotten(config).to_pylist()]
     return storage.path(config.root) / "extract" / storage.digest_of(wanted)[:12]
 
 
-def _build(config: Config, data: StageOutput, folder: UPath, revision: str) -> Built:
-    items = items_to_read(storage.read_table(data.folder / "items.parquet", ["f:item_id"]))
-    todo = shards(config, data.manifest.info["histories"], items)
+def _build(config: Config, data: StageOutput, folder: UPath, asks: Reader) -> Built:
+    work = increment.work_left(config, data, folder, asks)
+    if work.kept:
+        say(
+            f"  {work.kept} rows are as an earlier version has them, {sum(s.rows for s in work.shards)} are to be asked"
+        )
     e = config.extract
     everyone = e.answers == "all" or e.pooling == "answer"
-    passes: list[tuple[Task, list[dict[str, Any]]]] = [("vectors", todo)]
+    passes: list[tuple[Task, list[Shard]]] = [("vectors", work.shards)]
     if everyone or e.answers == "scenarios":
-        passes.insert(0, ("answers", todo if everyone else todo[:1]))
+        passes.insert(0, ("answers", [s for s in work.shards if everyone or s.kind == "scenarios"]))
     done: dict[str, Counts] = {}
-    total: dict[str, Counts] = {}
+    written: dict[str, Part] = {}
+    spent: dict[Task, Spent] = {}
+    info: dict[str, Any] = {"version": _next_version(folder)}
     skipped = 0
     for task, wanted in passes:
-        done, skipped = _run(task, wanted, config, data, folder, reader(config, revision))
-        total[task] = Counts(*map(sum, zip(*done.values(), strict=True)))
-    rows, failed, empty = total["vectors"]
-    _refuse_failures(config, folder, done, total["vectors"])
-    files = {f"vectors/{name}": counts.rows for name, counts in done.items()}
-    width = _width(folder / "vectors" / shard_name(todo[0]))
-    info = {
-        "width": width,
-        "scenario_width": width,
-        "users": rows - done[shard_name(todo[0])].rows,
-        "users_without_likes": empty,
-        "shards": len(files),
+        spent[task] = Counter()
+        done, written, skipped = _run(task, wanted, config, folder, asks, spent[task])
+        if task == "answers":
+            info["answers_failed"] = sum(counts.failed - counts.empty for counts in done.values())
+    _refuse_failures(config, folder, done, work)
+    files, sealed = _seal(folder, work, written)
+    rows = {
+        kind: sum(one["rows"] for one in sealed if one["file"].startswith(f"index/{kind}-")) for kind in asks.writes
     }
+    width = _width(_parts(folder, files, "scenarios"))
+    info |= {"width": width, "scenario_width": width, "users": rows["users"], "kept": work.kept, "shards": len(done)}
+    info |= {"users_without_likes": sum(one["empty"] for one in sealed), "forgotten": work.forgotten}
+    info |= {"spent": {task: dict(some) for task, some in spent.items()}}  # by the actors together, in this run
+    info |= {"forget": len(increment.forgotten(config))}
     if e.reads == "items":
-        pooled = pool_users(config, data, folder, items)
+        items = items_to_read(storage.read_table(data.folder / "items.parquet", ["f:item_id"]))
+        pooled = pool_users(config, data, folder, items, _parts(folder, files, "items"))
         files |= pooled
-        info |= {"users": sum(pooled.values()), "items": info["users"], "width": _width(folder / min(pooled))}
-    if "answers" in total:
-        info["answers_failed"] = total["answers"].failed - total["answers"].empty
-    return Built(files=files, rows=rows, failed=failed, skipped=skipped, info=info)
+        info |= {
+            "users": sum(pooled.values()),
+            "items": rows["items"],
+            "width": _width(_parts(folder, pooled, "users")),
+        }
+    failed = sum(one["empty"] + one["failed"] for one in sealed)
+    return Built(files=files, rows=sum(rows.values()), failed=failed, skipped=skipped + work.kept, info=info)
 
 
-def _width(shard: UPath) -> int:
-    with storage.open_parquet(shard) as parquet:
-        return int(parquet.schema_arrow.field("vector").type.list_size)
+def _next_version(folder: UPath) -> int:
+    others = [v for v in folder.parent.iterdir() if v.name != folder.name] if folder.parent.exists() else []
+    return 1 + max(map(increment.version_number, others), default=0)
+
+
+def _seal(folder: UPath, work: Work, written: dict[str, Part]) -> tuple[dict[str, int | Part], list[dict[str, Any]]]:
+    """Index all rows; gives back the version's files, and the rows of each index file by state."""
+    new = defaultdict(list)
+    for shard in work.shards:
+        new[shard.todo].append(shard.name)
+    jobs = [at._asdict() | {"shards": new[at.file]} for at in work.buckets]
+    sealed = list(session.each(increment.seal, jobs, folder_uri=str(folder)))
+    files: dict[str, int | Part] = {one["file"]: Part.model_validate(one) for one in sealed}
+    for name in sorted({name for one in sealed for name in one["own"]}):
+        files[name] = written.get(name) or storage.part_of(folder / name)
+    return files, sealed
+
+
+def _parts(folder: UPath, files: Mapping[str, int | Part], kind: str) -> list[str]:
+    rows = {name: part.rows if isinstance(part, Part) else part for name, part in files.items()}
+    return index.parts(folder, rows, kind)
+
+
+def _width(parts: list[str]) -> int:
+    return int(index.read(parts[0], ["vector"])["vector"].type.list_size)
 
 
 def _run(
-    task: Task, wanted: list[dict[str, Any]], config: Config, data: StageOutput, folder: UPath, reads: str
-) -> tuple[dict[str, Counts], int]:
-    """File -> counts of every wanted shard, and how many rows an earlier run had finished."""
-    done = _finished(folder / task, reads)
-    left = [shard for shard in wanted if shard_name(shard) not in done]
+    task: Task, wanted: list[Shard], config: Config, folder: UPath, asks: Reader, spent: Spent
+) -> tuple[dict[str, Counts], dict[str, Part], int]:
+    """Counts of every wanted shard, the files that were written now, and the rows that an earlier run had finished."""
+    done = _finished(folder / PLACE[task], wanted)
+    left = [shard for shard in wanted if shard.name not in done]
     skipped = sum(counts.rows for counts in done.values())
+    written: dict[str, Part] = {}
     if left:
-        total = sum(_rows(s, data) for s in wanted)
+        total = sum(shard.rows for shard in wanted)
         if skipped:
             say(f"  {task}: {skipped} of {total} rows were finished before")
         with track(task, total, skipped) as progress:
-            for result in _stream(task, left, config, data, folder, reads):
-                name, counts = result.pop("file"), Counts(**result)
-                done[name] = counts
+            for result in _stream(task, left, config, folder, asks):
+                counts = Counts(result["rows"], result["failed"], result["empty"])
+                done[result["file"]] = counts
+                written[f"{PLACE[task]}/{result['file']}"] = Part.model_validate(result)
+                spent.update({name: result[name] for name in ("tokens", "cached", "seconds")})
                 bad = counts.failed - counts.empty
                 progress.advance(counts.rows, f"({bad} failed)" if bad else "")
-    return done, skipped
+    return done, written, skipped
 
 
-def _stream(
-    task: Task, left: list[dict[str, Any]], config: Config, data: StageOutput, folder: UPath, reads: str
-) -> Iterator[dict[str, Any]]:
-    """The Ray Data pipeline: shards -> rendered prompts -> engine actors; yields a summary per finished shard."""
+def _stream(task: Task, left: list[Shard], config: Config, folder: UPath, asks: Reader) -> Iterator[dict[str, Any]]:
+    """The Ray Data pipeline: shards -> their prompts -> engine actors; yields a summary per finished shard."""
     import ray
 
     session.connect()
-    resources = ray.cluster_resources()
-    actors = min(config.extract.actors, len(left))
-    cpus = max(1, int(min(resources["CPU"], max(n["Resources"].get("CPU", 0) for n in ray.nodes())) // actors))
+    actors, cpus, gpus = _pool(config, [node["Resources"] for node in ray.nodes() if node["Alive"]], len(left))
     session.tell_if_busy(cpus * actors)
-    rendered = ray.data.from_items(left, override_num_blocks=len(left)).map_batches(
-        render_shard,
-        fn_args=(config, str(data.folder), reads),
+    items = [shard.model_dump() for shard in left]
+    prompted = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        increment.prompts_of,
+        fn_args=(str(folder),),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=0,  # light work, and the engine's actors may hold every CPU
         compute=ray.data.TaskPoolStrategy(size=actors),
     )
-    summaries = rendered.map_batches(
+    summaries = prompted.map_batches(
         AskLLM,
-        fn_constructor_args=(config, task, str(folder), reads),
+        fn_constructor_args=(config, task, str(folder), asks),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=cpus,
-        num_gpus=1 if resources.get("GPU") else 0,
+        num_gpus=gpus,
     )
     for batch in summaries.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
 
 
-def _finished(folder: UPath, reads: str) -> dict[str, Counts]:
-    """Shard files of an earlier run that asked the same LLM in the same way and have no row to retry."""
+def _pool(config: Config, nodes: Sequence[Mapping[str, float]], shards: int) -> tuple[int, int, int]:
+    """How many actors, and the CPUs and GPUs of each, on nodes with these resources."""
+    e = config.extract
+    gpus = e.tensor_parallel if any(node.get("GPU") for node in nodes) else 0
+    hosts = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= gpus]
+    if not hosts:
+        raise ConfigError(f"extract.tensor_parallel = {gpus}: no machine of this cluster has so many GPUs")
+    fit = sum(int(node["GPU"] // gpus) if gpus else 1 for node in hosts)
+    actors = min(fit if e.actors == "auto" else e.actors, shards)
+    each = -(-actors // len(hosts))  # of the fullest machine
+    return actors, max(1, int(min(node["CPU"] for node in hosts) // each)), gpus
+
+
+def _finished(folder: UPath, wanted: Sequence[Shard]) -> dict[str, Counts]:
+    """Shards that are there and have no row to retry; a name tells the rows, and how they were read."""
+    there = storage.files_below(folder)
     done: dict[str, Counts] = {}
-    for file in sorted(folder.glob("*.parquet")) if folder.exists() else []:
-        with storage.open_parquet(file) as parquet:
-            same = (parquet.schema_arrow.metadata or {}).get(b"reader", b"").decode() == reads
-            counts = Counts.of(parquet.read(["error"])["error"].to_pylist())
-        if same and counts.failed == counts.empty:
-            done[file.name] = counts
+    for shard in wanted:
+        if shard.name in there:
+            counts = Counts.of(storage.read_table(folder / shard.name, ["error"])["error"].to_pylist())
+            if counts.failed == counts.empty:
+                done[shard.name] = counts
     return done
 
 
-def _refuse_failures(config: Config, folder: UPath, done: dict[str, Counts], total: Counts) -> None:
-    allowed, failed = config.extract.max_failed_fraction, total.failed - total.empty
-    if failed <= allowed * total.rows:
+def _refuse_failures(config: Config, folder: UPath, done: dict[str, Counts], work: Work) -> None:
+    failed = sum(counts.failed - counts.empty for counts in done.values())
+    rows = work.kept + sum(counts.rows for counts in done.values())
+    allowed = config.extract.max_failed_fraction
+    if failed <= allowed * rows:
         return
     bad = min(name for name, counts in done.items() if counts.failed > counts.empty)
     table = storage.read_table(folder / "vectors" / bad, ["raw_id", "error"]).to_pylist()
     first = next(row for row in table if row["error"] not in ("", NOTHING_LIKED))
     raise TooManyFailedError(
-        f"{folder}: {failed} of {total.rows} rows failed, allowed is {allowed:g} of them; first: "
+        f"{folder}: {failed} of {rows} rows failed, allowed is {allowed:g} of them; first: "
         f"'{first['raw_id']}' in {bad}: {first['error']}. Good shards are kept; run again to retry the others"
     )
-
-
-def _rows(shard: Mapping[str, Any], data: StageOutput) -> int:
-    return data.manifest.info["scenarios"] - 1 if shard["kind"] == "scenarios" else shard["stop"] - shard["start"]

@@ -13,9 +13,8 @@ import pyarrow as pa
 import torch
 from filelock import FileLock
 from torch import Tensor
-from upath import UPath
 
-from llm4msr import storage, wheels
+from llm4msr import index, storage, wheels
 from llm4msr.errors import StorageError
 from llm4msr.ranker import KnowledgeStatistics
 from llm4msr.storage import StageOutput
@@ -35,15 +34,11 @@ class KnowledgeStore:
         """From a finished extraction; `users` and `scenarios` count the unknown one.
 
         Raises:
-            StorageError: a shard is of another width or knows ids beyond these counts.
+            StorageError: a shard is missing, damaged, of another width or model, or knows ids beyond these counts.
         """
         info = output.manifest.info
         width = int(info["width"])
-        cached = (
-            wheels.cache_folder()
-            / "knowledge"
-            / storage.digest_of({name: part.digest for name, part in output.manifest.files.items()} | {"rows": users})
-        )
+        cached = cache_of(output).with_suffix(f".{users}")
         cached.parent.mkdir(exist_ok=True)
         with FileLock(f"{cached}.lock"):
             if not cached.exists():
@@ -51,11 +46,11 @@ class KnowledgeStore:
                     new = Path(aside) / "new"
                     new.mkdir()
                     users_NZ = np.lib.format.open_memmap(new / "users.npy", "w+", np.float16, (users, width))
-                    np.save(new / "known.npy", _fill(users_NZ, _shards(output, "users-")))
+                    np.save(new / "known.npy", _fill(users_NZ, user_parts(output)))
                     users_NZ.flush()
                     new.rename(cached)
         scenarios_SZ = np.zeros((scenarios, int(info.get("scenario_width", width))), np.float16)
-        _fill(scenarios_SZ, _shards(output, "scenarios-"))
+        _fill(scenarios_SZ, parts(output, "scenarios"))
         return cls(np.load(cached / "users.npy", mmap_mode="r"), np.load(cached / "known.npy"), scenarios_SZ)
 
     def lookup(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,41 +95,65 @@ class KnowledgeStore:
 
 
 def user_parts(output: StageOutput) -> list[str]:
-    """URIs of the parts that together hold every user of this output once; `read_part` reads one."""
-    return [str(file) for file in _shards(output, "users-")]
+    """Parts of this version, each a bounded number of its users; together they hold every user once."""
+    return parts(output, "users")
+
+
+def parts(output: StageOutput, kind: str) -> list[str]:
+    """The same of `users`, `scenarios` or `items`."""
+    return index.parts(output.folder, {name: part.rows for name, part in output.manifest.files.items()}, kind)
 
 
 def read_part(part: str) -> pa.Table:
-    """id, raw_id, error and vector of the users of one part.
+    """id int64, raw_id, error and vector fixed_size_list<float16>[Z] of the rows of a part.
 
     Raises:
-        StorageError: it is missing or damaged.
+        StorageError: a shard is missing, damaged, or holds other rows than the version was made of.
     """
-    return storage.read_table(storage.path(part), ["id", "raw_id", "error", "vector"])
+    return index.read(part, ["id", "raw_id", "error", "vector"])
+
+
+def vectors_of(table: pa.Table) -> Halves:
+    """float16 [N, Z] from the column `vector`."""
+    vectors = table["vector"].combine_chunks()
+    return np.asarray(vectors.flatten().to_numpy().reshape(len(table), vectors.type.list_size))
+
+
+def good_rows(table: pa.Table) -> npt.NDArray[np.bool_]:
+    """Which rows have a vector: bool [N]."""
+    return np.array([not error for error in table["error"].to_pylist()], bool)
 
 
 def texts(output: StageOutput, kind: str = "scenarios") -> list[dict[str, Any]]:
     """Raw id, prompt, answer and error of each scenario (or user)."""
     columns = ["raw_id", "prompt", "answer", "error"]
-    return [row for file in _shards(output, f"{kind}-") for row in storage.read_table(file, columns).to_pylist()]
+    tables = [index.read(part, ["id", *columns]) for part in parts(output, kind)]
+    if kind == "scenarios" and tables:
+        tables = [pa.concat_tables(tables).sort_by("id")]
+    return [row for table in tables for row in table.select(columns).to_pylist()]
 
 
-def _shards(output: StageOutput, prefix: str) -> list[UPath]:
-    return [output.folder / name for name in sorted(output.manifest.files) if name.split("/")[-1].startswith(prefix)]
+def cache_of(output: StageOutput) -> Path:
+    """Where this machine keeps the vectors of a version, memory-mapped; the suffix is the number of users."""
+    digests = {name: part.digest for name, part in output.manifest.files.items()}
+    return wheels.cache_folder() / "knowledge" / storage.digest_of(digests)
 
 
-def _fill(matrix: Halves, shards: list[UPath]) -> npt.NDArray[np.bool_]:
-    """Write the good rows of the shards to their places; gives back which rows were written."""
+def _fill(matrix: Halves, where: list[str]) -> npt.NDArray[np.bool_]:
+    """Write the good rows of the parts to their places; gives back which rows were written."""
     known = np.zeros(len(matrix), bool)
-    for file in shards:
-        table = storage.read_table(file, ["id", "error", "vector"])
-        vectors = table["vector"].combine_chunks()
-        if vectors.type.list_size != matrix.shape[1]:
-            raise StorageError(f"{file}: vectors of width {vectors.type.list_size}, expected {matrix.shape[1]}")
+    for part in where:
+        table = index.read(part, ["id", "error", "vector"])
+        width = table["vector"].type.list_size
+        if width != matrix.shape[1]:
+            raise StorageError(
+                f"{part}: vectors of width {width}, expected {matrix.shape[1]}; it is another model's: "
+                "delete it and its version's manifest.json, then run `llm4msr extract` again"
+            )
         ids = table["id"].to_numpy()
         if len(ids) and ids.max() >= len(matrix):
-            raise StorageError(f"{file}: id {ids.max()} is beyond the {len(matrix) - 1} prepared ones; extract again")
-        good = np.array([not error for error in table["error"].to_pylist()], bool)
-        matrix[ids[good]] = vectors.flatten().to_numpy().reshape(len(ids), -1)[good]
+            raise StorageError(f"{part}: id {ids.max()} is beyond the {len(matrix) - 1} prepared ones; extract again")
+        good = good_rows(table)
+        matrix[ids[good]] = vectors_of(table)[good]
         known[ids[good]] = True
     return known

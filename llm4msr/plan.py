@@ -1,19 +1,26 @@
 """What a run would do, before it does anything: stages, prompts, tokens and an estimate of time."""
 
+import math
 import os
 import time
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from llm4msr import index, prompts, storage
 from llm4msr.config import Config
 from llm4msr.engines import engine_name, models
 from llm4msr.engines.base import PromptTokenizer
 from llm4msr.errors import ConfigError
 from llm4msr.evaluate import compared
-from llm4msr.extract import extracted
+from llm4msr.extract import extracted, reader
+from llm4msr.increment import with_index
+from llm4msr.index import IndexFile
 from llm4msr.prepare import to_ask
-from llm4msr.render import item_prompts, items_to_read, shards, user_prompts
+from llm4msr.render import item_prompts, items_to_read, user_prompts, users_to_read
+from llm4msr.storage import Manifest
 
 CHARACTERS_PER_TOKEN = 4.0
 SAMPLE = 2000
@@ -56,29 +63,37 @@ def _prepare(config: Config) -> dict[str, Any]:
 
 def _extract(config: Config) -> dict[str, Any]:
     tables, fields = to_ask(config)
-    todo = shards(config, tables["histories"].num_rows, items_to_read(tables["items"]))
-    count = todo[-1]["stop"]
     of_items = config.extract.reads == "items"
+    items = items_to_read(tables["items"]) if config.extract.item_vectors == "llm" else 0
+    count = items if of_items else users_to_read(config, tables["histories"].num_rows)
     read = tables["items"].slice(1) if of_items else tables["histories"]
     chosen = read.take(np.linspace(0, count - 1, SAMPLE).astype(int)) if count > SAMPLE else read.slice(0, count)
     rendered = item_prompts(chosen, fields, config) if of_items else user_prompts(chosen, config)
-    lengths, shared, exact = _tokens(config, [row["prompt"] for row in rendered if row["prompt"]])
+    asked = rendered.filter(pc.not_equal(rendered["prompt"], ""))
+    lengths, shared, exact = _tokens(config, asked["prompt"].to_pylist())
     per_prompt = sum(lengths) / max(len(lengths), 1)
+    of_cache = shared if engine_name(config.extract) == "vllm" else 0
+    left = (
+        0
+        if _is_done(config)
+        else round(count * (1 - _known_share(config, asked, "items" if of_items else "users", count)))
+    )
     found = {
         "engine": engine_name(config.extract),
         "model": config.extract.model,
         "prompts": count + tables["scenarios"].num_rows - 1,
-        "shards": len(todo),
+        "left": left,
+        "shards": 1 + math.ceil(count / config.extract.rows_per_shard),
         "tokens": round(per_prompt * count),
         "tokens_p50": int(np.percentile(lengths or [0], 50)),
         "tokens_p99": int(np.percentile(lengths or [0], 99)),
-        "tokens_shared": shared if engine_name(config.extract) == "vllm" else 0,
+        "tokens_shared": of_cache,
+        "cached_share": round(of_cache / max(per_prompt, 1), 3),
         "tokens_are": "counted" if exact else "estimated, since the model is not on this machine yet",
     }
     if _is_done(config):
         return found | {"estimate": "finished already: nothing to do"}
-    fresh = per_prompt - float(found["tokens_shared"])
-    return found | {"estimate": _time(config, fresh * count)}
+    return found | cost(config, left, max(per_prompt - of_cache, 1))
 
 
 def _is_done(config: Config) -> bool:
@@ -89,28 +104,84 @@ def _is_done(config: Config) -> bool:
     return True
 
 
-def _tokens(config: Config, prompts: list[str]) -> tuple[list[int], int, bool]:
+def _tokens(config: Config, texts: list[str]) -> tuple[list[int], int, bool]:
     """Tokens of each prompt, how many of them all prompts begin with, and whether they were counted."""
     folder = models.on_this_machine(config.extract.model)
     if folder is None:
-        prefix = len(os.path.commonprefix(prompts))
+        prefix = len(os.path.commonprefix(texts))
         return (
-            [round(len(p) / CHARACTERS_PER_TOKEN) for p in prompts],
+            [round(len(p) / CHARACTERS_PER_TOKEN) for p in texts],
             round(prefix / CHARACTERS_PER_TOKEN),
             False,
         )
     tokenizer = PromptTokenizer(folder, max_tokens=1 << 30)
-    tokens = [tokenizer(prompt) for prompt in prompts]
+    tokens = [tokenizer(prompt) for prompt in texts]
     return [len(ids) for ids in tokens], len(os.path.commonprefix(tokens)), True
 
 
-def _time(config: Config, fresh_tokens: float) -> str:
-    folder = models.on_this_machine(config.extract.model)
-    weights = models.parameters(folder) if folder else models.ALIAS_PARAMETERS * (config.extract.model == models.ALIAS)
+def _known_share(config: Config, prompts_: pa.Table, kind: str, count: int) -> float:
+    """Which share of these prompts, a sample of `count`, an earlier version below this storage has read already."""
+    model = models.on_this_machine(config.extract.model)
+    root = storage.path(config.root) / "extract"
+    if model is None or not root.exists() or not len(prompts_):
+        return 0.0
+    there = storage.files_below(root)
+    asks = reader(config, models.revision(model))
+    raw_ids, texts = prompts_["raw_id"].to_pylist(), prompts_["prompt"].to_pylist()
+    fingerprints = [prompts.fingerprint(text, asks.reads) for text in texts]
+    columns = {"hash": pa.array(index.hashes(raw_ids)), "key": index.keys(raw_ids, fingerprints, asks.writes[kind])}
+    rows = pa.table({"id": prompts_["id"], **columns})
+    wide = max(1, index.bucket_count(count) // 16)  # a part of a large store is enough
+    rows = rows.filter(pa.array(index.bucket_of(rows["hash"].to_numpy(), wide) == 0))
+    versions = [[storage.path(uri) for uri in files] for files in with_index(root, there).values()]
+    present = pa.array([name for name in there if "/vectors/" in name], pa.string())
+    return len(index.match(rows, IndexFile(kind, 0, wide), versions, present)) / max(len(rows), 1)
+
+
+def cost(config: Config, prompts_left: int, fresh_per_prompt: float) -> dict[str, Any]:
+    """Hours, and money where its rate is stated, of the prompts left and of a million users and more.
+
+    `fresh_per_prompt` are the tokens of a prompt that no cache holds. Answers are not counted.
+    """
+    e = config.extract
+    rate, source = _rate(config)
+    if not rate:
+        return {"estimate": source}
+    actors = 1 if e.actors == "auto" else e.actors
+
+    def of(count: int) -> dict[str, Any]:
+        hours = (count * fresh_per_prompt / rate / actors + START_SECONDS * bool(count)) / 3600
+        money = {"cost": round(hours * actors * e.actor_cost_per_hour, 2)} if e.actor_cost_per_hour else {}
+        return {"fresh_tokens": round(count * fresh_per_prompt), "hours": float(f"{hours:.3g}"), **money}
+
+    now = of(prompts_left)
+    found = {"actors": actors, "tokens_per_second": round(rate), "rate_is": source, **now}
+    found["estimate"] = f"about {now['hours'] * 60:.0f} min, {source}, with {actors} actor(s), answers not counted"
+    return found | {"at_scale": {f"{count:.0e}".replace("+0", ""): of(count) for count in (10**6, 10**8, 10**9)}}
+
+
+def _rate(config: Config) -> tuple[float, str]:
+    """Tokens per second of one actor, 0 if unknown; and how that is known."""
+    e = config.extract
+    if e.tokens_per_second:
+        return e.tokens_per_second, "as extract.tokens_per_second states"
+    for manifest in _manifests(config):
+        spent = manifest.info.get("spent", {}).get("vectors", {})
+        if manifest.inputs.get("model") == e.model and spent.get("seconds"):
+            return (spent["tokens"] - spent["cached"]) / spent["seconds"], f"as version {manifest.fingerprint} measured"
+    folder = models.on_this_machine(e.model)
+    weights = models.parameters(folder) if folder else models.ALIAS_PARAMETERS * (e.model == models.ALIAS)
     if not weights:
-        return "unknown until the model is on this machine"
-    seconds = 2.0 * weights * fresh_tokens / (EFFICIENCY * _matrix_rate()) + START_SECONDS
-    return f"about {seconds / 60:.0f} min on this machine's CPU ({weights / 1e6:.0f}M weights), answers not counted"
+        return 0.0, "unknown until the model is on this machine"
+    return EFFICIENCY * _matrix_rate() / 2.0 / weights, f"on this machine's CPU ({weights / 1e6:.0f}M weights)"
+
+
+def _manifests(config: Config) -> list[Manifest]:
+    """Of the finished extractions below this storage, the newest first."""
+    root = storage.path(config.root) / "extract"
+    outputs = [storage.open_output(folder) for folder in root.iterdir()] if root.exists() else []
+    found = [output.manifest for output in outputs if output]
+    return sorted(found, key=lambda m: int(m.info.get("version", 0)), reverse=True)
 
 
 def _matrix_rate() -> float:

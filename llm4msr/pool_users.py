@@ -4,18 +4,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from upath import UPath
 
-from llm4msr import pool, prompts, schema, session, storage
+from llm4msr import index, knowledge, pool, prompts, schema, session, storage
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
+from llm4msr.increment import forgotten
 from llm4msr.progress import track
-from llm4msr.render import shard_name, slice_rows, user_shards
+from llm4msr.render import slice_rows, user_windows, window_name
 from llm4msr.storage import StageOutput
 
 
-def pool_users(config: Config, data: StageOutput, folder: UPath, items: int) -> dict[str, int]:
-    """Write `pooled/users-*.parquet` from `vectors/items-*.parquet`; gives back each file's rows.
+def pool_users(config: Config, data: StageOutput, folder: UPath, items: int, parts: list[str]) -> dict[str, int]:
+    """Write `pooled/users-*.parquet` from the items' vectors, which lie in `parts`; gives back each file's rows.
 
     Raises:
         StorageError: no item has a vector.
@@ -23,39 +25,32 @@ def pool_users(config: Config, data: StageOutput, folder: UPath, items: int) -> 
     import ray
 
     session.connect()
-    vectors_ID, known_I = _item_vectors(config, folder, items)
-    shared = ray.put((vectors_ID, known_I))
+    shared = ray.put(_item_vectors(config, folder, items, parts))
     counts = storage.read_table(data.folder / "histories.parquet", ["interactions"])["interactions"].to_numpy()
     ends = np.cumsum(counts)
-    todo = user_shards(config, len(counts))
+    todo = user_windows(config, len(counts))
     for shard in todo:  # where the users' rows lie in `seen`
         shard |= {"first": int(ends[shard["start"]] - counts[shard["start"]]), "last": int(ends[shard["stop"] - 1])}
     done: dict[str, int] = {}
-    results = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
-        _pool_shard, fn_args=(str(data.folder), str(folder), shared), batch_size=1, batch_format="pyarrow"
-    )
+    settled = {"config": config, "data_uri": str(data.folder), "folder_uri": str(folder), "shared": shared}
     with track("pool", todo[-1]["stop"]) as progress:
-        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for result in batch.to_pylist():
-                done[result["file"]] = result["rows"]
-                progress.advance(result["rows"])
+        for result in session.each(_pool_window, todo, **settled):
+            done[result["file"]] = result["rows"]
+            progress.advance(result["rows"])
     return done
 
 
-def _item_vectors(config: Config, folder: UPath, items: int) -> tuple[pool.Floats, np.ndarray]:
+def _item_vectors(config: Config, folder: UPath, items: int, parts: list[str]) -> tuple[pool.Floats, np.ndarray]:
     """float32 [items + 1, D], whitened (or random numbers, for the control), and which items have one."""
     dim = config.extract.pool_dim
     if config.extract.item_vectors == "random":
         known_I = np.arange(items + 1) > 0
         return np.random.default_rng(4711).standard_normal((items + 1, dim), np.float32), known_I
-    tables = [
-        storage.read_table(file, ["id", "error", "vector"]) for file in sorted((folder / "vectors").glob("items-*"))
-    ]
-    table = pa.concat_tables(tables)
-    good = np.array([not error for error in table["error"].to_pylist()], bool)
+    table = pa.concat_tables(index.read(part, ["id", "error", "vector"]) for part in parts)
+    good = knowledge.good_rows(table)
     if not good.any():
         raise StorageError(f"{folder / 'vectors'}: no item has a vector; look at the errors in its shards")
-    vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    vectors = knowledge.vectors_of(table)
     known_I = np.zeros(items + 1, bool)
     ids = table["id"].to_numpy()[good]
     known_I[ids] = True
@@ -65,18 +60,20 @@ def _item_vectors(config: Config, folder: UPath, items: int) -> tuple[pool.Float
     return vectors_ID, known_I
 
 
-def _pool_shard(batch: pa.Table, data_uri: str, folder_uri: str, shared: Any) -> pa.Table:
-    """One shard's users, pooled and written; gives back the file and its rows."""
+def _pool_window(batch: pa.Table, config: Config, data_uri: str, folder_uri: str, shared: Any) -> pa.Table:
+    """One window's users, pooled and written; gives back the file and its rows."""
     import ray
 
-    (shard,) = batch.to_pylist()
+    (window,) = batch.to_pylist()
     data, folder = storage.path(data_uri), storage.path(folder_uri)
     vectors_ID, known_I = ray.get(shared)
-    users = slice_rows(data / "histories.parquet", shard["start"], shard["stop"])
-    seen = slice_rows(data / "seen.parquet", shard["first"], shard["last"])
-    name = f"pooled/{shard_name(shard)}"
-    storage.write_table(folder / name, pooled_rows(users, seen, vectors_ID, known_I))
-    return pa.table({"file": [name], "rows": [len(users)]})
+    users = slice_rows(data / "histories.parquet", window["start"], window["stop"])
+    seen = slice_rows(data / "seen.parquet", window["first"], window["last"])
+    name = f"pooled/{window_name(window)}"
+    rows = pooled_rows(users, seen, vectors_ID, known_I)
+    rows = rows.filter(pc.invert(pc.is_in(rows["raw_id"], value_set=forgotten(config))))
+    storage.write_table(folder / name, rows)
+    return pa.table({"file": [name], "rows": [len(rows)]})
 
 
 def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: pool.Floats, known_I: np.ndarray) -> pa.Table:

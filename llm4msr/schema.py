@@ -62,6 +62,20 @@ SEEN = pa.schema([("user", pa.int64()), ("item", pa.int64()), ("label", pa.float
 """The rows that histories are made of: users in the order of `HISTORIES`, each one's together, oldest first."""
 
 
+INDEX = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("hash", pa.uint64()),
+        ("key", pa.binary(16)),
+        ("shard", pa.string()),
+        ("row", pa.int32()),
+        ("state", pa.int8()),
+    ]
+)
+"""Where a version's rows lie: `id` as this version numbers it; hash of the raw id; hash of the raw id with all that
+decides the row; shard as `<version>/vectors/<file>`, whoever wrote it; row in it; and its `State`."""
+
+
 def knowledge(width: int) -> pa.Schema:
     """A shard of the knowledge store: one row per user (or scenario), `width` numbers each.
 

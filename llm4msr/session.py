@@ -4,8 +4,9 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from llm4msr import errors
 from llm4msr.errors import LLM4MSRError
@@ -29,6 +30,26 @@ def connect() -> None:
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.train", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def each(function: Callable[..., Any], items: list[dict[str, Any]], **settled: Any) -> Iterator[dict[str, Any]]:
+    """The rows that `function` gives for each item: a task of Ray Data each, results as they come.
+
+    Args:
+        function: takes an item as an Arrow table of one row, and `settled`; gives back a small table.
+        items: what the tasks are about.
+        settled: the same for all.
+    """
+    import ray
+
+    if not items:
+        return
+    connect()
+    results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        function, fn_kwargs=settled, batch_size=1, batch_format="pyarrow"
+    )
+    for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from batch.to_pylist()
 
 
 def tell_if_busy(cpus: int) -> None:

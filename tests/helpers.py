@@ -168,8 +168,9 @@ MakeExperiment = Callable[..., Experiment]
 
 def read_store(folder: Path) -> pa.Table:
     """All rows of an extraction's `vectors`, scenarios first, sorted by id within each."""
-    files = [*sorted(folder.glob("vectors/scenarios-*")), *sorted(folder.glob("vectors/users-*"))]
-    return pa.concat_tables([pq.read_table(file).sort_by("id") for file in files]).replace_schema_metadata()
+    kinds = [sorted(folder.glob(f"vectors/{kind}-*")) for kind in ("scenarios", "users")]
+    tables = [pa.concat_tables([pq.read_table(file) for file in files]).sort_by("id") for files in kinds if files]
+    return pa.concat_tables(tables).replace_schema_metadata()
 
 
 def matrix(store: pa.Table) -> np.ndarray:

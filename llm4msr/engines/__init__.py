@@ -5,6 +5,7 @@ import importlib.util
 from llm4msr.config import ExtractConfig
 from llm4msr.engines import models
 from llm4msr.engines.base import Engine, Pooling, PromptTokenizer, Task
+from llm4msr.errors import ConfigError
 
 
 def engine_name(config: ExtractConfig) -> str:
@@ -18,6 +19,7 @@ def open_engine(config: ExtractConfig, task: Task = "vectors") -> Engine:
     """Load the configured model with the configured engine, ready for this task.
 
     Raises:
+        ConfigError: a setting is not the engine's.
         MissingExtraError: the engine's package is not installed.
         StorageError: the model cannot be found.
     """
@@ -26,7 +28,14 @@ def open_engine(config: ExtractConfig, task: Task = "vectors") -> Engine:
     if engine_name(config) == "vllm":
         from llm4msr.engines.vllm import VllmEngine
 
-        return VllmEngine(folder, pooling, config.dtype, config.max_prompt_tokens + config.answer_tokens, task)
+        longest = config.max_prompt_tokens + config.answer_tokens
+        spread = (config.tensor_parallel, config.quantization)
+        return VllmEngine(folder, pooling, config.dtype, longest, task, *spread)
+    if config.tensor_parallel > 1 or config.quantization:
+        raise ConfigError(
+            "extract.tensor_parallel and extract.quantization are vLLM's; the engine here is transformers: "
+            "install vLLM (extra gpu or cpu) or leave them out"
+        )
     from llm4msr.engines.transformers import TransformersEngine
 
     return TransformersEngine(folder, pooling, config.dtype)

@@ -20,6 +20,9 @@ REPETITION_PENALTY = 1.15
 class Engine(Protocol):
     """One frozen LLM in one process. Engines of the same model give the same vectors (cosine > 0.999)."""
 
+    cached_tokens: int
+    """Prompt tokens of the last call that were not computed, since an earlier prompt began with them."""
+
     @property
     def width(self) -> int:
         """Width D of the hidden state."""
@@ -53,16 +56,33 @@ class PromptTokenizer:
         Raises:
             PromptTooLongError: more than `max_tokens`.
         """
-        text, _, begun = prompt.partition(ANSWER_BEGINS)
-        if self.tokenizer.chat_template:
-            messages = [{"role": "user", "content": text}]
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids: list[int] = self.tokenizer(
-            text + begun + answer, add_special_tokens=not self.tokenizer.chat_template
-        ).input_ids
+        (ids,) = self.many([prompt], [answer])
+        return self.checked(ids)
+
+    def many(self, prompts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
+        """The same of several prompts, however long; one call of the tokenizer is several times faster than many."""
+        if not prompts:
+            return []
+        texts = [self._text(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=not self.tokenizer.chat_template).input_ids
+        return ids
+
+    def checked(self, ids: list[int]) -> list[int]:
+        """The same ids, unless they are too many.
+
+        Raises:
+            PromptTooLongError: more than `max_tokens`.
+        """
         if len(ids) > self.max_tokens:
             raise PromptTooLongError(
                 f"prompt of {len(ids)} tokens, allowed are {self.max_tokens}; "
                 "lower extract.titles_per_scenario or raise extract.max_prompt_tokens"
             )
         return ids
+
+    def _text(self, prompt: str) -> str:
+        text, _, begun = prompt.partition(ANSWER_BEGINS)
+        if self.tokenizer.chat_template:
+            messages = [{"role": "user", "content": text}]
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text + begun

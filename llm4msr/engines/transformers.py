@@ -1,6 +1,6 @@
 """The engine that runs wherever PyTorch does: Hugging Face transformers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm4msr.engines.base import REPETITION_PENALTY, Pooling
 
-BATCH = 16
+BATCH_TOKENS = 4096
+"""Tokens of a padded batch, padding included: much more is slower on a CPU, and long prompts would need much memory."""
+BATCH_ANSWERS = 16
 
 
 class TransformersEngine:
@@ -23,6 +25,7 @@ class TransformersEngine:
         self.model.eval().to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.pooling = pooling
+        self.cached_tokens = 0
 
     @property
     def width(self) -> int:
@@ -33,9 +36,7 @@ class TransformersEngine:
     def vectors(self, tokens: Sequence[list[int]]) -> npt.NDArray[np.float32]:
         """Pooled hidden states, float32 [N, D]; prompts of like length share a padded batch."""
         pooled = np.zeros((len(tokens), self.width), np.float32)
-        by_length = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-        for start in range(0, len(tokens), BATCH):
-            at = by_length[start : start + BATCH]
+        for at in _batches([len(ids) for ids in tokens]):
             ids_BT, mask_BT = self._pad([tokens[i] for i in at], left=False)
             states_BTD = self.model.base_model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state.float()
             lengths_B = mask_BT.sum(1)
@@ -50,8 +51,8 @@ class TransformersEngine:
     def answers(self, tokens: Sequence[list[int]], max_tokens: int) -> list[str]:
         """Greedy answers."""
         texts: list[str] = []
-        for start in range(0, len(tokens), BATCH):
-            ids_BT, mask_BT = self._pad(tokens[start : start + BATCH], left=True)
+        for start in range(0, len(tokens), BATCH_ANSWERS):
+            ids_BT, mask_BT = self._pad(tokens[start : start + BATCH_ANSWERS], left=True)
             out_BT = self.model.generate(
                 input_ids=ids_BT,
                 attention_mask=mask_BT,
@@ -76,3 +77,15 @@ class TransformersEngine:
             ids_BT[row, place] = torch.tensor(ids)
             mask_BT[row, place] = 1
         return ids_BT.to(self.device), mask_BT.to(self.device)
+
+
+def _batches(lengths: list[int]) -> Iterator[list[int]]:
+    """Places of prompts of like length, as many as `BATCH_TOKENS` hold, at least one."""
+    batch: list[int] = []
+    for at in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[at] > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(at)
+    if batch:
+        yield batch

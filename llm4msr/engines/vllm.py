@@ -29,7 +29,16 @@ PREFIX_BLOCK = 32
 class VllmEngine:
     """See `llm4msr.engines.base.Engine`. vLLM either pools or generates: the other task loads the model anew."""
 
-    def __init__(self, folder: Path, pooling: Pooling, dtype: str, max_tokens: int, task: Task):
+    def __init__(
+        self,
+        folder: Path,
+        pooling: Pooling,
+        dtype: str,
+        max_tokens: int,
+        task: Task,
+        tensor_parallel: int = 1,
+        quantization: str = "",
+    ):
         try:
             import vllm
             import vllm.config.pooler
@@ -40,6 +49,8 @@ class VllmEngine:
             ) from None
         self._vllm: Any = vllm
         self._folder, self._pooling, self._dtype, self._max_tokens = folder, pooling, dtype, max_tokens
+        self._weights = {"tensor_parallel_size": tensor_parallel, "quantization": quantization or None}
+        self.cached_tokens = 0
         self._runner: str = ""
         self._llm: Any = None
         self._engine("generate" if task == "answers" else "pooling")
@@ -58,6 +69,7 @@ class VllmEngine:
         engine = self._engine("pooling")
         engine.reset_prefix_cache()
         outputs = engine.embed([{"prompt_token_ids": ids} for ids in tokens], use_tqdm=False)
+        self.cached_tokens = sum(output.num_cached_tokens for output in outputs)
         return np.asarray([output.outputs.embedding for output in outputs], dtype=np.float32)
 
     def answers(self, tokens: Sequence[list[int]], max_tokens: int) -> list[str]:
@@ -67,6 +79,7 @@ class VllmEngine:
         )
         prompts = [{"prompt_token_ids": ids} for ids in tokens]
         outputs = self._engine("generate").generate(prompts, greedy, use_tqdm=False)
+        self.cached_tokens = sum(output.num_cached_tokens or 0 for output in outputs)
         return [output.outputs[0].text.strip() for output in outputs]
 
     def _engine(self, runner: str) -> Any:
@@ -85,6 +98,7 @@ class VllmEngine:
                 enforce_eager=True,
                 enable_prefix_caching=self._pooling == "last",
                 block_size=PREFIX_BLOCK,
+                **self._weights,
                 **settings,
             )
             self._runner = runner

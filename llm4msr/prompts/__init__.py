@@ -10,6 +10,11 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from llm4msr import storage
 from llm4msr.errors import ConfigError
 
@@ -54,10 +59,26 @@ def template(kind: str, uri: str = "") -> Template:
     return found
 
 
-def user_prompt(instruction: Template, history: list[Mapping[str, Any]], titles_per_scenario: int) -> str:
-    """One user's prompt: a line per scenario with the latest liked titles, oldest first. Empty without any."""
-    lines = [f"{s['scenario_id']}: {_join(s['titles'][-titles_per_scenario:])}" for s in history if s["titles"]]
-    return instruction.substitute(history="\n".join(lines)) if lines else ""
+def user_prompts(instruction: Template, history: pa.Array, titles_per_scenario: int) -> pa.Array:
+    """Prompts of users from the column `history` of `schema.HISTORIES`: string [N].
+
+    A line per scenario with the latest liked titles, oldest first; empty for a user without any. All of it in Arrow:
+    there may be a billion users.
+    """
+    scenarios = history.flatten()
+    titles = pc.struct_field(scenarios, "titles")
+    starts, ends = _bounds(titles)
+    kept = np.minimum(ends - starts, titles_per_scenario)
+    places = np.repeat(ends - np.cumsum(kept), kept) + np.arange(kept.sum())
+    latest = _lists(_cleaned(titles.values.take(pa.array(places))), kept)
+    lines = pc.binary_join_element_wise(pc.struct_field(scenarios, "scenario_id"), pc.binary_join(latest, "; "), ": ")
+    owner = np.repeat(np.arange(len(history)), pc.list_value_length(history).to_numpy())
+    liked = kept > 0
+    per_user = np.bincount(owner[liked], minlength=len(history))
+    shown = pc.binary_join(_lists(lines.filter(pa.array(liked)), per_user), "\n")
+    pieces = instruction.substitute(history="\0").split("\0")
+    between = [part for piece in pieces for part in (pa.scalar(piece), shown)][:-1]
+    return pc.if_else(pa.array(per_user > 0), pc.binary_join_element_wise(*between, ""), "")
 
 
 def item_prompt(instruction: Template, title: str, categories: list[str]) -> str:
@@ -85,6 +106,23 @@ def scenario_prompt(instruction: Template, scenario: Mapping[str, Any], names: l
 def fingerprint(prompt: str, reader: str) -> str:
     """Identity of a vector: the prompt as sent, and the `reader` (model, revision and pooling) of it."""
     return storage.digest(prompt, reader)
+
+
+def _bounds(lists: pa.ListArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where each list begins and ends in `lists.values`."""
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    return offsets[:-1], offsets[1:]
+
+
+def _lists(values: pa.Array, lengths: npt.NDArray[np.int64]) -> pa.ListArray:
+    """Consecutive values as lists of these lengths."""
+    return pa.ListArray.from_arrays(pa.array(np.r_[0, np.cumsum(lengths)], pa.int32()), values)
+
+
+def _cleaned(titles: pa.Array) -> pa.Array:
+    """Clipped, and every run of white space one blank."""
+    words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(titles))
+    return pc.utf8_slice_codeunits(pc.binary_join(words, " "), 0, MAX_TITLE)
 
 
 def _join(titles: list[str]) -> str:

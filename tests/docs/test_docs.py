@@ -87,7 +87,10 @@ def test_commands_parse(command: Command) -> None:
     if command.program == "jobs":
         assert (ROOT / "jobs" / f"{command.verb}.py").exists()
     if command.verb in COMMANDS and command.arguments:
-        context = COMMANDS[command.verb].make_context(command.verb, list(command.arguments))
+        known, words = COMMANDS[command.verb], list(command.arguments)
+        if hasattr(known, "commands"):  # a group, such as `knowledge ls`
+            known = known.commands[words.pop(0)]
+        context = known.make_context(known.name, words)
         assert context.params["config"]
     else:  # a verb named in a sentence, `llm4msr --help`, or the quickstart's own parser
         assert command.verb in {*COMMANDS, "--help", "quickstart"}

@@ -1,14 +1,18 @@
 """Config, data, model and every stage's output on an object store (moto's S3 server)."""
 
+import os
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
 import pytest
+from upath import UPath
 
 import llm4msr
-from llm4msr import Ranker, RankRequest
+from llm4msr import Ranker, RankRequest, storage
 from llm4msr.engines import models
 from tests.conftest import Spine
+from tests.fault_proxy import FAULTS, FaultProxy
 from tests.helpers import Experiment, MakeExperiment
 
 
@@ -86,3 +90,29 @@ def test_a_missing_model_on_s3_says_so(s3: str, tmp_path: Path, monkeypatch: pyt
         models.resolve(f"{s3}/no-such-model")
     with pytest.raises(llm4msr.errors.StorageError, match=r"no-such-config.toml: cannot be read"):
         llm4msr.load(f"{s3}/no-such-config.toml")
+
+
+def test_storage_gets_over_503_and_cut_connections(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file is written and read as it should be, though a fifth of the requests goes wrong."""
+    from s3fs import S3FileSystem
+
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        S3FileSystem.clear_instance_cache()
+        try:
+            folder = storage.path(f"{s3}/faults")
+            for number in range(30):
+                storage.write_table(folder / f"t{number}.parquet", pa.table({"a": [number] * 1000}))
+            assert len(storage.files_below(folder)) == 30
+            for number in range(30):
+                assert storage.read_table(folder / f"t{number}.parquet")["a"].to_pylist() == [number] * 1000
+            output = storage.publish(folder / "out", "stage", 1, {}, {}, lambda at: _one_table(at))
+            assert storage.open_output(output.folder) is not None
+        finally:
+            S3FileSystem.clear_instance_cache()
+    assert all(proxy.faults[fault] for fault in FAULTS), proxy.faults
+
+
+def _one_table(folder: UPath) -> storage.Built:
+    storage.write_table(folder / "a.parquet", pa.table({"a": [1]}))
+    return storage.Built(files={"a.parquet": 1}, rows=1)

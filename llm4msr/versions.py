@@ -1,0 +1,275 @@
+"""Versions of the knowledge below one storage: listed, looked into, verified, and pruned. No Ray here."""
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from upath import UPath
+
+from llm4msr import increment, index, knowledge, prompts, storage
+from llm4msr.config import Config
+from llm4msr.engines import models, open_engine, open_tokenizer
+from llm4msr.errors import ConfigError, StorageError
+from llm4msr.extract import extracted, reader
+from llm4msr.index import IndexFile
+from llm4msr.storage import MANIFEST, StageOutput
+
+SAME = 0.999
+"""Least cosine of two vectors that count as the same."""
+PRUNED = "pruned"
+"""The error of a row that was erased in a shard of which other rows are still in use."""
+
+
+def versions(config: Config) -> list[StageOutput]:
+    """The finished versions below this storage, the newest first.
+
+    Raises:
+        StorageError: one is damaged.
+    """
+    root = _root(config)
+    folders = [folder for folder in root.iterdir() if folder.is_dir()] if root.exists() else []
+    found = [output for folder in folders if (output := storage.open_output(folder))]
+    return sorted(found, key=lambda v: (v.manifest.info.get("version", 0), v.manifest.created), reverse=True)
+
+
+def listed(config: Config) -> list[dict[str, Any]]:
+    """A row per version: number, name, when, whose vectors, rows, how many of them by reference, bytes of its own."""
+    rows = []
+    for version in versions(config):
+        m = version.manifest
+        row = {"version": m.info.get("version", 0), "name": version.folder.name, "created": m.created}
+        row |= {"model": m.inputs["model"], "users": m.info["users"], "kept": m.info.get("kept", 0)}
+        row |= {"failed": m.failed, "bytes": sum(part.bytes for part in m.files.values())}
+        rows.append(row)
+    return rows
+
+
+def shown(config: Config, raw_id: str, neighbours: int = 5) -> dict[str, Any]:
+    """A user's prompt, answer and error in the version of this config, and who is nearest.
+
+    Nearest by the cosine of vectors less the mean of all, since hidden states have a large part in common.
+
+    Raises:
+        ConfigError: no such user.
+    """
+    output = extracted(config)
+    table = _part_with(output, raw_id)
+    row = int(np.flatnonzero(np.array(table["raw_id"].to_pylist(), object) == raw_id)[0])
+    columns = ["raw_id", "prompt", "answer", "tokens", "error"]
+    found = {name: table[name][row].as_py() for name in columns}
+    if found["error"]:
+        return found
+    return found | {"nearest": _nearest(output, raw_id, knowledge.vectors_of(table)[row], neighbours)}
+
+
+def _part_with(output: StageOutput, raw_id: str) -> pa.Table:
+    wanted = index.hashes([raw_id])
+    columns = ["id", "raw_id", "prompt", "answer", "tokens", "error", "vector"]
+    for part in knowledge.user_parts(output):
+        file, _, group = part.rpartition("#")
+        if file:
+            at = IndexFile.of(f"index/{storage.path(file).name}")
+            if at is None or index.bucket_of(wanted, at.buckets)[0] != at.bucket:
+                continue
+            with storage.open_parquet(storage.path(file)) as parquet:
+                if wanted[0] not in parquet.read_row_group(int(group), ["hash"])["hash"].to_numpy():
+                    continue
+        table = index.read(part, columns)
+        if pc.any(pc.equal(table["raw_id"], raw_id)).as_py():
+            return table
+    raise ConfigError(f"{output.folder}: knows no user '{raw_id}'; ids are those of the source's files")
+
+
+def _nearest(output: StageOutput, raw_id: str, vector_Z: knowledge.Halves, count: int) -> list[dict[str, Any]]:
+    mean_Z, best = _mean(output), pa.table({"raw_id": pa.array([], pa.string()), "cosine": pa.array([], pa.float64())})
+    own_Z = vector_Z.astype(np.float64) - mean_Z
+    for table in _good(output):
+        others_NZ = knowledge.vectors_of(table).astype(np.float64) - mean_Z
+        lengths_N = np.linalg.norm(others_NZ, axis=1) * np.linalg.norm(own_Z)
+        cosine_N = others_NZ @ own_Z / np.maximum(lengths_N, 1e-12)
+        ranked = pa.table({"raw_id": table["raw_id"], "cosine": cosine_N}).filter(pc.field("raw_id") != raw_id)
+        best = pa.concat_tables([best, ranked]).sort_by([("cosine", "descending")]).slice(0, count)
+    return [{"raw_id": row["raw_id"], "cosine": round(row["cosine"], 4)} for row in best.to_pylist()]
+
+
+def _good(output: StageOutput) -> Iterator[pa.Table]:
+    for part in knowledge.user_parts(output):
+        table = knowledge.read_part(part)
+        yield table.filter(pa.array(knowledge.good_rows(table)))
+
+
+def _mean(output: StageOutput) -> npt.NDArray[np.float64]:
+    total: Any = 0.0
+    count = 0
+    for table in _good(output):
+        total, count = total + knowledge.vectors_of(table).sum(0, dtype=np.float64), count + len(table)
+    return np.asarray(total / max(count, 1))
+
+
+def verified(config: Config, sample: int = 16) -> dict[str, Any]:
+    """Ask the LLM again about some of the rows that it read, and compare fingerprints and vectors.
+
+    Raises:
+        StorageError: the model is another one now, or a row is not what its prompt gives.
+    """
+    output = extracted(config)
+    revision = models.revision(models.resolve(config.extract.model))
+    if output.manifest.inputs["revision"] != revision:
+        made = output.manifest.inputs["revision"]
+        raise StorageError(f"{output.folder}: made with revision {made} of {config.extract.model}, not {revision}")
+    kind = "items" if config.extract.reads == "items" else "users"
+    rows = _sample(output, kind, sample, config.seed)
+    reads = reader(config, revision).reads
+    for row in rows.to_pylist():
+        if prompts.fingerprint(row["prompt"], reads) != row["fingerprint"]:
+            raise StorageError(f"{output.folder}: '{row['raw_id']}' has a fingerprint that is not its prompt's")
+    tokenizer, engine = open_tokenizer(config.extract), open_engine(config.extract, "vectors")
+    after = rows["answer"].to_pylist() if config.extract.pooling == "answer" else [""] * len(rows)
+    again_NZ = engine.vectors([tokenizer(*pair) for pair in zip(rows["prompt"].to_pylist(), after, strict=True)])
+    stored_NZ = knowledge.vectors_of(rows).astype(np.float64)
+    lengths_N = np.linalg.norm(stored_NZ, axis=1) * np.linalg.norm(again_NZ, axis=1)
+    cosine_N = (stored_NZ * again_NZ).sum(1) / np.maximum(lengths_N, 1e-12)
+    if len(rows) and cosine_N.min() < SAME:
+        worst = rows["raw_id"][int(cosine_N.argmin())].as_py()
+        raise StorageError(
+            f"{output.folder}: the vector of '{worst}' has cosine {cosine_N.min():.4f} with what the LLM says now; "
+            f"delete {output.folder} and extract again"
+        )
+    least = round(float(cosine_N.min()), 6) if len(rows) else 1.0
+    return {"uri": str(output.folder), "rows": output.manifest.rows, "compared": len(rows), "least_cosine": least}
+
+
+def _sample(output: StageOutput, kind: str, count: int, seed: int) -> pa.Table:
+    """Good rows from a few parts, drawn with the seed."""
+    parts = knowledge.parts(output, kind)
+    rng = np.random.default_rng(seed)
+    chosen = [parts[i] for i in rng.permutation(len(parts))[:4]]
+    columns = ["raw_id", "fingerprint", "prompt", "answer", "error", "vector"]
+    tables = [index.read(part, columns) for part in chosen]
+    table = pa.concat_tables([table.filter(pa.array(knowledge.good_rows(table))) for table in tables])
+    return table.take(pa.array(rng.permutation(len(table))[:count])).combine_chunks()
+
+
+# --- prune --------------------------------------------------------------------------------------------------------
+
+
+def pruned(config: Config, keep: int = 1, unfinished: bool = False, dry_run: bool = False) -> dict[str, Any]:
+    """Delete all but the newest `keep` versions and that of this config, and every row that none of them refers to.
+
+    Versions from before the newest one with a list of users to forget go too, whatever `keep` says. What unfinished
+    runs refer to stays, unless `unfinished` says that they go as well.
+
+    Returns:
+        `kept` and `removed` versions, `unfinished` ones left, and bytes `freed`.
+    """
+    root = _root(config)
+    there = storage.files_below(root)
+    running = {n.partition("/")[0] for n in there if n.endswith("/work/work.json")}
+    running = set() if unfinished else {name for name in running if f"{name}/{MANIFEST}" not in there}
+    stay, go = _divide(config, keep, running)
+    in_use = {f"{version.folder.name}/{name}" for version in stay for name in (MANIFEST, *version.manifest.files)}
+    doomed = [name for name in there if name not in in_use and name.partition("/")[0] not in running]
+    shards = [name for name in doomed if "/vectors/" in name]
+    others = sorted(set(doomed) - set(shards), key=lambda name: not name.endswith(f"/{MANIFEST}"))
+    freed = sum(there[name] for name in others)
+    if not dry_run:
+        for name in others:  # manifests first: from then on nobody finds these versions
+            (root / name).unlink()
+        for version in go:
+            _forget_cache(version)
+    indexes = [name for name in in_use if "/index/" in name]
+    indexes += [name for name in there if "/work/kept/" in name and name.partition("/")[0] in running]
+    for bucket, names in _by_bucket(shards).items():
+        live = _live_rows(root, bucket, indexes)
+        for name in names:
+            freed += _erase(root / name, live.get(name, np.array([], np.int32)), there[name], dry_run)
+    names_of = {"kept": stay, "removed": go}
+    report = {key: [version.folder.name for version in some] for key, some in names_of.items()}
+    return report | {"unfinished": sorted(running), "freed": freed, "dry_run": dry_run}
+
+
+def _forget_cache(version: StageOutput) -> None:
+    """Delete this machine's memory-mapped copies of a version's vectors."""
+    cached = knowledge.cache_of(version)
+    for copy in cached.parent.glob(f"{cached.name}.*"):
+        storage.remove(storage.path(copy))
+
+
+def _divide(config: Config, keep: int, running: set[str]) -> tuple[list[StageOutput], list[StageOutput]]:
+    """Versions that stay, and versions that go."""
+    found = versions(config)
+    forgetting = next((i for i, v in enumerate(found) if v.manifest.info.get("forget")), len(found))
+    wanted = {version.folder.name for version in found[:keep]}
+    with contextlib.suppress(ConfigError):  # nothing is made for this config: then the newest are all that stays
+        wanted.add(extracted(config).folder.name)
+    needed = {base for name in running for base in _bases(_root(config) / name)}
+    stay = [v for i, v in enumerate(found) if v.folder.name in needed or (v.folder.name in wanted and i <= forgetting)]
+    return stay, [version for version in found if version not in stay]
+
+
+def _bases(folder: UPath) -> Sequence[str]:
+    """Versions that an unfinished run still has to compare its rows with."""
+    work = increment.unfinished(folder)
+    return work.bases if work and not work.planned else []
+
+
+def _by_bucket(shards: Sequence[str]) -> dict[IndexFile, list[str]]:
+    found: dict[IndexFile, list[str]] = defaultdict(list)
+    for name in shards:
+        stem = name.rpartition("/")[2].rpartition("-")[0]
+        at = IndexFile.of(f"index/{stem}.parquet") or IndexFile(stem.partition("-")[0], 0, 1)
+        found[at].append(name)
+    return found
+
+
+def _live_rows(root: UPath, bucket: IndexFile, indexes: Sequence[str]) -> dict[str, npt.NDArray[np.int32]]:
+    """Shard -> its rows that a bucket's index files refer to."""
+    files = [
+        name for name in indexes if (at := IndexFile.of(f"index/{name.rpartition('/')[2]}")) and at.overlaps(bucket)
+    ]
+    tables = [storage.read_table(root / name, ["shard", "row"]) for name in files]
+    if not tables:
+        return {}
+    rows = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("row", "ascending")])
+    return {shard: np.unique(part["row"].to_numpy()) for shard, part in index.by_shard(rows)}
+
+
+def _erase(shard: UPath, live: npt.NDArray[np.int32], size: int, dry_run: bool) -> int:
+    """Delete a shard, or all in its rows that are not `live`; rows keep their places. Gives back the bytes freed."""
+    if not len(live):
+        if not dry_run:
+            shard.unlink()
+        return size
+    with storage.open_parquet(shard) as parquet:
+        if parquet.metadata.num_rows == len(live):
+            return 0
+        table = parquet.read()
+    alive = np.isin(np.arange(len(table)), live)
+    if dry_run or set(table["error"].filter(pa.array(~alive)).to_pylist()) == {PRUNED}:
+        return 0
+    return size - storage.write_table(shard, _blanked(table, alive)).bytes
+
+
+def _blanked(table: pa.Table, alive: npt.NDArray[np.bool_]) -> pa.Table:
+    mask = pa.array(alive)
+    for at, name in enumerate(table.column_names):
+        column = table[name]
+        if name == "vector":
+            halves = knowledge.vectors_of(table).copy()
+            halves[~alive] = 0
+            column = pa.FixedSizeListArray.from_arrays(pa.array(halves.reshape(-1)), halves.shape[1])
+        elif pa.types.is_string(column.type):
+            column = pc.if_else(mask, column, PRUNED if name == "error" else "")
+        else:
+            column = pc.if_else(mask, column, 0)
+        table = table.set_column(at, table.schema.field(name), column)
+    return table
+
+
+def _root(config: Config) -> UPath:
+    return storage.path(config.root) / "extract"
