@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llm4msr
 from llm4msr import cli, pool
+from llm4msr.extract import extracted as open_extracted
+from llm4msr.fit import Data
 from tests.conftest import Spine
 from tests.helpers import (
     SAD_USER,
@@ -167,8 +169,7 @@ def assert_same_rows(ours: pa.Table, theirs: pa.Table) -> None:
 
 
 def test_users_pooled_from_items_that_the_llm_read_once(experiment: MakeExperiment, ray_session: None) -> None:
-    """The whole way, through training, the bundle and a ranked list."""
-    made = experiment({"extract.reads": "items", "extract.pool_dim": 5, "model.knowledge": "both"})
+    made = experiment({"extract.reads": "items", "extract.pool_dim": 5, "extract.answers": "none"})
     folder = extracted(made)
     items = pa.concat_tables([pq.read_table(file) for file in (folder / "vectors").glob("items-*")]).sort_by("id")
     users = pa.concat_tables([pq.read_table(file) for file in sorted((folder / "pooled").glob("users-*"))])
@@ -184,16 +185,18 @@ def test_users_pooled_from_items_that_the_llm_read_once(experiment: MakeExperime
     before = stamps(folder)
     llm4msr.extract(made.config)
     assert stamps(folder) == before
-    llm4msr.train(made.config)
-    bundle = llm4msr.export(made.config)
-    ranker = llm4msr.Ranker.load(str(bundle.folder))
-    assert ranker.info().users_with_knowledge == len(users)
+    data = Data.open(made.config, prepared, open_extracted(made.config))
+    assert data.knowledge is not None
+    assert data.knowledge.known_N.sum() == len(users)
+    assert data.new_net(made.config).user_code.project.in_features == matrix(users).shape[1]
 
 
 def test_pools_of_random_vectors_ask_the_llm_about_scenarios_only(
     experiment: MakeExperiment, ray_session: None
 ) -> None:
-    made = experiment({"extract.reads": "items", "extract.item_vectors": "random", "extract.pool_dim": 5})
+    made = experiment(
+        {"extract.reads": "items", "extract.item_vectors": "random", "extract.pool_dim": 5, "extract.answers": "none"}
+    )
     folder = extracted(made)
     assert {file.name.split("-")[0] for file in (folder / "vectors").iterdir()} == {"scenarios"}
     assert {file.name.split("-")[0] for file in (folder / "pooled").iterdir()} == {"users"}
