@@ -113,7 +113,7 @@ class Ranker:
         slots_BS, scenario_B = self._slots(requests, users, item_B, owner_B)
         with torch.inference_mode():
             logits_B = self.net(slots_BS, scenario_B, self._codes(codes), torch.from_numpy(owner_B))
-            scores_B = np.asarray(torch.sigmoid(logits_B))
+            scores_B = np.asarray(torch.sigmoid(logits_B.float()))  # a net may run in less precision
         ends = np.cumsum(counts)
         parts = zip(np.split(item_B, ends), np.split(scores_B, ends), strict=True)
         return [

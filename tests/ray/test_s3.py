@@ -21,7 +21,7 @@ def run_on_s3(
     s3: str, spine: Spine, table: Path, experiment: MakeExperiment
 ) -> tuple[str, list[llm4msr.storage.StageOutput]]:
     """Storage URI of a run of the spine's config with everything but the LLM on S3, and its outputs."""
-    changes = {"source.path": f"{s3}/data", "storage": f"{s3}/run", "evaluate.variants": []}
+    changes = {"source.path": f"{s3}/data", "storage": f"{s3}/run", "evaluate.variants": [], "extract.answers": "none"}
     local: Experiment = experiment(changes)
     bucket = fsspec.filesystem("s3")
     for file in table.iterdir():
