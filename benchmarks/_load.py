@@ -26,7 +26,7 @@ class Load(NamedTuple):
     seconds: np.ndarray
     """From when it was due to the last byte of the answer."""
     status: np.ndarray
-    """HTTP status; 0 where the connection broke."""
+    """HTTP status; 0 where the connection broke or no answer came within a minute."""
     versions: list[list[str]]
     """Model and knowledge versions that one answer names; empty where they were not asked for."""
 
@@ -80,7 +80,7 @@ async def _run(given: argparse.Namespace) -> dict[str, Any]:
                     found = json.loads(content)
                     parts = found.get("responses", [found])
                     named = sorted({f"{part['model_version']} {part['knowledge_version']}" for part in parts})
-            except aiohttp.ClientError:
+            except (aiohttp.ClientError, TimeoutError):
                 status = 0
             records.append((due - start, time.perf_counter() - due, status, named))
 

@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from llm4msr import schema, storage
+from llm4msr import interests, schema, storage
 from llm4msr.config import Config
 from llm4msr.engines import Engine, Task, open_engine, open_tokenizer
 from llm4msr.increment import Reader
 from llm4msr.index import NOTHING_LIKED
+from llm4msr.prepare import prepared
 from llm4msr.storage import Part
 
 PLACE: dict[Task, str] = {"answers": "work/answers", "vectors": "vectors"}
@@ -48,6 +49,12 @@ class AskLLM:
         """Opened with the first shard: Ray tells a failed call's error whole, a failed actor's only as text."""
         return open_engine(self.config.extract, self.task)
 
+    @cached_property
+    def scenarios(self) -> list[str]:
+        """All of them, the unknown one left out."""
+        names = storage.read_table(prepared(self.config).folder / "scenarios.parquet", ["scenario_id"])["scenario_id"]
+        return [str(name) for name in names.to_pylist()[1:]]
+
     def __call__(self, shard: pa.Table) -> pa.Table:
         """Ask for each row, write the shard's file, and give back its name, rows and failed rows."""
         name = shard["file"][0].as_py()
@@ -57,13 +64,14 @@ class AskLLM:
         after = self.config.extract.pooling == "answer" and self.task == "vectors"
         tokens = self._tokens(shard["prompt"].to_pylist(), answers if after else [""] * len(shard), errors)
         columns = {field: shard[field] for field in ("id", "raw_id", "fingerprint", "prompt")}
+        told = 0
         if self.task == "answers":
-            texts = np.full(len(shard), "", object)
-            _fill(texts, tokens, errors, lambda some: engine.answers(some, self.config.extract.answer_tokens))
-            answers = texts.tolist()
+            held = name.startswith("users") and self.config.extract.answers == "all"
+            answers = self._written(shard["prompt"].to_pylist(), tokens, errors, held)
+            told = sum(bool(interests.read(text, self.scenarios)) for text in answers) if held else 0
         else:
             halves = np.zeros((len(shard), engine.width), np.float16)
-            _fill(halves, tokens, errors, self._halves)
+            _fill(halves, errors, lambda rows: self._halves([tokens[row] for row in rows]))
             flat = pa.array(halves.reshape(-1))
             columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, engine.width)
         cached = engine.cached_tokens
@@ -75,7 +83,7 @@ class AskLLM:
         rows = {"ok": counts.rows - counts.failed, "failed": counts.failed - counts.empty, "skipped": counts.empty}
         read, seconds = sum(map(len, tokens)), time.monotonic() - begun
         self.meters.count(rows, read, cached, seconds)
-        spent = {"tokens": read, "cached": cached, "seconds": seconds}
+        spent = {"tokens": read, "cached": cached, "seconds": seconds, "with_interests": told}
         summary = {"file": name} | written.model_dump() | counts._asdict() | spent
         return pa.table({key: [value] for key, value in summary.items()})
 
@@ -94,6 +102,19 @@ class AskLLM:
         first = storage.read_table(file, ["answer", "error"])
         needed = self.config.extract.pooling == "answer"
         return first["answer"].to_pylist(), first["error"].to_pylist() if needed else errors
+
+    def _written(self, prompts: list[str], tokens: list[list[int]], errors: list[str], held: bool) -> list[str]:
+        """The LLM's answer to each good row, held to interests per scenario or free."""
+        texts = np.full(len(tokens), "", object)
+        limit = self.config.extract.answer_tokens
+
+        def ask(rows: list[int]) -> list[str]:
+            schemas = [interests.json_schema(prompts[row], self.scenarios) for row in rows] if held else None
+            return self.engine.answers([tokens[row] for row in rows], limit, schemas)
+
+        _fill(texts, errors, ask)
+        answers: list[str] = texts.tolist()
+        return answers
 
     def _tokens(self, prompts: list[str], answers: list[str], errors: list[str]) -> list[list[int]]:
         """Token ids of each good row; a row that cannot be read gets its error."""
@@ -120,18 +141,16 @@ class AskLLM:
         return halves
 
 
-def _fill(
-    out: npt.NDArray[Any], tokens: list[list[int]], errors: list[str], ask: Callable[[list[list[int]]], Any]
-) -> None:
+def _fill(out: npt.NDArray[Any], errors: list[str], ask: Callable[[list[int]], Any]) -> None:
     """Fill every good row; if they fail together, each is tried alone so that only the bad ones fail."""
     good = [row for row, error in enumerate(errors) if not error]
     try:
         if good:
-            out[good] = ask([tokens[row] for row in good])
+            out[good] = ask(good)
     except Exception:
         for row in good:
             try:
-                out[row] = ask([tokens[row]])[0]
+                out[row] = ask([row])[0]
             except Exception as error:
                 errors[row] = _text(error)
 

@@ -40,6 +40,8 @@ def show(
 
     found = versions.shown(configs.load(config, set_), user)
     print(f"{found['prompt']}\n\nanswer: {found['answer'] or '(none was asked for)'}")
+    for scenario, words in found["interests"].items():
+        print(f"{scenario}: {', '.join(words)}")
     if found["error"]:
         print(f"error: {found['error']}")
     for near in found.get("nearest", []):

@@ -29,7 +29,8 @@ from llm4msr.storage import Built, Part, StageOutput
 VERSION = 2
 
 Spent = Counter[str]
-"""Prompt tokens, those of them from the prefix cache, and seconds of the actors."""
+SPENT = ("tokens", "cached", "seconds", "with_interests")
+"""Prompt tokens, those of them from the prefix cache, seconds of the actors, and users' answers that hold interests."""
 
 
 def extract(config: Config) -> StageOutput:
@@ -90,10 +91,13 @@ def extracted(config: Config) -> StageOutput:
 def reader(config: Config, revision: str) -> Reader:
     """Who reads the prompts and how: with the prompt it decides the vector. The engine is left out on purpose."""
     e = config.extract
-    answer = f" answer={e.answer_tokens}" if e.pooling == "answer" else ""
-    text = f"answer={e.answer_tokens}"
-    of_users, of_scenarios = text if e.answers == "all" else "", text if e.answers != "none" else ""
-    writes = {"users": of_users, "items": of_users, "scenarios": of_scenarios}
+    text, everyone = f"answer={e.answer_tokens}", e.answers == "all"
+    writes = {
+        "users": f"{text} interests" if everyone else "",
+        "items": text if everyone else "",
+        "scenarios": text if e.answers != "none" else "",
+    }
+    answer = f" {writes['users'] or text}" if e.pooling == "answer" else ""
     weights = f"{e.dtype} {e.quantization}".strip()
     return Reader(reads=f"{revision} {e.pooling} {weights}{answer}", writes=writes)
 
@@ -203,7 +207,7 @@ def _run(
                 counts = Counts(result["rows"], result["failed"], result["empty"])
                 done[result["file"]] = counts
                 written[f"{PLACE[task]}/{result['file']}"] = Part.model_validate(result)
-                spent.update({name: result[name] for name in ("tokens", "cached", "seconds")})
+                spent.update({name: result[name] for name in SPENT})
                 bad = counts.failed - counts.empty
                 progress.advance(counts.rows, f"({bad} failed)" if bad else "")
     return done, written, skipped

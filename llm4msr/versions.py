@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
 
-from llm4msr import increment, index, knowledge, prompts, storage
+from llm4msr import increment, index, interests, knowledge, prompts, storage
 from llm4msr.config import Config
 from llm4msr.engines import models, open_engine, open_tokenizer
 from llm4msr.errors import ConfigError, StorageError
@@ -50,7 +50,7 @@ def listed(config: Config) -> list[dict[str, Any]]:
 
 
 def shown(config: Config, raw_id: str, neighbours: int = 5) -> dict[str, Any]:
-    """A user's prompt, answer and error in the version of this config, and who is nearest.
+    """A user's prompt, answer, the interests in it and error in the version of this config, and who is nearest.
 
     Nearest by the cosine of vectors less the mean of all, since hidden states have a large part in common.
 
@@ -62,6 +62,8 @@ def shown(config: Config, raw_id: str, neighbours: int = 5) -> dict[str, Any]:
     row = int(np.flatnonzero(np.array(table["raw_id"].to_pylist(), object) == raw_id)[0])
     columns = ["raw_id", "prompt", "answer", "tokens", "error"]
     found = {name: table[name][row].as_py() for name in columns}
+    names = [str(scenario["raw_id"]) for scenario in knowledge.texts(output)]
+    found["interests"] = interests.read(found["answer"], names)
     if found["error"]:
         return found
     return found | {"nearest": _nearest(output, raw_id, knowledge.vectors_of(table)[row], neighbours)}

@@ -32,8 +32,13 @@ class Engine(Protocol):
         """Hidden states after the final norm, pooled over each token list: float32 [N, D]."""
         ...
 
-    def answers(self, tokens: Sequence[list[int]], max_tokens: int) -> list[str]:
-        """The text that the LLM gives to each token list, decoded greedily."""
+    def answers(
+        self, tokens: Sequence[list[int]], max_tokens: int, schemas: Sequence[dict[str, Any]] | None = None
+    ) -> list[str]:
+        """The text that the LLM gives to each token list, decoded greedily.
+
+        `schemas` are JSON schemas, one for each list, that an engine holds the answers to if it can.
+        """
         ...
 
 

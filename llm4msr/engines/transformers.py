@@ -48,8 +48,10 @@ class TransformersEngine:
         return pooled
 
     @torch.inference_mode()
-    def answers(self, tokens: Sequence[list[int]], max_tokens: int) -> list[str]:
-        """Greedy answers."""
+    def answers(
+        self, tokens: Sequence[list[int]], max_tokens: int, schemas: Sequence[dict[str, Any]] | None = None
+    ) -> list[str]:
+        """Greedy answers; transformers cannot hold them to a schema."""
         texts: list[str] = []
         for start in range(0, len(tokens), BATCH_ANSWERS):
             ids_BT, mask_BT = self._pad(tokens[start : start + BATCH_ANSWERS], left=True)

@@ -72,15 +72,24 @@ class VllmEngine:
         self.cached_tokens = sum(output.num_cached_tokens for output in outputs)
         return np.asarray([output.outputs.embedding for output in outputs], dtype=np.float32)
 
-    def answers(self, tokens: Sequence[list[int]], max_tokens: int) -> list[str]:
+    def answers(
+        self, tokens: Sequence[list[int]], max_tokens: int, schemas: Sequence[dict[str, Any]] | None = None
+    ) -> list[str]:
         """Greedy answers."""
-        greedy = self._vllm.SamplingParams(
-            temperature=0.0, max_tokens=max_tokens, repetition_penalty=REPETITION_PENALTY
-        )
         prompts = [{"prompt_token_ids": ids} for ids in tokens]
-        outputs = self._engine("generate").generate(prompts, greedy, use_tqdm=False)
+        if schemas is None:
+            params: Any = self._greedy(max_tokens)
+        else:
+            held = self._vllm.sampling_params.StructuredOutputsParams
+            params = [self._greedy(max_tokens, structured_outputs=held(json=schema)) for schema in schemas]
+        outputs = self._engine("generate").generate(prompts, params, use_tqdm=False)
         self.cached_tokens = sum(output.num_cached_tokens or 0 for output in outputs)
         return [output.outputs[0].text.strip() for output in outputs]
+
+    def _greedy(self, max_tokens: int, **more: Any) -> Any:
+        return self._vllm.SamplingParams(
+            temperature=0.0, max_tokens=max_tokens, repetition_penalty=REPETITION_PENALTY, **more
+        )
 
     def _engine(self, runner: str) -> Any:
         if runner != self._runner:
@@ -90,6 +99,8 @@ class VllmEngine:
                 kind = {"last": "LAST", "mean": "MEAN"}[self._pooling]
                 pooler = self._vllm.config.pooler.PoolerConfig(seq_pooling_type=kind, use_activation=False)
                 settings = {"convert": "embed", "pooler_config": pooler}
+            else:  # blanks without end would be valid JSON too
+                settings = {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
             self._llm = self._vllm.LLM(
                 str(self._folder),
                 runner=runner,

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm4msr import storage
+from llm4msr import interests, storage
 from llm4msr.errors import ConfigError
 from llm4msr.report.ablation import Levels, by_level
 from llm4msr.report.opened import Opened, batch_of
@@ -48,6 +48,8 @@ class Case:
     """`scenario_id` and `titles`, oldest first, of each scenario in which something was liked."""
     prompt: str
     answer: str
+    interests: dict[str, list[str]]
+    """Scenario -> what the answer names, where it could be held to it."""
     scenario: str
     ranked: pd.DataFrame
     """The candidates, best with knowledge first: see `ranking`."""
@@ -140,6 +142,7 @@ def case_section(run: Opened, levels: Levels) -> list[Case]:
                 history=histories.get(user, []),
                 prompt=text.get("prompt", ""),
                 answer=text.get("answer", ""),
+                interests=interests.read(text.get("answer", ""), run.scenario_names),
                 scenario=run.scenario_names[scenario],
                 ranked=ranking(run, user, scenario, candidates(run, popular, user, scenario)),
             )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import llm4msr
+from llm4msr import interests
 from llm4msr.engines import open_engine, open_tokenizer
 from tests.helpers import ROOT, cosines, matrix, read_store
 
@@ -16,11 +17,14 @@ USERS, SCENARIOS = 6, 6
 
 def test_vllm_and_transformers_agree_and_answer(tmp_path: Path) -> None:
     """The quickstart's most active users and all its scenarios through the pipeline, then their prompts again."""
-    changes = {"storage": tmp_path, "extract.engine": "vllm", "extract.answer_tokens": 24, "extract.max_users": USERS}
+    changes = {"storage": tmp_path, "extract.engine": "vllm", "extract.answer_tokens": 48, "extract.max_users": USERS}
+    changes["extract.answers"] = "all"
     overrides = [f"{key}={value}" for key, value in changes.items()]
     config = llm4msr.load(str(ROOT / "jobs" / "configs" / "quickstart.toml"), overrides)
     llm4msr.prepare(config)
-    fast = read_store(Path(str(llm4msr.extract(config).folder)))
+    output = llm4msr.extract(config)
+    assert output.manifest.info["spent"]["answers"]["with_interests"] == USERS
+    fast = read_store(Path(str(output.folder)))
     assert fast.num_rows == USERS + SCENARIOS
     assert not any(fast["error"].to_pylist())
     plain = config.extract.model_copy(update={"engine": "transformers"})
@@ -34,4 +38,6 @@ def test_vllm_and_transformers_agree_and_answer(tmp_path: Path) -> None:
 
     answers = fast["answer"].to_pylist()
     assert all(len(answer.split()) > 5 for answer in answers[:SCENARIOS])
-    assert not any(answers[SCENARIOS:])
+    names = fast["raw_id"].to_pylist()[:SCENARIOS]
+    for answer in answers[SCENARIOS:]:
+        assert interests.read(answer, names), "a user's answer is held to JSON, even where its tokens do not suffice"

@@ -148,7 +148,7 @@ def test_vectors_are_the_engines_and_bad_rows_are_told(
     digest, seconds = summary.pop("digest"), summary.pop("seconds")
     assert seconds > 0
     assert (summary.pop("tokens"), summary.pop("cached")) == (sum(table["tokens"].to_pylist()), 0)
-    assert summary == {"file": FILE, "rows": 5, "failed": 2, "empty": 1, "bytes": size}
+    assert summary == {"file": FILE, "rows": 5, "failed": 2, "empty": 1, "bytes": size, "with_interests": 0}
     assert digest == storage.digest((tmp_path / "out" / "vectors" / FILE).read_bytes())
     schema.check(table, schema.knowledge(128), "shard")
     assert table.column_names == schema.knowledge(128).names
