@@ -35,6 +35,16 @@ class Batch(NamedTuple):
     """bool: which users have one."""
 
 
+class Strengths(NamedTuple):
+    """How much of each level of knowledge counts: 0 leaves it out, 1 is what was trained."""
+
+    user: float = 1.0
+    scenario: float = 1.0
+
+
+WHOLE = Strengths()
+
+
 @dataclass(frozen=True)
 class KnowledgeStatistics:
     """What a model with knowledge is built from: statistics of the training users' vectors, the scenarios' vectors."""
@@ -83,13 +93,23 @@ class RankerNet(nn.Module):
         """Whether users' vectors enter the model."""
         return self.kind in ("user", "both", "feature")
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits [B]."""
-        code_BK = self.user_codes(batch.z_NZ, batch.known_N)[batch.owner_B] if self.uses_users else None
+    def forward(self, batch: Batch, strengths: Strengths = WHOLE) -> Tensor:
+        """Logits [B]; `strengths` says how much of each level of knowledge counts."""
+        code_BK = self._codes(batch, strengths.user)[batch.owner_B] if self.uses_users else None
         x_BD = self._features(batch.slots_BS, code_BK)
-        if self.kind in ("user", "both"):
-            x_BD = self._at_bottom(x_BD, self.user_meta(x_BD, code_BK))
-        return self._logits(x_BD, batch.scenario_B)
+        if self.kind in ("user", "both") and (strengths.user or not self.residual):
+            x_BD = self._at_bottom(x_BD, self.user_meta(x_BD, code_BK), strengths.user)
+        return self._logits(x_BD, batch.scenario_B, strengths.scenario)
+
+    @property
+    def has_scenario_level(self) -> bool:
+        """Whether scenarios' vectors enter the model."""
+        return self.kind in ("scenario", "both")
+
+    @property
+    def user_level_is_added(self) -> bool:
+        """Whether the user level adds to the features, so that the backbone can do without it."""
+        return self.kind in ("user", "both") and self.residual
 
     def user_codes(self, z_NZ: Tensor, known_N: Tensor) -> Tensor:
         """Codes [N, K]; in training some users are treated as unknown, so that the default code is trained.
@@ -101,19 +121,29 @@ class RankerNet(nn.Module):
         kept_N = torch.rand(len(known_N), device=known_N.device) >= self.knowledge_dropout
         return self.user_code(z_NZ, known_N & kept_N)
 
-    def _at_bottom(self, x_BD: Tensor, generated_BD: Tensor) -> Tensor:
-        return x_BD + generated_BD if self.residual else F.silu(generated_BD)
+    def _codes(self, batch: Batch, level: float) -> Tensor:
+        """[N, K]; where the level is no addition, less of it is less of the way from the default code to the user's."""
+        code_NK = self.user_codes(batch.z_NZ, batch.known_N)
+        if level == 1.0 or self.user_level_is_added:
+            return code_NK
+        return torch.lerp(self.user_codes(batch.z_NZ, torch.zeros_like(batch.known_N)), code_NK, level)
+
+    def _at_bottom(self, x_BD: Tensor, generated_BD: Tensor, level: float) -> Tensor:
+        if not self.residual:
+            return F.silu(generated_BD)
+        return x_BD + (generated_BD if level == 1.0 else level * generated_BD)
 
     def _features(self, slots_BS: Tensor, code_BK: Tensor | None) -> Tensor:
         x_BD = self.embedding(slots_BS)
         return torch.cat([x_BD, code_BK], dim=1) if self.kind == "feature" and code_BK is not None else x_BD
 
-    def _logits(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
+    def _logits(self, x_BD: Tensor, scenario_B: Tensor, level: float) -> Tensor:
         logits_B = self.backbone(x_BD, scenario_B)
-        if self.kind in ("scenario", "both"):
+        if self.has_scenario_level and level:
             known_S = torch.arange(len(self.scenarios_SZ), device=x_BD.device) > 0
             generated = self.scenario_meta.generate(self.scenario_code(self.scenarios_SZ, known_S))
-            logits_B = self.scenario_meta(logits_B, x_BD, generated, scenario_B)
+            whole_B = self.scenario_meta(logits_B, x_BD, generated, scenario_B)
+            logits_B = whole_B if level == 1.0 else torch.lerp(logits_B, whole_B, level)
         return logits_B
 
 

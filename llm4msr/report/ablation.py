@@ -14,16 +14,13 @@ A level that is left out takes along what it learned for everybody, which is cap
 level's part is split once more, in the same way: what it would do for a user without knowledge, and the user's own.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from llm4msr.config import Knowledge
-from llm4msr.ranker import Batch, RankerNet
+from llm4msr.ranker import Batch, RankerNet, Strengths
 
 Floats = npt.NDArray[np.float64]
 
@@ -66,49 +63,16 @@ def by_level(net: RankerNet, batch: Batch) -> Levels:
     """Score the rows with each level in and out; a level that the model has not changes nothing."""
     net.eval()
     nobody = batch._replace(known_N=torch.zeros_like(batch.known_N))
-    user, scenario, layer = has_user_level(net), has_scenario_level(net), is_layer(net)
+    user, scenario, added = net.uses_users, net.has_scenario_level, net.user_level_is_added
     with torch.inference_mode():
-        none = _logits(net, nobody, not layer and user, False)
-        of_scenario = _logits(net, nobody, not layer and user, True) if scenario else none
-        default = _logits(net, nobody, True, False) if layer else none
-        default_both = default if not scenario else _logits(net, nobody, True, True) if layer else of_scenario
-        of_user = _logits(net, batch, True, False) if user else none
-        both = of_scenario if not user else _logits(net, batch, True, True) if scenario else of_user
+        none = _logits(net, batch, 0, 0)
+        of_scenario = _logits(net, batch, 0, 1) if scenario else none
+        default = _logits(net, nobody, 1, 0) if added else none
+        default_both = default if not scenario else _logits(net, nobody, 1, 1) if added else of_scenario
+        of_user = _logits(net, batch, 1, 0) if user else none
+        both = of_scenario if not user else _logits(net, batch, 1, 1) if scenario else of_user
     return Levels(none, of_user, of_scenario, both, default, default_both)
 
 
-def has_user_level(net: RankerNet) -> bool:
-    """Whether users' knowledge enters the logit."""
-    return net.uses_users
-
-
-def has_scenario_level(net: RankerNet) -> bool:
-    """Whether scenarios' knowledge does."""
-    return net.kind in ("scenario", "both")
-
-
-def is_layer(net: RankerNet) -> bool:
-    """Whether the user level can be taken out as a layer; see the module."""
-    return net.kind in ("user", "both") and net.residual
-
-
-def _logits(net: RankerNet, batch: Batch, bottom: bool, scenario: bool) -> Floats:
-    """With the user level at the bottom or without, and with the scenario level beside the backbone or without."""
-    kinds: dict[tuple[bool, bool], Knowledge] = {
-        (True, True): "both",
-        (True, False): "user",
-        (False, True): "scenario",
-        (False, False): "none",
-    }
-    with _acting_as(net, net.kind if net.kind == "feature" else kinds[bottom, scenario]):
-        return net(batch).double().numpy()
-
-
-@contextmanager
-def _acting_as(net: RankerNet, kind: Knowledge) -> Iterator[None]:
-    """The net computes what a model of this kind would, with its own weights."""
-    own, net.kind = net.kind, kind
-    try:
-        yield
-    finally:
-        net.kind = own
+def _logits(net: RankerNet, batch: Batch, user: float, scenario: float) -> Floats:
+    return net(batch, Strengths(user, scenario)).double().numpy()

@@ -17,7 +17,7 @@ import pandas as pd
 from llm4msr.batches import to_batch
 from llm4msr.fit import Data, predict
 from llm4msr.ranker import RankerNet
-from llm4msr.report.ablation import Levels, by_level, has_scenario_level, has_user_level, is_layer
+from llm4msr.report.ablation import Levels, by_level
 from llm4msr.report.opened import Opened, Seed
 from llm4msr.report.text import shortened, signed
 
@@ -255,13 +255,13 @@ def _ablated(run: Opened, scored: list[Scored]) -> list[tuple[str, float | None]
         return value if np.isfinite(value) else None
 
     wanted = [("this model", "both")]
-    if is_layer(run.net):
+    if run.net.user_level_is_added:
         wanted += [("every user as one without knowledge", "default_both")]
-    if has_user_level(run.net) and has_scenario_level(run.net):
+    if run.net.uses_users and run.net.has_scenario_level:
         wanted += [("without its scenario level", "user"), ("without its user level", "scenario")]
     wanted += [
         (
-            "without both levels" if has_scenario_level(run.net) and has_user_level(run.net) else "without its level",
+            "without both levels" if run.net.has_scenario_level and run.net.uses_users else "without its level",
             "none",
         )
     ]

@@ -15,7 +15,6 @@ from scipy import sparse, stats
 
 from llm4msr import knowledge
 from llm4msr.ranker import RankerNet
-from llm4msr.report.ablation import has_scenario_level
 from llm4msr.report.opened import Opened
 from llm4msr.report.text import shortened, signed
 
@@ -92,7 +91,7 @@ def scenario_section(run: Opened) -> ScenarioSection:
                 similar(vectors_SZ, scaled=True),
             )
         )
-        if has_scenario_level(run.net):
+        if run.net.has_scenario_level:
             note = "cosine of the layers generated from that knowledge, less what they all share"
             maps.append(HeatMap("layers", "What the model made of it", note, similar(layers(run.net))))
         else:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from llm4msr.ranker import Batch, RankerNet
-from llm4msr.report.ablation import Levels, by_level, has_scenario_level, has_user_level, is_layer
+from llm4msr.ranker import Batch, RankerNet, Strengths
+from llm4msr.report.ablation import Levels, by_level
 from tests.unit.helpers import FIELDS, model_config, random_batch, statistics
 
 MODELS: list[dict[str, Any]] = [
@@ -44,8 +44,8 @@ def test_parts_add_up_to_the_logit(model: dict[str, Any]):
     levels = by_level(net, batch)
     np.testing.assert_array_equal(levels.both, scored(net, batch))
     np.testing.assert_allclose(levels.none + levels.user_part + levels.scenario_part, levels.both, rtol=0, atol=1e-12)
-    assert (np.abs(levels.user_part).max() > 1e-3) == has_user_level(net)
-    assert (np.abs(levels.scenario_part).max() > 1e-3) == has_scenario_level(net)
+    assert (np.abs(levels.user_part).max() > 1e-3) == net.uses_users
+    assert (np.abs(levels.scenario_part).max() > 1e-3) == net.has_scenario_level
     assert net.kind == model["knowledge"], "the net is as it was"
 
 
@@ -81,8 +81,8 @@ def test_a_users_own_part_is_the_difference_to_a_user_without_knowledge(model: d
     np.testing.assert_array_equal(nobody.own_part, np.zeros_like(nobody.own_part))
     unknown = (batch.owner_B == 0).numpy()  # the one user of this batch without a vector
     assert (levels.own_part[unknown] == 0).all()
-    assert (np.abs(levels.own_part[~unknown]) > 0).all() == has_user_level(net)
-    if not is_layer(net):
+    assert (np.abs(levels.own_part[~unknown]) > 0).all() == net.uses_users
+    if not net.user_level_is_added:
         np.testing.assert_array_equal(levels.own_part, levels.user_part)
 
 
@@ -115,3 +115,16 @@ def test_a_scenarios_parts_change_when_and_only_when_its_vector_does():
     assert (before.scenario_part[here] != after.scenario_part[here]).all()
     np.testing.assert_array_equal(before.scenario_part[~here], after.scenario_part[~here])
     np.testing.assert_array_equal((before.none, before.user), (after.none, after.user))
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_strengths_go_from_without_to_what_was_trained_and_beyond(model: dict[str, Any]):
+    net, batch = trained_looking(model_config(**model)), random_batch()
+    levels = by_level(net, batch)
+    with torch.inference_mode():
+        at = {s: net(batch, Strengths(s, s)).double().numpy() for s in (0.0, 1e-4, 1 - 1e-4, 1.0, 1.5)}
+    np.testing.assert_array_equal(at[0.0], levels.none)
+    np.testing.assert_array_equal(at[1.0], levels.both)
+    np.testing.assert_allclose(at[1e-4], at[0.0], atol=0.05)
+    np.testing.assert_allclose(at[1 - 1e-4], at[1.0], atol=0.05)
+    assert (np.abs(at[1.5] - at[1.0]).max() > 1e-3) == (net.kind != "none")
