@@ -25,7 +25,7 @@ from llm4msr.web import OPENAPI
 RESULT = Path(__file__).parent / "results" / "serve-hostile.md"
 ROUTES = (("/v1/rank", "POST"), ("/v1/rank:batch", "POST"))
 TOLD = ("Traceback", 'File "', "site-packages", ".py:", "ray::")
-"""What only a stack trace would say."""
+"""What only a stack trace would say, unless the request said it: hypothesis takes words from this file, too."""
 
 
 class Attack(NamedTuple):
@@ -66,7 +66,8 @@ def attack(address: str, requests: int) -> tuple[Counter[str], list[str]]:
                     wrong.append(f"{type(error).__name__} {one!r}"[:500])
                 return
             counts[f"{kind}: {answer.status_code}"] += 1
-            if answer.status_code >= 500 or any(word in answer.text for word in TOLD):
+            leaks = any(word in answer.text and word.encode() not in one.body for word in TOLD)
+            if answer.status_code >= 500 or leaks:
                 wrong.append(f"{answer.status_code} {answer.text[:200]} for {one!r}"[:700])
 
         for number, one in zip(range(requests // 2), by_hand(), strict=False):

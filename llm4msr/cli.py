@@ -116,7 +116,8 @@ def serve(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> 
 
         bundle = opened(loaded.serve.bundle) if loaded.serve.bundle else exported(loaded)
         address = start(loaded)
-        say(f"serving {bundle.folder}\n  at {address}/v1/rank (docs at {address}/docs); end with Ctrl-C")
+        shown = f"; the explorer is at {address}/explore/" if loaded.serve.explore else ""
+        say(f"serving {bundle.folder}\n  at {address}/v1/rank (docs at {address}/docs){shown}; end with Ctrl-C")
         try:
             while True:
                 time.sleep(3600)

@@ -241,6 +241,8 @@ class ServeConfig(Section):
     """For the body to arrive (else 408), and from then to the answer (else 504)."""
     follow_s: float = Field(60.0, ge=0)
     """How often a replica looks whether `llm4msr refresh` has published newer codes; 0 = never."""
+    explore: bool = False
+    """Whether `llm4msr serve` shows the explorer, a page below /explore. It opens this config's run and its LLM."""
     access_log: bool = False
     """A line with the request id for each request in Ray Serve's log files."""
 

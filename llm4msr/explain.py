@@ -21,8 +21,7 @@ def explain(config: Config) -> StageOutput:
     Raises:
         ConfigError: the model uses no knowledge, is not trained yet, or `explain.users` names somebody unknown.
     """
-    if config.model.knowledge == "none":
-        raise ConfigError("model.knowledge = 'none': nothing to explain; set it to both, user, scenario or feature")
+    check_explainable(config)
     data, knowledge = prepared(config), extracted(config)
     seeds = _seeds(config, data)
     models = [one for seed in seeds for one in (seed.own, seed.plain) if one is not None]
@@ -39,6 +38,14 @@ def explain(config: Config) -> StageOutput:
         fingerprints,
         lambda folder: _build(data, knowledge, seeds, folder),
     )
+
+
+def check_explainable(config: Config) -> None:
+    """Raise a ConfigError if there is no finished run with knowledge to look into."""
+    if config.model.knowledge == "none":
+        raise ConfigError("model.knowledge = 'none': nothing to explain; set it to both, user, scenario or feature")
+    extracted(config)
+    trained(config)
 
 
 def _seeds(config: Config, data: StageOutput) -> list[Seed]:

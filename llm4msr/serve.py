@@ -14,6 +14,7 @@ from llm4msr import session
 from llm4msr.api import TOKEN, ModelInfo, RankBatchRequest, RankBatchResponse, RankRequest, RankResponse
 from llm4msr.config import Config, ServeConfig
 from llm4msr.errors import ConfigError
+from llm4msr.explain import check_explainable
 from llm4msr.export import exported
 from llm4msr.live_model import LiveModel
 from llm4msr.rank import Ranker
@@ -159,6 +160,8 @@ def start(config: Config) -> str:
     from ray import serve
 
     uri = config.serve.bundle or str(exported(config).folder)
+    if config.serve.explore:
+        check_explainable(config)
     _refuse_taken_port(config.serve)
     Ranker.load(uri)  # a bundle that cannot be loaded is told here, in one line, and not by every replica
     session.connect()
@@ -167,6 +170,10 @@ def start(config: Config) -> str:
     serve.start(proxy_location="HeadOnly", http_options=http, logging_config=logs)
     app = application(uri, config.serve, token_required=bool(os.environ.get(TOKEN)))
     serve.run(app, name=APP, route_prefix="/", logging_config=logs)
+    if config.serve.explore:
+        from llm4msr.explorer import app as explorer
+
+        serve.run(explorer.application(config), name=explorer.NAME, route_prefix=explorer.PREFIX, logging_config=logs)
     return f"http://{config.serve.host}:{config.serve.port}"
 
 

@@ -34,6 +34,9 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 """What ranking may answer instead, beside 422 for a request that is wrong."""
 
+OPEN = frozenset({"/healthz", "/readyz", "/docs", "/redoc", "/openapi.json"})
+"""Paths that need no token: they tell nothing of the model."""
+
 ERRORS_SHOWN, KEY_SHOWN = 10, 64
 
 
@@ -45,11 +48,11 @@ class Plain(JSONResponse):
         return json.dumps(content, ensure_ascii=True, allow_nan=False).encode()
 
 
-def web_app(config: ServeConfig) -> FastAPI:
-    """An application without routes: documents, limits and errors."""
+def web_app(config: ServeConfig, open_paths: frozenset[str] = OPEN) -> FastAPI:
+    """An application without routes: documents, limits and errors. `open_paths` need no token."""
     app = FastAPI(title="llm4msr", version="1", description="A multi-scenario ranker with LLM knowledge.")
     app.add_middleware(BodyLimits, max_bytes=config.max_body_bytes, timeout_s=config.timeout_s)
-    app.add_middleware(TokenGate)
+    app.add_middleware(TokenGate, open_paths=open_paths)
 
     @app.exception_handler(ConfigError)
     async def bad_request(request: Request, error: ConfigError) -> Response:
@@ -68,15 +71,16 @@ def web_app(config: ServeConfig) -> FastAPI:
 
 
 class TokenGate:
-    """401 for what is below /v1 without the token, where one is set."""
+    """401 without the token, where one is set, but for the paths that are open."""
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    def __init__(self, app: ASGIApp, open_paths: frozenset[str]):
+        self.app, self.open_paths = app, open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
         token = os.environ.get(TOKEN, "")
-        if token and scope["type"] == "http" and scope["path"].startswith("/v1/"):
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))  # which is Ray Serve's route prefix
+        if token and scope["type"] == "http" and path not in self.open_paths:
             given = dict(scope["headers"]).get(b"authorization", b"")
             if not secrets.compare_digest(given, f"Bearer {token}".encode()):
                 refused = Plain({"detail": "wrong or missing token"}, 401, {"www-authenticate": "Bearer"})

@@ -121,7 +121,7 @@ def case_section(run: Opened, levels: Levels) -> list[Case]:
             raise ConfigError(f"explain.users: no user '{raw}' in the prepared data")
         chosen.append(("asked for", number[raw]))
     ids = np.array([user for _, user in chosen], np.int64)
-    texts, histories = run.user_texts(ids), _histories(run, ids)
+    texts, liked = run.user_texts(ids), histories(run, ids)
     popular = run.train.groupby(["scenario", "item"]).size().reset_index(name="rows")
     popular = popular.sort_values(["rows", "item"], ascending=[False, True])
     losses = gains(run.test, levels)
@@ -129,7 +129,7 @@ def case_section(run: Opened, levels: Levels) -> list[Case]:
     for kind, user in chosen:
         text, person = texts.get(user, {}), run.users.iloc[user]
         tested = losses.loc[user] if user in losses.index else None
-        scenario = _scenario(run, user)
+        scenario = main_scenario(run, user)
         cases.append(
             Case(
                 kind=kind,
@@ -139,7 +139,7 @@ def case_section(run: Opened, levels: Levels) -> list[Case]:
                 known=bool(person["known"]),
                 loss=None if tested is None else (float(tested["without"]), float(tested["with"])),
                 tested=0 if tested is None else int(tested["rows"]),
-                history=histories.get(user, []),
+                history=liked.get(user, []),
                 prompt=text.get("prompt", ""),
                 answer=text.get("answer", ""),
                 interests=interests.read(text.get("answer", ""), run.scenario_names),
@@ -203,8 +203,8 @@ def ranking(run: Opened, user: int, scenario: int, items: Ints) -> pd.DataFrame:
         {
             "item_id": run.items["item_id"].to_numpy()[items],
             "title": run.items["title"].to_numpy()[items],
-            "rank_without": _ranks(levels.none),
-            "rank_with": _ranks(levels.both),
+            "rank_without": ranks(levels.none),
+            "rank_with": ranks(levels.both),
             "logit_without": levels.none,
             "user_part": levels.user_part,
             "own_part": levels.own_part,
@@ -216,13 +216,14 @@ def ranking(run: Opened, user: int, scenario: int, items: Ints) -> pd.DataFrame:
     return table.sort_values("rank_with").reset_index(drop=True)
 
 
-def _ranks(logit_B: Floats) -> Ints:
+def ranks(logit_B: Floats) -> Ints:
+    """From 1, the highest logit first; ties in the given order."""
     ranks = np.empty(len(logit_B), np.int64)
     ranks[np.argsort(-logit_B, kind="stable")] = np.arange(1, len(logit_B) + 1)
     return ranks
 
 
-def _scenario(run: Opened, user: int) -> int:
+def main_scenario(run: Opened, user: int) -> int:
     """The scenario with most of the user's test rows, else the main one, else the largest."""
     tested = run.test["scenario"][(run.test["user"] == user) & (run.test["scenario"] > 0)]
     if len(tested):
@@ -231,7 +232,8 @@ def _scenario(run: Opened, user: int) -> int:
     return main or 1 + int(np.argmax([row["interactions"] for row in run.scenarios]))
 
 
-def _histories(run: Opened, ids: Ints) -> dict[int, list[dict[str, Any]]]:
+def histories(run: Opened, ids: Ints) -> dict[int, list[dict[str, Any]]]:
+    """By user number, what each of these users liked: `scenario_id` and `titles`, oldest first."""
     table = storage.read_table(run.prepared.folder / "histories.parquet", ["user", "history"])
     rows = table.filter(pc.is_in(table["user"], value_set=pa.array(ids))).to_pylist()
     return {row["user"]: [part for part in row["history"] if part["titles"]] for row in rows}

@@ -11,6 +11,7 @@ import httpx
 import pytest
 import uvicorn
 from fastapi.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llm4msr.api import TOKEN, RankRequest, RankResponse, Unknown
 from llm4msr.client import RankClient
@@ -33,7 +34,7 @@ ANSWER = RankResponse(
 class Server:
     """A small application behind `web_app`, on a port of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "") -> None:
         self.asked = 0
         self.refusals = [429, 503]
         """Statuses of the first answers to /v1/rank."""
@@ -51,17 +52,26 @@ class Server:
             return {"status": "ok"}
 
         self.port = free_port()
-        self.address = f"http://127.0.0.1:{self.port}"
-        self.server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="error"))
+        self.address = f"http://127.0.0.1:{self.port}{prefix}"
+        self.server = uvicorn.Server(uvicorn.Config(_below(prefix, app), port=self.port, log_level="error"))
         threading.Thread(target=self.server.run, daemon=True).start()
         while not self.server.started:
             time.sleep(0.01)
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def _below(prefix: str, app: ASGIApp) -> ASGIApp:
+    """As Ray Serve calls an application that has a route prefix: the path is whole, the prefix is the root path."""
+
+    async def called(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "root_path": prefix} if scope["type"] == "http" else scope, receive, send)
+
+    return called
+
+
+@pytest.fixture(params=["", "/ranker"])
+def server(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Server]:
     monkeypatch.delenv(TOKEN, raising=False)
-    made = Server()
+    made = Server(request.param)
     yield made
     made.server.should_exit = True
 
