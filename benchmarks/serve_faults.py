@@ -71,7 +71,7 @@ def main(given: argparse.Namespace) -> None:
         f"Command: `python -m benchmarks.serve_faults`. {described()}.",
     ]
     given.output.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    print(given.output.read_text())
 
 
 def under_load(
@@ -184,7 +184,13 @@ def overload(running: Endpoint, bodies: Path, saturated: float, seconds: float) 
         f"{'no process lost' if same else 'a process was lost'}; {found.rate():.0f} good answers a second; p99 at a "
         f"quarter of saturation {p99[0]:.0f} ms before, {p99[1]:.0f} ms 10 s after"
     )
-    held = bad == 0 and same and 429 in found.status and _failed(after) == 0 and p99[1] < max(2 * p99[0], 50)
+    held = (
+        not (found.status >= 500).any()
+        and same
+        and 429 in found.status
+        and _failed(after) == 0
+        and p99[1] < max(2 * p99[0], 50)
+    )
     return Row("3 times overload", _counts(found), _share(bad, found), also, bool(held))
 
 
@@ -202,7 +208,8 @@ def _share(failed: int, found: Load) -> str:
 
 def _counts(found: Load) -> str:
     return ", ".join(
-        f"{n} x {status or 'broken'}" for status, n in zip(*np.unique(found.status, return_counts=True), strict=True)
+        f"{n} x {status or 'none within 60 s'}"
+        for status, n in zip(*np.unique(found.status, return_counts=True), strict=True)
     )
 
 

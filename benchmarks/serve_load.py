@@ -8,6 +8,7 @@ else the machine does meets them alike; the load comes from a process of its own
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -159,6 +160,8 @@ def scoring_alone(uri: str, root: Path, candidates: int) -> dict[int, float]:
     torch.set_num_threads(1)
     ranker = Ranker.load(uri)
     requests = _requests(_bundles.bodies(uri, root / f"{candidates}", candidates))
+    gc.collect()
+    gc.freeze()  # as a replica does
     taken = []
     for turn in range(3):
         for request in requests:

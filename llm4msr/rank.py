@@ -140,11 +140,9 @@ class Ranker:
         """float32 [N, K], the learned default for who has no code; [N, 0] without user level."""
         if not self.net.uses_users:
             return torch.zeros(len(places), 0)
-        code_NK = self.net.default_K.repeat(len(places), 1)
-        for code_K, place in zip(code_NK.numpy(), places, strict=True):
-            if place is not None:
-                code_K[:] = self.codes.numbers("code", place)
-        return code_NK
+        default_K = self.net.default_K.numpy()
+        found = [default_K if place is None else self.codes.numbers("code", place) for place in places]
+        return torch.from_numpy(np.stack(found, dtype=np.float32))
 
     def _slots(
         self, requests: Sequence[RankRequest], users: Sequence[Place | None], item_B: Ints, owner_B: Ints

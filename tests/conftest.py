@@ -15,7 +15,7 @@ import pytest
 import llm4msr
 from llm4msr import session
 from llm4msr.storage import StageOutput
-from tests.helpers import ROOT, Experiment, MakeExperiment, config_file, free_port, small_table, tiny_llama
+from tests.helpers import REAL_USERS, ROOT, Experiment, MakeExperiment, config_file, free_port, small_table, tiny_llama
 
 BUCKET = "llm4msr-tests"
 
@@ -94,6 +94,23 @@ def experiment(table: Path, llama: Path, tmp_path_factory: pytest.TempPathFactor
         return Experiment(config_file(folder, wanted))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def real(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> llm4msr.Config:
+    """The quickstart, whose most active users and all scenarios the real LLM has read and answered, run by vLLM."""
+    changes = {
+        "storage": tmp_path_factory.mktemp("real"),
+        "extract.engine": "vllm",
+        "extract.answers": "all",
+        "extract.answer_tokens": 48,
+        "extract.max_users": REAL_USERS,
+    }
+    overrides = [f"{key}={value}" for key, value in changes.items()]
+    config = llm4msr.load(str(ROOT / "jobs" / "configs" / "quickstart.toml"), overrides)
+    llm4msr.prepare(config)
+    llm4msr.extract(config)
+    return config
 
 
 class Spine:

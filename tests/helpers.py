@@ -25,6 +25,7 @@ VERBS = ("prepare", "extract", "train", "evaluate", "export", "explain", "refres
 
 SCENARIOS = ("books", "films", "music")
 USERS, ITEMS = 60, 40
+REAL_USERS = 6
 SAD_USER = "user-sad"
 """A user with many rows who likes nothing, so that there is nothing to ask the LLM about."""
 

@@ -47,7 +47,7 @@ function later(action) {
 }
 
 async function start() {
-  const { scenarios, editable, name } = await ask("scenarios");
+  const { scenarios, editable, name } = await ask("run");
   at("name").textContent = name;
   for (const id of ["scenario", "where"]) at(id).replaceChildren(...scenarios.map((one) => made("option", one, { value: one })));
   at("add").hidden = !editable;

@@ -30,7 +30,8 @@ FOUND = 20
 TITLE = 120
 """Characters of a title on the page."""
 
-Title = Annotated[str, Field(max_length=10_000)]
+Id = Annotated[str, Field(max_length=512)]
+Title = Annotated[str, Field(max_length=500)]
 Strength = Annotated[float, Field(ge=0, le=1.5, allow_inf_nan=False)]
 ReadPrompt = Callable[[str], npt.NDArray[np.float32]]
 """From a prompt to its vector, float32 [Z]."""
@@ -39,18 +40,18 @@ ReadPrompt = Callable[[str], npt.NDArray[np.float32]]
 class Liked(BaseModel):
     """What a user liked in one scenario, oldest first."""
 
-    scenario: str = Field(max_length=200)
-    titles: list[Title] = Field(max_length=50)
+    scenario: Id
+    titles: list[Title] = Field(max_length=200)
 
 
 class Asked(BaseModel):
     """A ranking to make."""
 
-    user_id: str = Field(max_length=512)
-    scenario: str = Field(max_length=200)
+    user_id: Id
+    scenario: Id
     user_strength: Strength = 1.0
     scenario_strength: Strength = 1.0
-    history: list[Liked] | None = Field(None, max_length=200)
+    history: list[Liked] | None = Field(None, max_length=1000)
     """An edited one; without it the user's own vector is taken."""
 
 
@@ -86,7 +87,7 @@ class Found(BaseModel):
 
 
 class Person(BaseModel):
-    """One user. `titles` are whole, since the page sends them back; what is shown of them is cut by the page."""
+    """One user. Titles are as prompts have them, since the page sends them back; it cuts what it shows of them."""
 
     user_id: str
     known: bool
@@ -104,7 +105,7 @@ class View:
     def __init__(self, config: Config, read_prompt: ReadPrompt):
         """Open the finished run of a config, which `explain.check_explainable` has passed."""
         self.run = Opened.read(prepared(config), extracted(config), [Seed(Trained(config, trained(config)), None)])
-        self.scenarios = self.run.scenario_names[1:]
+        self.name, self.scenarios = config.name, self.run.scenario_names[1:]
         self.editable = config.extract.reads == "users" and config.extract.pooling != "answer"
         self._template = prompts.template("user", config.extract.user_template)
         self._number = dict(zip(self.run.users["user_id"][1:], range(1, len(self.run.users)), strict=True))
@@ -134,7 +135,7 @@ class View:
         return Person(
             user_id=user_id,
             known=bool(self.run.users["known"].iloc[user]),
-            history=[Liked(scenario=part["scenario_id"], titles=part["titles"]) for part in history],
+            history=[Liked(scenario=p["scenario_id"], titles=prompts.cleaned(p["titles"])) for p in history],
             scenario=self.run.scenario_names[cases.main_scenario(self.run, user)],
             prompt=block(text.get("prompt", "")),
             answer=block(text.get("answer", "")),

@@ -125,8 +125,13 @@ def _cleaned(titles: pa.Array) -> pa.Array:
     return pc.utf8_slice_codeunits(pc.binary_join(words, " "), 0, MAX_TITLE)
 
 
+def cleaned(titles: list[str]) -> list[str]:
+    """Titles as a prompt has them: clipped, and every run of white space one blank."""
+    return [" ".join(title.split())[:MAX_TITLE] for title in titles]
+
+
 def _join(titles: list[str]) -> str:
-    return "; ".join(" ".join(title.split())[:MAX_TITLE] for title in titles)
+    return "; ".join(cleaned(titles))
 
 
 def _places(kind: str) -> str:

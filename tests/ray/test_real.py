@@ -8,24 +8,19 @@ import pytest
 import llm4msr
 from llm4msr import interests
 from llm4msr.engines import open_engine, open_tokenizer
-from tests.helpers import ROOT, cosines, matrix, read_store
+from tests.helpers import REAL_USERS, cosines, matrix, read_store
 
-pytestmark = [pytest.mark.real, pytest.mark.usefixtures("ray_session")]
+pytestmark = pytest.mark.real
 
-USERS, SCENARIOS = 6, 6
+SCENARIOS = 6
 
 
-def test_vllm_and_transformers_agree_and_answer(tmp_path: Path) -> None:
-    """The quickstart's most active users and all its scenarios through the pipeline, then their prompts again."""
-    changes = {"storage": tmp_path, "extract.engine": "vllm", "extract.answer_tokens": 48, "extract.max_users": USERS}
-    changes["extract.answers"] = "all"
-    overrides = [f"{key}={value}" for key, value in changes.items()]
-    config = llm4msr.load(str(ROOT / "jobs" / "configs" / "quickstart.toml"), overrides)
-    llm4msr.prepare(config)
-    output = llm4msr.extract(config)
-    assert output.manifest.info["spent"]["answers"]["with_interests"] == USERS
+def test_vllm_and_transformers_agree_and_answer(real: llm4msr.Config) -> None:
+    """The quickstart's most active users and all its scenarios went through the pipeline; now their prompts again."""
+    config, output = real, llm4msr.extract(real)
+    assert output.manifest.info["spent"]["answers"]["with_interests"] == REAL_USERS
     fast = read_store(Path(str(output.folder)))
-    assert fast.num_rows == USERS + SCENARIOS
+    assert fast.num_rows == REAL_USERS + SCENARIOS
     assert not any(fast["error"].to_pylist())
     plain = config.extract.model_copy(update={"engine": "transformers"})
     tokens = map(open_tokenizer(plain), fast["prompt"].to_pylist())

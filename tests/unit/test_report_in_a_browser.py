@@ -1,49 +1,21 @@
-"""The report in a real browser: Debian's Chromium, headless, steered by Playwright; accessibility checked by axe."""
+"""The report in a real browser."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from llm4msr.config import Config
 from llm4msr.explain import REPORT
 from llm4msr.storage import StageOutput
+from tests.browser import SCHEMES, WIDTHS, Opened, browser, needs_chromium, serious
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium here; `apt-get install chromium` brings it")
-
-FLAGS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync"),
-]
-WIDTHS, SCHEMES = {"phone": 390, "desktop": 1280}, ("light", "dark")
-
-
-class Opened:
-    """The page, and what it asked for and complained of while it was opened."""
-
-    def __init__(self, page: "Page", address: str):
-        self.page, self.requests, self.complaints = page, list[str](), list[str]()
-        page.on("request", lambda request: self.requests.append(request.url))
-        page.on("console", lambda message: self.complaints.append(message.text))
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
-        page.goto(address, wait_until="networkidle")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
+__all__ = ["browser"]
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +95,4 @@ def test_light_and_dark_differ(browser: "Browser", address: str):
 
 @pytest.mark.parametrize("opened", [("phone", "light"), ("desktop", "dark")], indirect=True, ids="-".join)
 def test_axe_finds_nothing_serious(opened: Opened):
-    from axe_playwright_python.sync_playwright import Axe
-
-    response = Axe().run(opened.page).response
-    assert {"color-contrast", "heading-order"} <= {one["id"] for one in response["passes"]}, "axe looked"
-    found: list[dict[str, Any]] = response["violations"]
-    told = [
-        (one["id"], one["help"], one["nodes"][0]["html"][:200])
-        for one in found
-        if one["impact"] in ("serious", "critical")
-    ]
-    assert told == []
+    assert serious(opened.page) == []

