@@ -5,7 +5,7 @@ CONFIG ?= jobs/configs/quickstart.toml
 BIN := .venv/bin
 TORCH := torch==2.13.0+cpu
 
-.PHONY: quickstart test check install clean
+.PHONY: quickstart test docs check install clean
 export TOKENIZERS_PARALLELISM = false
 
 quickstart: install
@@ -13,6 +13,10 @@ quickstart: install
 
 test: install check
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90 $(ARGS)
+
+docs: install
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . site
+	@echo "site/docs/index.html"
 
 check: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

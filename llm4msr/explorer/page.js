@@ -138,25 +138,25 @@ async function rank() {
   });
   if (number !== state.asked) return; // a later question was asked meanwhile
   const before = [...found.lines].sort((a, b) => a.rank_without - b.rank_without);
-  at("without").replaceChildren(...before.slice(0, SHOWN).map((line) => row(line, line.rank_with - line.rank_without, "with knowledge")));
-  at("with").replaceChildren(...found.lines.slice(0, SHOWN).map((line) => row(line, line.rank_without - line.rank_with, "with knowledge", true)));
+  at("without").replaceChildren(...before.slice(0, SHOWN).map((line) => row(line)));
+  at("with").replaceChildren(...found.lines.slice(0, SHOWN).map((line) => row(line, state.places[line.title])));
   state.places = Object.fromEntries(found.lines.map((line) => [line.title, line.rank_with]));
   if (state.edited) showKnowledge(found.prompt);
   const whose = { own: "the user's own vector", edited: "the vector of the edited history", none: "no knowledge of this user" }[found.knowledge];
   at("status").textContent = `${found.lines.length} candidates ranked with ${whose} in ${Math.round(performance.now() - begun)} ms.`;
 }
 
-function row(line, by, what, after = false) {
+function row(line, last) {
   const item = made("li");
   const title = made("span", "", { class: "title" });
   title.append(made("bdi", line.title));
   item.append(title);
-  const places = after ? by : -by;
+  const places = line.rank_without - line.rank_with;
   const words = places > 0 ? ["up", `▲ ${places}`] : places < 0 ? ["down", `▼ ${-places}`] : ["", "·"];
   const move = made("span", words[1], { class: `move ${words[0]}` });
-  move.append(made("span", places ? ` places ${words[0]} ${what}` : ` same place ${what}`, { class: "sr" }));
+  move.append(made("span", places ? ` places ${words[0]} with knowledge` : " same place with knowledge", { class: "sr" }));
   item.append(move);
-  if (after && state.places[line.title] !== undefined && state.places[line.title] !== line.rank_with) item.classList.add("moved");
+  if (last !== undefined && last !== line.rank_with) item.classList.add("moved");
   return item;
 }
 

@@ -1,4 +1,4 @@
-"""The backbone that the README shows trains, as it stands there, through its import path."""
+"""The backbone that the guide shows trains, as it stands there, through its import path."""
 
 import re
 from pathlib import Path
@@ -10,14 +10,13 @@ from llm4msr import fit
 from tests.helpers import ROOT
 from tests.unit.helpers import config_of, prepare_and_make_knowledge, write_data
 
-SECTION = re.compile(r"^## Your own backbone\n(.*?)^## ", re.MULTILINE | re.DOTALL)
 PATH = re.compile(r"model\.backbone=((\w+)\.(\w+):\w+)")
 
 
-def test_the_readmes_backbone_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    section = SECTION.findall((ROOT / "README.md").read_text())[0]
-    code = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)[0]
-    path, package, module = PATH.findall(section)[0]
+def test_the_guides_backbone_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (ROOT / "docs" / "backbone.md").read_text()
+    code = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)[0]
+    path, package, module = PATH.findall(guide)[0]
     assert len(code.splitlines()) <= 15
 
     (tmp_path / package).mkdir()
