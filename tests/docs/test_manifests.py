@@ -2,6 +2,7 @@
 
 import os
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from tests.helpers import ROOT
 from tests.manifests import created_secrets, problems
@@ -23,6 +25,8 @@ NAMES = [str(file.relative_to(ROOT)) for file in FILES]
 CRDS = Path(os.environ.get("LLM4MSR_KUBERAY_CRDS") or ROOT.parent / "shared" / "kuberay-crds")
 README = (CLUSTER / "README.md").read_text()
 SECRETS = created_secrets(README)
+UNSHAPED = PLAIN | {kind: {} for kind in ("RayCluster", "RayJob", "RayCronJob", "RayService")}
+"""Where KubeRay's schemas are not at hand, all other rules hold."""
 RANKER = "cluster/kuberay/ranker.yaml"
 FROM_SECRET = "valueFrom:\n" + " " * 20 + "secretKeyRef: {name: llm4msr-api, key: token}"
 
@@ -39,12 +43,12 @@ def test_manifests_are_valid(name: str, schemas: dict[str, Schema]) -> None:
     assert problems(name, (ROOT / name).read_text(), schemas, SECRETS) == []
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "kind: Ray" not in (ROOT / name).read_text()])
-def test_plain_kinds_are_valid_where_kuberay_is_not_at_hand(name: str) -> None:
-    assert problems(name, (ROOT / name).read_text(), PLAIN, SECRETS) == []
+@pytest.mark.parametrize("name", NAMES)
+def test_all_but_kuberays_schemas_holds_without_them(name: str) -> None:
+    assert problems(name, (ROOT / name).read_text(), UNSHAPED, SECRETS) == []
 
 
-BROKEN = {
+MISSHAPEN = {
     "a misspelt field": (
         *("jobs/extract.yaml", "backoffLimit:", "backofLimit:"),
         "RayJob/llm4msr-extract.spec.backofLimit: unknown field (did you mean 'backoffLimit'?)",
@@ -57,6 +61,9 @@ BROKEN = {
         *("jobs/train.yaml", "maxReplicas: 8", "maxReplicas: eight"),
         "RayJob/llm4msr-train.spec.rayClusterSpec.workerGroupSpecs[0].maxReplicas: 'eight' is not of type 'integer'",
     ),
+}
+
+BROKEN = {
     "a field of a plain kind": (
         *("network.yaml", "namespaceSelector:", "namespaceSelektor:"),
         "NetworkPolicy/llm4msr.spec.ingress[1].from[0].namespaceSelektor: unknown field",
@@ -103,6 +110,10 @@ BROKEN = {
         *("jobs/train.yaml", "automountServiceAccountToken: false", "automountServiceAccountToken: true"),
         "spec.automountServiceAccountToken: needs to be false",
     ),
+    "a token of Kubernetes in Ray's own container": (
+        *("jobs/train.yaml", "- {name: cache, mountPath: /cache}", "- {name: kube-api, mountPath: /api}"),
+        ".headGroupSpec.template.spec.containers[0].volumeMounts[1]: mounts a token of Kubernetes",
+    ),
     "a module that is not there": (
         *("daily.yaml", "jobs.run", "jobs.rnu"),
         "RayCronJob/llm4msr-daily.spec.jobTemplate.entrypoint: is not `python -m jobs.MODULE",
@@ -122,13 +133,24 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_manifest_is_told_by_file_and_field(case: str, schemas: dict[str, Schema]) -> None:
-    name, old, new, told = BROKEN[case]
+def told(name: str, old: str, new: str, schemas: dict[str, Schema]) -> list[str]:
     text = (CLUSTER / "kuberay" / name).read_text()
     assert old in text
-    found = problems(f"cluster/kuberay/{name}", text.replace(old, new), schemas, SECRETS)
-    assert any(line.startswith(f"cluster/kuberay/{name}: ") and told in line for line in found), found
+    return problems(f"cluster/kuberay/{name}", text.replace(old, new), schemas, SECRETS)
+
+
+@pytest.mark.parametrize("case", MISSHAPEN)
+def test_a_misshapen_manifest_is_told_by_file_and_field(case: str, schemas: dict[str, Schema]) -> None:
+    name, old, new, wanted = MISSHAPEN[case]
+    found = told(name, old, new, schemas)
+    assert any(line.startswith(f"cluster/kuberay/{name}: ") and wanted in line for line in found), found
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_rule_is_told_by_file_and_field(case: str) -> None:
+    name, old, new, wanted = BROKEN[case]
+    found = told(name, old, new, UNSHAPED)
+    assert any(line.startswith(f"cluster/kuberay/{name}: ") and wanted in line for line in found), found
 
 
 def test_a_key_that_stands_twice_is_refused() -> None:
@@ -137,8 +159,8 @@ def test_a_key_that_stands_twice_is_refused() -> None:
 
 
 def test_a_secret_does_not_belong_into_the_repository() -> None:
-    (told,) = problems("x.yaml", "apiVersion: v1\nkind: Secret\nmetadata: {name: x}\n", PLAIN, SECRETS)
-    assert told.startswith("x.yaml: Secret/x: kind Secret is none of")
+    (problem,) = problems("x.yaml", "apiVersion: v1\nkind: Secret\nmetadata: {name: x}\n", PLAIN, SECRETS)
+    assert problem.startswith("x.yaml: Secret/x: kind Secret is none of")
 
 
 def test_the_ray_service_serves_what_serve_yaml_says() -> None:
@@ -196,10 +218,6 @@ def test_ray_up_refuses_a_misspelt_key() -> None:
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_the_image_pins_what_the_package_asks_for(kind: str) -> None:
-    import tomllib
-
-    from packaging.requirements import Requirement
-
     lines = (CLUSTER / "docker" / f"{kind}.txt").read_text().split()
     pins = dict(line.split("==") for line in lines)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -48,6 +48,16 @@ def pods(document: Any, at: At, secrets: Secrets) -> Iterator[Problem]:
                 yield Problem((*where, template, "metadata", "labels"), "part-of: llm4msr is missing")
 
 
+def unarmed(document: Any, at: At, secrets: Secrets) -> Iterator[Problem]:
+    """Kubernetes' token is for the autoscaler: code of a job that held it could end other clusters' pods."""
+    for where, node in nodes(document, at):
+        tokens = {each["name"] for each in node.get("volumes", []) if "serviceAccountToken" in str(each)}
+        for i, container in enumerate(node.get("containers", [])):
+            for j, mount in enumerate(container.get("volumeMounts", [])):
+                if mount["name"] in tokens:
+                    yield Problem((*where, "containers", i, "volumeMounts", j), "mounts a token of Kubernetes")
+
+
 def locked(document: Any, at: At, secrets: Secrets) -> Iterator[Problem]:
     """No container gains rights or writes where it need not; Ray counts its CPUs and memory from the limits."""
     for where, container in containers(document, at):
@@ -129,4 +139,4 @@ def rays(document: Any, at: At, secrets: Secrets) -> Iterator[Problem]:
             yield from serve(parsed(node["serveConfigV2"]), (*where, "serveConfigV2"))
 
 
-RULES = (pods, locked, literals, references, needs, rays)
+RULES = (pods, unarmed, locked, literals, references, needs, rays)
