@@ -160,12 +160,19 @@ def _disturbed(config: Config, folder: Path, cluster: Any, victim: str, moment: 
     while driver.wait() != 0 and starts < STARTS:
         starts += 1
         driver = _start(config, folder, cluster)
+    if driver.returncode:
+        raise SystemExit(f"{config.root}: not finished after {STARTS} starts\n{_log(folder)[-5000:]}")
     if len(cluster.list_all_nodes()) < NODES:
         cluster.add_node(num_cpus=1)
     after = _shards(config)
     again = sum(after.get(name) != stamp for name, stamp in finished.items())
     where = {"where": "S3" if config.root.startswith("s3:") else "disk", "victim": victim + ", too late" * (not killed)}
     return where | {"finished": len(finished), "shards": len(after), "again": again, "starts": starts}
+
+
+def _log(folder: Path) -> str:
+    """What the drivers said."""
+    return (folder / "driver.log").read_text(errors="replace")
 
 
 def config_users(config: Config) -> int:

@@ -114,8 +114,10 @@ def make_prepared(config: Config, users: int, changed: bool) -> None:
     """What `prepare` would publish about so many users, as far as extraction reads it; written window by window."""
 
     def build(folder: UPath) -> Built:
-        folder.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(str(folder / "histories.parquet"), schema.HISTORIES, compression="zstd") as writer:
+        with (
+            storage.writing(folder / "histories.parquet") as stream,
+            pq.ParquetWriter(stream, schema.HISTORIES, compression="zstd") as writer,
+        ):
             for start in range(0, users, 1 << 16):
                 writer.write_table(_histories(start, min(users, start + (1 << 16)), changed), row_group_size=1 << 16)
         rows = []

@@ -49,6 +49,9 @@ class FaultProxy:
 
     def forward(self, request: BaseHTTPRequestHandler) -> None:
         """Pass one request on, or spoil it."""
+        if request.headers.get("Transfer-Encoding"):  # of no client of ours: it must not pass as an empty body
+            self._answer(request, 411, {}, b"<Error><Code>MissingContentLength</Code></Error>")
+            return
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         with self._lock:
             fault = self._draw.choice(FAULTS) if self._draw.random() < self.share else ""
