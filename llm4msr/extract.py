@@ -104,7 +104,7 @@ def reader(config: Config, revision: str) -> Reader:
 
 def _folder(config: Config, data: StageOutput) -> UPath:
     """Named by what decides the content: the prepared histories themselves, not when they were prepared."""
-    same_for = {"engine", "actors", "tensor_parallel", "rows_per_shard", "max_failed_fraction", "forget"}
+    same_for = {"engine", "actors", "device", "tensor_parallel", "rows_per_shard", "max_failed_fraction", "forget"}
     same_for |= {"tokens_per_second", "actor_cost_per_hour"}
     same_for |= {"user_template", "scenario_template", "item_template"}
     e = config.extract
@@ -245,8 +245,13 @@ def _stream(task: Task, left: list[Shard], config: Config, folder: UPath, asks: 
 def _pool(config: Config, nodes: Sequence[Mapping[str, float]], shards: int) -> tuple[int, int, int]:
     """How many actors, and the CPUs and GPUs of each, on nodes with these resources."""
     e = config.extract
-    gpus = e.tensor_parallel if any(node.get("GPU") for node in nodes) else 0
+    some = e.device == "gpu" or (e.device == "auto" and any(node.get("GPU") for node in nodes))
+    gpus = e.tensor_parallel if some else 0
     hosts = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= gpus]
+    if not hosts and e.device == "gpu" and e.actors != "auto":
+        return min(e.actors, shards), 1, gpus  # Ray asks the autoscaler for machines
+    if not hosts and e.device == "gpu":
+        raise ConfigError(f"extract.device = 'gpu': none has {gpus} yet; give extract.actors, and they can come")
     if not hosts:
         raise ConfigError(f"extract.tensor_parallel = {gpus}: no machine of this cluster has so many GPUs")
     fit = sum(int(node["GPU"] // gpus) if gpus else 1 for node in hosts)
