@@ -139,8 +139,12 @@ def build(args: ServeConfig) -> Any:
     """For `serve deploy` and KubeRay's RayService: `import_path: llm4msr.serve:build`, the keys of [serve] as args.
 
     Raises:
-        ConfigError: no bundle is named.
+        ConfigError: no bundle is named, or the explorer is asked for, which needs a whole config.
     """
+    if args.explore:
+        raise ConfigError(
+            "args: 'explore' shows the run of a config; use `llm4msr serve CONFIG --set serve.explore=true`"
+        )
     if not args.bundle:
         raise ConfigError("args: 'bundle' is missing; give the uri that `llm4msr export` printed")
     return application(args.bundle, args)

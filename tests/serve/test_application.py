@@ -44,3 +44,8 @@ def test_the_description_of_the_routes_is_the_committed_one() -> None:
 def test_a_bundle_must_be_named() -> None:
     with pytest.raises(ConfigError, match="'bundle' is missing; give the uri that `llm4msr export` printed"):
         options(bundle="")
+
+
+def test_the_explorer_is_not_served_from_a_bundle_alone() -> None:
+    with pytest.raises(ConfigError, match="'explore' shows the run of a config"):
+        options(explore=True)
