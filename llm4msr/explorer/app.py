@@ -42,7 +42,8 @@ class FrozenLLM:
 
 
 def application(config: Config) -> Any:
-    """The Ray Serve application."""
+    """The Ray Serve application, on a Ray that is connected."""
+    import ray
     from ray import serve
 
     def page() -> FastAPI:
@@ -53,6 +54,8 @@ def application(config: Config) -> Any:
 
         return explorer_app(View(config, read_prompt), config.serve)
 
-    llm: Any = serve.deployment(name=LLM, ray_actor_options={"num_cpus": 1})(FrozenLLM)
+    on_gpu = config.extract.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
+    options = {"num_cpus": 1, "num_gpus": int(on_gpu)}
+    llm: Any = serve.deployment(name=LLM, ray_actor_options=options)(FrozenLLM)
     explorer: Any = serve.deployment(name=NAME, ray_actor_options={"num_cpus": 0})(serve.ingress(page)())
     return explorer.bind(llm.bind(config))
