@@ -85,7 +85,7 @@ Try next:
   .venv/bin/llm4msr serve {uri}                          keep the endpoint running
   .venv/bin/llm4msr run {uri} --set model.backbone=star  another backbone; the LLM is not asked again
   .venv/bin/tensorboard --logdir {storage.path(loaded.root)}/train     (pip install tensorboard)
-  your own CSV or Parquet: see "Your own data" in README.md
+  your own CSV or Parquet: see docs/data.md
 """
 
 
