@@ -51,6 +51,7 @@ def explore(page: Page, address: str) -> None:
     """A user, more of the user level, and a film more."""
     page.goto(address, wait_until="networkidle")
     page.locator("#found button").first.click()
+    expect(page.locator("#status")).to_contain_text("candidates ranked")
     page.get_by_label("User level").fill("1.5")
     page.get_by_label("Title", exact=True).fill("Alien")
     page.get_by_role("button", name="Add to the history").click()
