@@ -56,6 +56,7 @@ def explore(page: Page, address: str) -> None:
     page.get_by_label("Title", exact=True).fill("Alien")
     page.get_by_role("button", name="Add to the history").click()
     expect(page.locator("#status")).to_contain_text("edited history", timeout=180_000)
+    page.evaluate("window.scrollTo(0, 0)")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,9 @@ def explorer_app(view: View, config: ServeConfig) -> FastAPI:
 
     @app.get("/api/run")
     async def run() -> dict[str, Any]:
-        """Name and scenarios, and whether histories can be edited."""
-        return {"name": view.name, "scenarios": view.scenarios, "editable": view.editable}
+        """Name and scenarios, whether histories can be edited, and how many titles of a scenario the LLM reads."""
+        shown = {"name": view.name, "scenarios": view.scenarios, "editable": view.editable}
+        return shown | {"titles": view.run.config.extract.titles_per_scenario}
 
     @app.get("/api/users")
     async def users(begins: str = "") -> list[Found]:
