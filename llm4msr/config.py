@@ -137,9 +137,9 @@ class ExtractConfig(Section):
     actors: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Engines side by side; `auto` is one for each GPU (or `tensor_parallel` of them), else one for each machine, since
     engines that share a machine's cores gain nothing and need the memory of one more model each."""
-    device: Literal["auto", "gpu", "cpu"] = "auto"
-    """What an engine runs on: GPUs where any machine has some, or what is said. `gpu` waits for machines with GPUs that
-    come when they are asked for; `actors` must then be a number."""
+    device: Literal["auto", "gpu"] = "auto"
+    """What an engine runs on: GPUs where any machine has some, else CPUs. `gpu` waits for machines with GPUs that come
+    when they are asked for; `actors` must then be a number."""
     tensor_parallel: int = Field(1, ge=1)
     """vLLM: GPUs that one engine's weights are spread over."""
     quantization: str = ""

@@ -245,13 +245,13 @@ def _stream(task: Task, left: list[Shard], config: Config, folder: UPath, asks: 
 def _pool(config: Config, nodes: Sequence[Mapping[str, float]], shards: int) -> tuple[int, int, int]:
     """How many actors, and the CPUs and GPUs of each, on nodes with these resources."""
     e = config.extract
-    some = e.device == "gpu" or (e.device == "auto" and any(node.get("GPU") for node in nodes))
-    gpus = e.tensor_parallel if some else 0
+    waits = e.device == "gpu"
+    gpus = e.tensor_parallel if waits or any(node.get("GPU") for node in nodes) else 0
     hosts = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= gpus]
-    if not hosts and e.device == "gpu" and e.actors != "auto":
+    if not hosts and waits:
+        if e.actors == "auto":
+            raise ConfigError(f"extract.device = 'gpu': none has {gpus} yet; give extract.actors, and they can come")
         return min(e.actors, shards), 1, gpus  # Ray asks the autoscaler for machines
-    if not hosts and e.device == "gpu":
-        raise ConfigError(f"extract.device = 'gpu': none has {gpus} yet; give extract.actors, and they can come")
     if not hosts:
         raise ConfigError(f"extract.tensor_parallel = {gpus}: no machine of this cluster has so many GPUs")
     fit = sum(int(node["GPU"] // gpus) if gpus else 1 for node in hosts)

@@ -54,8 +54,7 @@ def application(config: Config) -> Any:
 
         return explorer_app(View(config, read_prompt), config.serve)
 
-    on_gpu = config.extract.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
-    options = {"num_cpus": 1, "num_gpus": int(on_gpu)}
+    options = {"num_cpus": 1, "num_gpus": int(ray.cluster_resources().get("GPU", 0) >= 1)}
     llm: Any = serve.deployment(name=LLM, ray_actor_options=options)(FrozenLLM)
     explorer: Any = serve.deployment(name=NAME, ray_actor_options={"num_cpus": 0})(serve.ingress(page)())
     return explorer.bind(llm.bind(config))

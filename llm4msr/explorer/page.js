@@ -47,11 +47,11 @@ function later(action) {
 }
 
 async function start() {
-  const { scenarios, editable, name, titles } = await ask("run");
+  const { scenarios, editable, name, titles_read } = await ask("run");
   at("name").textContent = name;
   for (const id of ["scenario", "where"]) at(id).replaceChildren(...scenarios.map((one) => made("option", one, { value: one })));
   at("add").hidden = !editable;
-  at("edit-note").textContent += ` The LLM reads the last ${titles} of each scenario.`;
+  at("edit-note").textContent += ` The LLM reads the last ${titles_read} of each scenario.`;
   if (!editable) at("edit-note").textContent = "This run pools vectors from items or answers, so a history cannot be edited here.";
   state.editable = editable;
   at("token-form").hidden = true;

@@ -29,8 +29,8 @@ def explorer_app(view: View, config: ServeConfig) -> FastAPI:
     @app.get("/api/run")
     async def run() -> dict[str, Any]:
         """Name and scenarios, whether histories can be edited, and how many titles of a scenario the LLM reads."""
-        shown = {"name": view.name, "scenarios": view.scenarios, "editable": view.editable}
-        return shown | {"titles": view.run.config.extract.titles_per_scenario}
+        shown = {"name": view.name, "scenarios": view.scenarios}
+        return shown | {"editable": view.editable, "titles_read": view.titles_read}
 
     @app.get("/api/users")
     async def users(begins: str = "") -> list[Found]:

@@ -106,11 +106,11 @@ class View:
         """Open the finished run of a config, which `explain.check_explainable` has passed."""
         self.run = Opened.read(prepared(config), extracted(config), [Seed(Trained(config, trained(config)), None)])
         self.name, self.scenarios = config.name, self.run.scenario_names[1:]
+        self.titles_read = config.extract.titles_per_scenario
         self.editable = config.extract.reads == "users" and config.extract.pooling != "answer"
         self._template = prompts.template("user", config.extract.user_template)
         self._number = dict(zip(self.run.users["user_id"][1:], range(1, len(self.run.users)), strict=True))
-        popular = self.run.train.groupby(["scenario", "item"]).size().reset_index(name="rows")
-        self._popular = popular.sort_values(["rows", "item"], ascending=[False, True])
+        self._popular = cases.frequent_items(self.run)
         self._read = lru_cache(maxsize=256)(read_prompt)  # a slider moves without asking the LLM again
 
     def users(self, beginning: str) -> list[Found]:
@@ -184,6 +184,5 @@ class View:
             raise ConfigError("history: a vector that is pooled from items or from an answer cannot be edited here")
         parts = [{"scenario_id": one.scenario, "titles": one.titles} for one in history if one.titles]
         column = pa.array([parts], schema.HISTORIES.field("history").type)
-        per_scenario = self.run.config.extract.titles_per_scenario
-        prompt: str = prompts.user_prompts(self._template, column, per_scenario)[0].as_py()
+        prompt: str = prompts.user_prompts(self._template, column, self.titles_read)[0].as_py()
         return prompt

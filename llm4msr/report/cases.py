@@ -122,8 +122,7 @@ def case_section(run: Opened, levels: Levels) -> list[Case]:
         chosen.append(("asked for", number[raw]))
     ids = np.array([user for _, user in chosen], np.int64)
     texts, liked = run.user_texts(ids), histories(run, ids)
-    popular = run.train.groupby(["scenario", "item"]).size().reset_index(name="rows")
-    popular = popular.sort_values(["rows", "item"], ascending=[False, True])
+    popular = frequent_items(run)
     losses = gains(run.test, levels)
     cases = []
     for kind, user in chosen:
@@ -142,7 +141,7 @@ def case_section(run: Opened, levels: Levels) -> list[Case]:
                 history=liked.get(user, []),
                 prompt=text.get("prompt", ""),
                 answer=text.get("answer", ""),
-                interests=interests.read(text.get("answer", ""), run.scenario_names),
+                interests=interests.read(text.get("answer", ""), run.scenario_names[1:]),
                 scenario=run.scenario_names[scenario],
                 ranked=ranking(run, user, scenario, candidates(run, popular, user, scenario)),
             )
@@ -180,6 +179,12 @@ def choose(users: pd.DataFrame, gain: pd.DataFrame) -> list[tuple[str, int]]:
     add("typical", able.loc[far.sort_values(kind="stable").index])
     add("new", gain.sort_values(["activity", "rows"], ascending=[True, False], kind="stable"))
     return chosen
+
+
+def frequent_items(run: Opened) -> pd.DataFrame:
+    """`scenario`, `item` and `rows` (of training), the most frequent items first."""
+    counted = run.train.groupby(["scenario", "item"]).size().reset_index(name="rows")
+    return counted.sort_values(["rows", "item"], ascending=[False, True])
 
 
 def candidates(run: Opened, popular: pd.DataFrame, user: int, scenario: int) -> Ints:

@@ -18,7 +18,7 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.explorer.routes import explorer_app
 from llm4msr.explorer.view import Asked, Liked, View
-from llm4msr.report.cases import candidates, ranking
+from llm4msr.report.cases import candidates, frequent_items, ranking
 from llm4msr.storage import StageOutput
 from tests.browser import SCHEMES, WIDTHS, Opened, browser, needs_chromium, serious
 from tests.helpers import free_port
@@ -73,7 +73,7 @@ def test_the_ranking_at_full_strength_is_the_reports(view: View):
     person = view.person(view.users("")[0].user_id)
     found = view.ranking(Asked(user_id=person.user_id, scenario=person.scenario))
     user, scenario = view._number[person.user_id], 1 + view.scenarios.index(person.scenario)
-    expected = ranking(view.run, user, scenario, candidates(view.run, view._popular, user, scenario))
+    expected = ranking(view.run, user, scenario, candidates(view.run, frequent_items(view.run), user, scenario))
     assert [(line.rank_without, line.rank_with) for line in found.lines] == list(
         zip(expected["rank_without"], expected["rank_with"], strict=True)
     )

@@ -21,7 +21,6 @@ GPUS = {"CPU": 16.0, "GPU": 4.0}
         ({"actors": 2}, [CPUS], (2, 4, 0)),
         ({}, [GPUS, CPUS], (4, 4, 1)),
         ({"tensor_parallel": 2}, [GPUS], (2, 8, 2)),
-        ({"device": "cpu"}, [GPUS, CPUS], (2, 8, 0)),
         ({"device": "gpu"}, [GPUS, CPUS], (4, 4, 1)),
         ({"device": "gpu", "actors": 3}, [CPUS], (3, 1, 1)),
         ({"device": "gpu", "actors": 300}, [], (100, 1, 1)),
