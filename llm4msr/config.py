@@ -197,6 +197,8 @@ class TrainConfig(Section):
     """The training loop."""
 
     workers: int = Field(1, ge=1)
+    device: Literal["cpu", "gpu"] = "cpu"
+    """What each worker trains on: one core, or one GPU, which pays for large batches and models."""
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(4096, ge=1)
     learning_rate: float = Field(1e-3, gt=0)

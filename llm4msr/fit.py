@@ -107,7 +107,7 @@ def fit(
     Calls `on_epoch` after every epoch, on every worker.
     """
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    net = data.new_net(config)
+    net = data.new_net(config).to("cuda" if config.train.device == "gpu" else "cpu")
     wrapped = _distributed(net) if world > 1 else net
     t = config.train
     optimizer = new_optimizer(net, config)
@@ -145,11 +145,11 @@ def new_optimizer(net: nn.Module, config: Config) -> torch.optim.Optimizer:
 def predict(net: RankerNet, data: Data, rows: RowReader, batch_size: int, rank: int = 0, world: int = 1) -> Predictions:
     """Score all rows in evaluation mode; with several workers each scores its part and all get the whole."""
     net.eval()
-    parts = []
+    device, parts = _device(net), []
     with torch.inference_mode():
         for part, _ in rows.batches(batch_size, None, rank, world):
-            logits = net(to_batch(part, data.tables, data.knowledge if net.uses_users else None))
-            columns = (part.user_B, part.scenario_B, part.label_B, logits)
+            logits = net(to_batch(part, data.tables, data.knowledge if net.uses_users else None).to(device))
+            columns = (part.user_B, part.scenario_B, part.label_B, logits.cpu())
             parts.append(Predictions(*(column.numpy() for column in columns)))
     mine = Predictions.merged(parts)
     if world == 1:
@@ -179,13 +179,15 @@ def _train_epoch(
     wrapped.train()
     seed = int(np.random.SeedSequence([config.seed, epoch]).generate_state(1)[0])
     torch.manual_seed(seed + rank)  # dropout after a resumed run is that of an undisturbed one
-    total, count = torch.zeros(()), 0
+    device = _device(net)
+    total, count = torch.zeros((), device=device), 0
     for part, global_rows in train.batches(config.train.batch_size, seed, rank, world):
-        batch = to_batch(part, data.tables, data.knowledge if net.uses_users else None)
+        batch = to_batch(part, data.tables, data.knowledge if net.uses_users else None).to(device)
         if config.train.id_dropout:
             slots = net.embedding.hide(batch.slots_BS, config.train.id_dropout)
             batch = batch._replace(slots_BS=slots, scenario_B=net.embedding.scenarios(slots))
-        loss = F.binary_cross_entropy_with_logits(wrapped(batch), part.label_B, reduction="sum")
+        label_B = part.label_B.to(device, non_blocking=True)
+        loss = F.binary_cross_entropy_with_logits(wrapped(batch), label_B, reduction="sum")
         optimizer.zero_grad(set_to_none=True)
         (loss * (world / global_rows)).backward()
         optimizer.step()
@@ -198,13 +200,22 @@ def _distributed(net: RankerNet) -> nn.Module:
     return nn.parallel.DistributedDataParallel(net, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
+def _device(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device
+
+
 def _copy(net: nn.Module) -> Tensors:
-    return {name: tensor.detach().clone().contiguous() for name, tensor in net.state_dict().items()}
+    """The weights, where they do not change and every machine can read them."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in net.state_dict().items()}
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value.detach().clone() for index, one in state.items() for name, value in one.items()}
+    return {
+        f"{index}.{name}": value.detach().to("cpu", copy=True)
+        for index, one in state.items()
+        for name, value in one.items()
+    }
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:

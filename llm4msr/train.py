@@ -76,7 +76,7 @@ def inputs(config: Config) -> tuple[StageOutput, StageOutput | None]:
 def _folder(config: Config, data: StageOutput, knowledge: StageOutput | None) -> UPath:
     content = {name: part.digest for name, part in data.manifest.files.items()}
     vectors = {name: part.digest for name, part in knowledge.manifest.files.items()} if knowledge else {}
-    model, settings = config.model.model_dump(), config.train.model_dump(exclude={"workers"})
+    model, settings = config.model.model_dump(), config.train.model_dump(exclude={"workers", "device"})
     name = storage.digest_of([VERSION, config.seed, model, settings, content, vectors])[:12]
     label = f"{config.model.backbone.replace(':', '.')}-{config.model.variant}-s{config.seed}"
     return storage.path(config.root) / "train" / f"{label}-{name}"
@@ -106,8 +106,8 @@ def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folde
     from ray.util.queue import Queue
 
     session.connect()
-    workers = config.train.workers
-    session.tell_if_busy(workers)
+    workers, gpu = config.train.workers, config.train.device == "gpu"
+    session.tell_if_busy(workers, "GPU" if gpu else "CPU")
     filesystem, path = storage.arrow_filesystem(folder)
     reports = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
@@ -120,7 +120,9 @@ def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folde
             "reports": reports,
         },
         # one thread each: the layers are small, and threads that wait for each other suffer most on a busy machine
-        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": 1, "GPU": 1} if gpu else {"CPU": 1}
+        ),
         run_config=RunConfig(
             name="checkpoints",
             storage_path=path,
