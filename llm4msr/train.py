@@ -104,15 +104,18 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
 
 def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> Checkpoint:
     """Run the loop on Ray Train workers; gives back the last checkpoint."""
+    import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     session.connect()
     workers = config.train.workers
     session.tell_if_busy(workers if isinstance(workers, int) else workers[0])
     filesystem, path = storage.arrow_filesystem(folder)
-    reports = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # other nodes may go
     trainer = TorchTrainer(
         worker_loop,
         train_loop_config={
