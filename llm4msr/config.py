@@ -209,8 +209,10 @@ class TrainConfig(Section):
     """The training loop."""
 
     workers: Annotated[int | tuple[int, int], AfterValidator(check_workers)] = 1
-    """Data-parallel, a CPU each. `[2, 4]` is elastic: starts with as many as the cluster has room for, goes on with
-    fewer when machines go, and takes more when they come. The result stays the same but for noise."""
+    """Data-parallel. `[2, 4]` is elastic: starts with as many as the cluster has room for, goes on with fewer when
+    machines go, and takes more when they come. The result stays the same but for noise."""
+    device: Literal["cpu", "gpu"] = "cpu"
+    """What each worker trains on: one core, or one GPU, which pays for large batches and models."""
     checkpoint_batches: int = Field(1000, ge=0)
     """Global batches after which a checkpoint is written within an epoch; 0 = only after every epoch. A crash, or
     another number of workers, costs the batches since then."""
@@ -224,6 +226,12 @@ class TrainConfig(Section):
     patience: int = Field(3, ge=1)
     id_dropout: float = Field(0.02, ge=0, lt=1)
     """Share of ids trained as unknown, so that an unknown user, item or scenario has a trained meaning."""
+
+    @model_validator(mode="after")
+    def _sparse_gradients_can_be_joined(self) -> Self:
+        if self.sparse and self.device == "gpu" and self.workers != 1:
+            raise ValueError("sparse gradients of several GPUs cannot be joined (NCCL); use one worker, or CPUs")
+        return self
 
 
 class EvaluateConfig(Section):

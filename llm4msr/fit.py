@@ -120,7 +120,7 @@ def fit(
     as it has.
     """
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    net = data.new_net(config)
+    net = data.new_net(config).to("cuda" if config.train.device == "gpu" else "cpu")
     wrapped = _distributed(net) if world > 1 else net
     t = config.train
     optimizers = new_optimizers(net, config)
@@ -175,11 +175,11 @@ def new_optimizers(net: RankerNet, config: Config) -> list[torch.optim.Optimizer
 def predict(net: RankerNet, data: Data, rows: RowReader, batch_size: int, rank: int = 0, world: int = 1) -> Predictions:
     """Score all rows in evaluation mode; with several workers each scores its part and all get the whole."""
     net.eval()
-    parts = []
+    device, parts = _device(net), []
     with torch.inference_mode():
         for part, _ in rows.batches(batch_size, None, rank, world):
-            logits = net(to_batch(part, data.tables, data.knowledge if net.uses_users else None))
-            columns = (part.user_B, part.scenario_B, part.label_B, logits)
+            logits = net(to_batch(part, data.tables, data.knowledge if net.uses_users else None).to(device))
+            columns = (part.user_B, part.scenario_B, part.label_B, logits.cpu())
             parts.append(Predictions(*(column.numpy() for column in columns)))
     mine = Predictions.merged(parts)
     if world == 1:
@@ -208,16 +208,17 @@ def _train_epoch(
 ) -> None:
     """The global batches of an epoch from `progress.batch` on, which it moves along, as it does `progress.loss_sum`."""
     t, epoch = config.train, progress.epoch + 1
-    seed = _seed(config.seed, epoch)
-    loss_sum = torch.zeros(())
+    seed, device = _seed(config.seed, epoch), _device(net)
+    loss_sum = torch.zeros((), device=device)
     wrapped.train()
     for part, global_rows in train.batches(t.batch_size, seed, rank, world, skip=progress.batch):
         torch.manual_seed(_seed(config.seed, epoch, progress.batch, rank))  # so dropout does not ask where a run began
-        batch = to_batch(part, data.tables, data.knowledge if net.uses_users else None)
+        batch = to_batch(part, data.tables, data.knowledge if net.uses_users else None).to(device)
         if t.id_dropout:
             slots = net.embedding.hide(batch.slots_BS, t.id_dropout)
             batch = batch._replace(slots_BS=slots, scenario_B=net.embedding.scenarios(slots))
-        loss = F.binary_cross_entropy_with_logits(wrapped(batch), part.label_B, reduction="sum")
+        label_B = part.label_B.to(device, non_blocking=True)
+        loss = F.binary_cross_entropy_with_logits(wrapped(batch), label_B, reduction="sum")
         net.zero_grad(set_to_none=True)
         (loss * (world / global_rows)).backward()
         for optimizer in optimizers:
@@ -248,13 +249,18 @@ def _distributed(net: RankerNet) -> nn.Module:
     return nn.parallel.DistributedDataParallel(net, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
+def _device(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device
+
+
 def _copy(net: nn.Module) -> Tensors:
-    return {name: tensor.detach().clone().contiguous() for name, tensor in net.state_dict().items()}
+    """The weights, where they do not change and every machine can read them."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in net.state_dict().items()}
 
 
 def _optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> Tensors:
     return {
-        f"{number}.{index}.{name}": torch.as_tensor(value).detach().clone()
+        f"{number}.{index}.{name}": torch.as_tensor(value).detach().to("cpu", copy=True)
         for number, optimizer in enumerate(optimizers)
         for index, one in optimizer.state_dict()["state"].items()
         for name, value in one.items()

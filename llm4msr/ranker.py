@@ -34,6 +34,10 @@ class Batch(NamedTuple):
     known_N: Tensor
     """bool: which users have one."""
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same on that device."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
 
 class Strengths(NamedTuple):
     """How much of each level of knowledge counts: 0 leaves it out, 1 is what was trained."""

@@ -52,16 +52,16 @@ def each(function: Callable[..., Any], items: list[dict[str, Any]], **settled: A
         yield from batch.to_pylist()
 
 
-def tell_if_busy(cpus: int) -> None:
-    """Say so if Ray has fewer free CPUs than a stage asks for: the stage then waits until others end."""
+def tell_if_busy(needed: int, what: str = "CPU") -> None:
+    """Say so if Ray has fewer free CPUs (or GPUs) than a stage asks for: the stage then waits until they come."""
     import ray
 
     for _ in range(20):  # what an earlier stage held is free a moment after its end
-        free = ray.available_resources().get("CPU", 0.0)
-        if free >= cpus:
+        free = ray.available_resources().get(what, 0.0)
+        if free >= needed:
             return
         time.sleep(0.5)
-    say(f"  waiting for {cpus} CPUs, {free:g} are free: something else runs on this Ray, such as an endpoint")
+    say(f"  waiting for {needed} {what}s, {free:g} are free: something else runs on this Ray, such as an endpoint")
 
 
 @contextmanager

@@ -78,7 +78,8 @@ def inputs(config: Config) -> tuple[StageOutput, StageOutput | None]:
 def _folder(config: Config, data: StageOutput, knowledge: StageOutput | None) -> UPath:
     content = {name: part.digest for name, part in data.manifest.files.items()}
     vectors = {name: part.digest for name, part in knowledge.manifest.files.items()} if knowledge else {}
-    model, settings = config.model.model_dump(), config.train.model_dump(exclude={"workers", "checkpoint_batches"})
+    excluded = {"workers", "device", "checkpoint_batches"}
+    model, settings = config.model.model_dump(), config.train.model_dump(exclude=excluded)
     name = storage.digest_of([VERSION, config.seed, model, settings, content, vectors])[:12]
     label = f"{config.model.backbone.replace(':', '.')}-{config.model.variant}-s{config.seed}"
     return storage.path(config.root) / "train" / f"{label}-{name}"
@@ -111,8 +112,8 @@ def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folde
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     session.connect()
-    workers = config.train.workers
-    session.tell_if_busy(workers if isinstance(workers, int) else workers[0])
+    workers, gpu = config.train.workers, config.train.device == "gpu"
+    session.tell_if_busy(workers if isinstance(workers, int) else workers[0], "GPU" if gpu else "CPU")
     filesystem, path = storage.arrow_filesystem(folder)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # other nodes may go
@@ -127,7 +128,10 @@ def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folde
         },
         # one thread each: the layers are small, and threads that wait for each other suffer most on a busy machine
         scaling_config=ScalingConfig(
-            num_workers=workers, resources_per_worker={"CPU": 1}, elastic_resize_monitor_interval_s=RESIZE_SECONDS
+            num_workers=workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": 1, "GPU": 1} if gpu else {"CPU": 1},
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=RunConfig(
             name="checkpoints",

@@ -48,7 +48,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_vectors_are_the_hidden_states_of_each_prompt_alone(
     llama: Path, tokens: list[list[int]], pooling: str, batch: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(engine_module, "BATCH_TOKENS", batch)
+    monkeypatch.setitem(engine_module.BATCH_TOKENS, "cpu", batch)
     vectors = TransformersEngine(llama, pooling, "float32").vectors(tokens)
     model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
     assert vectors.dtype == np.float32
@@ -60,10 +60,9 @@ def test_vectors_are_the_hidden_states_of_each_prompt_alone(
         np.testing.assert_allclose(vector, expected.numpy(), atol=1e-4)
 
 
-def test_a_batch_holds_prompts_of_like_length_and_no_more_tokens_than_allowed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine_module, "BATCH_TOKENS", 20)
-    assert list(engine_module._batches([3, 30, 5, 4, 6, 6, 1])) == [[6, 0, 3, 2], [4, 5], [1]]
-    assert list(engine_module._batches([])) == []
+def test_a_batch_holds_prompts_of_like_length_and_no_more_tokens_than_allowed():
+    assert list(engine_module._batches([3, 30, 5, 4, 6, 6, 1], 20)) == [[6, 0, 3, 2], [4, 5], [1]]
+    assert list(engine_module._batches([], 20)) == []
 
 
 def test_poolings_differ(llama: Path, tokens: list[list[int]]):

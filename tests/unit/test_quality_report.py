@@ -79,7 +79,7 @@ def test_all_files_are_written_and_the_runs_are_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(GRIDS))
 def test_every_cell_of_a_grid_is_a_config(name: str) -> None:
     grid = GRIDS[name]
-    cells = list(_cells(grid, grid.sets, grid.backbones, "runs"))
+    cells = list(_cells(grid, "runs"))
     assert {cell.backbone for cell in cells} == set(grid.backbones) <= set(backbones.BACKBONES)
     keys = [_key(_with(cell.config, trial), True) for cell in cells for trial in TRIALS]
     assert len({(key, cell.data) for key, cell in zip(keys, [c for c in cells for _ in TRIALS], strict=True)}) == len(
