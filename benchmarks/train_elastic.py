@@ -44,8 +44,8 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
     wanted = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    wanted.add_argument("--epochs", type=int, default=60, help="enough for the run to outlive what is done to it")
-    wanted.add_argument("--every", type=int, default=20, help="batches between checkpoints; an epoch has about 80")
+    wanted.add_argument("--epochs", type=int, default=24, help="enough for the run to outlive what is done to it")
+    wanted.add_argument("--every", type=int, default=40, help="batches between checkpoints; an epoch has about 80")
     return wanted
 
 
