@@ -44,7 +44,7 @@ from llm4msr import metrics, storage
 from llm4msr.batches import RowReader, Rows, to_batch
 from llm4msr.config import Config
 from llm4msr.features import FeatureTables, Field
-from llm4msr.fit import Data, fit, new_optimizer, predict
+from llm4msr.fit import Data, fit, new_optimizers, predict
 from llm4msr.knowledge import KnowledgeStore
 from llm4msr.prepare import prepare
 from llm4msr.ranker import Batch, RankerNet
@@ -230,7 +230,7 @@ def bare_loop(config: Config) -> float:
     data = open_data(config)
     made = [(to_batch(rows, data.tables, None), rows.label_B) for rows, _ in data.rows("train").batches(BATCH, 1)]
     net = data.new_net(config).train()
-    optimizer = new_optimizer(net, config)
+    (optimizer,) = new_optimizers(net, config)
     for batch, label_B in made[:20]:
         step(net, optimizer, batch, label_B)
     start = time.process_time()
@@ -279,10 +279,11 @@ def _timed(folder: str) -> Callable[[dict[str, Any]], None]:
         train: Any = importlib.import_module("llm4msr.train")
         real, ends = train.fit, []
 
-        def timed(config: Any, data: Any, resume: Any, on_epoch: Any) -> Any:
+        def timed(config: Any, data: Any, resume: Any, on_checkpoint: Any) -> Any:
             def told(state: Any) -> None:
-                on_epoch(state)
-                ends.append(time.process_time())
+                on_checkpoint(state)
+                if state.progress.batch == 0:
+                    ends.append(time.process_time())
 
             state = real(config, data, resume, told)
             pathlib.Path(folder, str(os.getpid())).write_text(str(ends[-1] - ends[0]))
@@ -338,7 +339,7 @@ def _stepper(config: Config, data: Data, model: dict[str, Any], use: str) -> Cal
     config = config.model_copy(update={"model": settings})
     own = Data(data.folder, data.tables, data.scenario_names, None if level == "none" else _made_up(data.tables))
     net = own.new_net(config).train()
-    optimizer = new_optimizer(net, config)
+    (optimizer,) = new_optimizers(net, config)
 
     def run(parts: list[Rows]) -> float:
         start = time.process_time()
@@ -404,7 +405,7 @@ def peak_of_epoch(folder: Path) -> tuple[int, int]:
     config = config_of("generated", folder, MODELS["mmoe"], epochs=1)
     fit_small = config.model_copy(update={"model": config.model.model_copy(update={"embedding_dim": 8})})
     net = data.new_net(fit_small)
-    optimizer = new_optimizer(net, fit_small)
+    (optimizer,) = new_optimizers(net, fit_small)
     rows, _ = next(RowReader(storage.path(folder / "valid.parquet"), []).batches(BATCH, None))
     step(net, optimizer, to_batch(rows, tables, None), rows.label_B)  # torch's own memory belongs to `before`
     before = _peak_mib()

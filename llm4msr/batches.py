@@ -54,16 +54,26 @@ class RowReader:
         self._sizes = np.array(sizes)
         self._whole: Tensor | None = None
 
-    def batches(self, size: int, seed: int | None, rank: int = 0, world: int = 1) -> Iterator[tuple[Rows, int]]:
+    def batches(
+        self, size: int, seed: int | None, rank: int = 0, world: int = 1, skip: int = 0
+    ) -> Iterator[tuple[Rows, int]]:
         """This worker's part of each global batch, and the global batch's rows; in file order where seed is None.
 
-        All global batches but the last have `size` rows; a part can be empty in the last.
+        All global batches but the last have `size` rows; a part can be empty in the last. The first `skip` global
+        batches are left out; of what is skipped no more is read than the window in which the rest begins.
         """
         rng = None if seed is None else np.random.default_rng(seed)
+        skipped = skip * size
         rest_BC = torch.empty((0, len(self.columns)), dtype=torch.int32)
-        for window_BC in self._windows(rng):
-            if rng is not None:
-                window_BC = window_BC.index_select(0, torch.from_numpy(rng.permutation(len(window_BC))))
+        for groups in self._windows(rng):
+            rows = int(self._sizes[groups].sum())
+            order = None if rng is None else torch.from_numpy(rng.permutation(rows))
+            if skipped >= rows:
+                skipped -= rows
+                continue
+            window_BC = self._read(groups)
+            window_BC = window_BC[skipped:] if order is None else window_BC.index_select(0, order[skipped:])
+            skipped = 0
             rows_BC = torch.cat([rest_BC, window_BC])
             whole = len(rows_BC) - len(rows_BC) % size
             for start in range(0, whole, size):
@@ -72,19 +82,31 @@ class RowReader:
         if len(rest_BC):
             yield Rows.unpacked(rest_BC[rank::world]), len(rest_BC)
 
-    def _windows(self, rng: np.random.Generator | None) -> Iterator[Tensor]:
-        """Rows [B, columns] as int32, a label as its bits: a row lies in one place and takes little room."""
+    def _windows(self, rng: np.random.Generator | None) -> Iterator[npt.NDArray[np.int64]]:
+        """The row groups of each window."""
+        groups = np.arange(len(self._sizes))
         if self.rows <= WINDOW:
-            if self._whole is None:
-                self._whole = self._read(np.arange(len(self._sizes)))
-            yield self._whole
+            yield groups
             return
-        groups = np.arange(len(self._sizes)) if rng is None else rng.permutation(len(self._sizes))
+        if rng is not None:
+            groups = rng.permutation(len(self._sizes))
         window_of = (np.cumsum(self._sizes[groups]) - 1) // WINDOW
         for number in range(int(window_of[-1]) + 1):
-            yield self._read(groups[window_of == number])
+            yield groups[window_of == number]
 
     def _read(self, groups: npt.NDArray[np.int64]) -> Tensor:
+        """Rows [B, columns] as int32, a label as its bits: a row lies in one place and takes little room.
+
+        A file that fits into one window is read once and kept.
+        """
+        if self._whole is not None:
+            return self._whole
+        rows_BC = self._read_groups(groups)
+        if self.rows <= WINDOW:
+            self._whole = rows_BC
+        return rows_BC
+
+    def _read_groups(self, groups: npt.NDArray[np.int64]) -> Tensor:
         packed = np.empty((self._sizes[groups].sum(), len(self.columns)), np.int32)
         at = 0
         with storage.open_parquet(self.file) as parquet:

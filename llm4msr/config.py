@@ -35,6 +35,18 @@ def check_backbone(name: str) -> str:
     raise ValueError(f"no such backbone{meant}; known are {known}, or your own as 'package.module:Class'")
 
 
+def check_workers(given: int | tuple[int, int]) -> int | tuple[int, int]:
+    """The same again: a number, or the least and the most.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    least, most = (given, given) if isinstance(given, int) else given
+    if not 1 <= least <= most:
+        raise ValueError("write a number from 1 on, or the least and the most, such as [2, 4]")
+    return given
+
+
 class Section(BaseModel):
     """A frozen section that refuses unknown keys."""
 
@@ -198,9 +210,17 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     """The training loop."""
 
-    workers: int = Field(1, ge=1)
+    workers: Annotated[int | tuple[int, int], AfterValidator(check_workers)] = 1
+    """Data-parallel. `[2, 4]` is elastic: starts with as many as the cluster has room for, goes on with fewer when
+    machines go, and takes more when they come. The result stays the same but for noise."""
     device: Literal["cpu", "gpu"] = "cpu"
     """What each worker trains on: one core, or one GPU, which pays for large batches and models."""
+    checkpoint_batches: int = Field(1000, ge=0)
+    """Global batches after which a checkpoint is written within an epoch; 0 = only after every epoch. A crash, or
+    another number of workers, costs the batches since then."""
+    sparse: bool = False
+    """For embedding tables of a million rows and more: a step then touches only the rows of its batch, through an Adam
+    that moves a row's averages only when the row comes, and without weight decay for the table."""
     epochs: int = Field(20, ge=1)
     batch_size: int = Field(4096, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
@@ -208,6 +228,12 @@ class TrainConfig(Section):
     patience: int = Field(3, ge=1)
     id_dropout: float = Field(0.02, ge=0, lt=1)
     """Share of ids trained as unknown, so that an unknown user, item or scenario has a trained meaning."""
+
+    @model_validator(mode="after")
+    def _sparse_gradients_can_be_joined(self) -> Self:
+        if self.sparse and self.device == "gpu" and self.workers != 1:
+            raise ValueError("sparse gradients of several GPUs cannot be joined (NCCL); use one worker, or CPUs")
+        return self
 
 
 class EvaluateConfig(Section):

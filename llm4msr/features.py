@@ -132,7 +132,7 @@ class FeatureEmbedding(nn.Module):
             if field.slots > 1:
                 means.append(_Mean(i, slots_BS[:, at : at + field.slots], start, field.size))
                 place_BF[:, i] = start
-        x_BFE: Tensor = _Lookup.apply(self.table.weight, place_BF, means)
+        x_BFE: Tensor = _Lookup.apply(self.table.weight, place_BF, means, self.table.sparse)
         return x_BFE.flatten(1)
 
     def hide(self, slots_BS: Tensor, share: float) -> Tensor:
@@ -174,29 +174,54 @@ class _Mean:
             gradient_VE[self.start : self.end] = self.share_BV.T @ out_BE
             return
         gradient_VE[self.start] = 0
+        gradient_VE.index_add_(0, *self._gradient_of_values(out_BE))
+
+    def sparse_gradient(self, out_BE: Tensor) -> tuple[Tensor, Tensor]:
+        """The same as rows of the table [N], and what is added to each [N, E]; a row can come several times."""
+        if self.share_BV is not None:
+            return torch.arange(self.start, self.end, device=out_BE.device), self.share_BV.T @ out_BE
+        return self._gradient_of_values(out_BE)
+
+    def _gradient_of_values(self, out_BE: Tensor) -> tuple[Tensor, Tensor]:
         values_BNE = self.share_BN[..., None] * out_BE[:, None]
-        gradient_VE.index_add_(0, self.slots_BN.flatten(), values_BNE.flatten(0, 1))
+        return self.slots_BN.flatten(), values_BNE.flatten(0, 1)
 
 
 class _Lookup(torch.autograd.Function):
     """Rows of the table [B, F, E] at places [B, F], but means where a field is many-valued.
 
     Makes one gradient of the table in one pass, and without the copies that cutting and joining fields would take.
-    The place of a many-valued field is the start of its range, which no mean reads.
+    The place of a many-valued field is the start of its range, which no mean reads. A `sparse` gradient holds the
+    rows of the batch alone.
     """
 
     @staticmethod
-    def forward(context: Any, table_VE: Tensor, place_BF: Tensor, means: list[_Mean]) -> Tensor:
+    def forward(context: Any, table_VE: Tensor, place_BF: Tensor, means: list[_Mean], sparse: bool) -> Tensor:
         x_BFE = table_VE.index_select(0, place_BF.flatten()).view(*place_BF.shape, -1)
         for mean in means:
             x_BFE[:, mean.field] = mean.embed(table_VE)
-        context.place_BF, context.means, context.values = place_BF, means, len(table_VE)
+        context.place_BF, context.means, context.values, context.sparse = place_BF, means, len(table_VE), sparse
         return x_BFE
 
     @staticmethod
-    def backward(context: Any, gradient_BFE: Tensor) -> tuple[Tensor, None, None]:
-        gradient_VE = gradient_BFE.new_zeros(context.values, gradient_BFE.shape[-1])
-        gradient_VE.index_add_(0, context.place_BF.flatten(), gradient_BFE.flatten(0, 1))
-        for mean in context.means:
-            mean.add_gradient(gradient_VE, gradient_BFE[:, mean.field])
-        return gradient_VE, None, None
+    def backward(context: Any, gradient_BFE: Tensor) -> tuple[Tensor, None, None, None]:
+        make = _sparse_gradient if context.sparse else _dense_gradient
+        return make(context.values, gradient_BFE, context.place_BF, context.means), None, None, None
+
+
+def _dense_gradient(values: int, gradient_BFE: Tensor, place_BF: Tensor, means: list[_Mean]) -> Tensor:
+    gradient_VE = gradient_BFE.new_zeros(values, gradient_BFE.shape[-1])
+    gradient_VE.index_add_(0, place_BF.flatten(), gradient_BFE.flatten(0, 1))
+    for mean in means:
+        mean.add_gradient(gradient_VE, gradient_BFE[:, mean.field])
+    return gradient_VE
+
+
+def _sparse_gradient(values: int, gradient_BFE: Tensor, place_BF: Tensor, means: list[_Mean]) -> Tensor:
+    averaged = {mean.field for mean in means}
+    single = [field for field in range(place_BF.shape[1]) if field not in averaged]
+    parts = [(place_BF[:, single].flatten(), gradient_BFE[:, single].flatten(0, 1))]
+    parts += [mean.sparse_gradient(gradient_BFE[:, mean.field]) for mean in means]
+    rows_N, added_NE = (torch.cat(part) for part in zip(*parts, strict=True))
+    shape = (values, gradient_BFE.shape[-1])  # the lookup has checked the rows
+    return torch.sparse_coo_tensor(rows_N[None], added_NE, shape, check_invariants=False)

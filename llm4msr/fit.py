@@ -4,9 +4,10 @@ Learning rate, loss and metrics are defined by the global batch: each worker's l
 global batch's size, so the averaged gradient is that of one worker with the whole batch.
 """
 
+import copy
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +60,29 @@ class Data:
         """An untrained net; the same seed gives the same embeddings and backbone whatever knowledge is added."""
         torch.manual_seed(config.seed)
         statistics = self.knowledge.statistics() if self.knowledge else None
-        return RankerNet(self.tables.fields, self.tables.scenarios, config.model, statistics)
+        net = RankerNet(self.tables.fields, self.tables.scenarios, config.model, statistics)
+        net.embedding.table.sparse = config.train.sparse
+        return net
 
 
 @dataclass
 class Progress:
-    """Where the loop stands after an epoch; saved with every checkpoint."""
+    """Where the loop stands; saved with every checkpoint."""
 
     epoch: int = 0
+    """Epochs that are done."""
+    batch: int = 0
+    """Global batches of the next epoch that are done."""
+    loss_sum: float = 0.0
+    """Over the rows of those batches, of all workers."""
     best_epoch: int = 0
     best_auc: float = -1.0
     best_report: dict[str, Any] = field(default_factory=dict)
     """Validation metrics of the best epoch, as `metrics.report` gives them."""
     history: list[dict[str, float | None]] = field(default_factory=list)
+    starts: list[dict[str, int]] = field(default_factory=list)
+    """`epoch`, `batch` and `workers` of every start that left a checkpoint: the first, and each after a crash or with
+    another number of workers."""
 
 
 @dataclass
@@ -100,25 +111,38 @@ def fit(
     config: Config,
     data: Data,
     resume: Checkpoint | None = None,
-    on_epoch: Callable[[Checkpoint], None] | None = None,
+    on_checkpoint: Callable[[Checkpoint], None] | None = None,
 ) -> Checkpoint:
     """Train until validation AUC has not risen for `train.patience` epochs; `best` holds the best epoch's weights.
 
-    Calls `on_epoch` after every epoch, on every worker.
+    Calls `on_checkpoint` on every worker after every `train.checkpoint_batches` global batches, and after every epoch
+    (then `progress.batch` is 0). From any of them another run goes on with the very next batch, with as many workers
+    as it has.
     """
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     net = data.new_net(config).to("cuda" if config.train.device == "gpu" else "cpu")
     wrapped = _distributed(net) if world > 1 else net
     t = config.train
-    optimizer = new_optimizer(net, config)
-    state = Checkpoint(Progress(), {}, {}, {}) if resume is None else resume
+    optimizers = new_optimizers(net, config)
+    state = Checkpoint(Progress(), {}, {}, {})
     if resume is not None:
+        state = replace(resume, progress=copy.deepcopy(resume.progress))
         net.load_state_dict(resume.net)
-        _load_optimizer(optimizer, resume.optimizer)
+        _load_optimizers(optimizers, resume.optimizer)
     train, valid, progress = data.rows("train"), data.rows("valid"), state.progress
+    start = {"epoch": progress.epoch, "batch": progress.batch, "workers": world}
+
+    def save() -> None:
+        if start not in progress.starts[-1:]:
+            progress.starts.append(start)
+        state.net, state.optimizer = _copy(net), _optimizer_tensors(optimizers)
+        if on_checkpoint is not None:
+            on_checkpoint(state)
+
     while progress.epoch < t.epochs and progress.epoch - progress.best_epoch < t.patience:
-        progress.epoch += 1
-        loss = _train_epoch(wrapped, net, optimizer, data, train, config, progress.epoch, rank, world)
+        _train_epoch(wrapped, net, optimizers, data, train, config, progress, save, rank, world)
+        loss = progress.loss_sum / max(train.rows, 1)
+        progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
         scored = predict(net, data, valid, t.batch_size, rank, world)
         report = metrics.report(scored, data.scenario_names)
         found = report["overall"]
@@ -130,16 +154,22 @@ def fit(
                 report,
             )
             state.best = _copy(net)
-        state.net, state.optimizer = _copy(net), _optimizer_tensors(optimizer)
-        if on_epoch is not None:
-            on_epoch(state)
+        save()
     return state
 
 
-def new_optimizer(net: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """AdamW, all parameters in one pass."""
+def new_optimizers(net: RankerNet, config: Config) -> list[torch.optim.Optimizer]:
+    """AdamW, all parameters in one pass; with `train.sparse` the embedding table has an Adam of its own, which touches
+    only the rows of the batch (and knows no weight decay)."""
     rate, decay = config.train.learning_rate, config.train.weight_decay
-    return torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay, fused=True)
+    if not config.train.sparse:
+        return [torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay, fused=True)]
+    table = net.embedding.table.weight
+    dense = [parameter for parameter in net.parameters() if parameter is not table]
+    return [
+        torch.optim.AdamW(dense, lr=rate, weight_decay=decay, fused=True),
+        torch.optim.SparseAdam([table], lr=rate),
+    ]
 
 
 def predict(net: RankerNet, data: Data, rows: RowReader, batch_size: int, rank: int = 0, world: int = 1) -> Predictions:
@@ -167,32 +197,51 @@ def weights_as_bytes(tensors: Tensors) -> bytes:
 def _train_epoch(
     wrapped: nn.Module,
     net: RankerNet,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     data: Data,
     train: RowReader,
     config: Config,
-    epoch: int,
+    progress: Progress,
+    save: Callable[[], None],
     rank: int,
     world: int,
-) -> float:
-    """One pass over the training rows; gives back this worker's mean loss."""
+) -> None:
+    """The global batches of an epoch from `progress.batch` on, which it moves along, as it does `progress.loss_sum`."""
+    t, epoch = config.train, progress.epoch + 1
+    seed, device = _seed(config.seed, epoch), _device(net)
+    loss_sum = torch.zeros((), device=device)
     wrapped.train()
-    seed = int(np.random.SeedSequence([config.seed, epoch]).generate_state(1)[0])
-    torch.manual_seed(seed + rank)  # dropout after a resumed run is that of an undisturbed one
-    device = _device(net)
-    total, count = torch.zeros((), device=device), 0
-    for part, global_rows in train.batches(config.train.batch_size, seed, rank, world):
+    for part, global_rows in train.batches(t.batch_size, seed, rank, world, skip=progress.batch):
+        torch.manual_seed(_seed(config.seed, epoch, progress.batch, rank))  # so dropout does not ask where a run began
         batch = to_batch(part, data.tables, data.knowledge if net.uses_users else None).to(device)
-        if config.train.id_dropout:
-            slots = net.embedding.hide(batch.slots_BS, config.train.id_dropout)
+        if t.id_dropout:
+            slots = net.embedding.hide(batch.slots_BS, t.id_dropout)
             batch = batch._replace(slots_BS=slots, scenario_B=net.embedding.scenarios(slots))
         label_B = part.label_B.to(device, non_blocking=True)
         loss = F.binary_cross_entropy_with_logits(wrapped(batch), label_B, reduction="sum")
-        optimizer.zero_grad(set_to_none=True)
+        net.zero_grad(set_to_none=True)
         (loss * (world / global_rows)).backward()
-        optimizer.step()
-        total, count = total + loss.detach(), count + len(part.label_B)
-    return float(total) / max(count, 1)
+        for optimizer in optimizers:
+            optimizer.step()
+        loss_sum += loss.detach()
+        progress.batch += 1
+        if t.checkpoint_batches and progress.batch % t.checkpoint_batches == 0:
+            progress.loss_sum += _over_workers(loss_sum, world)
+            save()
+    progress.loss_sum += _over_workers(loss_sum, world)
+
+
+def _over_workers(sum_: Tensor, world: int) -> float:
+    """The sum over all workers; `sum_` starts anew."""
+    if world > 1:
+        dist.all_reduce(sum_)
+    total = float(sum_)
+    sum_.zero_()
+    return total
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def _distributed(net: RankerNet) -> nn.Module:
@@ -209,18 +258,20 @@ def _copy(net: nn.Module) -> Tensors:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in net.state_dict().items()}
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
-    state = optimizer.state_dict()["state"]
+def _optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> Tensors:
     return {
-        f"{index}.{name}": value.detach().to("cpu", copy=True)
-        for index, one in state.items()
+        f"{number}.{index}.{name}": torch.as_tensor(value).detach().to("cpu", copy=True)
+        for number, optimizer in enumerate(optimizers)
+        for index, one in optimizer.state_dict()["state"].items()
         for name, value in one.items()
     }
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    state: dict[int, Tensors] = {}
-    for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+def _load_optimizers(optimizers: list[torch.optim.Optimizer], tensors: Tensors) -> None:
+    for number, optimizer in enumerate(optimizers):
+        state: dict[int, dict[str, Any]] = {}
+        for key, tensor in tensors.items():
+            of, index, name = key.split(".", 2)
+            if int(of) == number:  # SparseAdam counts its steps in a plain int
+                state.setdefault(int(index), {})[name] = tensor.item() if tensor.dtype == torch.int64 else tensor
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -1,4 +1,4 @@
-"""Train one model on Ray Train: data-parallel workers, a checkpoint per epoch, and a run that goes on after a crash."""
+"""Train one model on Ray Train: data-parallel workers, as many as there are, and a run that goes on after a crash."""
 
 import contextlib
 import json
@@ -20,10 +20,12 @@ from llm4msr.prepare import prepared
 from llm4msr.progress import say, track
 from llm4msr.storage import Built, StageOutput
 
-VERSION = 1
+VERSION = 2
 WEIGHTS = "net.safetensors"
 MAX_FAILURES = 3
 """Times that dead workers are replaced, going on from the last checkpoint."""
+RESIZE_SECONDS = 20.0
+"""How often an elastic run looks for room for more workers: as often as Ray itself counts the nodes."""
 
 
 def train(config: Config) -> StageOutput:
@@ -76,7 +78,8 @@ def inputs(config: Config) -> tuple[StageOutput, StageOutput | None]:
 def _folder(config: Config, data: StageOutput, knowledge: StageOutput | None) -> UPath:
     content = {name: part.digest for name, part in data.manifest.files.items()}
     vectors = {name: part.digest for name, part in knowledge.manifest.files.items()} if knowledge else {}
-    model, settings = config.model.model_dump(), config.train.model_dump(exclude={"workers", "device"})
+    excluded = {"workers", "device", "checkpoint_batches"}
+    model, settings = config.model.model_dump(), config.train.model_dump(exclude=excluded)
     name = storage.digest_of([VERSION, config.seed, model, settings, content, vectors])[:12]
     label = f"{config.model.backbone.replace(':', '.')}-{config.model.variant}-s{config.seed}"
     return storage.path(config.root) / "train" / f"{label}-{name}"
@@ -93,6 +96,7 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
         "metrics": {"on": "valid", **at.best_report},
         "best_epoch": at.best_epoch,
         "epochs": at.epoch,
+        "starts": at.starts,
         "parameters": sum(tensor.numel() for tensor in best.best.values()),
     }
     rows = data.manifest.files["train.parquet"].rows
@@ -101,15 +105,18 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
 
 def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> Checkpoint:
     """Run the loop on Ray Train workers; gives back the last checkpoint."""
+    import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     session.connect()
     workers, gpu = config.train.workers, config.train.device == "gpu"
-    session.tell_if_busy(workers, "GPU" if gpu else "CPU")
+    session.tell_if_busy(workers if isinstance(workers, int) else workers[0], "GPU" if gpu else "CPU")
     filesystem, path = storage.arrow_filesystem(folder)
-    reports = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # other nodes may go
     trainer = TorchTrainer(
         worker_loop,
         train_loop_config={
@@ -121,7 +128,10 @@ def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folde
         },
         # one thread each: the layers are small, and threads that wait for each other suffer most on a busy machine
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=gpu, resources_per_worker={"CPU": 1, "GPU": 1} if gpu else {"CPU": 1}
+            num_workers=workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": 1, "GPU": 1} if gpu else {"CPU": 1},
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=RunConfig(
             name="checkpoints",
@@ -143,7 +153,7 @@ def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folde
 
 
 def worker_loop(job: dict[str, Any]) -> None:
-    """What each Ray Train worker runs: open the data, go on from the last checkpoint, report every epoch."""
+    """What each Ray Train worker runs: open the data, go on from the last checkpoint, report every new one."""
     from ray import train as ray_train
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -159,20 +169,26 @@ def worker_loop(job: dict[str, Any]) -> None:
             resume = Checkpoint.load(Path(folder))
     with _tensorboard(storage.path(job["output"]), first) as board:
 
-        def on_epoch(state: Checkpoint) -> None:
-            latest = state.progress.history[-1]
+        def on_checkpoint(state: Checkpoint) -> None:
+            at = state.progress
+            latest = {"batch": at.batch, **(at.history[-1] if at.history else {})}
             with tempfile.TemporaryDirectory() as folder:
                 if first:
-                    for name, value in latest.items():
-                        if value is not None:  # a metric that the rows do not define, such as GAUC of single rows
-                            board.add_scalar(name, value, state.progress.epoch)
                     state.save(Path(folder))
-                    job["reports"].put(latest)
+                    if at.batch == 0:
+                        _tell(board, job["reports"], at.history[-1])
                 ray_train.report(latest, checkpoint=ray_train.Checkpoint.from_directory(folder) if first else None)
 
-        state = fit(config, data, resume, on_epoch)
-    if resume is not None and state.progress.epoch == resume.progress.epoch:
+        state = fit(config, data, resume, on_checkpoint)
+    if resume is not None and state.progress == resume.progress:
         ray_train.report({}, checkpoint=saved if first else None)  # it had finished but for the publishing
+
+
+def _tell(board: Any, reports: Any, epoch: dict[str, float | None]) -> None:
+    for name, value in epoch.items():
+        if value is not None:  # a metric that the rows do not define, such as GAUC of single rows
+            board.add_scalar(name, value, epoch["epoch"])
+    reports.put(epoch)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,14 @@
-"""Training on real Ray Train: several workers, and a run that was killed."""
+"""Training on real Ray Train: several workers, a run that was killed, and one that lost a node."""
 
 import json
+import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import llm4msr
 from llm4msr.errors import ConfigError
@@ -14,6 +18,22 @@ from llm4msr.prepare import prepared
 from llm4msr.train import trained
 from tests.conftest import Spine
 from tests.helpers import MakeExperiment, command_line, kill_all, own_ray, wait_until
+
+NO_CHANCE = {"model.dropout": 0.0, "model.knowledge_dropout": 0.0, "train.id_dropout": 0.0}
+SOON = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """What a worker has: with more, sums are taken in another order, which shows after some epochs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +46,7 @@ def test_two_workers_killed_with_sigkill_continue_and_train_the_model_of_one(
     ready: dict[str, Path], experiment: MakeExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """That a run which goes on ends in the very same weights is shown without Ray, in unit/test_fit.py."""
-    no_chance = {"model.dropout": 0.0, "model.knowledge_dropout": 0.0, "train.id_dropout": 0.0}
-    killed = experiment({"train.workers": 2, **no_chance}, ready)
+    killed = experiment({"train.workers": 2, **NO_CHANCE}, ready)
     config = killed.config
     alone = fit(config, Data.open(config, prepared(config), extracted(config)))
     with (tmp_path / "log").open("w") as log:
@@ -49,6 +68,48 @@ def test_two_workers_killed_with_sigkill_continue_and_train_the_model_of_one(
         assert ours["valid_auc"] == pytest.approx(theirs["valid_auc"], abs=2e-3)
         assert ours["valid_logloss"] == pytest.approx(theirs["valid_logloss"], abs=1e-3)
     assert not (folder / "checkpoints").exists()
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head and a node, one CPU each, apart from the Ray that the other tests use."""
+    from ray.cluster_utils import Cluster
+
+    soon = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": soon})
+    try:
+        yield made
+    finally:
+        made.shutdown()
+
+
+def test_a_run_that_loses_a_node_goes_on_with_fewer_workers(
+    ready: dict[str, Path], experiment: MakeExperiment, cluster: Any, tmp_path: Path
+) -> None:
+    changes = {"train.workers": [1, 2], "train.epochs": 20, "train.patience": 20, "train.checkpoint_batches": 7}
+    run = experiment({**NO_CHANCE, **changes}, ready)
+    config = run.config
+    lost = cluster.add_node(num_cpus=1)
+    environment = os.environ | SOON | {"RAY_ADDRESS": cluster.address}
+    with (tmp_path / "log").open("w") as log:
+        driver = subprocess.Popen(command_line("train", str(run)), env=environment, stdout=log, stderr=log)
+        try:
+            wait_until(lambda: any(run.root.glob("train/*/checkpoints/checkpoint_*")), driver)
+            cluster.remove_node(lost, allow_graceful=False)
+            assert driver.wait(timeout=180) == 0, (tmp_path / "log").read_text()
+        finally:
+            if driver.poll() is None:
+                kill_all(driver)
+
+    output = trained(config)
+    starts = output.manifest.info["starts"]
+    assert [start["workers"] for start in starts] == [2, 1]
+    assert (starts[1]["epoch"], starts[1]["batch"]) > (0, 0)
+    alone = fit(config, Data.open(config, prepared(config), extracted(config)))
+    history = json.loads((Path(str(output.folder)) / "history.json").read_text())
+    assert [epoch["epoch"] for epoch in history] == list(range(1, 21))
+    for ours, theirs in zip(history, alone.progress.history, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=0.01)
 
 
 def test_an_untrained_model_says_what_to_run(spine: Spine) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from llm4msr import batches, storage
 from llm4msr.batches import RowReader, Rows, to_batch
+from llm4msr.errors import StorageError
 from llm4msr.features import FeatureTables
 from llm4msr.knowledge import KnowledgeStore
 from tests.unit.conftest import World
@@ -100,6 +101,25 @@ def test_workers_parts_are_one_workers_global_batches(
         assert [total for _, total in parts] == [count] * world
         sizes = [len(part.user_B) for part, _ in parts]
         assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("skip", [0, 1, 4, 10, 11, 12])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_what_is_skipped_is_missing_at_the_front(tmp_path: Path, seed: int | None, skip: int, small_window: int | None):
+    reader = write(tmp_path, 7)
+    rest = [rows.user_B.tolist() for rows, _ in reader.batches(10, seed, skip=skip)]
+    assert rest == users(reader, 10, seed)[skip:]
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_windows_that_are_skipped_are_not_read(tmp_path: Path, seed: int | None, monkeypatch: pytest.MonkeyPatch):
+    """The file is gone, so reading fails."""
+    monkeypatch.setattr(batches, "WINDOW", 16)
+    reader = write(tmp_path, 8)
+    Path(str(reader.file)).unlink()
+    assert list(reader.batches(16, seed, skip=7)) == []
+    with pytest.raises(StorageError):
+        next(reader.batches(16, seed, skip=6))
 
 
 def test_the_seed_decides_the_order(tmp_path: Path, small_window: int | None):

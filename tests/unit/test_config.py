@@ -48,6 +48,9 @@ def test_shipped_configs_load(file: Path):
         ("train.epochs=many", r"'train.epochs': .*integer.* \(given: 'many'\)"),
         ("model.backbone=wide", r"'model.backbone': .*'mmoe'.* \(given: 'wide'\)"),
         ("split.valid=0.95", r"'split': valid \+ test = 1.05 leaves no training rows"),
+        ("train.workers=0", r"'train.workers': write a number from 1 on, or the least and the most.*\(given: 0\)"),
+        ("train.workers=[4, 2]", r"'train.workers': write a number .*\(given: \[4, 2\]\)"),
+        ("train={sparse = true, device = 'gpu', workers = 2}", r"'train': sparse gradients of several GPUs"),
         ("name=../escape", r"'name': .*pattern"),
         ("train=5", r"'train': "),
     ],
@@ -97,6 +100,8 @@ def test_unreadable_file_is_named(tmp_path: Path):
     [
         ("train.epochs=5", "train", "epochs", 5),
         ("train.learning_rate=1e-2", "train", "learning_rate", 0.01),
+        ("train.workers=4", "train", "workers", 4),
+        ("train.workers=[2, 4]", "train", "workers", (2, 4)),
         ("model.backbone=star", "model", "backbone", "star"),
         ('model.backbone="star"', "model", "backbone", "star"),
         ("model.hidden=[8, 4]", "model", "hidden", (8, 4)),

@@ -109,12 +109,14 @@ def test_unknown_is_the_first_number_of_a_field_and_has_an_embedding_of_its_own(
     assert embedding.table.weight.abs().min() > 0
 
 
+@pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("few", [0, 256])
 def test_embedding_and_its_gradient_are_those_of_plain_means(
-    embedding: FeatureEmbedding, few: int, monkeypatch: pytest.MonkeyPatch
+    embedding: FeatureEmbedding, few: int, sparse: bool, monkeypatch: pytest.MonkeyPatch
 ):
     """Few or many values: two ways to take a mean; a value that stands twice counts twice."""
     monkeypatch.setattr(features, "FEW_VALUES", few)
+    embedding.table.sparse = sparse
     slots = random_batch(rows=50).slots_BS
     slots[0, 2:5], slots[1, 2:5] = 20, torch.tensor([23, 23, 25])
     weight = embedding.table.weight.detach().clone().requires_grad_()
@@ -127,7 +129,10 @@ def test_embedding_and_its_gradient_are_those_of_plain_means(
     factor = torch.randn(50, 16)
     (embedding(slots) * factor).sum().backward()
     (torch.stack(rows) * factor).sum().backward()
-    torch.testing.assert_close(embedding.table.weight.grad, weight.grad)
+    found = embedding.table.weight.grad
+    assert found is not None
+    assert found.is_sparse == sparse
+    torch.testing.assert_close(found.to_dense(), weight.grad)
 
 
 def test_what_is_looked_up_again_is_not_saved(embedding: FeatureEmbedding):

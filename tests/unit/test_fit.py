@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,20 @@ def same(one: Tensors, two: Tensors) -> bool:
 
 
 @pytest.fixture
-def epochs(tmp_path: Path) -> Any:
-    """Saves every epoch's checkpoint; `epochs[k]` loads that of epoch k."""
+def saved(tmp_path: Path) -> Any:
+    """Saves every checkpoint; `saved.load(k)` is that after epoch k, `saved.load(k, b)` that after b batches more."""
 
-    class Saved(list[Path]):
+    class Saved:
         def __call__(self, state: Checkpoint) -> None:
-            folder = tmp_path / f"epoch{state.progress.epoch}"
+            folder = self.folder(state.progress.epoch, state.progress.batch)
             folder.mkdir()
             state.save(folder)
-            self.append(folder)
 
-        def load(self, epoch: int) -> Checkpoint:
-            return Checkpoint.load(self[epoch - 1])
+        def folder(self, epoch: int, batch: int) -> Path:
+            return tmp_path / f"{epoch}-{batch}"
+
+        def load(self, epoch: int, batch: int = 0) -> Checkpoint:
+            return Checkpoint.load(self.folder(epoch, batch))
 
     return Saved()
 
@@ -64,37 +67,67 @@ def test_the_same_seed_trains_the_same_model(world: World, knowledge: str):
     assert one.progress.history != other.progress.history
 
 
+@pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("knowledge", ["none", "both"])
-@pytest.mark.parametrize("stop", [1, 3])
-def test_a_resumed_run_ends_where_an_undisturbed_one_does(world: World, epochs: Any, knowledge: str, stop: int):
-    wanted = config(world, model={"knowledge": knowledge}, train={"epochs": 4, "patience": 4})
-    whole = run(world, wanted, on_epoch=epochs)
-    saved = epochs.load(stop)
-    assert saved.progress.epoch == stop
-    resumed = run(world, wanted, resume=saved)
-    assert resumed.progress == whole.progress
+@pytest.mark.parametrize("stop", [(1, 0), (0, 3), (2, 6)])
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(
+    world: World, saved: Any, knowledge: str, stop: tuple[int, int], sparse: bool
+):
+    """To the last bit, with all dropouts on, after an epoch or within one, the first included."""
+    train = {"epochs": 4, "patience": 4, "checkpoint_batches": 3, "sparse": sparse}
+    wanted = config(world, model={"knowledge": knowledge}, train=train)
+    whole = run(world, wanted, on_checkpoint=saved)
+    state = saved.load(*stop)
+    assert (state.progress.epoch, state.progress.batch) == stop
+    resumed = run(world, wanted, resume=state)
+    starts = [{"epoch": 0, "batch": 0, "workers": 1}, {"epoch": stop[0], "batch": stop[1], "workers": 1}]
+    assert resumed.progress == replace(whole.progress, starts=starts)
     assert same(resumed.net, whole.net)
     assert same(resumed.best, whole.best)
     assert same(resumed.optimizer, whole.optimizer)
 
 
-def test_a_finished_run_that_is_resumed_does_nothing(world: World, epochs: Any):
+def test_checkpoints_within_an_epoch_change_nothing(world: World):
+    with_them, without = (run(world, config(world, train={"checkpoint_batches": every})) for every in (2, 0))
+    assert same(with_them.net, without.net)
+    losses = [[epoch.pop("loss") for epoch in state.progress.history] for state in (with_them, without)]
+    np.testing.assert_allclose(*losses, rtol=1e-6)  # summed in parts
+    assert with_them.progress == without.progress
+
+
+def test_the_loss_is_the_mean_over_all_rows_of_the_epoch(world: World):
+    """With a step too small to move anything, and no dropout, that is the loss of the untrained model."""
+    wanted = config(world, model={"dropout": 0.0, "knowledge_dropout": 0.0}, train={"epochs": 1, "id_dropout": 0.0})
+    wanted = config(world, model=wanted.model.model_dump(), train=wanted.train.model_dump() | {"learning_rate": 1e-12})
+    opened = data(world, wanted)
+    scored = predict(opened.new_net(wanted), opened, opened.rows("train"), 64)
+    found = run(world, wanted).progress.history[0]["loss"]
+    assert found == pytest.approx(metrics.report(scored, opened.scenario_names)["overall"]["logloss"], abs=1e-5)
+
+
+def test_sparse_gradients_train_as_good_a_model(world: World):
+    dense, sparse = (run(world, config(world, train={"sparse": sparse, "epochs": 4})) for sparse in (False, True))
+    assert not same(dense.net, sparse.net)
+    assert sparse.progress.best_auc == pytest.approx(dense.progress.best_auc, abs=0.02)
+
+
+def test_a_finished_run_that_is_resumed_does_nothing(world: World, saved: Any):
     wanted = config(world, train={"epochs": 2})
-    whole = run(world, wanted, on_epoch=epochs)
+    whole = run(world, wanted, on_checkpoint=saved)
     told: list[int] = []
-    again = run(world, wanted, resume=epochs.load(2), on_epoch=lambda state: told.append(state.progress.epoch))
+    again = run(world, wanted, resume=saved.load(2), on_checkpoint=lambda state: told.append(state.progress.epoch))
     assert told == []
     assert again.progress == whole.progress
     assert same(again.best, whole.best)
 
 
-def test_best_holds_the_weights_of_the_best_epoch(world: World, epochs: Any):
+def test_best_holds_the_weights_of_the_best_epoch(world: World, saved: Any):
     wanted = config(world, train={"epochs": 8, "patience": 8, "learning_rate": 0.05})
-    last = run(world, wanted, on_epoch=epochs)
+    last = run(world, wanted, on_checkpoint=saved)
     aucs = [epoch["valid_auc"] for epoch in last.progress.history]
     assert last.progress.best_auc == max(aucs)
     assert last.progress.best_epoch == 1 + aucs.index(max(aucs)) < 8  # else the test says nothing
-    assert same(last.best, epochs.load(last.progress.best_epoch).net)
+    assert same(last.best, saved.load(last.progress.best_epoch).net)
     assert not same(last.best, last.net)
     opened = data(world, wanted)
     net = opened.new_net(wanted)
@@ -192,7 +225,7 @@ def test_checkpoint_holds_copies(world: World):
     """What an earlier epoch gave is not changed by later ones."""
     kept: list[tuple[Tensors, Tensors]] = []
     wanted = config(world, train={"epochs": 2})
-    last = run(world, wanted, on_epoch=lambda s: kept.append((s.net, copy.deepcopy(s.net))))
+    last = run(world, wanted, on_checkpoint=lambda s: kept.append((s.net, copy.deepcopy(s.net))))
     assert same(*kept[0])
     assert not same(kept[0][0], last.net)
 

@@ -1,0 +1,235 @@
+"""Do 1, 2 and 4 workers train the same model, and what does each of them cost?
+
+    python -m benchmarks.train_scaling
+
+Measures in parts (`--parts`), each kept as a JSON file below `--work`; what is measured already is not measured again,
+but `--rounds` are added:
+
+    auc     MovieLens-100K as in configs/ml-100k.toml, without knowledge, trained by 1, 2 and 4 Ray Train workers and,
+            on one, with sparse gradients: AUC of the test rows
+    steps   CPU-seconds of Ray Train workers in training steps alone, on generated rows, all in turn
+
+CPU-seconds are user and system time of the workers' processes, with one thread each, since four workers share this
+machine's cores. Writes benchmarks/results/train-scaling.md from all parts there are.
+"""
+
+import argparse
+import contextlib
+import importlib
+import itertools
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+
+from benchmarks.train_scaling_report import BATCHES, SEEDS, WORKERS, report
+from llm4msr import Config, load, metrics, prepare, storage
+from llm4msr.fit import Data, fit, predict
+from llm4msr.storage import StageOutput
+from llm4msr.train import WEIGHTS
+
+RESULTS = Path(__file__).parent / "results" / "train-scaling.md"
+CONFIG = Path(__file__).parent / "configs" / "ml-100k.toml"
+STEP_ROWS = 15 * BATCHES[-1]
+"""Of the training rows so many warm up, and as many are measured."""
+Timed = Callable[[dict[str, Any]], None]
+
+
+def main() -> None:
+    given = parser().parse_args()
+    work = Path(given.work).absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    measure: dict[str, Callable[[dict[str, Any]], Iterator[None]]] = {
+        "auc": lambda found: measure_auc(work, found),
+        "steps": lambda found: measure_steps(work, found, given.rounds),
+    }
+    for part in filter(None, given.parts.split(",")):
+        file = work / f"{part}.json"
+        found = json.loads(file.read_text()) if file.exists() else {}
+        for _ in measure[part](found):
+            file.write_text(json.dumps(found, indent=1))
+            print(f"{time.strftime('%H:%M:%S')} {part} {json.dumps(found)}", flush=True)
+    found = {part: json.loads(file.read_text()) for part in measure if (file := work / f"{part}.json").exists()}
+    RESULTS.write_text(report(found))
+    print(f"-> {RESULTS}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", default="runs/train-scaling")
+    parser.add_argument("--parts", default="auc,steps", help="empty: only write the report")
+    parser.add_argument("--rounds", type=int, default=3)
+    return parser
+
+
+def run_train(config: Config) -> StageOutput:
+    """`train(config)` on a Ray of this process with room for four workers."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init("local", num_cpus=max(WORKERS), include_dashboard=False, logging_level="error", log_to_driver=False)
+    output: StageOutput = importlib.import_module("llm4msr.train").train(config)
+    return output
+
+
+# --- the same AUC ------------------------------------------------------------------------------------------------
+
+
+def measure_auc(work: Path, found: dict[str, Any]) -> Iterator[None]:
+    """{workers or "sparse": {seed: test AUC}}."""
+    kinds = {str(workers): f"train.workers={workers}" for workers in WORKERS} | {"sparse": "train.sparse=true"}
+    for seed, (kind, change) in itertools.product(SEEDS, kinds.items()):
+        if str(seed) not in found.setdefault(kind, {}):
+            settings = [f"storage={work / kind}", f"seed={seed}", "model.knowledge=none", change]
+            config = load(str(CONFIG), settings)  # split by time, so the rows are the same whatever the seed
+            prepared = prepare(config)
+            found[kind][str(seed)] = test_auc(config, prepared, run_train(config))
+            yield
+
+
+def test_auc(config: Config, prepared: StageOutput, output: StageOutput) -> float | None:
+    """Of the published weights."""
+    data = Data.open(config, prepared, None)
+    net = data.new_net(config)
+    net.load_state_dict(safetensors.torch.load(storage.read_bytes(output.folder / WEIGHTS)))
+    scored = predict(net, data, data.rows("test"), 4096)
+    return metrics.auc(scored.label, scored.logit)
+
+
+# --- CPU-seconds of a step ---------------------------------------------------------------------------------------
+
+
+def measure_steps(work: Path, found: dict[str, Any], rounds: int) -> Iterator[None]:
+    """Rows per CPU-second of the workers together, a list over rounds: {batch: {workers or "1 beside": ..}}.
+
+    `1 beside` is one worker while the machine does the same work once more, as it does with several workers.
+    """
+    source = work / "generated"
+    if not source.exists():
+        generate(source)
+    for _, batch in itertools.product(range(rounds), BATCHES):
+        for kind in ("1", "1 beside", *map(str, WORKERS[1:])):
+            config = steps_config(work, source, batch, int(kind.split()[0]))
+            with beside(config) if kind == "1 beside" else contextlib.nullcontext():
+                rate = STEP_ROWS / sum(step_seconds(config))
+            found.setdefault(str(batch), {}).setdefault(kind, []).append(rate)
+            yield
+
+
+def generate(folder: Path) -> None:
+    """Random rows, about as many users and items as MovieLens-1M has."""
+    rng, rows = np.random.default_rng(1), int(2.6 * STEP_ROWS)
+    folder.mkdir(parents=True)
+    columns = {
+        "user": rng.integers(6000, size=rows).astype(str),
+        "item": rng.integers(4000, size=rows).astype(str),
+        "scenario": rng.integers(4, size=rows).astype(str),
+        "label": rng.integers(2, size=rows),
+        "time": np.arange(rows),
+    }
+    pq.write_table(pa.table(columns), folder / "interactions.parquet")
+
+
+def steps_config(work: Path, source: Path, batch: int, workers: int) -> Config:
+    names = {name: name for name in ("user", "item", "scenario", "label")}
+    config = Config.model_validate(
+        {
+            "name": "train-scaling",
+            "storage": str(work / "steps"),
+            "source": {
+                "kind": "table",
+                "path": str(source),
+                "table": {"interactions": "interactions.parquet", "order": "time", **names},
+            },
+            "split": {"kind": "random", "valid": 0.05, "test": 0.05},
+            "model": {"knowledge": "none"},
+            "train": {
+                "workers": workers,
+                "batch_size": batch,
+                "epochs": 1,
+                "checkpoint_batches": STEP_ROWS // batch,
+            },
+        }
+    )
+    prepare(config)
+    return config
+
+
+def step_seconds(config: Config) -> list[float]:
+    """Of each worker, the CPU-seconds between its first two checkpoints."""
+    train: Any = importlib.import_module("llm4msr.train")
+    real = train.worker_loop
+    with tempfile.TemporaryDirectory() as folder:
+        train.worker_loop = _timed(folder)
+        try:
+            storage.remove(run_train(config).folder)
+        finally:
+            train.worker_loop = real
+        seconds = [float(file.read_text()) for file in Path(folder).iterdir()]
+    assert len(seconds) == config.train.workers
+    return seconds
+
+
+def _timed(folder: str) -> Timed:
+    """`train.worker_loop`, leaving the CPU-seconds as a file."""
+
+    def worker_loop(job: dict[str, Any]) -> None:
+        import importlib
+        import os
+        import pathlib
+        import time
+
+        train: Any = importlib.import_module("llm4msr.train")
+        real, marks = train.fit, []
+
+        def timed(config: Any, data: Any, resume: Any, on_checkpoint: Any) -> Any:
+            def told(state: Any) -> None:
+                marks.append(time.process_time())
+                on_checkpoint(state)
+                marks.append(time.process_time())
+
+            state = real(config, data, resume, told)
+            pathlib.Path(folder, str(os.getpid())).write_text(str(marks[2] - marks[1]))
+            return state
+
+        train.fit = timed
+        train.worker_loop(job)
+
+    return worker_loop
+
+
+@contextlib.contextmanager
+def beside(config: Config) -> Iterator[None]:
+    """Another process trains the same while the block runs."""
+    process = multiprocessing.get_context("spawn").Process(target=_train_on_and_on, args=(config,), daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
+
+
+def _train_on_and_on(config: Config) -> None:
+    torch.set_num_threads(1)
+    data = Data.open(config, prepare(config), None)
+    while True:
+        fit(config, data)
+
+
+if __name__ == "__main__":
+    main()
