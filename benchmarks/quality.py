@@ -230,7 +230,7 @@ def _all(jobs: list[Job], root: str, what: str) -> list[dict[str, Any]]:
 
 def _key(run: Config, test: bool) -> str:
     """Names a run by everything that decides its outcome."""
-    same = dict.fromkeys(("name", "storage", "evaluate", "serve"), True)
+    same: dict[str, Any] = dict.fromkeys(("name", "storage", "evaluate", "serve"), True)
     same |= {"train": {"workers", "device", "checkpoint_batches"}}
     return storage.digest_of([VERSION, test, run.model_dump(exclude=same)])[:16]
 
