@@ -176,6 +176,7 @@ def report(actors: dict[int, dict[str, float]], rows: dict[int, dict[str, float]
     lines.append("| **all** | " + " | ".join(_hours(sum(hours.values())) for hours, _ in cases) + " |")
     lines.append("| memory of `prepare` | " + " | ".join(f"{m['prepare'] / 1e9:,.0f} GB" for _, m in cases) + " |")
     lines.append("| breaks or binds first | " + " | ".join(first(*case) for case in cases) + " |")
+    lines.append("| if `prepare` were many processes | " + " | ".join(longest(hours) for hours, _ in cases) + " |")
     given = [
         f"| {name.lower().replace('_', ' ')} | {value.value:g} | {value.source} |"
         for name, value in globals().items()
@@ -221,6 +222,11 @@ def first(hours: dict[str, float], memory: dict[str, float]) -> str:
     if memory["prepare"] > DRIVER_BYTES.value:
         return "memory of `prepare`"
     return max(hours, key=lambda name: hours[name]).partition(",")[0]
+
+
+def longest(hours: dict[str, float]) -> str:
+    """The stage that takes most of the time, `prepare` apart."""
+    return max(hours, key=lambda name: hours[name] * (not name.startswith("prepare"))).partition(",")[0]
 
 
 def _hours(hours: float) -> str:
