@@ -78,6 +78,9 @@ class Grid:
 
 GRIDS = {
     "core": Grid(("ml-100k", "ml-1m", "beauty"), (*PAPER, "single"), VARIANTS, 5),
+    "apart": Grid(
+        ("ml-100k", "ml-1m", "beauty"), (*PAPER, "single"), VARIANTS, 5, overrides=("split.history_share=0.5",)
+    ),
     "items": Grid(
         ("ml-100k", "ml-1m"), (*PAPER, "single"), (*VARIANTS, "history"), 5, overrides=("extract.reads=items",)
     ),
@@ -227,7 +230,8 @@ def _all(jobs: list[Job], root: str, what: str) -> list[dict[str, Any]]:
 
 def _key(run: Config, test: bool) -> str:
     """Names a run by everything that decides its outcome."""
-    same = dict.fromkeys(("name", "storage", "evaluate", "serve"), True) | {"train": {"workers", "device"}}
+    same: dict[str, Any] = dict.fromkeys(("name", "storage", "evaluate", "serve"), True)
+    same |= {"train": {"workers", "device", "checkpoint_batches"}}
     return storage.digest_of([VERSION, test, run.model_dump(exclude=same)])[:16]
 
 

@@ -92,7 +92,8 @@ def work(rank: int, workers: int, folder: str, values: int, sparse: bool) -> Non
     own = storage.path(f"{folder}/{rank}")
     for part, rows in (("train", STEPS * BATCH), ("valid", 1000)):
         columns = {name: rng.integers(size, size=rows) for name, size in sizes.items()}
-        storage.write_table(own / f"{part}.parquet", pa.table(columns | {"label": (columns["user"] % 2).astype("f4")}))
+        columns |= {"label": (columns["user"] % 2).astype("f4"), "past": np.zeros(rows, bool)}
+        storage.write_table(own / f"{part}.parquet", pa.table(columns))
     fields = [Field("user_id", "user", sizes["user"], 1), Field("item_id", "item", sizes["item"], 1)]
     fields.append(Field("scenario_id", "scenario", 5, 1))
     tables = FeatureTables(fields, np.arange(sizes["user"])[:, None], np.arange(sizes["item"])[:, None], 5)

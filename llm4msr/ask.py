@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from llm4msr import interests, schema, storage
+from llm4msr import increment, interests, schema, storage
 from llm4msr.config import Config
 from llm4msr.engines import Engine, Task, open_engine, open_tokenizer
-from llm4msr.increment import Reader
 from llm4msr.index import NOTHING_LIKED
 from llm4msr.prepare import prepared
 from llm4msr.storage import Part
@@ -37,7 +36,7 @@ class Counts(NamedTuple):
 class AskLLM:
     """An actor of the pool: loads the LLM once, then answers or embeds shard after shard."""
 
-    def __init__(self, config: Config, task: Task, folder: str, asks: Reader):
+    def __init__(self, config: Config, task: Task, folder: str, asks: increment.Reader):
         self.config, self.task, self.folder, self.asks = config, task, storage.path(folder), asks
         from llm4msr.meters import Meters  # imports Ray
 
@@ -55,7 +54,11 @@ class AskLLM:
         names = storage.read_table(prepared(self.config).folder / "scenarios.parquet", ["scenario_id"])["scenario_id"]
         return [str(name) for name in names.to_pylist()[1:]]
 
-    def __call__(self, shard: pa.Table) -> pa.Table:
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """`batch` is one row, which names a shard: prompts go from storage to the LLM, past Ray's object store."""
+        return self.ask(increment.prompts_of(batch, str(self.folder)))
+
+    def ask(self, shard: pa.Table) -> pa.Table:
         """Ask for each row, write the shard's file, and give back its name, rows and failed rows."""
         name = shard["file"][0].as_py()
         engine = self.engine  # opened here: an engine that cannot be opened is no matter of rows

@@ -122,7 +122,9 @@ class SplitConfig(Section):
     """Only the latest so many interactions are used at all; 0 = all."""
     negatives: int = Field(0, ge=0, le=100)
     history_share: float = Field(1.0, gt=0, le=1)
-    """The earliest share of the training period that feeds prompts; below 1 the rest alone feeds training."""
+    """The earliest share of the training period that feeds prompts. 1 is the paper's: a user's vector then has the
+    labels of the very rows in it that it trains beside, and where users have few rows a model reads them off. Below
+    1, those rows train as rows of a user without knowledge."""
 
     @model_validator(mode="after")
     def _shares_leave_room(self) -> Self:

@@ -214,25 +214,17 @@ def _run(
 
 
 def _stream(task: Task, left: list[Shard], config: Config, folder: UPath, asks: Reader) -> Iterator[dict[str, Any]]:
-    """The Ray Data pipeline: shards -> their prompts -> engine actors; yields a summary per finished shard."""
+    """The Ray Data pipeline: names of shards -> engine actors; yields a summary per finished shard."""
     import ray
 
     session.connect()
     actors, cpus, gpus = _pool(config, [node["Resources"] for node in ray.nodes() if node["Alive"]], len(left))
     session.tell_if_busy(cpus * actors)
     items = [shard.model_dump() for shard in left]
-    prompted = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        increment.prompts_of,
-        fn_args=(str(folder),),
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=0,  # light work, and the engine's actors may hold every CPU
-        compute=ray.data.TaskPoolStrategy(size=actors),
-    )
-    summaries = prompted.map_batches(
+    summaries = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         AskLLM,
         fn_constructor_args=(config, task, str(folder), asks),
-        batch_size=None,
+        batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=cpus,

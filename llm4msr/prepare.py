@@ -19,7 +19,7 @@ from llm4msr.errors import ConfigError, DataError
 from llm4msr.sources import RawData
 from llm4msr.storage import Built, StageOutput
 
-VERSION = 2
+VERSION = 3
 MAX_VALUES = 8
 """Values kept of a many-valued feature, such as the steps of a category path."""
 MAX_TITLES = 50
@@ -117,12 +117,11 @@ def _tables(config: Config) -> tuple[dict[str, pa.Table], dict[str, dict[str, li
         "histories": schema.check(lists, schema.HISTORIES, "histories"),
         "seen": schema.check(_seen(rows[history], lists, users, items), schema.SEEN, "seen"),
     }
-    # with a history of its own, a row whose label reached a prompt does not train
-    kept = ~history if config.split.history_share < 1 else np.ones(len(rows), bool)
-    if not (kept & (part == split.TRAIN)).any():
-        raise DataError(f"split.history_share = {config.split.history_share} leaves no training rows; lower it")
-    drawn = split.negatives(rows, part, kept, config.split.negatives, config.seed)
-    rows, part = pd.concat([rows[kept], drawn.rows], ignore_index=True), np.concatenate([part[kept], drawn.part])
+    rows["past"] = history & (config.split.history_share < 1)
+    if rows["past"][part == split.TRAIN].all():
+        raise DataError(f"split.history_share = {config.split.history_share}: prompts hold all training rows; lower it")
+    drawn = split.negatives(rows, part, config.split.negatives, config.seed)
+    rows, part = pd.concat([rows, drawn.rows], ignore_index=True), np.concatenate([part, drawn.part])
     for name, code in split.PARTS.items():
         encoded = _encode(rows[part == code], users, items, scenarios, context_fields)
         tables[name] = schema.check(encoded, schema.INTERACTIONS, name)
@@ -187,6 +186,7 @@ def _encode(
         "item": _numbers(rows["item_id"], items["item_id"]),
         "scenario": _numbers(rows["scenario_id"], scenarios["scenario_id"]),
         "label": pa.array(rows["label"], pa.float32()),
+        "past": pa.array(rows["past"], pa.bool_()),
     }
     return pa.table(columns | {f"c:{n}": _numbers(rows[n], pa.array(["", *values])) for n, values in context.items()})
 

@@ -24,9 +24,16 @@ RAW_USERS = pa.schema([("user_id", pa.string())])
 RAW_ITEMS = pa.schema([("item_id", pa.string()), ("title", pa.string())])
 
 INTERACTIONS = pa.schema(
-    [("user", pa.int64()), ("item", pa.int64()), ("scenario", pa.int64()), ("label", pa.float32())]
+    [
+        ("user", pa.int64()),
+        ("item", pa.int64()),
+        ("scenario", pa.int64()),
+        ("label", pa.float32()),
+        ("past", pa.bool_()),
+    ]
 )
-"""Rows of train, valid and test, besides one int64 column for each context field."""
+"""Rows of train, valid and test, besides one int64 column for each context field. `past`: the LLM has read about this
+row, so its user's vector, which has its label in it, is not shown with it (`split.history_share`)."""
 
 USERS = pa.schema([("user", pa.int64()), ("user_id", pa.string())])
 """Row i is user i, row 0 the unknown user; besides int64 or list<int64> features; so for items."""

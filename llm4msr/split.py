@@ -62,8 +62,8 @@ class Drawn(NamedTuple):
     part: Ints
 
 
-def negatives(rows: pd.DataFrame, part: Ints, source: Mask, per_positive: int, seed: int) -> Drawn:
-    """`per_positive` items of the same scenario for each `source` row, none that the user took up to that part.
+def negatives(rows: pd.DataFrame, part: Ints, per_positive: int, seed: int) -> Drawn:
+    """`per_positive` items of the same scenario for each row, none that the user took up to that part.
 
     Items are drawn uniformly from the training rows. What is refused ten times in a row is left out.
     """
@@ -75,7 +75,7 @@ def negatives(rows: pd.DataFrame, part: Ints, source: Mask, per_positive: int, s
     for _, at in rows.groupby("scenario_id", sort=True).indices.items() if per_positive else ():
         pool = np.unique(item[at[part[at] == TRAIN]])
         if len(pool):
-            place = np.repeat(at[source[at]], per_positive)
+            place = np.repeat(at, per_positive)
             drawn_rows.append(place)
             drawn_items.append(pool[rng.integers(len(pool), size=len(place))])
             _redraw(drawn_items[-1], place, pool, (user, item, part, n_items), rng)

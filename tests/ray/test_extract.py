@@ -200,3 +200,22 @@ def test_pools_of_random_vectors_ask_the_llm_about_scenarios_only(
     folder = extracted(made)
     assert {file.name.split("-")[0] for file in (folder / "vectors").iterdir()} == {"scenarios"}
     assert {file.name.split("-")[0] for file in (folder / "pooled").iterdir()} == {"users"}
+
+
+WITH_A_GPU = """
+import sys, ray, llm4msr
+ray.init(num_cpus=2, num_gpus=1, include_dashboard=False)
+llm4msr.extract(llm4msr.load(sys.argv[1]))
+"""
+
+
+def test_an_engine_gets_a_gpu_where_ray_has_one(experiment: MakeExperiment) -> None:
+    """Ray is told of a GPU that is not there: it places the engine as on a machine with one, where CPUs compute."""
+    made = experiment(FEW_USERS | {"extract.device": "gpu"})
+    llm4msr.prepare(made.config)
+    command = [sys.executable, "-c", WITH_A_GPU, str(made)]
+    done = subprocess.run(command, env=own_ray(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    store = read_store(Path(str(open_extracted(made.config).folder)))
+    assert len(store) == len(SCENARIOS) + FEW_USERS["extract.max_users"]
+    assert len(good_rows(store)) == len(store) - 1, "all but the user who likes nothing"

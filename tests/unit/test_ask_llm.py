@@ -52,7 +52,7 @@ def prompted() -> pa.Table:
 
 
 def ask(config: Config, task: Any, folder: Path, table: pa.Table) -> tuple[dict[str, Any], pa.Table]:
-    (summary,) = AskLLM(config, task, str(folder), READS)(table).to_pylist()
+    (summary,) = AskLLM(config, task, str(folder), READS).ask(table).to_pylist()
     return summary, storage.read_table(storage.path(folder / PLACE[task] / FILE))
 
 
@@ -250,7 +250,7 @@ def test_an_engine_that_cannot_be_opened_is_no_matter_of_rows(
     (broken / "model.safetensors").write_bytes(b"no weights")
     config = config.model_copy(update={"extract": config.extract.model_copy(update={"model": str(broken)})})
     with pytest.raises(Exception, match=r".+"):
-        AskLLM(config, task, str(tmp_path / "out"), READS)(prompted)
+        AskLLM(config, task, str(tmp_path / "out"), READS).ask(prompted)
     assert not (tmp_path / "out").exists()
 
 

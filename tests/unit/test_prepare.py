@@ -94,16 +94,18 @@ def test_a_change_of_a_training_row_does_reach_prompts_and_statistics(tmp_path: 
 
 
 @pytest.mark.parametrize("by", ["global", "user"])
-def test_rows_that_feed_prompts_do_not_train(tmp_path: Path, by: str):
+def test_rows_that_feed_prompts_are_told_apart(tmp_path: Path, by: str):
     rows = [[u, f"i{i}", "home", 1, i, "tv"] for i in range(20) for u in ("a", "b")]
     config = config_of(write_data(tmp_path, rows), split={"by": by, "history_share": 0.5})
     output = prepare(config)
     titles = {user["user_id"]: user["history"][0]["titles"] for user in table(output, "histories").to_pylist()}
     assert titles == {user: [f"Title {i}" for i in range(8)] for user in ("a", "b")}
     ids = table(output, "items")["item_id"].to_pylist()
-    trained = {ids[i] for i in table(output, "train")["item"].to_pylist()}
-    assert trained == {f"i{i}" for i in range(8, 16)}
-    assert output.manifest.rows == 24
+    train = table(output, "train")
+    rest = {ids[i] for i, past in zip(train["item"].to_pylist(), train["past"].to_pylist(), strict=True) if not past}
+    assert rest == {f"i{i}" for i in range(8, 16)}
+    assert not any(table(output, "valid")["past"].to_pylist() + table(output, "test")["past"].to_pylist())
+    assert output.manifest.rows == 40
 
 
 def test_only_the_latest_interactions_are_used(tmp_path: Path):
@@ -116,7 +118,7 @@ def test_only_the_latest_interactions_are_used(tmp_path: Path):
         assert table.equals(storage.read_table(everything / f"{name}.parquet"))
 
 
-def test_history_that_leaves_no_training_rows_is_refused(tmp_path: Path):
+def test_history_that_holds_all_training_rows_is_refused(tmp_path: Path):
     rows = [["a", f"i{i}", "home", i % 2, max(i - 15, 0), "tv"] for i in range(20)]  # all training rows at one time
     config = config_of(write_data(tmp_path, rows), split={"history_share": 0.5})
     with pytest.raises(DataError, match="train"):
@@ -175,6 +177,7 @@ def test_unknown_ids_of_later_rows_are_zero(small: Config):
         "item": [5],
         "scenario": [1],
         "label": [1],
+        "past": [False],
         "c:device": [0],
     }
     assert table(output, "test").to_pydict() == {
@@ -182,6 +185,7 @@ def test_unknown_ids_of_later_rows_are_zero(small: Config):
         "item": [0],
         "scenario": [0],
         "label": [0],
+        "past": [False],
         "c:device": [1],
     }
 

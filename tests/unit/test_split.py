@@ -11,7 +11,7 @@ from llm4msr.split import TEST, TRAIN, VALID
 
 
 def with_negatives(rows, part, per_positive, seed):
-    drawn = split.negatives(rows, part, np.ones(len(rows), bool), per_positive, seed)
+    drawn = split.negatives(rows, part, per_positive, seed)
     return pd.concat([rows, drawn.rows], ignore_index=True), np.concatenate([part, drawn.part])
 
 
