@@ -49,7 +49,7 @@ STEP_ROWS = 15 * BATCHES[-1]
 CALM = ("model.dropout=0", "train.id_dropout=0")
 CALM_SEEDS = 3
 """Without dropout a seed's models are alike, so that few are enough."""
-KINDS = {f"{n}{NO_DROPOUT}": (f"train.workers={n}", *CALM) for n in WORKERS}
+KINDS: dict[str, tuple[str, ...]] = {f"{n}{NO_DROPOUT}": (f"train.workers={n}", *CALM) for n in WORKERS}
 KINDS |= {str(n): (f"train.workers={n}",) for n in WORKERS} | {SPARSE: ("train.sparse=true",)}
 Timed = Callable[[dict[str, Any]], None]
 
