@@ -47,10 +47,10 @@ CONFIG = Path(__file__).parent / "configs" / "ml-100k.toml"
 STEP_ROWS = 15 * BATCHES[-1]
 """Of the training rows so many warm up, and as many are measured."""
 CALM = ("model.dropout=0", "train.id_dropout=0")
-CALM_SEEDS = 3
-"""Without dropout a seed's models are alike, so that few are enough."""
-KINDS: dict[str, tuple[str, ...]] = {f"{n}{NO_DROPOUT}": (f"train.workers={n}", *CALM) for n in WORKERS}
-KINDS |= {str(n): (f"train.workers={n}",) for n in WORKERS} | {SPARSE: ("train.sparse=true",)}
+KINDS: dict[str, tuple[str, ...]] = {str(n): (f"train.workers={n}",) for n in WORKERS} | {
+    SPARSE: ("train.sparse=true",)
+}
+KINDS |= {f"{n}{NO_DROPOUT}": (f"train.workers={n}", *CALM) for n in WORKERS}
 Timed = Callable[[dict[str, Any]], None]
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     work = Path(given.work).absolute()
     work.mkdir(parents=True, exist_ok=True)
     measure: dict[str, Callable[[dict[str, Any]], Iterator[None]]] = {
-        "auc": lambda found: measure_auc(work, found, given.seeds),
+        "auc": lambda found: measure_auc(work, found, given.seeds, given.patience),
         "steps": lambda found: measure_steps(work, found, given.rounds),
     }
     for part in filter(None, given.parts.split(",")):
@@ -78,7 +78,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default="runs/train-scaling")
     parser.add_argument("--parts", default="auc,steps", help="empty: only write the report")
-    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--patience", type=int, default=20, help="the config has 2; 20 lets all epochs be trained")
     parser.add_argument("--rounds", type=int, default=3)
     return parser
 
@@ -96,12 +97,14 @@ def run_train(config: Config) -> StageOutput:
 # --- the same AUC ------------------------------------------------------------------------------------------------
 
 
-def measure_auc(work: Path, found: dict[str, Any], seeds: int) -> Iterator[None]:
-    """{kind: {seed: test AUC}}; a kind is a number of workers and what differs from the config."""
+def measure_auc(work: Path, found: dict[str, Any], seeds: int, patience: int) -> Iterator[None]:
+    """{patience: {kind: {seed: test AUC}}}; a kind is a number of workers and what differs from the config."""
+    always = ("model.knowledge=none", f"train.patience={patience}")
     for seed, (kind, changes) in itertools.product(range(1, seeds + 1), KINDS.items()):
-        known = found.setdefault(kind, {})
-        if str(seed) not in known and not (kind.endswith(NO_DROPOUT) and seed > CALM_SEEDS):
-            settings = [f"storage={work / kind.replace(' ', '-')}", f"seed={seed}", "model.knowledge=none", *changes]
+        known = found.setdefault(str(patience), {}).setdefault(kind, {})
+        if str(seed) not in known:
+            place = work / f"patience-{patience}" / kind.replace(" ", "-")
+            settings = [f"storage={place}", f"seed={seed}", *always, *changes]
             config = load(str(CONFIG), settings)  # split by time, so the rows are the same whatever the seed
             prepared = prepare(config)
             known[str(seed)] = test_auc(config, prepared, run_train(config))
