@@ -47,10 +47,11 @@ CONFIG = Path(__file__).parent / "configs" / "ml-100k.toml"
 STEP_ROWS = 15 * BATCHES[-1]
 """Of the training rows so many warm up, and as many are measured."""
 CALM = ("model.dropout=0", "train.id_dropout=0")
-KINDS: dict[str, tuple[str, ...]] = {str(n): (f"train.workers={n}",) for n in WORKERS} | {
-    SPARSE: ("train.sparse=true",)
+KINDS: dict[str, tuple[str, ...]] = {
+    **{str(n): (f"train.workers={n}",) for n in WORKERS},
+    SPARSE: ("train.sparse=true",),
+    **{f"{n}{NO_DROPOUT}": (f"train.workers={n}", *CALM) for n in WORKERS},
 }
-KINDS |= {f"{n}{NO_DROPOUT}": (f"train.workers={n}", *CALM) for n in WORKERS}
 Timed = Callable[[dict[str, Any]], None]
 
 
