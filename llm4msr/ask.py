@@ -62,7 +62,7 @@ class AskLLM:
         """Ask for each row, write the shard's file, and give back its name, rows and failed rows."""
         name = shard["file"][0].as_py()
         engine = self.engine  # opened here: an engine that cannot be opened is no matter of rows
-        begun, engine.cached_tokens = time.monotonic(), 0
+        begun, cores, engine.cached_tokens = time.monotonic(), time.process_time(), 0
         answers, errors = self._answers(name, shard["error"].to_pylist())
         after = self.config.extract.pooling == "answer" and self.task == "vectors"
         tokens = self._tokens(shard["prompt"].to_pylist(), answers if after else [""] * len(shard), errors)
@@ -87,6 +87,7 @@ class AskLLM:
         read, seconds = sum(map(len, tokens)), time.monotonic() - begun
         self.meters.count(rows, read, cached, seconds)
         spent = {"tokens": read, "cached": cached, "seconds": seconds, "with_interests": told}
+        spent["cpu_seconds"] = time.process_time() - cores
         summary = {"file": name} | written.model_dump() | counts._asdict() | spent
         return pa.table({key: [value] for key, value in summary.items()})
 

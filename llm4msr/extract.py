@@ -29,8 +29,9 @@ from llm4msr.storage import Built, Part, StageOutput
 VERSION = 2
 
 Spent = Counter[str]
-SPENT = ("tokens", "cached", "seconds", "with_interests")
-"""Prompt tokens, those of them from the prefix cache, seconds of the actors, and users' answers that hold interests."""
+SPENT = ("tokens", "cached", "seconds", "cpu_seconds", "with_interests")
+"""Prompt tokens, those of them from the prefix cache, seconds of the actors and of their cores, and users' answers that
+hold interests."""
 
 
 def extract(config: Config) -> StageOutput:
