@@ -162,13 +162,17 @@ checkpoint every {wanted.every} batches, {wanted.epochs} epochs.
 | ---: | --- |
 {chr(10).join(lines)}
 
+Most of the time to two workers is one wait: Ray counts its nodes every 20 s, and until it misses the dead one it asks
+for four workers again, for a minute (`RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S` shortens that). A checkpoint counts when
+Ray Train next looks at its workers, every 2 s; the last one or two before a crash can be lost to that.
+
 What the manifest says of its starts; an epoch has about 80 batches, and all batches before a start were trained once:
 
 | epoch | batches of it done before | workers |
 | ---: | ---: | ---: |
 {chr(10).join(starts)}
 
-It trained all {info["epochs"]} epochs. The best validation AUC is {aucs[0]:.4f}; undisturbed with two workers it is
+It trained all {info["epochs"]} epochs. Best validation AUC: {aucs[0]:.4f}; undisturbed, with two workers:
 {aucs[1]:.4f}.
 
 `python -m benchmarks.train_elastic --epochs {wanted.epochs} --every {wanted.every}` on {described(("ray", "torch"))}.

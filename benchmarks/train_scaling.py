@@ -5,8 +5,8 @@
 Measures in parts (`--parts`), each kept as a JSON file below `--work`; what is measured already is not measured again,
 but `--rounds` are added:
 
-    auc     MovieLens-100K as in configs/ml-100k.toml, without knowledge, trained by 1, 2 and 4 Ray Train workers and,
-            on one, with sparse gradients: AUC of the test rows
+    auc     MovieLens-100K as in configs/ml-100k.toml, without knowledge, trained by 1, 2 and 4 Ray Train workers, with
+            and without dropout, and on one with sparse gradients: AUC of the test rows
     steps   CPU-seconds of Ray Train workers in training steps alone, on generated rows, all in turn
 
 CPU-seconds are user and system time of the workers' processes, with one thread each, since four workers share this
@@ -28,6 +28,7 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"  # every report waits for the next look of Ray Train
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,7 @@ import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 
-from benchmarks.train_scaling_report import BATCHES, SEEDS, WORKERS, report
+from benchmarks.train_scaling_report import BATCHES, NO_DROPOUT, SPARSE, WORKERS, report
 from llm4msr import Config, load, metrics, prepare, storage
 from llm4msr.fit import Data, fit, predict
 from llm4msr.storage import StageOutput
@@ -45,6 +46,12 @@ RESULTS = Path(__file__).parent / "results" / "train-scaling.md"
 CONFIG = Path(__file__).parent / "configs" / "ml-100k.toml"
 STEP_ROWS = 15 * BATCHES[-1]
 """Of the training rows so many warm up, and as many are measured."""
+CALM = ("model.dropout=0", "train.id_dropout=0")
+KINDS: dict[str, tuple[str, ...]] = {
+    **{str(n): (f"train.workers={n}",) for n in WORKERS},
+    SPARSE: ("train.sparse=true",),
+    **{f"{n}{NO_DROPOUT}": (f"train.workers={n}", *CALM) for n in WORKERS},
+}
 Timed = Callable[[dict[str, Any]], None]
 
 
@@ -53,7 +60,7 @@ def main() -> None:
     work = Path(given.work).absolute()
     work.mkdir(parents=True, exist_ok=True)
     measure: dict[str, Callable[[dict[str, Any]], Iterator[None]]] = {
-        "auc": lambda found: measure_auc(work, found),
+        "auc": lambda found: measure_auc(work, found, given.seeds, given.patience),
         "steps": lambda found: measure_steps(work, found, given.rounds),
     }
     for part in filter(None, given.parts.split(",")):
@@ -72,6 +79,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default="runs/train-scaling")
     parser.add_argument("--parts", default="auc,steps", help="empty: only write the report")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--patience", type=int, default=20, help="the config has 2; 20 lets all epochs be trained")
     parser.add_argument("--rounds", type=int, default=3)
     return parser
 
@@ -89,15 +98,17 @@ def run_train(config: Config) -> StageOutput:
 # --- the same AUC ------------------------------------------------------------------------------------------------
 
 
-def measure_auc(work: Path, found: dict[str, Any]) -> Iterator[None]:
-    """{workers or "sparse": {seed: test AUC}}."""
-    kinds = {str(workers): f"train.workers={workers}" for workers in WORKERS} | {"sparse": "train.sparse=true"}
-    for seed, (kind, change) in itertools.product(SEEDS, kinds.items()):
-        if str(seed) not in found.setdefault(kind, {}):
-            settings = [f"storage={work / kind}", f"seed={seed}", "model.knowledge=none", change]
+def measure_auc(work: Path, found: dict[str, Any], seeds: int, patience: int) -> Iterator[None]:
+    """{patience: {kind: {seed: test AUC}}}; a kind is a number of workers and what differs from the config."""
+    always = ("model.knowledge=none", f"train.patience={patience}")
+    for seed, (kind, changes) in itertools.product(range(1, seeds + 1), KINDS.items()):
+        known = found.setdefault(str(patience), {}).setdefault(kind, {})
+        if str(seed) not in known:
+            place = work / f"patience-{patience}" / kind.replace(" ", "-")
+            settings = [f"storage={place}", f"seed={seed}", *always, *changes]
             config = load(str(CONFIG), settings)  # split by time, so the rows are the same whatever the seed
             prepared = prepare(config)
-            found[kind][str(seed)] = test_auc(config, prepared, run_train(config))
+            known[str(seed)] = test_auc(config, prepared, run_train(config))
             yield
 
 

@@ -7,12 +7,13 @@ with two ids drawn evenly over the table, which is the worst case for sparse gra
 batch. Writes benchmarks/results/train-tables.md.
 """
 
+import argparse
 import itertools
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -40,13 +41,21 @@ TOO_LARGE = [(10**7, "dense", 2)]
 
 
 def main() -> None:
+    tables = parser().parse_args().tables
     found: dict[tuple[int, str, int], tuple[float, float]] = {}
-    for values, (kind, workers) in itertools.product(TABLES, KINDS):
+    for values, (kind, workers) in itertools.product(tables, KINDS):
         if (case := (values, kind, workers)) not in TOO_LARGE:
             found[case] = measure(*case)
             print(case, found[case], file=sys.stderr, flush=True)
-    RESULT.write_text(report(found))
+    RESULT.write_text(report(tables, found))
     print(RESULT.read_text())
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    wanted = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    wanted.add_argument("--tables", type=int, nargs="+", default=TABLES, help="rows of each")
+    return wanted
 
 
 def measure(values: int, kind: str, workers: int) -> tuple[float, float]:
@@ -106,11 +115,11 @@ def work(rank: int, workers: int, folder: str, values: int, sparse: bool) -> Non
     Path(folder, f"spent{rank}").write_text(f"{1000 * median(np.diff(data.train.marks)[2:])} {peak}")
 
 
-def report(found: dict[tuple[int, str, int], tuple[float, float]]) -> str:
+def report(tables: Sequence[int], found: dict[tuple[int, str, int], tuple[float, float]]) -> str:
     """The page of results."""
     heads = [f"{kind}, {workers} worker{'s' * (workers > 1)}" for kind, workers in KINDS]
     lines = []
-    for values in TABLES:
+    for values in tables:
         cells = [found.get((values, *kind)) for kind in KINDS]
         shown = [f"{cell[0]:.0f} ms, {cell[1]:.1f} GiB" if cell else "not tried" for cell in cells]
         lines.append(f"| {values:,} | {' | '.join(shown)} |")
