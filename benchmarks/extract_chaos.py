@@ -22,7 +22,6 @@ from typing import Any
 
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
-import httpx
 import numpy as np
 import psutil
 import pyarrow as pa
@@ -33,7 +32,7 @@ from llm4msr import knowledge, storage
 from llm4msr.config import Config
 from llm4msr.extract import extracted
 from tests.fault_proxy import FaultProxy
-from tests.helpers import free_port
+from tests.s3_server import s3_server
 
 RESULT = Path(__file__).parent / "results" / "extract-chaos.md"
 VICTIMS = ("driver", "actor", "node")
@@ -45,8 +44,9 @@ Row = dict[str, Any]
 def main() -> None:
     wanted = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        proxy = stack.enter_context(_s3(Path(folder)))
-        os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint  # the cluster's nodes inherit it
+        variables = stack.enter_context(s3_server(Path(folder) / "moto.log", BUCKET))
+        proxy = stack.enter_context(FaultProxy(variables["AWS_ENDPOINT_URL"], share=0.05))
+        os.environ |= variables | {"AWS_ENDPOINT_URL": proxy.endpoint}  # the cluster's nodes inherit them
         rows = run(Path(folder), wanted)
         faults = sum(count for fault, count in proxy.faults.items() if fault)
     RESULT.write_text(report(rows, faults, wanted))
@@ -60,27 +60,6 @@ def parser() -> argparse.ArgumentParser:
     wanted.add_argument("--shard", type=int, default=100, help="rows per shard")
     wanted.add_argument("--seed", type=int, default=1)
     return wanted
-
-
-@contextlib.contextmanager
-def _s3(folder: Path) -> Any:
-    """A moto server, its bucket, and the proxy in front of it."""
-    port = free_port()
-    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
-    with (folder / "moto.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            for _ in range(300):
-                with contextlib.suppress(httpx.TransportError):
-                    httpx.put(f"http://127.0.0.1:{port}/{BUCKET}").raise_for_status()
-                    break
-                time.sleep(0.1)
-            with FaultProxy(f"http://127.0.0.1:{port}", share=0.05) as proxy:
-                yield proxy
-        finally:
-            server.terminate()
-            server.wait()
 
 
 def run(folder: Path, wanted: argparse.Namespace) -> list[Row]:

@@ -72,6 +72,8 @@ class Progress:
     best_report: dict[str, Any] = field(default_factory=dict)
     """Validation metrics of the best epoch, as `metrics.report` gives them."""
     history: list[dict[str, float | None]] = field(default_factory=list)
+    resumed_after: list[int] = field(default_factory=list)
+    """Epochs after which a loop that was interrupted went on; the epoch after each was begun twice."""
 
 
 @dataclass

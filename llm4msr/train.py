@@ -93,6 +93,7 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
         "metrics": {"on": "valid", **at.best_report},
         "best_epoch": at.best_epoch,
         "epochs": at.epoch,
+        "resumed_after": at.resumed_after,
         "parameters": sum(tensor.numel() for tensor in best.best.values()),
     }
     rows = data.manifest.files["train.parquet"].rows
@@ -101,15 +102,18 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
 
 def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> Checkpoint:
     """Run the loop on Ray Train workers; gives back the last checkpoint."""
+    import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     session.connect()
     workers = config.train.workers
     session.tell_if_busy(workers)
     filesystem, path = storage.arrow_filesystem(folder)
-    reports = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # no worker's node takes it along
     trainer = TorchTrainer(
         worker_loop,
         train_loop_config={
@@ -151,10 +155,12 @@ def worker_loop(job: dict[str, Any]) -> None:
     assert prepared_data is not None
     data = Data.open(config, prepared_data, knowledge)
     first = ray_train.get_context().get_world_rank() == 0
-    resume = None
+    resume, begun = None, 0
     if (saved := ray_train.get_checkpoint()) is not None:
         with saved.as_directory() as folder:
             resume = Checkpoint.load(Path(folder))
+        begun = resume.progress.epoch
+        resume.progress.resumed_after.append(begun)
     with _tensorboard(storage.path(job["output"]), first) as board:
 
         def on_epoch(state: Checkpoint) -> None:
@@ -169,7 +175,7 @@ def worker_loop(job: dict[str, Any]) -> None:
                 ray_train.report(latest, checkpoint=ray_train.Checkpoint.from_directory(folder) if first else None)
 
         state = fit(config, data, resume, on_epoch)
-    if resume is not None and state.progress.epoch == resume.progress.epoch:
+    if resume is not None and state.progress.epoch == begun:
         ray_train.report({}, checkpoint=saved if first else None)  # it had finished but for the publishing
 
 

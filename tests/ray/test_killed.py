@@ -1,0 +1,74 @@
+"""The driver is killed in the middle of each stage, at a moment that S3 chooses, and the run started again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pytest
+
+import llm4msr
+from llm4msr import knowledge, storage
+from llm4msr.storage import MANIFEST
+from tests.conftest import Spine
+from tests.fault_proxy import FaultProxy
+from tests.helpers import ROOT, MakeExperiment, kill_all, own_ray, wait_until
+
+STAGES = ("prepare", "extract", "train", "evaluate", "export")
+HELD = {
+    "prepare": ("", 1),
+    "extract": ("vectors/users-", 3),
+    "train": (r"checkpoints/.*/progress\.json", 2),
+    "evaluate": ("", 1),
+    "export": ("", 1),
+}
+"""Files of a stage, and how many of them are written before the driver is killed in the middle of the next."""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_driver_killed_in_a_stage_continues(
+    stage: str, s3: str, spine: Spine, experiment: MakeExperiment, tmp_path: Path
+) -> None:
+    root = f"{s3}/killed-in-{stage}"
+    made = experiment({"evaluate.variants": [], "storage": root})
+    number = STAGES.index(stage)
+    for before in STAGES[: min(number, 3)]:
+        whole = spine.folder(before)
+        fsspec.filesystem("s3").put(f"{whole}/", f"{root}/{before}/{whole.name}/", recursive=True)
+    files, passing = HELD[stage]
+    hold = f"/killed-in-{stage}/{stage}/[^/]+/{files}"
+    log = (tmp_path / "log").open("w")
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"], share=0, hold=hold, passing=passing) as proxy, log:
+        command = [sys.executable, "-m", "jobs.run", str(made)]
+        environment = own_ray() | {"AWS_ENDPOINT_URL": proxy.endpoint}
+        process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
+        wait_until(proxy.held.is_set, process)
+        kill_all(process)
+    (folder,) = storage.path(f"{root}/{stage}").iterdir()
+    left = storage.files_below(folder)
+    assert left
+    assert MANIFEST not in left
+
+    outputs = llm4msr.run(made.config)
+    assert [output.manifest.stage for output in outputs] == list(STAGES)
+    assert [output.reused for output in outputs] == [at < number for at in range(5)]
+    assert [output.manifest.continued for output in outputs] == [at == number for at in range(5)]
+    for output in outputs:
+        there = {name for name in storage.files_below(output.folder) if not name.startswith("tensorboard/")}
+        assert there == {*output.manifest.files, MANIFEST}, "more than one run's files"
+    manifest = outputs[number].manifest
+    if stage == "extract":
+        finished = [folder / name for name in left if name.startswith("vectors/")]
+        assert manifest.skipped == sum(len(storage.read_table(file, ["id"])) for file in finished)
+        rows = pa.concat_tables([knowledge.read_part(part) for part in knowledge.user_parts(outputs[1])])
+        assert sorted(rows["id"].to_pylist()) == list(range(1, manifest.info["users"] + 1))
+    if stage == "train":
+        assert manifest.info["resumed_after"] == [passing]
+        history = json.loads(storage.read_bytes(folder / "history.json"))
+        assert [epoch["epoch"] for epoch in history] == list(range(1, 13))
+    bundle = {name: part.digest for name, part in outputs[-1].manifest.files.items() if name != "README.md"}
+    expected = spine.one("export").manifest.files
+    assert bundle == {name: part.digest for name, part in expected.items() if name != "README.md"}
