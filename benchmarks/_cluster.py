@@ -1,6 +1,7 @@
 """A Ray cluster of several nodes on this machine: each is a `ray start` of its own, and all ask for a token."""
 
 import contextlib
+import json
 import os
 import secrets
 import subprocess
@@ -8,14 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from tests.helpers import free_port, kill_all
+from tests.helpers import ROOT, free_port, kill_all
 
 HOST = "127.0.0.1"
 RAY = str(Path(sys.executable).with_name("ray"))
 OBJECT_STORE = 300 << 20
+EXCLUDED = [".git", ".venv", "runs"]
 
 
 class Node:
@@ -97,6 +100,12 @@ class RayCluster:
         self._wait(lambda: node.name not in self.alive(), f"the death of {node.name} is noticed")
         return time.monotonic() - begun
 
+    def submission(self, name: str, command: list[str]) -> list[str]:
+        """`ray job submit` of a command in the code of this checkout, as the README says it."""
+        options = ["--address", self.address, "--submission-id", name, "--working-dir", "."]
+        options += ["--runtime-env-json", json.dumps({"excludes": EXCLUDED})]
+        return [RAY, "job", "submit", *options, "--", *command]
+
     def alive(self) -> list[str]:
         """Names of the nodes that the cluster holds alive."""
         from ray.util.state import list_nodes
@@ -115,3 +124,39 @@ class RayCluster:
                 logs = [file.read_text()[-2000:] for file in sorted(self.folder.glob("*.log"))]
                 raise SystemExit(f"waited in vain: {what}\n" + "\n".join(logs))
             time.sleep(0.5)
+
+
+class Job:
+    """One `ray job submit` that waits for the job's end; what it prints goes to a file."""
+
+    def __init__(self, cluster: RayCluster, name: str, command: list[str]):
+        self.cluster, self.name, self.log = cluster, name, cluster.folder / f"{name}.log"
+        with self.log.open("w") as log:
+            self.process = self._popen(cluster.submission(name, command), stdout=log, stderr=log)
+
+    def stopped(self) -> tuple[str, int | None]:
+        """`ended` after `ray job stop`."""
+        command = [RAY, "job", "stop", "--address", self.cluster.address, self.name]
+        self._popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait()
+        return self.ended()
+
+    def ended(self) -> tuple[str, int | None]:
+        """SUCCEEDED, FAILED or STOPPED, and the exit code of the driver where it had one."""
+        from ray.job_submission import JobSubmissionClient
+
+        self.process.wait()
+        info = JobSubmissionClient(self.cluster.address).get_job_info(self.name)
+        return str(info.status.value), info.driver_exit_code
+
+    def wait_until(self, condition: Callable[[], Any], what: str, seconds: float = 600) -> Any:
+        """Poll until `condition` gives something; the job must still run then."""
+        end = time.monotonic() + seconds
+        while not (found := condition()):
+            if time.monotonic() > end or self.process.poll() is not None:
+                self.process.kill()
+                raise SystemExit(f"job {self.name}: waited in vain: {what}\n{self.log.read_text()[-5000:]}")
+            time.sleep(0.2)
+        return found
+
+    def _popen(self, command: list[str], **streams: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, cwd=ROOT, env=self.cluster.variables | self.cluster.access, **streams)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import _store
-from benchmarks._cluster import RAY, Node, RayCluster
+from benchmarks._cluster import Job, Node, RayCluster
 from benchmarks._machine import described
 from llm4msr import load, storage
 from llm4msr.config import Config
@@ -37,7 +37,6 @@ from tests.s3_server import s3_server
 RESULT = Path(__file__).parent / "results" / "cluster-test.md"
 CONFIG = "jobs/configs/quickstart.toml"
 BUCKET, WORKERS = "cluster-test", 3
-EXCLUDED = [".git", ".venv", "runs", "data", "site"]
 LEAST_COSINE = 0.999
 NOISE = 0.005
 """Of AUC: below it, the table itself says, differences of one seed say little. Vectors of other batches differ in their
@@ -65,12 +64,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, s3_server(Path(name) / "moto.log", BUCKET) as variables:
         folder = Path(name)
         os.environ |= variables
-        here, there = (load(str(ROOT / CONFIG), [*settings, f"storage={at}"]) for at in (folder / "calm", _bucket()))
+        here, there = (
+            load(str(ROOT / CONFIG), [*settings, f"storage={at}"]) for at in (folder / "calm", f"s3://{BUCKET}/run")
+        )
         calm(folder, settings, story)
         with RayCluster(folder, WORKERS) as cluster:
             os.environ |= cluster.access
             story.tell(f"a cluster of a head and {WORKERS} workers is up")
             refused(cluster, story)
+            wrong_config(cluster, there, story)
             facts = disturbed(cluster, there, settings, story)
         found, wrong = judged(here, there, facts)
         RESULT.write_text(report(story, found, wrong, settings))
@@ -84,10 +86,6 @@ def parser() -> argparse.ArgumentParser:
     wanted.add_argument("--users", type=int, default=128, help="that the LLM reads about")
     wanted.add_argument("--shard", type=int, default=8, help="rows per shard")
     return wanted
-
-
-def _bucket() -> str:
-    return f"s3://{BUCKET}/run"
 
 
 def calm(folder: Path, settings: list[str], story: Story) -> None:
@@ -104,47 +102,13 @@ def _entry(where: str, settings: list[str]) -> list[str]:
     return ["python", "-m", "jobs.run", CONFIG, *(f"--set={s}" for s in [*settings, f"storage={where}"])]
 
 
-class Job:
-    """One `ray job submit`, as a user gives it, that waits for its end; its output goes to a file."""
-
-    def __init__(self, cluster: RayCluster, name: str, settings: list[str]):
-        self.cluster, self.name, self.log = cluster, name, cluster.folder / f"{name}.log"
-        command = submission(cluster.address, name) + _entry(_bucket(), settings)
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, env=cluster.variables | cluster.access, stdout=log, stderr=log
-            )
-
-    @property
-    def status(self) -> str:
-        """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
-        from ray.job_submission import JobSubmissionClient
-
-        return str(JobSubmissionClient(self.cluster.address).get_job_status(self.name).value)
-
-    def wait_until(self, condition: Callable[[], Any], what: str, seconds: float = 600) -> Any:
-        """Poll until `condition` gives something; the job must still run then."""
-        end = time.monotonic() + seconds
-        while not (found := condition()):
-            if time.monotonic() > end or self.process.poll() is not None:
-                raise SystemExit(f"job {self.name}: waited in vain: {what}\n{self.log.read_text()[-5000:]}")
-            time.sleep(0.2)
-        return found
-
-
-def submission(address: str, name: str) -> list[str]:
-    excludes = json.dumps({"excludes": EXCLUDED})
-    options = ["--address", address, "--submission-id", name, "--working-dir", ".", "--runtime-env-json", excludes]
-    return [RAY, "job", "submit", *options, "--"]
-
-
 def refused(cluster: RayCluster, story: Story) -> None:
     """Without the token, and with another one, nobody runs anything."""
     for what, access in {
         "no token": {"RAY_AUTH_MODE": "disabled"},
         "another token": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
     }.items():
-        command = [*submission(cluster.address, "nobody"), "python", "-c", "print(1)"]
+        command = cluster.submission("nobody", ["python", "-c", "print(1)"])
         done = subprocess.run(command, cwd=ROOT, env=cluster.variables | access, capture_output=True, text=True)
         said = done.stdout + done.stderr
         if done.returncode == 0 or not ("401" in said or "403" in said):
@@ -152,42 +116,43 @@ def refused(cluster: RayCluster, story: Story) -> None:
         story.tell(f"a job submitted with {what} is refused ({'401' if '401' in said else '403'})")
 
 
+def wrong_config(cluster: RayCluster, config: Config, story: Story) -> None:
+    """The exit code of the command is the job's."""
+    job = Job(cluster, "wrong", _entry(config.root, ["train.epochs=0"]))
+    if job.ended() != ("FAILED", 2):
+        raise SystemExit(f"a wrong config made a job that is {job.ended()}\n{job.log.read_text()[-3000:]}")
+    story.tell("a job with a wrong config is FAILED, its exit code 2")
+
+
 def disturbed(cluster: RayCluster, config: Config, settings: list[str], story: Story) -> dict[str, Any]:
     """The run on the cluster: a node lost while it asks the LLM, the job stopped, a node lost while it trains."""
     total = -(-config.extract.max_users // config.extract.rows_per_shard)
-    job = Job(cluster, "first", settings)
+    job = Job(cluster, "first", _entry(config.root, settings))
     lost = _lose(cluster, job, "AskLLM", lambda: len(_store.shards(config)) >= total // 4, story)
     kept = _store.shards(config)
     job.wait_until(lambda: len(_store.shards(config)) >= len(kept) + 3, "the other workers go on with the shards")
     story.tell(f"the others went on: {len(_store.shards(config))} of {total} shards are finished")
-    subprocess.run(
-        [RAY, "job", "stop", "--address", cluster.address, job.name],
-        env=cluster.variables | cluster.access,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-    job.process.wait()
+    status, _ = job.stopped()
     kept |= _store.shards(config)
-    story.tell(f"`ray job stop`: the job is {job.status}, {len(kept)} of {total} shards are finished")
-    begun = _attempts(cluster)
+    story.tell(f"`ray job stop`: the job is {status}, {len(kept)} of {total} shards are finished")
     node = cluster.add_worker()
     story.tell(f"{node.name} joins; the same command is given again")
 
-    job = Job(cluster, "second", settings)
+    job = Job(cluster, "second", _entry(config.root, settings))
     _lose(cluster, job, "RayTrainWorker", lambda: max(_epochs(config).values(), default=0) >= 2, story)
     node = cluster.add_worker()
     story.tell(f"{node.name} joins")
-    job.process.wait()
-    story.tell(f"the job is {job.status}")
-    if job.status != "SUCCEEDED":
-        raise SystemExit(job.log.read_text()[-8000:])
+    status, _ = job.ended()
+    story.tell(f"the job is {status}")
+    if status != "SUCCEEDED":
+        raise SystemExit(f"job {job.name} is {status}\n{job.log.read_text()[-8000:]}")
     after = _store.shards(config)
     return {
         "lost": lost,
         "kept": len(kept),
         "shards": len(after),
         "rewritten": sum(after[name] != stamp for name, stamp in kept.items()),
-        "asked": begun + _attempts(cluster),
+        "asked": _attempts(cluster),
     }
 
 
@@ -220,7 +185,6 @@ def _attempts(cluster: RayCluster) -> int:
     from ray.util.state import list_tasks
 
     tasks = list_tasks(cluster.address, limit=10_000, detail=True)
-    (cluster.folder / "tasks.json").write_text(json.dumps([vars(t) for t in tasks], default=str))
     return sum("AskLLM" in task.name and task.start_time_ms is not None for task in tasks)
 
 
