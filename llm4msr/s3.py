@@ -21,14 +21,14 @@ else:
 SCHEMES = ("s3://", "s3a://")
 OPTIONS: dict[str, Any] = {
     "config_kwargs": {
-        "retries": {"mode": "standard", "max_attempts": 10},
+        "retries": {"mode": "standard", "total_max_attempts": 10},
         "connect_timeout": 10,
         "read_timeout": 60,
     }
 }
 """For s3fs. botocore tries again on 5xx, throttling and dropped connections; its own tries are few."""
 
-_FIRST = {"retries": {"mode": "standard", "max_attempts": 4}, "connect_timeout": 5, "read_timeout": 5}
+_FIRST = {"retries": {"mode": "standard", "total_max_attempts": 4}, "connect_timeout": 5, "read_timeout": 5}
 _WRONG_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "InvalidClientTokenId"}
 
 

@@ -98,10 +98,7 @@ def test_no_keys_are_one_message(s3: str, tmp_path: Path) -> None:
     assert "s3://llm4msr-tests: no credentials; set AWS_ACCESS_KEY_ID" in refused(f"{s3}/somewhere", nothing)
 
 
-def test_a_job_without_its_s3_ends_with_one_message(
-    s3: str, spine: Spine, experiment: MakeExperiment, tmp_path: Path
-) -> None:
-    """Four tries and their pauses, not the ten of a store that once answered."""
+def test_a_job_without_its_s3_ends_with_one_message(s3: str, experiment: MakeExperiment) -> None:
     closed = f"http://127.0.0.1:{free_port()}"
     done = ran(experiment({"storage": f"{s3}/silent"}), {"AWS_ENDPOINT_URL": closed})
     assert done.returncode == 2
@@ -113,7 +110,7 @@ def test_a_job_without_its_s3_ends_with_one_message(
 
 
 def test_a_store_that_goes_away_is_one_message(s3: str) -> None:
-    once = {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 1}}}
+    once = {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 1}}}
     gone = UPath(f"{s3}/gone/a.json", endpoint_url=f"http://127.0.0.1:{free_port()}", **once)
     with pytest.raises(StorageError, match=rf"{s3}/gone/a.json: cannot be read \(EndpointConnectionError\)"):
         storage.read_bytes(gone)
