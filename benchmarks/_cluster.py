@@ -26,7 +26,7 @@ class Node:
 
     def __init__(self, name: str, folder: Path, options: list[str], variables: Mapping[str, str]):
         self.name = name
-        every = ["--block", "--node-ip-address", HOST, "--node-name", name, "--temp-dir", str(folder / name)]
+        every = ["--block", "--node-name", name, "--temp-dir", str(folder / name)]
         every += ["--dashboard-agent-listen-port", "0", "--min-worker-port", "0", "--max-worker-port", "0"]
         every += ["--object-store-memory", str(OBJECT_STORE), "--disable-usage-stats"]
         with (folder / f"{name}.log").open("w") as log:
@@ -50,8 +50,8 @@ class Node:
 class RayCluster:
     """`with RayCluster(folder, workers=3) as cluster:` a head without CPUs, where drivers run, and workers of one each.
 
-    `folder` must have a short path, since sockets lie below it. The nodes get this process's environment, and this
-    process the variables with which Ray's clients reach the cluster.
+    `folder` must have a short path, since sockets lie below it. The nodes get this process's environment. Ray's clients
+    in this process reach the cluster by the token, if Ray was not imported before.
     """
 
     def __init__(self, folder: Path, workers: int):
@@ -66,6 +66,7 @@ class RayCluster:
         self.access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
 
     def __enter__(self) -> "RayCluster":
+        os.environ |= self.access
         port = self.address.rpartition(":")[2]
         options = ["--head", "--port", str(self._port), "--dashboard-port", port, "--num-cpus", "0"]
         self.head = Node("head", self.folder, options, self.variables | self.access)

@@ -69,7 +69,6 @@ def main() -> None:
         )
         calm(folder, settings, story)
         with RayCluster(folder, WORKERS) as cluster:
-            os.environ |= cluster.access
             story.tell(f"a cluster of a head and {WORKERS} workers is up")
             refused(cluster, story)
             wrong_config(cluster, there, story)

@@ -20,13 +20,15 @@ else:
 
 SCHEMES = ("s3://", "s3a://")
 OPTIONS: dict[str, Any] = {
+    "use_listings_cache": False,
     "config_kwargs": {
         "retries": {"mode": "standard", "total_max_attempts": 10},
         "connect_timeout": 10,
         "read_timeout": 60,
-    }
+    },
 }
-"""For s3fs. botocore tries again on 5xx, throttling and dropped connections; its own tries are few."""
+"""For s3fs. botocore tries again on 5xx, throttling and dropped connections; its own tries are few. A listing that s3fs
+keeps would hide what workers on other machines write later."""
 
 _FIRST = {"retries": {"mode": "standard", "total_max_attempts": 4}, "connect_timeout": 5, "read_timeout": 5}
 _WRONG_KEY = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "InvalidClientTokenId"}

@@ -81,8 +81,9 @@ def refused(uri: str, variables: dict[str, str]) -> str:
 
 
 def test_wrong_keys_are_one_message(s3: str, wrong_keys: None) -> None:
-    message = refused(f"{s3}/somewhere", {"AWS_ENDPOINT_URL_S3": os.environ["AWS_ENDPOINT_URL"]} | SECRETS)
-    assert message.startswith(f"{s3}: {os.environ['AWS_ENDPOINT_URL']} refuses the credentials (InvalidAccessKeyId); ")
+    endpoint = f"{os.environ['AWS_ENDPOINT_URL']}/"  # under this name it was not asked yet
+    message = refused(f"{s3}/somewhere", {"AWS_ENDPOINT_URL": endpoint} | SECRETS)
+    assert message.startswith(f"{s3}: {endpoint} refuses the credentials (InvalidAccessKeyId); ")
     assert told(message.encode()) == set()
 
 
@@ -94,7 +95,7 @@ def test_a_missing_bucket_is_one_message(s3: str) -> None:
 def test_no_keys_are_one_message(s3: str, tmp_path: Path) -> None:
     nothing = {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"), "AWS_EC2_METADATA_DISABLED": "true"}
     nothing |= {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_CONFIG_FILE": str(tmp_path / "none")}
-    nothing |= {"AWS_ENDPOINT_URL_S3": f"{os.environ['AWS_ENDPOINT_URL']}/"}  # one that was not asked yet
+    nothing |= {"AWS_ENDPOINT_URL": f"{os.environ['AWS_ENDPOINT_URL']}/"}
     assert "s3://llm4msr-tests: no credentials; set AWS_ACCESS_KEY_ID" in refused(f"{s3}/somewhere", nothing)
 
 
