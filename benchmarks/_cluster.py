@@ -63,6 +63,7 @@ class RayCluster:
         token.write_text(secrets.token_hex(32))
         self.variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
         self.variables.pop("RAY_ADDRESS", None)
+        self.variables["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # a job says `python`
         self.access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
 
     def __enter__(self) -> "RayCluster":

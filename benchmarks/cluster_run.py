@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from benchmarks import _store
 from benchmarks._cluster import Job, Node, RayCluster
 from benchmarks._machine import described
@@ -103,16 +105,18 @@ def _entry(where: str, settings: list[str]) -> list[str]:
 
 def refused(cluster: RayCluster, story: Story) -> None:
     """Without the token, and with another one, nobody runs anything."""
-    for what, access in {
-        "no token": {"RAY_AUTH_MODE": "disabled"},
-        "another token": {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64},
-    }.items():
-        command = cluster.submission("nobody", ["python", "-c", "print(1)"])
-        done = subprocess.run(command, cwd=ROOT, env=cluster.variables | access, capture_output=True, text=True)
-        said = done.stdout + done.stderr
-        if done.returncode == 0 or not ("401" in said or "403" in said):
-            raise SystemExit(f"a job submitted with {what} was not refused: {said[-3000:]}")
-        story.tell(f"a job submitted with {what} is refused ({'401' if '401' in said else '403'})")
+    codes = {}
+    for what, header in {"no": {}, "another": {"Authorization": f"Bearer {'0' * 64}"}}.items():
+        codes[what] = httpx.post(
+            f"{cluster.address}/api/jobs/", json={"entrypoint": "true"}, headers=header
+        ).status_code
+    command = cluster.submission("nobody", ["true"])
+    done = subprocess.run(
+        command, cwd=ROOT, env=cluster.variables | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True
+    )
+    if codes != {"no": 401, "another": 403} or done.returncode == 0 or "Unauthorized" not in done.stderr:
+        raise SystemExit(f"a job without the token was not refused: {codes}, {done.stderr[-3000:]}")
+    story.tell("a job submitted without the token is refused (401), one with another token too (403)")
 
 
 def wrong_config(cluster: RayCluster, config: Config, story: Story) -> None:
