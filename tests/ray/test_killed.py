@@ -66,7 +66,7 @@ def test_a_driver_killed_in_a_stage_continues(
         assert ours.equals(theirs)
         return
     if stage == "train":
-        assert info["resumed_after"] == [passing]
+        assert info["resumed_after"] in ([passing], [passing - 1])  # Ray may lose the last report before the end
         history = json.loads(storage.read_bytes(folder / "history.json"))
         assert [epoch["epoch"] for epoch in history] == list(range(1, 13))
     assert info.get("metrics") == whole_info.get("metrics")
