@@ -112,7 +112,9 @@ class RayCluster:
         """Names of the nodes that the cluster holds alive."""
         from ray.util.state import list_nodes
 
-        return [node.node_name for node in list_nodes(self.address, [("state", "=", "ALIVE")])]
+        filters = [("state", "=", "ALIVE")]
+        nodes = list_nodes(self.address, filters, raise_on_missing_output=False)  # it counts dead ones as missing
+        return [node.node_name for node in nodes]
 
     def _answers(self) -> bool:
         with contextlib.suppress(Exception):  # whatever it says while it starts
