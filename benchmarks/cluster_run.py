@@ -234,8 +234,9 @@ def report(story: Story, found: dict[str, Any], wrong: list[str], settings: list
 
 MovieLens-100K, `{CONFIG}` with
 `{" ".join(settings)}`,
-once undisturbed on this machine's own Ray and local disk, once on a Ray cluster of a head and {WORKERS} workers of one CPU each (`ray start`, with a token) by `ray job submit`, with
-storage on S3 (moto's server). The two configs differ in `storage` alone.
+once undisturbed on this machine's own Ray and local disk, once on a Ray cluster of a head and {WORKERS} workers of one
+CPU each (`ray start`, with a token) by `ray job submit`, with storage on S3 (moto's server). The two configs differ in
+`storage` alone.
 
 | s | what happened |
 | ---: | --- |
@@ -256,7 +257,8 @@ differ in their last bits.
 
 Done twice: {again} of {found["shards"]} shards were begun again, by the S3 server's log; of the {found["kept"]} that
 were finished when the job was stopped, {found["rewritten"]} were written again, and the manifest counts
-{found["skipped"]} rows that the second job did not ask. Training went on: {went_on}; the epoch after it was begun twice.
+{found["skipped"]} rows that the second job did not ask. Training went on: {went_on}; the epoch after it was begun
+twice.
 
 The table of the run on the cluster:
 
