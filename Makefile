@@ -5,7 +5,7 @@ CONFIG ?= jobs/configs/quickstart.toml
 BIN := .venv/bin
 TORCH := torch==2.13.0+cpu
 
-.PHONY: quickstart test docs check install clean
+.PHONY: quickstart test cluster-test docs check install clean
 export TOKENIZERS_PARALLELISM = false
 
 quickstart: install
@@ -13,6 +13,9 @@ quickstart: install
 
 test: install check
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90 $(ARGS)
+
+cluster-test: install
+	$(BIN)/python -m benchmarks.cluster_run $(ARGS)
 
 docs: install
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . site

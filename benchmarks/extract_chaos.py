@@ -22,18 +22,14 @@ from typing import Any
 
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
-import httpx
-import numpy as np
 import psutil
-import pyarrow as pa
 
 from benchmarks._machine import described
+from benchmarks._store import compare, shards, users
 from benchmarks.extract_scale import make_prepared, tiny_llama
-from llm4msr import knowledge, storage
 from llm4msr.config import Config
-from llm4msr.extract import extracted
 from tests.fault_proxy import FaultProxy
-from tests.helpers import free_port
+from tests.s3_server import s3_server
 
 RESULT = Path(__file__).parent / "results" / "extract-chaos.md"
 VICTIMS = ("driver", "actor", "node")
@@ -45,8 +41,9 @@ Row = dict[str, Any]
 def main() -> None:
     wanted = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        proxy = stack.enter_context(_s3(Path(folder)))
-        os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint  # the cluster's nodes inherit it
+        variables = stack.enter_context(s3_server(Path(folder) / "moto.log", BUCKET))
+        proxy = stack.enter_context(FaultProxy(variables["AWS_ENDPOINT_URL"], share=0.05))
+        os.environ |= variables | {"AWS_ENDPOINT_URL": proxy.endpoint}  # the cluster's nodes inherit them
         rows = run(Path(folder), wanted)
         faults = sum(count for fault, count in proxy.faults.items() if fault)
     RESULT.write_text(report(rows, faults, wanted))
@@ -60,27 +57,6 @@ def parser() -> argparse.ArgumentParser:
     wanted.add_argument("--shard", type=int, default=100, help="rows per shard")
     wanted.add_argument("--seed", type=int, default=1)
     return wanted
-
-
-@contextlib.contextmanager
-def _s3(folder: Path) -> Any:
-    """A moto server, its bucket, and the proxy in front of it."""
-    port = free_port()
-    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
-    with (folder / "moto.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            for _ in range(300):
-                with contextlib.suppress(httpx.TransportError):
-                    httpx.put(f"http://127.0.0.1:{port}/{BUCKET}").raise_for_status()
-                    break
-                time.sleep(0.1)
-            with FaultProxy(f"http://127.0.0.1:{port}", share=0.05) as proxy:
-                yield proxy
-        finally:
-            server.terminate()
-            server.wait()
 
 
 def run(folder: Path, wanted: argparse.Namespace) -> list[Row]:
@@ -98,13 +74,14 @@ def run(folder: Path, wanted: argparse.Namespace) -> list[Row]:
         begun = time.monotonic()
         assert _start(calm, folder, cluster).wait() == 0
         span = time.monotonic() - begun
-        expected = _store(calm)
+        expected = users(calm)
         rows = []
         for number in range(wanted.runs):
             where = f"s3://{BUCKET}/run{number}" if number % 2 else f"{folder}/run{number}"
             config = _config(folder, where, model, wanted)
             rows.append(
-                _disturbed(config, folder, cluster, VICTIMS[number % 3], draw.random()) | _compare(config, expected)
+                _disturbed(config, folder, cluster, VICTIMS[number % 3], draw.random())
+                | compare(users(config), expected)
             )
             print({"run": number, "calm": round(span)} | rows[-1], file=sys.stderr, flush=True)
     finally:
@@ -150,12 +127,12 @@ def _disturbed(config: Config, folder: Path, cluster: Any, victim: str, moment: 
     """Kill when a share `moment` of the shards is finished, then go on to the end."""
     driver = _start(config, folder, cluster)
     total = -(-config_users(config) // config.extract.rows_per_shard)
-    while driver.poll() is None and len(_shards(config)) < max(1, moment * 0.9 * total):
+    while driver.poll() is None and len(shards(config)) < max(1, moment * 0.9 * total):
         time.sleep(0.05)
     killed = driver.poll() is None
     if killed:
         {"driver": driver.kill, "actor": _kill_actor, "node": lambda: _kill_node(cluster)}[victim]()
-    finished = _shards(config)
+    finished = shards(config)
     starts = 1
     while driver.wait() != 0 and starts < STARTS:
         starts += 1
@@ -164,7 +141,7 @@ def _disturbed(config: Config, folder: Path, cluster: Any, victim: str, moment: 
         raise SystemExit(f"{config.root}: not finished after {STARTS} starts\n{_log(folder)[-5000:]}")
     if len(cluster.list_all_nodes()) < NODES:
         cluster.add_node(num_cpus=1)
-    after = _shards(config)
+    after = shards(config)
     again = sum(after.get(name) != stamp for name, stamp in finished.items())
     where = {"where": "S3" if config.root.startswith("s3:") else "disk", "victim": victim + ", too late" * (not killed)}
     return where | {"finished": len(finished), "shards": len(after), "again": again, "starts": starts}
@@ -182,15 +159,6 @@ def config_users(config: Config) -> int:
     return int(prepared(config).manifest.info["histories"])
 
 
-def _shards(config: Config) -> dict[str, Any]:
-    """Finished shards and when they were written."""
-    root = storage.path(config.root) / "extract"
-    root.fs.invalidate_cache()
-    found = root.fs.find(root.path, detail=True)
-    shards = {name: entry for name, entry in found.items() if "/vectors/users-" in name and name.endswith(".parquet")}
-    return {name: str(entry.get("mtime") or entry.get("LastModified")) for name, entry in shards.items()}
-
-
 def _kill_actor() -> None:
     """One that the nodes of this process's own cluster started."""
     for process in psutil.Process().children(recursive=True):
@@ -203,21 +171,6 @@ def _kill_actor() -> None:
 
 def _kill_node(cluster: Any) -> None:
     cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
-
-
-def _store(config: Config) -> pa.Table:
-    output = extracted(config)
-    return pa.concat_tables([knowledge.read_part(part) for part in knowledge.user_parts(output)]).sort_by("id")
-
-
-def _compare(config: Config, expected: pa.Table) -> Row:
-    found = _store(config)
-    same = found.select(["id", "raw_id", "error"]).equals(expected.select(["id", "raw_id", "error"]))
-    ours, theirs = (knowledge.vectors_of(table).astype(np.float64) for table in (found, expected))
-    if ours.shape != theirs.shape:
-        return {"same": False, "cosine": 0.0}
-    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
-    return {"same": same, "cosine": float(((ours * theirs).sum(1) / lengths).min())}
 
 
 def report(rows: list[Row], faults: int, wanted: argparse.Namespace) -> str:

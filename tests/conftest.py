@@ -2,20 +2,17 @@
 
 import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 import llm4msr
 from llm4msr import session
 from llm4msr.storage import StageOutput
-from tests.helpers import REAL_USERS, ROOT, Experiment, MakeExperiment, config_file, free_port, small_table, tiny_llama
+from tests.helpers import REAL_USERS, ROOT, Experiment, MakeExperiment, config_file, small_table, tiny_llama
+from tests.s3_server import environment, s3_server
 
 BUCKET = "llm4msr-tests"
 
@@ -23,37 +20,9 @@ BUCKET = "llm4msr-tests"
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URI of an empty bucket on a local S3 server; the AWS variables that lead to it are set before Ray starts."""
-    port = free_port()
-    log = (tmp_path_factory.mktemp("s3") / "moto.log").open("w")
-    server = subprocess.Popen(
-        [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
-    endpoint = f"http://127.0.0.1:{port}"
-    wanted = {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        for _ in range(600):
-            try:
-                httpx.put(f"{endpoint}/{BUCKET}").raise_for_status()
-                break
-            except httpx.TransportError:
-                assert server.poll() is None, "moto_server ended"
-                time.sleep(0.1)
+    log = tmp_path_factory.mktemp("s3") / "moto.log"
+    with s3_server(log, BUCKET) as variables, environment(variables):
         yield f"s3://{BUCKET}"
-    finally:
-        server.terminate()
-        server.wait()
-        log.close()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """An S3 server's bad days: a proxy in front of it that answers 503, waits, and cuts connections now and then."""
 
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -16,10 +17,13 @@ class FaultProxy:
     """`with FaultProxy(endpoint) as proxy:` serves at `proxy.endpoint`; `proxy.faults` counts what it did.
 
     `cut after` passes the request on and cuts the answer: what was asked for has happened, and nobody hears of it.
+    Of the files whose path matches `hold`, the first `passing` are written; with the next the client is left waiting,
+    and `held` is set.
     """
 
-    def __init__(self, endpoint: str, share: float = 0.2, seed: int = 0):
+    def __init__(self, endpoint: str, share: float = 0.2, seed: int = 0, hold: str = "", passing: int = 0):
         self.behind, self.share, self.faults = endpoint, share, Counter[str]()
+        self.held, self._hold, self._passing, self._over = threading.Event(), hold, passing, threading.Event()
         self._draw, self._lock = random.Random(seed), threading.Lock()
         self._client = httpx.Client(timeout=60)
         proxy = self
@@ -43,6 +47,7 @@ class FaultProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._over.set()
         self._server.shutdown()
         self._server.server_close()
         self._client.close()
@@ -53,6 +58,11 @@ class FaultProxy:
             self._answer(request, 411, {}, b"<Error><Code>MissingContentLength</Code></Error>")
             return
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        if self._holds(request):
+            self.held.set()
+            self._over.wait()
+            request.close_connection = True
+            return
         with self._lock:
             fault = self._draw.choice(FAULTS) if self._draw.random() < self.share else ""
             self.faults[fault] += 1
@@ -74,6 +84,13 @@ class FaultProxy:
             request.connection.close()
             return
         self._answer(request, status, kept, data, length)
+
+    def _holds(self, request: BaseHTTPRequestHandler) -> bool:
+        if not self._hold or request.command != "PUT" or not re.search(self._hold, request.path):
+            return False
+        with self._lock:
+            self._passing -= 1
+            return self._passing < 0
 
     @staticmethod
     def _answer(

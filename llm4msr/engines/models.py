@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from llm4msr import storage, wheels
 from llm4msr.errors import StorageError
+from llm4msr.s3 import FAULTS
 
 ALIAS = "smollm2-135m"
 ALIAS_PARAMETERS = 134_515_008
@@ -100,7 +101,7 @@ def _downloaded(uri: str) -> Path:
             shutil.rmtree(aside, ignore_errors=True)
             try:
                 source.fs.get(source.path, str(aside), recursive=True)
-            except OSError as error:
+            except FAULTS as error:
                 raise StorageError(f"{uri}: the model cannot be read ({type(error).__name__}); check the URI") from None
             aside.rename(folder)
     return folder

@@ -8,6 +8,7 @@ from upath import UPath
 
 from llm4msr import schema, storage
 from llm4msr.errors import DataError, StorageError
+from llm4msr.s3 import FAULTS
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def file_fingerprint(file: UPath) -> str:
     """
     try:
         info = file.fs.info(file.path)
-    except OSError as error:
+    except FAULTS as error:
         raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check source.path and access") from None
     version = info.get("ETag") or info.get("mtime") or info.get("LastModified") or ""
     return storage.digest(file.name, str(info.get("size")), str(version))

@@ -17,6 +17,7 @@ from upath import UPath
 
 from llm4msr import storage
 from llm4msr.errors import DataError, StorageError
+from llm4msr.s3 import FAULTS
 from llm4msr.sources.columns import Rows, refuse_missing
 
 MAX_LINE = 10_000_000
@@ -34,7 +35,7 @@ def names_in(folder: UPath) -> list[str]:
     """
     try:
         return sorted(entry.name for entry in folder.iterdir())
-    except OSError as error:
+    except FAULTS as error:
         raise StorageError(
             f"{folder}: not a folder that can be read ({type(error).__name__}); check source.path and access"
         ) from None
@@ -139,7 +140,7 @@ def _blocks(file: UPath, quoted: bool) -> Iterator[tuple[int, bytes]]:
                     raise DataError(f"{file}: line {first}: no end within {MAX_LINE} bytes; {hint}")
     except (FileNotFoundError, PermissionError) as error:
         raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check source.path and access") from None
-    except OSError as error:
+    except FAULTS as error:
         raise DataError(f"{file}: cannot be read to its end ({error}); fetch it again") from None
     if rest:
         yield first, rest

@@ -118,6 +118,14 @@ BROKEN = {
         *("daily.yaml", "jobs.run", "jobs.rnu"),
         "RayCronJob/llm4msr-daily.spec.jobTemplate.entrypoint: is not `python -m jobs.MODULE",
     ),
+    "a misspelt setting": (
+        *("daily.yaml", "extract.device=gpu", "extract.devise=gpu"),
+        ".entrypoint: unknown key 'extract.devise'; did you mean 'device'?",
+    ),
+    "GPUs that nobody asks for": (
+        *("jobs/extract.yaml", " --set extract.device=gpu", ""),
+        "RayJob/llm4msr-extract.spec.entrypoint: needs --set extract.device=gpu, as group 'gpu' begins with 0",
+    ),
     "a misspelt key that Ray lets pass": (
         *("ranker.yaml", "route_prefix: /", "rout_prefix: /"),
         ".serveConfigV2.applications[0].rout_prefix: unknown field (did you mean 'route_prefix'?)",

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
+from llm4msr import load
+from llm4msr.errors import ConfigError
 from tests.helpers import ROOT
 from tests.manifests.base import At, Problem, documents, nodes, parsed
 from tests.manifests.serve import serve
@@ -14,7 +16,7 @@ Secrets = Mapping[str, frozenset[str]]
 
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|ACCESS_KEY")
 IMAGE = re.compile(r"ghcr\.io/OWNER/llm4msr:(?P<version>[\d.]+)-(cpu|gpu)")
-ENTRYPOINT = re.compile(r"python -m jobs\.(?P<module>\w+) s3://\S+\.toml")
+ENTRYPOINT = re.compile(r"python -m jobs\.(?P<module>\w+) s3://\S+\.toml(?P<settings>( --set \S+=\S+)*)")
 LOCKED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 REFERENCES = ("secretKeyRef", "secretRef")
 TEMPLATES = ("template", "submitterPodTemplate")
@@ -135,8 +137,22 @@ def rays(document: Any, at: At, secrets: Secrets) -> Iterator[Problem]:
             entry = ENTRYPOINT.fullmatch(str(node.get("entrypoint")))
             if not entry or not (ROOT / "jobs" / f"{entry['module']}.py").exists():
                 yield Problem((*where, "entrypoint"), "is not `python -m jobs.MODULE s3://...toml` of a job")
+            else:
+                yield from settings((*where, "entrypoint"), entry["settings"].split(" --set ")[1:], node)
         if "serveConfigV2" in node:
             yield from serve(parsed(node["serveConfigV2"]), (*where, "serveConfigV2"))
+
+
+def settings(where: At, overrides: list[str], job: dict[str, Any]) -> Iterator[Problem]:
+    """What the entry point sets is known to the config, and asks for the GPUs that the job's cluster does not start."""
+    try:
+        extract = load(str(ROOT / "jobs" / "configs" / "table.toml"), overrides).extract
+    except ConfigError as error:
+        yield Problem(where, str(error).partition(": ")[2])
+        return
+    for group in job["rayClusterSpec"].get("workerGroupSpecs", []):
+        if "nvidia.com/gpu" in str(group) and not group.get("minReplicas") and extract.device != "gpu":
+            yield Problem(where, f"needs --set extract.device=gpu, as group '{group.get('groupName')}' begins with 0")
 
 
 RULES = (pods, unarmed, locked, literals, references, needs, rays)

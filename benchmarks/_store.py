@@ -1,0 +1,43 @@
+"""What an extraction left: its finished shards, all of its rows, and whether two of them are the same."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from llm4msr import knowledge, storage
+from llm4msr.config import Config
+from llm4msr.extract import extracted
+
+
+def shards(config: Config) -> dict[str, str]:
+    """Finished shards of users and when each was written."""
+    root = storage.path(config.root) / "extract"
+    root.fs.invalidate_cache()
+    found = root.fs.find(root.path, detail=True)
+    done = {name: entry for name, entry in found.items() if "/vectors/users-" in name and name.endswith(".parquet")}
+    return {name: str(entry.get("mtime") or entry.get("LastModified")) for name, entry in done.items()}
+
+
+def users(config: Config) -> pa.Table:
+    """The rows of all users of a finished extraction, by id."""
+    return _rows(knowledge.user_parts(extracted(config)))
+
+
+def scenarios(config: Config) -> pa.Table:
+    """The same of all scenarios."""
+    return _rows(knowledge.parts(extracted(config), "scenarios"))
+
+
+def compare(found: pa.Table, expected: pa.Table) -> dict[str, Any]:
+    """`same`: the ids and errors are equal, each once; `cosine`: the least of two rows' vectors."""
+    same = found.select(["id", "raw_id", "error"]).equals(expected.select(["id", "raw_id", "error"]))
+    ours, theirs = (knowledge.vectors_of(table).astype(np.float64) for table in (found, expected))
+    if ours.shape != theirs.shape:
+        return {"same": False, "cosine": 0.0}
+    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    return {"same": same, "cosine": float(((ours * theirs).sum(1) / lengths).min())}
+
+
+def _rows(parts: list[str]) -> pa.Table:
+    return pa.concat_tables([knowledge.read_part(part) for part in parts]).sort_by("id")

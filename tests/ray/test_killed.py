@@ -1,0 +1,83 @@
+"""The driver is killed in the middle of each stage, at a moment that S3 chooses, and the stage started again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pytest
+
+import llm4msr
+from llm4msr import knowledge, storage
+from llm4msr.storage import MANIFEST, StageOutput
+from tests.conftest import Spine
+from tests.fault_proxy import FaultProxy
+from tests.helpers import ROOT, MakeExperiment, kill_all, own_ray, wait_until
+
+STAGES = ("prepare", "extract", "train", "evaluate", "export")
+HELD = {
+    "prepare": ("", 1),
+    "extract": ("vectors/users-", 3),
+    "train": (r"checkpoints/.*/progress\.json", 2),
+    "evaluate": ("", 1),
+    "export": ("", 1),
+}
+"""Files of a stage, and how many of them are written before the driver is killed in the middle of the next."""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_driver_killed_in_a_stage_continues(
+    stage: str, s3: str, spine: Spine, experiment: MakeExperiment, tmp_path: Path
+) -> None:
+    root = f"{s3}/killed-in-{stage}"
+    changes = {"extract.answers": "none"} if stage == "extract" else {}
+    made = experiment({"storage": root, "evaluate.variants": [], **changes})
+    for before in STAGES[: min(STAGES.index(stage), 3)]:
+        whole = spine.folder(before)
+        fsspec.filesystem("s3").put(f"{whole}/", f"{root}/{before}/{whole.name}/", recursive=True)
+    files, passing = HELD[stage]
+    hold = f"/killed-in-{stage}/{stage}/[^/]+/{files}"
+    log = (tmp_path / "log").open("w")
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"], share=0, hold=hold, passing=passing) as proxy, log:
+        command = [sys.executable, "-m", f"jobs.{stage}", str(made)]
+        environment = own_ray() | {"AWS_ENDPOINT_URL": proxy.endpoint}
+        process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
+        wait_until(proxy.held.is_set, process)
+        kill_all(process)
+    (folder,) = storage.path(f"{root}/{stage}").iterdir()
+    left = storage.files_below(folder)
+    assert left
+    assert MANIFEST not in left
+
+    output: StageOutput = getattr(llm4msr, stage)(made.config)
+    assert output.folder == folder
+    assert output.manifest.continued
+    there = {name for name in storage.files_below(folder) if not name.startswith("tensorboard/")}
+    assert there == {*output.manifest.files, MANIFEST}, "files of two runs"
+    info, whole_info = output.manifest.info, spine.one(stage).manifest.info
+    if stage == "extract":
+        finished = [folder / name for name in left if name.startswith("vectors/")]
+        assert output.manifest.skipped == sum(len(storage.read_table(file, ["id"])) for file in finished) > 0
+        ours, theirs = (users(one) for one in (output, spine.one(stage)))
+        assert ours["id"].to_pylist() == list(range(1, info["users"] + 1))
+        assert ours.equals(theirs)
+        return
+    if stage == "train":
+        went_on = [start["epoch"] for start in info["starts"][1:]]
+        assert went_on in ([passing], [passing - 1])  # Ray may lose the last report before the end
+        history = json.loads(storage.read_bytes(folder / "history.json"))
+        assert [epoch["epoch"] for epoch in history] == list(range(1, 13))
+    assert info.get("metrics") == whole_info.get("metrics")
+    if stage != "evaluate":
+        assert digests(output) == digests(spine.one(stage))
+
+
+def users(output: StageOutput) -> pa.Table:
+    return pa.concat_tables([knowledge.read_part(part) for part in knowledge.user_parts(output)]).sort_by("id")
+
+
+def digests(output: StageOutput) -> dict[str, str]:
+    return {name: part.digest for name, part in output.manifest.files.items() if name != "README.md"}
