@@ -86,7 +86,7 @@ def main() -> None:
 
 def parser() -> argparse.ArgumentParser:
     wanted = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    wanted.add_argument("--users", type=int, default=128, help="that the LLM reads about")
+    wanted.add_argument("--users", type=int, default=256, help="that the LLM reads about")
     wanted.add_argument("--shard", type=int, default=8, help="rows per shard")
     return wanted
 
@@ -135,7 +135,7 @@ def disturbed(cluster: RayCluster, config: Config, settings: list[str], story: S
     job = Job(cluster, "first", _entry(config.root, settings))
     lost = _lose(cluster, job, "AskLLM", lambda: len(_store.shards(config)) >= total // 4, story)
     kept = _store.shards(config)
-    job.wait_until(lambda: len(_store.shards(config)) >= len(kept) + 3, "the other workers go on with the shards")
+    job.wait_until(lambda: len(_store.shards(config)) > len(kept), "the other workers go on with the shards")
     story.tell(f"the others went on: {len(_store.shards(config))} of {total} shards are finished")
     status, _ = job.stopped()
     kept |= _store.shards(config)
