@@ -20,6 +20,8 @@ from llm4msr.sources import RawData
 from llm4msr.storage import Built, StageOutput
 
 VERSION = 3
+PAST = " past"
+"""A column of ours among those of the source, under a name that no context field has."""
 MAX_VALUES = 8
 """Values kept of a many-valued feature, such as the steps of a category path."""
 MAX_TITLES = 50
@@ -117,8 +119,8 @@ def _tables(config: Config) -> tuple[dict[str, pa.Table], dict[str, dict[str, li
         "histories": schema.check(lists, schema.HISTORIES, "histories"),
         "seen": schema.check(_seen(rows[history], lists, users, items), schema.SEEN, "seen"),
     }
-    rows["past"] = history & (config.split.history_share < 1)
-    if rows["past"][part == split.TRAIN].all():
+    rows[PAST] = history & (config.split.history_share < 1)
+    if rows[PAST][part == split.TRAIN].all():
         raise DataError(f"split.history_share = {config.split.history_share}: prompts hold all training rows; lower it")
     drawn = split.negatives(rows, part, config.split.negatives, config.seed)
     rows, part = pd.concat([rows, drawn.rows], ignore_index=True), np.concatenate([part, drawn.part])
@@ -186,7 +188,7 @@ def _encode(
         "item": _numbers(rows["item_id"], items["item_id"]),
         "scenario": _numbers(rows["scenario_id"], scenarios["scenario_id"]),
         "label": pa.array(rows["label"], pa.float32()),
-        "past": pa.array(rows["past"], pa.bool_()),
+        "past": pa.array(rows[PAST], pa.bool_()),
     }
     return pa.table(columns | {f"c:{n}": _numbers(rows[n], pa.array(["", *values])) for n, values in context.items()})
 
