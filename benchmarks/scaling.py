@@ -128,12 +128,11 @@ def prepare_once(rows: int) -> dict[str, float]:
         source = {"kind": "table", "path": folder, "table": table}
         split = {"kind": "time", "by": "user"}
         config = Config.model_validate({"name": "x", "storage": f"{folder}/runs", "source": source, "split": split})
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         begun = time.process_time()
         prepare(config)
         seconds = time.process_time() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": seconds, "peak": peak, "before": before}
+    return {"seconds": seconds, "peak": peak}
 
 
 def predicted(users: int, gpus: int, rate: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
