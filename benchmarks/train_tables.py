@@ -101,7 +101,7 @@ def work(rank: int, workers: int, folder: str, values: int, sparse: bool) -> Non
     own = storage.path(f"{folder}/{rank}")
     for part, rows in (("train", STEPS * BATCH), ("valid", 1000)):
         columns = {name: rng.integers(size, size=rows) for name, size in sizes.items()}
-        columns |= {"label": (columns["user"] % 2).astype("f4"), "past": np.zeros(rows, bool)}
+        columns |= {"label": (columns["user"] % 2).astype("f4"), "seen": np.zeros(rows, int)}
         storage.write_table(own / f"{part}.parquet", pa.table(columns))
     fields = [Field("user_id", "user", sizes["user"], 1), Field("item_id", "item", sizes["item"], 1)]
     fields.append(Field("scenario_id", "scenario", 5, 1))

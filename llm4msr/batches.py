@@ -31,15 +31,15 @@ class Rows(NamedTuple):
     scenario_B: Tensor
     label_B: Tensor
     context_BC: Tensor
-    past_B: Tensor | None = None
-    """bool: the user's vector is not to be shown with the row; None = it always is."""
+    seen_B: Tensor | None = None
+    """int64: as the column `seen`; None = nowhere."""
 
     @classmethod
     def unpacked(cls, packed_BC: Tensor) -> "Rows":
         """From rows as a window holds them."""
         user_B, item_B, scenario_B = (packed_BC[:, i].long() for i in range(3))
         label_B = packed_BC[:, 3].contiguous().view(torch.float32)
-        return cls(user_B, item_B, scenario_B, label_B, packed_BC[:, 5:].long(), packed_BC[:, 4].bool())
+        return cls(user_B, item_B, scenario_B, label_B, packed_BC[:, 5:].long(), packed_BC[:, 4].long())
 
 
 class RowReader:
@@ -47,7 +47,7 @@ class RowReader:
 
     def __init__(self, file: UPath, context: Sequence[str]):
         self.file = file
-        self.columns = ["user", "item", "scenario", "label", "past", *(f"c:{name}" for name in context)]
+        self.columns = ["user", "item", "scenario", "label", "seen", *(f"c:{name}" for name in context)]
         with storage.open_parquet(file) as parquet:
             self.rows: int = parquet.metadata.num_rows
             sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
@@ -119,14 +119,13 @@ class RowReader:
 
 
 def to_batch(rows: Rows, tables: FeatureTables, knowledge: KnowledgeStore | None) -> Batch:
-    """The ranker's input: feature slots looked up, each user's vector once."""
+    """The ranker's input: feature slots looked up, each user's vector once (that of a point in time: once a row)."""
     slots_BS = tables.slots(rows.user_B, rows.item_B, rows.scenario_B, rows.context_BC)
     if knowledge is None:
         nobody = torch.zeros((1, 0), dtype=torch.float16)
         return Batch(slots_BS, rows.scenario_B, torch.zeros_like(rows.user_B), nobody, torch.zeros(1, dtype=torch.bool))
-    known_B = rows.user_B if rows.past_B is None else rows.user_B.masked_fill(rows.past_B, 0)
-    users_N, owner_B = torch.unique(known_B, return_inverse=True)
-    return Batch(slots_BS, rows.scenario_B, owner_B, *knowledge.lookup(users_N))
+    vectors_N, owner_B = torch.unique(knowledge.shown(rows.user_B, rows.seen_B), return_inverse=True)
+    return Batch(slots_BS, rows.scenario_B, owner_B, *knowledge.lookup(vectors_N))
 
 
 def _as_int32(column: pa.ChunkedArray) -> npt.NDArray[np.int32]:

@@ -143,6 +143,9 @@ class ExtractConfig(Section):
     """`random` is a control for `reads = "items"`: what the histories bring without the LLM."""
     pool_dim: int = Field(64, ge=1)
     """Principal components of the items' vectors that are pooled."""
+    point_in_time: bool = False
+    """For `reads = "items"`: a training row sees its user's vector as it was before that row, so no label is in the
+    vector that it trains beside. Later rows, and serving, see the whole history."""
     engine: Literal["auto", "vllm", "transformers"] = "auto"
     model: str = "smollm2-135m"
     pooling: Literal["last", "mean", "answer"] = "last"
@@ -176,6 +179,12 @@ class ExtractConfig(Section):
     item_template: str = ""
     """URIs of your own templates; empty = the ones in llm4msr/prompts."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @model_validator(mode="after")
+    def _points_in_time_are_pools(self) -> Self:
+        if self.point_in_time and self.reads != "items":
+            raise ValueError("point_in_time is for reads = 'items'; a prompt for each training row would be asked")
+        return self
 
 
 class ModelConfig(Section):

@@ -113,7 +113,7 @@ def _folder(config: Config, data: StageOutput) -> UPath:
     if e.reads == "items":
         names, templates = ["seen", "items", "scenarios"], {"item": e.item_template, "scenario": e.scenario_template}
     else:
-        same_for |= {"reads", "item_vectors", "pool_dim"}
+        same_for |= {"reads", "item_vectors", "pool_dim", "point_in_time"}
     content = [data.manifest.files[f"{name}.parquet"].digest for name in names]
     texts = [prompts.template(kind, uri).template for kind, uri in templates.items()]
     wanted = [VERSION, e.model_dump(exclude=same_for), texts, content, *increment.forgotten(config).to_pylist()]
@@ -156,7 +156,7 @@ def _build(config: Config, data: StageOutput, folder: UPath, asks: Reader) -> Bu
         pooled = pool_users(config, data, folder, items, _parts(folder, files, "items"))
         files |= pooled
         info |= {
-            "users": sum(pooled.values()),
+            "users": sum(count for name, count in pooled.items() if "/users-" in name),
             "items": rows["items"],
             "width": _width(_parts(folder, pooled, "users")),
         }

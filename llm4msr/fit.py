@@ -49,6 +49,7 @@ class Data:
         if config.model.knowledge != "none":
             assert extracted is not None
             store = KnowledgeStore.open(extracted, len(tables.users_US), tables.scenarios)
+            store.hides_seen = config.split.history_share < 1
             knowledge = store.controlled(config.model.control, config.seed)
         return cls(prepared.folder, tables, names, knowledge)
 

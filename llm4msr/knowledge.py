@@ -5,7 +5,7 @@ Shape suffixes: N users with the unknown one as row 0, S scenarios likewise, Z w
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,27 @@ from llm4msr.storage import StageOutput
 Halves = npt.NDArray[np.float16]
 
 
-class KnowledgeStore:
-    """Vectors by dense id; users' vectors are memory-mapped, so workers on a machine share them."""
+class Past(NamedTuple):
+    """What was known of a user before each row that knowledge has seen: R rows, a user's together, oldest first."""
 
-    def __init__(self, users_NZ: Halves, known_N: npt.NDArray[np.bool_], scenarios_SZ: Halves):
-        self.users_NZ, self.known_N, self.scenarios_SZ = users_NZ, known_N, scenarios_SZ
-        self._row_of: npt.NDArray[np.int64] | None = None
+    vectors_RZ: Halves
+    known_R: npt.NDArray[np.bool_]
+    user_R: npt.NDArray[np.int64]
+
+
+class KnowledgeStore:
+    """Vectors by number; they are memory-mapped, so workers on a machine share them.
+
+    A user's number is their dense id; with `past`, number N + r is what was known before row r.
+    """
+
+    def __init__(
+        self, users_NZ: Halves, known_N: npt.NDArray[np.bool_], scenarios_SZ: Halves, past: Past | None = None
+    ):
+        self.users_NZ, self.known_N, self.scenarios_SZ, self.past = users_NZ, known_N, scenarios_SZ, past
+        self.hides_seen = False
+        """Whether a row that knowledge has seen is shown as that of an unknown user (`split.history_share`)."""
+        self._instead: npt.NDArray[np.int64] | None = None
 
     @classmethod
     def open(cls, output: StageOutput, users: int, scenarios: int) -> "KnowledgeStore":
@@ -48,32 +63,56 @@ class KnowledgeStore:
                     users_NZ = np.lib.format.open_memmap(new / "users.npy", "w+", np.float16, (users, width))
                     np.save(new / "known.npy", _fill(users_NZ, user_parts(output)))
                     users_NZ.flush()
+                    _write_past(output, width, new)
                     new.rename(cached)
         scenarios_SZ = np.zeros((scenarios, int(info.get("scenario_width", width))), np.float16)
         _fill(scenarios_SZ, parts(output, "scenarios"))
-        return cls(np.load(cached / "users.npy", mmap_mode="r"), np.load(cached / "known.npy"), scenarios_SZ)
+        past = None
+        if (cached / "past.npy").exists():
+            known_R, user_R = np.load(cached / "past_known.npy"), np.load(cached / "past_user.npy")
+            past = Past(np.load(cached / "past.npy", mmap_mode="r"), known_R, user_R)
+        return cls(np.load(cached / "users.npy", mmap_mode="r"), np.load(cached / "known.npy"), scenarios_SZ, past)
 
-    def lookup(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors float16 [B, Z] and whether each is known, bool [B], of dense user ids int64 [B]."""
-        rows = ids.numpy() if self._row_of is None else self._row_of[ids.numpy()]
-        return torch.from_numpy(self.users_NZ[rows]), torch.from_numpy(self.known_N[ids.numpy()])
+    def shown(self, user_B: Tensor, seen_B: Tensor | None) -> Tensor:
+        """The number of the vector that each row is shown with: int64 [B]; `seen` as in `schema.INTERACTIONS`."""
+        if seen_B is None:
+            return user_B
+        if self.past is not None:
+            there_B = (seen_B > 0) & (seen_B <= len(self.past.known_R))
+            return torch.where(there_B, len(self.known_N) - 1 + seen_B, user_B)
+        return user_B.masked_fill(seen_B > 0, 0) if self.hides_seen else user_B
+
+    def lookup(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors float16 [B, Z] and whether each is known, bool [B], of numbers int64 [B]."""
+        asked = numbers.numpy()
+        found = asked if self._instead is None else self._instead[asked]
+        past = self.past or Past(self.users_NZ[:0], self.known_N[:0], found[:0])
+        known_B = _either(asked, self.known_N, past.known_R) & _either(found, self.known_N, past.known_R)
+        return torch.from_numpy(_either(found, self.users_NZ, past.vectors_RZ)), torch.from_numpy(known_B)
 
     def controlled(self, control: str, seed: int) -> "KnowledgeStore":
-        """The same store with wrong vectors: `shuffled` among the known users, or `random` normal numbers."""
+        """The same store with wrong vectors: `shuffled` among the known users, or `random` normal numbers.
+
+        What was known of a user in the past becomes what was known of the other user as far into their history, or
+        the user's own random numbers.
+        """
         if control == "none":
             return self
         rng = np.random.default_rng([seed, 4711])
-        scenarios = self.scenarios_SZ.copy()
+        users_NZ, scenarios_SZ = self.users_NZ, self.scenarios_SZ.copy()
+        instead_N = np.arange(len(self.known_N))
         if control == "random":
-            users = rng.standard_normal(self.users_NZ.shape, np.float32).astype(np.float16)
-            scenarios[1:] = rng.standard_normal(scenarios[1:].shape).astype(np.float16)
-            return KnowledgeStore(users, self.known_N, scenarios)
-        scenarios[1:] = scenarios[1:][rng.permutation(len(scenarios) - 1)]
-        mixed = KnowledgeStore(self.users_NZ, self.known_N, scenarios)
-        known = np.flatnonzero(self.known_N)
-        mixed._row_of = np.arange(len(self.known_N))
-        mixed._row_of[known] = known[rng.permutation(len(known))]
-        return mixed
+            users_NZ = rng.standard_normal(self.users_NZ.shape, np.float32).astype(np.float16)
+            scenarios_SZ[1:] = rng.standard_normal(scenarios_SZ[1:].shape).astype(np.float16)
+        else:
+            scenarios_SZ[1:] = scenarios_SZ[1:][rng.permutation(len(scenarios_SZ) - 1)]
+            known = np.flatnonzero(self.known_N)
+            instead_N[known] = known[rng.permutation(len(known))]
+        wrong = KnowledgeStore(users_NZ, self.known_N, scenarios_SZ, self.past)
+        wrong.hides_seen = self.hides_seen
+        instead_R = instead_N[:0] if self.past is None else _instead_of_past(self.past, instead_N, control == "random")
+        wrong._instead = np.concatenate([instead_N, instead_R])
+        return wrong
 
     def statistics(self) -> KnowledgeStatistics:
         """Mean and deviation over the known users (all of them users of training rows), and the scenarios.
@@ -137,6 +176,49 @@ def cache_of(output: StageOutput) -> Path:
     """Where this machine keeps the vectors of a version, memory-mapped; the suffix is the number of users."""
     digests = {name: part.digest for name, part in output.manifest.files.items()}
     return wheels.cache_folder() / "knowledge" / storage.digest_of(digests)
+
+
+def _either(numbers: npt.NDArray[np.int64], of_users: npt.NDArray[Any], of_past: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Rows of the one array, and beyond its end of the other."""
+    past = numbers >= len(of_users)
+    if not past.any():
+        return np.asarray(of_users[numbers])
+    rows = np.empty((len(numbers), *of_users.shape[1:]), of_users.dtype)
+    rows[~past] = of_users[numbers[~past]]
+    rows[past] = of_past[numbers[past] - len(of_users)]
+    return rows
+
+
+def _instead_of_past(past: Past, instead_N: npt.NDArray[np.int64], own: bool) -> npt.NDArray[np.int64]:
+    """The number that stands for each past: of the user's `own` vector, or of one as far into the other's history."""
+    if own:
+        return past.user_R
+    count_N = np.bincount(past.user_R, minlength=len(instead_N))
+    starts = np.flatnonzero(np.diff(past.user_R, prepend=-1))
+    first_N = np.zeros(len(instead_N), np.int64)
+    first_N[past.user_R[starts]] = starts
+    other_R = instead_N[past.user_R]
+    place_R = (np.arange(len(other_R)) - first_N[past.user_R]) * count_N[other_R] // count_N[past.user_R]
+    return np.asarray(len(instead_N) + first_N[other_R] + place_R)
+
+
+def _write_past(output: StageOutput, width: int, folder: Path) -> None:
+    """`past.npy` and what goes with it, where the extraction has points in time; never more than a part in memory."""
+    where = parts(output, "past")
+    if not where:
+        return
+    rows = sum(output.manifest.files[f"pooled/{part.rpartition('/')[2]}"].rows for part in where)
+    vectors_RZ = np.lib.format.open_memmap(folder / "past.npy", "w+", np.float16, (rows, width))
+    known_R, user_R, at = np.zeros(rows, bool), np.zeros(rows, np.int64), 0
+    for part in where:
+        table = index.read(part, ["user", "known", "vector"])
+        here = slice(at, at + len(table))
+        vectors_RZ[here] = vectors_of(table)
+        known_R[here], user_R[here] = table["known"].to_numpy(), table["user"].to_numpy()
+        at += len(table)
+    vectors_RZ.flush()
+    np.save(folder / "past_known.npy", known_R)
+    np.save(folder / "past_user.npy", user_R)
 
 
 def _fill(matrix: Halves, where: list[str]) -> npt.NDArray[np.bool_]:

@@ -3,7 +3,7 @@
 A user is two sums of whitened item vectors, of what they liked and of what they did not, each over the square root
 of its count, so that a long history speaks louder than a short one but not in proportion.
 
-Shape suffixes: I items, D kept directions, Z width of the LLM's vector, R rows of histories, N users.
+Shape suffixes: I items, D kept directions, Z width of the LLM's vector, R rows of histories, N pools.
 """
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 PRIOR = 3.0
 """Rows that a short history is counted as having besides its own."""
@@ -29,12 +30,14 @@ def whiten(vectors_IZ: npt.NDArray[np.floating], dim: int) -> Floats:
     return np.asarray(centred_IZ @ (directions_ZZ[:, kept] * signs / np.sqrt(variances[kept])), np.float32)
 
 
-def pool(owner_R: Ints, vector_RD: Floats, liked_R: npt.NDArray[np.bool_], users: int) -> Floats:
-    """float32 [N, 2 D]: of each user 0..N-1 the liked items' pool beside that of the others."""
+def pool(vector_RD: Floats, liked_R: Mask, known_R: Mask, first_N: Ints, last_N: Ints) -> Floats:
+    """float32 [N, 2 D]: of the rows from `first` up to `last` (not included) the liked items' pool beside that of the
+    others. Rows whose item is not known do not count."""
     halves = []
-    for chosen_R in (liked_R, ~liked_R):
-        sum_ND = np.zeros((users, vector_RD.shape[1]), np.float32)
-        np.add.at(sum_ND, owner_R[chosen_R], vector_RD[chosen_R])
-        count_N = np.bincount(owner_R[chosen_R], minlength=users)
-        halves.append(sum_ND / np.sqrt(count_N + PRIOR, dtype=np.float32)[:, None])
+    for chosen_R in (liked_R & known_R, ~liked_R & known_R):
+        sum_RD = np.zeros((len(chosen_R) + 1, vector_RD.shape[1]))
+        np.cumsum(np.where(chosen_R[:, None], vector_RD, 0), axis=0, dtype=np.float64, out=sum_RD[1:])
+        count_R = np.r_[0, np.cumsum(chosen_R)]
+        sum_ND, count_N = sum_RD[last_N] - sum_RD[first_N], count_R[last_N] - count_R[first_N]
+        halves.append((sum_ND / np.sqrt(count_N + PRIOR)[:, None]).astype(np.float32))
     return np.concatenate(halves, axis=1)

@@ -1,8 +1,13 @@
-"""Ray Data over shards of users whose vectors are pooled from those of the items they met; no LLM here."""
+"""Ray Data over shards of users whose vectors are pooled from those of the items they met; no LLM here.
+
+`pooled/users-*` are rows of the knowledge store, from whole histories. With `extract.point_in_time`, `pooled/past-*`
+have a row for each row of `seen`, in its order: what was known of its user before it.
+"""
 
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
@@ -17,7 +22,7 @@ from llm4msr.storage import StageOutput
 
 
 def pool_users(config: Config, data: StageOutput, folder: UPath, items: int, parts: list[str]) -> dict[str, int]:
-    """Write `pooled/users-*.parquet` from the items' vectors, which lie in `parts`; gives back each file's rows.
+    """Write the pools of the items' vectors, which lie in `parts`; gives back each file's rows.
 
     Raises:
         StorageError: no item has a vector.
@@ -36,11 +41,12 @@ def pool_users(config: Config, data: StageOutput, folder: UPath, items: int, par
     with track("pool", todo[-1]["stop"]) as progress:
         for result in session.each(_pool_window, todo, **settled):
             done[result["file"]] = result["rows"]
-            progress.advance(result["rows"])
+            if result["file"].startswith("pooled/users"):
+                progress.advance(result["rows"])
     return done
 
 
-def _item_vectors(config: Config, folder: UPath, items: int, parts: list[str]) -> tuple[pool.Floats, np.ndarray]:
+def _item_vectors(config: Config, folder: UPath, items: int, parts: list[str]) -> tuple[pool.Floats, pool.Mask]:
     """float32 [items + 1, D], whitened (or random numbers, for the control), and which items have one."""
     dim = config.extract.pool_dim
     if config.extract.item_vectors == "random":
@@ -61,39 +67,65 @@ def _item_vectors(config: Config, folder: UPath, items: int, parts: list[str]) -
 
 
 def _pool_window(batch: pa.Table, config: Config, data_uri: str, folder_uri: str, shared: Any) -> pa.Table:
-    """One window's users, pooled and written; gives back the file and its rows."""
+    """One window's users, pooled and written; gives back the files and their rows."""
     import ray
 
     (window,) = batch.to_pylist()
     data, folder = storage.path(data_uri), storage.path(folder_uri)
-    vectors_ID, known_I = ray.get(shared)
+    items = ray.get(shared)
     users = slice_rows(data / "histories.parquet", window["start"], window["stop"])
     seen = slice_rows(data / "seen.parquet", window["first"], window["last"])
-    name = f"pooled/{window_name(window)}"
-    rows = pooled_rows(users, seen, vectors_ID, known_I)
-    rows = rows.filter(pc.invert(pc.is_in(rows["raw_id"], value_set=forgotten(config))))
-    storage.write_table(folder / name, rows)
-    return pa.table({"file": [name], "rows": [len(rows)]})
+    gone_N = pc.is_in(users["user_id"], value_set=forgotten(config))
+    wanted = {"users": pooled_rows(users, seen, *items).filter(pc.invert(gone_N))}
+    if config.extract.point_in_time:
+        wanted["past"] = past_rows(users, seen, gone_N.to_numpy(zero_copy_only=False), *items)
+    files = {f"pooled/{window_name(window | {'kind': kind})}": rows for kind, rows in wanted.items()}
+    for name, rows in files.items():
+        storage.write_table(folder / name, rows)
+    return pa.table({"file": list(files), "rows": [len(rows) for rows in files.values()]})
 
 
-def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: pool.Floats, known_I: np.ndarray) -> pa.Table:
+def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: pool.Floats, known_I: pool.Mask) -> pa.Table:
     """Rows of the knowledge store for these users; who met no item with a vector is an error row."""
-    owner_R = np.repeat(np.arange(len(users)), users["interactions"].to_numpy())
-    item_R, liked_R = seen["item"].to_numpy(), seen["label"].to_numpy() > 0.5
-    has_R = known_I[item_R]
-    pooled = pool.pool(owner_R[has_R], vectors_ID[item_R[has_R]], liked_R[has_R], len(users)).astype(np.float16)
-    count_N = np.bincount(owner_R[has_R], minlength=len(users))
-    width = pooled.shape[1]
-    digests = [prompts.fingerprint("pooled", vector.tobytes().hex()) for vector in pooled]
+    last_N = np.cumsum(users["interactions"].to_numpy())
+    vectors_NZ, known_N = _pools(seen, vectors_ID, known_I, last_N - users["interactions"].to_numpy(), last_N)
     blank = pa.array([""] * len(users))
     columns = {
         "id": users["user"],
         "raw_id": users["user_id"],
-        "fingerprint": pa.array(digests),
+        "fingerprint": pa.array([prompts.fingerprint("pooled", vector.tobytes().hex()) for vector in vectors_NZ]),
         "prompt": blank,
         "answer": blank,
         "tokens": pa.array(np.zeros(len(users), np.int64)),
-        "error": pa.array(["" if count else "no item with a vector" for count in count_N]),
-        "vector": pa.FixedSizeListArray.from_arrays(pa.array(pooled.reshape(-1)), width),
+        "error": pa.array(["" if known else "no item with a vector" for known in known_N]),
+        "vector": _column(vectors_NZ),
     }
-    return schema.check(pa.table(columns).select(schema.knowledge(width).names), schema.knowledge(width), "pooled")
+    layout = schema.knowledge(vectors_NZ.shape[1])
+    return schema.check(pa.table(columns).select(layout.names), layout, "pooled")
+
+
+def past_rows(
+    users: pa.Table, seen: pa.Table, gone_N: pool.Mask, vectors_ID: pool.Floats, known_I: pool.Mask
+) -> pa.Table:
+    """`schema.past` of these users' rows: pools of the rows before each; nothing is known of who is gone."""
+    counts_N = users["interactions"].to_numpy()
+    first_R = np.repeat(np.cumsum(counts_N) - counts_N, counts_N)
+    vectors_RZ, known_R = _pools(seen, vectors_ID, known_I, first_R, first_R + seen["before"].to_numpy())
+    known_R &= ~np.repeat(gone_N, counts_N)
+    vectors_RZ[~known_R] = 0
+    columns = {"user": seen["user"], "known": pa.array(known_R), "vector": _column(vectors_RZ)}
+    return schema.check(pa.table(columns), schema.past(vectors_RZ.shape[1]), "past")
+
+
+def _pools(
+    seen: pa.Table, vectors_ID: pool.Floats, known_I: pool.Mask, first_N: pool.Ints, last_N: pool.Ints
+) -> tuple[npt.NDArray[np.float16], pool.Mask]:
+    """Pools [N, 2 D] of ranges of rows, and in which of them there is an item with a vector."""
+    item_R, liked_R = seen["item"].to_numpy(), seen["label"].to_numpy() > 0.5
+    pooled_NZ = pool.pool(vectors_ID[item_R], liked_R, known_I[item_R], first_N, last_N).astype(np.float16)
+    known_R = np.r_[0, np.cumsum(known_I[item_R])]
+    return pooled_NZ, known_R[last_N] > known_R[first_N]
+
+
+def _column(vectors_NZ: npt.NDArray[np.float16]) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_NZ.reshape(-1)), vectors_NZ.shape[1])

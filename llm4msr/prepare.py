@@ -9,6 +9,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 from upath import UPath
@@ -19,8 +20,8 @@ from llm4msr.errors import ConfigError, DataError
 from llm4msr.sources import RawData
 from llm4msr.storage import Built, StageOutput
 
-VERSION = 3
-PAST = " past"
+VERSION = 4
+SEEN = " seen"
 """A column of ours among those of the source, under a name that no context field has."""
 MAX_VALUES = 8
 """Values kept of a many-valued feature, such as the steps of a category path."""
@@ -112,15 +113,17 @@ def _tables(config: Config) -> tuple[dict[str, pa.Table], dict[str, dict[str, li
     context_fields = {name: _vocabulary(train[name]) for name in raw.context}
     scenarios = _scenarios(rows[history], train, items, item_fields)
     lists = _histories(rows[history], users, items)
+    seen, place = _seen(rows[history], lists, users, items)
     tables = {
         "users": schema.check(users, schema.USERS, "users"),
         "items": schema.check(items, schema.ITEMS, "items"),
         "scenarios": schema.check(scenarios, schema.SCENARIOS, "scenarios"),
         "histories": schema.check(lists, schema.HISTORIES, "histories"),
-        "seen": schema.check(_seen(rows[history], lists, users, items), schema.SEEN, "seen"),
+        "seen": schema.check(seen, schema.SEEN, "seen"),
     }
-    rows[PAST] = history & (config.split.history_share < 1)
-    if rows[PAST][part == split.TRAIN].all():
+    rows[SEEN] = 0
+    rows.loc[history, SEEN] = place + 1
+    if config.split.history_share < 1 and history[part == split.TRAIN].all():
         raise DataError(f"split.history_share = {config.split.history_share}: prompts hold all training rows; lower it")
     drawn = split.negatives(rows, part, config.split.negatives, config.seed)
     rows, part = pd.concat([rows, drawn.rows], ignore_index=True), np.concatenate([part, drawn.part])
@@ -188,7 +191,7 @@ def _encode(
         "item": _numbers(rows["item_id"], items["item_id"]),
         "scenario": _numbers(rows["scenario_id"], scenarios["scenario_id"]),
         "label": pa.array(rows["label"], pa.float32()),
-        "past": pa.array(rows[PAST], pa.bool_()),
+        "seen": pa.array(rows[SEEN], pa.int64()),
     }
     return pa.table(columns | {f"c:{n}": _numbers(rows[n], pa.array(["", *values])) for n, values in context.items()})
 
@@ -259,12 +262,17 @@ def _histories(rows: pd.DataFrame, users: pa.Table, items: pa.Table) -> pa.Table
     return pa.Table.from_pylist(records, schema.HISTORIES)
 
 
-def _seen(rows: pd.DataFrame, histories: pa.Table, users: pa.Table, items: pa.Table) -> pa.Table:
-    """The rows behind the histories, in their order."""
+def _seen(
+    rows: pd.DataFrame, histories: pa.Table, users: pa.Table, items: pa.Table
+) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+    """The rows behind the histories, in their order; and the place there of each of `rows`."""
     user = _numbers(rows["user_id"], users["user_id"]).to_numpy()
-    place = np.zeros(users.num_rows, np.int64)
-    place[histories["user"].to_numpy()] = np.arange(histories.num_rows)
-    in_order = np.lexsort((rows["order"].to_numpy(), place[user]))
+    line = np.zeros(users.num_rows, np.int64)
+    line[histories["user"].to_numpy()] = np.arange(histories.num_rows)
+    in_order = np.lexsort((rows["order"].to_numpy(), line[user]))
+    place = np.empty(len(rows), np.int64)
+    place[in_order] = np.arange(len(rows))
     item = _numbers(rows["item_id"], items["item_id"]).to_numpy()
-    label = rows["label"].to_numpy(np.float32)
-    return pa.table({"user": user[in_order], "item": item[in_order], "label": label[in_order]})
+    columns = {"user": user, "item": item, "label": rows["label"].to_numpy(np.float32)}
+    columns["before"] = rows.groupby("user_id")["order"].rank("min").to_numpy(np.int64) - 1
+    return pa.table({name: column[in_order] for name, column in columns.items()}), place

@@ -29,11 +29,11 @@ INTERACTIONS = pa.schema(
         ("item", pa.int64()),
         ("scenario", pa.int64()),
         ("label", pa.float32()),
-        ("past", pa.bool_()),
+        ("seen", pa.int64()),
     ]
 )
-"""Rows of train, valid and test, besides one int64 column for each context field. `past`: the LLM has read about this
-row, so its user's vector, which has its label in it, is not shown with it (`split.history_share`)."""
+"""Rows of train, valid and test, besides one int64 column for each context field. `seen` is the row's place in `SEEN`,
+counted from 1, or that of the row that a negative was drawn for; 0 where knowledge has not seen it."""
 
 USERS = pa.schema([("user", pa.int64()), ("user_id", pa.string())])
 """Row i is user i, row 0 the unknown user; besides int64 or list<int64> features; so for items."""
@@ -65,8 +65,9 @@ HISTORIES = pa.schema(
 )
 """One row per user of the training rows, the most active first; titles liked in each scenario, oldest first."""
 
-SEEN = pa.schema([("user", pa.int64()), ("item", pa.int64()), ("label", pa.float32())])
-"""The rows that histories are made of: users in the order of `HISTORIES`, each one's together, oldest first."""
+SEEN = pa.schema([("user", pa.int64()), ("item", pa.int64()), ("label", pa.float32()), ("before", pa.int64())])
+"""The rows that histories are made of: users in the order of `HISTORIES`, each one's together, oldest first. `before`
+of the user's rows are older than this one, those of the same moment not counted."""
 
 
 INDEX = pa.schema(
@@ -100,6 +101,11 @@ def knowledge(width: int) -> pa.Schema:
             ("vector", pa.list_(pa.float16(), width)),
         ]
     )
+
+
+def past(width: int) -> pa.Schema:
+    """A row for each row of `SEEN`, in its order: the vector of its user's history before it, zero if not `known`."""
+    return pa.schema([("user", pa.int64()), ("known", pa.bool_()), ("vector", pa.list_(pa.float16(), width))])
 
 
 def check(table: pa.Table, expected: pa.Schema, where: str) -> pa.Table:

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llm4msr
-from llm4msr import cli, pool
+from llm4msr import cli, knowledge, pool
+from llm4msr.batches import to_batch
 from llm4msr.extract import extracted as open_extracted
 from llm4msr.fit import Data
 from tests.conftest import Spine
@@ -178,10 +179,10 @@ def test_users_pooled_from_items_that_the_llm_read_once(experiment: MakeExperime
     assert items["id"].to_pylist() == list(range(1, len(items) + 1))
     seen = pq.read_table(Path(str(prepared.folder)) / "seen.parquet")
     white = pool.whiten(matrix(items), 5)[np.asarray(seen["item"]) - 1]
-    expected = pool.pool(
-        seen["user"].to_numpy(), white, seen["label"].to_numpy() > 0.5, users["id"].to_numpy().max() + 1
-    )
-    np.testing.assert_allclose(matrix(users), expected[users["id"].to_numpy()], atol=2e-2)
+    last = np.cumsum(pq.read_table(Path(str(prepared.folder)) / "histories.parquet")["interactions"].to_numpy())
+    liked, every = seen["label"].to_numpy() > 0.5, np.ones(len(seen), bool)
+    expected = pool.pool(white, liked, every, np.r_[0, last[:-1]], last)
+    np.testing.assert_allclose(matrix(users), expected, atol=2e-2)
     before = stamps(folder)
     llm4msr.extract(made.config)
     assert stamps(folder) == before
@@ -200,6 +201,38 @@ def test_pools_of_random_vectors_ask_the_llm_about_scenarios_only(
     folder = extracted(made)
     assert {file.name.split("-")[0] for file in (folder / "vectors").iterdir()} == {"scenarios"}
     assert {file.name.split("-")[0] for file in (folder / "pooled").iterdir()} == {"users"}
+
+
+def test_each_training_row_sees_what_was_known_of_its_user_before_it(
+    experiment: MakeExperiment, ray_session: None
+) -> None:
+    """And a forgotten user's past is gone like the user."""
+    settings = {"extract.reads": "items", "extract.item_vectors": "random", "extract.pool_dim": 5}
+    made = experiment(settings | {"extract.point_in_time": True, "extract.answers": "none"})
+    prepared = llm4msr.prepare(made.config)
+    forgotten = pq.read_table(Path(str(prepared.folder)) / "histories.parquet")["user_id"][1].as_py()
+    (made.root / "forget.txt").write_text(forgotten)
+    extract = made.config.extract.model_copy(update={"forget": str(made.root / "forget.txt")})
+    config = made.config.model_copy(update={"extract": extract})
+    output = llm4msr.extract(config)
+    seen = pq.read_table(Path(str(prepared.folder)) / "seen.parquet").to_pandas()
+    past = pa.concat_tables([pq.read_table(file) for file in sorted(Path(str(output.folder)).glob("pooled/past-*"))])
+    assert past["user"].to_pylist() == seen["user"].tolist()
+    assert len(pa.concat_tables([knowledge.read_part(p) for p in knowledge.user_parts(output)])) < len(past)
+    data = Data.open(config, prepared, output)
+    assert data.knowledge is not None
+    gone = seen["user"].unique()[1]
+    assert not data.knowledge.known_N[gone]
+    rows, _ = next(data.rows("train").batches(1 << 20, None))
+    batch = to_batch(rows, data.tables, data.knowledge)
+    assert rows.seen_B is not None
+    place = rows.seen_B.numpy() - 1
+    known = (seen["before"].to_numpy() > 0) & (seen["user"].to_numpy() != gone)
+    np.testing.assert_array_equal(batch.known_N[batch.owner_B].numpy(), known[place])
+    np.testing.assert_array_equal(batch.z_NZ[batch.owner_B].numpy(), matrix(past)[place].astype(np.float16))
+    later, _ = next(data.rows("test").batches(1 << 20, None))
+    np.testing.assert_array_equal(data.knowledge.shown(later.user_B, later.seen_B), later.user_B)
+    llm4msr.train(config)
 
 
 WITH_A_GPU = """

@@ -27,7 +27,7 @@ def write(folder: Path, rows_per_group: int = 1000) -> RowReader:
         "item": pa.array([10 * n for n in number], pa.int64()),
         "scenario": pa.array([n % 3 for n in number], pa.int64()),
         "label": pa.array([n % 2 for n in number], pa.float32()),
-        "past": pa.array([n % 4 == 0 for n in number]),
+        "seen": pa.array([n % 4 for n in number], pa.int64()),
         "c:device": pa.array([n % 5 for n in number], pa.int64()),
         "c:hour": pa.array([n % 7 for n in number], pa.int64()),
         "ignored": pa.array(["x"] * COUNT),
@@ -169,15 +169,18 @@ def test_to_batch_holds_each_user_once_with_the_stores_vector(world: World):
     assert torch.equal(batch.slots_BS, tables.slots(rows.user_B, rows.item_B, rows.scenario_B, rows.context_BC))
 
 
-def test_a_row_that_the_llm_has_read_is_that_of_a_user_without_knowledge(world: World):
+@pytest.mark.parametrize("hides", [True, False])
+def test_a_row_that_knowledge_has_seen_is_that_of_an_unknown_user_where_asked(world: World, hides: bool):
     tables = FeatureTables.open(world.data.folder)
     store = KnowledgeStore.open(world.knowledge, len(tables.users_US), tables.scenarios)
+    store.hides_seen = hides
     rows, _ = next(RowReader(world.data.folder / "train.parquet", ["device"]).batches(64, seed=1))
-    past_B = torch.arange(len(rows.user_B)) % 2 == 0
-    batch = to_batch(rows._replace(past_B=past_B), tables, store)
-    assert not batch.known_N[batch.owner_B][past_B].any()
-    whole = to_batch(rows, tables, store)
-    assert torch.equal(batch.z_NZ[batch.owner_B][~past_B], whole.z_NZ[whole.owner_B][~past_B])
+    seen_B = torch.arange(len(rows.user_B)) % 2 * 7
+    batch = to_batch(rows._replace(seen_B=seen_B), tables, store)
+    whole = to_batch(rows._replace(seen_B=None), tables, store)
+    assert batch.known_N[batch.owner_B][seen_B > 0].any() != hides
+    kept_B = (seen_B == 0) | (not hides)
+    assert torch.equal(batch.z_NZ[batch.owner_B][kept_B], whole.z_NZ[whole.owner_B][kept_B])
     assert torch.equal(batch.slots_BS, whole.slots_BS)
 
 

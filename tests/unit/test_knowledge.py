@@ -6,7 +6,7 @@ import torch
 
 from llm4msr import knowledge, storage
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import KnowledgeStore
+from llm4msr.knowledge import KnowledgeStore, Past
 from llm4msr.storage import StageOutput
 from tests.unit.helpers import WIDTH, publish_knowledge, shard
 
@@ -165,3 +165,59 @@ def test_a_store_can_lie_on_an_object_store(tmp_path: Path):
     assert storage.open_output(output.folder) is not None
     store = KnowledgeStore.open(output, USERS, SCENARIOS)
     np.testing.assert_array_equal(looked_up(store, KNOWN), VECTORS[KNOWN])
+
+
+# --- points in time -----------------------------------------------------------------------------------------------
+
+LENGTHS = {3: 4, 1: 2, 2: 8}
+"""Rows that knowledge has seen of each user, in their order."""
+
+
+@pytest.fixture
+def in_time(store: KnowledgeStore) -> KnowledgeStore:
+    """What was known of a user before each row holds the user's number, then the row's place."""
+    user = np.repeat(list(LENGTHS), list(LENGTHS.values()))
+    place = np.concatenate([np.arange(count) for count in LENGTHS.values()])
+    vectors = np.zeros((len(user), WIDTH), np.float16)
+    vectors[:, 0], vectors[:, 1] = user, place
+    known = np.zeros(USERS, bool)
+    known[list(LENGTHS)] = True
+    return KnowledgeStore(store.users_NZ, known, store.scenarios_SZ, Past(vectors, place > 0, user))
+
+
+def past_of(store: KnowledgeStore) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors and whether they are known, of each row that was seen."""
+    user_B = torch.from_numpy(np.repeat(list(LENGTHS), list(LENGTHS.values())))
+    vectors, known = store.lookup(store.shown(user_B, torch.arange(len(user_B)) + 1))
+    return vectors.numpy(), known.numpy()
+
+
+def test_a_seen_row_is_shown_with_what_was_known_before_it(in_time: KnowledgeStore):
+    vectors, known = past_of(in_time)
+    assert in_time.past is not None
+    np.testing.assert_array_equal(vectors, in_time.past.vectors_RZ)
+    np.testing.assert_array_equal(known, in_time.past.known_R)
+
+
+def test_later_rows_and_users_beyond_the_seen_rows_are_shown_with_the_whole(in_time: KnowledgeStore):
+    users = torch.tensor([3, 1, 2, 4])
+    for seen in (None, torch.tensor([0, 0, 0, 0]), torch.tensor([15, 99, 0, 15])):
+        assert torch.equal(in_time.shown(users, seen), users)
+
+
+def test_shuffled_takes_another_users_past_as_far_into_the_history(in_time: KnowledgeStore):
+    vectors, known = past_of(in_time.controlled("shuffled", 3))
+    for user, count in LENGTHS.items():
+        rows = np.repeat(list(LENGTHS), list(LENGTHS.values())) == user
+        (other,) = set(vectors[rows, 0].tolist())
+        assert vectors[rows, 1].tolist() == [place * LENGTHS[other] // count for place in range(count)]
+        assert known[rows].tolist() == [place > 0 and place * LENGTHS[other] // count > 0 for place in range(count)]
+    assert set(vectors[:, 0].tolist()) == set(LENGTHS)
+    assert (vectors[:, 0] != np.repeat(list(LENGTHS), list(LENGTHS.values()))).any()
+
+
+def test_random_numbers_of_a_user_are_the_same_at_all_times(in_time: KnowledgeStore):
+    noise = in_time.controlled("random", 1)
+    vectors, known = past_of(noise)
+    np.testing.assert_array_equal(known, past_of(in_time)[1])
+    np.testing.assert_array_equal(vectors, noise.users_NZ[np.repeat(list(LENGTHS), list(LENGTHS.values()))])

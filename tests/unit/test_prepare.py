@@ -102,9 +102,9 @@ def test_rows_that_feed_prompts_are_told_apart(tmp_path: Path, by: str):
     assert titles == {user: [f"Title {i}" for i in range(8)] for user in ("a", "b")}
     ids = table(output, "items")["item_id"].to_pylist()
     train = table(output, "train")
-    rest = {ids[i] for i, past in zip(train["item"].to_pylist(), train["past"].to_pylist(), strict=True) if not past}
+    rest = {ids[i] for i, seen in zip(train["item"].to_pylist(), train["seen"].to_pylist(), strict=True) if not seen}
     assert rest == {f"i{i}" for i in range(8, 16)}
-    assert not any(table(output, "valid")["past"].to_pylist() + table(output, "test")["past"].to_pylist())
+    assert not any(table(output, "valid")["seen"].to_pylist() + table(output, "test")["seen"].to_pylist())
     assert output.manifest.rows == 40
 
 
@@ -177,7 +177,7 @@ def test_unknown_ids_of_later_rows_are_zero(small: Config):
         "item": [5],
         "scenario": [1],
         "label": [1],
-        "past": [False],
+        "seen": [0],
         "c:device": [0],
     }
     assert table(output, "test").to_pydict() == {
@@ -185,7 +185,7 @@ def test_unknown_ids_of_later_rows_are_zero(small: Config):
         "item": [0],
         "scenario": [0],
         "label": [0],
-        "past": [False],
+        "seen": [0],
         "c:device": [1],
     }
 
@@ -419,3 +419,28 @@ def test_seen_rows_are_the_histories_rows_in_their_order(tmp_path: Path):
     for shelf in lists["history"][0].as_py():
         rest = iter(liked)
         assert all(title in rest for title in shelf["titles"])  # each one after the one before
+
+
+def test_training_rows_point_at_themselves_among_seen_rows_and_say_what_was_before(tmp_path: Path):
+    rows = interactions(users=8, items=9)
+    rows = [[*row[:4], row[4] // 6, *row[5:]] for row in rows]  # several rows of a user at one moment
+    output = prepare(config_of(write_data(tmp_path, rows, items=9)))
+    train, seen = table(output, "train"), table(output, "seen")
+    assert sorted(train["seen"].to_pylist()) == list(range(1, len(seen) + 1))
+    there = seen.take([place - 1 for place in train["seen"].to_pylist()])
+    for column in ("user", "item", "label"):
+        assert there[column].to_pylist() == train[column].to_pylist()
+    config = config_of(tmp_path)
+    kept = [row for row, part in zip(rows, parts_of(rows, config), strict=True) if part == split.TRAIN]
+    older = [sum(other[0] == row[0] and float(other[4]) < float(row[4]) for other in kept) for row in kept]
+    assert there["before"].to_pylist() == older
+    assert len(set(older)) > 3
+
+
+def test_a_negative_has_seen_what_its_positive_has(tmp_path: Path):
+    config = config_of(write_data(tmp_path), table={"label": ""}, split={"negatives": 2})
+    output = prepare(config)
+    train, users = table(output, "train").to_pylist(), table(output, "seen")["user"].to_pylist()
+    drawn = [row for row in train if row["label"] == 0]
+    assert drawn
+    assert all(users[row["seen"] - 1] == row["user"] for row in drawn)
