@@ -27,7 +27,7 @@ from upath import UPath
 
 from benchmarks import quality_report
 from llm4msr import config, metrics, session, storage
-from llm4msr.config import Config
+from llm4msr.config import Config, ExtractConfig
 from llm4msr.errors import ConfigError
 from llm4msr.extract import extract, extracted
 from llm4msr.fit import Data, fit, predict
@@ -43,7 +43,7 @@ CONFIGS = Path(__file__).parent / "configs"
 PAPER = ("shared_bottom", "omoe", "mmoe", "ple", "aitm", "star")
 OTHERS = ("epnet", "ppnet", "m3oe", "hamur", "sarnet", "adasparse")
 VARIANTS = ("none", "feature", "user", "both", "shuffled", "random")
-"""The grid `items` adds `history`: `both` with pools of random item vectors, what histories bring without the LLM."""
+"""The grids `items` and `past` add `history`: `both` with pools of random item vectors, what histories bring without the LLM."""
 TRIALS: list[tuple[str, ...]] = [
     (f"train.learning_rate={rate}", f"model.dropout={dropout}")
     for dropout, rate in itertools.product((0.1, 0.3), (1e-3, 3e-3))
@@ -83,6 +83,13 @@ GRIDS = {
     ),
     "items": Grid(
         ("ml-100k", "ml-1m"), (*PAPER, "single"), (*VARIANTS, "history"), 5, overrides=("extract.reads=items",)
+    ),
+    "past": Grid(
+        ("ml-100k", "ml-1m", "beauty"),
+        (*PAPER, "single"),
+        (*VARIANTS, "history"),
+        5,
+        overrides=("extract.reads=items", "extract.point_in_time=true"),
     ),
     "others": Grid(("beauty",), OTHERS, ("none", "both", "shuffled"), 3),
     "plain": Grid(("ml-1m-age",), (*PAPER, "single", *OTHERS), ("none",), 1),
@@ -229,10 +236,13 @@ def _all(jobs: list[Job], root: str, what: str) -> list[dict[str, Any]]:
 
 
 def _key(run: Config, test: bool) -> str:
-    """Names a run by everything that decides its outcome."""
-    same: dict[str, Any] = dict.fromkeys(("name", "storage", "evaluate", "serve"), True)
+    """Names a run by all settings that decide its outcome and are not the default; so a plain backbone is the same run
+    in every grid, and a new switch leaves the runs without it what they are."""
+    same: dict[str, Any] = dict.fromkeys(("name", "storage", "evaluate", "explain", "serve"), True)
     same |= {"train": {"workers", "device", "checkpoint_batches"}}
-    return storage.digest_of([VERSION, test, run.model_dump(exclude=same)])[:16]
+    if run.model.knowledge == "none":
+        same |= {"extract": set(ExtractConfig.model_fields) - {"max_users"}}  # which decides the users of `read_auc`
+    return storage.digest_of([VERSION, test, run.model_dump(exclude=same, exclude_defaults=True)])[:16]
 
 
 @ray.remote(num_cpus=1, max_retries=2)
