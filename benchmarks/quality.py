@@ -43,7 +43,8 @@ CONFIGS = Path(__file__).parent / "configs"
 PAPER = ("shared_bottom", "omoe", "mmoe", "ple", "aitm", "star")
 OTHERS = ("epnet", "ppnet", "m3oe", "hamur", "sarnet", "adasparse")
 VARIANTS = ("none", "feature", "user", "both", "shuffled", "random")
-"""The grids `items` and `past` add `history`: `both` with pools of random item vectors, what histories bring without the LLM."""
+"""The grids `items` and `past` add `history`: `both` with pools of random item vectors, what histories bring without
+the LLM."""
 TRIALS: list[tuple[str, ...]] = [
     (f"train.learning_rate={rate}", f"model.dropout={dropout}")
     for dropout, rate in itertools.product((0.1, 0.3), (1e-3, 3e-3))
