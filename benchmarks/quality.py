@@ -62,6 +62,9 @@ SWITCHES = {
     "code 64": ("model.code_dim=64",),
     "no knowledge dropout": ("model.knowledge_dropout=0",),
     "knowledge dropout 0.3": ("model.knowledge_dropout=0.3",),
+    "history share 0.5": ("split.history_share=0.5",),
+    "items read": ("extract.reads=items",),
+    "points in time": ("extract.reads=items", "extract.point_in_time=true"),
 }
 
 
