@@ -50,6 +50,7 @@ def test_shipped_configs_load(file: Path):
         ("split.valid=0.95", r"'split': valid \+ test = 1.05 leaves no training rows"),
         ("train.workers=0", r"'train.workers': write a number from 1 on, or the least and the most.*\(given: 0\)"),
         ("train.workers=[4, 2]", r"'train.workers': write a number .*\(given: \[4, 2\]\)"),
+        ("extract.point_in_time=true", r"'extract': point_in_time is for reads = 'items'"),
         ("train={sparse = true, device = 'gpu', workers = 2}", r"'train': sparse gradients of several GPUs"),
         ("name=../escape", r"'name': .*pattern"),
         ("train=5", r"'train': "),
