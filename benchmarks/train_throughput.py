@@ -387,7 +387,7 @@ def generate(folder: Path, rows: int, valid: int) -> None:
 
 
 def _group(rng: np.random.Generator, rows: int) -> pa.Table:
-    columns = {name: rng.integers(1, count, rows) for name, count in _sizes().items()}
+    columns = {name: rng.integers(1, count, rows) for name, count in _sizes().items()} | {"seen": np.zeros(rows, int)}
     return pa.table(columns | {"label": rng.integers(0, 2, rows).astype(np.float32)})
 
 
