@@ -122,7 +122,20 @@ def _verdict(rows: pd.DataFrame) -> list[str]:
         f"{len(counted)} backbones of the paper{': ' + ', '.join(wins[best]) if wins[best] else ''}; its mean change "
         f"against `none` is {100 * float(np.nanmean(gains)):+.2f}%."
     )
+    if len(counted) > 1:
+        lines.append(_over_backbones(rows, best, ["none", *(c for c in present if c != "none")], counted))
     return [*lines, ""]
+
+
+def _over_backbones(rows: pd.DataFrame, system: str, others: list[str], backbones: list[str]) -> str:
+    """Paired over the backbones' means: what the system adds, whatever the backbone."""
+    means = rows.groupby(["system", "backbone"])["test_auc"].mean()
+    told = []
+    for other in others:
+        ours, theirs = (means[name].reindex(backbones).to_numpy() for name in (system, other))
+        p = float(stats.ttest_rel(ours, theirs).pvalue)
+        told.append(f"`{other}` {(ours - theirs).mean():+.4f} (p = {p:.3f})")
+    return f"- Paired over the means of {len(backbones)} backbones, `{system}` differs from {', '.join(told)}."
 
 
 def _beats(rows: pd.DataFrame, backbone: str, system: str, controls: Iterable[str]) -> bool:

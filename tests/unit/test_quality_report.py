@@ -43,6 +43,14 @@ def test_a_gain_over_every_control_is_counted() -> None:
     assert "Best plain backbone: mmoe, 0.7220. Best with knowledge: mmoe with both, 0.732" in text
 
 
+def test_what_knowledge_adds_is_paired_over_backbones_too() -> None:
+    text = verdict(runs({"both": 0.01, "both-shuffled": 0.01}, noise=1e-6))
+    assert "Paired over the means of 2 backbones, `both` differs from `none` +0.0100 (p = 0.000)" in text
+    assert "`shuffled` +0.0000" in text or "`shuffled` -0.0000" in text
+    rows = [row for row in runs({"both": 0.01}) if row["backbone"] == "mmoe"]
+    assert "Paired" not in verdict(rows)
+
+
 def test_a_gain_that_a_control_has_too_is_none() -> None:
     assert "on 0 of 2 backbones" in verdict(runs({"both": 0.01, "both-shuffled": 0.01}))
 
