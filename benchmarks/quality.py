@@ -82,9 +82,6 @@ class Grid:
 
 GRIDS = {
     "core": Grid(("ml-100k", "ml-1m", "beauty"), (*PAPER, "single"), VARIANTS, 5),
-    "apart": Grid(
-        ("ml-100k", "ml-1m", "beauty"), (*PAPER, "single"), VARIANTS, 5, overrides=("split.history_share=0.5",)
-    ),
     "items": Grid(
         ("ml-100k", "ml-1m"), (*PAPER, "single"), (*VARIANTS, "history"), 5, overrides=("extract.reads=items",)
     ),
