@@ -74,11 +74,12 @@ class RowReader:
             window_BC = self._read(groups)
             window_BC = window_BC[skipped:] if order is None else window_BC.index_select(0, order[skipped:])
             skipped = 0
-            rows_BC = torch.cat([rest_BC, window_BC])
+            rows_BC = torch.cat([rest_BC, window_BC]) if len(rest_BC) else window_BC
             whole = len(rows_BC) - len(rows_BC) % size
             for start in range(0, whole, size):
                 yield Rows.unpacked(rows_BC[start : start + size][rank::world]), size
             rest_BC = rows_BC[whole:].clone()
+            del window_BC, rows_BC  # before the next window is read
         if len(rest_BC):
             yield Rows.unpacked(rest_BC[rank::world]), len(rest_BC)
 
