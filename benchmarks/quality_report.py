@@ -113,13 +113,15 @@ def _verdict(rows: pd.DataFrame) -> list[str]:
     systems = [system for system in ("both", "user") if (rows["system"] == system).any()]
     if not systems:
         return lines
-    counted = [b for b in PAPER if (rows["backbone"] == b).any()]
+    papers = [b for b in PAPER if (rows["backbone"] == b).any()]
+    counted = papers or list(rows["backbone"].unique())
     wins = {system: [b for b in counted if _beats(rows, b, system, present)] for system in systems}
     best = max(wins, key=lambda system: len(wins[system]))
     gains = [against(rows, _cell(rows, b, best), b)[0] for b in counted]
     lines.append(
         f"- `{best}` beats {', '.join(f'`{c}`' for c in present)} with p < {SIGNIFICANT} each on {len(wins[best])} of "
-        f"{len(counted)} backbones of the paper{': ' + ', '.join(wins[best]) if wins[best] else ''}; its mean change "
+        f"{len(counted)} backbones{' of the paper' if papers else ''}"
+        f"{': ' + ', '.join(wins[best]) if wins[best] else ''}; its mean change "
         f"against `none` is {100 * float(np.nanmean(gains)):+.2f}%."
     )
     if len(counted) > 1:
