@@ -78,7 +78,7 @@ def _peer(found: dict[str, Any]) -> tuple[str, list[Target]]:
                 lines.append((label, text, _thousands(median(rate)), f"{_ratio(at['ours'], rate):.1f}"))
             wanted = 30 if int(pandas.split()[1].split(".")[0]) > 1 else 8 if label.startswith("star") else 12
             least = min(_ratio(at["ours"], rate) for rate in rates.values())
-            targets.append((f"{label}: {wanted} times the peer with {pandas}", f"{least:.1f}", least >= wanted))
+            targets.append((f"{label}: {wanted} times the peer with {pandas}", f"{least:.2f}", least >= wanted))
         targets.append((f"{label}: 0.85 of the bare loop", f"{ceiling:.2f}", ceiling >= 0.85))
     text = f"""## Rows per CPU-second
 
