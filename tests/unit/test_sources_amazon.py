@@ -553,31 +553,32 @@ def status(name):
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) << 10
 
-def grown(work):
+def peak(work):
     # not getrusage, whose maximum begins with that of the process that started this one
     Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS:")
     result = work()
-    return status("VmHWM:") - before
+    return status("VmHWM:")
 
 kind, small, large, whole = sys.argv[1:]
 for folder in (small, small, large):
-    print(grown(lambda: sources.read(SourceConfig(kind=kind, path=folder))))
-print(grown(lambda: storage.read_bytes(storage.path(whole))))
+    print(peak(lambda: sources.read(SourceConfig(kind=kind, path=folder))))
+held = status("VmRSS:")
+print(peak(lambda: storage.read_bytes(storage.path(whole))) - held)
 """
 
 
 def refuse_growth(kind: str, small: Path, large: Path, whole: Path) -> None:
-    """Fail unless reading a large folder takes less than a fifth of its growth more than a small one does.
+    """Fail unless the peak of reading a large folder is less than a quarter of its growth above that of a small one.
 
-    That the measure can see it at all is shown by reading the largest file in one piece.
+    That the measure can see it at all is shown by reading the largest file in one piece. Peaks are compared whole,
+    not as rises: what the allocator keeps of one reading would hide a part of the next one's rise.
     """
     command = [sys.executable, "-c", MEASURE, kind, str(small), str(large), str(whole)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     _, of_small, of_large, in_one_piece = map(int, printed.split())
     growth = size_of(large) - size_of(small)
     assert in_one_piece > 0.9 * whole.stat().st_size > 0.5 * growth
-    assert of_large - of_small < growth / 5
+    assert of_large - of_small < growth / 4
 
 
 def size_of(folder: Path) -> int:
@@ -593,7 +594,7 @@ def long_reviews(count: int) -> Iterator[str]:
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path):
-    for name, count in (("small", 5_000), ("large", 70_000)):
+    for name, count in (("small", 35_000), ("large", 100_000)):
         put(tmp_path / name / "Books.json", long_reviews(count))
         put(
             tmp_path / name / "meta_Books.json",
