@@ -169,7 +169,8 @@ def main() -> None:
     chosen += [f"--set {setting}" for setting in given.set]
     command = " ".join(["python -m benchmarks.quality", name, *chosen, f"--seeds {len(seeds)} --trials {given.trials}"])
     title = "-".join(["quality", name, *(given.sets or [])])
-    quality_report.write(given.results, title, runs, command, given.trials)
+    about = {data: _about(data) for data in grid.sets}
+    quality_report.write(given.results, title, runs, command, given.trials, about)
 
 
 def _cells(grid: Grid, root: str) -> Iterable[Cell]:
@@ -182,6 +183,12 @@ def _cells(grid: Grid, root: str) -> Iterable[Cell]:
             loaded = config.load(str(CONFIGS / f"{data}.toml"), [*common, *settings, *control])
             use = "both" if variant == "history" else variant
             yield Cell(data, switch, backbone, variant, loaded.using(use, DATA_SEED))
+
+
+def _about(data: str) -> str:
+    """The comment that its config begins with."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), (CONFIGS / f"{data}.toml").read_text().splitlines())
+    return " ".join(line.lstrip("# ") for line in lines)
 
 
 def _inputs(cells: list[Cell]) -> None:

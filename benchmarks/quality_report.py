@@ -26,13 +26,15 @@ KNOWLEDGE_NOTE = (
 )
 
 
-def write(folder: Path, name: str, runs: list[dict[str, Any]], command: str, trials: int) -> None:
-    """Write `name`.md, .parquet and .png to the folder, and print the Markdown."""
+def write(
+    folder: Path, name: str, runs: list[dict[str, Any]], command: str, trials: int, about: dict[str, str]
+) -> None:
+    """Write `name`.md, .parquet and .png to the folder, and print the Markdown; `about` says what each data set is."""
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(runs)
     table["system"] = [v.split("-")[-1] for v in table["variant"]]
     table.drop(columns="system").to_parquet(folder / f"{name}.parquet", index=False)
-    text = report(name, table, command, trials)
+    text = report(name, table, command, trials, about)
     if (table["system"] != "none").any():
         picture(folder / f"{name}.png", table)
         text = text.replace("\n\n", f"\n\n![Relative change of test AUC against the plain backbone]({name}.png)\n\n", 1)
@@ -40,11 +42,11 @@ def write(folder: Path, name: str, runs: list[dict[str, Any]], command: str, tri
     print(text, f"\n-> {folder / name}.md")
 
 
-def report(name: str, table: pd.DataFrame, command: str, trials: int) -> str:
+def report(name: str, table: pd.DataFrame, command: str, trials: int, about: dict[str, str]) -> str:
     """The whole Markdown: verdicts first, then a table per data set, then how it was made."""
     parts = [f"# {name}", ""]
     for data, rows in table.groupby("data", sort=False):
-        parts += [f"## {data}", "", *_verdict(rows), *_comparison(rows), ""]
+        parts += [f"## {data}", "", about[data], "", *_verdict(rows), *_comparison(rows), ""]
     seeds = sorted(table["seed"].unique().tolist())
     parts += [
         f"Test AUC at the best validation epoch, {_over(seeds)}; {_tuned(trials)}."

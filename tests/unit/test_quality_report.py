@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import quality_report
-from benchmarks.quality import CONFIGS, GRIDS, TRIALS, _cells, _key, _with
+from benchmarks.quality import CONFIGS, GRIDS, TRIALS, _about, _cells, _key, _with
 from llm4msr import backbones, config
 
 PLAIN = {"shared_bottom": 0.70, "mmoe": 0.72}
@@ -28,7 +28,7 @@ def runs(gains: dict[str, float], noise: float = 1e-4, seeds: int = 5) -> list[d
 
 
 def verdict(rows: list[dict[str, object]]) -> str:
-    return quality_report.report("made", table(rows), "command", 4).split("| backbone")[0]
+    return quality_report.report("made", table(rows), "command", 4, {"made": "Made-up rows."}).split("| backbone")[0]
 
 
 def table(rows: list[dict[str, object]]) -> pd.DataFrame:
@@ -82,11 +82,12 @@ def test_the_paired_test_is_scipys_on_pairs_of_seeds() -> None:
 
 def test_all_files_are_written_and_the_runs_are_whole(tmp_path: Path) -> None:
     rows = runs({"both": 0.01})
-    quality_report.write(tmp_path, "made", rows, "python -m benchmarks.quality made", 1)
+    quality_report.write(tmp_path, "made", rows, "python -m benchmarks.quality made", 1, {"made": "Made-up rows."})
     assert len(pd.read_parquet(tmp_path / "made.parquet")) == len(rows)
     assert (tmp_path / "made.png").stat().st_size > 5000
     text = (tmp_path / "made.md").read_text()
     assert "![" in text
+    assert "## made\n\nMade-up rows.\n" in text
     assert "`python -m benchmarks.quality made`" in text
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1
@@ -110,3 +111,4 @@ def test_the_quality_grids_name_every_backbone() -> None:
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.toml")), ids=lambda file: file.stem)
 def test_every_config_of_the_benchmarks_loads_and_names_itself(file: Path) -> None:
     assert config.load(str(file)).name == file.stem
+    assert _about(file.stem).endswith(".")
