@@ -35,21 +35,28 @@ def report(predictions: Predictions, names: Sequence[str]) -> dict[str, Any]:
 
 
 def auc_by_group(group: Ints, label: npt.ArrayLike, logit: npt.ArrayLike) -> tuple[Ints, Floats, Ints]:
-    """AUC within each group (ties count half), for groups that have both classes: group ids, AUCs, row counts."""
+    """AUC within each group (ties count half), for groups that have both classes: group ids, AUCs, row counts.
+
+    Group ids are 0 or more.
+    """
     group, positive, score = np.asarray(group), np.asarray(label) > 0.5, np.asarray(logit)
-    order = np.lexsort((score, group))
+    order = np.argsort(score)
+    small = group.astype(np.min_scalar_type(group.max(initial=0)))  # a stable sort of 16 bits takes no comparisons
+    order = order[np.argsort(small[order], kind="stable")]
     group, positive, score = group[order], positive[order], score[order]
-    ids, starts, counts = np.unique(group, return_index=True, return_counts=True)
-    new_value = np.r_[True, (group[1:] != group[:-1]) | (score[1:] != score[:-1])]
-    first = np.flatnonzero(new_value)
-    last = np.r_[first[1:], len(score)] - 1
-    rank = ((first + last) / 2)[np.cumsum(new_value) - 1] + 1 - np.repeat(starts, counts)
-    dense = np.repeat(np.arange(len(ids)), counts)
-    positives = np.bincount(dense, positive, len(ids))
+    new_group = np.ones(len(group), bool)
+    new_group[1:] = group[1:] != group[:-1]
+    new_value = new_group.copy()
+    new_value[1:] |= score[1:] != score[:-1]
+    starts, first = np.flatnonzero(new_group), np.flatnonzero(new_value)
+    last = np.append(first[1:], len(score)) - 1
+    counts, dense = np.diff(starts, append=len(group)), np.cumsum(new_group) - 1
+    rank = ((first + last) / 2)[np.cumsum(new_value) - 1] + 1 - starts[dense]
+    positives = np.bincount(dense, positive, len(starts))
     negatives = counts - positives
-    wins = np.bincount(dense, rank * positive, len(ids)) - positives * (positives + 1) / 2
+    wins = np.bincount(dense, rank * positive, len(starts)) - positives * (positives + 1) / 2
     both = (positives > 0) & (negatives > 0)
-    return ids[both], wins[both] / (positives * negatives)[both], counts[both]
+    return group[starts[both]], wins[both] / (positives * negatives)[both], counts[both]
 
 
 def auc(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
