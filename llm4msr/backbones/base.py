@@ -79,18 +79,21 @@ class Affine(nn.Module):
 class RowGroups:
     """Rows brought into the order of their groups (scenarios), so that each group's rows are one matrix.
 
-    Rows of one group alone, as a request's candidates are, stay where they are.
+    Rows that are in that order, as a request's candidates and the ranker's batches are, stay where they are.
     """
 
     def __init__(self, group_B: Tensor, groups: int):
         self.sizes: list[int] = torch.bincount(group_B, minlength=groups).tolist()
-        several = sum(map(bool, self.sizes)) > 1
-        self.order_B = torch.argsort(group_B, stable=True) if several else None
+        in_order = bool((group_B[1:] >= group_B[:-1]).all())
+        self.order_B = None if in_order else torch.argsort(group_B, stable=True)
+
+    def ordered(self, rows_BD: Tensor) -> Tensor:
+        """The rows, those of a group together."""
+        return rows_BD if self.order_B is None else rows_BD.index_select(0, self.order_B)
 
     def split(self, rows_BD: Tensor) -> list[Tensor]:
         """One [rows, D] matrix per group, empty ones included."""
-        ordered_BD = rows_BD if self.order_B is None else rows_BD.index_select(0, self.order_B)
-        return list(ordered_BD.split(self.sizes))
+        return list(self.ordered(rows_BD).split(self.sizes))
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The rows in the batch's order again."""
