@@ -209,11 +209,11 @@ def _train_epoch(
 ) -> None:
     """The global batches of an epoch from `progress.batch` on, which it moves along, as it does `progress.loss_sum`."""
     t, epoch = config.train, progress.epoch + 1
-    seed, device = _seed(config.seed, epoch), _device(net)
+    seed, draws, device = _seed(config.seed, epoch), _seed(config.seed, epoch, rank), _device(net)
     loss_sum = torch.zeros((), device=device)
     wrapped.train()
     for part, global_rows in train.batches(t.batch_size, seed, rank, world, skip=progress.batch):
-        _seed_draws(device, _seed(config.seed, epoch, progress.batch, rank))  # dropout does not ask where a run began
+        _seed_draws(device, draws + progress.batch)  # dropout does not ask where a run began
         batch = to_batch(part, data.tables, data.knowledge if net.uses_users else None).to(device)
         if t.id_dropout:
             slots = net.embedding.hide(batch.slots_BS, t.id_dropout)
