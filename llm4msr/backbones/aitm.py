@@ -31,4 +31,4 @@ class AITM(nn.Module):
         told_BH = rows.through(self.tells, rows.through([self.bottoms[s] for s in self.before], x_BD))
         pair_B2H = torch.stack([told_BH, rows.through(self.bottoms, x_BD)], dim=1)
         match_B2 = (self.query(pair_B2H) * self.key(pair_B2H)).sum(-1) / pair_B2H.shape[-1] ** 0.5
-        return rows.through(self.towers, mix(match_B2, self.value(pair_B2H)))[:, 0]
+        return rows.through(self.towers, mix(match_B2, self.value(pair_B2H).unbind(1)))[:, 0]

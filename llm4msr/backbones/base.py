@@ -46,9 +46,17 @@ def tower(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
     return nn.Sequential(mlp(width, hidden, dropout), nn.Linear(hidden[-1], 1))
 
 
-def mix(gate_BX: Tensor, outputs_BXH: Tensor) -> Tensor:
-    """[B, H]: the experts' outputs, weighted with the softmax of the gate's logits."""
-    return (gate_BX.softmax(-1)[..., None] * outputs_BXH).sum(1)
+def mix(gate_BX: Tensor, outputs: Iterable[Tensor]) -> Tensor:
+    """[B, H]: the experts' outputs, each [B, H], weighted with the softmax of the gate's logits.
+
+    One expert after the other: all of them in one tensor, weighted and summed, take several times as long to train.
+    """
+    weights_XB = gate_BX.T.softmax(0)  # over rows of few numbers a softmax is not vectorised
+    first, *others = zip(weights_XB[..., None], outputs, strict=True)
+    mixed_BH = first[0] * first[1]
+    for weight_B1, output_BH in others:
+        mixed_BH = torch.addcmul(mixed_BH, weight_B1, output_BH)
+    return mixed_BH
 
 
 class GateUnit(nn.Module):

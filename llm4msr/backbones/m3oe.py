@@ -36,7 +36,6 @@ class M3oE(nn.Module):
         rows = RowGroups(scenario_B, len(self.towers))
         stars = [partial(self.star, scenario=s) for s in range(len(self.towers))]
         hidden_BH = self.after_star(rows.through(stars, x_BD)) + self.beside_star(x_BD)
-        shared_BXH = torch.stack([expert(hidden_BH) for expert in self.shared], dim=1)
-        shared_BH = mix(rows.through(self.gates, hidden_BH), shared_BXH)
+        shared_BH = mix(rows.through(self.gates, hidden_BH), [expert(hidden_BH) for expert in self.shared])
         weight_B1 = torch.sigmoid(self.balance_S)[scenario_B, None]
         return rows.through(self.towers, shared_BH + weight_B1 * rows.through(self.own, hidden_BH))[:, 0]

@@ -1,6 +1,5 @@
 """MMoE (Ma et al., KDD 2018, https://doi.org/10.1145/3219819.3220007): experts, mixed by each scenario's gate."""
 
-import torch
 from torch import Tensor, nn
 
 from llm4msr.backbones.base import RowGroups, mix, mlp, tower
@@ -19,6 +18,5 @@ class MMoE(nn.Module):
     def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
         """Logits [B]."""
         rows = RowGroups(scenario_B, len(self.towers))
-        experts_BXH = torch.stack([expert(x_BD) for expert in self.experts], dim=1)
-        mixed_BH = mix(rows.through(self.gates, x_BD), experts_BXH)
+        mixed_BH = mix(rows.through(self.gates, x_BD), [expert(x_BD) for expert in self.experts])
         return rows.through(self.towers, mixed_BH)[:, 0]

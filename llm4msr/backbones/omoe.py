@@ -2,7 +2,6 @@
 https://doi.org/10.1145/3219819.3220007): experts, mixed by one gate for all scenarios, a tower for each.
 """
 
-import torch
 from torch import Tensor, nn
 
 from llm4msr.backbones.base import RowGroups, mix, mlp, tower
@@ -20,6 +19,5 @@ class OMoE(nn.Module):
 
     def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
         """Logits [B]."""
-        experts_BXH = torch.stack([expert(x_BD) for expert in self.experts], dim=1)
-        mixed_BH = mix(self.gate(x_BD), experts_BXH)
+        mixed_BH = mix(self.gate(x_BD), [expert(x_BD) for expert in self.experts])
         return RowGroups(scenario_B, len(self.towers)).through(self.towers, mixed_BH)[:, 0]

@@ -7,7 +7,6 @@ Ours: the shared path of a row mixes the shared experts with those of its own sc
 
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from llm4msr.backbones.base import RowGroups, mix, mlp, tower
@@ -32,10 +31,10 @@ class Extraction(nn.Module):
 
     def forward(self, own_BD: Tensor, shared_BD: Tensor, rows: RowGroups) -> tuple[Tensor, Tensor]:
         """Both paths, [B, O]; after the last layer the shared one is the own one."""
-        both_BE = torch.cat([rows.through(self.own, own_BD), self.shared(shared_BD)], dim=1)
-        experts_BXO = both_BE.unflatten(1, (-1, self.out))
-        own_BO = mix(rows.through(self.own_gates, own_BD), experts_BXO)
-        return own_BO, own_BO if self.shared_gate is None else mix(self.shared_gate(shared_BD), experts_BXO)
+        sides = rows.through(self.own, own_BD), self.shared(shared_BD)
+        experts = [expert_BO for side_BE in sides for expert_BO in side_BE.split(self.out, dim=1)]
+        own_BO = mix(rows.through(self.own_gates, own_BD), experts)
+        return own_BO, own_BO if self.shared_gate is None else mix(self.shared_gate(shared_BD), experts)
 
 
 class PLE(nn.Module):

@@ -5,7 +5,6 @@ Left out: the two attentions over a user's behaviours, since a row has no sequen
 which weighs rows of a promotion by logs that our data lacks. Ours: no batch norm in the experts.
 """
 
-import torch
 from torch import Tensor, nn
 
 from llm4msr.backbones.base import Affine, RowGroups, mix, mlp, tower
@@ -27,5 +26,5 @@ class SarNet(nn.Module):
         """Logits [B]."""
         rows = RowGroups(scenario_B, len(self.own))
         x_BD = rows.through(self.transforms, x_BD)
-        experts_BXH = torch.stack([*(expert(x_BD) for expert in self.shared), rows.through(self.own, x_BD)], dim=1)
-        return self.tower(mix(self.gate(x_BD), experts_BXH))[:, 0]
+        experts = [*(expert(x_BD) for expert in self.shared), rows.through(self.own, x_BD)]
+        return self.tower(mix(self.gate(x_BD), experts))[:, 0]

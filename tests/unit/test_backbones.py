@@ -225,7 +225,7 @@ def test_row_groups_leave_out_empty_groups_unless_gradients_are_taken():
 def test_mix_weighs_with_the_softmax():
     outputs_BXH = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]).expand(3, 2, 2)
     gate_BX = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]])
-    torch.testing.assert_close(mix(gate_BX, outputs_BXH), torch.tensor([[2.0, 3.0], [1.0, 2.0], [3.0, 4.0]]))
+    torch.testing.assert_close(mix(gate_BX, outputs_BXH.unbind(1)), torch.tensor([[2.0, 3.0], [1.0, 2.0], [3.0, 4.0]]))
 
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (7, 5), (64, 9)])
