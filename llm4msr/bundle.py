@@ -37,7 +37,7 @@ from llm4msr.ranker import RankerNet
 from llm4msr.serving_net import ServingNet
 from llm4msr.storage import Built
 
-VERSION = 3
+VERSION = 4
 NET, CODER, USERS, CODES = "net.safetensors", "coder.safetensors", "users.arrow", "codes.arrow"
 ITEMS, DESCRIPTION, SELF_TEST = "items.parquet", "bundle.json", "selftest.json"
 

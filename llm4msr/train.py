@@ -20,7 +20,7 @@ from llm4msr.prepare import prepared
 from llm4msr.progress import say, track
 from llm4msr.storage import Built, StageOutput
 
-VERSION = 2
+VERSION = 3
 WEIGHTS = "net.safetensors"
 MAX_FAILURES = 3
 """Times that dead workers are replaced, going on from the last checkpoint."""

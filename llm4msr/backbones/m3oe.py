@@ -6,8 +6,6 @@ that one and the other scenarios' mean; what scenarios have in common is left to
 weight, one for each scenario, is trained with all else, not searched on validation rows. No layer norms.
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
@@ -34,8 +32,7 @@ class M3oE(nn.Module):
     def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
         """Logits [B]."""
         rows = RowGroups(scenario_B, len(self.towers))
-        stars = [partial(self.star, scenario=s) for s in range(len(self.towers))]
-        hidden_BH = self.after_star(rows.through(stars, x_BD)) + self.beside_star(x_BD)
+        hidden_BH = self.after_star(rows.through(self.star.of_each_scenario(), x_BD)) + self.beside_star(x_BD)
         shared_BH = mix(rows.through(self.gates, hidden_BH), [expert(hidden_BH) for expert in self.shared])
         weight_B1 = torch.sigmoid(self.balance_S)[scenario_B, None]
         return rows.through(self.towers, shared_BH + weight_B1 * rows.through(self.own, hidden_BH))[:, 0]

@@ -4,6 +4,7 @@ Ours: the partitioned normalisation works on a row's features (layer norm), not 
 that a row scores the same alone and in any batch; and the last layer has no activation.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -21,13 +22,20 @@ class StarLayer(nn.Module):
     def __init__(self, width: int, out: int, scenarios: int):
         super().__init__()
         self.shared = nn.Linear(width, out)
-        self.weights = nn.ParameterList(torch.ones(out, width) for _ in range(scenarios))
-        self.biases = nn.ParameterList(torch.zeros(out) for _ in range(scenarios))
+        self.weight_SOD = nn.Parameter(torch.ones(scenarios, out, width))
+        self.bias_SO = nn.Parameter(torch.zeros(scenarios, out))
 
     def forward(self, x_BD: Tensor, scenario: int) -> Tensor:
         """[B, O] for rows of one scenario."""
-        weight_OD, bias_O = self.shared.weight * self.weights[scenario], self.shared.bias + self.biases[scenario]
-        return F.linear(x_BD, weight_OD, bias_O)
+        weight_OD, bias_O = self.weight_SOD[scenario], self.bias_SO[scenario]
+        return F.linear(x_BD, self.shared.weight * weight_OD, self.shared.bias + bias_O)
+
+    def of_each_scenario(self) -> list[Callable[[Tensor], Tensor]]:
+        """Each scenario's [B, D] -> [B, O]; for training, which needs all of them, they are made in one product."""
+        if not torch.is_grad_enabled():
+            return [partial(self, scenario=s) for s in range(len(self.bias_SO))]
+        own = zip(self.shared.weight * self.weight_SOD, self.shared.bias + self.bias_SO, strict=True)
+        return [partial(F.linear, weight=weight_OD, bias=bias_O) for weight_OD, bias_O in own]
 
 
 class ScenarioNorm(nn.Module):
@@ -59,13 +67,13 @@ class Star(nn.Module):
 
     def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
         """Logits [B]."""
-        scenarios = len(self.norms)
-        towers = [partial(self.tower, scenario=s) for s in range(scenarios)]
-        return RowGroups(scenario_B, scenarios).through(towers, x_BD)[:, 0]
+        layers = [layer.of_each_scenario() for layer in (*self.layers, self.last) if isinstance(layer, StarLayer)]
+        towers = [partial(self.tower, norm, own) for norm, *own in zip(self.norms, *layers, strict=True)]
+        return RowGroups(scenario_B, len(towers)).through(towers, x_BD)[:, 0]
 
-    def tower(self, x_BD: Tensor, scenario: int) -> Tensor:
+    def tower(self, norm: nn.Module, layers: Sequence[Callable[[Tensor], Tensor]], x_BD: Tensor) -> Tensor:
         """Logits [B, 1] of one scenario's rows: the star's and the auxiliary network's, which is shared, added."""
-        x_BD = hidden_BH = self.norms[scenario](x_BD, self.norm)
-        for layer in self.layers:
-            hidden_BH = self.dropout(torch.relu(layer(hidden_BH, scenario)))
-        return self.last(hidden_BH, scenario) + self.auxiliary(x_BD)
+        x_BD = hidden_BH = norm(x_BD, self.norm)
+        for layer in layers[:-1]:
+            hidden_BH = self.dropout(torch.relu(layer(hidden_BH)))
+        return layers[-1](hidden_BH) + self.auxiliary(x_BD)
