@@ -44,6 +44,14 @@ def test_the_config_knows_every_backbone():
 
 
 @every_backbone
+def test_scores_are_the_same_whether_or_not_gradients_are_taken(name: str):
+    net = made(name).eval()
+    with torch.inference_mode():
+        without = net(*rows())
+    torch.testing.assert_close(net(*rows()).detach(), without, atol=1e-6, rtol=0)
+
+
+@every_backbone
 def test_a_row_scores_the_same_alone_and_in_any_batch(name: str):
     net = made(name).eval()
     x_BD, scenario_B = rows()

@@ -56,8 +56,10 @@ def test_logloss_takes_labels_between_zero_and_one():
     assert metrics.logloss([0.25], [0.0]) == pytest.approx(np.log(2))
 
 
-def test_auc_by_group_equals_a_slow_reference():
+@pytest.mark.parametrize("first_user", [0, 65_530, 2**40])
+def test_auc_by_group_equals_a_slow_reference(first_user: int):
     rows = predictions()
+    rows = rows._replace(user=rows.user + first_user)
     slow = {}
     for user in np.unique(rows.user):
         here = rows.user == user
