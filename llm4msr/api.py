@@ -5,10 +5,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from llm4msr.schema import MAX_ID
+
 TOKEN = "LLM4MSR_API_TOKEN"
 """The environment variable that holds the API token; without it everybody may ask."""
 
-Text = Annotated[str, Field(max_length=256)]
+Text = Annotated[str, Field(max_length=MAX_ID)]
 
 
 class _Message(BaseModel):

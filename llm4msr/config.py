@@ -3,6 +3,7 @@
 import difflib
 import tomllib
 from collections.abc import Iterable, Sequence
+from enum import Enum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -47,10 +48,24 @@ def check_workers(given: int | tuple[int, int]) -> int | tuple[int, int]:
     return given
 
 
+class Key(Enum):
+    """What a key's value is to a fingerprint; a key without such a mark enters it as it is."""
+
+    HOW = "says how to run, not what comes out: it enters no fingerprint"
+    URI = "names a file whose content enters the fingerprint instead of its name"
+
+
 class Section(BaseModel):
     """A frozen section that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def identity(self) -> dict[str, Any]:
+        """The keys that decide the result of the stage that reads this section, for its fingerprint."""
+        unmarked = {
+            n for n, key in type(self).model_fields.items() if not any(isinstance(m, Key) for m in key.metadata)
+        }
+        return self.model_dump(include=unmarked)
 
 
 class TableColumns(Section):
@@ -146,37 +161,37 @@ class ExtractConfig(Section):
     point_in_time: bool = False
     """For `reads = "items"`: a training row sees its user's vector as it was before that row, so no label is in the
     vector that it trains beside. Later rows, and serving, see the whole history."""
-    engine: Literal["auto", "vllm", "transformers"] = "auto"
+    engine: Annotated[Literal["auto", "vllm", "transformers"], Key.HOW] = "auto"
     model: str = "smollm2-135m"
     pooling: Literal["last", "mean", "answer"] = "last"
     answers: Literal["scenarios", "none", "all"] = "scenarios"
     answer_tokens: int = Field(96, ge=1, le=4096)
-    actors: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    actors: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], Key.HOW] = "auto"
     """Engines side by side; `auto` is one for each GPU (or `tensor_parallel` of them), else one for each machine, since
     engines that share a machine's cores gain nothing and need the memory of one more model each."""
-    device: Literal["auto", "gpu"] = "auto"
+    device: Annotated[Literal["auto", "gpu"], Key.HOW] = "auto"
     """What an engine runs on: GPUs where any machine has some, else CPUs. `gpu` waits for machines with GPUs that come
     when they are asked for; `actors` must then be a number."""
-    tensor_parallel: int = Field(1, ge=1)
+    tensor_parallel: Annotated[int, Key.HOW] = Field(1, ge=1)
     """vLLM: GPUs that one engine's weights are spread over."""
     quantization: str = ""
     """vLLM: how the weights are quantised, such as `fp8`; it decides vectors too."""
-    tokens_per_second: float = Field(0, ge=0)
+    tokens_per_second: Annotated[float, Key.HOW] = Field(0, ge=0)
     """Of one actor, without tokens from the prefix cache: for `--dry-run` alone. 0 = as an earlier version measured, or
     estimated from this machine."""
-    actor_cost_per_hour: float = Field(0, ge=0)
+    actor_cost_per_hour: Annotated[float, Key.HOW] = Field(0, ge=0)
     """In whatever currency: for `--dry-run` alone."""
-    rows_per_shard: int = Field(256, ge=1)
+    rows_per_shard: Annotated[int, Key.HOW] = Field(256, ge=1)
     max_users: int = Field(0, ge=0)
     titles_per_scenario: int = Field(4, ge=1, le=50)
     max_prompt_tokens: int = Field(1024, ge=16)
-    max_failed_fraction: float = Field(0.01, ge=0, le=1)
-    forget: str = ""
+    max_failed_fraction: Annotated[float, Key.HOW] = Field(0.01, ge=0, le=1)
+    forget: Annotated[str, Key.URI] = ""
     """URI of a file with one raw user id a line: they get no knowledge, and `knowledge prune` deletes what older
     versions hold of them."""
-    user_template: str = ""
-    scenario_template: str = ""
-    item_template: str = ""
+    user_template: Annotated[str, Key.URI] = ""
+    scenario_template: Annotated[str, Key.URI] = ""
+    item_template: Annotated[str, Key.URI] = ""
     """URIs of your own templates; empty = the ones in llm4msr/prompts."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
@@ -219,12 +234,12 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     """The training loop."""
 
-    workers: Annotated[int | tuple[int, int], AfterValidator(check_workers)] = 1
+    workers: Annotated[Annotated[int | tuple[int, int], AfterValidator(check_workers)], Key.HOW] = 1
     """Data-parallel. `[2, 4]` is elastic: starts with as many as the cluster has room for, goes on with fewer when
     machines go, and takes more when they come. The result stays the same but for noise."""
-    device: Literal["cpu", "gpu"] = "cpu"
+    device: Annotated[Literal["cpu", "gpu"], Key.HOW] = "cpu"
     """What each worker trains on: one core, or one GPU, which pays for large batches and models."""
-    checkpoint_batches: int = Field(1000, ge=0)
+    checkpoint_batches: Annotated[int, Key.HOW] = Field(1000, ge=0)
     """Global batches after which a checkpoint is written within an epoch; 0 = only after every epoch. A crash, or
     another number of workers, costs the batches since then."""
     sparse: bool = False
@@ -326,8 +341,8 @@ def load(uri: str, overrides: Sequence[str] = ()) -> Config:
         StorageError: the file cannot be read.
     """
     try:
-        document = tomllib.loads(storage.read_bytes(storage.path(uri)).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        document = tomllib.loads(storage.read_text(storage.path(uri)))
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{uri}: not valid TOML: {error}") from None
     for override in overrides:
         _apply(document, override)

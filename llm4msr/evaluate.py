@@ -37,7 +37,7 @@ def evaluate(config: Config) -> StageOutput:
     """
     runs = [(name, run, trained(run)) for name, run in compared(config)]
     fingerprints = {output.folder.name: output.manifest.files[WEIGHTS].digest for _, _, output in runs}
-    name = storage.digest_of([VERSION, config.evaluate.model_dump(), fingerprints])[:12]
+    name = storage.digest_of([VERSION, config.evaluate.identity(), fingerprints])[:12]
     folder = storage.path(config.root) / "evaluate" / name
     settings = config.model_dump(include={"evaluate", "model", "train"})
     return storage.publish(folder, "evaluate", config.seed, settings, fingerprints, lambda f: _build(config, runs, f))

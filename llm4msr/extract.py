@@ -105,18 +105,13 @@ def reader(config: Config, revision: str) -> Reader:
 
 def _folder(config: Config, data: StageOutput) -> UPath:
     """Named by what decides the content: the prepared histories themselves, not when they were prepared."""
-    same_for = {"engine", "actors", "device", "tensor_parallel", "rows_per_shard", "max_failed_fraction", "forget"}
-    same_for |= {"tokens_per_second", "actor_cost_per_hour"}
-    same_for |= {"user_template", "scenario_template", "item_template"}
     e = config.extract
     names, templates = ["histories", "scenarios"], {"user": e.user_template, "scenario": e.scenario_template}
     if e.reads == "items":
         names, templates = ["seen", "items", "scenarios"], {"item": e.item_template, "scenario": e.scenario_template}
-    else:
-        same_for |= {"reads", "item_vectors", "pool_dim", "point_in_time"}
     content = [data.manifest.files[f"{name}.parquet"].digest for name in names]
     texts = [prompts.template(kind, uri).template for kind, uri in templates.items()]
-    wanted = [VERSION, e.model_dump(exclude=same_for), texts, content, *increment.forgotten(config).to_pylist()]
+    wanted = [VERSION, e.identity(), texts, content, *increment.forgotten(config).to_pylist()]
     return storage.path(config.root) / "extract" / storage.digest_of(wanted)[:12]
 
 

@@ -61,7 +61,7 @@ def prepared(config: Config) -> StageOutput:
 def _folder(config: Config) -> UPath:
     # the seed decides the split of `random` and the negatives; other splits are the same for every seed
     seed = config.seed if config.split.kind == "random" or config.split.negatives else 0
-    wanted = [VERSION, sources.fingerprint(config.source), config.split.model_dump(), seed]
+    wanted = [VERSION, sources.fingerprint(config.source), config.split.identity(), seed]
     return storage.path(config.root) / "prepare" / storage.digest_of(wanted)[:12]
 
 

@@ -7,6 +7,9 @@ import pyarrow as pa
 
 from llm4msr.errors import DataError
 
+MAX_ID = 8192
+"""Characters of a raw id (user, item, scenario) or of a context value: what `prepare` takes, serving takes."""
+
 RAW_INTERACTIONS = pa.schema(
     [
         ("user_id", pa.string()),

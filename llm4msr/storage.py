@@ -4,6 +4,7 @@ An output folder counts only once its `manifest.json` exists. The manifest is wr
 (rename on disk, a single PUT on an object store), so that readers never see a half-written output.
 """
 
+import codecs
 import hashlib
 import importlib.metadata
 import json
@@ -73,6 +74,24 @@ def read_bytes(file: UPath) -> bytes:
     """
     with _told(file, "read"):
         return bytes(file.read_bytes())
+
+
+def read_text(file: UPath) -> str:
+    """The whole file as text: UTF-8 with or without a byte order mark, any line end (given back as a line feed).
+
+    Every text that a user hands in comes through here: configs, templates, lists of ids.
+
+    Raises:
+        StorageError: it does not exist, cannot be read, or is in another encoding.
+    """
+    data = read_bytes(file)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        found = "UTF-16" if utf16 else f"not UTF-8 (byte {error.start + 1} is 0x{data[error.start]:02x})"
+        raise StorageError(f"{file}: the encoding is {found}; save it as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def write_bytes(file: UPath, data: bytes) -> None:

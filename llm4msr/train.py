@@ -78,8 +78,7 @@ def inputs(config: Config) -> tuple[StageOutput, StageOutput | None]:
 def _folder(config: Config, data: StageOutput, knowledge: StageOutput | None) -> UPath:
     content = {name: part.digest for name, part in data.manifest.files.items()}
     vectors = {name: part.digest for name, part in knowledge.manifest.files.items()} if knowledge else {}
-    excluded = {"workers", "device", "checkpoint_batches"}
-    model, settings = config.model.model_dump(), config.train.model_dump(exclude=excluded)
+    model, settings = config.model.identity(), config.train.identity()
     name = storage.digest_of([VERSION, config.seed, model, settings, content, vectors])[:12]
     label = f"{config.model.backbone.replace(':', '.')}-{config.model.variant}-s{config.seed}"
     return storage.path(config.root) / "train" / f"{label}-{name}"

@@ -22,7 +22,7 @@ from llm4msr.prepare import prepared
 from llm4msr.ranker import Strengths
 from llm4msr.report import cases
 from llm4msr.report.opened import Opened, Seed, Trained, batch_of
-from llm4msr.report.text import block, shortened
+from llm4msr.text import block, shortened
 from llm4msr.train import trained
 
 FOUND = 20

@@ -14,9 +14,9 @@ from llm4msr.report.effect import EffectSection, effect_section
 from llm4msr.report.opened import Opened, Seed
 from llm4msr.report.page import Page, html
 from llm4msr.report.scenarios import ScenarioSection, scenario_section
-from llm4msr.report.text import cell
 from llm4msr.report.users import UserSection, user_section
 from llm4msr.storage import Built, StageOutput
+from llm4msr.text import cell
 
 FILES = {
     "scenarios.csv": "the LLM's text on each scenario, and its statistics",

@@ -13,7 +13,7 @@ from llm4msr import interests, storage
 from llm4msr.errors import ConfigError
 from llm4msr.report.ablation import Levels, by_level
 from llm4msr.report.opened import Opened, batch_of
-from llm4msr.report.text import shortened
+from llm4msr.text import shortened
 
 CANDIDATES = 60
 """Items that are ranked for a user: those of the test rows, then the most frequent ones that the user has not met."""

@@ -19,7 +19,7 @@ from llm4msr.fit import Data, predict
 from llm4msr.ranker import RankerNet
 from llm4msr.report.ablation import Levels, by_level
 from llm4msr.report.opened import Opened, Seed
-from llm4msr.report.text import shortened, signed
+from llm4msr.text import shortened, signed
 
 DRAWS = 300
 MAX_ROWS = 200_000

@@ -13,8 +13,8 @@ import numpy as np
 from llm4msr.report.cases import Case
 from llm4msr.report.effect import EffectSection, Interval
 from llm4msr.report.scenarios import ScenarioSection
-from llm4msr.report.text import block, shortened, signed
 from llm4msr.report.users import UserSection
+from llm4msr.text import block, shortened, signed
 
 MAP_WIDTH, MAP_HEIGHT, MARGIN = 720, 460, 24
 MOST_ROWS = 24

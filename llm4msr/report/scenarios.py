@@ -16,7 +16,7 @@ from scipy import sparse, stats
 from llm4msr import knowledge
 from llm4msr.ranker import RankerNet
 from llm4msr.report.opened import Opened
-from llm4msr.report.text import shortened, signed
+from llm4msr.text import shortened, signed
 
 MAX_SHOWN = 10
 """Scenarios in a heat map, the largest; the data beside the report has all."""

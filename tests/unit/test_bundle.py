@@ -15,6 +15,7 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError, StorageError
 from llm4msr.fit import Data
 from llm4msr.id_table import IdTable
+from llm4msr.schema import MAX_ID
 from llm4msr.selftest import SelfTest
 from llm4msr.storage import StageOutput
 from tests.unit.conftest import World
@@ -275,7 +276,7 @@ def test_info_says_what_is_loaded(ranker: Ranker):
     assert ranker.titles["i3"] == "Title 3"
 
 
-@pytest.mark.parametrize("bad", [{"items": []}, {"top_k": 0}, {"surprise": 1}, {"user_id": "x" * 257}])
+@pytest.mark.parametrize("bad", [{"items": []}, {"top_k": 0}, {"surprise": 1}, {"user_id": "x" * (MAX_ID + 1)}])
 def test_a_malformed_request_is_refused(bad: dict[str, Any]):
     with pytest.raises(ValidationError):
         request(**bad)

@@ -84,11 +84,34 @@ def test_every_error_is_told_at_once(minimal: str):
     assert "serve.port" in str(caught.value)
 
 
-@pytest.mark.parametrize("data", [b"name = [", b'name = "\xff\xfe"'])
-def test_what_is_not_toml_is_refused(tmp_path: Path, data: bytes):
-    (tmp_path / "c.toml").write_bytes(data)
+def test_what_is_not_toml_is_refused(tmp_path: Path):
+    (tmp_path / "c.toml").write_text("name = [")
     with pytest.raises(ConfigError, match=r"c\.toml: not valid TOML"):
         load(str(tmp_path / "c.toml"))
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding"), [(b'name = "\xff\xfe"', r"byte 9 is 0xff"), ('name = "x"'.encode("utf-16"), "UTF-16")]
+)
+def test_another_encoding_is_named(tmp_path: Path, data: bytes, encoding: str):
+    (tmp_path / "c.toml").write_bytes(data)
+    with pytest.raises(StorageError, match=rf"c\.toml: the encoding is .*{encoding}.*; save it as UTF-8"):
+        load(str(tmp_path / "c.toml"))
+
+
+def test_a_mark_and_line_ends_of_other_systems_change_nothing(tmp_path: Path):
+    plain = tmp_path / "plain.toml"
+    plain.write_text('name = "x"\nsource = {kind = "table", path = "."}\n')
+    (tmp_path / "windows.toml").write_bytes(b"\xef\xbb\xbf" + plain.read_bytes().replace(b"\n", b"\r\n"))
+    assert load(str(tmp_path / "windows.toml")) == load(str(plain))
+
+
+def test_a_key_that_only_says_how_to_run_enters_no_fingerprint(tmp_path: Path):
+    (tmp_path / "c.toml").write_text('name = "x"\nsource = {kind = "table", path = "."}\n')
+    base = load(str(tmp_path / "c.toml"))
+    how = load(str(tmp_path / "c.toml"), ["train.workers=3", "extract.rows_per_shard=7", "extract.user_template=t.txt"])
+    assert (how.train.identity(), how.extract.identity()) == (base.train.identity(), base.extract.identity())
+    assert load(str(tmp_path / "c.toml"), ["train.epochs=3"]).train.identity() != base.train.identity()
 
 
 def test_unreadable_file_is_named(tmp_path: Path):

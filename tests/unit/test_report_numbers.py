@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from llm4msr import metrics
-from llm4msr.report import cases, effect, page, scenarios, text, users
+from llm4msr import metrics, text
+from llm4msr.report import cases, effect, page, scenarios, users
 from llm4msr.report.effect import Draws, Interval, weighted_auc
 
 

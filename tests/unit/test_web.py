@@ -112,7 +112,7 @@ def test_half_a_body_is_told_in_time(server: Server) -> None:
 
 
 def test_an_error_names_the_place_and_repeats_nothing_that_was_sent(server: Server) -> None:
-    body = {"user_id": "u" * 300, "scenario": {"deep": 1}, "items": list(range(50)), "<script>" * 20: float("nan")}
+    body = {"user_id": ["u"], "scenario": {"deep": 1}, "items": list(range(50)), "<script>" * 20: float("nan")}
     headers = {"content-type": "application/json"}
     answer = httpx.post(f"{server.address}/v1/rank", content=json.dumps(body), headers=headers)
     assert answer.status_code == 422
