@@ -87,6 +87,23 @@ class TableColumns(Section):
     user_features: tuple[str, ...] = ()
     item_features: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _each_field_has_a_name_of_its_own(self) -> Self:
+        taken = {"user_features": {"user_id": "the id itself"}, "item_features": {"item_id": "the id itself"}}
+        if self.category:
+            taken["item_features"]["category"] = "the path that the key `category` names"
+        for key in ("context", "user_features", "item_features"):
+            names: tuple[str, ...] = getattr(self, key)
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"{key}: '{name}' stands there twice")
+                if owner := taken.get(key, {}).get(name):
+                    raise ValueError(
+                        f"{key}: the name '{name}' is taken: {owner} is a feature of that name; "
+                        "leave it out, or rename the column"
+                    )
+        return self
+
 
 class AmazonOptions(Section):
     """`kind = "amazon"`: which of the files below `source.path`, and what of them."""

@@ -22,6 +22,9 @@ from llm4msr import storage
 
 Side = Literal["user", "item", "scenario", "context"]
 
+IDS = {("user", "user_id"), ("item", "item_id"), ("scenario", "scenario_id")}
+"""Sides and names of the fields that are ids; a context field `user_id`, say, is a field like any other."""
+
 FEW_VALUES = 256
 """How many values a many-valued field may have for its means to be taken by one matrix product over all of them."""
 
@@ -117,7 +120,7 @@ class FeatureEmbedding(nn.Module):
         self._fields = fields
         self._starts: list[int] = np.cumsum([0, *(field.size for field in fields)]).tolist()
         self._columns: list[int] = np.cumsum([0, *(field.slots for field in fields)]).tolist()
-        ids = [i for i, field in enumerate(fields) if field.name in ("user_id", "item_id", "scenario_id")]
+        ids = [i for i, field in enumerate(fields) if (field.side, field.name) in IDS]
         for name, numbers in (
             ("_first_F", self._columns[: len(fields)]),
             ("_id_columns", [self._columns[i] for i in ids]),
@@ -145,7 +148,7 @@ class FeatureEmbedding(nn.Module):
 
     def scenarios(self, slots_BS: Tensor) -> Tensor:
         """int64 [B]: the scenarios' numbers, which the slots tell too; 0 where `hide` hid the scenario."""
-        at = next(i for i, field in enumerate(self._fields) if field.name == "scenario_id")
+        at = next(i for i, field in enumerate(self._fields) if field.side == "scenario")
         return slots_BS[:, self._columns[at]] - self._starts[at]
 
 

@@ -21,8 +21,8 @@ from llm4msr.sources import RawData
 from llm4msr.storage import Built, StageOutput
 
 VERSION = 4
-SEEN = " seen"
-"""A column of ours among those of the source, under a name that no context field has."""
+SEEN = "seen"
+"""A column of ours among those of the source, whose own names have a prefix."""
 MAX_VALUES = 8
 """Values kept of a many-valued feature, such as the steps of a category path."""
 MAX_TITLES = 50
@@ -110,7 +110,7 @@ def _tables(config: Config) -> tuple[dict[str, pa.Table], dict[str, dict[str, li
     train = rows[part == split.TRAIN]
     users, user_fields = _catalogue(raw.users, "user", raw.user_features, train["user_id"])
     items, item_fields = _catalogue(_titled(raw, train), "item", raw.item_features, train["item_id"])
-    context_fields = {name: _vocabulary(train[name]) for name in raw.context}
+    context_fields = {name: _vocabulary(train[f"c:{name}"]) for name in raw.context}
     scenarios = _scenarios(rows[history], train, items, item_fields)
     lists = _histories(rows[history], users, items)
     seen, place = _seen(rows[history], lists, users, items)
@@ -162,8 +162,9 @@ def _catalogue(
     fields = {key: seen}
     columns[f"f:{key}"] = np.r_[0, np.arange(1, len(seen) + 1), np.zeros(len(ids) - len(seen), dtype=int)]
     for name in features:
-        fields[name] = _vocabulary(frame[name].iloc[: len(seen)])
-        columns[f"f:{name}"] = _feature(frame[name], fields[name], pa.types.is_list(table.schema.field(name).type))
+        column = f"f:{name}"
+        fields[name] = _vocabulary(frame[column].iloc[: len(seen)])
+        columns[column] = _feature(frame[column], fields[name], pa.types.is_list(table.schema.field(column).type))
     return pa.table(columns), fields
 
 
@@ -193,7 +194,9 @@ def _encode(
         "label": pa.array(rows["label"], pa.float32()),
         "seen": pa.array(rows[SEEN], pa.int64()),
     }
-    return pa.table(columns | {f"c:{n}": _numbers(rows[n], pa.array(["", *values])) for n, values in context.items()})
+    return pa.table(
+        columns | {f"c:{n}": _numbers(rows[f"c:{n}"], pa.array(["", *values])) for n, values in context.items()}
+    )
 
 
 def _numbers(values: "pd.Series[str]", ids: pa.Array) -> pa.Array:

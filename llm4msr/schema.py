@@ -10,6 +10,9 @@ from llm4msr.errors import DataError
 MAX_ID = 8192
 """Characters of a raw id (user, item, scenario) or of a context value: what `prepare` takes, serving takes."""
 
+CONTEXT, FEATURE = "c:", "f:"
+"""What stands before a context field's or a feature's name where it names a column."""
+
 RAW_INTERACTIONS = pa.schema(
     [
         ("user_id", pa.string()),
@@ -19,10 +22,10 @@ RAW_INTERACTIONS = pa.schema(
         ("order", pa.float64()),
     ]
 )
-"""What a source gives, besides one string column for each context field. `order` grows with time."""
+"""What a source gives, besides one string column `c:NAME` for each context field. `order` grows with time."""
 
 RAW_USERS = pa.schema([("user_id", pa.string())])
-"""Besides one string or list<string> column for each feature; so for items."""
+"""Besides one string or list<string> column `f:NAME` for each feature; so for items."""
 
 RAW_ITEMS = pa.schema([("item_id", pa.string()), ("title", pa.string())])
 
@@ -35,11 +38,11 @@ INTERACTIONS = pa.schema(
         ("seen", pa.int64()),
     ]
 )
-"""Rows of train, valid and test, besides one int64 column for each context field. `seen` is the row's place in `SEEN`,
-counted from 1, or that of the row that a negative was drawn for; 0 where knowledge has not seen it."""
+"""Rows of train, valid and test, besides one int64 column `c:NAME` for each context field. `seen` is the row's place in
+`SEEN`, counted from 1, or that of the row that a negative was drawn for; 0 where knowledge has not seen it."""
 
 USERS = pa.schema([("user", pa.int64()), ("user_id", pa.string())])
-"""Row i is user i, row 0 the unknown user; besides int64 or list<int64> features; so for items."""
+"""Row i is user i, row 0 the unknown user; besides int64 or list<int64> features `f:NAME`; so for items."""
 
 ITEMS = pa.schema([("item", pa.int64()), ("item_id", pa.string()), ("title", pa.string())])
 

@@ -31,7 +31,7 @@ _META_FILE = re.compile(r"meta_(?P<category>.+?)\.json(?:\.gz)?")
 _REVIEWS = pa.schema(
     [("user_id", pa.string()), ("item_id", pa.string()), ("rating", pa.float64()), ("order", pa.float64())]
 )
-_ITEMS = pa.schema([*schema.RAW_ITEMS, ("category", pa.list_(pa.string())), ("brand", pa.string())])
+_ITEMS = pa.schema([*schema.RAW_ITEMS, ("f:category", pa.list_(pa.string())), ("f:brand", pa.string())])
 
 
 class Category(NamedTuple):
@@ -65,7 +65,7 @@ def read(config: SourceConfig) -> RawData:
     interactions = stream.spooled(schema.RAW_INTERACTIONS, rows)
     users = pa.table({"user_id": pa.array([], pa.string())})
     items = stream.spooled(_ITEMS, stream.batched(_ITEMS, _items(categories, set(item_ids.to_pylist()))))
-    raw = RawData(interactions, users, items, (), (), ("category", "brand"), config.amazon.implicit)
+    raw = RawData(interactions, users, items, config.amazon.implicit)
     return raw.checked(config.path)
 
 

@@ -13,16 +13,28 @@ from llm4msr.s3 import FAULTS
 
 @dataclass(frozen=True)
 class RawData:
-    """Three tables with string ids, and the names of the feature columns in them."""
+    """Three tables with string ids. What the source names itself stands under a prefix, so it never meets our names."""
 
     interactions: pa.Table
     users: pa.Table
     items: pa.Table
-    context: tuple[str, ...]
-    user_features: tuple[str, ...]
-    item_features: tuple[str, ...]
     implicit: bool
     """Only positives are known, so negatives must be drawn."""
+
+    @property
+    def context(self) -> tuple[str, ...]:
+        """Names of the context fields; the column of `device` is `c:device`."""
+        return _named(self.interactions, schema.CONTEXT)
+
+    @property
+    def user_features(self) -> tuple[str, ...]:
+        """Names of the users' features; the column of `country` is `f:country`."""
+        return _named(self.users, schema.FEATURE)
+
+    @property
+    def item_features(self) -> tuple[str, ...]:
+        """The same of the items."""
+        return _named(self.items, schema.FEATURE)
 
     def checked(self, where: str) -> "RawData":
         """Itself, once its tables keep the schema and there is an interaction."""
@@ -32,6 +44,10 @@ class RawData:
         schema.check(self.users, schema.RAW_USERS, where)
         schema.check(self.items, schema.RAW_ITEMS, where)
         return self
+
+
+def _named(table: pa.Table, prefix: str) -> tuple[str, ...]:
+    return tuple(name.removeprefix(prefix) for name in table.column_names if name.startswith(prefix))
 
 
 def refuse_duplicates(column: pa.ChunkedArray, where: str, name: str) -> None:

@@ -49,7 +49,7 @@ def read(config: SourceConfig) -> RawData:
     refuse_duplicates(users["user_id"], str(user_file), "user_id")
     items = _spooled(_items(item_file, config.kuaisar.author))
     refuse_duplicates(items["item_id"], str(item_file), "item_id")
-    raw = RawData(interactions, users, items, (), _USER_FEATURES, tuple(items.column_names[2:]), implicit=False)
+    raw = RawData(interactions, users, items, implicit=False)
     return raw.checked(config.path)
 
 
@@ -86,7 +86,7 @@ def _interactions(rows: Rows, ids: pa.ChunkedArray, scenario: str, label: pa.Chu
 
 def _users(file: UPath) -> Iterator[pa.Table]:
     for rows in stream.csv_rows(file, ("user_id", *_USER_FEATURES)):
-        yield pa.table({"user_id": rows.ids("user_id")} | {name: rows.texts(name) for name in _USER_FEATURES})
+        yield pa.table({"user_id": rows.ids("user_id")} | {f"f:{name}": rows.texts(name) for name in _USER_FEATURES})
 
 
 def _items(file: UPath, with_author: bool) -> Iterator[pa.Table]:
@@ -95,11 +95,11 @@ def _items(file: UPath, with_author: bool) -> Iterator[pa.Table]:
         path = pc.binary_join_element_wise(*(_step(rows, level) for level in _LEVELS), "")
         path = pc.utf8_slice_codeunits(path, len(_STEP))
         steps = pc.if_else(pc.equal(path, ""), pa.scalar([], pa.list_(pa.string())), pc.split_pattern(path, _STEP))
-        columns = {"item_id": rows.ids("item_id"), "title": path, "category": steps}
-        columns |= {name: rows.texts(name) for name in ("upload_type", "item_type")}
+        columns = {"item_id": rows.ids("item_id"), "title": path, "f:category": steps}
+        columns |= {f"f:{name}": rows.texts(name) for name in ("upload_type", "item_type")}
         if with_author:
             ids = rows.texts("author_id")
-            columns["author_id"] = pc.if_else(pc.equal(ids, _NO_AUTHOR), "", ids)
+            columns["f:author_id"] = pc.if_else(pc.equal(ids, _NO_AUTHOR), "", ids)
         yield pa.table(columns)
 
 

@@ -66,14 +66,14 @@ def read(config: SourceConfig) -> RawData:
             "order": pa.array(ratings["order"].astype("float64")),
         }
     )
-    user_features, item_features = ("age", "gender", "occupation"), ("genres", "year")
-    user_table = pa.table({c: pa.array(users[c], pa.string()) for c in ("user_id", *user_features)})
+    user_columns = {"user_id": "user_id"} | {f"f:{name}": name for name in ("age", "gender", "occupation")}
+    user_table = pa.table({column: pa.array(users[name], pa.string()) for column, name in user_columns.items()})
     genres = pa.array(films["genres"].tolist(), pa.list_(pa.string()))
     item_table = pa.table(
         {c: pa.array(films[c], pa.string()) for c in ("item_id", "title")}
-        | {"genres": genres, "year": pa.array(films["year"], pa.string())}
+        | {"f:genres": genres, "f:year": pa.array(films["year"], pa.string())}
     )
-    raw = RawData(interactions, user_table, item_table, (), user_features, item_features, implicit=False)
+    raw = RawData(interactions, user_table, item_table, implicit=False)
     return raw.checked(where)
 
 

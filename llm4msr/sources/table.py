@@ -10,7 +10,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from upath import UPath
 
-from llm4msr import storage
+from llm4msr import schema, storage
 from llm4msr.config import SourceConfig, TableColumns
 from llm4msr.errors import DataError
 from llm4msr.sources.base import RawData, file_fingerprint, refuse_duplicates
@@ -44,42 +44,35 @@ def read(config: SourceConfig) -> RawData:
             "label": rows.labels(columns.label) if columns.label else pa.array([1.0] * count, pa.float32()),
             "order": rows.numbers(columns.order) if columns.order else pa.array(range(count), pa.float64()),
         }
-        | {name: rows.texts(name) for name in columns.context}
+        | {schema.CONTEXT + name: rows.texts(name) for name in columns.context}
     )
-    users, user_features = _read_side(
-        folder, columns.users, columns.user, "user_id", columns.user_features, interactions
-    )
-    items, item_features = _read_items(folder, columns, interactions)
-    raw = RawData(interactions, users, items, columns.context, user_features, item_features, implicit=not columns.label)
-    return raw.checked(str(file))
+    users = _read_side(folder, columns.users, columns.user, "user_id", columns.user_features)
+    return RawData(interactions, users, _read_items(folder, columns), implicit=not columns.label).checked(str(file))
 
 
-def _read_items(folder: UPath, columns: TableColumns, interactions: pa.Table) -> tuple[pa.Table, tuple[str, ...]]:
-    wanted = columns.item_features
-    items, features = _read_side(folder, columns.items, columns.item, "item_id", wanted, interactions)
+def _read_items(folder: UPath, columns: TableColumns) -> pa.Table:
+    items = _read_side(folder, columns.items, columns.item, "item_id", columns.item_features)
     file = folder / columns.items
     raw = _read_file(file) if columns.items else None
     title = raw.texts(columns.title) if raw is not None and columns.title else items["item_id"]
     items = items.add_column(1, "title", title)
     if raw is not None and columns.category:
         path = pc.split_pattern(raw.texts(columns.category), columns.category_separator)
-        items, features = items.append_column("category", path), (*features, "category")
-    return items, features
+        items = items.append_column(schema.FEATURE + "category", path)
+    return items
 
 
-def _read_side(
-    folder: UPath, name: str, key: str, renamed: str, features: tuple[str, ...], interactions: pa.Table
-) -> tuple[pa.Table, tuple[str, ...]]:
+def _read_side(folder: UPath, name: str, key: str, renamed: str, features: tuple[str, ...]) -> pa.Table:
     """The table of users or items: from its file, or only the ids that occur."""
     if not name:
         if features:
             raise DataError(f"source.table: features {', '.join(features)} need a file of {renamed.split('_')[0]}s")
-        return pa.table({renamed: pa.array([], pa.string())}), ()
+        return pa.table({renamed: pa.array([], pa.string())})
     file = folder / name
     rows = _read_file(file)
     ids = rows.ids(key)
     refuse_duplicates(ids, str(file), key)
-    return pa.table({renamed: ids} | {f: rows.texts(f) for f in features}), features
+    return pa.table({renamed: ids} | {schema.FEATURE + f: rows.texts(f) for f in features})
 
 
 def _read_file(file: UPath) -> Rows:

@@ -130,12 +130,12 @@ def test_items_users_and_context_are_read(tmp_path: Path):
         user_features=["age"],
     )
     raw = sources.read(config)
-    assert raw.interactions["device"].to_pylist() == ["tv", "", "tv"]
+    assert raw.interactions["c:device"].to_pylist() == ["tv", "", "tv"]
     assert raw.items.to_pylist() == [
-        {"item_id": "i1", "title": "One, two", "brand": "x", "category": ["A", "B"]},
-        {"item_id": "i3", "title": "", "brand": "", "category": [""]},
+        {"item_id": "i1", "title": "One, two", "f:brand": "x", "f:category": ["A", "B"]},
+        {"item_id": "i3", "title": "", "f:brand": "", "f:category": [""]},
     ]
-    assert raw.users.to_pylist() == [{"user_id": "u1", "age": "30"}]
+    assert raw.users.to_pylist() == [{"user_id": "u1", "f:age": "30"}]
     assert (raw.context, raw.user_features, raw.item_features) == (("device",), ("age",), ("brand", "category"))
 
 
@@ -322,11 +322,11 @@ def test_movielens_is_read_from_its_official_layout(tmp_path: Path, form: str):
     assert raw.interactions["label"].to_pylist() == [1, 0, 1, 0, 1]
     assert raw.interactions["order"].to_pylist() == [100, 101, 102, 103, 104]
     films = {film["item_id"]: film for film in raw.items.to_pylist()}
-    assert films["10"] == {"item_id": "10", "title": "The Sting", "genres": ["Comedy", "Crime"], "year": "1973"}
-    assert films["20"] == {"item_id": "20", "title": "Amélie", "genres": ["Romance"], "year": "2001"}
-    assert films["40"] == {"item_id": "40", "title": "No year", "genres": [""], "year": ""}
+    assert films["10"] == {"item_id": "10", "title": "The Sting", "f:genres": ["Comedy", "Crime"], "f:year": "1973"}
+    assert films["20"] == {"item_id": "20", "title": "Amélie", "f:genres": ["Romance"], "f:year": "2001"}
+    assert films["40"] == {"item_id": "40", "title": "No year", "f:genres": [""], "f:year": ""}
     assert films["50"]["title"] == "Les Misérables"
-    assert raw.users.to_pylist()[1] == {"user_id": "2", "age": "25", "gender": "M", "occupation": "16"}
+    assert raw.users.to_pylist()[1] == {"user_id": "2", "f:age": "25", "f:gender": "M", "f:occupation": "16"}
     assert not raw.implicit
 
 

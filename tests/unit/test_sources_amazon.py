@@ -90,8 +90,8 @@ def test_layouts_give_the_same_tables(tmp_path: Path, layout: int, size: str, en
     scenario = "Home and Garden"
     assert rows(raw) == [("A1", "B1", scenario, 1, 10), ("A2", "B1", scenario, 0, 11), ("A1", "B2", scenario, 1, 12)]
     assert raw.items.to_pylist() == [
-        {"item_id": "B1", "title": "One", "category": ["Books", "Art"], "brand": "Acme"},
-        {"item_id": "B2", "title": "Two", "category": ["Books"], "brand": ""},
+        {"item_id": "B1", "title": "One", "f:category": ["Books", "Art"], "f:brand": "Acme"},
+        {"item_id": "B2", "title": "Two", "f:category": ["Books"], "f:brand": ""},
     ]
     assert (raw.context, raw.user_features, raw.item_features) == ((), (), ("category", "brand"))
     assert raw.users.num_rows == 0

@@ -97,14 +97,26 @@ def test_the_layout_of_its_authors_is_read(tmp_path: Path, end: str):
         ("2", "103656000000", "search", 0, 1684763932920),
     ]
     assert raw.users.to_pylist() == [
-        {"user_id": "1", "search_active_level": "3", "rec_active_level": "4", "onehot_feat1": "0", "onehot_feat2": "7"},
-        {"user_id": "2", "search_active_level": "1", "rec_active_level": "", "onehot_feat1": "2", "onehot_feat2": "0"},
+        {
+            "user_id": "1",
+            "f:search_active_level": "3",
+            "f:rec_active_level": "4",
+            "f:onehot_feat1": "0",
+            "f:onehot_feat2": "7",
+        },
+        {
+            "user_id": "2",
+            "f:search_active_level": "1",
+            "f:rec_active_level": "",
+            "f:onehot_feat1": "2",
+            "f:onehot_feat2": "0",
+        },
     ]
-    kind = {"upload_type": "LongImport", "item_type": "NORMAL"}
+    kind = {"f:upload_type": "LongImport", "f:item_type": "NORMAL"}
     assert raw.items.to_pylist() == [
-        {"item_id": "100", "title": "Funny > Funny joke", "category": ["Funny", "Funny joke"], **kind},
-        {"item_id": "101", "title": "", "category": [], **kind},
-        {"item_id": "102", "title": "Food > Tea", "category": ["Food", "Tea"], **kind},
+        {"item_id": "100", "title": "Funny > Funny joke", "f:category": ["Funny", "Funny joke"], **kind},
+        {"item_id": "101", "title": "", "f:category": [], **kind},
+        {"item_id": "102", "title": "Food > Tea", "f:category": ["Food", "Tea"], **kind},
     ]
     assert raw.context == ()
     assert raw.user_features == ("search_active_level", "rec_active_level", "onehot_feat1", "onehot_feat2")
@@ -154,7 +166,7 @@ def test_no_search_result_of_a_wanted_type_is_refused(tmp_path: Path):
 
 def test_the_author_is_a_feature_if_wanted_and_zero_is_none(tmp_path: Path):
     raw = sources.read(source(write(tmp_path), author=True))
-    assert raw.items["author_id"].to_pylist() == ["10", "10", ""]
+    assert raw.items["f:author_id"].to_pylist() == ["10", "10", ""]
     assert raw.item_features == ("category", "upload_type", "item_type", "author_id")
 
 
@@ -182,7 +194,7 @@ def test_a_line_break_between_quotes_ends_no_row_wherever_a_block_ends(tmp_path:
     assert (tmp_path / "item_features.csv").stat().st_size > 1 << 22
     items = sources.read(source(tmp_path)).items
     assert items["item_id"].to_pylist() == [str(at) for at in range(4000)]
-    assert items["upload_type"].to_pylist() == [cells[5] for cells in many]
+    assert items["f:upload_type"].to_pylist() == [cells[5] for cells in many]
     assert set(items["title"].to_pylist()) == {'Say "hi" > a\nb'}
 
 
