@@ -15,6 +15,7 @@ from llm4msr.config import Config
 from llm4msr.errors import LLM4MSRError
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput
+from llm4msr.text import masked
 
 app = typer.Typer(
     name="llm4msr",
@@ -138,8 +139,8 @@ def _execute(
         from llm4msr.plan import plan
 
         found = plan(loaded, verb)
-        print(json.dumps(found, indent=2, ensure_ascii=False))
-        print(json.dumps({"stage": verb, "dry_run": True} | _flat(found), ensure_ascii=False))
+        print(masked(json.dumps(found, indent=2, ensure_ascii=False)))
+        print(masked(json.dumps({"stage": verb, "dry_run": True} | _flat(found), ensure_ascii=False)))
         return
     outputs = stage(loaded)
     summary = outputs[-1].summary() | {"stage": verb}
@@ -149,7 +150,7 @@ def _execute(
         summary |= {"rows": named["prepare"]["rows"], "failed": sum(o.manifest.failed for o in outputs)}
         summary |= {"skipped": sum(o.reused for o in outputs), "seconds": round(time.monotonic() - begun, 1)}
         summary |= {"metrics": named["evaluate"].get("metrics")}
-    print(json.dumps(summary, ensure_ascii=False))
+    print(masked(json.dumps(summary, ensure_ascii=False)))
 
 
 def _flat(found: dict[str, Any]) -> dict[str, Any]:

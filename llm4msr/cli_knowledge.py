@@ -8,6 +8,7 @@ import typer
 from llm4msr import config as configs
 from llm4msr.cli_options import ConfigPath, Overrides
 from llm4msr.progress import say
+from llm4msr.text import masked
 
 app = typer.Typer(
     help="The knowledge store: its versions, what it knows of a user, whether it is sound, and pruning.",
@@ -80,4 +81,4 @@ def verify(
     """Ask the LLM again about some rows and compare: fingerprints equal, vectors with cosine above 0.999."""
     from llm4msr import versions
 
-    print(json.dumps(versions.verified(configs.load(config, set_), sample), ensure_ascii=False))
+    print(masked(json.dumps(versions.verified(configs.load(config, set_), sample), ensure_ascii=False)))

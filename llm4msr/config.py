@@ -373,16 +373,23 @@ def _apply(document: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override}: write it as section.key=value, for example train.epochs=5")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text  # a bare word is a string, so that quotes need no escaping in a shell
     *sections, last = key.strip().split(".")
     for section in sections:
         document = document.setdefault(section, {})
         if not isinstance(document, dict):
             raise ConfigError(f"--set {override}: '{section}' is a value, not a section")
-    document[last] = value
+    document[last] = _value(text)
+
+
+def _value(text: str) -> Any:
+    """A TOML value; a bare word is a string, in a list too, so that quotes need no escaping in a shell."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        bare = text.strip()
+    if bare.startswith("[") and bare.endswith("]"):
+        return [_value(word.strip()) for word in bare[1:-1].split(",") if word.strip()]
+    return text
 
 
 def _explain(uri: str, document: dict[str, Any], error: dict[str, Any]) -> str:
@@ -395,6 +402,8 @@ def _explain(uri: str, document: dict[str, Any], error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{uri}: '{where}' is missing; add it to the file or with --set {where}=..."
     given = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
+    if error["type"] == "tuple_type" and given:
+        given += f"; write [{error['input']}]"
     return f"{uri}: '{where}': {error['msg'].removeprefix('Value error, ')}{given}"
 
 

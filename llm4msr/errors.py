@@ -9,11 +9,16 @@ LLM4MSRError               exit code 1
  └─ TooManyFailedError      3   more rows failed than `max_failed_fraction` allows
 """
 
+from llm4msr.text import masked
+
 
 class LLM4MSRError(Exception):
-    """Base of this package's errors; `exit_code` is what the command line ends with."""
+    """Base of this package's errors; `exit_code` is what the command line ends with. No message holds a password."""
 
     exit_code = 1
+
+    def __init__(self, message: str = ""):
+        super().__init__(masked(message))
 
 
 class InputError(LLM4MSRError):

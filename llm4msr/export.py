@@ -8,6 +8,7 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.fit import Data
 from llm4msr.storage import Built, StageOutput
+from llm4msr.text import masked
 from llm4msr.train import WEIGHTS, inputs, trained
 
 _CARD = """# {name}: a multi-scenario ranker with LLM knowledge
@@ -52,7 +53,7 @@ def llm_of(config: Config, knowledge: StageOutput) -> dict[str, str]:
     """What decides whether two extractions' vectors mean the same to a net."""
     e = config.extract
     found = {
-        "model": e.model,
+        "model": masked(e.model),
         "revision": knowledge.manifest.inputs["revision"],
         "pooling": e.pooling,
         "dtype": e.dtype,

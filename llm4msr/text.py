@@ -7,6 +7,21 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u
 FORMULA = re.compile(r"^[=+\-@\t\r]")
 """How a cell begins that a spreadsheet would run."""
 
+_USER = re.compile(
+    r"""(?<=://)[^\s"'/@:]{0,200}:(?!\d+/)[^\s"']{0,1000}@"""  # user:password@, where the password may hold a slash
+    r"""|(?<=http://|edis://)[^\s"'/@]{1,1000}@|(?<=https://|ediss://)[^\s"'/@]{1,1000}@"""
+)
+_TOKEN = re.compile(
+    r"""([?&][^=&\s"']{0,100}?(?:token|sig|secret|passw|pwd|key|credential|auth)[^=&\s"']{0,100}=)[^&#\s"']+""", re.I
+)
+
+
+def masked(text: str) -> str:
+    """The text with `***` for users and passwords in its URIs, and for tokens and signatures in their queries."""
+    if "://" not in text:
+        return text
+    return _TOKEN.sub(r"\1***", _USER.sub("***@", text))
+
 
 def shortened(text: str, limit: int = 60) -> str:
     """The text in one line, cut where it is longer; a disturbing character becomes �, so that one sees it was there."""

@@ -29,18 +29,25 @@ def resolve(model: str) -> Path:
     """
     if model == ALIAS:
         return _smollm2()
-    if "://" in model:
+    local = _local(model)
+    if local is None:
         return _downloaded(model)
-    if Path(model).is_dir():
-        return Path(model).absolute()
+    if local.is_dir():
+        return local
+    if model.startswith(("~", "file:")):
+        raise StorageError(f"extract.model = '{model}': no such folder")
     return _from_hub(model)
+
+
+def _local(model: str) -> Path | None:
+    """The folder that it would be on this machine; None for a URI of another place."""
+    place = storage.path(model)
+    return Path(place) if isinstance(place, Path) else None
 
 
 def on_this_machine(model: str) -> Path | None:
     """The model's folder if it is here already; fetches nothing."""
-    folder = _cached(model) if "://" in model else Path(model)
-    if model == ALIAS:
-        folder = wheels.cache_folder() / _FOLDER
+    folder = wheels.cache_folder() / _FOLDER if model == ALIAS else _local(model) or _cached(model)
     return folder if folder.is_dir() else None
 
 

@@ -130,12 +130,20 @@ def test_unreadable_file_is_named(tmp_path: Path):
         ('model.backbone="star"', "model", "backbone", "star"),
         ("model.hidden=[8, 4]", "model", "hidden", (8, 4)),
         ('evaluate.variants=["none", "shuffled"]', "evaluate", "variants", ("none", "shuffled")),
+        ("evaluate.variants=[none]", "evaluate", "variants", ("none",)),
+        ("evaluate.variants=[none, 'user',shuffled,]", "evaluate", "variants", ("none", "user", "shuffled")),
+        ("evaluate.variants=[]", "evaluate", "variants", ()),
         (" split.valid = 0.2", "split", "valid", 0.2),
         ("extract.model=/a/b=c", "extract", "model", "/a/b=c"),
     ],
 )
 def test_set_reads_toml_values_and_bare_words(minimal: str, override: str, section: str, key: str, value: object):
     assert getattr(getattr(load(minimal, [override]), section), key) == value
+
+
+def test_a_bare_word_for_a_list_says_how_to_write_it(minimal: str):
+    with pytest.raises(ConfigError, match=r"'evaluate\.variants': .*\(given: 'none'\); write \[none\]"):
+        load(minimal, ["evaluate.variants=none"])
 
 
 def test_set_reaches_nested_sections_and_the_last_one_wins(minimal: str):

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from llm4msr import storage
-from llm4msr.errors import MissingExtraError, StorageError
+from llm4msr.errors import StorageError
 from llm4msr.storage import Built, StageOutput
 
 TABLE = pa.table({"a": [1, 2, 3], "b": ["x", "y", None]})
@@ -36,22 +36,6 @@ def test_digest_keeps_the_boundaries_of_its_parts():
 def test_digest_of_does_not_depend_on_the_order_of_keys():
     assert storage.digest_of({"a": 1, "b": 2}) == storage.digest_of({"b": 2, "a": 1})
     assert storage.digest_of({"a": 1}) != storage.digest_of({"a": 2})
-
-
-def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    assert str(storage.path("a/b")) == str(tmp_path / "a" / "b")
-
-
-def test_unknown_scheme_is_refused():
-    with pytest.raises(StorageError, match=r"nosuch://a/b: .*use a local path or a scheme"):
-        storage.path("nosuch://a/b")
-
-
-def test_a_scheme_whose_package_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(__import__("sys").modules, "dropboxdrivefs", None)
-    with pytest.raises(MissingExtraError, match=r"dropbox://a/b: .*pip install"):
-        storage.path("dropbox://a/b")
 
 
 def test_table_survives_writing_and_reading(folder):
