@@ -14,17 +14,14 @@ import pandas as pd
 import pyarrow as pa
 from upath import UPath
 
-from llm4msr import schema, sources, split, storage
+from llm4msr import catalogue, schema, sources, split, storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError, DataError
-from llm4msr.sources import RawData
 from llm4msr.storage import Built, StageOutput
 
-VERSION = 4
+VERSION = 5
 SEEN = "seen"
 """A column of ours among those of the source, whose own names have a prefix."""
-MAX_VALUES = 8
-"""Values kept of a many-valued feature, such as the steps of a category path."""
 MAX_TITLES = 50
 """Latest liked titles kept for each user and scenario."""
 
@@ -75,13 +72,8 @@ def to_ask(config: Config) -> tuple[dict[str, pa.Table], dict[str, list[str]]]:
         tables, fields = _tables(config)
         return tables, fields["item"]
     names = ("histories", "scenarios", "items")
-    return {name: storage.read_table(found.folder / f"{name}.parquet") for name in names}, item_fields(found.folder)
-
-
-def item_fields(folder: UPath) -> dict[str, list[str]]:
-    """The vocabulary of each field of the prepared items; number 1 is its first word."""
-    fields: dict[str, list[str]] = json.loads(storage.read_bytes(folder / "fields.json"))["item"]
-    return fields
+    tables = {name: storage.read_table(found.folder / f"{name}.parquet") for name in names}
+    return tables, catalogue.item_fields(found.folder)
 
 
 def _build(config: Config, folder: UPath) -> Built:
@@ -108,9 +100,9 @@ def _tables(config: Config) -> tuple[dict[str, pa.Table], dict[str, dict[str, li
     part = split.assign(rows, config.split, config.seed)
     history = split.history_rows(rows, part, config.split)
     train = rows[part == split.TRAIN]
-    users, user_fields = _catalogue(raw.users, "user", raw.user_features, train["user_id"])
-    items, item_fields = _catalogue(_titled(raw, train), "item", raw.item_features, train["item_id"])
-    context_fields = {name: _vocabulary(train[f"c:{name}"]) for name in raw.context}
+    users, user_fields = catalogue.numbered(raw.users, "user", raw.user_features, train["user_id"])
+    items, item_fields = catalogue.numbered(catalogue.titled(raw, train), "item", raw.item_features, train["item_id"])
+    context_fields = {name: catalogue.vocabulary(train[f"c:{name}"]) for name in raw.context}
     scenarios = _scenarios(rows[history], train, items, item_fields)
     lists = _histories(rows[history], users, items)
     seen, place = _seen(rows[history], lists, users, items)
@@ -131,57 +123,6 @@ def _tables(config: Config) -> tuple[dict[str, pa.Table], dict[str, dict[str, li
         encoded = _encode(rows[part == code], users, items, scenarios, context_fields)
         tables[name] = schema.check(encoded, schema.INTERACTIONS, name)
     return tables, {"user": user_fields, "item": item_fields, "context": context_fields}
-
-
-def _titled(raw: RawData, train: pd.DataFrame) -> pa.Table:
-    """The items, those of training rows included that no file describes; an item without a title shows its id."""
-    items = raw.items.to_pandas()
-    missing = pd.unique(train["item_id"][~train["item_id"].isin(items["item_id"])])
-    lists = [f.name for f in raw.items.schema if pa.types.is_list(f.type)]
-    blank = {name: [[] if name in lists else ""] * len(missing) for name in items.columns}
-    items = pd.concat([items, pd.DataFrame(blank | {"item_id": missing})], ignore_index=True)
-    items["title"] = items["title"].where(items["title"].str.strip() != "", items["item_id"])
-    return pa.Table.from_pandas(items, raw.items.schema, preserve_index=False)
-
-
-def _catalogue(
-    table: pa.Table, side: str, features: tuple[str, ...], train_ids: "pd.Series[str]"
-) -> tuple[pa.Table, dict[str, list[str]]]:
-    """All users (or items): row i is number i, row 0 the unknown one; and the vocabulary of each field.
-
-    The field named `user` (or `item`) is the id itself.
-    """
-    key = f"{side}_id"
-    seen = np.unique(train_ids.to_numpy(dtype=str)).tolist()
-    frame = table.to_pandas().set_index(key)
-    ids = seen + sorted(set(frame.index) - set(seen))
-    frame = frame.reindex(ids)
-    columns: dict[str, Any] = {side: np.arange(len(ids) + 1), key: ["", *ids]}
-    if side == "item":
-        columns["title"] = ["", *frame["title"]]
-    fields = {key: seen}
-    columns[f"f:{key}"] = np.r_[0, np.arange(1, len(seen) + 1), np.zeros(len(ids) - len(seen), dtype=int)]
-    for name in features:
-        column = f"f:{name}"
-        fields[name] = _vocabulary(frame[column].iloc[: len(seen)])
-        columns[column] = _feature(frame[column], fields[name], pa.types.is_list(table.schema.field(column).type))
-    return pa.table(columns), fields
-
-
-def _vocabulary(values: "pd.Series[Any]") -> list[str]:
-    """Sorted distinct values, those inside lists included; empty text and missing values have no number."""
-    flat = values.explode().dropna()
-    return sorted(set(flat[flat != ""]))
-
-
-def _feature(values: "pd.Series[Any]", vocabulary: list[str], is_list: bool) -> pa.Array:
-    number = {value: i for i, value in enumerate(vocabulary, start=1)}
-    if not is_list:
-        return pa.array([0, *(number.get(v, 0) for v in values)], pa.int64())
-    lists = [
-        [number[v] for v in row if v in number][:MAX_VALUES] if isinstance(row, np.ndarray) else [] for row in values
-    ]
-    return pa.array([[], *lists], pa.list_(pa.int64()))
 
 
 def _encode(
@@ -208,8 +149,8 @@ def _scenarios(history: pd.DataFrame, train: pd.DataFrame, items: pa.Table, fiel
     """Statistics of each scenario of the training rows, taken from the rows that may reach a prompt."""
     names = sorted(set(train["scenario_id"]))
     members = {name: set(history["user_id"][history["scenario_id"] == name]) for name in names}
-    catalogue = items.to_pandas().set_index("item_id")
-    words = next((f for f in fields if isinstance(catalogue[f"f:{f}"].iloc[0], np.ndarray)), None)
+    described = items.to_pandas().set_index("item_id")
+    words = next((f for f in fields if isinstance(described[f"f:{f}"].iloc[0], np.ndarray)), None)
     rows: list[dict[str, Any]] = [_unknown_scenario()]
     for number, name in enumerate(names, start=1):
         here = history[history["scenario_id"] == name]
@@ -225,10 +166,10 @@ def _scenarios(history: pd.DataFrame, train: pd.DataFrame, items: pa.Table, fiel
                 "items": here["item_id"].nunique(),
                 "positive_rate": float(here["label"].mean()) if len(here) else 0.0,
                 "shared_users": [{"scenario_id": o, "fraction": share} for o, share in shared.items()],
-                "categories": _top_values(catalogue[f"f:{words}"].reindex(here["item_id"]), fields[words])
+                "categories": _top_values(described[f"f:{words}"].reindex(here["item_id"]), fields[words])
                 if words
                 else [],
-                "titles": [catalogue["title"][item] for item in liked.index[:10]],
+                "titles": [described["title"][item] for item in liked.index[:10]],
             }
         )
     return pa.Table.from_pylist(rows, schema.SCENARIOS)

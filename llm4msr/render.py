@@ -9,8 +9,8 @@ import pyarrow as pa
 from upath import UPath
 
 from llm4msr import prompts, storage
+from llm4msr.catalogue import item_fields
 from llm4msr.config import Config
-from llm4msr.prepare import item_fields
 
 _PROMPTS = pa.schema([("id", pa.int64()), ("raw_id", pa.string()), ("prompt", pa.string())])
 

@@ -1,16 +1,19 @@
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llm4msr import schema, split, storage
+from llm4msr.catalogue import MAX_VALUES
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError, DataError, StorageError
-from llm4msr.prepare import MAX_TITLES, MAX_VALUES, prepare, prepared, to_ask
+from llm4msr.prepare import MAX_TITLES, prepare, prepared, to_ask
 from llm4msr.render import scenario_prompts, user_prompts
 from llm4msr.storage import StageOutput
 from tests.unit.helpers import HEADER, config_of, interactions, write_csv, write_data
@@ -216,6 +219,52 @@ def test_items_need_no_file(tmp_path: Path):
     assert items["title"] == items["item_id"]
     assert table(output, "train").column_names == schema.INTERACTIONS.names
     assert table(output, "scenarios")["categories"].to_pylist() == [[], [], []]
+
+
+# --- ids ------------------------------------------------------------------------------------------------------------
+
+
+def write_ids(folder: Path, ids: list[str], rows: int) -> Config:
+    """Parquet with these item ids in turn, all of them described."""
+    folder.mkdir(parents=True, exist_ok=True)
+    at = np.arange(rows)
+    columns = {"user_id": [f"u{i % 50}" for i in at], "item_id": [ids[i % len(ids)] for i in at]}
+    columns |= {"scenario": ["home"] * rows, "label": (at % 2).astype(np.float32), "ts": at, "device": ["tv"] * rows}
+    pq.write_table(pa.table(columns), folder / "interactions.parquet")
+    items = {"item_id": ids, "title": [f"Title {i}" for i in range(len(ids))]}
+    items |= {"category_path": ["All > some"] * len(ids), "brand": ["b"] * len(ids)}
+    pq.write_table(pa.table(items), folder / "items.parquet")
+    write_csv(folder / "users.csv", ["user_id", "country"], [[f"u{i}", "de"] for i in range(50)])
+    return config_of(folder, table={"interactions": "interactions.parquet", "items": "items.parquet"})
+
+
+def test_ids_that_differ_only_at_their_end_stay_apart(tmp_path: Path):
+    ids = ["a", "a\0", "a ", "a\0\0", "a\u00a0", "b"]
+    output = prepare(write_ids(tmp_path, ids, 600))
+    items = table(output, "items").to_pydict()
+    assert items["item_id"][1:] == sorted(ids)
+    assert dict(zip(items["item_id"], items["title"], strict=True)) | {"": ""} == {"": ""} | {
+        raw: f"Title {i}" for i, raw in enumerate(ids)
+    }
+    numbers = table(output, "train")["item"].to_pylist()
+    assert [items["item_id"][number] for number in numbers] == [ids[at % 6] for at in range(480)]
+    assert table(output, "scenarios")["items"].to_pylist() == [0, 6]
+
+
+def test_a_long_id_costs_its_own_bytes_and_not_those_of_all(tmp_path: Path):
+    ids = [f"i{i}" for i in range(200)]
+    tracemalloc.start()
+    try:
+        peaks = []
+        for name, first in (("short", "i"), ("long", "x" * 8000)):
+            config = write_ids(tmp_path / name, [first, *ids], 10_000)
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            prepare(config)
+            peaks.append(tracemalloc.get_traced_memory()[1] - before)
+    finally:
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 20e6  # text of one width would take 320 MB
 
 
 # --- statistics and histories ---------------------------------------------------------------------------------------
