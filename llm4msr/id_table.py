@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from upath import UPath
 
-from llm4msr import storage
+from llm4msr import arrow_files, storage
 from llm4msr.errors import StorageError
 
 Place = tuple[int, int]
@@ -77,7 +77,7 @@ class IdTable:
             StorageError: no such file, or no table of ids.
         """
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(file)))
+            reader = arrow_files.arrow_file(pa.memory_map(str(file)))
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
             if reader.schema.names[0] != "id" or reader.schema.field(0).type != pa.large_string():
                 raise pa.ArrowInvalid("the first column is not 'id'")

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 from upath import UPath
 
+from llm4msr import arrow_files
 from llm4msr.errors import StorageError
 from llm4msr.s3 import FAULTS
 from llm4msr.text import masked
@@ -150,8 +151,8 @@ def open_parquet(file: UPath, repair: str = _AGAIN) -> pq.ParquetFile:
     """
     filesystem, inner = arrow_filesystem(file)
     try:
-        return pq.ParquetFile(filesystem.open_input_file(inner), page_checksum_verification=True)
-    except (*FAULTS, pa.ArrowInvalid) as error:
+        return arrow_files.parquet_file(filesystem.open_input_file(inner))
+    except (*FAULTS, pa.ArrowException) as error:
         raise StorageError(f"{file}: not a readable Parquet file ({error}); {repair}") from None
 
 

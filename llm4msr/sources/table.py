@@ -7,10 +7,9 @@ import zlib
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 from upath import UPath
 
-from llm4msr import schema, storage
+from llm4msr import arrow_files, schema, storage
 from llm4msr.config import SourceConfig, TableColumns
 from llm4msr.errors import DataError
 from llm4msr.sources.base import RawData, file_fingerprint, refuse_duplicates
@@ -84,7 +83,7 @@ def _read_file(file: UPath) -> Rows:
         if file.suffix == ".gz":
             data = gzip.decompress(data)
         if file.name.removesuffix(".gz").endswith(".parquet"):
-            table = pq.read_table(pa.BufferReader(data))
+            table = arrow_files.parquet_file(pa.BufferReader(data)).read()
         else:
             table = _read_csv(data)
     except (pa.ArrowException, OSError, zlib.error, EOFError) as error:
