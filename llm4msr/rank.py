@@ -6,7 +6,8 @@ run over all of them in C. Shape suffixes: N requests, B candidates of all of th
 
 import copy
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Self
@@ -18,13 +19,28 @@ from pydantic import ValidationError
 
 from llm4msr import bundle, storage
 from llm4msr.api import ModelInfo, RankedItem, RankRequest, RankResponse, Unknown
-from llm4msr.errors import ConfigError, StorageError
+from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
 from llm4msr.features import starts
 from llm4msr.id_table import IdTable, Place
 from llm4msr.local_copy import on_this_machine
 from llm4msr.selftest import TOLERANCE, SelfTest
 
 Ints = npt.NDArray[np.int64]
+
+
+def not_loaded(uri: str, error: BaseException) -> StorageError:
+    """What is said of a bundle or codes that cannot be loaded for a reason that this package does not foresee."""
+    return StorageError(f"{uri}: cannot be loaded ({type(error).__name__}: {error})"[:1000])
+
+
+@contextmanager
+def _loading(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except LLM4MSRError:
+        raise
+    except Exception as error:  # a backbone of somebody else's, no memory, a full disk
+        raise not_loaded(uri, error) from error
 
 
 class Ranker:
@@ -62,10 +78,12 @@ class Ranker:
         """From any URI; `codes` is what `llm4msr refresh` printed, empty for the bundle's own codes.
 
         Raises:
-            StorageError: not a finished bundle, damaged, or of another version; the message names the file.
+            StorageError: it cannot be loaded: not a finished bundle, damaged, of another version (the message names
+                the file), or its backbone raises.
         """
-        folder, output = on_this_machine(uri)
-        ranker = cls(folder, output.manifest.fingerprint)
+        with _loading(uri):
+            folder, output = on_this_machine(uri)
+            ranker = cls(folder, output.manifest.fingerprint)
         return ranker.with_codes(codes) if codes else ranker
 
     def with_codes(self, uri: str) -> Self:
@@ -74,9 +92,10 @@ class Ranker:
         Raises:
             StorageError: not finished, damaged, or codes of another model.
         """
-        folder, output = on_this_machine(uri, "refresh")
         other = copy.copy(self)
-        other.codes = bundle.read_codes(folder, self._folder)
+        with _loading(uri):
+            folder, output = on_this_machine(uri, "refresh")
+            other.codes = bundle.read_codes(folder, self._folder)
         other.knowledge_version = output.manifest.fingerprint
         return other
 
@@ -100,7 +119,15 @@ class Ranker:
             raise ConfigError(f"context: unknown field '{min(unknown)}'; this model knows: {known}")
 
     def rank_many(self, requests: Sequence[RankRequest], request_ids: Sequence[str]) -> list[RankResponse]:
-        """Rank several requests at once, each as if alone; unknown context fields are passed over."""
+        """Rank several requests at once, each as if alone; unknown context fields are passed over.
+
+        Raises:
+            ValueError: not as many ids as requests.
+        """
+        if len(requests) != len(request_ids):
+            raise ValueError(f"{len(requests)} requests, but {len(request_ids)} request_ids; give one for each")
+        if not requests:
+            return []
         counts = [len(request.items) for request in requests]
         item_B = np.fromiter(
             chain.from_iterable(map(self._items.get, request.items, repeat(0)) for request in requests),
@@ -114,11 +141,11 @@ class Ranker:
         with torch.inference_mode():
             logits_B = self.net(slots_BS, scenario_B, self._codes(codes), torch.from_numpy(owner_B))
             scores_B = np.asarray(torch.sigmoid(logits_B.float()))  # a net may run in less precision
-        ends = np.cumsum(counts)
+        ends = np.cumsum(counts)[:-1]
         parts = zip(np.split(item_B, ends), np.split(scores_B, ends), strict=True)
         return [
             self._answer(request, request_id or str(uuid.uuid4()), user is not None, code is not None, *part)
-            for request, request_id, user, code, part in zip(requests, request_ids, users, codes, parts, strict=False)
+            for request, request_id, user, code, part in zip(requests, request_ids, users, codes, parts, strict=True)
         ]
 
     def info(self) -> ModelInfo:

@@ -6,6 +6,7 @@
 """
 
 import json
+import re
 
 from upath import UPath
 
@@ -60,9 +61,12 @@ def latest(served: str) -> str:
     if not pointer.exists():
         return ""
     try:
-        return str(pointer.parent / str(json.loads(storage.read_bytes(pointer))["codes"]))
-    except (ValueError, KeyError, TypeError):
-        raise StorageError(f"{pointer}: damaged; run `llm4msr refresh` again") from None
+        name = json.loads(storage.read_bytes(pointer))["codes"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        name = None
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):  # a folder beside it, nowhere else
+        raise StorageError(f"{pointer}: damaged; run `llm4msr refresh` again")
+    return str(pointer.parent / name)
 
 
 def _root(served: UPath) -> UPath:

@@ -69,9 +69,9 @@ def replica(app: FastAPI, config: ServeConfig) -> Any:
 
         async def reconfigure(self, wanted: dict[str, str]) -> None:
             """What Ray Serve calls with `user_config`: at the start, and when it was changed and deployed again."""
-            await self.live.load(wanted["bundle"])
-            gc.collect()
-            gc.freeze()  # what was loaded stays: no pause in the midst of requests to look through it
+            if await self.live.load(wanted["bundle"]):
+                gc.collect()
+                gc.freeze()  # what was loaded stays: no pause in the midst of requests to look through it
             self.live.follow(config.follow_s)
 
         @serve.batch(

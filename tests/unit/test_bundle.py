@@ -235,6 +235,13 @@ def test_requests_ranked_together_score_like_each_alone(ranker: Ranker):
         assert answer.model_copy(update={"ranked": []}) == alone.model_copy(update={"ranked": []})
 
 
+def test_as_many_ids_as_requests_or_an_error(ranker: Ranker):
+    for ids in ([], ["a"], ["a", "b", "c"]):
+        with pytest.raises(ValueError, match=f"2 requests, but {len(ids)} request_ids"):
+            ranker.rank_many([request(), request()], ids)
+    assert ranker.rank_many([], []) == []
+
+
 @pytest.mark.parametrize("variant", ["none", "scenario"])
 def test_a_model_without_user_level_uses_no_users_knowledge(world: World, tmp_path: Path, variant: str):
     output, _, _ = publish(world, variant, tmp_path)
