@@ -48,7 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="package")
 def report(tmp_path_factory: pytest.TempPathFactory, own_cache: Path, one_thread: None) -> tuple[Config, StageOutput]:
     """The report of a finished run whose every text is hostile."""
-    config = hostile_config(tmp_path_factory.mktemp("report"))
+    config = hostile_config(tmp_path_factory.mktemp("report"), train={"epochs": 6})
     for run in (config, config.using("none", config.seed)):
         publish_trained(run)
     return config, explain(config)
