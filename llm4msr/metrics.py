@@ -16,7 +16,7 @@ class Predictions(NamedTuple):
     user: Ints
     scenario: Ints
     label: npt.NDArray[np.float32]
-    logit: npt.NDArray[np.float32]
+    logit: npt.NDArray[np.floating[Any]]
 
     @classmethod
     def merged(cls, parts: Sequence["Predictions"]) -> "Predictions":
@@ -25,12 +25,15 @@ class Predictions(NamedTuple):
 
 
 def report(predictions: Predictions, names: Sequence[str]) -> dict[str, Any]:
-    """`{"overall": {auc, gauc, logloss, rows}, "scenarios": {name: the same}}`; `names[i]` names scenario i.
+    """`{"overall": {auc, gauc, logloss, rows}, "scenarios": [{scenario, scenario_id, auc, gauc, logloss, rows}]}`.
 
-    A metric that the rows do not define (one class only) is None.
+    The scenarios that there are, by number; `names[i]` is the id of scenario i, and scenario 0 stands for all that the
+    training rows lack. A metric that the rows do not define (one class only) is None.
     """
-    present = np.unique(predictions.scenario)
-    scenarios = {names[s]: _metrics(_of_scenario(predictions, s)) for s in present}
+    scenarios = [
+        {"scenario": int(number), "scenario_id": names[number], **_metrics(_of_scenario(predictions, number))}
+        for number in np.unique(predictions.scenario)
+    ]
     return {"overall": _metrics(predictions), "scenarios": scenarios}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from upath import UPath
 
-from llm4msr import backbones, session, storage, wheels
+from llm4msr import backbones, popularity, session, storage, wheels
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.extract import extracted
@@ -19,8 +19,9 @@ from llm4msr.fit import Checkpoint, Data, fit, weights_as_bytes
 from llm4msr.prepare import prepared
 from llm4msr.progress import say, track
 from llm4msr.storage import Built, StageOutput
+from llm4msr.text import number
 
-VERSION = 3
+VERSION = 4
 WEIGHTS = "net.safetensors"
 MAX_FAILURES = 3
 """Times that dead workers are replaced, going on from the last checkpoint."""
@@ -44,7 +45,7 @@ def train(config: Config) -> StageOutput:
     settings = config.model_dump(include={"model", "train"})
     folder = _folder(config, data, knowledge)
     with session.own_errors():
-        return storage.publish(
+        output = storage.publish(
             folder,
             "train",
             config.seed,
@@ -53,6 +54,9 @@ def train(config: Config) -> StageOutput:
             lambda f: _build(config, data, knowledge, f),
             resumable=True,
         )
+    for line in output.manifest.info["warnings"]:
+        say(f"warning: {line}")
+    return output
 
 
 def trained(config: Config) -> StageOutput:
@@ -89,12 +93,14 @@ def _folder(config: Config, data: StageOutput, knowledge: StageOutput | None) ->
 def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> Built:
     best = _run(config, data, knowledge, folder)
     at = best.progress
-    say(f"  {folder.name}: {at.epoch} epochs, best validation AUC {at.best_auc:.4f} in epoch {at.best_epoch}")
+    info = quality(config, data, at.best_report)
+    beside = "; ".join(f"{name}: {popularity.phrase(one)}" for name, one in info["baselines"].items())
+    own = popularity.phrase(at.best_report["overall"])
+    say(f"  {folder.name}: {at.epoch} epochs, best epoch {at.best_epoch}; validation rows: {own} ({beside})")
     storage.write_bytes(folder / WEIGHTS, weights_as_bytes(best.best))
     storage.write_bytes(folder / "history.json", json.dumps(at.history, indent=1).encode())
     storage.remove(folder / "checkpoints")
-    info = {
-        "metrics": {"on": "valid", **at.best_report},
+    info |= {
         "best_epoch": at.best_epoch,
         "epochs": at.epoch,
         "starts": at.starts,
@@ -102,6 +108,14 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
     }
     rows = data.manifest.files["train.parquet"].rows
     return Built(files={WEIGHTS: 1, "history.json": at.epoch}, rows=rows, info=info)
+
+
+def quality(config: Config, data: StageOutput, report: dict[str, Any]) -> dict[str, Any]:
+    """The best epoch's metrics on validation rows, those of the baselines, and what to warn of."""
+    names = storage.read_table(data.folder / "scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()
+    baselines = {n: one["overall"] for n, one in popularity.reports(data.folder, "valid", names).items()}
+    warnings = popularity.warnings(config.model.variant, report["overall"], baselines, "validation")
+    return {"metrics": {"on": "valid", **report}, "baselines": baselines, "warnings": warnings}
 
 
 def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> Checkpoint:
@@ -226,7 +240,7 @@ def _told(reports: Any, label: str, epochs: int) -> Iterator[None]:
                 except Exception as error:  # the queue went with its node: training goes on untold
                     say(f"  {label}: no more progress shown ({type(error).__name__})")
                     return
-                progress.advance(int(latest["epoch"]) - progress.done, f"valid AUC {latest['valid_auc'] or 0:.4f}")
+                progress.advance(int(latest["epoch"]) - progress.done, f"valid AUC {number(latest['valid_auc'])}")
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()

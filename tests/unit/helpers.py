@@ -18,7 +18,7 @@ from llm4msr.features import Field
 from llm4msr.prepare import prepare
 from llm4msr.ranker import Batch, KnowledgeStatistics
 from llm4msr.storage import Built, StageOutput
-from llm4msr.train import WEIGHTS, inputs
+from llm4msr.train import WEIGHTS, inputs, quality
 from llm4msr.train import _folder as train_folder
 
 HEADER = ["user_id", "item_id", "scenario", "label", "ts", "device"]
@@ -142,8 +142,7 @@ def publish_trained(config: Config) -> StageOutput:
     def build(folder: Any) -> Built:
         best = fit.fit(config, fit.Data.open(config, data, knowledge))
         storage.write_bytes(folder / WEIGHTS, fit.weights_as_bytes(best.best))
-        info = {
-            "metrics": {"on": "valid", **best.progress.best_report},
+        info = quality(config, data, best.progress.best_report) | {
             "best_epoch": best.progress.best_epoch,
             "epochs": best.progress.epoch,
             "parameters": sum(tensor.numel() for tensor in best.best.values()),
