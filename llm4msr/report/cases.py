@@ -50,7 +50,8 @@ class Case:
     answer: str
     interests: dict[str, list[str]]
     """Scenario -> what the answer names, where it could be held to it."""
-    scenario: str
+    scenario: int
+    scenario_id: str
     ranked: pd.DataFrame
     """The candidates, best with knowledge first: see `ranking`."""
 
@@ -97,7 +98,7 @@ class Case:
         """One sentence."""
         moved = self.moved
         if moved.empty:
-            return f"In “{shortened(self.scenario)}” knowledge moves no item near the top."
+            return f"In “{shortened(self.scenario_id)}” knowledge moves no item near the top."
         most = self.against_mean.loc[(moved["rank_without"] - moved["rank_with"]).abs().idxmax()]
         up = 1 if most["rank_with"] < most["rank_without"] else -1
         parts = sorted((up * most[f"{level}_part"], level) for level in ("scenario", "user"))
@@ -106,7 +107,7 @@ class Case:
         entered = int(((self.ranked["rank_with"] <= TOP) & (self.ranked["rank_without"] > TOP)).sum())
         top = min(TOP, len(self.ranked))
         return (
-            f"In “{shortened(self.scenario)}” {entered or 'none'} of the top {top} came in with knowledge; "
+            f"In “{shortened(self.scenario_id)}” {entered or 'none'} of the top {top} came in with knowledge; "
             f"“{shortened(most['title'])}” {way} from {most['rank_without']} to {most['rank_with']}, "
             f"{by}."
         )
@@ -142,7 +143,8 @@ def case_section(run: Opened, levels: Levels) -> list[Case]:
                 prompt=text.get("prompt", ""),
                 answer=text.get("answer", ""),
                 interests=interests.read(text.get("answer", ""), run.scenario_names[1:]),
-                scenario=run.scenario_names[scenario],
+                scenario=scenario,
+                scenario_id=run.scenario_names[scenario],
                 ranked=ranking(run, user, scenario, candidates(run, popular, user, scenario)),
             )
         )
