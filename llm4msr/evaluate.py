@@ -56,8 +56,8 @@ def _build(config: Config, runs: list[tuple[str, Config, StageOutput]], folder: 
             data, scored = _scored(run, output)
             rows = len(scored.label)
             reports.setdefault(name, []).append({"seed": run.seed, **metrics.report(scored, data.scenario_names)})
-            if str(data.folder) not in beside:  # each seed may have a split of its own
-                beside[str(data.folder)] = popularity.reports(data.folder, "test", data.scenario_names)
+            if str(data.prepared.folder) not in beside:  # each seed may have a split of its own
+                beside[str(data.prepared.folder)] = popularity.reports(data.prepared, "test", data.scenario_names)
             if data.knowledge is not None:
                 read = int(data.knowledge.known_N[scored.user].sum()), rows
             progress.advance(1, name)
@@ -80,5 +80,5 @@ def _scored(run: Config, output: StageOutput) -> tuple[Data, metrics.Predictions
     prepared, extracted = inputs(run)
     data = Data.open(run, prepared, extracted)
     net = data.new_net(run)
-    net.load_state_dict(safetensors.torch.load(storage.read_bytes(output.folder / WEIGHTS)))
+    net.load_state_dict(safetensors.torch.load(output.read(WEIGHTS)))
     return data, predict(net, data, data.rows("test"), run.train.batch_size)

@@ -38,7 +38,7 @@ def export(config: Config) -> StageOutput:
     def build(folder: UPath) -> Built:
         data = Data.open(config, prepared, knowledge)
         net = data.new_net(config)
-        net.load_state_dict(safetensors.torch.load(storage.read_bytes(model.folder / WEIGHTS)))
+        net.load_state_dict(safetensors.torch.load(model.read(WEIGHTS)))
         encoded = codes.encoded(knowledge, net.eval().user_code) if knowledge is not None and net.uses_users else ()
         llm = {} if knowledge is None else llm_of(config, knowledge)
         return bundle.write(config, net, data, encoded, llm, card, folder)

@@ -17,9 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from upath import UPath
 
-from llm4msr import metrics, storage
+from llm4msr import metrics
 from llm4msr.batches import RowReader, to_batch
 from llm4msr.config import Config
 from llm4msr.features import FeatureTables
@@ -35,7 +34,7 @@ Tensors = dict[str, Tensor]
 class Data:
     """Everything the loop reads: feature tables, rows, and knowledge where the model uses any."""
 
-    folder: UPath
+    prepared: StageOutput
     tables: FeatureTables
     scenario_names: list[str]
     knowledge: KnowledgeStore | None
@@ -43,19 +42,20 @@ class Data:
     @classmethod
     def open(cls, config: Config, prepared: StageOutput, extracted: StageOutput | None) -> "Data":
         """`extracted` is needed unless `model.knowledge` is `none`; the control is applied here."""
-        tables = FeatureTables.open(prepared.folder)
-        names = storage.read_table(prepared.folder / "scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()
+        tables = FeatureTables.open(prepared)
+        names = prepared.table("scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()
         knowledge = None
         if config.model.knowledge != "none":
             assert extracted is not None
             store = KnowledgeStore.open(extracted, len(tables.users_US), tables.scenarios)
             store.hides_seen = config.split.history_share < 1
             knowledge = store.controlled(config.model.control, config.seed)
-        return cls(prepared.folder, tables, names, knowledge)
+        return cls(prepared, tables, names, knowledge)
 
     def rows(self, part: str) -> RowReader:
         """Rows of `train`, `valid` or `test`."""
-        return RowReader(self.folder / f"{part}.parquet", [f.name for f in self.tables.fields if f.side == "context"])
+        name, context = f"{part}.parquet", [f.name for f in self.tables.fields if f.side == "context"]
+        return RowReader(self.prepared.folder / name, context, checksum=self.prepared.manifest.files[name].digest)
 
     def new_net(self, config: Config) -> RankerNet:
         """An untrained net; the same seed gives the same embeddings and backbone whatever knowledge is added."""

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from upath import UPath
 
-from llm4msr import metrics, storage
+from llm4msr import metrics
 from llm4msr.metrics import Predictions
+from llm4msr.storage import StageOutput
 from llm4msr.text import number
 
 Ints = npt.NDArray[np.int64]
@@ -44,11 +44,11 @@ class Popularity:
     positives_S: Floats
 
     @classmethod
-    def read(cls, train: UPath, scenarios: int) -> "Popularity":
+    def read(cls, prepared: StageOutput, scenarios: int) -> "Popularity":
         """From prepared rows, a row group at a time; `scenarios` counts the unknown one."""
         rows_S, positives_S = np.zeros(scenarios, np.int64), np.zeros(scenarios)
         pending: list[Counts] = []
-        for scenario_B, item_B, label_B in _columns(train, ["scenario", "item", "label"]):
+        for scenario_B, item_B, label_B in _columns(prepared, "train", ["scenario", "item", "label"]):
             rows_S += np.bincount(scenario_B, minlength=scenarios)
             positives_S += np.bincount(scenario_B, label_B, minlength=scenarios)
             liked_B = label_B > 0.5
@@ -73,12 +73,12 @@ class Popularity:
         return np.asarray(np.log(rate_S / (1 - rate_S))[scenario_B], np.float64)
 
 
-def reports(folder: UPath, part: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def reports(prepared: StageOutput, part: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Of each baseline, the same as `metrics.report` gives of a model: on `valid` or `test` of prepared data."""
-    counts = Popularity.read(folder / "train.parquet", len(names))
+    counts = Popularity.read(prepared, len(names))
     user_B, scenario_B, item_B, label_B = (
         np.concatenate(column)
-        for column in zip(*_columns(folder / f"{part}.parquet", ["user", "scenario", "item", "label"]), strict=True)
+        for column in zip(*_columns(prepared, part, ["user", "scenario", "item", "label"]), strict=True)
     )
 
     def report(logit_B: Floats) -> dict[str, Any]:
@@ -126,9 +126,9 @@ def _places(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [report["overall"], *report["scenarios"]]
 
 
-def _columns(file: UPath, names: list[str]) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+def _columns(prepared: StageOutput, part: str, names: list[str]) -> Iterator[tuple[npt.NDArray[Any], ...]]:
     """These columns of each row group."""
-    with storage.open_parquet(file) as parquet:
+    with prepared.parquet(f"{part}.parquet") as parquet:
         for group in range(parquet.num_row_groups):
             table = parquet.read_row_group(group, names)
             yield tuple(table[name].to_numpy() for name in names)

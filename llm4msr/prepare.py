@@ -72,8 +72,8 @@ def to_ask(config: Config) -> tuple[dict[str, pa.Table], dict[str, list[str]]]:
         tables, fields = _tables(config)
         return tables, fields["item"]
     names = ("histories", "scenarios", "items")
-    tables = {name: storage.read_table(found.folder / f"{name}.parquet") for name in names}
-    return tables, catalogue.item_fields(found.folder)
+    tables = {name: found.table(f"{name}.parquet") for name in names}
+    return tables, catalogue.item_fields(found)
 
 
 def _build(config: Config, folder: UPath) -> Built:

@@ -112,8 +112,8 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
 
 def quality(config: Config, data: StageOutput, report: dict[str, Any]) -> dict[str, Any]:
     """The best epoch's metrics on validation rows, those of the baselines, and what to warn of."""
-    names = storage.read_table(data.folder / "scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()
-    baselines = {n: one["overall"] for n, one in popularity.reports(data.folder, "valid", names).items()}
+    names = data.table("scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()
+    baselines = {n: one["overall"] for n, one in popularity.reports(data, "valid", names).items()}
     warnings = popularity.warnings(config.model.variant, report["overall"], baselines, "validation")
     return {"metrics": {"on": "valid", **report}, "baselines": baselines, "warnings": warnings}
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm4msr import interests, storage
+from llm4msr import interests
 from llm4msr.errors import ConfigError
 from llm4msr.report.ablation import Levels, by_level
 from llm4msr.report.opened import Opened, batch_of
@@ -241,6 +241,6 @@ def main_scenario(run: Opened, user: int) -> int:
 
 def histories(run: Opened, ids: Ints) -> dict[int, list[dict[str, Any]]]:
     """By user number, what each of these users liked: `scenario_id` and `titles`, oldest first."""
-    table = storage.read_table(run.prepared.folder / "histories.parquet", ["user", "history"])
+    table = run.prepared.table("histories.parquet", ["user", "history"])
     rows = table.filter(pc.is_in(table["user"], value_set=pa.array(ids))).to_pylist()
     return {row["user"]: [part for part in row["history"] if part["titles"]] for row in rows}

@@ -49,7 +49,7 @@ def make(
     counts = {"users": buckets}
     settled: dict[str, Any] = {"config": config, "folder_uri": str(folder), "reader": READS}
     for window in todo:
-        increment._render(table_of(window), data_uri=str(world.data.folder), counts=counts, **settled)
+        increment._render(table_of(window), data=world.data, counts=counts, **settled)
     there = storage.files_below(folder.parent)
     present = pa.array([name for name in there if "/vectors/" in name], pa.string())
     bases = list(increment.with_index(folder.parent, there).values())

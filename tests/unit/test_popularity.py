@@ -23,11 +23,11 @@ def rows(count: int, seed: int, scenarios: int = 4) -> pd.DataFrame:
     return pd.DataFrame(columns | {"seen": 0})
 
 
-def published(folder: Path, train: pd.DataFrame, test: pd.DataFrame, rows_per_group: int = 100) -> Path:
+def published(folder: Path, train: pd.DataFrame, test: pd.DataFrame, rows_per_group: int = 100) -> StageOutput:
     for name, frame in (("train", train), ("test", test)):
         table = pa.Table.from_pandas(frame, schema.INTERACTIONS, preserve_index=False)
         storage.write_table(storage.path(folder / f"{name}.parquet"), table, rows_per_group)
-    return folder
+    return helpers.published(folder, {"train.parquet": len(train), "test.parquet": len(test)})
 
 
 @pytest.fixture
@@ -51,14 +51,13 @@ def test_popularity_counts_positives_of_the_scenario_then_of_all(
 ):
     monkeypatch.setattr(popularity, "_PENDING", pending)
     test = rows(500, 1)
-    folder = published(tmp_path, train, test)
-    counts = Popularity.read(storage.path(folder / "train.parquet"), 4)
+    counts = Popularity.read(published(tmp_path, train, test), 4)
     found = counts.scores(test["scenario"].to_numpy(), test["item"].to_numpy())
     np.testing.assert_allclose(found, slow_scores(train, test), rtol=1e-12)
 
 
 def test_unknown_items_tie_below_all_that_were_liked(tmp_path: Path, train: pd.DataFrame):
-    counts = Popularity.read(storage.path(published(tmp_path, train, train) / "train.parquet"), 4)
+    counts = Popularity.read(published(tmp_path, train, train), 4)
     scores = counts.scores(np.array([1, 2, 0, 1]), np.array([1000, 2000, 0, 1]))
     assert scores[:2].tolist() == [0, 0]
     assert (scores[3:] > 0).all()
@@ -71,7 +70,7 @@ def test_unknown_items_tie_below_all_that_were_liked(tmp_path: Path, train: pd.D
 
 def test_the_reports_are_those_of_sklearn(tmp_path: Path, train: pd.DataFrame):
     test = rows(500, 1)
-    found = popularity.reports(storage.path(published(tmp_path, train, test)), "test", NAMES)
+    found = popularity.reports(published(tmp_path, train, test), "test", NAMES)
     popular, constant = found[POPULARITY], found[CONSTANT]
     assert popular["overall"]["auc"] == pytest.approx(roc_auc_score(test["label"], slow_scores(train, test)))
     assert popular["overall"]["logloss"] is None
@@ -89,10 +88,10 @@ def test_the_reports_are_those_of_sklearn(tmp_path: Path, train: pd.DataFrame):
 @pytest.mark.parametrize("label", [0.0, 1.0])
 def test_one_class_only_has_no_auc_and_a_finite_logloss(tmp_path: Path, train: pd.DataFrame, label: float):
     train = train.assign(label=np.float32(label))
-    found = popularity.reports(storage.path(published(tmp_path, train, rows(300, 1))), "test", NAMES)
+    found = popularity.reports(published(tmp_path, train, rows(300, 1)), "test", NAMES)
     assert np.isfinite(found[CONSTANT]["overall"]["logloss"])
     test = rows(300, 1).assign(label=np.float32(label))
-    found = popularity.reports(storage.path(published(tmp_path, train, test)), "test", NAMES)
+    found = popularity.reports(published(tmp_path, train, test), "test", NAMES)
     assert found[POPULARITY]["overall"]["auc"] is None
     assert found[CONSTANT]["overall"]["gauc"] is None
     assert 0 < found[CONSTANT]["overall"]["logloss"] < 0.01
