@@ -10,6 +10,8 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from llm4msr import popularity, schema, storage
 from llm4msr.popularity import CONSTANT, POPULARITY, Popularity
+from llm4msr.storage import StageOutput
+from tests.unit import helpers
 
 NAMES = ["", "home", "search", "overall"]
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 
 from llm4msr import config as configuration
-from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.features import FeatureEmbedding, FeatureTables
