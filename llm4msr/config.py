@@ -298,6 +298,9 @@ class ServeConfig(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
+    allowed_hosts: tuple[str, ...] = ()
+    """Without an API token, only requests whose Host is local, `host`, or one of these are answered: the name of a
+    service, say, and `*` stands for any letters. With a token every Host is."""
     bundle: str = ""
     """URI of the bundle; empty = the one that this config exported."""
     replicas: int = Field(1, ge=1)

@@ -241,6 +241,10 @@ def main_scenario(run: Opened, user: int) -> int:
 
 def histories(run: Opened, ids: Ints) -> dict[int, list[dict[str, Any]]]:
     """By user number, what each of these users liked: `scenario_id` and `titles`, oldest first."""
-    table = run.prepared.table("histories.parquet", ["user", "history"])
-    rows = table.filter(pc.is_in(table["user"], value_set=pa.array(ids))).to_pylist()
+    wanted = pa.array(ids)
+    with run.prepared.parquet("histories.parquet") as parquet:
+        users = [parquet.read_row_group(group, ["user"])["user"] for group in range(parquet.num_row_groups)]
+        groups = [group for group, there in enumerate(users) if pc.any(pc.is_in(there, value_set=wanted)).as_py()]
+        table = parquet.read_row_groups(groups, ["user", "history"])
+    rows = table.filter(pc.is_in(table["user"], value_set=wanted)).to_pylist()
     return {row["user"]: [part for part in row["history"] if part["titles"]] for row in rows}

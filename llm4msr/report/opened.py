@@ -86,8 +86,7 @@ class Opened:
     def user_texts(self, ids: Ints) -> dict[int, dict[str, Any]]:
         """Prompt, answer and error of these users, by number; who was not asked is not there."""
         raw = {self.users["user_id"][int(user)]: int(user) for user in ids}
-        rows = knowledge.texts(self.extracted, "users")
-        return {raw[row["raw_id"]]: row for row in rows if row["raw_id"] in raw}
+        return {raw[row["raw_id"]]: row for row in knowledge.texts_of(self.extracted, list(raw))}
 
     def codes(self, ids: Ints, chunk: int = 1 << 16) -> Floats:
         """float64 [N, K]: the codes of these users as the model reads them."""
