@@ -36,6 +36,13 @@ def shortened(text: str, limit: int = 60) -> str:
     return line if len(line) <= limit and len(text) <= 4 * limit else line[: limit - 1].rstrip() + "…"
 
 
+def quoted(text: str, limit: int = 40) -> str:
+    """The text as Python writes it, so that blanks at its ends and what cannot be seen show; a long one loses its
+    middle, since ids often differ at their end."""
+    whole = repr(text)
+    return whole if len(whole) <= limit else f"{repr(text[:limit])[: limit // 2]}…{repr(text[-limit:])[-limit // 3 :]}"
+
+
 def block(text: str, limit: int = 4000) -> str:
     """The same with its line breaks."""
     clean = _CONTROLS.sub("\ufffd", text[:limit].replace("\r\n", "\n"))

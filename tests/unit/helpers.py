@@ -53,13 +53,19 @@ def interactions(users: int = 40, items: int = 20, rows_per_user: int = 25, seed
 
 
 def write_data(folder: Path, rows: Sequence[Sequence[Any]] | None = None, items: int = 20, users: int = 40) -> Path:
-    """Interactions, items and users that `config_of` reads."""
-    write_csv(folder / "interactions.csv", HEADER, interactions(users, items) if rows is None else rows)
+    """Interactions, items and users that `config_of` reads; the users are u0, u1, ... or else those of the rows."""
+    rows = interactions(users, items) if rows is None else rows
+    write_csv(folder / "interactions.csv", HEADER, rows)
+    named = [f"u{user}" for user in range(users)]
+    if not {row[0] for row in rows} & {*named}:
+        named = sorted({row[0] for row in rows})
     described = [
         [f"i{i}", f"Title {i}", f"All > {'odd' if i % 2 else 'even'} > c{i % 5}", f"b{i % 3}"] for i in range(items)
     ]
     write_csv(folder / "items.csv", ["item_id", "title", "category_path", "brand"], described)
-    write_csv(folder / "users.csv", ["user_id", "country"], [[f"u{u}", "de" if u % 3 else "fr"] for u in range(users)])
+    write_csv(
+        folder / "users.csv", ["user_id", "country"], [[user, "de" if u % 3 else "fr"] for u, user in enumerate(named)]
+    )
     return folder
 
 
