@@ -433,7 +433,7 @@ def publish(
 
 
 def _masked(values: Mapping[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(masked(json.dumps(values)))
+    plain: dict[str, Any] = json.loads(masked(json.dumps(values, allow_nan=False)))
     return plain
 
 

@@ -56,6 +56,23 @@ def test_logloss_takes_labels_between_zero_and_one():
     assert metrics.logloss([0.25], [0.0]) == pytest.approx(np.log(2))
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_no_finite_number_leaves_no_metric(wrong: float):
+    rows = predictions()
+    rows.logit[np.flatnonzero(rows.scenario == 1)[0]] = wrong
+    report = metrics.report(rows, NAMES)
+    for place in (report["overall"], report["scenarios"][0]):
+        assert (place["auc"], place["gauc"], place["logloss"]) == (None, None, None)
+    assert report["overall"]["rows"] == 600
+    others = report["scenarios"][1:]
+    assert all(place[metric] > 0 for place in others for metric in ("auc", "gauc", "logloss"))
+    assert (metrics.auc(rows.label, rows.logit), metrics.logloss(rows.label, rows.logit)) == (None, None)
+
+
+def test_no_rows_have_no_logloss():
+    assert metrics.logloss([], []) is None
+
+
 @pytest.mark.parametrize("first_user", [0, 65_530, 2**40])
 def test_auc_by_group_equals_a_slow_reference(first_user: int):
     rows = predictions()
