@@ -9,6 +9,8 @@ from llm4msr.errors import DataError
 
 MAX_ID = 8192
 """Characters of a raw id (user, item, scenario) or of a context value: what `prepare` takes, serving takes."""
+MAX_TEXT = 100_000
+"""Characters of any other cell of a source: a title, a category path, a feature's value."""
 
 CONTEXT, FEATURE = "c:", "f:"
 """What stands before a context field's or a feature's name where it names a column."""
@@ -22,10 +24,11 @@ RAW_INTERACTIONS = pa.schema(
         ("item_id", pa.string()),
         ("scenario_id", pa.string()),
         ("label", pa.float32()),
-        ("order", pa.float64()),
+        ("order", pa.int64()),
     ]
 )
-"""What a source gives, besides one string column `c:NAME` for each context field. `order` grows with time."""
+"""What a source gives, besides one string column `c:NAME` for each context field. `order` grows with time, and
+only what is before what counts."""
 
 RAW_USERS = pa.schema([("user_id", pa.string())])
 """Besides one string or list<string> column `f:NAME` for each feature; so for items."""

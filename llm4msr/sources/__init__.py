@@ -18,7 +18,10 @@ def read(config: SourceConfig) -> RawData:
 
 
 def fingerprint(config: SourceConfig) -> str:
-    """A hash that changes when the source's files change; reads sizes and times, not the files."""
+    """A hash that changes when the content of the source's files changes.
+
+    Reads all of them, but those of an object store that gives ETags.
+    """
     return _READERS[config.kind].fingerprint(config)
 
 

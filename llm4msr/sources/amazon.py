@@ -29,7 +29,7 @@ _REVIEWS_FILE = re.compile(r"(?!meta_|\.)(?:reviews_)?(?P<category>.+?)(?:_5)?\.
 _META_FILE = re.compile(r"meta_(?P<category>.+?)\.json(?:\.gz)?")
 
 _REVIEWS = pa.schema(
-    [("user_id", pa.string()), ("item_id", pa.string()), ("rating", pa.float64()), ("order", pa.float64())]
+    [("user_id", pa.string()), ("item_id", pa.string()), ("rating", pa.float64()), ("order", pa.int64())]
 )
 _ITEMS = pa.schema([*schema.RAW_ITEMS, ("f:category", pa.list_(pa.string())), ("f:brand", pa.string())])
 

@@ -7,11 +7,16 @@ import json
 import re
 from typing import Any
 
-_TAG = re.compile(r"</?[a-zA-Z][^>]*>")
+from llm4msr.schema import MAX_ID, MAX_TEXT
+
+MAX_LITERAL = 1 << 20
+"""Bytes of a line that is read as a Python literal, which takes some hundred times its size."""
+
+_TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 _FIRST_ASIN = re.compile(rb"\{'asin': '(\w+)'")
 
 
-def review(line: bytes) -> tuple[str, str, float, float]:
+def review(line: bytes) -> tuple[str, str, float, int]:
     """User, item, rating and time.
 
     Raises:
@@ -22,7 +27,7 @@ def review(line: bytes) -> tuple[str, str, float, float]:
         _id(record, "reviewerID"),
         _id(record, "asin"),
         _number(record, "overall"),
-        _number(record, "unixReviewTime"),
+        _whole(record, "unixReviewTime"),
     )
 
 
@@ -63,6 +68,8 @@ def _record(line: bytes, or_literal: bool = False) -> dict[str, Any]:
 
 
 def _literal(line: bytes) -> Any:
+    if len(line) > MAX_LITERAL:
+        raise ValueError(f"not JSON, and too long for a Python literal (over {MAX_LITERAL} bytes)")
     try:
         return ast.literal_eval(line.decode())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -79,6 +86,8 @@ def _id(record: dict[str, Any], key: str) -> str:
     value = _value(record, key)
     if not (isinstance(value, str) and value and value.isprintable()):
         raise ValueError(f"'{key}' is {value!r:.60}, not an id")
+    if len(value) > MAX_ID:
+        raise ValueError(f"'{key}' is {value!r:.60}; an id has at most {MAX_ID} characters")
     return value
 
 
@@ -89,10 +98,19 @@ def _number(record: dict[str, Any], key: str) -> float:
     return float(value)
 
 
+def _whole(record: dict[str, Any], key: str) -> int:
+    value = _number(record, key)
+    if not value.is_integer():
+        raise ValueError(f"'{key}' is {value!r}, not a whole number")
+    return int(value)
+
+
 def _text(value: Any) -> str:
     """Without HTML and with single blanks; what is no text counts as none."""
     if not isinstance(value, str):
         return ""
+    if len(value) > MAX_TEXT:
+        raise ValueError(f"{value!r:.60}; a title, category or brand has at most {MAX_TEXT} characters")
     plain = " ".join(_TAG.sub(" ", html.unescape(value)).split())
     return plain.encode(errors="replace").decode()
 

@@ -65,14 +65,14 @@ def refuse_duplicates(column: pa.ChunkedArray, where: str, name: str) -> None:
 
 
 def file_fingerprint(file: UPath) -> str:
-    """Hash of a file's size and its modification time (or ETag), without reading it.
+    """Hash of a file's name and content; an object store's ETag and size stand for the content where there is one.
 
     Raises:
-        StorageError: it cannot be found.
+        StorageError: it cannot be found or read.
     """
     try:
         info = file.fs.info(file.path)
     except FAULTS as error:
         raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check source.path and access") from None
-    version = info.get("ETag") or info.get("mtime") or info.get("LastModified") or ""
-    return storage.digest(file.name, str(info.get("size")), str(version))
+    tag = info.get("ETag") or info.get("etag")
+    return storage.digest(file.name, f"{tag} {info.get('size')}" if tag else storage.digest_file(file))

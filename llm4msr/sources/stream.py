@@ -4,7 +4,6 @@ Memory holds a few blocks of the file. The tables lie in temporary files, so `TM
 columns, and they last as long as the tables that map them.
 """
 
-import csv
 import itertools
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -12,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
 from upath import UPath
 
 from llm4msr import storage
 from llm4msr.errors import DataError, StorageError
 from llm4msr.s3 import FAULTS
-from llm4msr.sources.columns import Rows, refuse_missing
 
 MAX_LINE = 10_000_000
 """Bytes of a line (of a row of a CSV) that may stand open at the end of a block."""
+MIN_UNPACKED = 1 << 30
+"""Bytes that a packed file may always unpack to, however small it is."""
 
 _BLOCK = 1 << 22
 _ROWS = 1 << 15
@@ -64,36 +63,63 @@ def lines(file: UPath) -> Iterator[tuple[int, bytes]]:
     """Each line of a plain or .gz file that is not blank, and its number counted from 1.
 
     Raises:
-        DataError: a damaged file, or a line that does not end.
+        DataError: a damaged file, one that unpacks to too much, or a line that does not end.
         StorageError: the file cannot be opened.
     """
-    for first, block in _blocks(file, quoted=False):
-        for number, line in enumerate(block.split(b"\n"), start=first):
+    number, rest = 1, b""
+    for chunk in unpacked(file):
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
             if line and not line.isspace():
                 yield number, line
+            number += 1
+        if len(rest) > MAX_LINE:
+            raise DataError(f"{file}: line {number}: no end within {MAX_LINE} bytes; is this the right file?")
+    if rest and not rest.isspace():
+        yield number, rest
 
 
-def csv_rows(file: UPath, wanted: tuple[str, ...]) -> Iterator[Rows]:
-    """The wanted columns of a plain or .gz CSV as text, block by block; an empty cell is null.
+def unpacked(file: UPath) -> Iterator[bytes]:
+    """The content of a plain or .gz file, piece by piece.
 
     Raises:
-        DataError: a wanted column is missing, a row has too many or too few cells, no rows, a damaged file.
+        DataError: a damaged file, or one that unpacks to too much.
         StorageError: the file cannot be opened.
     """
-    header: list[str] = []
-    before = 0
-    for _, block in _blocks(file, quoted=True):
-        if not header:
-            first, _, block = block.partition(b"\n")
-            header = _header(first, wanted, file)
-        if not block or block.isspace():
-            continue
-        table = _parse(block, header, wanted, before, file)
-        if table.num_rows:
-            yield Rows(table, file, before)
-        before += table.num_rows
-    if not before:
-        raise DataError(f"{file}: no rows below the header" if header else f"{file}: the file is empty")
+    packed = file.suffix == ".gz"
+    filesystem, inner = storage.arrow_filesystem(file)
+    try:
+        bound = Bound(file, file.stat().st_size) if packed else None
+        with filesystem.open_input_stream(inner, compression="gzip" if packed else None) as source:
+            while data := source.read(_BLOCK):
+                if bound:
+                    bound.add(len(data))
+                yield data
+    except (FileNotFoundError, PermissionError) as error:
+        raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check source.path and access") from None
+    except FAULTS as error:
+        raise DataError(f"{file}: cannot be read to its end ({error}); fetch it again") from None
+
+
+class Bound:
+    """How much a packed file may unpack to: 200 times its own size, or 1 GiB if that is more."""
+
+    def __init__(self, file: UPath | str, packed: int):
+        self.file, self.left = file, max(200 * packed, MIN_UNPACKED)
+        self.limit = self.left
+
+    def add(self, size: int) -> None:
+        """Count so many unpacked bytes.
+
+        Raises:
+            DataError: they are too many.
+        """
+        self.left -= size
+        if self.left < 0:
+            raise DataError(
+                f"{self.file}: unpacks to more than {self.limit} bytes, which no table does; "
+                "if it is right, unpack it yourself and give the plain file"
+            )
 
 
 def spooled(layout: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
@@ -120,75 +146,3 @@ def batched(layout: pa.Schema, rows: Iterable[tuple[Any, ...]]) -> Iterator[pa.R
     while chunk := list(itertools.islice(rest, _ROWS)):
         columns = zip(layout, zip(*chunk, strict=True), strict=True)
         yield pa.record_batch([pa.array(values, field.type) for field, values in columns], schema=layout)
-
-
-def _blocks(file: UPath, quoted: bool) -> Iterator[tuple[int, bytes]]:
-    """Whole lines, and the number of the first; a line break between quotes ends none if `quoted`."""
-    filesystem, inner = storage.arrow_filesystem(file)
-    first, rest = 1, b""
-    try:
-        with filesystem.open_input_stream(inner, compression="gzip" if file.suffix == ".gz" else None) as source:
-            while data := source.read(_BLOCK):
-                data = rest + data
-                end = _last_end(data, quoted) + 1
-                block, rest = data[:end], data[end:]
-                if block:
-                    yield first, block
-                first += block.count(b"\n")
-                if len(rest) > MAX_LINE:
-                    hint = "is a quote left open?" if quoted else "is this the right file?"
-                    raise DataError(f"{file}: line {first}: no end within {MAX_LINE} bytes; {hint}")
-    except (FileNotFoundError, PermissionError) as error:
-        raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check source.path and access") from None
-    except FAULTS as error:
-        raise DataError(f"{file}: cannot be read to its end ({error}); fetch it again") from None
-    if rest:
-        yield first, rest
-
-
-def _last_end(data: bytes, quoted: bool) -> int:
-    """Place of the last line break that is not between quotes; -1 if there is none."""
-    end = data.rfind(b"\n")
-    is_open = quoted and end >= 0 and data.count(b'"', 0, end) % 2
-    while is_open:
-        earlier = data.rfind(b"\n", 0, end)
-        is_open = earlier >= 0 and (is_open + data.count(b'"', earlier, end)) % 2
-        end = earlier
-    return end
-
-
-def _header(line: bytes, wanted: tuple[str, ...], file: UPath) -> list[str]:
-    try:
-        names = next(csv.reader([line.decode("utf-8-sig")]), [])
-    except UnicodeDecodeError:
-        raise DataError(f"{file}: not readable as CSV: the header is not UTF-8") from None
-    for name in wanted:
-        refuse_missing(name, names, file)
-    return names
-
-
-def _parse(block: bytes, header: list[str], wanted: tuple[str, ...], before: int, file: UPath) -> pa.Table:
-    refused: list[pacsv.InvalidRow] = []
-
-    def refuse(row: pacsv.InvalidRow) -> str:
-        refused.append(row)
-        return "error"
-
-    as_text = pacsv.ConvertOptions(
-        column_types=dict.fromkeys(header, pa.string()),
-        include_columns=wanted,
-        strings_can_be_null=True,
-        null_values=[""],
-    )
-    # one thread, since only then pyarrow counts rows
-    read = pacsv.ReadOptions(column_names=header, use_threads=False, block_size=max(len(block), 1))
-    parse = pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse)
-    try:
-        return pacsv.read_csv(pa.BufferReader(block), read, parse, as_text)
-    except pa.ArrowInvalid as error:
-        if not refused:
-            raise DataError(f"{file}: not readable as CSV after row {before}: {error}") from None
-        row = refused[0]
-        raise DataError(
-            f"{file}: row {before + row.number}: {row.actual_columns} cells; expected {row.expected_columns}"
-        ) from None

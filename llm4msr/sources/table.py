@@ -1,19 +1,18 @@
 """Anyone's CSV (plain or .gz) or Parquet: interactions, and optionally items and users."""
 
-import gzip
-import io
-import zlib
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 from upath import UPath
 
-from llm4msr import arrow_files, schema, storage
+from llm4msr import schema, storage
 from llm4msr.config import SourceConfig, TableColumns
 from llm4msr.errors import DataError
+from llm4msr.s3 import FAULTS
 from llm4msr.sources.base import RawData, file_fingerprint, refuse_duplicates
-from llm4msr.sources.columns import Rows
+from llm4msr.sources.columns import Rows, refuse_missing
+from llm4msr.sources.text_table import csv_rows
 
 
 def fingerprint(config: SourceConfig) -> str:
@@ -33,71 +32,73 @@ def read(config: SourceConfig) -> RawData:
     """
     columns, folder = config.table, storage.path(config.path)
     file = folder / columns.interactions
-    rows = _read_file(file)
+    ids = {"user_id": columns.user, "item_id": columns.item, "scenario_id": columns.scenario}
+    numbers = [name for name in (columns.label, columns.order) if name]
+    rows = _read_file(file, [*ids.values(), *numbers, *columns.context], columns.delimiter)
     count = rows.table.num_rows
     interactions = pa.table(
-        {
-            "user_id": rows.ids(columns.user),
-            "item_id": rows.ids(columns.item),
-            "scenario_id": rows.ids(columns.scenario),
+        {ours: rows.ids(name) for ours, name in ids.items()}
+        | {
             "label": rows.labels(columns.label) if columns.label else pa.array([1.0] * count, pa.float32()),
-            "order": rows.numbers(columns.order) if columns.order else pa.array(range(count), pa.float64()),
+            "order": rows.order(columns.order) if columns.order else pa.array(range(count), pa.int64()),
         }
-        | {schema.CONTEXT + name: rows.texts(name) for name in columns.context}
+        | {schema.CONTEXT + name: rows.texts(name, schema.MAX_ID) for name in columns.context}
     )
-    users = _read_side(folder, columns.users, columns.user, "user_id", columns.user_features)
-    return RawData(interactions, users, _read_items(folder, columns), implicit=not columns.label).checked(str(file))
+    raw = RawData(interactions, _users(folder, columns), _items(folder, columns), implicit=not columns.label)
+    return raw.checked(str(file))
 
 
-def _read_items(folder: UPath, columns: TableColumns) -> pa.Table:
-    items = _read_side(folder, columns.items, columns.item, "item_id", columns.item_features)
-    file = folder / columns.items
-    raw = _read_file(file) if columns.items else None
-    title = raw.texts(columns.title) if raw is not None and columns.title else items["item_id"]
-    items = items.add_column(1, "title", title)
-    if raw is not None and columns.category:
-        path = pc.split_pattern(raw.texts(columns.category), columns.category_separator)
-        items = items.append_column(schema.FEATURE + "category", path)
-    return items
+def _users(folder: UPath, columns: TableColumns) -> pa.Table:
+    if not columns.users:
+        return _without_file("users", columns.user_features, schema.RAW_USERS)
+    rows = _read_file(folder / columns.users, [columns.user, *columns.user_features], columns.delimiter)
+    return pa.table({"user_id": _unique(rows, columns.user)} | _features(rows, columns.user_features))
 
 
-def _read_side(folder: UPath, name: str, key: str, renamed: str, features: tuple[str, ...]) -> pa.Table:
-    """The table of users or items: from its file, or only the ids that occur."""
-    if not name:
-        if features:
-            raise DataError(f"source.table: features {', '.join(features)} need a file of {renamed.split('_')[0]}s")
-        return pa.table({renamed: pa.array([], pa.string())})
-    file = folder / name
-    rows = _read_file(file)
-    ids = rows.ids(key)
-    refuse_duplicates(ids, str(file), key)
-    return pa.table({renamed: ids} | {schema.FEATURE + f: rows.texts(f) for f in features})
+def _items(folder: UPath, columns: TableColumns) -> pa.Table:
+    if not columns.items:
+        return _without_file("items", columns.item_features, schema.RAW_ITEMS)
+    told = [name for name in (columns.title, columns.category) if name]
+    rows = _read_file(folder / columns.items, [columns.item, *told, *columns.item_features], columns.delimiter)
+    ids = _unique(rows, columns.item)
+    table = {"item_id": ids, "title": rows.texts(columns.title) if columns.title else ids}
+    table |= _features(rows, columns.item_features)
+    if columns.category:
+        path = rows.features(columns.category)
+        is_text = pa.types.is_string(path.type)
+        table["f:category"] = pc.split_pattern(path, columns.category_separator) if is_text else path
+    return pa.table(table)
 
 
-def _read_file(file: UPath) -> Rows:
-    """A CSV with every column as text, or a Parquet file as it is."""
-    data = storage.read_bytes(file)
-    if not data:
-        raise DataError(f"{file}: the file is empty")
-    try:
-        if file.suffix == ".gz":
-            data = gzip.decompress(data)
-        if file.name.removesuffix(".gz").endswith(".parquet"):
-            table = arrow_files.parquet_file(pa.BufferReader(data)).read()
-        else:
-            table = _read_csv(data)
-    except (pa.ArrowException, OSError, zlib.error, EOFError) as error:
-        raise DataError(f"{file}: not readable as {'Parquet' if '.parquet' in file.name else 'CSV'}: {error}") from None
+def _without_file(side: str, features: tuple[str, ...], layout: pa.Schema) -> pa.Table:
+    """No rows; users and items are then those that occur."""
+    if features:
+        raise DataError(f"source.table: features {', '.join(features)} need a file of {side}")
+    return layout.empty_table()
+
+
+def _unique(rows: Rows, name: str) -> pa.ChunkedArray:
+    ids = rows.ids(name)
+    refuse_duplicates(ids, str(rows.file), name)
+    return ids
+
+
+def _features(rows: Rows, names: tuple[str, ...]) -> dict[str, pa.ChunkedArray | pa.Array]:
+    return {schema.FEATURE + name: rows.features(name) for name in names}
+
+
+def _read_file(file: UPath, wanted: Sequence[str], delimiter: str) -> Rows:
+    """The wanted columns: of a CSV as text, of a Parquet file as they are."""
+    wanted = list(dict.fromkeys(wanted))
+    if file.suffix != ".parquet":
+        return Rows(pa.concat_tables(rows.table for rows in csv_rows(file, wanted, delimiter)), file)
+    with storage.open_parquet(file, "write it again, or take another file") as parquet:
+        for name in wanted:
+            refuse_missing(name, parquet.schema_arrow.names, file)
+        try:
+            table = parquet.read(wanted)
+        except (pa.ArrowException, *FAULTS) as error:
+            raise DataError(f"{file}: not readable as Parquet: {error}") from None
     if not table.num_rows:
-        raise DataError(f"{file}: no rows below the header")
+        raise DataError(f"{file}: no rows")
     return Rows(table, file)
-
-
-def _read_csv(data: bytes) -> pa.Table:
-    header = pacsv.open_csv(io.BytesIO(data)).schema.names
-    # only an empty cell is missing: an id may well be "NA" or "null"
-    as_text = pacsv.ConvertOptions(
-        column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=True, null_values=[""]
-    )
-    parse = pacsv.ParseOptions(newlines_in_values=True)
-    return pacsv.read_csv(pa.BufferReader(data), convert_options=as_text, parse_options=parse)

@@ -203,7 +203,7 @@ def test_a_quote_left_open_is_named(tmp_path: Path):
     file = tmp_path / "src_inter.csv"
     line = ",".join(map(str, searched(1, 2, 3, 4))).replace("[20, 34, 3]", '"[20')
     file.write_text(file.read_text() + line + "\n" + "1,2,3,4,[],x,5,6,VIDEO\n" * 800_000)
-    expected = f"line 5: no end within {stream.MAX_LINE} bytes; is a quote left open?"
+    expected = f"row 4: no end within {stream.MAX_LINE} bytes; is a quote left open?"
     assert refusal(source(tmp_path)) == f"{file}: {expected}"
 
 
@@ -274,7 +274,7 @@ def test_a_bad_cell_is_named(tmp_path: Path, name: str, column: str, value: Any,
         (b"", "the file is empty"),
         (b"HEADER\n", "no rows below the header"),
         (b"HEADER\n\n\n", "no rows below the header"),
-        (b"\xff\n", "not readable as CSV: the header is not UTF-8"),
+        (b"\xff\n", "the encoding is not UTF-8 (line 1 has the byte 0xff); save it as UTF-8"),
     ],
 )
 def test_a_file_without_rows_is_named(tmp_path: Path, name: str, data: bytes, message: str):
@@ -288,7 +288,9 @@ def test_bytes_that_are_no_text_are_named(tmp_path: Path):
     write(tmp_path)
     file = tmp_path / "user_features.csv"
     file.write_bytes(file.read_bytes() + b"\xff,1,2,3,4\n")
-    assert refusal(source(tmp_path)).startswith(f"{file}: not readable as CSV after row 0: ")
+    assert refusal(source(tmp_path)) == (
+        f"{file}: the encoding is not UTF-8 (line 4 has the byte 0xff); save it as UTF-8"
+    )
 
 
 def test_a_damaged_file_is_named(tmp_path: Path):
