@@ -55,7 +55,7 @@ def made(root: Path, name: str, seed: int = 1, **model: Any) -> str:
 @torch.inference_mode()
 def _codes(net: Any, data: Data) -> pa.Table:
     assert data.knowledge is not None
-    ids = storage.read_table(data.folder / "users.parquet", ["user_id"])["user_id"].to_pylist()
+    ids = data.prepared.table("users.parquet", ["user_id"])["user_id"].to_pylist()
     codes = net.eval().user_codes(*data.knowledge.lookup(torch.arange(1, len(ids)))).half().numpy()
     column = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), codes.shape[1])
     return pa.table({"id": pa.array(ids[1:], pa.large_string()), "code": column}).sort_by("id")

@@ -201,9 +201,7 @@ def planning(config: Config, folder: Path) -> Measured:
     bases = list(increment.with_index(output.folder.parent, there).values())
     times = {"render": time.process_time()}
     for window in todo:
-        increment._render(
-            pa.Table.from_pylist([window]), data_uri=str(data.folder), counts={"users": buckets}, **settled
-        )
+        increment._render(pa.Table.from_pylist([window]), data=data, counts={"users": buckets}, **settled)
     times["render"] = time.process_time() - times["render"]
     times["match"] = time.process_time()
     spilled = [window_name(window) for window in todo]

@@ -285,7 +285,7 @@ def _test_metrics(scored: Predictions, source: Config, data: Data) -> dict[str, 
     """AUC, GAUC and logloss of all test rows; AUC of each scenario, and of the users whom the LLM read."""
     report = metrics.report(scored, data.scenario_names)
     found = {f"test_{name}": report["overall"][name] for name in ("auc", "gauc", "logloss", "rows")}
-    found["scenario_auc"] = {name: values["auc"] for name, values in report["scenarios"].items()}
+    found["scenario_auc"] = {one["scenario_id"]: one["auc"] for one in report["scenarios"]}
     try:
         store = KnowledgeStore.open(extracted(source), len(data.tables.users_US), data.tables.scenarios)
     except ConfigError:  # no knowledge of this data set was extracted

@@ -31,6 +31,7 @@ from llm4msr import Config, storage
 from llm4msr.batches import RowReader, Rows
 from llm4msr.features import FeatureTables, Field
 from llm4msr.fit import Data, fit
+from llm4msr.storage import Built
 
 RESULT = Path(__file__).parent / "results" / "train-tables.md"
 TABLES = (10**4, 10**5, 10**6, 10**7)
@@ -87,7 +88,7 @@ class ClockedData(Data):
     def rows(self, part: str) -> RowReader:
         if part != "train":
             return super().rows(part)
-        self.train = Clocked(self.folder / "train.parquet", [])
+        self.train = Clocked(self.prepared.folder / "train.parquet", [])
         return self.train
 
 
@@ -106,7 +107,9 @@ def work(rank: int, workers: int, folder: str, values: int, sparse: bool) -> Non
     fields = [Field("user_id", "user", sizes["user"], 1), Field("item_id", "item", sizes["item"], 1)]
     fields.append(Field("scenario_id", "scenario", 5, 1))
     tables = FeatureTables(fields, np.arange(sizes["user"])[:, None], np.arange(sizes["item"])[:, None], 5)
-    data = ClockedData(own, tables, [str(scenario) for scenario in range(5)], None)
+    built = Built(files={f"{part}.parquet": -1 for part in ("train", "valid")}, rows=0)
+    made = storage.publish(own, "prepare", 1, {}, {}, lambda _: built, resumable=True)
+    data = ClockedData(made, tables, [str(scenario) for scenario in range(5)], None)
     settings = {"epochs": 1, "batch_size": BATCH, "sparse": sparse, "checkpoint_batches": 0}
     source = {"kind": "table", "path": "made up"}
     document = {"name": "tables", "source": source, "model": {"knowledge": "none"}, "train": settings}

@@ -48,6 +48,7 @@ from llm4msr.fit import Data, fit, new_optimizers, predict
 from llm4msr.knowledge import KnowledgeStore
 from llm4msr.prepare import prepare
 from llm4msr.ranker import Batch, RankerNet
+from llm4msr.storage import Built
 
 RESULTS = Path(__file__).parent / "results" / "train-throughput.md"
 DRIVER = Path(__file__).parent / "_peer_train.py"
@@ -337,7 +338,7 @@ def _stepper(config: Config, data: Data, model: dict[str, Any], use: str) -> Cal
     level, _, full = use.partition(", ")
     settings = config.model.model_copy(update=model | {"knowledge": level} | ({"meta_rank": 0} if full else {}))
     config = config.model_copy(update={"model": settings})
-    own = Data(data.folder, data.tables, data.scenario_names, None if level == "none" else _made_up(data.tables))
+    own = Data(data.prepared, data.tables, data.scenario_names, None if level == "none" else _made_up(data.tables))
     net = own.new_net(config).train()
     (optimizer,) = new_optimizers(net, config)
 
@@ -401,7 +402,9 @@ def peak_of_epoch(folder: Path) -> tuple[int, int]:
     fields = [Field("user_id", "user", users, 1), Field("item_id", "item", items, 1)]
     fields.append(Field("scenario_id", "scenario", scenarios, 1))
     tables = FeatureTables(fields, np.arange(users)[:, None], np.arange(items)[:, None], scenarios)
-    data = Data(storage.path(folder), tables, [str(s) for s in range(scenarios)], None)
+    built = Built(files={f"{part}.parquet": -1 for part in ("train", "valid")}, rows=0)
+    made = storage.publish(storage.path(folder), "prepare", 1, {}, {}, lambda _: built, resumable=True)
+    data = Data(made, tables, [str(s) for s in range(scenarios)], None)
     config = config_of("generated", folder, MODELS["mmoe"], epochs=1)
     fit_small = config.model_copy(update={"model": config.model.model_copy(update={"embedding_dim": 8})})
     net = data.new_net(fit_small)

@@ -1,20 +1,46 @@
 """The contract of ranking: what is asked and what is answered, the same in Python and over HTTP."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
 from llm4msr.schema import MAX_ID
+from llm4msr.text import shortened
 
 TOKEN = "LLM4MSR_API_TOKEN"
 """The environment variable that holds the API token; without it everybody may ask."""
 
+CONTEXT_FIELDS = 64
+
 Text = Annotated[str, Field(max_length=MAX_ID)]
 
 
+def _few_texts(given: Any) -> Any:
+    """Stops at the first pair that is wrong, as `FailFast` does for lists."""
+    if isinstance(given, Mapping):
+        if len(given) > CONTEXT_FIELDS:
+            raise ValueError(f"{len(given)} fields, allowed are {CONTEXT_FIELDS}")
+        for pair in given.items():
+            if not all(isinstance(text, str) and len(text) <= MAX_ID for text in pair):
+                name = shortened(str(pair[0]))
+                raise ValueError(f"the name and the value of '{name}' must be texts of up to {MAX_ID} characters")
+    return given
+
+
 class _Message(BaseModel):
+    """What is wrong with a message is told, but never as much as a large message could be wrong in."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_keys(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and len(given) > len(cls.model_fields):
+            unknown = next(str(key) for key in given if key not in cls.model_fields)
+            raise ValueError(f"unknown field '{shortened(unknown)}'; known are {', '.join(cls.model_fields)}")
+        return given
 
 
 class RankRequest(_Message):
@@ -22,8 +48,10 @@ class RankRequest(_Message):
 
     user_id: Text
     scenario: Text
-    items: list[Text] = Field(min_length=1, max_length=100_000)
-    context: dict[Text, Text] = Field(default_factory=dict, max_length=64)
+    items: Annotated[list[Text], FailFast()] = Field(min_length=1, max_length=100_000)
+    context: Annotated[dict[Text, Text], BeforeValidator(_few_texts)] = Field(
+        default_factory=dict, max_length=CONTEXT_FIELDS
+    )
     """Values of the context fields that the model was trained with; a field left out is unknown."""
     top_k: int | None = Field(None, ge=1)
     """How many to give back; all where it is left out."""
@@ -62,7 +90,7 @@ class RankResponse(_Message):
 class RankBatchRequest(_Message):
     """Several requests at once."""
 
-    requests: list[RankRequest] = Field(min_length=1, max_length=256)
+    requests: Annotated[list[RankRequest], FailFast()] = Field(min_length=1, max_length=256)
 
 
 class RankBatchResponse(_Message):

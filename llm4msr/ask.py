@@ -51,7 +51,7 @@ class AskLLM:
     @cached_property
     def scenarios(self) -> list[str]:
         """All of them, the unknown one left out."""
-        names = storage.read_table(prepared(self.config).folder / "scenarios.parquet", ["scenario_id"])["scenario_id"]
+        names = prepared(self.config).table("scenarios.parquet", ["scenario_id"])["scenario_id"]
         return [str(name) for name in names.to_pylist()[1:]]
 
     def __call__(self, batch: pa.Table) -> pa.Table:

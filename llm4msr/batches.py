@@ -57,12 +57,20 @@ class RowReader:
         window: rows that are shuffled together and held in memory, within a chunk.
         chunk: rows that lie side by side in the file and come in one window. A row group of as many is decoded once an
             epoch, a larger one once for each window that takes a chunk of it.
+        checksum: of the file, which is compared with it before it is read.
     """
 
-    def __init__(self, file: UPath, context: Sequence[str], window: int = WINDOW, chunk: int = schema.CHUNK):
-        self.file = file
+    def __init__(
+        self,
+        file: UPath,
+        context: Sequence[str],
+        window: int = WINDOW,
+        chunk: int = schema.CHUNK,
+        checksum: str = "",
+    ):
+        self.file, self._checksum = file, checksum
         self.columns = ["user", "item", "scenario", "label", "seen", *(f"c:{name}" for name in context)]
-        with storage.open_parquet(file) as parquet:
+        with storage.open_parquet(file, checksum=checksum) as parquet:
             self.rows: int = parquet.metadata.num_rows
             sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
             self.labels = _least_and_greatest(parquet.metadata, "label")
@@ -132,7 +140,7 @@ class RowReader:
         packed, at = np.empty((self._rows_of(chunks), len(self.columns)), np.int32), 0
         wanted = np.zeros(self._chunks, bool)
         wanted[chunks] = True
-        with storage.open_parquet(self.file) as parquet:
+        with storage.open_parquet(self.file, checksum=self._checksum) as parquet:
             for group in self._groups_with(wanted):
                 row = int(self._starts[group])
                 for part in parquet.iter_batches(READ_ROWS, [group], self.columns):

@@ -70,7 +70,7 @@ def write(
 ) -> Built:
     """Write a bundle's files. `codes` are tables of `code_schema`, ascending by id; none without user level."""
     tables, model = data.tables, config.model
-    fields = json.loads(storage.read_bytes(data.folder / "fields.json"))
+    fields = data.prepared.json("fields.json")
     described = BundleConfig(
         version=VERSION,
         name=config.name,
@@ -112,7 +112,7 @@ def _users_schema(tables: FeatureTables) -> pa.Schema:
 
 def _users(data: Data) -> pa.Table:
     """The users of the training rows, sorted by id; whoever is not there has the features of the unknown one."""
-    raw = storage.read_table(data.folder / "users.parquet", ["user_id"])["user_id"].combine_chunks()
+    raw = data.prepared.table("users.parquet", ["user_id"])["user_id"].combine_chunks()
     order = np.asarray(pc.sort_indices(raw))
     order = order[order != 0]
     slots_US = data.tables.users_US.numpy()[order].astype(np.int32)
@@ -120,7 +120,7 @@ def _users(data: Data) -> pa.Table:
 
 
 def _write_items(file: UPath, data: Data) -> int:
-    table = storage.read_table(data.folder / "items.parquet", ["item_id", "title"])
+    table = data.prepared.table("items.parquet", ["item_id", "title"])
     slots_IS = data.tables.items_IS.numpy().astype(np.int32)
     storage.write_table(file, table.append_column("slots", _lists(slots_IS)))
     return table.num_rows

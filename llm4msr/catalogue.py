@@ -3,16 +3,14 @@
 An id costs its own bytes here: no array of text of one width, in which the longest decides for all.
 """
 
-import json
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from upath import UPath
 
-from llm4msr import storage
 from llm4msr.sources import RawData
+from llm4msr.storage import StageOutput
 
 MAX_VALUES = 8
 """Values kept of a many-valued feature, such as the steps of a category path."""
@@ -69,7 +67,7 @@ def _feature(values: "pd.Series[Any]", vocabulary: list[str], is_list: bool) -> 
     return pa.array([[], *lists], pa.list_(pa.int64()))
 
 
-def item_fields(folder: UPath) -> dict[str, list[str]]:
+def item_fields(prepared: StageOutput) -> dict[str, list[str]]:
     """The vocabulary of each field of the prepared items; number 1 is its first word."""
-    fields: dict[str, list[str]] = json.loads(storage.read_bytes(folder / "fields.json"))["item"]
+    fields: dict[str, list[str]] = prepared.json("fields.json")["item"]
     return fields

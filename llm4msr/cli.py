@@ -1,6 +1,5 @@
 """`llm4msr <verb> CONFIG`: the stages on the command line. Results to standard output, progress to standard error."""
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -8,14 +7,14 @@ from typing import Any
 
 import typer
 
-from llm4msr import cli_knowledge
+from llm4msr import cli_knowledge, storage
 from llm4msr import config as configs
 from llm4msr.cli_options import ConfigPath, DryRun, Overrides
 from llm4msr.config import Config
 from llm4msr.errors import LLM4MSRError
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput
-from llm4msr.text import masked
+from llm4msr.text import as_json, masked
 
 app = typer.Typer(
     name="llm4msr",
@@ -139,8 +138,8 @@ def _execute(
         from llm4msr.plan import plan
 
         found = plan(loaded, verb)
-        print(masked(json.dumps(found, indent=2, ensure_ascii=False)))
-        print(masked(json.dumps({"stage": verb, "dry_run": True} | _flat(found), ensure_ascii=False)))
+        print(masked(as_json(found, indent=2)))
+        print(masked(as_json({"stage": verb, "dry_run": True} | _flat(found))))
         return
     outputs = stage(loaded)
     summary = outputs[-1].summary() | {"stage": verb}
@@ -149,8 +148,9 @@ def _execute(
         summary = {"stage": verb, "uri": loaded.root, "outputs": {n: s["uri"] for n, s in named.items()}}
         summary |= {"rows": named["prepare"]["rows"], "failed": sum(o.manifest.failed for o in outputs)}
         summary |= {"skipped": sum(o.reused for o in outputs), "seconds": round(time.monotonic() - begun, 1)}
-        summary |= {"metrics": named["evaluate"].get("metrics")}
-    print(masked(json.dumps(summary, ensure_ascii=False)))
+        summary |= {name: named["evaluate"][name] for name in ("metrics", "baselines")}
+        summary |= {"warnings": [line for output in outputs for line in output.manifest.info.get("warnings", [])]}
+    print(masked(as_json(summary)))
 
 
 def _flat(found: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _flat(found: dict[str, Any]) -> dict[str, Any]:
 
 def _shown(output: StageOutput) -> StageOutput:
     if output.manifest.stage == "evaluate":
-        print(f"\n{(output.folder / 'table.md').read_text()}")
+        print(f"\n{storage.read_bytes(output.folder / 'table.md').decode()}")
     return output
 
 

@@ -27,7 +27,7 @@ def ls(config: ConfigPath, set_: Overrides = []) -> None:
     for row in rows:
         sizes = f"{row['users']:>12}{row['kept']:>14}{row['failed']:>9}{row['bytes'] / 2**20:>10.1f}"
         print(f"{row['version']:>3} {row['name']:<14}{row['created']:<27}{sizes}  {row['model']}")
-    print(json.dumps({"versions": rows}, ensure_ascii=False))
+    print(json.dumps({"versions": rows}, ensure_ascii=False, allow_nan=False))
 
 
 @app.command()
@@ -47,7 +47,7 @@ def show(
         print(f"error: {found['error']}")
     for near in found.get("nearest", []):
         print(f"near: {near['raw_id']} {near['cosine']:.4f}")
-    print(json.dumps(found, ensure_ascii=False))
+    print(json.dumps(found, ensure_ascii=False, allow_nan=False))
 
 
 @app.command()
@@ -69,7 +69,7 @@ def prune(
     report = versions.pruned(configs.load(config, set_), keep, unfinished, dry_run)
     if report["unfinished"]:
         say(f"  unfinished, kept: {', '.join(report['unfinished'])}; go on with `extract`, or give --unfinished")
-    print(json.dumps(report, ensure_ascii=False))
+    print(json.dumps(report, ensure_ascii=False, allow_nan=False))
 
 
 @app.command()
@@ -81,4 +81,6 @@ def verify(
     """Ask the LLM again about some rows and compare: fingerprints equal, vectors with cosine above 0.999."""
     from llm4msr import versions
 
-    print(masked(json.dumps(versions.verified(configs.load(config, set_), sample), ensure_ascii=False)))
+    print(
+        masked(json.dumps(versions.verified(configs.load(config, set_), sample), ensure_ascii=False, allow_nan=False))
+    )

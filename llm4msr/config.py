@@ -56,9 +56,9 @@ class Key(Enum):
 
 
 class Section(BaseModel):
-    """A frozen section that refuses unknown keys."""
+    """A frozen section that refuses unknown keys, and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def identity(self) -> dict[str, Any]:
         """The keys that decide the result of the stage that reads this section, for its fingerprint."""
@@ -301,6 +301,9 @@ class ServeConfig(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
+    allowed_hosts: tuple[str, ...] = ()
+    """Without an API token, only requests whose Host is local, `host`, or one of these are answered: the name of a
+    service, say, and `*` stands for any letters. With a token every Host is."""
     bundle: str = ""
     """URI of the bundle; empty = the one that this config exported."""
     replicas: int = Field(1, ge=1)

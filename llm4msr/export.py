@@ -3,19 +3,20 @@
 import safetensors.torch
 from upath import UPath
 
-from llm4msr import bundle, codes, prompts, session, storage
+from llm4msr import bundle, codes, popularity, prompts, session, storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.fit import Data
 from llm4msr.storage import Built, StageOutput
-from llm4msr.text import masked
+from llm4msr.text import markdown, masked, shortened
 from llm4msr.train import WEIGHTS, inputs, trained
 
-_CARD = """# {name}: a multi-scenario ranker with LLM knowledge
+_CARD = """# {name}: a multi-scenario ranker{knowing}
 
 - Backbone `{backbone}`, knowledge `{variant}`, seed {seed}; {parameters:,} parameters.
-- Trained on {rows:,} rows, best of {epochs} epochs by validation AUC ({auc:.4f}, epoch {best}).
-- Frozen LLM: {llm}.
+- Trained on {rows:,} rows, best of {epochs} epochs by validation AUC (epoch {best}).
+- On validation rows: {metrics}. Beside it, {baselines}.
+{warnings}- Frozen LLM: {llm}.
 - Load it: `from llm4msr import Ranker; Ranker.load("THIS FOLDER").rank(request)`, or serve it: `llm4msr serve`.
 - Scores are probabilities of a like as far as the training rows were representative; they are not calibrated further.
 - Made by LLM4MSR (CIKM 2024, arXiv 2406.12529) as implemented in llm4msr {version}.
@@ -37,7 +38,7 @@ def export(config: Config) -> StageOutput:
     def build(folder: UPath) -> Built:
         data = Data.open(config, prepared, knowledge)
         net = data.new_net(config)
-        net.load_state_dict(safetensors.torch.load(storage.read_bytes(model.folder / WEIGHTS)))
+        net.load_state_dict(safetensors.torch.load(model.read(WEIGHTS)))
         encoded = codes.encoded(knowledge, net.eval().user_code) if knowledge is not None and net.uses_users else ()
         llm = {} if knowledge is None else llm_of(config, knowledge)
         return bundle.write(config, net, data, encoded, llm, card, folder)
@@ -86,16 +87,20 @@ def _card(config: Config, model: StageOutput, knowledge: StageOutput | None) -> 
     llm = "none"
     if knowledge is not None:
         asked = knowledge.manifest.inputs
-        llm = f"{asked['model']} (revision {asked['revision']}), pooling {config.extract.pooling}"
+        revision = markdown(asked["revision"])
+        llm = f"{markdown(asked['model'], 200)} (revision {revision}), pooling {config.extract.pooling}"
     return _CARD.format(
         name=config.name,
-        backbone=config.model.backbone,
+        knowing="" if knowledge is None else " with LLM knowledge",
+        backbone=shortened(config.model.backbone).replace("`", ""),
         variant=config.model.variant,
         seed=config.seed,
         parameters=info["parameters"],
         rows=model.manifest.rows,
         epochs=info["epochs"],
-        auc=info["metrics"]["overall"]["auc"],
+        metrics=popularity.phrase(info["metrics"]["overall"]),
+        baselines="; ".join(f"{name}: {popularity.phrase(one)}" for name, one in info["baselines"].items()),
+        warnings="".join(f"- **Warning**: {line}.\n" for line in info["warnings"]),
         best=info["best_epoch"],
         llm=llm,
         version=model.manifest.libraries.get("llm4msr", ""),

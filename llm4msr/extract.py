@@ -147,7 +147,7 @@ def _build(config: Config, data: StageOutput, folder: UPath, asks: Reader) -> Bu
     info |= {"spent": {task: dict(some) for task, some in spent.items()}}  # by the actors together, in this run
     info |= {"forget": len(increment.forgotten(config))}
     if e.reads == "items":
-        items = items_to_read(storage.read_table(data.folder / "items.parquet", ["f:item_id"]))
+        items = items_to_read(data.table("items.parquet", ["f:item_id"]))
         pooled = pool_users(config, data, folder, items, _parts(folder, files, "items"))
         files |= pooled
         info |= {

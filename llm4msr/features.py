@@ -7,7 +7,6 @@ unknown (or, in a many-valued field, nothing).
 Shape suffixes: B rows, S slots, E embedding width, F fields, N slots of one field, V values.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,9 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
-from upath import UPath
 
-from llm4msr import storage
+from llm4msr.storage import StageOutput
 
 Side = Literal["user", "item", "scenario", "context"]
 
@@ -62,19 +60,19 @@ class FeatureTables:
         self.context_start = torch.from_numpy(starts(fields, "context"))
 
     @classmethod
-    def open(cls, folder: UPath) -> "FeatureTables":
+    def open(cls, prepared: StageOutput) -> "FeatureTables":
         """From the output of `prepare`."""
-        vocabularies: dict[str, dict[str, list[str]]] = json.loads(storage.read_bytes(folder / "fields.json"))
+        vocabularies: dict[str, dict[str, list[str]]] = prepared.json("fields.json")
         fields: list[Field] = []
         numbers = {}
         for side in ("user", "item"):
-            table = storage.read_table(folder / f"{side}s.parquet")
+            table = prepared.table(f"{side}s.parquet")
             columns = []
             for name, values in vocabularies[side].items():
                 columns.append(_slots(table[f"f:{name}"]))
                 fields.append(Field(name, side, len(values) + 1, columns[-1].shape[1]))
             numbers[side] = np.concatenate(columns, axis=1)
-        scenarios = storage.read_table(folder / "scenarios.parquet", ["scenario"]).num_rows
+        scenarios = prepared.table("scenarios.parquet", ["scenario"]).num_rows
         fields.append(Field("scenario_id", "scenario", scenarios, 1))
         fields += [Field(n, "context", len(v) + 1, 1) for n, v in vocabularies["context"].items()]
         return cls(fields, numbers["user"], numbers["item"], scenarios)

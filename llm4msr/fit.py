@@ -6,6 +6,7 @@ global batch's size, so the averaged gradient is that of one worker with the who
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,11 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from upath import UPath
 
-from llm4msr import metrics, storage
+from llm4msr import metrics
 from llm4msr.batches import RowReader, to_batch
 from llm4msr.config import Config
+from llm4msr.errors import ConfigError
 from llm4msr.features import FeatureTables
 from llm4msr.knowledge import KnowledgeStore
 from llm4msr.metrics import Predictions
@@ -35,7 +36,7 @@ Tensors = dict[str, Tensor]
 class Data:
     """Everything the loop reads: feature tables, rows, and knowledge where the model uses any."""
 
-    folder: UPath
+    prepared: StageOutput
     tables: FeatureTables
     scenario_names: list[str]
     knowledge: KnowledgeStore | None
@@ -43,19 +44,20 @@ class Data:
     @classmethod
     def open(cls, config: Config, prepared: StageOutput, extracted: StageOutput | None) -> "Data":
         """`extracted` is needed unless `model.knowledge` is `none`; the control is applied here."""
-        tables = FeatureTables.open(prepared.folder)
-        names = storage.read_table(prepared.folder / "scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()
+        tables = FeatureTables.open(prepared)
+        names = prepared.table("scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()
         knowledge = None
         if config.model.knowledge != "none":
             assert extracted is not None
             store = KnowledgeStore.open(extracted, len(tables.users_US), tables.scenarios)
             store.hides_seen = config.split.history_share < 1
             knowledge = store.controlled(config.model.control, config.seed)
-        return cls(prepared.folder, tables, names, knowledge)
+        return cls(prepared, tables, names, knowledge)
 
     def rows(self, part: str) -> RowReader:
         """Rows of `train`, `valid` or `test`."""
-        return RowReader(self.folder / f"{part}.parquet", [f.name for f in self.tables.fields if f.side == "context"])
+        name, context = f"{part}.parquet", [f.name for f in self.tables.fields if f.side == "context"]
+        return RowReader(self.prepared.folder / name, context, checksum=self.prepared.manifest.files[name].digest)
 
     def new_net(self, config: Config) -> RankerNet:
         """An untrained net; the same seed gives the same embeddings and backbone whatever knowledge is added."""
@@ -77,13 +79,17 @@ class Progress:
     loss_sum: float = 0.0
     """Over the rows of those batches, of all workers."""
     best_epoch: int = 0
-    best_auc: float = -1.0
     best_report: dict[str, Any] = field(default_factory=dict)
     """Validation metrics of the best epoch, as `metrics.report` gives them."""
     history: list[dict[str, float | None]] = field(default_factory=list)
     starts: list[dict[str, int]] = field(default_factory=list)
     """`epoch`, `batch` and `workers` of every start that left a checkpoint: the first, and each after a crash or with
     another number of workers."""
+
+    @property
+    def best_auc(self) -> float | None:
+        """Of the validation rows, after the best epoch; None where they are of one class."""
+        return self.best_report["overall"]["auc"] if self.best_report else None
 
 
 @dataclass
@@ -99,7 +105,7 @@ class Checkpoint:
         """Write the checkpoint's four files."""
         for name in ("net", "best", "optimizer"):
             safetensors.torch.save_file(getattr(self, name), folder / f"{name}.safetensors")
-        (folder / "progress.json").write_text(json.dumps(asdict(self.progress)))
+        (folder / "progress.json").write_text(json.dumps(asdict(self.progress), allow_nan=False))
 
     @classmethod
     def load(cls, folder: Path) -> "Checkpoint":
@@ -116,9 +122,14 @@ def fit(
 ) -> Checkpoint:
     """Train until validation AUC has not risen for `train.patience` epochs; `best` holds the best epoch's weights.
 
+    Validation rows of one class have no AUC: the best epoch is then that of the lowest logloss.
     Calls `on_checkpoint` on every worker after every `train.checkpoint_batches` global batches, and after every epoch
     (then `progress.batch` is 0). From any of them another run goes on with the very next batch, with as many workers
     as it has.
+
+    Raises:
+        ConfigError: a loss or a weight is no finite number any more, on every worker after the same batch; what
+            `on_checkpoint` was given before is sound.
     """
     world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     net = data.new_net(config).to("cuda" if config.train.device == "gpu" else "cpu")
@@ -137,6 +148,9 @@ def fit(
         if start not in progress.starts[-1:]:
             progress.starts.append(start)
         state.net, state.optimizer = _copy(net), _optimizer_tensors(optimizers)
+        epoch = progress.epoch + (progress.batch > 0)
+        _check(math.isfinite(progress.loss_sum), "the loss", epoch, config)
+        _check(_finite(state.net) and _finite(state.optimizer), "a weight or its average", epoch, config)
         if on_checkpoint is not None:
             on_checkpoint(state)
 
@@ -144,17 +158,14 @@ def fit(
         _train_epoch(wrapped, net, optimizers, data, train, config, progress, save, rank, world)
         loss = progress.loss_sum / max(train.rows, 1)
         progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
+        _check(math.isfinite(loss), "the loss", progress.epoch, config)
         scored = predict(net, data, valid, t.batch_size, rank, world)
+        _check(bool(np.isfinite(scored.logit).all()), "the validation loss", progress.epoch, config)
         report = metrics.report(scored, data.scenario_names)
-        found = report["overall"]
-        progress.history.append({"epoch": progress.epoch, "loss": loss, **{f"valid_{k}": v for k, v in found.items()}})
-        if (found["auc"] or 0.0) > progress.best_auc:
-            progress.best_auc, progress.best_epoch, progress.best_report = (
-                found["auc"] or 0.0,
-                progress.epoch,
-                report,
-            )
-            state.best = _copy(net)
+        values = {f"valid_{name}": value for name, value in report["overall"].items()}
+        progress.history.append({"epoch": progress.epoch, "loss": loss, **values})
+        if not progress.best_report or _is_better(report, progress.best_report):
+            progress.best_epoch, progress.best_report, state.best = progress.epoch, report, _copy(net)
         save()
     return state
 
@@ -230,6 +241,23 @@ def _train_epoch(
             progress.loss_sum += _over_workers(loss_sum, world)
             save()
     progress.loss_sum += _over_workers(loss_sum, world)
+
+
+def _check(finite: bool, what: str, epoch: int, config: Config) -> None:
+    if not finite:
+        own = f", or mend {config.model.backbone}" if ":" in config.model.backbone else ""
+        rate = f"lower train.learning_rate (it is {config.train.learning_rate:g})"
+        raise ConfigError(f"{what} is not finite in epoch {epoch}; {rate}{own}")
+
+
+def _finite(tensors: Tensors) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
+
+def _is_better(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """By AUC, or by logloss where the rows are of one class."""
+    a, b = one["overall"], other["overall"]
+    return bool(a["logloss"] < b["logloss"] if a["auc"] is None else a["auc"] > b["auc"])
 
 
 def _over_workers(sum_: Tensor, world: int) -> float:

@@ -72,14 +72,14 @@ def work_left(config: Config, data: StageOutput, folder: UPath, reader: Reader) 
     bases = with_index(folder.parent, there)
     work = Work(reader=reader, bases=list(bases))
     storage.write_bytes(file, work.model_dump_json().encode())  # from now on `prune` leaves the bases alone
-    items = items_to_read(storage.read_table(data.folder / "items.parquet", ["f:item_id"]))
+    items = items_to_read(data.table("items.parquet", ["f:item_id"]))
     todo = windows(config, data.manifest.info["histories"], items, WINDOW_ROWS)
     rows = {window["kind"]: window["stop"] for window in todo}  # the last one of each kind ends with its last row
     counts = {kind: index.bucket_count(stop) for kind, stop in rows.items()}
     work.buckets = [IndexFile(kind, at, count) for kind, count in counts.items() for at in range(count)]
     settled: dict[str, Any] = {"config": config, "folder_uri": str(folder), "reader": reader}
     with track("render", sum(rows.values()) + data.manifest.info["scenarios"] - 1) as progress:
-        for done in session.each(_render, todo, data_uri=str(data.folder), counts=counts, **settled):
+        for done in session.each(_render, todo, data=data, counts=counts, **settled):
             work.forgotten += done["forgotten"]
             progress.advance(done["rows"])
     settled |= {"spilled": [window_name(window) for window in todo], "bases": list(bases.values())}
@@ -125,11 +125,11 @@ def version_number(version: UPath) -> int:
 
 
 def _render(
-    batch: pa.Table, config: Config, data_uri: str, folder_uri: str, reader: Reader, counts: dict[str, int]
+    batch: pa.Table, config: Config, data: StageOutput, folder_uri: str, reader: Reader, counts: dict[str, int]
 ) -> pa.Table:
     """Prompts, fingerprints and keys of one window, in a file with a row group for each bucket that has rows."""
     (window,) = batch.to_pylist()
-    rows = render(window, config, storage.path(data_uri))
+    rows = render(window, config, data)
     kept = rows.filter(pc.invert(pc.is_in(rows["raw_id"], value_set=forgotten(config, window["kind"]))))
     raw_ids, texts = kept["raw_id"].to_pylist(), kept["prompt"].to_pylist()
     fingerprints = [prompts.fingerprint(text, reader.reads) for text in texts]

@@ -198,6 +198,32 @@ def read(part: str, columns: Sequence[str]) -> pa.Table:
     return table.append_column("id", index["id"]).select(list(columns)) if "id" in columns else table
 
 
+def lookup(
+    folder: UPath, rows: Mapping[str, int], kind: str, raw_ids: Sequence[str], columns: Sequence[str]
+) -> pa.Table:
+    """These columns and `raw_id` of the rows of these raw ids: reads their buckets, and the shards that they lie in.
+
+    Without an index, all shards of that kind are searched.
+
+    Raises:
+        StorageError: a shard is missing, damaged, or holds other rows than the version was made of.
+    """
+    wanted, value_set = hashes(raw_ids), pa.array(raw_ids, pa.large_string())
+    chosen, found = ["raw_id", *columns], []
+    indexed = [at for name in sorted(rows) if (at := IndexFile.of(name)) and at.kind == kind]
+    for at in indexed:
+        here = wanted[bucket_of(wanted, at.buckets) == at.bucket]
+        if len(here):
+            bucket = storage.read_table(folder / at.name, None, storage.repair(folder, "extract", folder / at.name))
+            hits = bucket.filter(pc.is_in(bucket["hash"], value_set=pa.array(here))).sort_by("shard")
+            found += [_rows(folder, shard, part, chosen) for shard, part in by_shard(hits)]
+    if not indexed:
+        found = [storage.read_table(storage.path(part), chosen) for part in parts(folder, rows, kind)]
+    ours = [t.filter(pc.is_in(t["raw_id"].cast(pa.large_string()), value_set=value_set)) for t in found]
+    empty = pa.table({name: pa.array([], pa.string()) for name in chosen})
+    return pa.concat_tables(ours, promote_options="default") if ours else empty
+
+
 def _refuse_other_widths(version: UPath, pieces: Mapping[str, pa.Table]) -> None:
     widths = {
         shard: t.schema.field("vector").type.list_size for shard, t in pieces.items() if "vector" in t.schema.names

@@ -4,6 +4,7 @@ Shape suffixes: N users with the unknown one as row 0, S scenarios likewise, Z w
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,6 +171,12 @@ def texts(output: StageOutput, kind: str = "scenarios") -> list[dict[str, Any]]:
     if kind == "scenarios" and tables:
         tables = [pa.concat_tables(tables).sort_by("id")]
     return [row for table in tables for row in table.select(columns).to_pylist()]
+
+
+def texts_of(output: StageOutput, raw_ids: Sequence[str]) -> list[dict[str, Any]]:
+    """The same of these users alone; who was not asked about is not there."""
+    rows = {name: part.rows for name, part in output.manifest.files.items()}
+    return index.lookup(output.folder, rows, "users", raw_ids, ["prompt", "answer", "error"]).to_pylist()
 
 
 def cache_of(output: StageOutput) -> Path:

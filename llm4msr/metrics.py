@@ -16,7 +16,7 @@ class Predictions(NamedTuple):
     user: Ints
     scenario: Ints
     label: npt.NDArray[np.float32]
-    logit: npt.NDArray[np.float32]
+    logit: npt.NDArray[np.floating[Any]]
 
     @classmethod
     def merged(cls, parts: Sequence["Predictions"]) -> "Predictions":
@@ -25,20 +25,25 @@ class Predictions(NamedTuple):
 
 
 def report(predictions: Predictions, names: Sequence[str]) -> dict[str, Any]:
-    """`{"overall": {auc, gauc, logloss, rows}, "scenarios": {name: the same}}`; `names[i]` names scenario i.
+    """`{"overall": {auc, gauc, logloss, rows}, "scenarios": [{scenario, scenario_id, auc, gauc, logloss, rows}]}`.
 
-    A metric that the rows do not define (one class only) is None.
+    The scenarios that there are, by number; `names[i]` is the id of scenario i, and scenario 0 stands for all that the
+    training rows lack. A metric that the rows do not define (one class only, a score that is not finite) is None.
     """
-    present = np.unique(predictions.scenario)
-    scenarios = {names[s]: _metrics(_of_scenario(predictions, s)) for s in present}
+    scenarios = [
+        {"scenario": int(number), "scenario_id": names[number], **_metrics(_of_scenario(predictions, number))}
+        for number in np.unique(predictions.scenario)
+    ]
     return {"overall": _metrics(predictions), "scenarios": scenarios}
 
 
 def auc_by_group(group: Ints, label: npt.ArrayLike, logit: npt.ArrayLike) -> tuple[Ints, Floats, Ints]:
     """AUC within each group (ties count half), for groups that have both classes: group ids, AUCs, row counts.
 
-    Group ids are 0 or more.
+    Group ids are 0 or more. There is no group at all where a score is no finite number: such scores have no order.
     """
+    if not np.isfinite(logit).all():
+        return np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64)
     group, positive, score = np.asarray(group), np.asarray(label) > 0.5, np.asarray(logit)
     order = np.argsort(score)
     small = group.astype(np.min_scalar_type(group.max(initial=0)))  # a stable sort of 16 bits takes no comparisons
@@ -60,14 +65,19 @@ def auc_by_group(group: Ints, label: npt.ArrayLike, logit: npt.ArrayLike) -> tup
 
 
 def auc(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
-    """Probability that a positive row scores above a negative one, ties counting half; None with one class only."""
+    """Probability that a positive row scores above a negative one, ties counting half.
+
+    None with one class only, and where a score is no finite number.
+    """
     _, value, _ = auc_by_group(np.zeros(np.size(label), np.int64), label, logit)
     return float(value[0]) if len(value) else None
 
 
-def logloss(label: npt.ArrayLike, logit: npt.ArrayLike) -> float:
-    """Mean binary cross-entropy in nats."""
+def logloss(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
+    """Mean binary cross-entropy in nats; None without rows, and where a score is no finite number."""
     x = np.asarray(logit, np.float64)
+    if not x.size or not np.isfinite(x).all():
+        return None
     return float(np.mean(np.logaddexp(0, x) - x * np.asarray(label)))
 
 

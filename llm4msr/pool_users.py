@@ -31,13 +31,13 @@ def pool_users(config: Config, data: StageOutput, folder: UPath, items: int, par
 
     session.connect()
     shared = ray.put(_item_vectors(config, folder, items, parts))
-    counts = storage.read_table(data.folder / "histories.parquet", ["interactions"])["interactions"].to_numpy()
+    counts = data.table("histories.parquet", ["interactions"])["interactions"].to_numpy()
     ends = np.cumsum(counts)
     todo = user_windows(config, len(counts))
     for shard in todo:  # where the users' rows lie in `seen`
         shard |= {"first": int(ends[shard["start"]] - counts[shard["start"]]), "last": int(ends[shard["stop"] - 1])}
     done: dict[str, int] = {}
-    settled = {"config": config, "data_uri": str(data.folder), "folder_uri": str(folder), "shared": shared}
+    settled = {"config": config, "data": data, "folder_uri": str(folder), "shared": shared}
     with track("pool", todo[-1]["stop"]) as progress:
         for result in session.each(_pool_window, todo, **settled):
             done[result["file"]] = result["rows"]
@@ -66,15 +66,15 @@ def _item_vectors(config: Config, folder: UPath, items: int, parts: list[str]) -
     return vectors_ID, known_I
 
 
-def _pool_window(batch: pa.Table, config: Config, data_uri: str, folder_uri: str, shared: Any) -> pa.Table:
+def _pool_window(batch: pa.Table, config: Config, data: StageOutput, folder_uri: str, shared: Any) -> pa.Table:
     """One window's users, pooled and written; gives back the files and their rows."""
     import ray
 
     (window,) = batch.to_pylist()
-    data, folder = storage.path(data_uri), storage.path(folder_uri)
+    folder = storage.path(folder_uri)
     items = ray.get(shared)
-    users = slice_rows(data / "histories.parquet", window["start"], window["stop"])
-    seen = slice_rows(data / "seen.parquet", window["first"], window["last"])
+    users = slice_rows(data, "histories.parquet", window["start"], window["stop"])
+    seen = slice_rows(data, "seen.parquet", window["first"], window["last"])
     gone_N = pc.is_in(users["user_id"], value_set=forgotten(config))
     wanted = {"users": pooled_rows(users, seen, *items).filter(pc.invert(gone_N))}
     if config.extract.point_in_time:

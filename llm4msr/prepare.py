@@ -6,7 +6,7 @@ features can be ranked; but only those of training rows get an id embedding of t
 
 import json
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,15 @@ import pandas as pd
 import pyarrow as pa
 from upath import UPath
 
-from llm4msr import catalogue, schema, sources, split, storage
+from llm4msr import catalogue, data_report, data_warnings, schema, sources, split, storage
 from llm4msr.config import Config
+from llm4msr.data_report import DataReport
 from llm4msr.errors import ConfigError, DataError
+from llm4msr.progress import say
 from llm4msr.storage import Built, StageOutput
+from llm4msr.survey import Survey, check_template
 
-VERSION = 6
+VERSION = 7
 SEEN = "seen"
 """A column of ours among those of the source, whose own names have a prefix."""
 MAX_TITLES = 50
@@ -29,11 +32,13 @@ MAX_TITLES = 50
 def prepare(config: Config) -> StageOutput:
     """Publish `train`, `valid`, `test`, `users`, `items`, `scenarios`, `histories`, `seen` and `fields.json`.
 
+    The data report goes to standard error and into the manifest; of an output that is found, its warnings are told.
+
     Raises:
         DataError: the source is wrong; the message names file, column and row.
         ConfigError: implicit data without `split.negatives`.
     """
-    return storage.publish(
+    output = storage.publish(
         _folder(config),
         "prepare",
         config.seed,
@@ -41,6 +46,16 @@ def prepare(config: Config) -> StageOutput:
         {"source": sources.fingerprint(config.source)},
         lambda folder: _build(config, folder),
     )
+    _tell(output)
+    return output
+
+
+def _tell(output: StageOutput) -> None:
+    info = output.manifest.info
+    for line in [] if output.reused else data_report.lines(DataReport.model_validate(info["report"])):
+        say(line)
+    for warning in info.get("warnings", []):
+        say(f"warning: {warning}")
 
 
 def prepared(config: Config) -> StageOutput:
@@ -69,25 +84,34 @@ def to_ask(config: Config) -> tuple[dict[str, pa.Table], dict[str, list[str]]]:
     """
     found = storage.open_output(_folder(config))
     if found is None:
-        tables, fields = _tables(config)
-        return tables, fields["item"]
+        made = _made(config)
+        return made.tables, made.fields["item"]
     names = ("histories", "scenarios", "items")
-    tables = {name: storage.read_table(found.folder / f"{name}.parquet") for name in names}
-    return tables, catalogue.item_fields(found.folder)
+    tables = {name: found.table(f"{name}.parquet") for name in names}
+    return tables, catalogue.item_fields(found)
 
 
 def _build(config: Config, folder: UPath) -> Built:
-    tables, fields = _tables(config)
-    for name, table in tables.items():
+    check_template(config)
+    made = _made(config)
+    for name, table in made.tables.items():
         storage.write_table(folder / f"{name}.parquet", table, schema.CHUNK if name == "train" else storage.GROUP)
-    storage.write_bytes(folder / "fields.json", json.dumps(fields, ensure_ascii=False).encode())
-    files = {f"{name}.parquet": table.num_rows for name, table in tables.items()}
-    info = {name: table.num_rows for name, table in tables.items()}
-    return Built(files=files | {"fields.json": 1}, rows=sum(info[name] for name in split.PARTS), info=info)
+    storage.write_bytes(folder / "fields.json", json.dumps(made.fields, ensure_ascii=False).encode())
+    counts = {name: table.num_rows for name, table in made.tables.items()}
+    info = {"report": made.report.model_dump(), "warnings": data_warnings.warnings(made.report, config)}
+    files = {f"{name}.parquet": count for name, count in counts.items()} | {"fields.json": 1}
+    return Built(files=files, rows=sum(counts[name] for name in split.PARTS), info=counts | info)
 
 
-def _tables(config: Config) -> tuple[dict[str, pa.Table], dict[str, dict[str, list[str]]]]:
-    """The tables to publish, and the vocabulary of each field of each side."""
+class Made(NamedTuple):
+    """The tables to publish, the vocabulary of each field of each side, and what there is to say about the data."""
+
+    tables: dict[str, pa.Table]
+    fields: dict[str, dict[str, list[str]]]
+    report: DataReport
+
+
+def _made(config: Config) -> Made:
     raw = sources.read(config.source)
     if raw.implicit and not config.split.negatives:
         raise ConfigError("all rows of this source are positives; set split.negatives, such as 4")
@@ -97,6 +121,7 @@ def _tables(config: Config) -> tuple[dict[str, pa.Table], dict[str, dict[str, li
     if config.split.latest:
         rows = rows.loc[rows["order"].sort_values(kind="stable").index[-config.split.latest :].sort_values()]
         rows = rows.reset_index(drop=True)
+    survey = Survey(config, raw, rows)
     part = split.assign(rows, config.split, config.seed)
     history = split.history_rows(rows, part, config.split)
     train = rows[part == split.TRAIN]
@@ -118,12 +143,13 @@ def _tables(config: Config) -> tuple[dict[str, pa.Table], dict[str, dict[str, li
     if config.split.history_share < 1 and history[part == split.TRAIN].all():
         raise DataError(f"split.history_share = {config.split.history_share}: prompts hold all training rows; lower it")
     drawn = split.negatives(rows, part, config.split.negatives, config.seed)
+    report = survey.report(part, history, drawn.part, tables, item_fields)
     rows, part = pd.concat([rows, drawn.rows], ignore_index=True), np.concatenate([part, drawn.part])
     for name, code in split.PARTS.items():
         encoded = _encode(rows[part == code], users, items, scenarios, context_fields)
         tables[name] = schema.check(encoded, schema.INTERACTIONS, name)
     tables["train"] = tables["train"].take(np.random.default_rng(0).permutation(tables["train"].num_rows))
-    return tables, {"user": user_fields, "item": item_fields, "context": context_fields}
+    return Made(tables, {"user": user_fields, "item": item_fields, "context": context_fields}, report)
 
 
 def _encode(

@@ -24,6 +24,7 @@ from llm4msr.features import starts
 from llm4msr.id_table import IdTable, Place
 from llm4msr.local_copy import on_this_machine
 from llm4msr.selftest import TOLERANCE, SelfTest
+from llm4msr.text import shortened
 
 Ints = npt.NDArray[np.int64]
 
@@ -116,7 +117,7 @@ class Ranker:
         """
         if unknown := request.context.keys() - self._context.keys():
             known = ", ".join(self._context) or "none"
-            raise ConfigError(f"context: unknown field '{min(unknown)}'; this model knows: {known}")
+            raise ConfigError(f"context: unknown field '{shortened(min(unknown))}'; this model knows: {known}")
 
     def rank_many(self, requests: Sequence[RankRequest], request_ids: Sequence[str]) -> list[RankResponse]:
         """Rank several requests at once, each as if alone; unknown context fields are passed over.

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from upath import UPath
 
-from llm4msr import prompts, storage
+from llm4msr import prompts
 from llm4msr.catalogue import item_fields
 from llm4msr.config import Config
+from llm4msr.storage import StageOutput
 
 _PROMPTS = pa.schema([("id", pa.int64()), ("raw_id", pa.string()), ("prompt", pa.string())])
 
@@ -44,14 +44,14 @@ def _ranges(kind: str, count: int, rows: int) -> list[dict[str, Any]]:
     return [{"kind": kind, "start": at, "stop": min(at + rows, count)} for at in range(0, count, rows)]
 
 
-def render(window: Mapping[str, Any], config: Config, data: UPath) -> pa.Table:
+def render(window: Mapping[str, Any], config: Config, data: StageOutput) -> pa.Table:
     """id, raw_id and prompt of a window's rows, read from the prepared `data`."""
     if window["kind"] == "scenarios":
-        return scenario_prompts(storage.read_table(data / "scenarios.parquet"), config)
+        return scenario_prompts(data.table("scenarios.parquet"), config)
     if window["kind"] == "items":
-        rows = slice_rows(data / "items.parquet", window["start"] + 1, window["stop"] + 1)  # row 0: the unknown item
+        rows = slice_rows(data, "items.parquet", window["start"] + 1, window["stop"] + 1)  # row 0: the unknown item
         return item_prompts(rows, item_fields(data), config)
-    return user_prompts(slice_rows(data / "histories.parquet", window["start"], window["stop"]), config)
+    return user_prompts(slice_rows(data, "histories.parquet", window["start"], window["stop"]), config)
 
 
 def scenario_prompts(scenarios: pa.Table, config: Config) -> pa.Table:
@@ -91,9 +91,9 @@ def items_to_read(items: pa.Table) -> int:
     return int((items["f:item_id"].to_numpy() > 0).sum())
 
 
-def slice_rows(file: UPath, start: int, stop: int) -> pa.Table:
-    """Rows [start, stop) of a Parquet file, reading only the row groups that hold them."""
-    with storage.open_parquet(file) as parquet:
+def slice_rows(data: StageOutput, name: str, start: int, stop: int) -> pa.Table:
+    """Rows [start, stop) of a Parquet file of an output, decoding only the row groups that hold them."""
+    with data.parquet(name) as parquet:
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         ends = np.cumsum(sizes)
         groups = [i for i in range(len(sizes)) if ends[i] > start and ends[i] - sizes[i] < stop]

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 
-from llm4msr import storage
 from llm4msr.api import RankRequest
 from llm4msr.batches import Rows, to_batch
 from llm4msr.fit import Data
@@ -36,7 +35,7 @@ def made(net: RankerNet, data: Data, context: dict[str, list[str]]) -> SelfTest:
     """Cases of every scenario, for users spread over the vocabulary and the unknown one, scored by the trained net."""
     net.eval()
     raw = {
-        side: storage.read_table(data.folder / f"{side}s.parquet", [f"{side}_id"])[f"{side}_id"].to_pylist()
+        side: data.prepared.table(f"{side}s.parquet", [f"{side}_id"])[f"{side}_id"].to_pylist()
         for side in ("user", "item")
     }
     users = np.linspace(0, len(raw["user"]) - 1, USERS).astype(int).tolist()

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import os
 import socket
 import time
 from typing import Any, NamedTuple
@@ -12,11 +11,12 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import Response
 
 from llm4msr import session
-from llm4msr.api import TOKEN, ModelInfo, RankBatchRequest, RankBatchResponse, RankRequest, RankResponse
+from llm4msr.api import ModelInfo, RankBatchRequest, RankBatchResponse, RankRequest, RankResponse
 from llm4msr.config import Config, ServeConfig
 from llm4msr.errors import ConfigError
 from llm4msr.explain import check_explainable
 from llm4msr.export import exported
+from llm4msr.gates import require_token, token
 from llm4msr.live_model import LiveModel
 from llm4msr.rank import Ranker
 from llm4msr.serve_metrics import ServeMetrics
@@ -61,8 +61,7 @@ def replica(app: FastAPI, config: ServeConfig) -> Any:
     @serve.ingress(app)
     class Replica:
         def __init__(self, token_required: bool) -> None:
-            if token_required and not os.environ.get(TOKEN):
-                raise ConfigError(f"{TOKEN} is set where this was started but not on this node; set it on every node")
+            require_token(token_required)
             torch.set_num_threads(1)
             self.metrics = ServeMetrics()
             self.live = LiveModel(on_refusal=self.metrics.refused.inc)
@@ -147,7 +146,7 @@ def build(args: ServeConfig) -> Any:
         )
     if not args.bundle:
         raise ConfigError("args: 'bundle' is missing; give the uri that `llm4msr export` printed")
-    return application(args.bundle, args)
+    return application(args.bundle, args, token_required=bool(token()))
 
 
 def openapi() -> dict[str, Any]:
@@ -175,12 +174,13 @@ def start(config: Config) -> str:
     logs = {"log_level": "INFO" if config.serve.access_log else "WARNING", "enable_access_log": config.serve.access_log}
     http = {"host": config.serve.host, "port": config.serve.port}
     serve.start(proxy_location="HeadOnly", http_options=http, logging_config=logs)
-    app = application(uri, config.serve, token_required=bool(os.environ.get(TOKEN)))
+    app = application(uri, config.serve, token_required=bool(token()))
     serve.run(app, name=APP, route_prefix="/", logging_config=logs)
     if config.serve.explore:
         from llm4msr.explorer import app as explorer
 
-        serve.run(explorer.application(config), name=explorer.NAME, route_prefix=explorer.PREFIX, logging_config=logs)
+        page = explorer.application(config, token_required=bool(token()))
+        serve.run(page, name=explorer.NAME, route_prefix=explorer.PREFIX, logging_config=logs)
     return f"http://{config.serve.host}:{config.serve.port}"
 
 

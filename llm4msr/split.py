@@ -34,10 +34,15 @@ def assign(rows: pd.DataFrame, config: SplitConfig, seed: int) -> Ints:
         part = _last_out(rank, count) if config.kind == "leave_last_out" else _by_rank(rank, count, config)
     for name, code in PARTS.items():
         if not (part == code).any():
-            raise DataError(
-                f"split '{config.kind}': no {name} rows in {len(rows)} rows; give more data or another split"
-            )
+            raise DataError(f"split '{config.kind}': no {name} rows in {len(rows)} rows; {_remedy(rows, config)}")
     return part
+
+
+def _remedy(rows: pd.DataFrame, config: SplitConfig) -> str:
+    times = rows["order"].nunique()
+    if config.kind == "time" and config.by == "global" and times < min(len(rows), 100):
+        return f"they have {times} different times, and rows of one time stay together: set split.by = 'user'"
+    return "give more data or another split"
 
 
 def history_rows(rows: pd.DataFrame, part: Ints, config: SplitConfig) -> Mask:

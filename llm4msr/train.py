@@ -11,7 +11,8 @@ from typing import Any
 
 from upath import UPath
 
-from llm4msr import backbones, session, storage, wheels
+from llm4msr import backbones, popularity, session, storage, wheels
+from llm4msr.batches import RowReader
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.extract import extracted
@@ -19,8 +20,9 @@ from llm4msr.fit import Checkpoint, Data, fit, weights_as_bytes
 from llm4msr.prepare import prepared
 from llm4msr.progress import say, track
 from llm4msr.storage import Built, StageOutput
+from llm4msr.text import number
 
-VERSION = 3
+VERSION = 5
 WEIGHTS = "net.safetensors"
 MAX_FAILURES = 3
 """Times that dead workers are replaced, going on from the last checkpoint."""
@@ -32,7 +34,8 @@ def train(config: Config) -> StageOutput:
     """Publish the best weights and the history of one model.
 
     Raises:
-        ConfigError: what it trains on was not prepared or extracted yet, or there is no such backbone.
+        ConfigError: what it trains on was not prepared or extracted yet, there is no such backbone, or a loss is no
+            finite number.
         StorageError: the storage or this machine's cache cannot be written.
     """
     backbones.find(config.model.backbone)  # a wrong import path is told here, before any worker starts
@@ -44,7 +47,7 @@ def train(config: Config) -> StageOutput:
     settings = config.model_dump(include={"model", "train"})
     folder = _folder(config, data, knowledge)
     with session.own_errors():
-        return storage.publish(
+        output = storage.publish(
             folder,
             "train",
             config.seed,
@@ -53,6 +56,9 @@ def train(config: Config) -> StageOutput:
             lambda f: _build(config, data, knowledge, f),
             resumable=True,
         )
+    for line in output.manifest.info["warnings"]:
+        say(f"warning: {line}")
+    return output
 
 
 def trained(config: Config) -> StageOutput:
@@ -87,21 +93,46 @@ def _folder(config: Config, data: StageOutput, knowledge: StageOutput | None) ->
 
 
 def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> Built:
+    _tell_of_one_class(data.folder)
     best = _run(config, data, knowledge, folder)
     at = best.progress
-    say(f"  {folder.name}: {at.epoch} epochs, best validation AUC {at.best_auc:.4f} in epoch {at.best_epoch}")
+    info = quality(config, data, at.best_report)
+    beside = "; ".join(f"{name}: {popularity.phrase(one)}" for name, one in info["baselines"].items())
+    own = popularity.phrase(at.best_report["overall"])
+    say(f"  {folder.name}: {at.epoch} epochs, best epoch {at.best_epoch}; validation rows: {own} ({beside})")
     storage.write_bytes(folder / WEIGHTS, weights_as_bytes(best.best))
-    storage.write_bytes(folder / "history.json", json.dumps(at.history, indent=1).encode())
+    storage.write_bytes(folder / "history.json", json.dumps(at.history, indent=1, allow_nan=False).encode())
     storage.remove(folder / "checkpoints")
-    info = {
-        "metrics": {"on": "valid", **at.best_report},
+    info |= {
         "best_epoch": at.best_epoch,
+        "best_by": "logloss" if at.best_auc is None else "auc",
         "epochs": at.epoch,
         "starts": at.starts,
         "parameters": sum(tensor.numel() for tensor in best.best.values()),
     }
     rows = data.manifest.files["train.parquet"].rows
     return Built(files={WEIGHTS: 1, "history.json": at.epoch}, rows=rows, info=info)
+
+
+def quality(config: Config, data: StageOutput, report: dict[str, Any]) -> dict[str, Any]:
+    """The best epoch's metrics on validation rows, those of the baselines, and what to warn of."""
+    names = data.table("scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()
+    baselines = {n: one["overall"] for n, one in popularity.reports(data, "valid", names).items()}
+    warnings = popularity.warnings(config.model.variant, report["overall"], baselines, "validation")
+    return {"metrics": {"on": "valid", **report}, "baselines": baselines, "warnings": warnings}
+
+
+def _tell_of_one_class(folder: UPath) -> None:
+    """Say what rows of one class mean for training."""
+    meant = {
+        "train": "a model learns no order from one class; without labels, let split.negatives draw the other one",
+        "valid": "they have no AUC, so the best epoch is that of the lowest logloss",
+    }
+    for part, meaning in meant.items():
+        rows = RowReader(folder / f"{part}.parquet", [])
+        positive = {label > 0.5 for label in rows.labels or (0, 1)}
+        if len(positive) == 1:
+            say(f"  {part}: all {rows.rows} rows are {'positives' if positive.pop() else 'negatives'}: {meaning}")
 
 
 def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> Checkpoint:
@@ -147,14 +178,19 @@ def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folde
         result = trainer.fit()
     if result.error is not None:
         raise result.error
+    if result.return_value:
+        raise ConfigError(result.return_value)
     if result.checkpoint is None:
         raise ConfigError(f"{folder}: training ended without a checkpoint; delete that folder and run again")
     with result.checkpoint.as_directory() as saved:
         return Checkpoint.load(Path(saved))
 
 
-def worker_loop(job: dict[str, Any]) -> None:
-    """What each Ray Train worker runs: open the data, go on from the last checkpoint, report every new one."""
+def worker_loop(job: dict[str, Any]) -> str:
+    """What each Ray Train worker runs: open the data, go on from the last checkpoint, report every new one.
+
+    Gives back what the user has to mend, else nothing: what is raised would be tried again.
+    """
     from ray import train as ray_train
 
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -180,9 +216,13 @@ def worker_loop(job: dict[str, Any]) -> None:
                         _tell(board, job["reports"], at.history[-1])
                 ray_train.report(latest, checkpoint=ray_train.Checkpoint.from_directory(folder) if first else None)
 
-        state = fit(config, data, resume, on_checkpoint)
+        try:
+            state = fit(config, data, resume, on_checkpoint)
+        except ConfigError as error:  # all workers raise it after the same batch
+            return str(error)
     if resume is not None and state.progress == resume.progress:
         ray_train.report({}, checkpoint=saved if first else None)  # it had finished but for the publishing
+    return ""
 
 
 def _tell(board: Any, reports: Any, epoch: dict[str, float | None]) -> None:
@@ -226,7 +266,8 @@ def _told(reports: Any, label: str, epochs: int) -> Iterator[None]:
                 except Exception as error:  # the queue went with its node: training goes on untold
                     say(f"  {label}: no more progress shown ({type(error).__name__})")
                     return
-                progress.advance(int(latest["epoch"]) - progress.done, f"valid AUC {latest['valid_auc'] or 0:.4f}")
+                shown = f"valid AUC {number(latest['valid_auc'])}, logloss {number(latest['valid_logloss'])}"
+                progress.advance(int(latest["epoch"]) - progress.done, shown)
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()

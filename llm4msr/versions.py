@@ -136,7 +136,7 @@ def verified(config: Config, sample: int = 16) -> dict[str, Any]:
     stored_NZ = knowledge.vectors_of(rows).astype(np.float64)
     lengths_N = np.linalg.norm(stored_NZ, axis=1) * np.linalg.norm(again_NZ, axis=1)
     cosine_N = (stored_NZ * again_NZ).sum(1) / np.maximum(lengths_N, 1e-12)
-    if len(rows) and cosine_N.min() < SAME:
+    if len(rows) and not cosine_N.min() >= SAME:  # nor is what is no number the same
         worst = rows["raw_id"][int(cosine_N.argmin())].as_py()
         raise StorageError(
             f"{output.folder}: the vector of '{worst}' has cosine {cosine_N.min():.4f} with what the LLM says now; "

@@ -70,9 +70,12 @@ def test_each_stage_ends_with_one_json_line(call: Call, spine: Spine) -> None:
         assert (line["rows"], line["failed"]) == (manifest.rows, manifest.failed)
         assert (line["skipped"], line["seconds"]) == (manifest.rows, 0.0), "it was finished before"
         if stage in ("train", "evaluate"):
-            assert set(line["metrics"]["scenarios"]) == {"books", "films", "music"}
-            for place in (line["metrics"]["overall"], *line["metrics"]["scenarios"].values()):
+            assert [one["scenario_id"] for one in line["metrics"]["scenarios"]] == ["books", "films", "music"]
+            for place in (line["metrics"]["overall"], *line["metrics"]["scenarios"]):
                 assert {"auc", "gauc", "logloss"} <= set(place)
+            assert line["metrics"]["overall"]["auc"] > line["baselines"]["popularity"]["auc"]
+            assert line["baselines"]["constant"]["auc"] == 0.5
+            assert line["warnings"] == manifest.info["warnings"]
         else:
             assert "metrics" not in line
 
@@ -84,7 +87,8 @@ def test_run_prints_the_table_and_one_json_line(call: Call, spine: Spine) -> Non
     line = last_json(out)
     assert (line["stage"], line["failed"], line["skipped"]) == ("run", 1, 6)
     assert line["outputs"]["export"] == str(spine.folder("export"))
-    assert line["metrics"]["overall"]["auc"] > 0.5
+    assert line["metrics"]["overall"]["auc"] > line["baselines"]["popularity"]["auc"]
+    assert line["warnings"] == []
     assert "[1/5] prepare" in err
     assert "found finished" in err
 

@@ -11,10 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import FastAPI
 
+from llm4msr import session
 from llm4msr.config import Config
 from llm4msr.engines import open_engine, open_tokenizer
+from llm4msr.engines.base import PromptTooLongError
+from llm4msr.errors import ConfigError
 from llm4msr.explorer.routes import explorer_app
 from llm4msr.explorer.view import View
+from llm4msr.gates import require_token
 
 NAME, LLM, PREFIX = "explorer", "llm", "/explore"
 WAIT_S = 180.0
@@ -38,18 +42,25 @@ class FrozenLLM:
             if self._opened is None:
                 self._opened = open_tokenizer(self._config.extract), open_engine(self._config.extract)
             tokenizer, engine = self._opened
-            return np.asarray(engine.vectors([tokenizer(prompt or "ready")])[0])
+            try:
+                tokens = tokenizer(prompt or "ready")
+            except PromptTooLongError as error:
+                raise ConfigError(f"history: {error}") from None
+            return np.asarray(engine.vectors([tokens])[0])
 
 
-def application(config: Config) -> Any:
+def application(config: Config, token_required: bool) -> Any:
     """The Ray Serve application, on a Ray that is connected."""
     import ray
     from ray import serve
 
     def page() -> FastAPI:
+        require_token(token_required)
+
         def read_prompt(prompt: str) -> npt.NDArray[np.float32]:
             llm = serve.get_deployment_handle(LLM, app_name=NAME)
-            vector: npt.NDArray[np.float32] = llm.read.remote(prompt).result(timeout_s=WAIT_S)
+            with session.own_errors():
+                vector: npt.NDArray[np.float32] = llm.read.remote(prompt).result(timeout_s=WAIT_S)
             return vector
 
         return explorer_app(View(config, read_prompt), config.serve)

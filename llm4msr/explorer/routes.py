@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from llm4msr.config import ServeConfig
 from llm4msr.errors import LLM4MSRError
-from llm4msr.explorer.view import Asked, Found, Person, Ranking, View
+from llm4msr.explorer.view import Asked, Found, Id, Person, Ranking, View
 from llm4msr.web import web_app
 
 FILES = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
@@ -17,8 +17,6 @@ HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
-    "cache-control": "no-cache",
 }
 
 
@@ -33,12 +31,12 @@ def explorer_app(view: View, config: ServeConfig) -> FastAPI:
         return shown | {"editable": view.editable, "titles_read": view.titles_read}
 
     @app.get("/api/users")
-    async def users(begins: str = "") -> list[Found]:
+    async def users(begins: Id = "") -> list[Found]:
         """Whose ids begin so."""
         return await asyncio.to_thread(view.users, begins)
 
     @app.get("/api/user")
-    async def user(user_id: str) -> Person:
+    async def user(user_id: Id) -> Person:
         """What is known of one."""
         return await asyncio.to_thread(view.person, user_id)
 

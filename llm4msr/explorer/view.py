@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, FailFast, Field
 
 from llm4msr import interests, prompts, schema
 from llm4msr.config import Config
@@ -30,9 +30,11 @@ FOUND = 20
 TITLE = 120
 """Characters of a title on the page."""
 
-Id = Annotated[str, Field(max_length=512)]
+Id = Annotated[str, Field(max_length=schema.MAX_ID)]
 Title = Annotated[str, Field(max_length=500)]
 Strength = Annotated[float, Field(ge=0, le=1.5, allow_inf_nan=False)]
+LETTERS = 32
+"""Characters that a token may have on average; a prompt with more of them is too long, whatever the tokenizer."""
 ReadPrompt = Callable[[str], npt.NDArray[np.float32]]
 """From a prompt to its vector, float32 [Z]."""
 
@@ -41,7 +43,7 @@ class Liked(BaseModel):
     """What a user liked in one scenario, oldest first."""
 
     scenario: Id
-    titles: list[Title] = Field(max_length=200)
+    titles: Annotated[list[Title], FailFast()] = Field(max_length=200)
 
 
 class Asked(BaseModel):
@@ -51,7 +53,7 @@ class Asked(BaseModel):
     scenario: Id
     user_strength: Strength = 1.0
     scenario_strength: Strength = 1.0
-    history: list[Liked] | None = Field(None, max_length=1000)
+    history: Annotated[list[Liked] | None, FailFast()] = Field(None, max_length=1000)
     """An edited one; without it the user's own vector is taken."""
 
 
@@ -107,6 +109,7 @@ class View:
         self.run = Opened.read(prepared(config), extracted(config), [Seed(Trained(config, trained(config)), None)])
         self.name, self.scenarios = config.name, self.run.scenario_names[1:]
         self.titles_read = config.extract.titles_per_scenario
+        self._most_letters = LETTERS * config.extract.max_prompt_tokens
         self.editable = config.extract.reads == "users" and config.extract.pooling != "answer"
         self._template = prompts.template("user", config.extract.user_template)
         self._number = dict(zip(self.run.users["user_id"][1:], range(1, len(self.run.users)), strict=True))
@@ -146,7 +149,7 @@ class View:
         """Both rankings of the candidates: the user's test items in the scenario, and its most frequent others.
 
         Raises:
-            ConfigError: no such user or scenario, or the history is edited where that cannot be read.
+            ConfigError: no such user or scenario, or the history is edited where that cannot be read, or is too long.
         """
         user = self._user(asked.user_id)
         if asked.scenario not in self.scenarios:
@@ -185,4 +188,7 @@ class View:
         parts = [{"scenario_id": one.scenario, "titles": one.titles} for one in history if one.titles]
         column = pa.array([parts], schema.HISTORIES.field("history").type)
         prompt: str = prompts.user_prompts(self._template, column, self.titles_read)[0].as_py()
+        if len(prompt) > self._most_letters:
+            told = f"a prompt of {len(prompt)} characters, allowed are {self._most_letters}"
+            raise ConfigError(f"history: {told} (extract.max_prompt_tokens); shorten it")
         return prompt

@@ -61,7 +61,12 @@ def _tables(
 ) -> dict[str, pd.DataFrame]:
     """The data beneath the pictures; without user codes there is no map."""
     columns = ["scenario_id", "interactions", "users", "items", "positive_rate", "answer"]
-    rankings = [case.ranked.assign(why=case.kind, user_id=case.user_id, scenario=case.scenario) for case in cases]
+    rankings = [
+        case.ranked.assign(
+            why=case.kind, user=case.user, user_id=case.user_id, scenario=case.scenario, scenario_id=case.scenario_id
+        )
+        for case in cases
+    ]
     tables = {
         "scenarios.csv": pd.DataFrame(scenarios.rows)[columns],
         "similarity.csv": scenarios.table(),

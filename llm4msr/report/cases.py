@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm4msr import interests, storage
+from llm4msr import interests
 from llm4msr.errors import ConfigError
 from llm4msr.report.ablation import Levels, by_level
 from llm4msr.report.opened import Opened, batch_of
@@ -50,7 +50,8 @@ class Case:
     answer: str
     interests: dict[str, list[str]]
     """Scenario -> what the answer names, where it could be held to it."""
-    scenario: str
+    scenario: int
+    scenario_id: str
     ranked: pd.DataFrame
     """The candidates, best with knowledge first: see `ranking`."""
 
@@ -97,7 +98,7 @@ class Case:
         """One sentence."""
         moved = self.moved
         if moved.empty:
-            return f"In “{shortened(self.scenario)}” knowledge moves no item near the top."
+            return f"In “{shortened(self.scenario_id)}” knowledge moves no item near the top."
         most = self.against_mean.loc[(moved["rank_without"] - moved["rank_with"]).abs().idxmax()]
         up = 1 if most["rank_with"] < most["rank_without"] else -1
         parts = sorted((up * most[f"{level}_part"], level) for level in ("scenario", "user"))
@@ -106,7 +107,7 @@ class Case:
         entered = int(((self.ranked["rank_with"] <= TOP) & (self.ranked["rank_without"] > TOP)).sum())
         top = min(TOP, len(self.ranked))
         return (
-            f"In “{shortened(self.scenario)}” {entered or 'none'} of the top {top} came in with knowledge; "
+            f"In “{shortened(self.scenario_id)}” {entered or 'none'} of the top {top} came in with knowledge; "
             f"“{shortened(most['title'])}” {way} from {most['rank_without']} to {most['rank_with']}, "
             f"{by}."
         )
@@ -142,7 +143,8 @@ def case_section(run: Opened, levels: Levels) -> list[Case]:
                 prompt=text.get("prompt", ""),
                 answer=text.get("answer", ""),
                 interests=interests.read(text.get("answer", ""), run.scenario_names[1:]),
-                scenario=run.scenario_names[scenario],
+                scenario=scenario,
+                scenario_id=run.scenario_names[scenario],
                 ranked=ranking(run, user, scenario, candidates(run, popular, user, scenario)),
             )
         )
@@ -239,6 +241,10 @@ def main_scenario(run: Opened, user: int) -> int:
 
 def histories(run: Opened, ids: Ints) -> dict[int, list[dict[str, Any]]]:
     """By user number, what each of these users liked: `scenario_id` and `titles`, oldest first."""
-    table = storage.read_table(run.prepared.folder / "histories.parquet", ["user", "history"])
-    rows = table.filter(pc.is_in(table["user"], value_set=pa.array(ids))).to_pylist()
+    wanted = pa.array(ids)
+    with run.prepared.parquet("histories.parquet") as parquet:
+        users = [parquet.read_row_group(group, ["user"])["user"] for group in range(parquet.num_row_groups)]
+        groups = [group for group, there in enumerate(users) if pc.any(pc.is_in(there, value_set=wanted)).as_py()]
+        table = parquet.read_row_groups(groups, ["user", "history"])
+    rows = table.filter(pc.is_in(table["user"], value_set=wanted)).to_pylist()
     return {row["user"]: [part for part in row["history"] if part["titles"]] for row in rows}

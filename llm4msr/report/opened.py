@@ -9,7 +9,7 @@ import pandas as pd
 import safetensors.torch
 import torch
 
-from llm4msr import knowledge, storage
+from llm4msr import knowledge
 from llm4msr.batches import Rows, to_batch
 from llm4msr.config import Config
 from llm4msr.fit import Data
@@ -32,7 +32,7 @@ class Trained:
         """The net, ready to score, and the data it was trained on."""
         data = Data.open(self.config, prepared, extracted)
         net = data.new_net(self.config)
-        net.load_state_dict(safetensors.torch.load(storage.read_bytes(self.output.folder / WEIGHTS)))
+        net.load_state_dict(safetensors.torch.load(self.output.read(WEIGHTS)))
         return net.eval(), data
 
 
@@ -69,15 +69,12 @@ class Opened:
         """Tables of `prepare`, joined with whom the knowledge store knows."""
         net, data = seeds[0].own.load(prepared, extracted)
         assert data.knowledge is not None
-        folder = prepared.folder
         columns = ["user", "item", "scenario", "label"]
-        train, test = (
-            storage.read_table(folder / f"{part}.parquet", columns).to_pandas() for part in ("train", "test")
-        )
-        users = storage.read_table(folder / "users.parquet", ["user_id"]).to_pandas()
+        train, test = (prepared.table(f"{part}.parquet", columns).to_pandas() for part in ("train", "test"))
+        users = prepared.table("users.parquet", ["user_id"]).to_pandas()
         users = users.join(_activity(train, len(users))).assign(known=data.knowledge.known_N)
-        items = storage.read_table(folder / "items.parquet", ["item_id", "title"]).to_pandas()
-        scenarios = storage.read_table(folder / "scenarios.parquet").to_pylist()[1:]
+        items = prepared.table("items.parquet", ["item_id", "title"]).to_pandas()
+        scenarios = prepared.table("scenarios.parquet").to_pylist()[1:]
         config = seeds[0].own.config
         return cls(config, prepared, extracted, seeds, net, data, users, items, scenarios, train, test)
 
@@ -89,8 +86,7 @@ class Opened:
     def user_texts(self, ids: Ints) -> dict[int, dict[str, Any]]:
         """Prompt, answer and error of these users, by number; who was not asked is not there."""
         raw = {self.users["user_id"][int(user)]: int(user) for user in ids}
-        rows = knowledge.texts(self.extracted, "users")
-        return {raw[row["raw_id"]]: row for row in rows if row["raw_id"] in raw}
+        return {raw[row["raw_id"]]: row for row in knowledge.texts_of(self.extracted, list(raw))}
 
     def codes(self, ids: Ints, chunk: int = 1 << 16) -> Floats:
         """float64 [N, K]: the codes of these users as the model reads them."""

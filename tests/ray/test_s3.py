@@ -106,7 +106,7 @@ def test_storage_gets_over_503_and_cut_connections(s3: str, monkeypatch: pytest.
             assert len(storage.files_below(folder)) == 30
             for number in range(30):
                 assert storage.read_table(folder / f"t{number}.parquet")["a"].to_pylist() == [number] * 1000
-            output = storage.publish(folder / "out", "stage", 1, {}, {}, lambda at: _one_table(at))
+            output = storage.publish(folder / "out", "prepare", 1, {}, {}, lambda at: _one_table(at))
             assert storage.open_output(output.folder) is not None
         finally:
             S3FileSystem.clear_instance_cache()
@@ -114,5 +114,5 @@ def test_storage_gets_over_503_and_cut_connections(s3: str, monkeypatch: pytest.
 
 
 def _one_table(folder: UPath) -> storage.Built:
-    storage.write_table(folder / "a.parquet", pa.table({"a": [1]}))
-    return storage.Built(files={"a.parquet": 1}, rows=1)
+    storage.write_table(folder / "train.parquet", pa.table({"a": [1]}))
+    return storage.Built(files={"train.parquet": 1}, rows=1)

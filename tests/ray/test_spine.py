@@ -65,7 +65,8 @@ def test_table_shows_every_scenario_and_variant(spine: Spine) -> None:
     table = (spine.folder("evaluate") / "table.md").read_text()
     for scenario in SCENARIOS:
         assert f"| {scenario} |" in table
-    assert "| test rows of | none AUC | both AUC | none logloss | both logloss |" in table
+    assert "| test rows of | rows | constant AUC | popularity AUC | none AUC | both AUC |" in table
+    assert "Against the plain model (`none`, same backbone and seeds): `both` AUC " in table
     metrics = json.loads((spine.folder("evaluate") / "metrics.json").read_text())
     assert f"{metrics['summary']['both']['overall']['auc']['mean']:.4f}" in table
 

@@ -75,6 +75,18 @@ def test_two_workers_killed_with_sigkill_continue_and_train_the_model_of_one(
     assert not (folder / "checkpoints").exists()
 
 
+def test_a_loss_that_is_not_finite_ends_training_at_the_first_try(
+    ready: dict[str, Path], experiment: MakeExperiment
+) -> None:
+    run = experiment({"train.workers": 2, "train.learning_rate": 1e30}, ready)
+    with pytest.raises(ConfigError, match=r"not finite in epoch 1; lower train.learning_rate \(it is 1e\+30\)$"):
+        llm4msr.train(run.config)
+    (folder,) = run.root.glob("train/*")
+    assert not (folder / "manifest.json").exists()
+    assert not kept_a_checkpoint(run.root)
+    assert len(list((folder / "tensorboard").iterdir())) == 1, "every try leaves one file"
+
+
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     """A head and a node, one CPU each, apart from the Ray that the other tests use."""

@@ -18,7 +18,7 @@ from llm4msr.features import Field
 from llm4msr.prepare import prepare
 from llm4msr.ranker import Batch, KnowledgeStatistics
 from llm4msr.storage import Built, StageOutput
-from llm4msr.train import WEIGHTS, inputs
+from llm4msr.train import WEIGHTS, inputs, quality
 from llm4msr.train import _folder as train_folder
 
 HEADER = ["user_id", "item_id", "scenario", "label", "ts", "device"]
@@ -53,13 +53,19 @@ def interactions(users: int = 40, items: int = 20, rows_per_user: int = 25, seed
 
 
 def write_data(folder: Path, rows: Sequence[Sequence[Any]] | None = None, items: int = 20, users: int = 40) -> Path:
-    """Interactions, items and users that `config_of` reads."""
-    write_csv(folder / "interactions.csv", HEADER, interactions(users, items) if rows is None else rows)
+    """Interactions, items and users that `config_of` reads; the users are u0, u1, ... or else those of the rows."""
+    rows = interactions(users, items) if rows is None else rows
+    write_csv(folder / "interactions.csv", HEADER, rows)
+    named = [f"u{user}" for user in range(users)]
+    if not {row[0] for row in rows} & {*named}:
+        named = sorted({row[0] for row in rows})
     described = [
         [f"i{i}", f"Title {i}", f"All > {'odd' if i % 2 else 'even'} > c{i % 5}", f"b{i % 3}"] for i in range(items)
     ]
     write_csv(folder / "items.csv", ["item_id", "title", "category_path", "brand"], described)
-    write_csv(folder / "users.csv", ["user_id", "country"], [[f"u{u}", "de" if u % 3 else "fr"] for u in range(users)])
+    write_csv(
+        folder / "users.csv", ["user_id", "country"], [[user, "de" if u % 3 else "fr"] for u, user in enumerate(named)]
+    )
     return folder
 
 
@@ -107,6 +113,13 @@ def shard(
     return schema.check(pa.table(columns), schema.knowledge(width), "shard")
 
 
+def published(folder: Any, files: dict[str, int], stage: str = "prepare") -> StageOutput:
+    """A finished output of files that lie there already, with their rows."""
+    built = Built(files=files, rows=sum(files.values()))
+    (storage.path(folder) / storage.MANIFEST).unlink(missing_ok=True)
+    return storage.publish(storage.path(folder), stage, 1, {}, {}, lambda _: built, resumable=True)
+
+
 def publish_knowledge(folder: Any, shards: dict[str, pa.Table], width: int = WIDTH) -> StageOutput:
     """A finished extraction that holds these shards."""
 
@@ -142,8 +155,7 @@ def publish_trained(config: Config) -> StageOutput:
     def build(folder: Any) -> Built:
         best = fit.fit(config, fit.Data.open(config, data, knowledge))
         storage.write_bytes(folder / WEIGHTS, fit.weights_as_bytes(best.best))
-        info = {
-            "metrics": {"on": "valid", **best.progress.best_report},
+        info = quality(config, data, best.progress.best_report) | {
             "best_epoch": best.progress.best_epoch,
             "epochs": best.progress.epoch,
             "parameters": sum(tensor.numel() for tensor in best.best.values()),

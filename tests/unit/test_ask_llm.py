@@ -18,7 +18,7 @@ from llm4msr.extract import _finished, _refuse_failures, extracted
 from llm4msr.increment import Reader, Shard, Work
 from llm4msr.render import item_prompts, items_to_read, render, slice_rows, user_prompts, windows
 from tests.unit.conftest import World
-from tests.unit.helpers import config_of
+from tests.unit.helpers import config_of, published
 
 READS = Reader(reads="revision last float32", writes={"users": ""})
 FILE = "users-000000000.parquet"
@@ -94,7 +94,7 @@ def test_windows_of_items_know_no_limit_of_users(tmp_path: Path, vectors: str, r
 
 
 def test_a_window_of_items_begins_after_the_unknown_item(world: World):
-    table = render({"kind": "items", "start": 2, "stop": 5}, world.config, world.data.folder)
+    table = render({"kind": "items", "start": 2, "stop": 5}, world.config, world.data)
     items = storage.read_table(world.data.folder / "items.parquet")
     assert table["id"].to_pylist() == [3, 4, 5]
     assert table["raw_id"].to_pylist() == items["item_id"].to_pylist()[3:6]
@@ -122,7 +122,7 @@ def test_items_to_read_are_those_of_training_rows():
 def test_windows_of_users_are_slices_of_the_whole(world: World):
     whole = user_prompts(storage.read_table(world.data.folder / "histories.parquet"), world.config)
     ranges = [(0, 6), (6, 40)]
-    found = [render({"kind": "users", "start": a, "stop": b}, world.config, world.data.folder) for a, b in ranges]
+    found = [render({"kind": "users", "start": a, "stop": b}, world.config, world.data) for a, b in ranges]
     assert [len(table) for table in found] == [6, 34]
     assert pa.concat_tables(found).equals(whole)
 
@@ -130,9 +130,9 @@ def test_windows_of_users_are_slices_of_the_whole(world: World):
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 10), (3, 4), (2, 7), (9, 10), (4, 8)])
 @pytest.mark.parametrize("group", [1, 3, 100])
 def test_slice_reads_its_rows_alone(tmp_path: Path, start: int, stop: int, group: int):
-    file = storage.path(tmp_path / "t.parquet")
-    storage.write_table(file, pa.table({"a": list(range(10))}), rows_per_group=group)
-    assert slice_rows(file, start, stop)["a"].to_pylist() == list(range(start, stop))
+    storage.write_table(storage.path(tmp_path / "items.parquet"), pa.table({"a": list(range(10))}), group)
+    data = published(tmp_path, {"items.parquet": 10})
+    assert slice_rows(data, "items.parquet", start, stop)["a"].to_pylist() == list(range(start, stop))
 
 
 # --- vectors ------------------------------------------------------------------------------------------------------

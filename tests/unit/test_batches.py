@@ -220,7 +220,7 @@ def test_by_default_a_window_takes_many_chunks():
 
 
 def test_to_batch_holds_each_user_once_with_the_stores_vector(world: World):
-    tables = FeatureTables.open(world.data.folder)
+    tables = FeatureTables.open(world.data)
     store = KnowledgeStore.open(world.knowledge, len(tables.users_US), tables.scenarios)
     reader = RowReader(world.data.folder / "train.parquet", ["device"])
     rows, _ = next(reader.batches(64, seed=1))
@@ -235,7 +235,7 @@ def test_to_batch_holds_each_user_once_with_the_stores_vector(world: World):
 
 @pytest.mark.parametrize("hides", [True, False])
 def test_a_row_that_knowledge_has_seen_is_that_of_an_unknown_user_where_asked(world: World, hides: bool):
-    tables = FeatureTables.open(world.data.folder)
+    tables = FeatureTables.open(world.data)
     store = KnowledgeStore.open(world.knowledge, len(tables.users_US), tables.scenarios)
     store.hides_seen = hides
     rows, _ = next(RowReader(world.data.folder / "train.parquet", ["device"]).batches(64, seed=1))
@@ -249,7 +249,7 @@ def test_a_row_that_knowledge_has_seen_is_that_of_an_unknown_user_where_asked(wo
 
 
 def test_to_batch_without_knowledge_holds_nobody(world: World):
-    tables = FeatureTables.open(world.data.folder)
+    tables = FeatureTables.open(world.data)
     one = torch.tensor([1, 2])
     rows = Rows(one, one, one, one.float(), one[:, None])
     batch = to_batch(rows, tables, None)

@@ -164,6 +164,13 @@ def test_set_does_not_descend_into_a_value(minimal: str):
         load(minimal, ["name.first=a"])
 
 
+@pytest.mark.parametrize("value", ["inf", "nan", "1e999"])
+@pytest.mark.parametrize("key", ["train.learning_rate", "train.weight_decay", "serve.timeout_s"])
+def test_numbers_are_finite(minimal: str, key: str, value: str):
+    with pytest.raises(ConfigError, match=f"'{key}': .*finite"):
+        load(minimal, [f"{key}={value}"])
+
+
 @pytest.mark.parametrize(("section", "key"), [("train", "epochs"), ("model", "backbone"), ("split", "valid")])
 def test_config_is_frozen(tmp_path: Path, section: str, key: str):
     with pytest.raises(pydantic.ValidationError, match="frozen"):

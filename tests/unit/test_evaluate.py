@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,64 +9,11 @@ import pytest
 from llm4msr import evaluate, export, storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
-from llm4msr.evaluate import compared, summarise, table
+from llm4msr.evaluate import compared
 from llm4msr.export import exported
-from tests.unit.helpers import config_of, prepare_and_make_knowledge, publish_trained, write_data
-
-
-def metrics_of(auc: float | None, logloss: float = 0.5) -> dict[str, Any]:
-    return {"auc": auc, "gauc": None if auc is None else auc - 0.1, "logloss": logloss, "rows": 10}
-
-
-def report(overall: float, **scenarios: float | None) -> dict[str, Any]:
-    return {"overall": metrics_of(overall), "scenarios": {name: metrics_of(auc) for name, auc in scenarios.items()}}
-
-
-def test_summary_is_mean_and_deviation_over_seeds():
-    found = summarise([report(0.6, home=0.7), report(0.8, home=0.7), report(0.7, home=0.4)])
-    assert found["overall"]["auc"] == {"mean": pytest.approx(0.7), "std": pytest.approx(0.1)}
-    assert found["overall"]["gauc"]["mean"] == pytest.approx(0.6)
-    home = found["scenarios"]["home"]["auc"]
-    assert home == {"mean": pytest.approx(0.6), "std": pytest.approx(np.std([0.7, 0.7, 0.4], ddof=1))}
-
-
-def test_summary_of_one_seed_has_no_deviation():
-    found = summarise([report(0.6, home=0.7)])
-    assert found["overall"]["auc"] == {"mean": 0.6, "std": None}
-
-
-def test_summary_leaves_undefined_metrics_out_of_the_mean():
-    found = summarise([report(0.6, home=None, search=None), report(0.8, home=0.5, search=None)])
-    assert found["scenarios"]["home"]["auc"] == {"mean": 0.5, "std": None}
-    assert found["scenarios"]["search"]["auc"] == {"mean": None, "std": None}
-    assert found["scenarios"]["search"]["logloss"]["mean"] == 0.5
-
-
-def test_summary_covers_scenarios_that_some_seeds_lack():
-    found = summarise([report(0.6, home=0.7), report(0.8, search=0.9)])
-    assert found["scenarios"]["home"]["auc"]["mean"] == 0.7
-    assert found["scenarios"]["search"]["auc"]["mean"] == 0.9
-
-
-def test_table_of_one_seed():
-    summary = {"none": summarise([report(0.6, home=0.7, search=None)]), "both": summarise([report(0.65, home=0.75)])}
-    assert table("star", summary, 1) == (
-        "| test rows of | none AUC | both AUC | none logloss | both logloss |\n"
-        "| --- | ---: | ---: | ---: | ---: |\n"
-        "| overall | 0.6000 | 0.6500 | 0.5000 | 0.5000 |\n"
-        "| home | 0.7000 | 0.7500 | 0.5000 | 0.5000 |\n"
-        "| search | – | – | 0.5000 | – |\n"
-        "\n"
-        "Backbone star, 1 seed: one seed, so differences below 0.005 say little. "
-        "GAUC (mean AUC within a user): none 0.5000, both 0.5500.\n"
-    )
-
-
-def test_table_of_several_seeds_shows_deviations():
-    text = table("mmoe", {"both": summarise([report(0.6, home=None), report(0.8, home=0.5)])}, 2)
-    assert "| overall | 0.7000 ± 0.1414 | 0.5000 ± 0.0000 |" in text
-    assert "| home | 0.5000 | 0.5000 ± 0.0000 |" in text
-    assert "2 seeds: mean ± standard deviation over the seeds" in text
+from llm4msr.prepare import prepare
+from llm4msr.results import table
+from tests.unit.helpers import config_of, interactions, prepare_and_make_knowledge, publish_trained, write_data
 
 
 @pytest.mark.parametrize(
@@ -114,10 +62,14 @@ def test_evaluate_publishes_numbers_and_a_table(trained: Config):
         assert output.manifest.info["compared_auc"][name] == pytest.approx(np.mean(aucs))
     shown = output.summary()["metrics"]
     assert shown["on"] == "test"
-    assert set(shown["scenarios"]) == {"home", "search"}
+    assert [(one["scenario"], one["scenario_id"]) for one in shown["scenarios"]] == [(1, "home"), (2, "search")]
     assert set(shown["overall"]) == {"auc", "gauc", "logloss"}
     text = storage.read_bytes(output.folder / "table.md").decode()
-    assert text == table("mmoe", found["summary"], 2)
+    assert text == table("mmoe", found)
+    assert 0 < found["test_rows_of_users_with_knowledge"] < found["test_rows"] == output.manifest.rows
+    popular = output.summary()["baselines"]["popularity"]
+    assert popular["auc"] > 0.7, "every other item is liked"
+    assert output.summary()["warnings"] == found["warnings"]
 
 
 def test_evaluate_names_the_model_that_is_not_trained(trained: Config):
@@ -142,3 +94,61 @@ def test_export_finds_what_it_published(trained: Config):
 def test_nobody_serves_a_control(trained: Config):
     with pytest.raises(ConfigError, match="'shuffled': wrong vectors are for measuring, not for serving"):
         export(trained.using("shuffled", 1))
+
+
+def test_one_class_only_is_not_applicable_from_table_to_card(tmp_path: Path):
+    rows = [[*row[:3], 1, *row[4:]] for row in interactions()]
+    config = config_of(write_data(tmp_path, rows), split={"by": "user"}, model={"knowledge": "none"})
+    prepare(config)
+    publish_trained(config)
+    output = evaluate(config)
+    assert output.summary()["metrics"]["overall"]["auc"] is None
+    text = storage.read_bytes(output.folder / "table.md").decode()
+    assert f"| **all** | {output.manifest.rows} | n/a | n/a | n/a |" in text
+    card = storage.read_bytes(export(config).folder / "README.md").decode()
+    assert "On validation rows: AUC n/a, GAUC n/a, logloss 0." in card
+    assert "popularity: AUC n/a, GAUC n/a, logloss n/a." in card
+
+
+def test_a_model_that_loses_is_told_by_table_manifest_card_and_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = config_of(
+        write_data(tmp_path), split={"by": "user"}, model={"knowledge": "none"}, train={"learning_rate": 1e-9}
+    )
+    prepare(config)
+    trained = publish_trained(config)
+    for _ in range(2):  # the second time it is found finished
+        output = evaluate(config)
+        told = capsys.readouterr().err
+        (popular, constant) = output.summary()["warnings"]
+        assert "'none' is worse than item popularity within the scenario on the test rows: AUC 0." in popular
+        assert "'none' is worse than a constant on the test rows: " in constant
+        assert f"warning: {popular}\n" in told
+    assert f"**Warning**: {popular}" in storage.read_bytes(output.folder / "table.md").decode()
+    on_valid = trained.manifest.info["warnings"]
+    card = storage.read_bytes(export(config).folder / "README.md").decode()
+    assert on_valid
+    assert all(f"- **Warning**: {line}." in card for line in on_valid)
+
+
+def test_hostile_names_keep_table_and_card_whole(tmp_path: Path):
+    names = ["overall", "a|b", "**all**", "x\n| y | z", "<script>`q`</script>", "\x1b[2J\u202e", "none"]
+    rows = [[*row[:2], names[at % 7], *row[3:]] for at, row in enumerate(interactions(rows_per_user=30))]
+    rows += [[row[0], row[1], "late|\n=1+1", *row[3:4], 10_000 + at, row[5]] for at, row in enumerate(rows[:9])]
+    config = config_of(write_data(tmp_path, rows), model={"knowledge": "none"})
+    prepare(config)
+    publish_trained(config)
+    output = evaluate(config)
+    lines = storage.read_bytes(output.folder / "table.md").decode().splitlines()
+    table = lines[: lines.index("")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {len(re.findall(r"\|", table[1]))}
+    assert len(table) == 2 + 1 + len(names) + 1
+    assert table[-1].startswith("| 0 | *(not in the training rows)* | 9 |")
+    assert not {*"\x1b\u202e`<"} & {*"".join(table).replace("\\<", "").replace("\\`", "")}
+    found = json.loads(storage.read_bytes(output.folder / "metrics.json"))
+    places = found["summary"]["none"]["scenarios"]
+    assert {place["scenario_id"] for place in places} == {*names, ""}
+    assert places[-1]["scenario"] == 0
+    assert sum(place["rows"] for place in places) == output.manifest.rows
+    assert export(config).folder.exists()

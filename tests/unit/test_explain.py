@@ -87,8 +87,9 @@ def test_what_is_shown_is_what_serving_answers(report: Report, tmp_path: Path):
 
     served = storage.publish(storage.path(tmp_path / "bundle"), "export", 1, {}, {}, build)
     ranker = Ranker.load(str(served.folder))
-    for (user, scenario), rows in csv_of(output, "rankings.csv").groupby(["user_id", "scenario"]):
-        request = RankRequest(user_id=user, scenario=scenario, items=rows["item_id"].tolist(), top_k=len(rows))
+    for (user, scenario), rows in csv_of(output, "rankings.csv").groupby(["user", "scenario"]):
+        raw, name = run.users["user_id"][user], run.scenario_names[scenario]
+        request = RankRequest(user_id=raw, scenario=name, items=rows["item_id"].tolist(), top_k=len(rows))
         answer = ranker.rank(request)
         assert not answer.unknown.user
         assert not answer.unknown.scenario

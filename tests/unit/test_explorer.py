@@ -19,6 +19,7 @@ from llm4msr.errors import ConfigError
 from llm4msr.explorer.routes import explorer_app
 from llm4msr.explorer.view import Asked, Liked, View
 from llm4msr.report.cases import candidates, frequent_items, ranking
+from llm4msr.schema import MAX_ID
 from llm4msr.storage import StageOutput
 from tests.browser import SCHEMES, WIDTHS, Opened, browser, needs_chromium, serious
 from tests.helpers import free_port
@@ -111,6 +112,37 @@ def test_what_cannot_be_shown_is_told(view: View):
         view.person("nobody")
     with pytest.raises(ConfigError, match="scenario: no 'nowhere'"):
         view.ranking(Asked(user_id=user, scenario="nowhere"))
+
+
+def test_an_edited_history_is_bounded(view: View, address: str):
+    asked = {"user_id": view.users("")[0].user_id, "scenario": view.scenarios[0]}
+    long = [{"scenario": f"{i:03}" * 20, "titles": ["t" * 60] * 4} for i in range(900)]
+    before = len(READ)
+    answer = httpx.post(f"{address}/api/rank", json=asked | {"history": long})
+    assert answer.status_code == 422
+    assert "characters, allowed are" in answer.json()["detail"]
+    for wrong in (
+        [{"scenario": "x", "titles": [0] * 200_000}],
+        [0] * 400_000,
+        [{"scenario": "x", "titles": []}] * 1001,
+    ):
+        answer = httpx.post(f"{address}/api/rank", json=asked | {"history": wrong})
+        assert answer.status_code == 422
+        assert len(answer.content) < 2_000
+    assert len(READ) == before
+
+
+def test_ids_of_any_allowed_length_are_searched_for(address: str):
+    assert httpx.get(f"{address}/api/users", params={"begins": "x" * MAX_ID}).json() == []
+    for path, name in (("users", "begins"), ("user", "user_id")):
+        assert httpx.get(f"{address}/api/{path}", params={name: "x" * (MAX_ID + 1)}).status_code == 422
+
+
+def test_foreign_hosts_see_nothing_of_it(address: str):
+    for path in ("", "page.js", "api/run", "api/users", "docs"):
+        assert httpx.get(f"{address}/{path}", headers={"host": "evil.example"}).status_code == 403
+        answer = httpx.get(f"{address}/{path}")
+        assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
 
 
 def test_strengths_are_bounded():

@@ -8,7 +8,9 @@ import torch
 
 from llm4msr import features, storage
 from llm4msr.features import FeatureEmbedding, FeatureTables, Field
-from tests.unit.helpers import FIELDS, random_batch
+from tests.unit.helpers import FIELDS, published, random_batch
+
+FILES = {"users.parquet": 1, "items.parquet": 1, "scenarios.parquet": 2, "fields.json": 1}
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def tables(tmp_path: Path) -> FeatureTables:
         "context": {"device": ["tv"], "hour": ["1", "2", "3"]},
     }
     storage.write_bytes(folder / "fields.json", json.dumps(fields).encode())
-    return FeatureTables.open(folder)
+    return FeatureTables.open(published(folder, FILES))
 
 
 def test_fields_are_read_in_order_with_room_for_unknown(tables: FeatureTables):
@@ -81,7 +83,7 @@ def test_a_table_without_lists_or_context(tmp_path: Path):
     storage.write_bytes(
         folder / "fields.json", b'{"user": {"user_id": ["a"]}, "item": {"item_id": ["a"]}, "context": {}}'
     )
-    tables = FeatureTables.open(folder)
+    tables = FeatureTables.open(published(folder, FILES))
     one = torch.tensor([1])
     assert tables.slots(one, one, one, torch.zeros((1, 0), dtype=torch.int64)).tolist() == [[1, 3, 5]]
 

@@ -1,18 +1,23 @@
 import copy
+import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import safetensors.torch
 import torch
 
-from llm4msr import metrics
+from llm4msr import metrics, storage
 from llm4msr.backbones import BACKBONES
 from llm4msr.config import Config
+from llm4msr.errors import ConfigError
 from llm4msr.fit import Checkpoint, Data, Progress, Tensors, fit, predict, weights_as_bytes
+from llm4msr.ranker import RankerNet
 from tests.unit.conftest import World
 
 
@@ -49,6 +54,9 @@ def saved(tmp_path: Path) -> Any:
 
         def folder(self, epoch: int, batch: int) -> Path:
             return tmp_path / f"{epoch}-{batch}"
+
+        def all(self) -> list[Checkpoint]:
+            return [Checkpoint.load(folder) for folder in sorted(tmp_path.glob("*-*"))]
 
         def load(self, epoch: int, batch: int = 0) -> Checkpoint:
             return Checkpoint.load(self.folder(epoch, batch))
@@ -134,6 +142,77 @@ def test_best_holds_the_weights_of_the_best_epoch(world: World, saved: Any):
     net.load_state_dict(last.best)
     scored = predict(net, opened, opened.rows("valid"), 128)
     assert metrics.report(scored, opened.scenario_names) == last.progress.best_report
+
+
+class Overflow(Data):
+    """Gradients overflow in one batch, counted from 1."""
+
+    at = 0
+
+    def new_net(self, config: Config) -> RankerNet:
+        net, calls = super().new_net(config), itertools.count(1)
+        net.embedding.table.weight.register_hook(lambda grad: grad * (np.inf if next(calls) == self.at else 1))
+        return net
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "every", "message", "kept"),
+    [
+        (1, 0, "the loss is not finite in epoch 1", 0),
+        (5, 2, "the loss is not finite in epoch 1", 2),
+        (4, 2, "a weight or its average is not finite in epoch 1", 1),
+        (7, 0, "the validation loss is not finite in epoch 1", 0),
+        (12, 0, "the loss is not finite in epoch 2", 1),
+    ],
+)
+def test_training_ends_where_numbers_are_not_finite_and_keeps_what_was_sound(
+    world: World, saved: Any, batch: int, every: int, message: str, kept: int, sparse: bool
+):
+    """Seven batches an epoch: the gradient of one of them overflows, whose own loss is finite."""
+    wanted = config(world, train={"epochs": 3, "checkpoint_batches": every, "learning_rate": 0.01, "sparse": sparse})
+    overflow = Overflow(**vars(data(world, wanted)))
+    overflow.at = batch
+    with pytest.raises(ConfigError, match=rf"^{message}; lower train.learning_rate \(it is 0.01\)$"):
+        fit(wanted, overflow, on_checkpoint=saved)
+    states = saved.all()
+    assert len(states) == kept
+    for state in states:
+        assert all(tensor.isfinite().all() for tensor in (*state.net.values(), *state.optimizer.values()))
+        assert fit(wanted, data(world, wanted), state).progress.epoch == 3
+
+
+@pytest.mark.parametrize("rate", [1e30, 1e38])
+def test_a_learning_rate_that_is_far_too_high_is_told(world: World, rate: float):
+    with pytest.raises(ConfigError, match=r"loss is not finite in epoch 1; lower train\.learning_rate"):
+        run(world, config(world, train={"learning_rate": rate}))
+
+
+def test_the_author_of_an_own_backbone_is_pointed_to_it(world: World):
+    wanted = config(world, model={"backbone": "llm4msr.backbones.mmoe:MMoE"}, train={"learning_rate": 1e30})
+    with pytest.raises(ConfigError, match=r"\(it is 1e\+30\), or mend llm4msr.backbones.mmoe:MMoE$"):
+        run(world, wanted)
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_validation_rows_of_one_class_choose_the_epoch_by_logloss(
+    world: World, saved: Any, label: float, tmp_path: Path
+):
+    wanted = config(world, train={"epochs": 8, "patience": 8, "learning_rate": 0.05})
+    folder = tmp_path / "one class"
+    shutil.copytree(world.data.folder, folder)
+    valid = storage.read_table(folder / "valid.parquet")
+    ones = pa.array([label] * valid.num_rows, pa.float32())
+    valid = valid.set_column(valid.column_names.index("label"), "label", ones)
+    files = world.data.manifest.files | {"valid.parquet": storage.write_table(folder / "valid.parquet", valid)}
+    prepared = storage.StageOutput(folder, world.data.manifest.model_copy(update={"files": files}))
+    last = fit(wanted, Data(**vars(data(world, wanted)) | {"prepared": prepared}), on_checkpoint=saved)
+    losses = [epoch["valid_logloss"] for epoch in last.progress.history]
+    assert last.progress.best_auc is None
+    assert [epoch["valid_auc"] for epoch in last.progress.history] == [None] * 8
+    assert last.progress.best_report["overall"]["logloss"] == min(losses)
+    assert last.progress.best_epoch == 1 + losses.index(min(losses)) < 8  # else the test says nothing
+    assert same(last.best, saved.load(last.progress.best_epoch).net)
 
 
 @pytest.mark.parametrize("patience", [1, 2])

@@ -49,7 +49,7 @@ def make(
     counts = {"users": buckets}
     settled: dict[str, Any] = {"config": config, "folder_uri": str(folder), "reader": READS}
     for window in todo:
-        increment._render(table_of(window), data_uri=str(world.data.folder), counts=counts, **settled)
+        increment._render(table_of(window), data=world.data, counts=counts, **settled)
     there = storage.files_below(folder.parent)
     present = pa.array([name for name in there if "/vectors/" in name], pa.string())
     bases = list(increment.with_index(folder.parent, there).values())
@@ -155,6 +155,27 @@ def test_rows_of_a_lost_shard_are_asked_again(world: World, tmp_path: Path):
     two = make(world, tmp_path, "two", 2)
     assert two.manifest.info["asked"] == one.manifest.files[lost].rows
     assert len(users(two)) == 40
+
+
+@pytest.mark.parametrize("buckets", [1, 4])
+def test_a_lookup_reads_no_more_than_the_bucket_and_the_shards_of_its_users(world: World, tmp_path: Path, buckets: int):
+    output = make(world, tmp_path, "one", buckets)
+    rows = {name: part.rows for name, part in output.manifest.files.items()}
+    everybody = knowledge.texts(output, "users")
+    wanted = everybody[5]["raw_id"]
+    assert knowledge.texts_of(output, [wanted, "nobody"]) == [everybody[5]]
+    assert knowledge.texts_of(output, ["nobody"]) == knowledge.texts_of(output, []) == []
+    by_id = {row["raw_id"]: row for row in everybody}
+    assert {row["raw_id"]: row for row in knowledge.texts_of(output, list(by_id))} == by_id
+
+    bucket = int(index.bucket_of(index.hashes([wanted]), buckets)[0])
+    at = IndexFile("users", bucket, buckets)
+    entries = storage.read_table(output.folder / at.name)
+    (shard,) = entries.filter(pc.equal(entries["hash"], index.hashes([wanted])[0]))["shard"].to_pylist()
+    for name in rows:
+        if name.startswith(("index/users", "vectors/")) and name != at.name and not shard.endswith(name):
+            (output.folder / name).unlink()
+    assert knowledge.texts_of(output, [wanted]) == [everybody[5]]
 
 
 # --- what is damaged ----------------------------------------------------------------------------------------------

@@ -56,6 +56,23 @@ def test_logloss_takes_labels_between_zero_and_one():
     assert metrics.logloss([0.25], [0.0]) == pytest.approx(np.log(2))
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_no_finite_number_leaves_no_metric(wrong: float):
+    rows = predictions()
+    rows.logit[np.flatnonzero(rows.scenario == 1)[0]] = wrong
+    report = metrics.report(rows, NAMES)
+    for place in (report["overall"], report["scenarios"][0]):
+        assert (place["auc"], place["gauc"], place["logloss"]) == (None, None, None)
+    assert report["overall"]["rows"] == 600
+    others = report["scenarios"][1:]
+    assert all(place[metric] > 0 for place in others for metric in ("auc", "gauc", "logloss"))
+    assert (metrics.auc(rows.label, rows.logit), metrics.logloss(rows.label, rows.logit)) == (None, None)
+
+
+def test_no_rows_have_no_logloss():
+    assert metrics.logloss([], []) is None
+
+
 @pytest.mark.parametrize("first_user", [0, 65_530, 2**40])
 def test_auc_by_group_equals_a_slow_reference(first_user: int):
     rows = predictions()
@@ -76,12 +93,12 @@ def test_auc_by_group_equals_a_slow_reference(first_user: int):
 def test_report_is_overall_and_by_scenario():
     rows = predictions()
     report = metrics.report(rows, NAMES)
-    assert list(report["scenarios"]) == ["home", "search", "feed"]
-    for number, name in enumerate(NAMES[1:], start=1):
-        here = take(rows, rows.scenario == number)
-        assert report["scenarios"][name]["auc"] == pytest.approx(roc_auc_score(here.label, here.logit))
-        assert report["scenarios"][name]["logloss"] == pytest.approx(metrics.logloss(here.label, here.logit))
-        assert report["scenarios"][name]["rows"] == len(here.label)
+    assert [(one["scenario"], one["scenario_id"]) for one in report["scenarios"]] == [*enumerate(NAMES)][1:]
+    for one in report["scenarios"]:
+        here = take(rows, rows.scenario == one["scenario"])
+        assert one["auc"] == pytest.approx(roc_auc_score(here.label, here.logit))
+        assert one["logloss"] == pytest.approx(metrics.logloss(here.label, here.logit))
+        assert one["rows"] == len(here.label)
     assert report["overall"]["auc"] == pytest.approx(roc_auc_score(rows.label, rows.logit))
     assert report["overall"]["rows"] == 600
 
@@ -89,12 +106,22 @@ def test_report_is_overall_and_by_scenario():
 def test_report_leaves_absent_scenarios_out_and_undefined_metrics_none():
     rows = Predictions(*(np.array(c) for c in ([1, 2, 1], [2, 2, 1], [1.0, 0.0, 1.0], [0.5, 0.2, 0.1])))
     report = metrics.report(rows, NAMES)
-    assert list(report["scenarios"]) == ["home", "search"]
-    assert report["scenarios"]["home"]["auc"] is None
-    assert report["scenarios"]["home"]["gauc"] is None
-    assert report["scenarios"]["home"]["logloss"] > 0
-    assert report["scenarios"]["search"]["auc"] == 1.0
-    assert report["scenarios"]["search"]["gauc"] is None  # each user has one row
+    home, search = report["scenarios"]
+    assert (home["scenario"], search["scenario"]) == (1, 2)
+    assert home["auc"] is None
+    assert home["gauc"] is None
+    assert home["logloss"] > 0
+    assert search["auc"] == 1.0
+    assert search["gauc"] is None  # each user has one row
+
+
+def test_scenarios_of_one_name_and_the_unknown_one_stay_apart():
+    rows = predictions()
+    rows = rows._replace(scenario=rows.scenario % 3)
+    report = metrics.report(rows, ["", "overall", "overall"])
+    assert [(one["scenario"], one["rows"]) for one in report["scenarios"]] == [
+        (number, int((rows.scenario == number).sum())) for number in range(3)
+    ]
 
 
 def test_parts_in_any_order_give_the_same_report():
@@ -104,6 +131,6 @@ def test_parts_in_any_order_give_the_same_report():
     for order in permutations(parts):
         merged = metrics.report(Predictions.merged(order), NAMES)
         assert merged["overall"]["rows"] == 600
-        for place in ("overall", *NAMES[1:]):
-            one, two = (r["overall"] if place == "overall" else r["scenarios"][place] for r in (whole, merged))
+        assert merged["overall"] == pytest.approx(whole["overall"], abs=1e-12)
+        for one, two in zip(whole["scenarios"], merged["scenarios"], strict=True):
             assert one == pytest.approx(two, abs=1e-12)

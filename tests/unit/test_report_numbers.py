@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from llm4msr import metrics, text
+from llm4msr import metrics
 from llm4msr.report import cases, effect, page, scenarios, users
 from llm4msr.report.effect import Draws, Interval, weighted_auc
 
@@ -165,37 +165,3 @@ def test_one_wide_interval_does_not_flatten_the_others():
     assert page.span([narrow, narrow, narrow, wide, None]) == pytest.approx(0.04)
     assert page.span([None]) == 1
     assert page.span([Interval(0, 0, 0)]) > 0
-
-
-@pytest.mark.parametrize(
-    ("given", "shown"),
-    [
-        ("Plain", "Plain"),
-        ("  two\n lines\t", "two lines"),
-        ("x" * 10_000, "x" * 59 + "…"),
-        ("a" + " " * 9000 + "b", "…"),
-        ("abc\u202edef\u2066", "abc\ufffddef\ufffd"),
-        ("nul\x00 bell\x07", "nul\ufffd bell\ufffd"),
-        ("مرحبا", "مرحبا"),
-        ("", ""),
-    ],
-)
-def test_a_text_is_one_bounded_line(given: str, shown: str):
-    found = text.shortened(given)
-    assert len(found) <= 60
-    assert found == shown or (shown == "…" and found.endswith("…"))
-
-
-def test_a_signed_number_has_a_true_minus_and_zero_none():
-    assert [text.signed(value, 2) for value in (0.5, -0.5, 0.001, -0.001)] == ["+0.50", "−0.50", "0.00", "0.00"]
-
-
-def test_a_block_keeps_its_lines():
-    assert text.block("a\r\nb\u202e\n") == "a\nb\ufffd"
-    assert text.block("y" * 5000, 100) == "y" * 100 + "…"
-
-
-@pytest.mark.parametrize("given", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1"])
-def test_a_cell_is_no_formula(given: str):
-    assert text.cell(given) == f"'{given}"
-    assert text.cell(f"a{given}") == f"a{given}"

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 
 from llm4msr import config as configuration
-from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.features import FeatureEmbedding, FeatureTables
@@ -40,9 +39,9 @@ def experiment(folder: Path, own: str, **table: Any) -> Config:
 
 
 def published(config: Config) -> tuple[dict[str, pa.Table], dict[str, Any], FeatureTables]:
-    folder = prepare(config).folder
-    tables = {name: storage.read_table(folder / f"{name}.parquet") for name in ("train", "users", "items", "scenarios")}
-    return tables, json.loads(storage.read_bytes(folder / "fields.json")), FeatureTables.open(folder)
+    output = prepare(config)
+    tables = {name: output.table(f"{name}.parquet") for name in ("train", "users", "items", "scenarios")}
+    return tables, output.json("fields.json"), FeatureTables.open(output)
 
 
 @pytest.mark.parametrize("own", OURS)

@@ -18,12 +18,12 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path):
 
 
 def build(folder) -> Built:
-    storage.write_table(folder / "part.parquet", TABLE)
-    return Built(files={"part.parquet": 3}, rows=3, failed=1, skipped=2, info={"metrics": {"auc": 0.5}, "other": 1})
+    storage.write_table(folder / "train.parquet", TABLE)
+    return Built(files={"train.parquet": 3}, rows=3, failed=1, skipped=2, info={"metrics": {"auc": 0.5}, "other": 1})
 
 
 def publish(folder, work=build, **options) -> StageOutput:
-    return storage.publish(folder, "stage", 7, {"key": "value"}, {"source": "abc"}, work, **options)
+    return storage.publish(folder, "prepare", 7, {"key": "value"}, {"source": "abc"}, work, **options)
 
 
 def test_digest_keeps_the_boundaries_of_its_parts():
@@ -115,10 +115,10 @@ def test_publish_writes_a_manifest_that_says_what_it_is(folder):
     assert found is not None
     m = found.manifest
     assert m == out.manifest
-    assert (m.stage, m.seed, m.config, m.inputs) == ("stage", 7, {"key": "value"}, {"source": "abc"})
+    assert (m.stage, m.seed, m.config, m.inputs) == ("prepare", 7, {"key": "value"}, {"source": "abc"})
     assert (m.rows, m.failed, m.skipped, m.fingerprint) == (3, 1, 2, "out")
-    data = storage.read_bytes(folder / "part.parquet")
-    part = m.files["part.parquet"]
+    data = storage.read_bytes(folder / "train.parquet")
+    part = m.files["train.parquet"]
     assert (part.rows, part.bytes, part.digest) == (3, len(data), storage.digest(data))
     assert {"numpy", "pyarrow", "torch"} <= set(m.libraries)
     assert m.seconds >= 0
@@ -138,7 +138,7 @@ def test_publish_finds_what_is_finished(folder):
 
 def test_summary_of_a_fresh_output(folder):
     summary = publish(folder).summary()
-    assert summary["stage"] == "stage"
+    assert summary["stage"] == "prepare"
     assert summary["uri"] == str(folder)
     assert summary["skipped"] == 2
     assert summary["metrics"] == {"auc": 0.5}
@@ -171,16 +171,16 @@ def test_open_output_of_nothing_is_none(folder):
 
 def test_open_output_notices_a_missing_file(folder):
     publish(folder)
-    (folder / "part.parquet").unlink()
-    with pytest.raises(StorageError, match=r"part\.parquet: missing; delete .* run stage 'stage' again"):
+    (folder / "train.parquet").unlink()
+    with pytest.raises(StorageError, match=r"train\.parquet: missing; delete .* run stage 'prepare' again"):
         storage.open_output(folder)
 
 
 def test_open_output_notices_a_truncated_file(folder):
-    size = publish(folder).manifest.files["part.parquet"].bytes
-    data = storage.read_bytes(folder / "part.parquet")
-    storage.write_bytes(folder / "part.parquet", data[:-1])
-    with pytest.raises(StorageError, match=rf"part\.parquet: {size - 1} bytes, not {size}"):
+    size = publish(folder).manifest.files["train.parquet"].bytes
+    data = storage.read_bytes(folder / "train.parquet")
+    storage.write_bytes(folder / "train.parquet", data[:-1])
+    with pytest.raises(StorageError, match=rf"train\.parquet: {size - 1} bytes, not {size}"):
         storage.open_output(folder)
 
 

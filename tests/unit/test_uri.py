@@ -146,7 +146,7 @@ def test_a_manifest_and_its_summary_hold_no_password(monkeypatch: pytest.MonkeyP
     folder = storage.path("memory://user:pw@passwords/out")
     config = {"source": {"path": "https://user:pw@host/data?token=abc"}}
     built = storage.Built(files={}, rows=0)
-    output = storage.publish(folder, "stage", 1, config, {"model": "s3://a:pw@b/m"}, lambda _: built)
+    output = storage.publish(folder, "prepare", 1, config, {"model": "s3://a:pw@b/m"}, lambda _: built)
     text = storage.read_text(folder / storage.MANIFEST) + json.dumps(output.summary())
     assert "pw" not in text
     assert "abc" not in text

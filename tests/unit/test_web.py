@@ -2,21 +2,27 @@
 
 import asyncio
 import json
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 import uvicorn
 from fastapi.responses import Response
+from pydantic import ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llm4msr.api import TOKEN, RankRequest, RankResponse, Unknown
+from llm4msr.api import TOKEN, RankBatchRequest, RankRequest, RankResponse, Unknown
 from llm4msr.client import RankClient
 from llm4msr.config import ServeConfig
-from llm4msr.web import web_app
+from llm4msr.errors import ConfigError
+from llm4msr.gates import require_token
+from llm4msr.schema import MAX_ID
+from llm4msr.web import RequestId, web_app
 from tests.helpers import free_port
 
 ASKED = RankRequest(user_id="u", scenario="s", items=["a", "b"])
@@ -38,14 +44,26 @@ class Server:
         self.asked = 0
         self.refusals = [429, 503]
         """Statuses of the first answers to /v1/rank."""
-        app = web_app(ServeConfig(max_body_bytes=2_000, timeout_s=0.5))
+        self.retry_after, self.slow_s, self.ids = "0", 0.0, list[str]()
+        app = web_app(ServeConfig(max_body_bytes=2_000, timeout_s=0.5, allowed_hosts=("Shop", "*.svc.cluster.local")))
 
         @app.post("/v1/rank")
-        async def rank(body: RankRequest) -> Response:
+        async def rank(body: RankRequest, x_request_id: RequestId = "") -> Response:
             self.asked += 1
+            self.ids.append(x_request_id)
+            await asyncio.sleep(self.slow_s)
             if self.refusals:
-                return Response(status_code=self.refusals.pop(0), headers={"retry-after": "0"})
+                told = {"retry-after": self.retry_after, "cache-control": "max-age=9"}
+                return Response("later", self.refusals.pop(0), headers=told)
             return Response(ANSWER.model_dump_json(), media_type="application/json")
+
+        @app.post("/v1/rank:batch")
+        async def rank_batch(body: RankBatchRequest) -> int:
+            return len(body.requests)
+
+        @app.get("/fails")
+        async def fails() -> None:
+            raise ZeroDivisionError
 
         @app.get("/healthz")
         async def healthz() -> dict[str, str]:
@@ -93,6 +111,176 @@ def test_without_the_token_nothing_is_ranked(server: Server, monkeypatch: pytest
     assert httpx.post(f"{server.address}/v1/rank", content=ASKED.model_dump_json(), headers=given).status_code == 200
 
 
+def test_a_token_is_bytes_without_the_line_end_of_its_file(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.refusals = []
+    for token, given in ((b"abc\n", b"Bearer abc"), ("ü".encode(), "Bearer ü".encode()), (b"\xff", b"Bearer \xff")):
+        monkeypatch.setitem(os.environb, TOKEN.encode(), token)
+        for header, status in ((given, 200), (given + b"x", 401), (b"Bearer", 401)):
+            headers = {b"authorization": header, b"content-type": b"application/json"}
+            answer = httpx.post(f"{server.address}/v1/rank", content=ASKED.model_dump_json(), headers=headers)
+            assert answer.status_code == status
+
+
+def test_a_node_without_the_token_of_the_others_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TOKEN, raising=False)
+    require_token(False)
+    with pytest.raises(ConfigError, match="LLM4MSR_API_TOKEN is set where this was started but not on this node"):
+        require_token(True)
+    monkeypatch.setenv(TOKEN, " \n")
+    with pytest.raises(ConfigError, match="set but blank"):
+        require_token(False)
+    monkeypatch.setenv(TOKEN, "x")
+    require_token(True)
+
+
+LOCAL = [
+    "localhost",
+    "LOCALHOST:1",
+    "localhost.",
+    "127.0.0.1:8000",
+    "127.9.9.9",
+    "[::1]",
+    "[::1]:80",
+    "a.b.localhost:9",
+]
+ALLOWED = ["shop", "Shop:80", "a.svc.cluster.local", "a.b.svc.cluster.local:8000"]
+FOREIGN = ["", "evil.example", "evil.example:8000", "localhost.evil.example", "evillocalhost", "127.0.0.1.evil.example"]
+FOREIGN += [
+    "10.0.0.7:8000",
+    "[::2]",
+    "[::ffff:1.2.3.4]",
+    "localhost:80:80",
+    "a@localhost",
+    "localhost/x",
+    "svc.cluster.local",
+]
+FOREIGN += ["shop.evil.example", "127.0.0.1 evil.example", "\xe9", "[localhost]", "*", "*.localhost.x", "localhost\tx"]
+
+
+@pytest.mark.parametrize("host", [*LOCAL, *ALLOWED, *FOREIGN])
+def test_without_a_token_only_local_and_allowed_names_are_answered(
+    server: Server, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    headers = {b"host": host.encode("latin-1")}
+    expected = 403 if host in FOREIGN else 200
+    for path in ("docs", "openapi.json"):
+        answer = httpx.get(f"{server.address}/{path}", headers=headers)
+        assert answer.status_code == expected
+        if expected == 403:
+            assert "serve.allowed_hosts" in answer.json()["detail"]
+    rank = httpx.post(f"{server.address}/v1/rank", content=b"{}", headers=headers | {b"content-type": b"text/json"})
+    assert rank.status_code == (403 if host in FOREIGN else 422)
+    assert httpx.get(f"{server.address}/healthz", headers=headers).status_code == 200
+    monkeypatch.setenv(TOKEN, "secret")
+    assert httpx.get(f"{server.address}/docs", headers=headers).status_code == 200
+    assert server.asked == 0
+
+
+def test_one_host_is_named_and_no_more(server: Server) -> None:
+    for hosts in (b"", b"host: localhost\r\nhost: evil.example\r\n", b"host: localhost\r\nhost: localhost\r\n"):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+            raw.sendall(b"GET /openapi.json HTTP/1.0\r\n" + hosts + b"\r\n")
+            assert raw.recv(4096).split(b" ")[1] in (b"400", b"403")
+
+
+def test_every_answer_is_neither_guessed_at_nor_kept(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    post, json_type = f"{server.address}/v1/rank", {"content-type": "application/json"}
+    answers = [httpx.post(post, content=ASKED.model_dump_json(), headers=json_type) for _ in range(3)]
+    answers += [httpx.post(post, content=b"{", headers=json_type), httpx.post(post, content=b"x" * 9_000)]
+    answers += [httpx.get(f"{server.address}/{path}") for path in ("healthz", "docs", "nowhere", "v1/rank", "fails")]
+    answers += [httpx.get(f"{server.address}/docs", headers={"host": "evil.example"})]
+    monkeypatch.setenv(TOKEN, "secret")
+    answers += [httpx.post(post, content=ASKED.model_dump_json())]
+    assert [a.status_code for a in answers] == [429, 503, 200, 422, 413, 200, 200, 404, 405, 500, 403, 401]
+    for answer in answers:
+        assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
+        assert answer.headers.get_list("cache-control") == ["no-store"]
+
+
+IDS = {b"plain-1": 200, "é漢".encode(): 200, b"x" * 128: 200, b"x" * 129: 422, b"\xe9": 422, b"a\xffb": 422}
+IDS |= {b"a\x1b[31m": 400, "a\u202eb".encode(): 422, "a\u2028b".encode(): 422, b"a\tb": 422}
+
+
+@pytest.mark.parametrize("given", IDS, ids=repr)
+def test_request_ids_are_readable_text(server: Server, given: bytes) -> None:
+    server.refusals = []
+    headers = {b"content-type": b"application/json", b"x-request-id": given}
+    answer = httpx.post(f"{server.address}/v1/rank", content=ASKED.model_dump_json(), headers=headers)
+    assert answer.status_code == IDS[given]
+    assert server.ids == ([given.decode()] if answer.status_code == 200 else [])
+
+
+NO_REQUESTS = {
+    "broken": b"{",
+    "empty": b"",
+    "a bare NaN": b"NaN",
+    "deep lists": b"[" * 2_000,
+    "deep objects": b'{"a":' * 400,
+    "deep context": b'{"user_id":"u","scenario":"s","items":["a"],"context":' + b'{"a":' * 200 + b"1" + b"}" * 201,
+    "key twice": b'{"user_id":"a","user_id":"b","scenario":"s","items":["a"]}',
+    "key twice below": b'{"user_id":"a","scenario":"s","items":["a"],"context":{"c":"1","c":"2"}}',
+    "NaN": b'{"user_id":"u","scenario":"s","items":["a"],"top_k":NaN}',
+    "infinite": b'{"user_id":"u","scenario":"s","items":["a"],"top_k":1e999}',
+    "huge": b'{"user_id":"u","scenario":"s","items":["a"],"top_k":-' + b"9" * 1_900 + b"}",
+    "surrogate": b'{"user_id":"\\ud800","scenario":"s","items":["a"]}',
+    "surrogate key": b'{"\\ud800":1,"\\ud800":2}',
+    "latin-1": '{"user_id":"é","scenario":"s","items":["a"]}'.encode("latin-1"),
+    "UTF-16": '{"user_id":"u","scenario":"s","items":["a"]}'.encode("utf-16"),
+    "UTF-32": '{"user_id":"u","scenario":"s","items":["a"]}'.encode("utf-32"),
+    "overlong": b'{"user_id":"\xc0\xaf","scenario":"s","items":["a"]}',
+    "a list": b"[1,2]",
+    "text": b'"text"',
+}
+
+
+@pytest.mark.parametrize("body", NO_REQUESTS.values(), ids=NO_REQUESTS)
+def test_what_is_no_request_is_refused(server: Server, body: bytes) -> None:
+    for path in ("v1/rank", "v1/rank:batch"):
+        answer = httpx.post(f"{server.address}/{path}", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 422
+        assert len(answer.content) < 3_000
+    assert server.asked == 0
+
+
+MANY = 200_000
+GOOD = {"user_id": "u", "scenario": "s", "items": ["a"]}
+WRONG = {
+    "items": GOOD | {"items": [0] * MANY},
+    "long items": GOOD | {"items": ["x" * (MAX_ID + 1)] * 300},
+    "too many items": GOOD | {"items": ["a"] * MANY},
+    "fields": GOOD | {str(i): i for i in range(MANY)},
+    "context": GOOD | {"context": {str(i): i for i in range(MANY)}},
+    "context of lists": GOOD | {"context": {str(i): [] for i in range(60)}},
+    "all at once": {"user_id": 1, "scenario": 2, "items": [3] * 9, "context": {"a": 1}, "top_k": "x"},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("body", WRONG.values(), ids=WRONG)
+def test_a_message_is_not_wrong_in_more_than_ten_ways(body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as one:
+        RankRequest.model_validate(body)
+    assert one.value.error_count() <= 10
+    for requests in ([body] * 256, [GOOD, body] * 100, [None] * MANY, [GOOD] * 257):
+        with pytest.raises(ValidationError) as batch:
+            RankBatchRequest.model_validate({"requests": requests})
+        assert batch.value.error_count() <= 10
+
+
+def test_the_context_that_is_wrong_is_named() -> None:
+    for context, told in (
+        ({"a": "b", "c\x1b": 1}, "'c�'"),
+        ({str(i): "" for i in range(65)}, "65 fields, allowed are 64"),
+    ):
+        with pytest.raises(ValidationError, match=told):
+            RankRequest.model_validate(GOOD | {"context": context})
+    for context in ({"a": "x" * (MAX_ID + 1)}, {"x" * (MAX_ID + 1): "a"}, {1: "a"}):
+        with pytest.raises(ValidationError, match="texts of up to 8192 characters"):
+            RankRequest.model_validate(GOOD | {"context": context})
+    longest = "x" * MAX_ID
+    assert RankRequest.model_validate({"user_id": longest, "scenario": longest, "items": [longest]}).user_id == longest
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_is_read_up_to_its_limit(server: Server, chunked: bool) -> None:
     server.refusals = []
@@ -106,7 +294,7 @@ def test_a_body_is_read_up_to_its_limit(server: Server, chunked: bool) -> None:
 
 def test_half_a_body_is_told_in_time(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as half:
-        half.sendall(b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        half.sendall(b"POST /v1/rank HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
         assert half.recv(4096).startswith(b"HTTP/1.1 408 ")
     assert server.asked == 0
 
@@ -118,7 +306,7 @@ def test_an_error_names_the_place_and_repeats_nothing_that_was_sent(server: Serv
     assert answer.status_code == 422
     told = answer.json()["detail"]
     assert [error["loc"][1] for error in told[:2]] == ["user_id", "scenario"]
-    assert len(told) == 10
+    assert [error["loc"][1:] for error in told[2:]] == [["items", "0"], ["<script>" * 7 + "<script…"]]
     assert "uuu" not in answer.text
     assert len(answer.content) < 2_000
 
@@ -130,6 +318,28 @@ def test_the_client_asks_again_until_it_is_answered(server: Server) -> None:
 
     assert asyncio.run(ask()) == ANSWER
     assert server.asked == 3
+
+
+def test_the_client_does_not_wait_longer_than_a_call_may_take(server: Server) -> None:
+    async def ask(**limits: Any) -> None:
+        async with RankClient(server.address, **limits) as client:
+            await client.rank(ASKED, "é")
+
+    for server.retry_after in ("86400", "Fri, 01 Jan 2100 00:00:00 GMT", "9" * 400):
+        server.refusals, server.asked = [429], 0
+        with pytest.raises(httpx.HTTPStatusError, match="429") as refused:
+            asyncio.run(ask())
+        assert (server.asked, refused.value.response.text) == (1, "later")
+    server.refusals, server.retry_after = [429, 503], "nonsense"
+    asyncio.run(ask())
+    assert server.ids[-1] == "é"
+    server.refusals, server.retry_after, server.asked = [503] * 9, "1", 0
+    with pytest.raises(httpx.TimeoutException, match=r"within 1\.5 s, tries and waits together"):
+        asyncio.run(ask(timeout_s=1.5))
+    assert server.asked == 2
+    server.refusals, server.slow_s = [], 30
+    with pytest.raises(httpx.TransportError):
+        asyncio.run(ask(timeout_s=0.2))
 
 
 def test_the_client_gives_up_and_says_what_was_answered(server: Server) -> None:

@@ -1,0 +1,42 @@
+"""Which files each stage publishes. A manifest comes from storage: it is believed only as far as it names these.
+
+Else a manifest could have any file of the machine read as a part of its output, or a message tell to delete it.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from upath import UPath
+
+from llm4msr.text import shortened
+
+FILES = {
+    "prepare": r"(users|items|scenarios|histories|seen|train|valid|test)\.parquet|fields\.json",
+    "extract": r"(vectors|index|pooled)/(users|items|scenarios|past)-[\w-]+\.parquet",
+    "train": r"net\.safetensors|history\.json",
+    "evaluate": r"metrics\.json|table\.md",
+    "explain": r"report\.html|[a-z]+\.(csv|parquet)",
+    "export": r"(net|coder)\.safetensors|(users|codes)\.arrow|items\.parquet|(bundle|selftest)\.json|README\.md",
+    "refresh": r"codes\.arrow",
+}
+"""Names relative to the output, as patterns of the whole name."""
+SHARD = re.compile(r"\w[\w.-]*/vectors/(users|items|scenarios)-[\w-]+\.parquet", re.ASCII)
+"""Name of a shard, relative to the folder of all versions: an index may name those of other versions."""
+NAME = re.compile(r"\w[\w.-]*")
+"""Name of one output's folder."""
+
+
+def problem(stage: str, names: Iterable[str], folder: UPath) -> str:
+    """What is wrong with these names of files of an output of that stage; empty where they are as they should be."""
+    if stage not in FILES:
+        return f"names no stage of this package ('{shortened(stage)}')"
+    known = re.compile(FILES[stage], re.ASCII)
+    root = os.path.realpath(folder) if isinstance(folder, Path) else ""
+    for name in names:
+        if not known.fullmatch(name):
+            return f"names '{shortened(name)}', which is no file of stage '{stage}'"
+        if root and os.path.realpath(folder / name) != os.path.join(root, name):
+            return f"names '{name}', which is a link to a file elsewhere"
+    return ""
