@@ -74,7 +74,7 @@ def export(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) ->
 
 @app.command()
 def explain(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:
-    """Write report.html: what the LLM says, whom that helps, and what it moved for single users."""
+    """Write report.html: what the LLM says, the model beside a plain one, and what it moved for single users."""
     from llm4msr.explain import REPORT
     from llm4msr.explain import explain as stage
 

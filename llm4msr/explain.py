@@ -1,4 +1,4 @@
-"""The report: a page that shows what the knowledge says, whom it helps, and what it did to single users' rankings."""
+"""The report: a page that shows what the knowledge says, how the model does beside a plain one, and what it moves."""
 
 from upath import UPath
 
@@ -7,16 +7,17 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.extract import extracted
 from llm4msr.prepare import prepared
+from llm4msr.progress import say
 from llm4msr.report.opened import Seed, Trained
 from llm4msr.storage import Built, StageOutput
 from llm4msr.train import WEIGHTS, trained
 
-VERSION = 1
+VERSION = 2
 REPORT = "report.html"
 
 
 def explain(config: Config) -> StageOutput:
-    """Publish `report.html`, and the data beneath its pictures beside it.
+    """Publish `report.html`, and the data beneath its pictures beside it; say its headline, and warn of what loses.
 
     Raises:
         ConfigError: the model uses no knowledge, is not trained yet, or `explain.users` names somebody unknown.
@@ -30,7 +31,7 @@ def explain(config: Config) -> StageOutput:
     content = [{n: p.digest for n, p in stage.manifest.files.items()} for stage in (data, knowledge)]
     settings = config.explain.model_dump()
     name = storage.digest_of([VERSION, config.name, settings, fingerprints, content])[:12]
-    return storage.publish(
+    output = storage.publish(
         storage.path(config.root) / "explain" / name,
         "explain",
         config.seed,
@@ -38,6 +39,9 @@ def explain(config: Config) -> StageOutput:
         fingerprints,
         lambda folder: _build(data, knowledge, seeds, folder),
     )
+    for line in (output.manifest.info["headline"], *(f"warning: {one}" for one in output.manifest.info["warnings"])):
+        say(line)
+    return output
 
 
 def check_explainable(config: Config) -> None:

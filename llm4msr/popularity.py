@@ -102,7 +102,7 @@ def warnings(name: str, model: dict[str, Any], baselines: dict[str, dict[str, An
             if _loses(model[metric], baselines[baseline][metric], sign)
         ]
         if lost:
-            told.append(f"'{name}' is worse than {what} on the {rows} rows: {', '.join(lost)}. {_REMEDY}")
+            told.append(f"'{name}' loses to {what} on the {rows} rows: {', '.join(lost)}. {_REMEDY}")
     return told
 
 

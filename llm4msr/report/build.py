@@ -1,5 +1,6 @@
 """All sections in order, the page that shows them, and the data beside it."""
 
+import csv
 from datetime import UTC, datetime
 
 import pandas as pd
@@ -10,11 +11,13 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.progress import track
 from llm4msr.report.cases import Case, case_section
-from llm4msr.report.effect import EffectSection, effect_section
+from llm4msr.report.effect import EffectSection, effect_section, score
+from llm4msr.report.layers import LayerSection, layer_section
 from llm4msr.report.opened import Opened, Seed
 from llm4msr.report.page import Page, html
 from llm4msr.report.scenarios import ScenarioSection, scenario_section
 from llm4msr.report.users import UserSection, user_section
+from llm4msr.results import means_of
 from llm4msr.storage import Built, StageOutput
 from llm4msr.text import cell
 
@@ -24,7 +27,7 @@ FILES = {
     "knowledge.csv": "who has knowledge",
     "users.parquet": "the map: every user with knowledge",
     "groups.csv": "the groups of users",
-    "effect.csv": "AUC with and without knowledge, with intervals",
+    "effect.csv": "AUC of this model, of the plain one where it is trained, and of item popularity, with intervals",
     "levels.csv": "how far each level moves the logits",
     "rankings.csv": "single users: every candidate with its ranks and the parts of its logit",
 }
@@ -39,28 +42,33 @@ def build(data: StageOutput, knowledge: StageOutput, seeds: list[Seed], report: 
         progress.advance(1, "scenarios")
         users = user_section(run)
         progress.advance(1, "users")
-        effect, levels = effect_section(run, lambda note: progress.advance(1, note))
-        progress.advance(1, "effect")
-        cases = case_section(run, levels)
-        tables = _tables(run, scenarios, users, effect, cases)
+        scored = score(run, lambda note: progress.advance(1, note))
+        effect, layers = effect_section(run, scored), layer_section(run, scored.levels, scored.plain)
+        progress.advance(1, "results")
+        cases = case_section(run, scored.levels[0])
+        tables = _tables(scenarios, users, effect, layers, cases)
         for name, table in tables.items():
             _write(report.parent / name, table)
-        storage.write_bytes(report, html(_page(run, scenarios, users, effect, cases, list(tables))).encode())
+        storage.write_bytes(report, html(_page(run, scenarios, users, effect, layers, cases, list(tables))).encode())
         progress.advance(1, "single users")
     rows = {name: len(table) for name, table in tables.items()}
-    overall = effect.rows[0]
+    summary = effect.results["summary"]
     info = {
-        "auc": {"without": overall.without, "with": overall.with_, "difference": overall.gain},
+        "metrics": {"on": "test", "overall": means_of(summary[effect.own]["overall"])},
+        "baselines": {name: means_of(summary[name]["overall"]) for name in summary if name != effect.own},
+        "against_none": effect.results["against_none"].get(effect.own),
+        "headline": effect.headline,
+        "warnings": effect.results["warnings"],
         "users": {case.kind: case.user_id for case in cases},
     }
     return Built(files={report.name: 1, **rows}, rows=len(run.test), info=info)
 
 
 def _tables(
-    run: Opened, scenarios: ScenarioSection, users: UserSection, effect: EffectSection, cases: list[Case]
+    scenarios: ScenarioSection, users: UserSection, effect: EffectSection, layers: LayerSection, cases: list[Case]
 ) -> dict[str, pd.DataFrame]:
     """The data beneath the pictures; without user codes there is no map."""
-    columns = ["scenario_id", "interactions", "users", "items", "positive_rate", "answer"]
+    columns = ["scenario", "scenario_id", "interactions", "users", "items", "positive_rate", "answer"]
     rankings = [
         case.ranked.assign(
             why=case.kind, user=case.user, user_id=case.user_id, scenario=case.scenario, scenario_id=case.scenario_id
@@ -70,9 +78,9 @@ def _tables(
     tables = {
         "scenarios.csv": pd.DataFrame(scenarios.rows)[columns],
         "similarity.csv": scenarios.table(),
-        "knowledge.csv": pd.DataFrame(users.shares),
+        "knowledge.csv": pd.DataFrame(users.shares).astype({"scenario": "Int64"}),
         "effect.csv": effect.table(),
-        "levels.csv": pd.DataFrame(effect.parts),
+        "levels.csv": pd.DataFrame(layers.parts).astype({"scenario": "Int64"}),
         "rankings.csv": pd.concat(rankings) if rankings else pd.DataFrame(),
     }
     if users.groups:
@@ -96,7 +104,9 @@ def _write(file: UPath, table: pd.DataFrame) -> None:
         storage.write_table(file, pa.Table.from_pandas(table, preserve_index=False))
         return
     safe = {n: table[n].map(lambda v: cell(v) if isinstance(v, str) else v) for n in table.columns}
-    storage.write_bytes(file, pd.DataFrame(safe).to_csv(index=False).encode("utf-8", "replace"))
+    storage.write_bytes(
+        file, pd.DataFrame(safe).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC).encode("utf-8", "replace")
+    )
 
 
 def _page(
@@ -104,6 +114,7 @@ def _page(
     scenarios: ScenarioSection,
     users: UserSection,
     effect: EffectSection,
+    layers: LayerSection,
     cases: list[Case],
     files: list[str],
 ) -> Page:
@@ -122,4 +133,4 @@ def _page(
         warning = f"This model is a control: its vectors are {config.model.control}, so no text below belongs to them."
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     named = [(name, FILES[name]) for name in files]
-    return Page(config.name, facts, warning, made, scenarios, users, effect, cases, named)
+    return Page(config.name, facts, warning, made, scenarios, users, effect, layers, cases, named)

@@ -1,4 +1,7 @@
-"""Single users: what they liked, what the LLM was asked and said, and how that moved the items before them."""
+"""Single users: what they liked, what the LLM was asked and said, and how the layers moved the items before them.
+
+"Without" is this very net with its levels left out, not a model that was trained without.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +24,9 @@ TOP = 10
 MOVED = 4
 """Items shown of those that rose, and of those that fell."""
 REASONS = {
-    "largest gain": "knowledge lowered the logloss of the test rows most",
-    "largest loss": "knowledge raised the logloss of the test rows most",
-    "typical": "as active, and as little or much helped, as the median user",
+    "moved closer": "the layers moved the scores of the test rows furthest towards their labels (by logloss)",
+    "moved away": "the layers moved the scores of the test rows furthest away from their labels (by logloss)",
+    "typical": "as active, and moved as far, as the median user",
     "new": "the fewest training rows",
     "asked for": "named in the configuration",
 }
@@ -42,7 +45,7 @@ class Case:
     rows: int
     known: bool
     loss: tuple[float, float] | None
-    """Mean logloss of the test rows without and with knowledge; None without test rows."""
+    """Mean logloss of the test rows without and with the levels; None without test rows."""
     tested: int
     history: list[dict[str, Any]]
     """`scenario_id` and `titles`, oldest first, of each scenario in which something was liked."""
@@ -53,7 +56,7 @@ class Case:
     scenario: int
     scenario_id: str
     ranked: pd.DataFrame
-    """The candidates, best with knowledge first: see `ranking`."""
+    """The candidates, best with the levels first: see `ranking`."""
 
     @property
     def reason(self) -> str:
@@ -62,7 +65,7 @@ class Case:
 
     @property
     def without(self) -> pd.DataFrame:
-        """The first candidates without knowledge."""
+        """The first candidates without the levels."""
         return self.ranked.sort_values("rank_without").head(TOP)
 
     @property
@@ -98,7 +101,7 @@ class Case:
         """One sentence."""
         moved = self.moved
         if moved.empty:
-            return f"In “{shortened(self.scenario_id)}” knowledge moves no item near the top."
+            return f"In “{shortened(self.scenario_id)}” the levels move no item near the top."
         most = self.against_mean.loc[(moved["rank_without"] - moved["rank_with"]).abs().idxmax()]
         up = 1 if most["rank_with"] < most["rank_without"] else -1
         parts = sorted((up * most[f"{level}_part"], level) for level in ("scenario", "user"))
@@ -107,7 +110,7 @@ class Case:
         entered = int(((self.ranked["rank_with"] <= TOP) & (self.ranked["rank_without"] > TOP)).sum())
         top = min(TOP, len(self.ranked))
         return (
-            f"In “{shortened(self.scenario_id)}” {entered or 'none'} of the top {top} came in with knowledge; "
+            f"In “{shortened(self.scenario_id)}” {entered or 'none'} of the top {top} came in with the levels; "
             f"“{shortened(most['title'])}” {way} from {most['rank_without']} to {most['rank_with']}, "
             f"{by}."
         )
@@ -163,7 +166,7 @@ def gains(test: pd.DataFrame, levels: Levels) -> pd.DataFrame:
 
 
 def choose(users: pd.DataFrame, gain: pd.DataFrame) -> list[tuple[str, int]]:
-    """Largest gain, largest loss and typical among users with enough test rows and knowledge, and the newest user."""
+    """Moved closest and furthest, and typical, among users with enough test rows and knowledge, and the newest user."""
     gain = gain[gain.index > 0]
     gain = gain.assign(activity=users["rows"].reindex(gain.index))
     able = gain[users["known"].loc[gain.index]] if users["known"].loc[gain.index].any() else gain
@@ -175,8 +178,8 @@ def choose(users: pd.DataFrame, gain: pd.DataFrame) -> list[tuple[str, int]]:
         left = [int(user) for user in ordered.index if user not in taken]
         chosen.extend((kind, user) for user in left[:1])
 
-    add("largest gain", able[able["gain"] > 0].sort_values("gain", ascending=False, kind="stable"))
-    add("largest loss", able[able["gain"] < 0].sort_values("gain", kind="stable"))
+    add("moved closer", able[able["gain"] > 0].sort_values("gain", ascending=False, kind="stable"))
+    add("moved away", able[able["gain"] < 0].sort_values("gain", kind="stable"))
     far = (able[["gain", "activity"]].rank(pct=True) - 0.5).abs().sum(axis=1)
     add("typical", able.loc[far.sort_values(kind="stable").index])
     add("new", gain.sort_values(["activity", "rows"], ascending=[True, False], kind="stable"))
@@ -198,7 +201,7 @@ def candidates(run: Opened, popular: pd.DataFrame, user: int, scenario: int) -> 
 
 
 def ranking(run: Opened, user: int, scenario: int, items: Ints) -> pd.DataFrame:
-    """The items, best with knowledge first.
+    """The items, best with the levels first.
 
     `item_id`, `title`, `rank_without`, `rank_with`, `logit_without`, `user_part`, `own_part` (of `user_part`, what is
     this user's own), `scenario_part`, `logit_with` (the sum of `logit_without` and the two levels' parts), and

@@ -10,11 +10,14 @@ from typing import NamedTuple
 import jinja2
 import numpy as np
 
+from llm4msr.report.bootstrap import Interval
 from llm4msr.report.cases import Case
-from llm4msr.report.effect import EffectSection, Interval
+from llm4msr.report.effect import EffectSection
+from llm4msr.report.layers import LayerSection
 from llm4msr.report.scenarios import ScenarioSection
 from llm4msr.report.users import UserSection
-from llm4msr.text import block, shortened, signed
+from llm4msr.results import UNKNOWN, shown
+from llm4msr.text import block, count_of, number, percent, shortened, signed
 
 MAP_WIDTH, MAP_HEIGHT, MARGIN = 720, 460, 24
 MOST_ROWS = 24
@@ -34,6 +37,7 @@ class Page:
     scenarios: ScenarioSection
     users: UserSection
     effect: EffectSection
+    layers: LayerSection
     cases: list[Case]
     files: list[tuple[str, str]]
     """Files beside the page, and what they hold."""
@@ -56,7 +60,8 @@ def html(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"short": shortened, "block": block, "signed": signed, "percent": percent, "auc": auc}
+    environment.filters |= {"short": shortened, "block": block, "signed": signed, "percent": percent, "auc": number}
+    environment.globals |= {"count_of": count_of, "shown": shown, "unknown": UNKNOWN}
     colours = colour_of(page.users, page.scenarios)
     return environment.get_template("report.html.j2").render(
         page=page,
@@ -67,16 +72,6 @@ def html(page: Page) -> str:
         span=span([row.gain for row in page.effect.rows]),
         most_rows=MOST_ROWS,
     )
-
-
-def percent(value: float | None, digits: int = 0) -> str:
-    """A share; a dash where there is none."""
-    return "–" if value is None else f"{100 * value:.{digits}f}%"
-
-
-def auc(value: float | None) -> str:
-    """Four digits; a dash where it is not defined."""
-    return "–" if value is None or not np.isfinite(value) else f"{value:.4f}"
 
 
 def span(intervals: list[Interval | None]) -> float:

@@ -16,6 +16,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.metrics import silhouette_score
 
 from llm4msr.report.opened import Opened
+from llm4msr.text import count_of, percent
 
 MAX_POINTS = 1500
 """Users on the map; all of them lie in the data beside the report."""
@@ -52,7 +53,8 @@ class UserSection:
 
     finding: str
     shares: list[dict[str, Any]]
-    """Of all and of each scenario: users of the training rows, share with knowledge, share of test rows by such."""
+    """Of all (`scenario` None) and of each scenario: users of the training rows, how many are `known`, test rows, and
+    how many of these are of known users."""
     points: pd.DataFrame
     """`user`, `user_id`, `x`, `y`, `main`, `group`, `rows`, of every user with knowledge."""
     sample: Ints
@@ -69,7 +71,7 @@ def user_section(run: Opened) -> UserSection:
     """Map, groups and shares."""
     shares = _shares(run)
     ids = np.flatnonzero(run.users["known"].to_numpy())
-    with_code = f"{shares[0]['share']:.0%} of {shares[0]['users']:,} users have knowledge"
+    with_code = f"{count_of(shares[0]['known'], shares[0]['users'])} users have knowledge"
     if not run.net.uses_users:
         return UserSection(f"{with_code}; this model does not read it.", shares, pd.DataFrame(), np.zeros(0, np.int64))
     codes_NK = run.codes(ids)
@@ -175,21 +177,23 @@ def _group(number: int, members: pd.DataFrame, names: list[str], items: list[str
 
 
 def _shares(run: Opened) -> list[dict[str, Any]]:
-    trained = run.users[run.users["rows"] > 0]
     known_N = run.users["known"].to_numpy()
     seen = run.train[["user", "scenario"]].drop_duplicates()
-    rows = [{"name": "all scenarios", "users": len(trained), "share": float(trained["known"].mean())}]
-    rows[0]["test_share"] = float(known_N[run.test["user"]].mean())
+
+    def share(number: int | None, name: str, users: Ints, tested: Ints) -> dict[str, Any]:
+        counts = {"users": len(users), "known": int(known_N[users].sum())}
+        counts |= {"test_rows": len(tested), "test_rows_of_known": int(known_N[tested].sum())}
+        return {"scenario": number, "scenario_id": name, **counts}
+
+    rows = [share(None, "", seen["user"].unique(), run.test["user"].to_numpy())]
     for number, name in enumerate(run.scenario_names[1:], start=1):
         users, tested = seen["user"][seen["scenario"] == number], run.test["user"][run.test["scenario"] == number]
-        share = float(known_N[users].mean()) if len(users) else 0.0
-        test_share = float(known_N[tested].mean()) if len(tested) else None
-        rows.append({"name": name, "users": len(users), "share": share, "test_share": test_share})
+        rows.append(share(number, name, users.to_numpy(), tested.to_numpy()))
     return rows
 
 
 def _told(groups: list[Group], between: float) -> str:
-    scenario = f"the main scenario explains {between:.0%} of how their codes differ"
+    scenario = f"the main scenario explains {percent(between)} of how their codes differ"
     if len(groups) < 2:
         return f"Their codes fall into no groups; {scenario}."
     return f"Their codes fall into {len(groups)} groups; {scenario}."

@@ -122,8 +122,8 @@ def test_a_model_that_loses_is_told_by_table_manifest_card_and_terminal(
         output = evaluate(config)
         told = capsys.readouterr().err
         (popular, constant) = output.summary()["warnings"]
-        assert "'none' is worse than item popularity within the scenario on the test rows: AUC 0." in popular
-        assert "'none' is worse than a constant on the test rows: " in constant
+        assert "'none' loses to item popularity within the scenario on the test rows: AUC 0." in popular
+        assert "'none' loses to a constant on the test rows: " in constant
         assert f"warning: {popular}\n" in told
     assert f"**Warning**: {popular}" in storage.read_bytes(output.folder / "table.md").decode()
     on_valid = trained.manifest.info["warnings"]

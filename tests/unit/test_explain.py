@@ -1,6 +1,8 @@
 """The stage `explain`: what it publishes, for which models, and that it says what the model does."""
 
+import html
 import io
+import json
 import math
 import re
 from pathlib import Path
@@ -11,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from llm4msr import Ranker, RankRequest, bundle, codes, explain, knowledge, storage
+from llm4msr import Ranker, RankRequest, bundle, codes, evaluate, explain, knowledge, storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.explain import REPORT, _seeds
@@ -20,9 +22,11 @@ from llm4msr.knowledge import KnowledgeStore
 from llm4msr.metrics import auc
 from llm4msr.prepare import prepared
 from llm4msr.report.cases import Case, case_section
-from llm4msr.report.effect import effect_section, levels_of
+from llm4msr.report.effect import effect_section, score
+from llm4msr.report.layers import layer_section, levels_of
 from llm4msr.report.opened import Opened
 from llm4msr.storage import StageOutput
+from llm4msr.text import signed
 from tests.unit.helpers import HOSTILE, hostile_config, publish_trained
 
 Report = tuple[Config, StageOutput]
@@ -53,7 +57,7 @@ def test_it_publishes_a_page_and_the_data_beneath(report: Report):
         *("effect.csv", "levels.csv", "rankings.csv"),
     }
     assert output.manifest.files[REPORT].bytes < 1e6
-    assert set(output.manifest.info["users"]) == {"largest gain", "largest loss", "typical", "new"}
+    assert set(output.manifest.info["users"]) == {"moved closer", "moved away", "typical", "new"}
     assert explain(config).reused
     for name in output.manifest.files:
         assert f'href="{name}"' in html_of(output) or name == REPORT
@@ -101,17 +105,77 @@ def test_what_is_shown_is_what_serving_answers(report: Report, tmp_path: Path):
 def test_the_effect_is_that_of_the_trained_models(report: Report):
     config, output = report
     run = opened(config)
-    section, levels = effect_section(run, lambda note: None)
+    scored = score(run, lambda note: None)
+    section = effect_section(run, scored)
+    levels, plain = scored.levels[0], scored.plain[0]
     label = run.test["label"]
     overall = csv_of(output, "effect.csv").iloc[0]
-    assert overall["auc_with"] == pytest.approx(auc(label, levels.both))
-    table = dict(section.ablated)
-    assert overall["auc_without"] == pytest.approx(table["a plain backbone, trained on its own"])
-    assert table["this model"] == pytest.approx(auc(label, levels.both))
-    assert table["without both levels"] == pytest.approx(auc(label, levels.none))
+    assert overall["auc_own"] == pytest.approx(auc(label, levels.both))
+    assert overall["auc_plain"] == pytest.approx(auc(label, plain))
+    assert overall["auc_difference"] == pytest.approx(overall["auc_own"] - overall["auc_plain"])
+    left_out = dict(layer_section(run, scored.levels, scored.plain).left_out)
+    assert left_out["this model"] == pytest.approx(overall["auc_own"])
+    assert left_out["without both levels"] == pytest.approx(auc(label, levels.none))
+    assert left_out["the plain model, trained on its own"] == pytest.approx(overall["auc_plain"])
     assert sum(row.rows for row in section.rows if row.kind == "scenario") == len(run.test)
     for kind in ("activity", "overlap"):
         assert sum(row.rows for row in section.rows if row.kind == kind) == len(run.test)
+
+
+def test_the_results_are_those_of_evaluate(report: Report):
+    config, output = report
+    table = json.loads(storage.read_bytes(evaluate(config).folder / "metrics.json"))
+    section = effect_section(opened(config), score(opened(config), lambda note: None))
+    for name in ("constant", "popularity", "none", "both"):
+        assert section.results["summary"][name] == table["summary"][name]
+    assert section.results["test_rows_of_users_with_knowledge"] == table["test_rows_of_users_with_knowledge"]
+    assert output.manifest.info["metrics"]["overall"]["auc"] == table["summary"]["both"]["overall"]["auc"]["mean"]
+    assert output.manifest.info["baselines"]["none"]["gauc"] == table["summary"]["none"]["overall"]["gauc"]["mean"]
+
+
+CLAIMS = re.compile(
+    r"\b(raise[sd]?|lower(s|ed)?|improve[sd]?|help(s|ed|ful)?|harm(s|ed)?|hurts?|better|worse|gains?|benefits?)\b", re.I
+)
+
+
+def test_a_report_before_and_after_the_plain_model_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = hostile_config(tmp_path)
+    publish_trained(config)
+    before = explain(config)
+    asked = capsys.readouterr().err
+    page = words_of(before)
+    remedy = "llm4msr train CONFIG --set model.knowledge=none --set model.control=none --set seed=1"
+    assert before.manifest.info["headline"].startswith("Nothing can be said here of what knowledge brings")
+    for text in (page, asked, before.manifest.info["headline"]):
+        assert remedy in text
+    assert before.manifest.info["against_none"] is None
+    assert "Difference to the plain model n/a" in page
+    assert "the plain model not trained" in page
+    assert csv_of(before, "effect.csv")[["auc_plain", "auc_difference"]].isna().all(axis=None)
+    claims = {match[0].lower() for match in CLAIMS.finditer(page)}
+    assert claims == set()
+
+    publish_trained(config.using("none", 1))
+    after = explain(config)
+    assert after.folder != before.folder
+    page = words_of(after)
+    assert remedy not in page
+    told = after.manifest.info["headline"]
+    own, plain = (after.manifest.info[key] for key in ("metrics", "baselines"))
+    assert told.startswith(
+        f"Test AUC {own['overall']['auc']:.4f} (both) and {plain['none']['auc']:.4f} (plain), difference "
+        f"{signed(own['overall']['auc'] - plain['none']['auc'])}; GAUC {own['overall']['gauc']:.4f} (both) and "
+    )
+    rows = after.manifest.rows
+    assert f"Test rows of users with knowledge: {rows:,} of {rows:,} (100%)." in told
+    assert "One seed was trained, and another may move the difference as far" in told
+    assert {match[0].lower() for match in CLAIMS.finditer(page)} == set(), "numbers, and no verdict"
+
+
+def words_of(output: StageOutput) -> str:
+    """What a reader of the page sees of our own words: without names, texts and style."""
+    body = re.sub(r"<(style|bdi|title)\b.*?</\1>", " ", html_of(output), flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
 
 
 def with_vectors(run: Opened, changed: list[int]) -> Opened:
@@ -201,11 +265,11 @@ def test_models_of_one_level(report: Report, level: str):
     output = explain(one)
     page, levels = html_of(output), csv_of(output, "levels.csv")
     assert (levels["user"] > 0).all() == (level != "scenario")
-    assert (levels["scenario"] > 0).all() == (level == "scenario")
+    assert (levels["scenario_level"] > 0).all() == (level == "scenario")
     assert ("users.parquet" in output.manifest.files) == (level != "scenario")
     assert ("no codes to draw" in page) == (level == "scenario")
     assert ("The model has no scenario level" in page) == (level != "scenario")
-    assert "a plain backbone, trained on its own" in page
+    assert "the plain model, trained on its own" in page
 
 
 def test_a_model_without_knowledge_has_nothing_to_explain(report: Report):
@@ -223,9 +287,10 @@ def test_several_seeds_and_no_plain_backbone(tmp_path: Path):
     config = hostile_config(tmp_path, evaluate={"seeds": [1, 2], "variants": []})
     for seed in (1, 2):
         publish_trained(config.model_copy(update={"seed": seed}))
+    publish_trained(config.using("none", 2))
     output = explain(config)
     page = html_of(output)
-    assert "this model with its levels left out" in page
+    assert "is not trained for seed 1. Train it: " in page
     assert "means over 2 seeds" in page
     assert "drawing users and seeds again" in page
     named = config.model_copy(update={"explain": config.explain.model_copy(update={"users": ("nobody",)})})

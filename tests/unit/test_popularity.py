@@ -125,7 +125,7 @@ def test_a_model_that_loses_is_told_with_what_to_do(model: dict[str, float | Non
     found = popularity.warnings("both", model, BESIDE, "test")
     assert len(found) == len(told)
     for line, part in zip(found, told, strict=True):
-        assert line.startswith("'both' is worse than ")
+        assert line.startswith("'both' loses to ")
         assert part in line
         assert "train.learning_rate" in line
 

@@ -6,8 +6,8 @@ import pytest
 from scipy import sparse
 
 from llm4msr import metrics
-from llm4msr.report import cases, effect, page, scenarios, users
-from llm4msr.report.effect import Draws, Interval, weighted_auc
+from llm4msr.report import bootstrap, cases, page, scenarios, users
+from llm4msr.report.bootstrap import Draws, Interval, weighted_auc
 
 
 def test_weighted_auc_of_single_rows_is_the_auc_ties_included():
@@ -40,6 +40,7 @@ def test_the_same_logits_have_no_difference_and_better_ones_a_clear_one():
     assert gain.clear
     assert with_.low < metrics.auc(label, strong) < with_.high
     assert draws.compare(label, weak[None], strong[None], label) == (None, None, None), "one class only"
+    assert draws.compare(label, None, strong[None], everywhere) == (None, with_, None), "no plain model"
 
 
 def test_an_interval_is_wider_where_rows_of_a_user_go_together():
@@ -133,7 +134,7 @@ def test_users_are_chosen_by_what_knowledge_did_to_them():
     gain = pd.DataFrame({"gain": [0.1, 0.9, -0.2, -0.8, 0.05, 0.3, 5.0], "rows": [9, 9, 9, 9, 9, 9, 1]}, index=number)
     people = pd.DataFrame({"rows": [0, 50, 60, 40, 30, 50, 3, 70], "known": [False, *[True] * 7]})
     chosen = dict(cases.choose(people, gain))
-    assert (chosen["largest gain"], chosen["largest loss"]) == (2, 4), "7 has too few test rows to say so"
+    assert (chosen["moved closer"], chosen["moved away"]) == (2, 4), "7 has too few test rows to say so"
     assert chosen["new"] == 6
     assert len({*chosen.values()}) == len(chosen) == 4
     assert cases.choose(people, gain[:0]) == []
@@ -152,12 +153,12 @@ def test_loss_and_gain_of_users_are_means_over_their_test_rows():
 
 
 def test_test_rows_beyond_the_limit_are_those_of_users_drawn_whole(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(effect, "MAX_ROWS", 100)
+    monkeypatch.setattr(bootstrap, "MAX_ROWS", 100)
     user = np.repeat(np.arange(50), 10)
-    kept = effect._chosen(user)
+    kept = bootstrap.chosen(user)
     assert 100 <= kept.sum() <= 110
     assert all(kept[user == one].all() or not kept[user == one].any() for one in range(50))
-    assert effect._chosen(user[:90]).all()
+    assert bootstrap.chosen(user[:90]).all()
 
 
 def test_one_wide_interval_does_not_flatten_the_others():

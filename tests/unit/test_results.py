@@ -132,7 +132,7 @@ def test_without_a_plain_model_nothing_is_said_of_knowledge():
 def test_a_model_that_loses_is_told_below_the_table():
     result = found([report(0.9, {1: 0.9})], [report(0.55, {1: 0.9})], popular=0.6)
     assert [line.split(" on ")[0] for line in result["warnings"]] == [
-        "'both' is worse than item popularity within the scenario"
+        "'both' loses to item popularity within the scenario"
     ]
     text = table("mmoe", result)
     assert f"\n\n**Warning**: {result['warnings'][0]}.\n" in text

@@ -1,0 +1,99 @@
+"""How sure an AUC is, and a difference of two: a bootstrap that draws users again, and seeds where there are several.
+
+Rows of one user are not independent, so users are drawn, not rows.
+
+Shape suffixes: B test rows, N users, R draws, S seeds.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+DRAWS = 300
+MAX_ROWS = 200_000
+"""Test rows of so many are looked at, of users drawn at random."""
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+class Interval(NamedTuple):
+    """A number and the range that holds it with 95%."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether zero lies outside."""
+        return self.low > 0 or self.high < 0
+
+
+class Compared(NamedTuple):
+    """AUC of the plain model and of this one, and the difference; None where undefined, or without a plain model."""
+
+    plain: Interval | None
+    own: Interval | None
+    gain: Interval | None
+
+
+class Draws:
+    """Bootstrap draws of the users of these rows and of the seeds, the same for all groups of rows."""
+
+    def __init__(self, user_B: npt.NDArray[np.int64], seeds: int, draws: int = DRAWS):
+        users, self.owner_B = np.unique(user_B, return_inverse=True)
+        rng = np.random.default_rng(0)
+        self.times_RN = rng.multinomial(len(users), np.full(len(users), 1 / len(users)), draws).astype(np.float32)
+        self.seeds_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
+
+    def compare(self, label_B: Bools, plain_SB: Floats | None, own_SB: Floats, here_B: Bools) -> "Compared":
+        """AUC of these rows, each the mean over seeds with its interval."""
+        label = label_B[here_B]
+        if not label.any() or label.all():
+            return Compared(None, None, None)
+        times_RB = self.times_RN[:, self.owner_B[here_B]]
+        own = self._auc(label, own_SB[:, here_B], times_RB)
+        if plain_SB is None:
+            return Compared(None, _interval(*own), None)
+        plain = self._auc(label, plain_SB[:, here_B], times_RB)
+        return Compared(_interval(*plain), _interval(*own), _interval(own[0] - plain[0], own[1] - plain[1]))
+
+    def _auc(self, label_B: Bools, logit_SB: Floats, times_RB: npt.NDArray[np.float32]) -> tuple[float, Floats]:
+        """The mean over seeds, and that of each draw: [R]."""
+        once = np.ones((1, len(label_B)))
+        seen = np.mean([weighted_auc(label_B, logit_B, once) for logit_B in logit_SB])
+        drawn = np.stack([weighted_auc(label_B, logit_B, times_RB) for logit_B in logit_SB], axis=1)
+        return float(seen), np.asarray((drawn * self.seeds_RS).sum(1))
+
+
+def weighted_auc(label_B: Bools, logit_B: Floats, weight_RB: npt.NDArray[np.floating]) -> Floats:
+    """[R]: AUC, ties counting half, of rows that count as often as each draw says; NaN with one class only."""
+    order = np.argsort(logit_B, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(logit_B[order]) > 0])
+    found = np.empty(len(weight_RB))
+    for r, weight_B in enumerate(weight_RB):
+        sorted_B = weight_B[order].astype(np.float64)
+        positive = np.add.reduceat(np.where(label_B[order], sorted_B, 0.0), starts)
+        negative = np.add.reduceat(np.where(label_B[order], 0.0, sorted_B), starts)
+        pairs = positive.sum() * negative.sum()
+        below = np.cumsum(negative) - negative / 2
+        found[r] = (positive * below).sum() / pairs if pairs else np.nan
+    return found
+
+
+def _interval(value: float, draws_R: Floats) -> Interval:
+    low, high = np.nanpercentile(draws_R, [2.5, 97.5])
+    return Interval(value, float(low), float(high))
+
+
+def chosen(user_B: npt.NDArray[np.int64]) -> Bools:
+    """All rows, or those of users drawn at random until there are about `MAX_ROWS`."""
+    if len(user_B) <= MAX_ROWS:
+        return np.ones(len(user_B), bool)
+    users, owner_B, count = np.unique(user_B, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(0).permutation(len(users))
+    kept = np.zeros(len(users), bool)
+    kept[order[: np.searchsorted(np.cumsum(count[order]), MAX_ROWS) + 1]] = True
+    return np.asarray(kept[owner_B], bool)
