@@ -14,7 +14,7 @@ from llm4msr.train import WEIGHTS, inputs, trained
 _CARD = """# {name}: a multi-scenario ranker{knowing}
 
 - Backbone `{backbone}`, knowledge `{variant}`, seed {seed}; {parameters:,} parameters.
-- Trained on {rows:,} rows, best of {epochs} epochs by validation AUC (epoch {best}).
+- Trained on {rows:,} rows, the best of {epochs} epochs by {by} on validation rows (epoch {best}).
 - On validation rows: {metrics}. Beside it, {baselines}.
 {warnings}- Frozen LLM: {llm}.
 - Load it: `from llm4msr import Ranker; Ranker.load("THIS FOLDER").rank(request)`, or serve it: `llm4msr serve`.
@@ -102,6 +102,7 @@ def _card(config: Config, model: StageOutput, knowledge: StageOutput | None) -> 
         baselines="; ".join(f"{name}: {popularity.phrase(one)}" for name, one in info["baselines"].items()),
         warnings="".join(f"- **Warning**: {line}.\n" for line in info["warnings"]),
         best=info["best_epoch"],
+        by="AUC" if info["metrics"]["overall"]["auc"] is not None else "logloss",
         llm=llm,
         version=model.manifest.libraries.get("llm4msr", ""),
     )

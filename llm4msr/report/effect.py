@@ -109,7 +109,7 @@ def effect_section(run: Opened, scored: Scored) -> EffectSection:
     test = run.test[chosen_B]
     own_SB = np.stack([one.both[chosen_B] for one in scored.levels])
     plain_SB = np.stack([logit[chosen_B] for logit in scored.plain]) if scored.plain else None
-    popular = Popularity.read(run.prepared.folder / "train.parquet", len(run.scenario_names))
+    popular = Popularity.read(run.prepared, len(run.scenario_names))
     popular_B = popular.scores(test["scenario"].to_numpy(), test["item"].to_numpy())
     draws, label_B = Draws(test["user"].to_numpy(), len(scored.levels)), test["label"].to_numpy() > 0.5
     rows = []
@@ -133,7 +133,7 @@ def _results(run: Opened, scored: Scored) -> dict[str, Any]:
 
     runs = {PLAIN: reports(scored.plain)} if scored.plain else {}
     runs[run.config.model.variant] = reports([one.both for one in scored.levels])
-    beside = popularity.reports(run.prepared.folder, "test", names)
+    beside = popularity.reports(run.prepared, "test", names)
     read = int(run.users["known"].to_numpy()[user_B].sum()), len(run.test)
     return results(runs, {name: [one] for name, one in beside.items()}, read)
 
