@@ -54,9 +54,14 @@ def _ask(bucket: str, endpoint: str) -> None:
     try:
         store.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
     except FAULTS as error:
-        code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
+        code = code_of(error)
         if wrong := _refusal(code, where) if code else _silence(type(error).__name__, where):
             raise StorageError(f"s3://{bucket}: {wrong}") from None
+
+
+def code_of(error: BaseException) -> str:
+    """The code in the store's answer that made s3fs raise this; empty where there was none."""
+    return str(getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", ""))
 
 
 def _refusal(code: str, where: str) -> str:

@@ -11,9 +11,8 @@ import json
 import os
 import subprocess
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +23,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, Field
 from upath import UPath
 
-from llm4msr import arrow_files, stage_files
+from llm4msr import arrow_files, local_files, lock, stage_files
 from llm4msr.errors import StorageError
 from llm4msr.s3 import FAULTS
 from llm4msr.text import masked
@@ -82,18 +81,18 @@ def read_text(file: UPath) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def write_bytes(file: UPath, data: bytes) -> None:
+def write_bytes(file: UPath, data: bytes, durable: bool = False) -> None:
     """Write in one piece: a reader sees the old file or the new one, never a part.
+
+    `durable` is for what makes other files visible: it stands on the disk before it has its name.
 
     Raises:
         StorageError: the place cannot be written.
     """
     with _told(file, "written"):
         if isinstance(file, Path):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}.tmp")
-            aside.write_bytes(data)
-            aside.replace(file)
+            with local_files.in_one_piece(file, durable) as aside:
+                aside.write_bytes(data)
         else:
             file.fs.pipe_file(file.path, data)
 
@@ -107,14 +106,8 @@ def writing(file: UPath) -> Iterator[BinaryIO]:
     """
     with _told(file, "written"):
         if isinstance(file, Path):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-            try:
-                with aside.open("wb") as stream:
-                    yield stream
-                aside.replace(file)
-            finally:
-                aside.unlink(missing_ok=True)
+            with local_files.in_one_piece(file) as aside, aside.open("wb") as stream:
+                yield stream
         else:
             with file.fs.transaction, file.fs.open(file.path, "wb") as stream:
                 yield stream
@@ -200,9 +193,8 @@ def arrow_filesystem(file: UPath) -> tuple[pafs.FileSystem, str]:
 
 def remove(folder: UPath) -> None:
     """Delete a folder and all in it, if it is there."""
-    with _told(folder, "deleted"):
-        if folder.exists():
-            folder.fs.rm(folder.path, recursive=True)
+    with _told(folder, "deleted"), suppress(FileNotFoundError):  # another run may delete it at the same time
+        folder.fs.rm(folder.path, recursive=True)
 
 
 def digest(*parts: bytes | str) -> str:
@@ -375,13 +367,21 @@ def repair(folder: UPath, stage: str, file: UPath | None = None) -> str:
     )
 
 
-def files_below(folder: UPath) -> dict[str, int]:
-    """Name relative to `folder` -> bytes of each file in it, found with one listing."""
+def files_below(folder: UPath, whole: bool = False) -> dict[str, int]:
+    """Name relative to `folder` -> bytes of each file in it, found with one listing.
+
+    Locks, and what killed writers left, are no files of an output, and listed only if the `whole` is wanted.
+    """
     root = folder.path.rstrip("/") + "/"
     with _told(folder, "read"):
         folder.fs.invalidate_cache(folder.path)
         found = folder.fs.find(folder.path, detail=True)
-    return {str(name).removeprefix(root): int(entry["size"]) for name, entry in found.items()}
+    sizes = {str(name).removeprefix(root): int(entry["size"]) for name, entry in found.items()}
+    return {n: size for n, size in sizes.items() if whole or not _passing(n.rpartition("/")[2])}
+
+
+def _passing(name: str) -> bool:
+    return name == lock.NAME or local_files.is_aside(name)
 
 
 def publish(
@@ -395,15 +395,34 @@ def publish(
 ) -> StageOutput:
     """The finished output of a stage in `folder`: found, or built and then made visible by its manifest.
 
-    What an interrupted run left is cleared first, or handed to `build` if the stage is `resumable`.
+    One run at a time works there; others wait for what it publishes. What an interrupted run left is cleared first, or
+    handed to `build` if the stage is `resumable`.
+
+    Raises:
+        StorageError: the folder cannot be written, which is told before any work.
     """
     finished = open_output(folder)
-    if finished is not None:
-        finished.reused = True
-        return finished
+    if finished is None:
+        with lock.hold(folder) as held:
+            finished = open_output(folder)  # by the run that this one waited for
+            if finished is None:
+                return _publish(folder, stage, seed, config, inputs, build, resumable, held)
+    finished.reused = True
+    return finished
+
+
+def _publish(
+    folder: UPath,
+    stage: str,
+    seed: int,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    build: Callable[[UPath], Built],
+    resumable: bool,
+    held: lock.Lock,
+) -> StageOutput:
     continued = bool(files_below(folder))
-    if not resumable:
-        remove(folder)
+    _clear(folder, keep=resumable)
     begun = time.monotonic()
     built = build(folder)
     files = {}
@@ -428,8 +447,23 @@ def publish(
         libraries=_library_versions(),
         git_commit=_git_commit(),
     )
-    write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=2).encode())
+    if isinstance(folder, Path):
+        with _told(folder, "written"):
+            local_files.sweep(folder)
+            local_files.flush(folder, list(files))
+    held.check()
+    write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=2).encode(), durable=True)
     return StageOutput(folder, manifest)
+
+
+def _clear(folder: UPath, keep: bool) -> None:
+    """Delete what an interrupted run left, but not the lock; if it is to `keep`, only what was never finished."""
+    with _told(folder, "cleared"):
+        if isinstance(folder, Path) and keep:
+            local_files.sweep(folder)
+        for place in [] if keep else folder.iterdir():
+            if place.name != lock.NAME:
+                folder.fs.rm(place.path, recursive=True)
 
 
 def _masked(values: Mapping[str, Any]) -> dict[str, Any]:

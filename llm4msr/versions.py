@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
 
-from llm4msr import increment, index, interests, knowledge, prompts, storage, wheels
+from llm4msr import increment, index, interests, knowledge, lock, prompts, storage, wheels
 from llm4msr.config import Config
 from llm4msr.engines import models, open_engine, open_tokenizer
 from llm4msr.errors import ConfigError, StorageError
@@ -164,15 +164,16 @@ def pruned(config: Config, keep: int = 1, unfinished: bool = False, dry_run: boo
     """Delete all but the newest `keep` versions and that of this config, and every row that none of them refers to.
 
     Versions from before the newest one with a list of users to forget go too, whatever `keep` says. What unfinished
-    runs refer to stays, unless `unfinished` says that they go as well.
+    runs refer to stays, unless `unfinished` says that they go as well; what is at work stays in any case.
 
     Returns:
         `kept` and `removed` versions, `unfinished` ones left, and bytes `freed`.
     """
     root = _root(config)
-    there = storage.files_below(root)
-    running = {n.partition("/")[0] for n in there if n.endswith("/work/work.json")}
-    running = set() if unfinished else {name for name in running if f"{name}/{MANIFEST}" not in there}
+    there = storage.files_below(root, whole=True)
+    running = {n.partition("/")[0] for n in there if n.endswith(("/work/work.json", f"/{lock.NAME}"))}
+    running = {name for name in running if f"{name}/{MANIFEST}" not in there}
+    running = {name for name in running if not unfinished or lock.busy(root / name)}
     stay, go = _divide(config, keep, running)
     in_use = {f"{version.folder.name}/{name}" for version in stay for name in (MANIFEST, *version.manifest.files)}
     doomed = [name for name in there if name not in in_use and name.partition("/")[0] not in running]

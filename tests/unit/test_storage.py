@@ -1,4 +1,5 @@
 import json
+import os
 import uuid
 from pathlib import Path
 
@@ -190,3 +191,53 @@ def test_open_output_notices_a_damaged_manifest(folder, text: str):
     storage.write_bytes(folder / "manifest.json", text.encode())
     with pytest.raises(StorageError, match=r"manifest\.json: damaged manifest"):
         publish(folder)
+
+
+def test_others_have_no_access_to_outputs_whatever_the_umask(tmp_path: Path):
+    def work(at) -> Built:
+        storage.write_bytes(at / "a" / "b.bin", b"x")
+        with storage.writing(at / "c.bin") as stream:
+            stream.write(b"x")
+        (at / "foreign").mkdir()
+        (at / "foreign" / "d.bin").write_bytes(b"x")  # as libraries write
+        (at / "foreign" / "link").symlink_to(at / "nowhere")
+        return build(at)
+
+    before = os.umask(0)
+    try:
+        output = publish(storage.path(tmp_path / "runs" / "stage" / "out"), work)
+    finally:
+        os.umask(before)
+    places = [tmp_path / "runs", *(tmp_path / "runs").rglob("*")]
+    assert len(places) == 11
+    assert [place for place in places if not place.is_symlink() and place.stat().st_mode & 0o007] == []
+    assert output.folder.stat().st_mode & 0o770 == 0o770, "the group's access is the umask's matter"
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_what_killed_writers_left_goes_and_is_no_file_of_an_output(folder, resumable: bool):
+    storage.write_bytes(folder / "deep" / ".half.parquet.0123.tmp", b"x")
+    assert storage.files_below(folder) == {}
+
+    def work(at) -> Built:
+        if isinstance(at, Path):
+            assert not list(at.rglob("*.tmp"))
+            (at / ".lost.tmp").write_bytes(b"of a worker that was killed")
+        return build(at)
+
+    output = publish(folder, work, resumable=resumable)
+    assert not output.manifest.continued
+    assert set(storage.files_below(folder)) == {*output.manifest.files, "manifest.json"}
+    if isinstance(folder, Path):
+        assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_stream_that_fails_leaves_nothing(folder):
+    def fail() -> None:
+        with storage.writing(folder / "f.bin") as stream:
+            stream.write(b"half")
+            raise RuntimeError("died")
+
+    with pytest.raises(RuntimeError, match="died"):
+        fail()
+    assert storage.files_below(folder, whole=True) == {}

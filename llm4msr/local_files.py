@@ -1,0 +1,79 @@
+"""Files of outputs on this machine's disks: they appear whole, others than owner and group cannot read them, and what
+a finished output names has reached the disk."""
+
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+OTHERS = 0o007
+"""What the owner and the group may, as the umask says; others may nothing, for outputs hold users' histories."""
+
+
+def make(folder: Path) -> None:
+    """Create a folder, and those above it, where they are not there."""
+    if not folder.is_dir():
+        make(folder.parent)
+        folder.mkdir(mode=0o777 & ~OTHERS, exist_ok=True)
+
+
+@contextmanager
+def in_one_piece(file: Path, durable: bool = False) -> Iterator[Path]:
+    """A place to write to; what lies there takes the file's name when the block ends without error.
+
+    If it is to be `durable`, it stands on the disk before it has its name, and the name after that.
+    """
+    make(file.parent)
+    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        os.close(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 & ~OTHERS))
+        yield aside
+        if durable:
+            _flush(aside)
+        aside.replace(file)
+        if durable:
+            _flush(file.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def is_aside(name: str) -> bool:
+    """Whether a file of this name was not finished by who wrote it."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed writers left of files that they had not finished, and close all others to others."""
+    for where, folders, files in os.walk(folder):
+        for name in files:
+            file = Path(where, name)
+            if is_aside(name):
+                file.unlink(missing_ok=True)
+            else:
+                _close(file)
+        for name in folders:
+            _close(Path(where, name))
+    _close(folder)
+
+
+def _close(place: Path) -> None:
+    mode = place.lstat().st_mode
+    if mode & OTHERS and not place.is_symlink():
+        with suppress(PermissionError):  # another member of the group began this output: it is for them to close it
+            place.chmod(mode & 0o7777 & ~OTHERS)
+
+
+def flush(folder: Path, names: Sequence[str]) -> None:
+    """Be sure that these files below a folder are on the disk, whatever happens to the machine from now on."""
+    files = [folder / name for name in names]
+    for place in (*files, *{file.parent for file in files}):
+        _flush(place)
+
+
+def _flush(place: Path) -> None:
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
