@@ -56,11 +56,11 @@ def decoded(file: UPath) -> Iterator[bytes]:
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     line, mark = 1, codecs.BOM_UTF8
-    for chunk in stream.unpacked(file):
+    for chunk in itertools.chain(stream.unpacked(file), [b""]):
         if mark and chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise DataError(f"{file}: the encoding is UTF-16; save it as UTF-8")
         try:
-            decoder.decode(chunk)
+            decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
             line += error.object[: error.start].count(b"\n")
             byte = error.object[error.start]
@@ -70,8 +70,6 @@ def decoded(file: UPath) -> Iterator[bytes]:
         line += chunk.count(b"\n")
         yield chunk.removeprefix(mark)
         mark = b""
-    if decoder.getstate()[0]:
-        raise DataError(f"{file}: the encoding is not UTF-8 (the last character is cut); save it as UTF-8")
 
 
 def _header(line: str, wanted: Sequence[str], delimiter: str, file: UPath) -> tuple[str, list[str]]:
