@@ -26,7 +26,7 @@ import torch
 from upath import UPath
 
 from benchmarks import quality_report
-from llm4msr import config, metrics, session, storage
+from llm4msr import config, metrics, popularity, session, storage
 from llm4msr.config import Config, ExtractConfig
 from llm4msr.errors import ConfigError
 from llm4msr.extract import extract, extracted
@@ -170,7 +170,7 @@ def main() -> None:
     command = " ".join(["python -m benchmarks.quality", name, *chosen, f"--seeds {len(seeds)} --trials {given.trials}"])
     title = "-".join(["quality", name, *(given.sets or [])])
     about = {data: _about(data) for data in grid.sets}
-    quality_report.write(given.results, title, runs, command, given.trials, about)
+    quality_report.write(given.results, title, runs, command, given.trials, about, _baselines(cells))
 
 
 def _cells(grid: Grid, root: str) -> Iterable[Cell]:
@@ -183,6 +183,17 @@ def _cells(grid: Grid, root: str) -> Iterable[Cell]:
             loaded = config.load(str(CONFIGS / f"{data}.toml"), [*common, *settings, *control])
             use = "both" if variant == "history" else variant
             yield Cell(data, switch, backbone, variant, loaded.using(use, DATA_SEED))
+
+
+def _baselines(cells: list[Cell]) -> quality_report.Baselines:
+    """Of each data set, what popularity and a constant have on its test rows."""
+    found: quality_report.Baselines = {}
+    for cell in cells:
+        if cell.data not in found:
+            data = prepared(cell.config)
+            names = data.table("scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()
+            found[cell.data] = {name: one["overall"] for name, one in popularity.reports(data, "test", names).items()}
+    return found
 
 
 def _about(data: str) -> str:

@@ -13,6 +13,8 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks._machine import described
+from llm4msr.popularity import BASELINES, CONSTANT, POPULARITY
+from llm4msr.text import NONE, number
 
 CONTROLS = ("none", "feature", "shuffled", "random", "history")
 PAPER = ("shared_bottom", "omoe", "mmoe", "ple", "aitm", "star")
@@ -26,30 +28,45 @@ KNOWLEDGE_NOTE = (
 )
 
 
+Baselines = dict[str, dict[str, dict[str, Any]]]
+"""Data set -> `constant` and `popularity` -> overall metrics on the test rows, as `popularity.reports` gives them."""
+
+
 def write(
-    folder: Path, name: str, runs: list[dict[str, Any]], command: str, trials: int, about: dict[str, str]
+    folder: Path,
+    name: str,
+    runs: list[dict[str, Any]],
+    command: str,
+    trials: int,
+    about: dict[str, str],
+    baselines: Baselines,
 ) -> None:
     """Write `name`.md, .parquet and .png to the folder, and print the Markdown; `about` says what each data set is."""
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(runs)
     table["system"] = [v.split("-")[-1] for v in table["variant"]]
     table.drop(columns="system").to_parquet(folder / f"{name}.parquet", index=False)
-    text = report(name, table, command, trials, about)
-    if (table["system"] != "none").any():
+    text = report(name, table, command, trials, about, baselines)
+    if (table["system"] != "none").any() and {*table["data"][table["system"] == "none"]} == {*table["data"]}:
         picture(folder / f"{name}.png", table)
         text = text.replace("\n\n", f"\n\n![Relative change of test AUC against the plain backbone]({name}.png)\n\n", 1)
     (folder / f"{name}.md").write_text(text)
     print(text, f"\n-> {folder / name}.md")
 
 
-def report(name: str, table: pd.DataFrame, command: str, trials: int, about: dict[str, str]) -> str:
+def report(
+    name: str, table: pd.DataFrame, command: str, trials: int, about: dict[str, str], baselines: Baselines
+) -> str:
     """The whole Markdown: verdicts first, then a table per data set, then how it was made."""
     parts = [f"# {name}", ""]
     for data, rows in table.groupby("data", sort=False):
-        parts += [f"## {data}", "", about[data], "", *_verdict(rows), *_comparison(rows), ""]
+        beside = baselines[data]
+        parts += [f"## {data}", "", about[data], "", *_verdict(rows), *_losers(rows, beside)]
+        parts += [*_comparison(rows, beside), ""]
     seeds = sorted(table["seed"].unique().tolist())
     parts += [
-        f"Test AUC at the best validation epoch, {_over(seeds)}; {_tuned(trials)}."
+        f"Test AUC at the best validation epoch, {_over(seeds)}; {_tuned(trials)}. `constant` is the share of "
+        "positives of the scenario's training rows, `popularity` ranks by the item's positives in them."
         + (KNOWLEDGE_NOTE if (table["system"] != "none").any() else ""),
         "",
         f"Command: `{command}`. {described()}. "
@@ -71,16 +88,42 @@ def _tuned(trials: int) -> str:
     return f"{trials} settings of learning rate and dropout were tried for every cell alike, judged on validation rows"
 
 
-def _comparison(rows: pd.DataFrame) -> list[str]:
-    """A line for each system."""
+def _losers(rows: pd.DataFrame, baselines: dict[str, dict[str, Any]]) -> list[str]:
+    """The cells that a baseline beats: nothing that is said of them means much."""
+    means = rows.groupby(["backbone", "switch", "system"], sort=False)[["test_auc", "test_logloss"]].mean()
+    auc, logloss = baselines[POPULARITY]["auc"], baselines[CONSTANT]["logloss"]
+    lost = {
+        f"item popularity in AUC ({number(auc)})": means["test_auc"] < (-np.inf if auc is None else auc),
+        f"a constant in logloss ({number(logloss)})": means["test_logloss"] > (np.inf if logloss is None else logloss),
+    }
+    lines = [
+        f"- **These lose to {what}**: {', '.join(' '.join(filter(None, cell)) for cell in means.index[where])}."
+        for what, where in lost.items()
+        if where.any()
+    ]
+    return [*lines, ""] if lines else []
+
+
+def _comparison(rows: pd.DataFrame, baselines: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each baseline and each system."""
     switches = rows["switch"].any()
     head = ["backbone", *(["switch"] if switches else []), "knowledge", "test AUC", "change", "p", "read AUC", "GAUC"]
     lines = [_line([*head, "logloss", "tuned rate, dropout"]), _line(["---"] * (len(head) + 2))]
+    for name in BASELINES:
+        auc, gauc, logloss = (number(baselines[name][metric]) for metric in ("auc", "gauc", "logloss"))
+        lines.append(_line([NONE, *([NONE] if switches else []), name, auc, "", "", "", gauc, logloss, ""]))
     for (backbone, switch, system), cell in rows.groupby(["backbone", "switch", "system"], sort=False):
         change, p = against(rows, cell, backbone)
         tuned = f"{cell['learning_rate'].iloc[0]:g}, {cell['dropout'].iloc[0]:g}"
         metrics = [_spread(cell.get(f"{m}")) for m in ("read_auc", "test_gauc", "test_logloss")]
-        compared = ["", ""] if system == "none" else [f"{100 * change:+.2f}%", f"{p:.3f}" if np.isfinite(p) else "–"]
+        compared = (
+            ["", ""]
+            if system == "none"
+            else [
+                f"{100 * change:+.2f}%" if np.isfinite(change) else NONE,
+                number(p, 3),
+            ]
+        )
         labels = [backbone, *([switch] if switches else []), system]
         lines.append(_line([*labels, _spread(cell["test_auc"]), *compared, *metrics, tuned]))
     return lines
@@ -111,6 +154,8 @@ def _verdict(rows: pd.DataFrame) -> list[str]:
             f"- Best plain backbone: {plain.idxmax()[0]}, {plain.max():.4f}. Best with knowledge: {ours.idxmax()[0]} "
             f"with {ours.idxmax()[2]}, {ours.max():.4f} ({100 * (ours.max() / plain.max() - 1):+.2f}%)."
         ]
+    if not len(plain):
+        return ["- No plain model was trained beside these: nothing is said of what knowledge brings.", ""]
     present = [c for c in CONTROLS if (rows["system"] == c).any()]
     systems = [system for system in ("both", "user") if (rows["system"] == system).any()]
     if not systems:
@@ -192,7 +237,7 @@ def _interval(rows: pd.DataFrame, cell: pd.DataFrame) -> tuple[float, float]:
 
 def _spread(values: "pd.Series[float] | None") -> str:
     if values is None or values.isna().all():
-        return "–"
+        return NONE
     found = values.dropna().to_numpy(float)
     return f"{found.mean():.4f}" + (f" ± {found.std(ddof=1):.4f}" if len(found) > 1 else "")
 

@@ -13,6 +13,7 @@ from llm4msr.extract import extracted
 from llm4msr.prepare import prepared
 from llm4msr.progress import say
 from llm4msr.run import stages
+from llm4msr.text import shortened
 
 USERS, SCENARIOS, SHOWN = 3, 2, 5
 
@@ -22,9 +23,10 @@ def main(uri: str, overrides: list[str]) -> None:
     loaded = config.load(uri, overrides)
     (table,) = [output for output in stages(loaded) if output.manifest.stage == "evaluate"]
     print(f"\n{storage.read_bytes(table.folder / 'table.md').decode()}")
-    print("What the LLM says about the scenarios:")
-    for text in knowledge.texts(extracted(loaded)):
-        print(f"  {text['raw_id']}: {' '.join(text['answer'].split())}")
+    if loaded.model.knowledge != "none":
+        print("What the LLM says about the scenarios:")
+        for text in knowledge.texts(extracted(loaded)):
+            print(f"  {shortened(text['raw_id'])}: {shortened(text['answer'], 2000)}")
     say("\nstarting the endpoint ...")
     address = serve.start(loaded)
     try:
@@ -44,12 +46,13 @@ def show_rankings(loaded: Config, client: httpx.Client) -> None:
     folder = prepared(loaded).folder
     titles = dict(zip(*_columns(folder / "items.parquet", "item_id", "title"), strict=True))
     histories = storage.read_table(folder / "histories.parquet").to_pylist()
-    largest = sorted(storage.read_table(folder / "scenarios.parquet").to_pylist(), key=lambda s: -s["interactions"])
+    known = storage.read_table(folder / "scenarios.parquet").to_pylist()[1:]
+    largest = sorted(known, key=lambda s: -s["interactions"])
     users = [histories[len(histories) * i // USERS] for i in range(USERS)]
     print(f"\nAsked over HTTP, {client.base_url}/v1/rank:")
     for user in users:
-        liked = [title for part in user["history"] for title in part["titles"][-1:]]
-        print(f"\nUser {user['user_id']} ({user['interactions']} interactions), liked of late: {'; '.join(liked[:4])}")
+        liked = "; ".join([shortened(title) for part in user["history"] for title in part["titles"][-1:]][:4])
+        print(f"\nUser {shortened(user['user_id'])} ({user['interactions']} interactions), liked of late: {liked}")
         for scenario in largest[:SCENARIOS]:
             asked = {
                 "user_id": user["user_id"],
@@ -58,8 +61,8 @@ def show_rankings(loaded: Config, client: httpx.Client) -> None:
                 "top_k": SHOWN,
             }
             answer = client.post("/v1/rank", json=asked).raise_for_status().json()
-            best = "; ".join(f"{titles[one['item_id']]} ({one['score']:.2f})" for one in answer["ranked"])
-            print(f"  {scenario['scenario_id']} (knowledge {answer['knowledge']}): {best}")
+            best = "; ".join(f"{shortened(titles[one['item_id']])} ({one['score']:.2f})" for one in answer["ranked"])
+            print(f"  {shortened(scenario['scenario_id'])} (knowledge {answer['knowledge']}): {best}")
 
 
 def _new_items(folder: Any, user: int, scenario: int) -> list[str]:

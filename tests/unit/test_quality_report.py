@@ -11,6 +11,13 @@ from benchmarks.quality import CONFIGS, GRIDS, TRIALS, _about, _cells, _key, _wi
 from llm4msr import backbones, config
 
 PLAIN = {"shared_bottom": 0.70, "mmoe": 0.72}
+ABOUT = {"made": "Made-up rows."}
+BESIDE = {
+    "made": {
+        "constant": {"auc": 0.5, "gauc": 0.5, "logloss": 0.69},
+        "popularity": {"auc": 0.6, "gauc": None, "logloss": None},
+    }
+}
 
 
 def runs(gains: dict[str, float], noise: float = 1e-4, seeds: int = 5) -> list[dict[str, object]]:
@@ -28,7 +35,11 @@ def runs(gains: dict[str, float], noise: float = 1e-4, seeds: int = 5) -> list[d
 
 
 def verdict(rows: list[dict[str, object]]) -> str:
-    return quality_report.report("made", table(rows), "command", 4, {"made": "Made-up rows."}).split("| backbone")[0]
+    return report_of(rows).split("| backbone")[0]
+
+
+def report_of(rows: list[dict[str, object]]) -> str:
+    return quality_report.report("made", table(rows), "command", 4, ABOUT, BESIDE)
 
 
 def table(rows: list[dict[str, object]]) -> pd.DataFrame:
@@ -71,6 +82,24 @@ def test_a_loss_is_no_gain_however_sure_it_is() -> None:
     assert "on 0 of 2 backbones" in verdict(runs({"both": -0.01}))
 
 
+def test_popularity_and_a_constant_stand_in_the_table_and_what_loses_to_them_is_told() -> None:
+    rows = [row | {"test_auc": 0.55} if row["variant"] == "both" else row for row in runs({"both": 0.01})]
+    rows = [row | {"test_logloss": 0.8} if row["backbone"] == "mmoe" else row for row in rows]
+    text = report_of(rows)
+    assert "| n/a | constant | 0.5000 |  |  |  | 0.5000 | 0.6900 |  |" in text
+    assert "| n/a | popularity | 0.6000 |  |  |  | n/a | n/a |  |" in text
+    assert "- **These lose to item popularity in AUC (0.6000)**: shared_bottom both, mmoe both." in text
+    assert "- **These lose to a constant in logloss (0.6900)**: mmoe none, mmoe both." in text
+    assert "lose to" not in verdict(runs({"both": 0.01}))
+
+
+def test_without_a_plain_model_there_is_no_verdict() -> None:
+    text = report_of([row for row in runs({"both": 0.01, "feature": 0.0}) if row["variant"] != "none"])
+    assert "- No plain model was trained beside these: nothing is said of what knowledge brings." in text
+    assert "beats" not in text
+    assert "nan" not in text
+
+
 def test_the_paired_test_is_scipys_on_pairs_of_seeds() -> None:
     rows = table(runs({"both": 0.01}))
     both = rows[(rows["variant"] == "both") & (rows["backbone"] == "mmoe")].sample(frac=1, random_state=0)
@@ -82,7 +111,7 @@ def test_the_paired_test_is_scipys_on_pairs_of_seeds() -> None:
 
 def test_all_files_are_written_and_the_runs_are_whole(tmp_path: Path) -> None:
     rows = runs({"both": 0.01})
-    quality_report.write(tmp_path, "made", rows, "python -m benchmarks.quality made", 1, {"made": "Made-up rows."})
+    quality_report.write(tmp_path, "made", rows, "python -m benchmarks.quality made", 1, ABOUT, BESIDE)
     assert len(pd.read_parquet(tmp_path / "made.parquet")) == len(rows)
     assert (tmp_path / "made.png").stat().st_size > 5000
     text = (tmp_path / "made.md").read_text()
