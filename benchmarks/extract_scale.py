@@ -2,8 +2,8 @@
 
     python -m benchmarks.extract_scale --users 10000 100000
 
-For each number of users, each step in a process of its own: the first run; a second one in which nothing changed (but a
-list of users to forget, who do not exist, makes it a new version); a third in which 1% of the users have new titles,
+For each number of users, each step in a process of its own: the first run; a second one in which nothing changed (but
+another `scenario_tolerance` makes it a new version); a third in which 1% of the users have new titles,
 which must be exactly those that it asks about. Then rendering and matching alone, on one core. Memory is the peak of
 the driver's process and of Ray's object store. Writes benchmarks/results/extract-scale.md.
 """
@@ -30,7 +30,7 @@ from upath import UPath
 from benchmarks._machine import described
 from llm4msr import extract, increment, index, schema, storage
 from llm4msr.config import Config
-from llm4msr.engines import models
+from llm4msr.engines import models, open_tokenizer
 from llm4msr.extract import extracted, reader
 from llm4msr.index import IndexFile
 from llm4msr.prepare import _folder as prepare_folder
@@ -73,13 +73,12 @@ def measure(folder: Path, users: int, wanted: argparse.Namespace) -> dict[str, M
     """The three runs, and rendering and matching alone."""
     model = tiny_llama(folder / "llama")
     (folder / "template.txt").write_text("Likes: $history")
-    (folder / "nobody.txt").write_text("nobody\n")
     found: dict[str, Measured] = {}
     for step in STEPS:
         config = config_of(folder, "changed" if step == "changed" else "same", model, wanted)
         if step != "first":
-            forget = config.extract.model_copy(update={"forget": str(folder / "nobody.txt")})
-            config = config.model_copy(update={"extract": forget})
+            other = config.extract.model_copy(update={"scenario_tolerance": 0.11})
+            config = config.model_copy(update={"extract": other})
         make_prepared(config, users, changed=step == "changed")
         (folder / "config.json").write_text(config.model_dump_json())
         command = [sys.executable, "-m", "benchmarks.extract_scale", "--one", str(folder / "config.json")]
@@ -192,7 +191,7 @@ def planning(config: Config, folder: Path) -> Measured:
     """Users per second and core of rendering and of matching, against the versions that are there."""
     pa.set_cpu_count(1)
     data, output = prepared(config), extracted(config)
-    asks = reader(config, models.revision(Path(config.extract.model)))
+    asks = reader(config, models.revision(Path(config.extract.model)), open_tokenizer(config.extract).frame)
     todo = windows(config, data.manifest.info["histories"], 0, increment.WINDOW_ROWS)[1:]
     buckets = index.bucket_count(todo[-1]["stop"])
     settled: dict[str, Any] = {"config": config, "folder_uri": str(folder), "reader": asks}

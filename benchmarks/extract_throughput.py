@@ -39,7 +39,7 @@ from benchmarks._random_llm import SHAPES, random_llm
 from llm4msr import config as configs
 from llm4msr import extract, index, knowledge, prepare
 from llm4msr.config import ExtractConfig
-from llm4msr.engines import models, open_engine, open_tokenizer
+from llm4msr.engines import models, open_engine, open_tokenizer, soundness
 
 RESULTS = Path(__file__).parent / "results"
 QUICKSTART = Path(__file__).parents[1] / "jobs" / "configs" / "quickstart.toml"
@@ -230,7 +230,7 @@ def flops(one: Measured, folder: Path) -> float:
     """Operations per second of the tokens that were computed: products with the weights, and attention."""
     shape = json.loads((folder / "config.json").read_text())
     hidden, layers = shape["hidden_size"], shape["num_hidden_layers"]
-    weights = models.parameters(folder) - shape["vocab_size"] * hidden  # the table of embeddings is only looked up
+    weights = soundness.parameters(folder) - shape["vocab_size"] * hidden  # the table of embeddings is only looked up
     computed = (one["tokens"] - one["cached"]) / one["users"]
     begins, ends = one["cached"] / one["users"], one["tokens"] / one["users"]
     attention = 4 * layers * hidden * (begins + ends) / 2
@@ -285,7 +285,7 @@ def report(
     names = ("random", "dtype", "config", "users", "few", "some", "shard", "rounds", "result")
     default = vars(parser().parse_args([]))
     options = " ".join(f"--{n} {vars(wanted)[n]}" for n in names if n == "users" or vars(wanted)[n] != default[n])
-    llm = f"A Llama of {models.parameters(folder) / 1e9:.1f}e9 random weights" if wanted.random else "SmolLM2-135M"
+    llm = f"A Llama of {soundness.parameters(folder) / 1e9:.1f}e9 random weights" if wanted.random else "SmolLM2-135M"
     heads = ["", "way", "users", "users/s", "ours is .. times", "start-up s", "tokens/user", "cached"]
     heads += ["share of matrix rate", "least cosine with ours"]
     return f"""# Extraction: users per second

@@ -1,5 +1,6 @@
 """One shard of prompts and the frozen LLM: an actor that answers or embeds its rows and writes the shard's file."""
 
+import socket
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -11,7 +12,8 @@ import pyarrow as pa
 
 from llm4msr import increment, interests, schema, storage
 from llm4msr.config import Config
-from llm4msr.engines import Engine, Task, open_engine, open_tokenizer
+from llm4msr.engines import Engine, PromptTokenizer, Task, models, open_engine, open_tokenizer
+from llm4msr.errors import StorageError
 from llm4msr.index import NOTHING_LIKED
 from llm4msr.prepare import prepared
 from llm4msr.storage import Part
@@ -40,13 +42,28 @@ class AskLLM:
         self.config, self.task, self.folder, self.asks = config, task, storage.path(folder), asks
         from llm4msr.meters import Meters  # imports Ray
 
-        self.tokenizer = open_tokenizer(config.extract)
         self.meters = Meters(task)
 
     @cached_property
-    def engine(self) -> Engine:
+    def tokenizer(self) -> PromptTokenizer:
         """Opened with the first shard: Ray tells a failed call's error whole, a failed actor's only as text."""
-        return open_engine(self.config.extract, self.task)
+        return open_tokenizer(self.config.extract)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Likewise. The model's files are read after they were loaded: what changed before then is noticed."""
+        engine = open_engine(self.config.extract, self.task)
+        self._refuse_another_model()
+        return engine
+
+    def _refuse_another_model(self) -> None:
+        model = self.config.extract.model
+        here, planned = models.revision(models.resolve(model)), self.asks.revision
+        if (here, self.tokenizer.frame) != (planned, self.asks.frame):
+            raise StorageError(
+                f"extract.model = '{model}': on {socket.gethostname()} it is revision {here}, planned was {planned}; "
+                "give every machine the same files, and run `llm4msr extract` again"
+            )
 
     @cached_property
     def scenarios(self) -> list[str]:

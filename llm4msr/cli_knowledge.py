@@ -23,9 +23,14 @@ def ls(config: ConfigPath, set_: Overrides = []) -> None:
     from llm4msr import versions
 
     rows = versions.listed(configs.load(config, set_))
-    print(f"{'':>3} {'version':<14}{'created':<27}{'users':>12}{'by reference':>14}{'failed':>9}{'MiB':>10}  model")
+    print(
+        f"{'':>3} {'version':<14}{'created':<27}{'users':>12}{'by reference':>14}{'failed':>9}"
+        f"{'forgotten':>11}{'MiB':>10}  model"
+    )
     for row in rows:
-        sizes = f"{row['users']:>12}{row['kept']:>14}{row['failed']:>9}{row['bytes'] / 2**20:>10.1f}"
+        sizes = (
+            f"{row['users']:>12}{row['kept']:>14}{row['failed']:>9}{row['forgotten']:>11}{row['bytes'] / 2**20:>10.1f}"
+        )
         print(f"{row['version']:>3} {row['name']:<14}{row['created']:<27}{sizes}  {row['model']}")
     print(json.dumps({"versions": rows}, ensure_ascii=False, allow_nan=False))
 

@@ -183,6 +183,7 @@ class ExtractConfig(Section):
     vector that it trains beside. Later rows, and serving, see the whole history."""
     engine: Annotated[Literal["auto", "vllm", "transformers"], Key.HOW] = "auto"
     model: str = "smollm2-135m"
+    """`smollm2-135m`, a local folder, a URI, or an id of the Hugging Face hub (`owner/name`, `owner/name@revision`)."""
     pooling: Literal["last", "mean", "answer"] = "last"
     answers: Literal["scenarios", "none", "all"] = "scenarios"
     answer_tokens: int = Field(96, ge=1, le=4096)
@@ -205,10 +206,14 @@ class ExtractConfig(Section):
     max_users: int = Field(0, ge=0)
     titles_per_scenario: int = Field(4, ge=1, le=50)
     max_prompt_tokens: int = Field(1024, ge=16)
+    scenario_tolerance: float = Field(0.1, ge=0, le=1)
+    """How far a scenario's statistics may move before the LLM is asked about it again: counts by this part of what was
+    asked, shares by so much, and half of the titles and categories. 0 = asked whenever they move at all."""
     max_failed_fraction: Annotated[float, Key.HOW] = Field(0.01, ge=0, le=1)
+    """Of the users, of the items and of the scenarios, each by itself."""
     forget: Annotated[str, Key.URI] = ""
-    """URI of a file with one raw user id a line: they get no knowledge, and `knowledge prune` deletes what older
-    versions hold of them."""
+    """URI of a file with one raw user id a line, exactly as the source has it: they get no knowledge, and `knowledge
+    prune` deletes what older versions hold of them."""
     user_template: Annotated[str, Key.URI] = ""
     scenario_template: Annotated[str, Key.URI] = ""
     item_template: Annotated[str, Key.URI] = ""

@@ -13,20 +13,21 @@ from typing import Any
 
 from upath import UPath
 
-from llm4msr import increment, index, prompts, session, storage
+from llm4msr import drift, increment, index, prompts, session, storage
 from llm4msr.ask import PLACE, AskLLM, Counts
 from llm4msr.config import Config
-from llm4msr.engines import Task, models
-from llm4msr.errors import ConfigError, StorageError, TooManyFailedError
+from llm4msr.engines import Task, models, open_tokenizer, soundness
+from llm4msr.errors import ConfigError, StorageError
+from llm4msr.failures import refuse_failed_rows, refuse_failures, total
+from llm4msr.forget import forgotten
 from llm4msr.increment import Reader, Shard, Work
-from llm4msr.index import NOTHING_LIKED
 from llm4msr.pool_users import pool_users
 from llm4msr.prepare import prepared
 from llm4msr.progress import say, track
 from llm4msr.render import items_to_read
 from llm4msr.storage import Built, Part, StageOutput
 
-VERSION = 2
+VERSION = 3
 
 Spent = Counter[str]
 SPENT = ("tokens", "cached", "seconds", "cpu_seconds", "with_interests")
@@ -38,38 +39,47 @@ def extract(config: Config) -> StageOutput:
     """Publish one knowledge row (vector, text, fingerprint) for each user and scenario.
 
     Raises:
-        ConfigError: nothing is prepared yet, or a template is wrong.
-        StorageError: the model cannot be found, or changed since this output was made.
-        TooManyFailedError: more rows failed than `extract.max_failed_fraction`; finished shards are kept.
+        ConfigError: nothing is prepared yet, a template is wrong, or prompts may be longer than the model can read.
+        StorageError: the model cannot be found or loaded, or changed since this output was made; nobody in the list of
+            users to forget is known.
+        TooManyFailedError: more rows of a kind failed than `extract.max_failed_fraction`; finished shards are kept.
     """
     data = prepared(config)
     folder = _folder(config, data)
-    revision = models.revision(models.resolve(config.extract.model))
+    place = models.resolve(config.extract.model)
+    revision = models.revision(place)
+    name = models.pinned(config.extract.model, place)
     inputs = {"prepare": data.manifest.fingerprint, "model": config.extract.model, "revision": revision}
+    inputs |= {"pinned": name} if name != config.extract.model else {}
     settings = config.model_dump(include={"extract"})
+
+    def build(at: UPath) -> Built:
+        exact = config.model_copy(update={"extract": config.extract.model_copy(update={"model": name})})
+        soundness.check_model(place)
+        soundness.check_positions(config.extract, place)
+        return _build(exact, data, at, reader(config, revision, open_tokenizer(exact.extract).frame))
+
     with session.own_errors():
-        out = storage.publish(
-            folder,
-            "extract",
-            config.seed,
-            settings,
-            inputs,
-            lambda f: _build(config, data, f, reader(config, revision)),
-            resumable=True,
-        )
+        out = storage.publish(folder, "extract", config.seed, settings, inputs, build, resumable=True)
     storage.remove(folder / "work")
-    done = out.manifest
-    if done.failed - done.info.get("users_without_likes", 0) > config.extract.max_failed_fraction * done.rows:
-        raise TooManyFailedError(
-            f"{folder}: {done.failed} of {done.rows} rows had failed when this was made, which is more than "
-            "max_failed_fraction allows now; delete that folder to ask again"
-        )
-    if done.inputs["revision"] != revision:
-        raise StorageError(
-            f"{folder}: made with revision {done.inputs['revision']} of {config.extract.model}, "
-            f"which is {revision} now; delete that folder, or choose another storage"
-        )
+    refuse_failed_rows(config, out)
+    check_same_model(config, out, revision)
     return out
+
+
+def check_same_model(config: Config, out: StageOutput, revision: str = "") -> str:
+    """The revision of the config's model, which is the one that an extraction is made with.
+
+    Raises:
+        StorageError: it is another one, or the model cannot be found.
+    """
+    now = revision or models.revision(models.resolve(config.extract.model))
+    if (made := out.manifest.inputs["revision"]) != now:
+        raise StorageError(
+            f"{out.folder}: made with revision {made} of {config.extract.model}, "
+            f"which is {now} now; delete that folder, or choose another storage"
+        )
+    return now
 
 
 def extracted(config: Config) -> StageOutput:
@@ -89,7 +99,7 @@ def extracted(config: Config) -> StageOutput:
     return found
 
 
-def reader(config: Config, revision: str) -> Reader:
+def reader(config: Config, revision: str, frame: str) -> Reader:
     """Who reads the prompts and how: with the prompt it decides the vector. The engine is left out on purpose."""
     e = config.extract
     text, everyone = f"answer={e.answer_tokens}", e.answers == "all"
@@ -100,7 +110,9 @@ def reader(config: Config, revision: str) -> Reader:
     }
     answer = f" {writes['users'] or text}" if e.pooling == "answer" else ""
     weights = f"{e.dtype} {e.quantization}".strip()
-    return Reader(reads=f"{revision} {e.pooling} {weights}{answer}", writes=writes)
+    return Reader(
+        revision=revision, frame=frame, reads=f"{revision} {frame} {e.pooling} {weights}{answer}", writes=writes
+    )
 
 
 def _folder(config: Config, data: StageOutput) -> UPath:
@@ -111,41 +123,44 @@ def _folder(config: Config, data: StageOutput) -> UPath:
         names, templates = ["seen", "items", "scenarios"], {"item": e.item_template, "scenario": e.scenario_template}
     content = [data.manifest.files[f"{name}.parquet"].digest for name in names]
     texts = [prompts.template(kind, uri).template for kind, uri in templates.items()]
-    wanted = [VERSION, e.identity(), texts, content, *increment.forgotten(config).to_pylist()]
+    wanted = [VERSION, e.identity(), texts, content, *forgotten(config).to_pylist()]
     return storage.path(config.root) / "extract" / storage.digest_of(wanted)[:12]
 
 
 def _build(config: Config, data: StageOutput, folder: UPath, asks: Reader) -> Built:
     work = increment.work_left(config, data, folder, asks)
-    if work.kept:
-        say(
-            f"  {work.kept} rows are as an earlier version has them, {sum(s.rows for s in work.shards)} are to be asked"
-        )
+    kept = sum(work.kept.values())
+    if kept:
+        say(f"  {kept} rows are as an earlier version has them, {sum(s.rows for s in work.shards)} are to be asked")
+    if work.steady:
+        say(f"  {work.steady} scenarios moved by no more than extract.scenario_tolerance and keep their prompts")
     e = config.extract
     everyone = e.answers == "all" or e.pooling == "answer"
     passes: list[tuple[Task, list[Shard]]] = [("vectors", work.shards)]
     if everyone or e.answers == "scenarios":
         passes.insert(0, ("answers", [s for s in work.shards if everyone or s.kind == "scenarios"]))
-    done: dict[str, Counts] = {}
+    done: dict[Task, dict[str, Counts]] = {}
     written: dict[str, Part] = {}
     spent: dict[Task, Spent] = {}
     info: dict[str, Any] = {"version": _next_version(folder)}
     skipped = 0
     for task, wanted in passes:
         spent[task] = Counter()
-        done, written, skipped = _run(task, wanted, config, folder, asks, spent[task])
-        if task == "answers":
-            info["answers_failed"] = sum(counts.failed - counts.empty for counts in done.values())
-    _refuse_failures(config, folder, done, work)
+        done[task], written, skipped = _run(task, wanted, config, folder, asks, spent[task])
+    if "answers" in done:
+        info["answers_failed"] = sum(counts.failed - counts.empty for counts in done["answers"].values())
+    refuse_failures(config, folder, done, work)
     files, sealed = _seal(folder, work, written)
-    rows = {
-        kind: sum(one["rows"] for one in sealed if one["file"].startswith(f"index/{kind}-")) for kind in asks.writes
-    }
+    files[drift.FILE] = storage.part_of(folder / drift.FILE)
+    by_kind = {kind: total(one for one in sealed if one["kind"] == kind) for kind in asks.writes}
+    rows = {kind: total["rows"] for kind, total in by_kind.items()}
     width = _width(_parts(folder, files, "scenarios"))
-    info |= {"width": width, "scenario_width": width, "users": rows["users"], "kept": work.kept, "shards": len(done)}
-    info |= {"users_without_likes": sum(one["empty"] for one in sealed), "forgotten": work.forgotten}
+    info |= {"width": width, "scenario_width": width, "users": rows["users"], "kept": kept}
+    info |= {"shards": len(done["vectors"]), "by_kind": by_kind}
+    info |= {"users_without_likes": sum(one["empty"] for one in sealed)}
     info |= {"spent": {task: dict(some) for task, some in spent.items()}}  # by the actors together, in this run
-    info |= {"forget": len(increment.forgotten(config))}
+    if e.forget:
+        info |= {"forgotten": work.forgotten, "forget": len(forgotten(config))}
     if e.reads == "items":
         items = items_to_read(data.table("items.parquet", ["f:item_id"]))
         pooled = pool_users(config, data, folder, items, _parts(folder, files, "items"))
@@ -156,7 +171,7 @@ def _build(config: Config, data: StageOutput, folder: UPath, asks: Reader) -> Bu
             "width": _width(_parts(folder, pooled, "users")),
         }
     failed = sum(one["empty"] + one["failed"] for one in sealed)
-    return Built(files=files, rows=sum(rows.values()), failed=failed, skipped=skipped + work.kept, info=info)
+    return Built(files=files, rows=sum(rows.values()), failed=failed, skipped=skipped + kept, info=info)
 
 
 def _next_version(folder: UPath) -> int:
@@ -258,18 +273,3 @@ def _finished(folder: UPath, wanted: Sequence[Shard]) -> dict[str, Counts]:
             if counts.failed == counts.empty:
                 done[shard.name] = counts
     return done
-
-
-def _refuse_failures(config: Config, folder: UPath, done: dict[str, Counts], work: Work) -> None:
-    failed = sum(counts.failed - counts.empty for counts in done.values())
-    rows = work.kept + sum(counts.rows for counts in done.values())
-    allowed = config.extract.max_failed_fraction
-    if failed <= allowed * rows:
-        return
-    bad = min(name for name, counts in done.items() if counts.failed > counts.empty)
-    table = storage.read_table(folder / "vectors" / bad, ["raw_id", "error"]).to_pylist()
-    first = next(row for row in table if row["error"] not in ("", NOTHING_LIKED))
-    raise TooManyFailedError(
-        f"{folder}: {failed} of {rows} rows failed, allowed is {allowed:g} of them; first: "
-        f"'{first['raw_id']}' in {bad}: {first['error']}. Good shards are kept; run again to retry the others"
-    )

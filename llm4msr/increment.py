@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ValidationError
 from upath import UPath
 
-from llm4msr import index, prompts, session, storage
+from llm4msr import drift, index, prompts, session, storage
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
+from llm4msr.forget import check_list, forgotten
 from llm4msr.index import NOTHING_LIKED, IndexFile
 from llm4msr.progress import track
 from llm4msr.render import items_to_read, render, window_name, windows
@@ -33,6 +34,10 @@ WINDOW_ROWS = 1 << 16
 class Reader(BaseModel):
     """Who reads the prompts and how, which is part of each vector's fingerprint, and what else is to be written."""
 
+    revision: str
+    """Of the model; who asks compares it with that of the model they loaded."""
+    frame: str
+    """What the model's chat template puts around each prompt."""
     reads: str
     writes: dict[str, str]
     """Beside the vectors of `users`, `items` and `scenarios`."""
@@ -56,8 +61,12 @@ class Work(BaseModel):
     """Versions whose shards it may refer to."""
     planned: bool = False
     buckets: list[IndexFile] = []
-    kept: int = 0
+    kept: dict[str, int] = {}
+    """Rows of each kind that an earlier version holds."""
+    steady: int = 0
+    """Scenarios whose statistics moved, but by too little to ask again."""
     forgotten: int = 0
+    """Ids of the list to forget that somebody has."""
     shards: list[Shard] = []
 
 
@@ -71,7 +80,12 @@ def work_left(config: Config, data: StageOutput, folder: UPath, reader: Reader) 
     there = storage.files_below(folder.parent)
     bases = with_index(folder.parent, there)
     work = Work(reader=reader, bases=list(bases))
+    work.forgotten = len(check_list(config, data, bases.values()).known)
     storage.write_bytes(file, work.model_dump_json().encode())  # from now on `prune` leaves the bases alone
+    scenarios, work.steady = drift.steady(
+        data.table("scenarios.parquet"), drift.earlier(folder, bases), config.extract.scenario_tolerance
+    )
+    storage.write_table(folder / drift.FILE, scenarios)
     items = items_to_read(data.table("items.parquet", ["f:item_id"]))
     todo = windows(config, data.manifest.info["histories"], items, WINDOW_ROWS)
     rows = {window["kind"]: window["stop"] for window in todo}  # the last one of each kind ends with its last row
@@ -80,12 +94,11 @@ def work_left(config: Config, data: StageOutput, folder: UPath, reader: Reader) 
     settled: dict[str, Any] = {"config": config, "folder_uri": str(folder), "reader": reader}
     with track("render", sum(rows.values()) + data.manifest.info["scenarios"] - 1) as progress:
         for done in session.each(_render, todo, data=data, counts=counts, **settled):
-            work.forgotten += done["forgotten"]
             progress.advance(done["rows"])
     settled |= {"spilled": [window_name(window) for window in todo], "bases": list(bases.values())}
     settled["present"] = pa.array(sorted(name for name in there if "/vectors/" in name), pa.string())
     for done in session.each(_match, [at._asdict() for at in work.buckets], **settled):
-        work.kept += done["kept"]
+        work.kept[done["kind"]] = work.kept.get(done["kind"], 0) + done["kept"]
         work.shards += [Shard.model_validate(shard) for shard in json.loads(done["shards"])]
     storage.remove(folder / "work" / "spill")
     work.shards.sort(key=lambda shard: (shard.kind, shard.name))
@@ -129,7 +142,7 @@ def _render(
 ) -> pa.Table:
     """Prompts, fingerprints and keys of one window, in a file with a row group for each bucket that has rows."""
     (window,) = batch.to_pylist()
-    rows = render(window, config, data)
+    rows = render(window, config, data, storage.path(folder_uri) / drift.FILE)
     kept = rows.filter(pc.invert(pc.is_in(rows["raw_id"], value_set=forgotten(config, window["kind"]))))
     raw_ids, texts = kept["raw_id"].to_pylist(), kept["prompt"].to_pylist()
     fingerprints = [prompts.fingerprint(text, reader.reads) for text in texts]
@@ -148,19 +161,7 @@ def _render(
     kept = kept.take(pa.array(order)).replace_schema_metadata({"buckets": json.dumps(filled.tolist())})
     groups = [kept.slice(at, end - at) for at, end in zip(starts, [*starts[1:], len(kept)], strict=True)]
     storage.write_groups(storage.path(folder_uri) / "work" / "spill" / window_name(window), groups or [kept])
-    return pa.table({"rows": [len(rows)], "forgotten": [len(rows) - len(kept)]})
-
-
-def forgotten(config: Config, kind: str = "users") -> pa.Array:
-    """Raw ids of `extract.forget`, string [N].
-
-    Raises:
-        StorageError: the file cannot be read.
-    """
-    if not config.extract.forget or kind != "users":
-        return pa.array([], pa.string())
-    lines = storage.read_bytes(storage.path(config.extract.forget)).decode(errors="replace").splitlines()
-    return pa.array([line.strip() for line in lines if line.strip()], pa.string())
+    return pa.table({"rows": [len(rows)]})
 
 
 def _match(
@@ -192,7 +193,7 @@ def _match(
         shards.append({"name": name, "kind": at.kind, "todo": at.file, "group": number, "rows": len(group)})
     if groups:
         storage.write_groups(work / "todo" / at.file, [group.drop_columns(["key"]) for group in groups])
-    return pa.table({"kept": [len(kept)], "shards": [json.dumps(shards)]})
+    return pa.table({"kind": [at.kind], "kept": [len(kept)], "shards": [json.dumps(shards)]})
 
 
 def _bucket(file: UPath, at: IndexFile) -> pa.Table:
@@ -224,6 +225,6 @@ def seal(batch: pa.Table, folder_uri: str) -> pa.Table:
     own = [s for s in pc.unique(rows["shard"]).to_pylist() if s.startswith(f"{folder.name}/")]
     part = storage.write_table(folder / at.name, rows, index.PART_ROWS)
     states = np.bincount(rows["state"].to_numpy(), minlength=3)
-    found = {"file": at.name, "good": int(states[0]), "empty": int(states[1]), "failed": int(states[2])}
+    found = {"file": at.name, "kind": at.kind, "empty": int(states[1]), "failed": int(states[2])}
     columns = found | part.model_dump() | {"own": [s.partition("/")[2] for s in own]}
     return pa.table({name: [value] for name, value in columns.items()})

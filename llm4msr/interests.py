@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from llm4msr.prompts import cleaned
+
 MOST = 3
 """Interests in one scenario."""
 LONGEST = 60
@@ -16,12 +18,13 @@ LONGEST = 60
 
 
 def json_schema(prompt: str, scenarios: Collection[str]) -> dict[str, Any]:
-    """A list of interests for every scenario that has a line of titles in the prompt."""
-    lines = prompt.splitlines()
-    liked = [name for name in scenarios if any(line.startswith(f"{name}: ") for line in lines)]
+    """A list of interests for every scenario that has a line of titles in the prompt, by its name there."""
+    lines = prompt.split("\n")
+    shown = list(dict.fromkeys(cleaned(list(scenarios))))
+    liked = [name for name in shown if any(line.startswith(f"{name}: ") for line in lines)]
     words = {"type": "string", "minLength": 1, "maxLength": LONGEST}
     some = {"type": "array", "items": words, "minItems": 1, "maxItems": MOST}
-    names = liked or list(scenarios)
+    names = liked or shown
     return {
         "type": "object",
         "properties": dict.fromkeys(names, some),
@@ -38,8 +41,11 @@ def read(answer: str, scenarios: Collection[str]) -> dict[str, list[str]]:
         return {}
     if not isinstance(found, dict):
         return {}
-    lists = {name: some for name, some in found.items() if name in scenarios and isinstance(some, list)}
-    whole = {name: _words(some) for name, some in lists.items()}
+    whole = {
+        name: _words(found[shown])
+        for name, shown in zip(scenarios, cleaned(list(scenarios)), strict=True)
+        if isinstance(found.get(shown), list)
+    }
     return {name: words for name, words in whole.items() if words}
 
 

@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 
 from llm4msr import index, prompts, storage
 from llm4msr.config import Config
-from llm4msr.engines import engine_name, models
-from llm4msr.engines.base import PromptTokenizer
+from llm4msr.engines import PromptTokenizer, engine_name, models, open_tokenizer, soundness
 from llm4msr.errors import ConfigError
 from llm4msr.evaluate import compared
 from llm4msr.extract import extracted, reader
@@ -115,7 +114,7 @@ def _tokens(config: Config, texts: list[str]) -> tuple[list[int], int, bool]:
             False,
         )
     tokenizer = PromptTokenizer(folder, max_tokens=1 << 30)
-    tokens = [tokenizer(prompt) for prompt in texts]
+    tokens = tokenizer.many(texts, [""] * len(texts))
     return [len(ids) for ids in tokens], len(os.path.commonprefix(tokens)), True
 
 
@@ -126,7 +125,7 @@ def _known_share(config: Config, prompts_: pa.Table, kind: str, count: int) -> f
     if model is None or not root.exists() or not len(prompts_):
         return 0.0
     there = storage.files_below(root)
-    asks = reader(config, models.revision(model))
+    asks = reader(config, models.revision(model), open_tokenizer(config.extract).frame)
     raw_ids, texts = prompts_["raw_id"].to_pylist(), prompts_["prompt"].to_pylist()
     fingerprints = [prompts.fingerprint(text, asks.reads) for text in texts]
     columns = {"hash": pa.array(index.hashes(raw_ids)), "key": index.keys(raw_ids, fingerprints, asks.writes[kind])}
@@ -170,7 +169,7 @@ def _rate(config: Config) -> tuple[float, str]:
         if manifest.inputs.get("model") == e.model and spent.get("seconds"):
             return (spent["tokens"] - spent["cached"]) / spent["seconds"], f"as version {manifest.fingerprint} measured"
     folder = models.on_this_machine(e.model)
-    weights = models.parameters(folder) if folder else models.ALIAS_PARAMETERS * (e.model == models.ALIAS)
+    weights = soundness.parameters(folder) if folder else models.ALIAS_PARAMETERS * (e.model == models.ALIAS)
     if not weights:
         return 0.0, "unknown until the model is on this machine"
     return EFFICIENCY * _matrix_rate() / 2.0 / weights, f"on this machine's CPU ({weights / 1e6:.0f}M weights)"

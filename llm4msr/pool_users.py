@@ -15,7 +15,7 @@ from upath import UPath
 from llm4msr import index, knowledge, pool, prompts, schema, session, storage
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
-from llm4msr.increment import forgotten
+from llm4msr.forget import forgotten
 from llm4msr.progress import track
 from llm4msr.render import slice_rows, user_windows, window_name
 from llm4msr.storage import StageOutput

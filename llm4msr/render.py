@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from upath import UPath
 
-from llm4msr import prompts
+from llm4msr import prompts, storage
 from llm4msr.catalogue import item_fields
 from llm4msr.config import Config
 from llm4msr.storage import StageOutput
@@ -44,10 +45,10 @@ def _ranges(kind: str, count: int, rows: int) -> list[dict[str, Any]]:
     return [{"kind": kind, "start": at, "stop": min(at + rows, count)} for at in range(0, count, rows)]
 
 
-def render(window: Mapping[str, Any], config: Config, data: StageOutput) -> pa.Table:
-    """id, raw_id and prompt of a window's rows, read from the prepared `data`."""
+def render(window: Mapping[str, Any], config: Config, data: StageOutput, scenarios: UPath) -> pa.Table:
+    """id, raw_id and prompt of a window's rows, read from the prepared `data` or the file of `scenarios`."""
     if window["kind"] == "scenarios":
-        return scenario_prompts(data.table("scenarios.parquet"), config)
+        return scenario_prompts(storage.read_table(scenarios), config)
     if window["kind"] == "items":
         rows = slice_rows(data, "items.parquet", window["start"] + 1, window["stop"] + 1)  # row 0: the unknown item
         return item_prompts(rows, item_fields(data), config)
@@ -59,9 +60,9 @@ def scenario_prompts(scenarios: pa.Table, config: Config) -> pa.Table:
     instruction = prompts.template("scenario", config.extract.scenario_template)
     rows = [row for row in scenarios.to_pylist() if row["scenario"]]
     names = [row["scenario_id"] for row in rows]
-    return _prompts(
-        [r["scenario"] for r in rows], names, [prompts.scenario_prompt(instruction, r, names) for r in rows]
-    )
+    most = config.extract.max_prompt_tokens
+    texts = [prompts.scenario_prompt(instruction, row, names, most) for row in rows]
+    return _prompts([row["scenario"] for row in rows], names, texts)
 
 
 def user_prompts(histories: pa.Table, config: Config) -> pa.Table:

@@ -14,7 +14,7 @@ from llm4msr.text import shortened
 
 FILES = {
     "prepare": r"(users|items|scenarios|histories|seen|train|valid|test)\.parquet|fields\.json",
-    "extract": r"(vectors|index|pooled)/(users|items|scenarios|past)-[\w-]+\.parquet",
+    "extract": r"scenarios\.parquet|(vectors|index|pooled)/(users|items|scenarios|past)-[\w-]+\.parquet",
     "train": r"net\.safetensors|history\.json",
     "evaluate": r"metrics\.json|table\.md",
     "explain": r"report\.html|[a-z]+\.(csv|parquet)",

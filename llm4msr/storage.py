@@ -323,7 +323,7 @@ class StageOutput:
             "failed": m.failed,
             "skipped": done,
         }
-        shown = {k: m.info[k] for k in ("metrics", "baselines", "warnings") if k in m.info}
+        shown = {k: m.info[k] for k in ("metrics", "baselines", "warnings", "forgotten") if k in m.info}
         return line | {"seconds": 0.0 if self.reused else round(m.seconds, 1)} | shown
 
 

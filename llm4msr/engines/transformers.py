@@ -9,7 +9,9 @@ import numpy.typing as npt
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llm4msr.engines import models
 from llm4msr.engines.base import REPETITION_PENALTY, Pooling
+from llm4msr.errors import StorageError
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of a padded batch, padding included: more is slower on a CPU, and fewer leave a GPU idle."""
@@ -21,7 +23,11 @@ class TransformersEngine:
 
     def __init__(self, folder: Path, pooling: Pooling, dtype: str):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+        with models.quiet():
+            loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True)
+        self.model: Any = loaded[0]
+        if missing := sorted(loaded[1]["missing_keys"]):  # transformers would make them up
+            raise StorageError(f"{folder}: no weights for {missing[0]} ({len(missing)} are missing); copy it again")
         self.model.eval().to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.pooling = pooling

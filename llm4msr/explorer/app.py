@@ -14,10 +14,11 @@ from fastapi import FastAPI
 from llm4msr import session
 from llm4msr.config import Config
 from llm4msr.engines import open_engine, open_tokenizer
-from llm4msr.engines.base import PromptTooLongError
+from llm4msr.engines.tokens import ControlTokenError, PromptTooLongError
 from llm4msr.errors import ConfigError
 from llm4msr.explorer.routes import explorer_app
 from llm4msr.explorer.view import View
+from llm4msr.extract import check_same_model, extracted
 from llm4msr.gates import require_token
 
 NAME, LLM, PREFIX = "explorer", "llm", "/explore"
@@ -40,11 +41,12 @@ class FrozenLLM:
     def _read(self, prompt: str = "") -> npt.NDArray[np.float32]:
         with self._lock:
             if self._opened is None:
+                check_same_model(self._config, extracted(self._config))
                 self._opened = open_tokenizer(self._config.extract), open_engine(self._config.extract)
             tokenizer, engine = self._opened
             try:
                 tokens = tokenizer(prompt or "ready")
-            except PromptTooLongError as error:
+            except (PromptTooLongError, ControlTokenError) as error:
                 raise ConfigError(f"history: {error}") from None
             return np.asarray(engine.vectors([tokens])[0])
 

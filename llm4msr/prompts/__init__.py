@@ -2,10 +2,12 @@
 
 All users' prompts begin with the same instruction, so that the LLM's key-value cache of it is computed once.
 After a line of three dashes a template can begin the answer: the LLM reads on from there.
+What stands at the places comes from data: one line each, without control characters, and of bounded length.
 The fingerprint of a prompt and of what reads it identifies a vector: same fingerprint, same vector.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -19,10 +21,19 @@ from llm4msr import storage
 from llm4msr.errors import ConfigError
 
 MAX_TITLE = 80
-"""Characters kept of a title; shop titles can run to hundreds."""
+"""Characters kept of a title, a category or a scenario's name; shop titles can run to hundreds."""
+NEAREST = 8
+"""Other scenarios that a scenario's prompt names, those with the most users in common; the rest is counted."""
+MAX_TITLES, MAX_CATEGORIES = 10, 5
+"""Of a scenario's prompt."""
+CHARACTERS_PER_TOKEN = 3
+"""At least, in most languages' titles: a scenario's prompt names fewer others where the limit of tokens is low."""
 
 ANSWER_BEGINS = "\n---\n"
-"""Between a prompt and the beginning of its answer; titles and categories are put in without line breaks."""
+"""Between a prompt and the beginning of its answer; what comes from data holds no such line."""
+_CONTROLS = r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff]"
+"""Control characters, line breaks among them, and those that turn the direction of text: blanks in a prompt."""
+_CONTROLS_RE2 = re.sub(r"\\u(....)", r"\\x{\1}", _CONTROLS)
 
 _FOLDER = Path(__file__).parent
 _FIELDS = {
@@ -39,20 +50,21 @@ def template(kind: str, uri: str = "") -> Template:
     """The `user`, `item` or `scenario` template: the user's own file, or the one shipped here.
 
     Raises:
-        ConfigError: it names an unknown place, or lacks `$history` (of a user) or `$title` (of an item).
-        StorageError: the file cannot be read.
+        ConfigError: it names an unknown place, has one in the answer's beginning, or lacks `$history` (of a user) or
+            `$title` (of an item).
+        StorageError: the file cannot be read, or is not UTF-8.
     """
     where = uri or f"{kind}.txt"
-    try:
-        text = storage.read_bytes(storage.path(uri or _FOLDER / f"{kind}.txt")).decode().rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{where}: not UTF-8 text ({error})") from None
-    found = Template(text)
+    text = storage.read_text(storage.path(uri or _FOLDER / f"{kind}.txt"))
+    found = Template("\n".join(line.rstrip() for line in text.split("\n")).rstrip("\n"))
     if not found.is_valid():
         raise ConfigError(f"{where}: a lone '$'; write '$$' for a dollar sign, or one of {_places(kind)}")
     names = set(found.get_identifiers())
     if names - _FIELDS[kind]:
         raise ConfigError(f"{where}: unknown place '${min(names - _FIELDS[kind])}'; known: {_places(kind)}")
+    begun = Template(found.template.partition(ANSWER_BEGINS)[2]).get_identifiers()
+    if begun:
+        raise ConfigError(f"{where}: '${begun[0]}' stands after the line '---'; the answer's beginning holds no data")
     needed = {"user": "history", "item": "title"}.get(kind)
     if needed and needed not in names:
         raise ConfigError(f"{where}: '${needed}' is missing, so all {kind}s would get one prompt")
@@ -71,7 +83,8 @@ def user_prompts(instruction: Template, history: pa.Array, titles_per_scenario: 
     kept = np.minimum(ends - starts, titles_per_scenario)
     places = np.repeat(ends - np.cumsum(kept), kept) + np.arange(kept.sum())
     latest = _lists(_cleaned(titles.values.take(pa.array(places))), kept)
-    lines = pc.binary_join_element_wise(pc.struct_field(scenarios, "scenario_id"), pc.binary_join(latest, "; "), ": ")
+    names = _cleaned(pc.struct_field(scenarios, "scenario_id"))
+    lines = pc.binary_join_element_wise(names, pc.binary_join(latest, "; "), ": ")
     owner = np.repeat(np.arange(len(history)), pc.list_value_length(history).to_numpy())
     liked = kept > 0
     per_user = np.bincount(owner[liked], minlength=len(history))
@@ -81,25 +94,48 @@ def user_prompts(instruction: Template, history: pa.Array, titles_per_scenario: 
     return pc.if_else(pa.array(per_user > 0), pc.binary_join_element_wise(*between, ""), "")
 
 
-def item_prompt(instruction: Template, title: str, categories: list[str]) -> str:
+def item_prompt(instruction: Template, title: str, categories: Sequence[str]) -> str:
     """One item's prompt."""
-    words = ", ".join(" ".join(word.split()) for word in categories)
-    return instruction.substitute(title=_join([title]), categories=words or "not known")
+    words = ", ".join(cleaned(categories))
+    return _filled(instruction, title="; ".join(cleaned([title])), categories=words or "not known")
 
 
-def scenario_prompt(instruction: Template, scenario: Mapping[str, Any], names: list[str]) -> str:
-    """One scenario's prompt from its row of `schema.SCENARIOS`; `names` are all scenarios."""
-    shared = [f"{s['scenario_id']} {100 * s['fraction']:.0f}%" for s in scenario["shared_users"]]
-    return instruction.substitute(
-        scenario=scenario["scenario_id"],
-        scenarios=", ".join(names),
-        interactions=scenario["interactions"],
-        users=scenario["users"],
-        items=scenario["items"],
+def scenario_prompt(
+    instruction: Template, scenario: Mapping[str, Any], names: Sequence[str], max_tokens: int = 1024
+) -> str:
+    """One scenario's prompt from its row of `schema.SCENARIOS`; `names` are all scenarios, however many.
+
+    Where the prompt could have more than `max_tokens`, fewer others, titles and categories are named.
+    """
+    part, text = 1.0, ""
+    while not text or (len(text) > CHARACTERS_PER_TOKEN * max_tokens and part > 0.1):
+        text, part = _scenario_prompt(instruction, scenario, names, part), part / 2
+    return text
+
+
+def _scenario_prompt(instruction: Template, scenario: Mapping[str, Any], names: Sequence[str], part: float) -> str:
+    own, shared = scenario["scenario_id"], {s["scenario_id"]: s["fraction"] for s in scenario["shared_users"]}
+    named = [name for name in names if name != own]
+    rest = sorted(named, key=lambda name: (-shared.get(name, 0.0), name))[round(NEAREST * part) :]
+    if rest:
+        gone = set(rest)
+        named = sorted((name for name in named if name not in gone), key=lambda name: (-shared.get(name, 0.0), name))
+    told = [own, *named] if rest else names
+    shares = [f"{cleaned([name])[0]} {100 * shared[name]:.0f}%" for name in named if name in shared]
+    if rest and shared:
+        most = max(shared.get(name, 0.0) for name in rest)
+        shares.append(f"{len(rest)} more at most {100 * most:.0f}% each")
+    return _filled(
+        instruction,
+        scenario=cleaned([own])[0],
+        scenarios=", ".join([*cleaned(told), *([f"{len(rest)} more"] if rest else [])]),
+        interactions=str(scenario["interactions"]),
+        users=str(scenario["users"]),
+        items=str(scenario["items"]),
         positive_rate=f"{100 * scenario['positive_rate']:.0f}",
-        categories=", ".join(scenario["categories"]) or "not known",
-        titles=_join(scenario["titles"]) or "not known",
-        shared_users=", ".join(shared) or "none",
+        categories=", ".join(cleaned(scenario["categories"][: round(MAX_CATEGORIES * part) or 1])) or "not known",
+        titles="; ".join(cleaned(scenario["titles"][: round(MAX_TITLES * part) or 1])) or "not known",
+        shared_users=", ".join(shares) or "none",
     )
 
 
@@ -120,18 +156,23 @@ def _lists(values: pa.Array, lengths: npt.NDArray[np.int64]) -> pa.ListArray:
 
 
 def _cleaned(titles: pa.Array) -> pa.Array:
-    """Clipped, and every run of white space one blank."""
-    words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(titles))
+    """Clipped, without control characters, and every run of white space one blank."""
+    plain = pc.replace_substring_regex(titles, _CONTROLS_RE2, " ")
+    words = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(plain))
     return pc.utf8_slice_codeunits(pc.binary_join(words, " "), 0, MAX_TITLE)
 
 
-def cleaned(titles: list[str]) -> list[str]:
-    """Titles as a prompt has them: clipped, and every run of white space one blank."""
-    return [" ".join(title.split())[:MAX_TITLE] for title in titles]
+def cleaned(titles: Sequence[str]) -> list[str]:
+    """Titles as a prompt has them: clipped, without control characters, and every run of white space one blank."""
+    return [" ".join(re.sub(_CONTROLS, " ", title).split())[:MAX_TITLE] for title in titles]
 
 
-def _join(titles: list[str]) -> str:
-    return "; ".join(cleaned(titles))
+def _filled(instruction: Template, **values: str) -> str:
+    """The text with these values at its places; no value makes a line of three dashes."""
+    text = instruction.substitute(values)
+    if text.split("\n").count("---") > instruction.template.split("\n").count("---"):
+        text = instruction.substitute({name: value.replace("-", "\u2010") for name, value in values.items()})
+    return text
 
 
 def _places(kind: str) -> str:

@@ -79,7 +79,18 @@ def test_the_next_day_asks_about_new_and_changed_users_alone(days: Days) -> None
     assert manifest.info["users"] == len(left)
     assert manifest.rows == len(left) + len(SCENARIOS)
     assert (manifest.info["forgotten"], manifest.info["version"]) == (2, 2)
-    assert manifest.info["kept"] >= len(left) - 3
+    assert days.second.summary()["forgotten"] == 2
+    assert manifest.info["kept"] == manifest.rows - len(asked)
+
+
+def test_scenarios_whose_statistics_moved_little_are_not_asked_again(days: Days) -> None:
+    assert not [name for name in days.second.manifest.files if name.startswith("vectors/scenarios-")]
+    old, new = (output.table("scenarios.parquet") for output in (days.first, days.second))
+    assert new.equals(old)
+    config = days.experiment.config
+    assert not llm4msr.prepare(config).table("scenarios.parquet").equals(old), "the statistics moved"
+    (first, second) = (knowledge.texts(output) for output in (days.first, days.second))
+    assert first == second
 
 
 def test_the_plan_knew_who_is_left(days: Days) -> None:
@@ -152,6 +163,7 @@ def test_versions_are_listed_newest_first(days: Days, call: Call) -> None:
     assert [row["version"] for row in line["versions"]] == [2, 1]
     assert [row["name"] for row in line["versions"]] == [days.second.folder.name, days.first.folder.name]
     assert line["versions"][1]["users"] == USERS + 1
+    assert [row["forgotten"] for row in line["versions"]] == [2, 0]
     assert line["versions"][0]["bytes"] < line["versions"][1]["bytes"]
     assert out.splitlines()[1].split()[:2] == ["2", days.second.folder.name]
 

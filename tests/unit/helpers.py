@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import os
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -67,6 +68,14 @@ def write_data(folder: Path, rows: Sequence[Sequence[Any]] | None = None, items:
         folder / "users.csv", ["user_id", "country"], [[user, "de" if u % 3 else "fr"] for u, user in enumerate(named)]
     )
     return folder
+
+
+def flip_a_bit(file: Path, at: float = 0.5) -> None:
+    """Change one bit at this part of a file's length; its size and times stay."""
+    times, data = file.stat(), bytearray(file.read_bytes())
+    data[int(at * (len(data) - 1))] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def config_of(folder: Path, storage_at: str = "", **sections: Any) -> Config:

@@ -1,6 +1,7 @@
 """Extraction without Ray: what its tasks and actors do with one shard."""
 
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,17 @@ import pytest
 from llm4msr import prompts, schema, storage
 from llm4msr.ask import PLACE, AskLLM, Counts
 from llm4msr.config import Config
-from llm4msr.engines import PromptTokenizer
+from llm4msr.engines import PromptTokenizer, models, open_tokenizer
 from llm4msr.engines.transformers import TransformersEngine
-from llm4msr.errors import ConfigError, LLM4MSRError, TooManyFailedError
-from llm4msr.extract import _finished, _refuse_failures, extracted
+from llm4msr.errors import ConfigError, LLM4MSRError, StorageError, TooManyFailedError
+from llm4msr.extract import _finished, extracted, reader
+from llm4msr.failures import refuse_failures
 from llm4msr.increment import Reader, Shard, Work
 from llm4msr.render import item_prompts, items_to_read, render, slice_rows, user_prompts, windows
 from tests.unit.conftest import World
-from tests.unit.helpers import config_of, published
+from tests.unit.helpers import config_of, flip_a_bit, published
 
-READS = Reader(reads="revision last float32", writes={"users": ""})
+NO_FILE = storage.path("/no/scenarios/here")
 FILE = "users-000000000.parquet"
 EMPTY, LONG = 1, 3
 """Rows of `prompted` that cannot be read."""
@@ -35,6 +37,11 @@ def with_pooling(config: Config, pooling: str) -> Config:
     return config.model_copy(update={"extract": config.extract.model_copy(update={"pooling": pooling})})
 
 
+def reads(config: Config) -> Reader:
+    """Who the config says reads."""
+    return reader(config, models.revision(Path(config.extract.model)), open_tokenizer(config.extract).frame)
+
+
 @pytest.fixture
 def prompted() -> pa.Table:
     """A rendered shard: one prompt is empty, one is too long."""
@@ -44,7 +51,7 @@ def prompted() -> pa.Table:
             "id": pa.array(range(1, 6), pa.int64()),
             "raw_id": [f"u{i}" for i in range(1, 6)],
             "prompt": texts,
-            "fingerprint": [prompts.fingerprint(t, READS.reads) for t in texts],
+            "fingerprint": [prompts.fingerprint(t, "somebody") for t in texts],
             "error": ["" if t else "nothing liked before the cut" for t in texts],
             "file": [FILE] * 5,
         }
@@ -52,12 +59,16 @@ def prompted() -> pa.Table:
 
 
 def ask(config: Config, task: Any, folder: Path, table: pa.Table) -> tuple[dict[str, Any], pa.Table]:
-    (summary,) = AskLLM(config, task, str(folder), READS).ask(table).to_pylist()
+    (summary,) = AskLLM(config, task, str(folder), reads(config)).ask(table).to_pylist()
     return summary, storage.read_table(storage.path(folder / PLACE[task] / FILE))
 
 
 def matrix(table: pa.Table) -> np.ndarray:
     return table["vector"].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+
+
+def with_model(config: Config, model: Path) -> Config:
+    return config.model_copy(update={"extract": config.extract.model_copy(update={"model": str(model)})})
 
 
 def engine(config: Config) -> TransformersEngine:
@@ -94,7 +105,7 @@ def test_windows_of_items_know_no_limit_of_users(tmp_path: Path, vectors: str, r
 
 
 def test_a_window_of_items_begins_after_the_unknown_item(world: World):
-    table = render({"kind": "items", "start": 2, "stop": 5}, world.config, world.data)
+    table = render({"kind": "items", "start": 2, "stop": 5}, world.config, world.data, NO_FILE)
     items = storage.read_table(world.data.folder / "items.parquet")
     assert table["id"].to_pylist() == [3, 4, 5]
     assert table["raw_id"].to_pylist() == items["item_id"].to_pylist()[3:6]
@@ -122,7 +133,7 @@ def test_items_to_read_are_those_of_training_rows():
 def test_windows_of_users_are_slices_of_the_whole(world: World):
     whole = user_prompts(storage.read_table(world.data.folder / "histories.parquet"), world.config)
     ranges = [(0, 6), (6, 40)]
-    found = [render({"kind": "users", "start": a, "stop": b}, world.config, world.data) for a, b in ranges]
+    found = [render({"kind": "users", "start": a, "stop": b}, world.config, world.data, NO_FILE) for a, b in ranges]
     assert [len(table) for table in found] == [6, 34]
     assert pa.concat_tables(found).equals(whole)
 
@@ -248,9 +259,29 @@ def test_an_engine_that_cannot_be_opened_is_no_matter_of_rows(
 ):
     broken = Path(shutil.copytree(config.extract.model, tmp_path / "broken"))
     (broken / "model.safetensors").write_bytes(b"no weights")
-    config = config.model_copy(update={"extract": config.extract.model_copy(update={"model": str(broken)})})
-    with pytest.raises(Exception, match=r".+"):
-        AskLLM(config, task, str(tmp_path / "out"), READS).ask(prompted)
+    config = with_model(config, broken)
+    with pytest.raises(StorageError, match=r"model\.safetensors: not whole safetensors"):
+        AskLLM(config, task, str(tmp_path / "out"), reads(config)).ask(prompted)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("task", ["answers", "vectors"])
+@pytest.mark.parametrize("what", ["weights", "chat template"])
+def test_who_asks_refuses_another_model_than_was_planned(
+    config: Config, prompted: pa.Table, tmp_path: Path, task: Any, what: str
+):
+    """Between planning and asking the model is swapped, file sizes and times being the same."""
+    swapped = Path(shutil.copytree(config.extract.model, tmp_path / "swapped"))
+    config = with_model(config, swapped)
+    planned = reads(config)
+    if what == "weights":
+        flip_a_bit(swapped / "model.safetensors")
+    else:
+        (swapped / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    with pytest.raises(StorageError) as caught:
+        AskLLM(config, task, str(tmp_path / "out"), planned).ask(prompted)
+    for part in (socket.gethostname(), planned.revision, models.revision(swapped), "run `llm4msr extract` again"):
+        assert part in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -272,17 +303,49 @@ def test_a_shard_is_finished_if_no_row_of_it_is_to_be_tried_again(config: Config
 def test_too_many_failures_end_the_stage_and_name_the_first(
     config: Config, prompted: pa.Table, tmp_path: Path, allowed: float, refused: bool
 ):
-    extract = config.extract.model_copy(update={"max_failed_fraction": allowed})
-    config = config.model_copy(update={"extract": extract})
     ask(config, "vectors", tmp_path / "out", prompted)
-    done = {FILE: Counts(5, 2, 1), "scenarios-000000000.parquet": Counts(0, 0, 0)}
-    arguments = (config, storage.path(tmp_path / "out"), done, Work(reader=READS, bases=[]))
+    done: Any = {"vectors": {FILE: Counts(5, 2, 1), "scenarios-000000000.parquet": Counts(0, 0, 0)}}
+    arguments = (allowing(config, allowed), storage.path(tmp_path / "out"), done, nothing_kept(config))
     if not refused:
-        _refuse_failures(*arguments)
+        refuse_failures(*arguments)
         return
-    with pytest.raises(TooManyFailedError, match=rf"1 of 5 rows failed, .* in {FILE}: PromptTooLong") as caught:
-        _refuse_failures(*arguments)
+    with pytest.raises(
+        TooManyFailedError, match=rf"1 of 5 users failed; first: 'u4' in {FILE}: PromptTooLong"
+    ) as caught:
+        refuse_failures(*arguments)
     assert caught.value.exit_code == 3
+
+
+def test_each_kind_is_compared_with_what_is_allowed_by_itself(config: Config, prompted: pa.Table, tmp_path: Path):
+    """A few scenarios that all fail are a small part of all rows."""
+    shards = {name: prompted.set_column(5, "file", pa.array([name] * 5)) for name in ("scenarios-0.parquet", FILE)}
+    for table in shards.values():
+        AskLLM(config, "vectors", str(tmp_path / "out"), reads(config)).ask(table)
+    done: Any = {"vectors": {"scenarios-0.parquet": Counts(5, 5, 0), FILE: Counts(5, 2, 1)}}
+    work = nothing_kept(config)
+    work.kept = {"users": 9995, "scenarios": 0}
+    folder = storage.path(tmp_path / "out")
+    with pytest.raises(
+        TooManyFailedError, match=r"5 of 5 scenarios failed; first: 'u4'.* allows 0\.01 of each"
+    ) as caught:
+        refuse_failures(allowing(config, 0.01), folder, done, work)
+    assert "users failed" not in str(caught.value)
+    with pytest.raises(TooManyFailedError, match=r"5 of 5 scenarios failed; .*1 of 10000 users failed; first: 'u4'"):
+        refuse_failures(allowing(config, 0), folder, done, work)
+    refuse_failures(allowing(config, 1), folder, done, work)
+
+
+def allowing(config: Config, share: float) -> Config:
+    extract = config.extract.model_copy(update={"max_failed_fraction": share})
+    return config.model_copy(update={"extract": extract})
+
+
+def reads_of_all(config: Config) -> Reader:
+    return reads(config)
+
+
+def nothing_kept(config: Config) -> Work:
+    return Work(reader=reads(config), bases=[])
 
 
 def test_extracted_wants_a_finished_extraction(world: World, tmp_path: Path):

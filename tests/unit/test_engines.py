@@ -1,4 +1,3 @@
-import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -7,15 +6,13 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm4msr import storage
 from llm4msr.config import ExtractConfig
-from llm4msr.engines import engine_name, models, open_engine, open_tokenizer
+from llm4msr.engines import engine_name, models, open_engine, open_tokenizer, soundness
 from llm4msr.engines import transformers as engine_module
-from llm4msr.engines.base import PromptTokenizer, PromptTooLongError
+from llm4msr.engines.tokens import PromptTokenizer, PromptTooLongError
 from llm4msr.engines.transformers import TransformersEngine
 from llm4msr.engines.vllm import VllmEngine
 from llm4msr.errors import MissingExtraError, StorageError
@@ -120,16 +117,6 @@ def test_answer_follows_the_prompt(llama: Path):
     assert tokenizer.tokenizer.decode(both) == "question? answer"
 
 
-def test_chat_template_is_put_around_the_prompt(copied: Path):
-    tokenizer = AutoTokenizer.from_pretrained(copied)
-    tokenizer.chat_template = (
-        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[me]{% endif %}"
-    )
-    tokenizer.save_pretrained(copied)
-    ids = PromptTokenizer(copied, 1000)("hello", "yes")
-    assert tokenizer.decode(ids) == "[user]hello[me]yes"
-
-
 @pytest.mark.parametrize(("pooling", "room"), [("last", 100), ("answer", 120)])
 def test_answers_have_room_where_they_are_pooled(llama: Path, pooling: str, room: int):
     config = ExtractConfig(model=str(llama), pooling=pooling, max_prompt_tokens=100, answer_tokens=20)
@@ -175,49 +162,13 @@ def test_unknown_model_is_refused_with_what_can_be_given(model: str, offline: No
     assert f"extract.model = '{model}'" in str(caught.value)
 
 
-def test_model_at_a_uri_is_copied_once(llama: Path, tokens: list[list[int]]):
-    place = storage.path("memory://models/tiny")
-    for file in llama.iterdir():
-        storage.write_bytes(place / file.name, file.read_bytes())
-    assert models.on_this_machine("memory://models/tiny") is None
-    folder = models.resolve("memory://models/tiny")
-    assert models.on_this_machine("memory://models/tiny") == folder
-    assert models.revision(folder) == models.revision(llama)
-    storage.remove(place)
-    assert models.resolve("memory://models/tiny") == folder
-    one, two = (TransformersEngine(f, "last", "float32").vectors(tokens) for f in (folder, llama))
-    np.testing.assert_array_equal(one, two)
-
-
 def test_model_at_an_unreadable_uri_is_refused():
     with pytest.raises(StorageError, match=r"memory://models/absent: the model cannot be read"):
         models.resolve("memory://models/absent")
     assert models.on_this_machine("memory://models/absent") is None
 
 
-def test_revision_follows_weights_config_and_tokenizer(copied: Path, llama: Path):
-    first = models.revision(copied)
-    assert first == models.revision(llama)
-    (copied / "notes.md").write_text("not part of the model")
-    assert models.revision(copied) == first
-    seen = {first}
-    weights = safetensors.torch.load_file(copied / "model.safetensors")
-    weights["model.norm.weight"][5] += 1e-3
-    safetensors.torch.save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
-    seen.add(models.revision(copied))
-    for name in ("config.json", "tokenizer.json"):
-        changed = json.loads((copied / name).read_text()) | {"added": 1}
-        (copied / name).write_text(json.dumps(changed))
-        seen.add(models.revision(copied))
-    assert len(seen) == 4
-
-
-def test_revision_needs_a_config(tmp_path: Path):
-    with pytest.raises(StorageError, match=r"no config\.json; give a folder in Hugging Face's layout"):
-        models.revision(tmp_path)
-
-
 def test_parameters_are_counted_from_the_headers(llama: Path, tmp_path: Path):
     model = AutoModelForCausalLM.from_pretrained(llama)
-    assert models.parameters(llama) == sum(p.numel() for p in model.parameters())
-    assert models.parameters(tmp_path) == 0
+    assert soundness.parameters(llama) == sum(p.numel() for p in model.parameters())
+    assert soundness.parameters(tmp_path) == 0

@@ -20,7 +20,7 @@ from llm4msr.render import user_prompts, window_name, windows
 from llm4msr.storage import Built, StageOutput
 from tests.unit.conftest import World
 
-READS = Reader(reads="revision last float32", writes={"users": "", "scenarios": ""})
+READS = Reader(revision="revision", frame="", reads="revision last float32", writes={"users": "", "scenarios": ""})
 WIDTH = 4
 
 
@@ -141,7 +141,7 @@ def test_only_changed_prompts_are_asked_and_the_newest_version_answers_first(wor
 
 
 def test_forgotten_users_are_in_no_new_version(world: World, tmp_path: Path):
-    (tmp_path / "forget.txt").write_text("u5\n\n u9 \nnobody\n")
+    (tmp_path / "forget.txt").write_text("u5\n\nu9\nnobody\n")
     make(world, tmp_path / "store", "one", 2)
     two = make(world, tmp_path / "store", "two", 2, forget=str(tmp_path / "forget.txt"))
     assert two.manifest.info["kept"] == 38

@@ -6,7 +6,7 @@ import pytest
 
 from llm4msr import plan as module
 from llm4msr.config import Config
-from llm4msr.engines.base import PromptTokenizer
+from llm4msr.engines.tokens import PromptTokenizer
 from llm4msr.plan import plan
 from llm4msr.prepare import prepare, to_ask
 from llm4msr.render import item_prompts, user_prompts

@@ -1,4 +1,5 @@
 import os
+import re
 from itertools import combinations
 from pathlib import Path
 from string import Template
@@ -131,10 +132,75 @@ def test_wrong_template_is_refused(tmp_path: Path, kind: str, text: str, message
         prompts.template(kind, own(tmp_path, text))
 
 
-def test_template_that_is_not_utf8_is_refused(tmp_path: Path):
-    (tmp_path / "own.txt").write_bytes("Café $history".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"own\.txt"):
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_template_that_is_not_utf8_is_refused(tmp_path: Path, encoding: str):
+    (tmp_path / "own.txt").write_bytes("Café $history".encode(encoding))
+    with pytest.raises(StorageError, match=r"own\.txt: the encoding is .*; save it as UTF-8"):
         prompts.template("user", str(tmp_path / "own.txt"))
+
+
+@pytest.mark.parametrize("text", ["a\r\n$history\r\n", "\ufeffa\n$history", "a  \n$history \t\n \n", "a\r$history"])
+def test_line_ends_marks_and_trailing_blanks_make_no_other_template(tmp_path: Path, text: str):
+    (tmp_path / "own.txt").write_bytes(text.encode())
+    assert prompts.template("user", str(tmp_path / "own.txt")).template == "a\n$history"
+
+
+def test_the_beginning_of_an_answer_holds_no_data(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"own\.txt: '\$title' stands after the line '---'"):
+        prompts.template("item", own(tmp_path, "$title?\n---\nOf $title I say"))
+
+
+def test_no_value_begins_the_answer(tmp_path: Path):
+    template = prompts.template("item", own(tmp_path, "$title\n$categories\n---\nSo:"))
+    for title, words in (("---", ["a"]), ("a", ["---"]), ("a\n---\nb", ["c"]), ("x", ["a\r---\u2028b"])):
+        prompt = prompts.item_prompt(template, title, words)
+        assert prompt.partition(prompts.ANSWER_BEGINS)[2] == "So:", prompt
+        assert len(prompt.splitlines()) == 4
+    bare = prompts.template("item", own(tmp_path, "Of\n$title\nand\n$categories\n?"))
+    assert prompts.ANSWER_BEGINS not in prompts.item_prompt(bare, "---", ["---"])
+
+
+HOSTILE = ["a\0b\x1b[2Jc", "x\u202ey\u2028z", "\ufeff q\r\nr\x85s ", "$history {0} {{x}} %s", "👩\u200d🚀"]
+
+
+def test_control_characters_and_breaks_of_data_are_blanks_in_every_prompt(tmp_path: Path):
+    clean = ["a b [2Jc", "x y z", "q r s", "$history {0} {{x}} %s", "👩\u200d🚀"]
+    assert prompts.cleaned(HOSTILE) == clean
+    template = prompts.template("user", own(tmp_path, "$history"))
+    column = [{"scenario_id": name, "titles": [name]} for name in HOSTILE]
+    assert user_prompt(template, column, 1).split("\n") == [f"{name}: {name}" for name in clean]
+    scenario = SCENARIO | {"scenario_id": HOSTILE[0], "titles": HOSTILE, "categories": HOSTILE}
+    prompt = prompts.scenario_prompt(prompts.template("scenario"), scenario, HOSTILE)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e\ufeff]", prompt)
+    assert f"Scenario: {clean[0]}\n" in prompt
+    assert len(prompt.split("\n")) == len(
+        (Path(prompts.__file__).parent / "scenario.txt").read_text().strip().split("\n")
+    )
+
+
+@pytest.mark.parametrize("count", [10, 60, 3000])
+def test_a_scenario_prompt_is_bounded_for_any_number_of_scenarios(count: int):
+    names = [f"shelf {at} {'of long names ' * 20}" for at in range(count)]
+    shared = [{"scenario_id": name, "fraction": at / count} for at, name in enumerate(names) if at]
+    row = SCENARIO | {"scenario_id": names[0], "shared_users": shared, "titles": ["t" * 500] * 40}
+    prompt = prompts.scenario_prompt(prompts.template("scenario"), row, names)
+    assert len(prompt) <= 3 * 1024
+    nearest = [f"shelf {at} " for at in range(count - 8, count)]
+    assert sum(name in prompt for name in nearest) >= 4
+    assert "shelf 1 " not in prompt
+    assert re.search(r", \d+ more\. Below", prompt)
+    assert re.search(r"\d+ more at most \d+% each$", prompt)
+    small = prompts.scenario_prompt(prompts.template("scenario"), row, names, 300)
+    assert len(small) < len(prompt)
+
+
+def test_few_scenarios_are_all_named_in_their_order():
+    names = [f"s{at}" for at in range(9)]
+    shared = [{"scenario_id": name, "fraction": (at * 7 % 9) / 9} for at, name in enumerate(names) if at != 4]
+    row = SCENARIO | {"scenario_id": "s4", "shared_users": shared}
+    prompt = prompts.scenario_prompt(prompts.template("scenario"), row, names)
+    assert "in these scenarios: s0, s1, s2, s3, s4, s5, s6, s7, s8. Below" in prompt
+    assert prompt.endswith("Users shared with: s0 0%, s1 78%, s2 56%, s3 33%, s5 89%, s6 67%, s7 44%, s8 22%")
 
 
 def test_template_from_a_uri():
@@ -170,9 +236,9 @@ def test_fingerprint_changes_with_the_prompt_and_with_its_reader():
     ],
 )
 def test_reader_holds_what_decides_a_vector(tmp_path: Path, change: dict[str, Any], same: bool):
-    plain = reader(config_of(tmp_path), "rev").reads
-    assert (reader(config_of(tmp_path, extract=change), "rev").reads == plain) == same
-    assert reader(config_of(tmp_path), "other").reads != plain
+    plain = reader(config_of(tmp_path), "rev", "frame").reads
+    assert (reader(config_of(tmp_path, extract=change), "rev", "frame").reads == plain) == same
+    assert reader(config_of(tmp_path), "other", "frame").reads != plain
 
 
 @pytest.mark.parametrize(
@@ -186,12 +252,12 @@ def test_reader_holds_what_decides_a_vector(tmp_path: Path, change: dict[str, An
 def test_reader_holds_what_is_written_beside_the_vectors(
     tmp_path: Path, change: dict[str, Any], users: bool, scenarios: bool
 ):
-    writes = reader(config_of(tmp_path, extract=change), "rev").writes
+    writes = reader(config_of(tmp_path, extract=change), "rev", "frame").writes
     assert (bool(writes["users"]), bool(writes["scenarios"])) == (users, scenarios)
-    longer = reader(config_of(tmp_path, extract=change | {"answer_tokens": 7}), "rev").writes
+    longer = reader(config_of(tmp_path, extract=change | {"answer_tokens": 7}), "rev", "frame").writes
     assert (longer["users"] != writes["users"], longer["scenarios"] != writes["scenarios"]) == (users, scenarios)
 
 
 def test_reader_knows_the_length_of_answers_that_are_pooled(tmp_path: Path):
     short, long = (config_of(tmp_path, extract={"pooling": "answer", "answer_tokens": n}) for n in (8, 16))
-    assert reader(short, "rev").reads != reader(long, "rev").reads
+    assert reader(short, "rev", "frame").reads != reader(long, "rev", "frame").reads

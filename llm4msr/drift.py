@@ -1,0 +1,76 @@
+"""Statistics of scenarios from version to version: where they moved little, a prompt keeps those that the LLM has read.
+
+Each scenario's prompt holds counts and shares, which one new user moves. So a version keeps the statistics of its
+prompts in `scenarios.parquet`, and the next one takes them over within `extract.scenario_tolerance`. They are compared
+with what was asked, not with yesterday's, so that many small moves do not add up unseen.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+from upath import UPath
+
+from llm4msr import storage
+from llm4msr.errors import StorageError
+
+FILE = "scenarios.parquet"
+VERSIONS = 8
+"""Earlier versions that are looked into, the newest first."""
+
+
+def earlier(folder: UPath, versions: Iterable[str]) -> Iterator[pa.Table]:
+    """The statistics that the version in `folder` has, where it is made again, and those of others beside it.
+
+    What is damaged is left out: its scenarios are asked about again.
+    """
+    if (folder / FILE).exists():
+        with contextlib.suppress(StorageError):
+            yield storage.read_table(folder / FILE)
+    for name in versions:
+        with contextlib.suppress(StorageError):
+            output = storage.open_output(folder.parent / name)
+            if output and FILE in output.manifest.files:
+                yield output.table(FILE)
+
+
+def steady(new: pa.Table, versions: Iterable[pa.Table], tolerance: float) -> tuple[pa.Table, int]:
+    """A table of `schema.SCENARIOS` for the prompts, and in how many rows it has statistics of an earlier version.
+
+    Args:
+        new: the statistics of the data.
+        versions: those of earlier versions, the newest first.
+        tolerance: of a count relative to what was asked, of a share absolute; 0 = always the new ones.
+    """
+    if not tolerance:
+        return new, 0
+    before: dict[str, list[dict[str, Any]]] = {}
+    for table in islice(versions, VERSIONS):
+        for row in table.to_pylist():
+            before.setdefault(row["scenario_id"], []).append(row)
+    rows, kept = [], 0
+    for row in new.to_pylist():
+        near = next((old for old in before.get(row["scenario_id"], []) if alike(old, row, tolerance)), row)
+        kept += _shown(near) != _shown(row)
+        rows.append(near | {"scenario": row["scenario"]})
+    return pa.Table.from_pylist(rows, new.schema), kept
+
+
+def alike(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> bool:
+    """Whether counts and shares are within the tolerance, and half of the named titles and categories the same."""
+    room = tolerance + 1e-9
+    counts = all(abs(new[one] - old[one]) <= room * max(old[one], 1) for one in ("interactions", "users", "items"))
+    shares = abs(new["positive_rate"] - old["positive_rate"]) <= room
+    before, after = ({other["scenario_id"]: other["fraction"] for other in row["shared_users"]} for row in (old, new))
+    shared = all(abs(after.get(one, 0.0) - before.get(one, 0.0)) <= room for one in before | after)
+    return counts and shares and shared and all(_half_alike(old[name], new[name]) for name in ("categories", "titles"))
+
+
+def _half_alike(old: list[str], new: list[str]) -> bool:
+    return 2 * len(set(old) & set(new)) >= max(len(set(old)), len(set(new)))
+
+
+def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "scenario"}
