@@ -5,8 +5,7 @@ features can be ranked; but only those of training rows get an id embedding of t
 """
 
 import json
-from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,19 +13,18 @@ import pandas as pd
 import pyarrow as pa
 from upath import UPath
 
-from llm4msr import catalogue, data_report, data_warnings, schema, sources, split, storage
+from llm4msr import catalogue, data_report, data_warnings, histories, schema, sources, split, storage
 from llm4msr.config import Config
 from llm4msr.data_report import DataReport
 from llm4msr.errors import ConfigError, DataError
 from llm4msr.progress import say
+from llm4msr.scenario_table import scenario_table
 from llm4msr.storage import Built, StageOutput
 from llm4msr.survey import Survey, check_template
 
-VERSION = 7
+VERSION = 8
 SEEN = "seen"
 """A column of ours among those of the source, whose own names have a prefix."""
-MAX_TITLES = 50
-"""Latest liked titles kept for each user and scenario."""
 
 
 def prepare(config: Config) -> StageOutput:
@@ -128,18 +126,20 @@ def _made(config: Config) -> Made:
     users, user_fields = catalogue.numbered(raw.users, "user", raw.user_features, train["user_id"])
     items, item_fields = catalogue.numbered(catalogue.titled(raw, train), "item", raw.item_features, train["item_id"])
     context_fields = {name: catalogue.vocabulary(train[f"c:{name}"]) for name in raw.context}
-    scenarios = _scenarios(rows[history], train, items, item_fields)
-    lists = _histories(rows[history], users, items)
-    seen, place = _seen(rows[history], lists, users, items)
+    past = rows[history]
+    user_H, item_H = _numbers(past["user_id"], users["user_id"]), _numbers(past["item_id"], items["item_id"])
+    scenarios = scenario_table(sorted(train["scenario_id"].unique()), past, items, item_H, item_fields)
+    lists = histories.histories(past, user_H, item_H, users, items)
+    seen = histories.seen(past, user_H, item_H, lists, users.num_rows)
     tables = {
         "users": schema.check(users, schema.USERS, "users"),
         "items": schema.check(items, schema.ITEMS, "items"),
         "scenarios": schema.check(scenarios, schema.SCENARIOS, "scenarios"),
         "histories": schema.check(lists, schema.HISTORIES, "histories"),
-        "seen": schema.check(seen, schema.SEEN, "seen"),
+        "seen": schema.check(seen.table, schema.SEEN, "seen"),
     }
     rows[SEEN] = 0
-    rows.loc[history, SEEN] = place + 1
+    rows.loc[history, SEEN] = seen.place_H + 1
     if config.split.history_share < 1 and history[part == split.TRAIN].all():
         raise DataError(f"split.history_share = {config.split.history_share}: prompts hold all training rows; lower it")
     drawn = split.negatives(rows, part, config.split.negatives, config.seed)
@@ -167,83 +167,6 @@ def _encode(
     )
 
 
-def _numbers(values: "pd.Series[str]", ids: pa.Array) -> pa.Array:
+def _numbers(values: "pd.Series[str]", ids: pa.Array) -> npt.NDArray[np.int64]:
     """Place of each value among ids[1:], counted from 1; 0 = not there."""
-    return pa.array(pd.Index(ids.to_pylist()[1:]).get_indexer(values) + 1, pa.int64())
-
-
-def _scenarios(history: pd.DataFrame, train: pd.DataFrame, items: pa.Table, fields: dict[str, list[str]]) -> pa.Table:
-    """Statistics of each scenario of the training rows, taken from the rows that may reach a prompt."""
-    names = sorted(set(train["scenario_id"]))
-    members = {name: set(history["user_id"][history["scenario_id"] == name]) for name in names}
-    described = items.to_pandas().set_index("item_id")
-    words = next((f for f in fields if isinstance(described[f"f:{f}"].iloc[0], np.ndarray)), None)
-    rows: list[dict[str, Any]] = [_unknown_scenario()]
-    for number, name in enumerate(names, start=1):
-        here = history[history["scenario_id"] == name]
-        liked = here["item_id"][here["label"] > 0.5].value_counts()
-        liked = liked.sort_index().sort_values(ascending=False, kind="stable")
-        shared = {o: len(members[name] & members[o]) / max(len(members[name]), 1) for o in names if o != name}
-        rows.append(
-            {
-                "scenario": number,
-                "scenario_id": name,
-                "interactions": len(here),
-                "users": len(members[name]),
-                "items": here["item_id"].nunique(),
-                "positive_rate": float(here["label"].mean()) if len(here) else 0.0,
-                "shared_users": [{"scenario_id": o, "fraction": share} for o, share in shared.items()],
-                "categories": _top_values(described[f"f:{words}"].reindex(here["item_id"]), fields[words])
-                if words
-                else [],
-                "titles": [described["title"][item] for item in liked.index[:10]],
-            }
-        )
-    return pa.Table.from_pylist(rows, schema.SCENARIOS)
-
-
-def _unknown_scenario() -> dict[str, Any]:
-    numbers = dict.fromkeys(("scenario", "interactions", "users", "items"), 0)
-    lists: dict[str, list[Any]] = {"shared_users": [], "categories": [], "titles": []}
-    return {**numbers, "scenario_id": "", "positive_rate": 0.0, **lists}
-
-
-def _top_values(lists: "pd.Series[Any]", vocabulary: list[str]) -> list[str]:
-    """The five most frequent values in these rows."""
-    counts = Counter(number for row in lists for number in row)
-    return [vocabulary[number - 1] for number, _ in sorted(counts.items(), key=lambda p: (-p[1], p[0]))[:5]]
-
-
-def _histories(rows: pd.DataFrame, users: pa.Table, items: pa.Table) -> pa.Table:
-    """Liked titles of each user in each scenario, oldest first; most active users first."""
-    titles = dict(zip(items["item_id"].to_pylist(), items["title"].to_pylist(), strict=True))
-    rows = rows.assign(title=rows["item_id"].map(titles), user=_numbers(rows["user_id"], users["user_id"]).to_numpy())
-    activity = rows.groupby("user").size()
-    liked = rows[rows["label"] > 0.5].sort_values("order", kind="stable")
-    lists = liked.groupby(["user", "scenario_id"])["title"].agg(lambda t: list(t)[-MAX_TITLES:])
-    per_user: dict[int, list[dict[str, Any]]] = {user: [] for user in activity.index}
-    for (user, scenario), kept in lists.items():
-        per_user[user].append({"scenario_id": scenario, "titles": kept})
-    ordered = activity.sort_index().sort_values(ascending=False, kind="stable")
-    raw_ids = users["user_id"].to_pylist()
-    records = [
-        {"user": user, "user_id": raw_ids[user], "interactions": count, "history": per_user[user]}
-        for user, count in ordered.items()
-    ]
-    return pa.Table.from_pylist(records, schema.HISTORIES)
-
-
-def _seen(
-    rows: pd.DataFrame, histories: pa.Table, users: pa.Table, items: pa.Table
-) -> tuple[pa.Table, npt.NDArray[np.int64]]:
-    """The rows behind the histories, in their order; and the place there of each of `rows`."""
-    user = _numbers(rows["user_id"], users["user_id"]).to_numpy()
-    line = np.zeros(users.num_rows, np.int64)
-    line[histories["user"].to_numpy()] = np.arange(histories.num_rows)
-    in_order = np.lexsort((rows["order"].to_numpy(), line[user]))
-    place = np.empty(len(rows), np.int64)
-    place[in_order] = np.arange(len(rows))
-    item = _numbers(rows["item_id"], items["item_id"]).to_numpy()
-    columns = {"user": user, "item": item, "label": rows["label"].to_numpy(np.float32)}
-    columns["before"] = rows.groupby("user_id")["order"].rank("min").to_numpy(np.int64) - 1
-    return pa.table({name: column[in_order] for name, column in columns.items()}), place
+    return pd.Index(ids.to_pylist()[1:]).get_indexer(values).astype(np.int64) + 1

@@ -13,8 +13,10 @@ from llm4msr import schema, split, storage
 from llm4msr.catalogue import MAX_VALUES
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError, DataError, StorageError
-from llm4msr.prepare import MAX_TITLES, prepare, prepared, to_ask
+from llm4msr.histories import MAX_TITLES
+from llm4msr.prepare import prepare, prepared, to_ask
 from llm4msr.render import scenario_prompts, user_prompts
+from llm4msr.scenario_table import MAX_SHARED
 from llm4msr.storage import StageOutput
 from tests.unit.helpers import HEADER, config_of, interactions, write_csv, write_data
 
@@ -287,6 +289,23 @@ def test_statistics_of_scenarios(tmp_path: Path):
     assert (search["interactions"], search["users"], search["items"]) == (4, 2, 2)
     assert search["positive_rate"] == 0.25
     assert search["shared_users"] == [{"scenario_id": "home", "fraction": 0.5}]
+
+
+def test_of_many_scenarios_each_names_those_that_share_the_most_users(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    rows = [[f"u{rng.integers(60)}", f"i{rng.integers(20)}", f"s{rng.integers(50)}", 1, at, "tv"] for at in range(1500)]
+    output = prepare(config_of(write_data(tmp_path, rows, users=60)))
+    members: dict[str, set[str]] = {}
+    for user, _, scenario, *_ in rows[:1200]:
+        members.setdefault(scenario, set()).add(user)
+    for row in table(output, "scenarios").to_pylist()[1:]:
+        own = members[row["scenario_id"]]
+        share = {o: len(own & users) / len(own) for o, users in members.items() if o != row["scenario_id"]}
+        told = {other["scenario_id"]: other["fraction"] for other in row["shared_users"]}
+        assert list(told) == sorted(told)
+        assert len(told) == MAX_SHARED
+        assert told == {other: share[other] for other in told}
+        assert min(told.values()) >= max(part for other, part in share.items() if other not in told)
 
 
 def test_histories_hold_liked_titles_oldest_first_and_the_most_active_first(tmp_path: Path):
