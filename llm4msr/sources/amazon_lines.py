@@ -1,6 +1,7 @@
 """One line of Amazon's files: a review, or what is said of an item."""
 
 import ast
+import contextlib
 import html
 import itertools
 import json
@@ -62,6 +63,8 @@ def _record(line: bytes, or_literal: bool = False) -> dict[str, Any]:
         if not or_literal:
             raise ValueError(f"not JSON ({error.msg}, character {error.pos + 1})") from None
         record = _literal(line)
+    except ValueError:
+        raise ValueError("a number of too many digits") from None
     if not isinstance(record, dict):
         raise ValueError(f"a {type(record).__name__}, not an object")
     return record
@@ -111,7 +114,9 @@ def _text(value: Any) -> str:
         return ""
     if len(value) > MAX_TEXT:
         raise ValueError(f"{value!r:.60}; a title, category or brand has at most {MAX_TEXT} characters")
-    plain = " ".join(_TAG.sub(" ", html.unescape(value)).split())
+    with contextlib.suppress(ValueError):  # an entity of thousands of digits is no character
+        value = html.unescape(value)
+    plain = " ".join(_TAG.sub(" ", value).split())
     return plain.encode(errors="replace").decode()
 
 

@@ -22,7 +22,7 @@ from llm4msr.text import shortened
 _NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 _ZONE = r"[T ]\d\d.*(Z|[-+]\d\d(:?\d\d)?)$"
 _DECIMAL = pa.decimal128(38, 18)
-"""Numbers of a text keep 20 digits before the point and 18 behind it; with more, they are as exact as float64."""
+"""Numbers of a text below 1e20 keep 18 digits behind the point; others are as exact as float64."""
 _EXACT = {16: 1 << 11, 32: 1 << 24, 64: 1 << 53}
 """Whole numbers below it are exact in a floating-point column of so many bits."""
 
@@ -140,9 +140,11 @@ class Rows:
         if types.is_string(column.type):
             bad = pc.invert(pc.fill_null(pc.match_substring_regex(column, _NUMBER), False))
             self._refuse_where(bad, column, name, rule)
-            column = pc.utf8_trim_whitespace(column)
-            exact = _cast_if_exact(column, _DECIMAL)
-            shown, column = column, exact if exact is not column else column.cast(pa.float64())
+            shown, text = column, pc.utf8_trim_whitespace(column)
+            column = text.cast(pa.float64())
+            if len(text) and pc.max(pc.abs(column)).as_py() < 1e20:  # beyond, Arrow's decimals overflow in silence
+                exact = _cast_if_exact(text, _DECIMAL)
+                column = column if exact is text else exact
         elif types.is_temporal(column.type):
             raise DataError(f"{self.file}: column '{name}' holds {column.type}; expected numbers")
         else:

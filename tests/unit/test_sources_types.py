@@ -1,6 +1,7 @@
 """Types of columns: each that can be meant is read exactly; any other is refused by file, column and row or type."""
 
 import datetime as dt
+import random
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ PLAIN: dict[str, Any] = {
     "label": [1, 0, 1, 0],
     "ts": [1, 2, 3, 4],
 }
+KEYS = {"interactions": "rows.csv", "label": "label", "order": "ts"}
 TEXT_TYPES = [
     *(pa.string(), pa.large_string(), pa.string_view()),
     *(pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int8(), pa.large_string())),
@@ -222,6 +224,25 @@ def test_what_no_int64_holds_keeps_its_order(tmp_path: Path, given: list[int]):
     ],
 )
 def test_numbers_of_a_csv_keep_their_order_and_ties(tmp_path: Path, texts: list[str]):
+    assert ranks(order(read_csv(tmp_path, ts=texts))) == [2, 1, 2, 0]
+
+
+def test_any_numbers_of_a_csv_keep_their_order(tmp_path: Path):
+    rng = random.Random(5)
+    for exponent in range(-30, 41, 5):
+        digits = [str(rng.randrange(1, 10 ** rng.randint(1, 15))) for _ in range(200)]
+        texts = [f"{rng.choice('+- ')}{d}{rng.choice(('', '.5', '.'))}e{rng.randint(-3, 3) + exponent}" for d in digits]
+        table = {name: [values[0]] * 200 for name, values in PLAIN.items()} | {"ts": texts}
+        write_csv(tmp_path / "rows.csv", list(table), zip(*table.values(), strict=True))
+        read_order = order(
+            sources.read(SourceConfig.model_validate({"kind": "table", "path": str(tmp_path), "table": KEYS}))
+        )
+        assert ranks(read_order) == ranks([float(text) for text in texts])
+
+
+@pytest.mark.parametrize("digits", [17, 18, 19, 20, 21, 22, 38, 39, 76, 77, 300])
+def test_long_numbers_of_a_csv_keep_their_order(tmp_path: Path, digits: int):
+    texts = [f"{first}{'9' * (digits - 1)}" for first in (2, 1, 2)] + ["-1"]
     assert ranks(order(read_csv(tmp_path, ts=texts))) == [2, 1, 2, 0]
 
 
