@@ -155,7 +155,7 @@ function row(line, last) {
   const places = line.rank_without - line.rank_with;
   const words = places > 0 ? ["up", `▲ ${places}`] : places < 0 ? ["down", `▼ ${-places}`] : ["", "·"];
   const move = made("span", words[1], { class: `move ${words[0]}` });
-  move.append(made("span", places ? ` places ${words[0]} with knowledge` : " same place with knowledge", { class: "sr" }));
+  move.append(made("span", places ? ` places ${words[0]} with the levels` : " same place with the levels", { class: "sr" }));
   item.append(move);
   if (last !== undefined && last !== line.rank_with) item.classList.add("moved");
   return item;

@@ -64,11 +64,11 @@ class Line(BaseModel):
     rank_without: int
     rank_with: int
     change: float
-    """What knowledge adds to the logit."""
+    """What the levels add to the logit."""
 
 
 class Ranking(BaseModel):
-    """The candidates, best with knowledge first."""
+    """The candidates, best with the levels first."""
 
     lines: list[Line]
     knowledge: str
