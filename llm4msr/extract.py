@@ -154,7 +154,7 @@ def _build(config: Config, data: StageOutput, folder: UPath, asks: Reader) -> Bu
     files[drift.FILE] = storage.part_of(folder / drift.FILE)
     by_kind = {kind: total(one for one in sealed if one["kind"] == kind) for kind in asks.writes}
     rows = {kind: total["rows"] for kind, total in by_kind.items()}
-    width = _width(_parts(folder, files, "scenarios"))
+    width = _width(index.parts(folder, files, "scenarios"))
     info |= {"width": width, "scenario_width": width, "users": rows["users"], "kept": kept}
     info |= {"shards": len(done["vectors"]), "by_kind": by_kind}
     info |= {"users_without_likes": sum(one["empty"] for one in sealed)}
@@ -163,12 +163,12 @@ def _build(config: Config, data: StageOutput, folder: UPath, asks: Reader) -> Bu
         info |= {"forgotten": work.forgotten, "forget": len(forgotten(config))}
     if e.reads == "items":
         items = items_to_read(data.table("items.parquet", ["f:item_id"]))
-        pooled = pool_users(config, data, folder, items, _parts(folder, files, "items"))
+        pooled = pool_users(config, data, folder, items, index.parts(folder, files, "items"))
         files |= pooled
         info |= {
-            "users": sum(count for name, count in pooled.items() if "/users-" in name),
+            "users": sum(part.rows for name, part in pooled.items() if "/users-" in name),
             "items": rows["items"],
-            "width": _width(_parts(folder, pooled, "users")),
+            "width": _width(index.parts(folder, pooled, "users")),
         }
     failed = sum(one["empty"] + one["failed"] for one in sealed)
     return Built(files=files, rows=sum(rows.values()), failed=failed, skipped=skipped + kept, info=info)
@@ -179,22 +179,21 @@ def _next_version(folder: UPath) -> int:
     return 1 + max(map(increment.version_number, others), default=0)
 
 
-def _seal(folder: UPath, work: Work, written: dict[str, Part]) -> tuple[dict[str, int | Part], list[dict[str, Any]]]:
+def _seal(folder: UPath, work: Work, written: dict[str, Part]) -> tuple[dict[str, Part], list[dict[str, Any]]]:
     """Index all rows; gives back the version's files, and the rows of each index file by state."""
     new = defaultdict(list)
     for shard in work.shards:
         new[shard.todo].append(shard.name)
-    jobs = [at._asdict() | {"shards": new[at.file]} for at in work.buckets]
+    noted = {name.partition("/")[2]: part.digest for name, part in written.items()}
+    jobs = [
+        at._asdict() | {"shards": new[at.file], "checksums": [noted.get(name, "") for name in new[at.file]]}
+        for at in work.buckets
+    ]
     sealed = list(session.each(increment.seal, jobs, folder_uri=str(folder)))
-    files: dict[str, int | Part] = {one["file"]: Part.model_validate(one) for one in sealed}
+    files: dict[str, Part] = {one["file"]: Part.model_validate(one) for one in sealed}
     for name in sorted({name for one in sealed for name in one["own"]}):
         files[name] = written.get(name) or storage.part_of(folder / name)
     return files, sealed
-
-
-def _parts(folder: UPath, files: Mapping[str, int | Part], kind: str) -> list[str]:
-    rows = {name: part.rows if isinstance(part, Part) else part for name, part in files.items()}
-    return index.parts(folder, rows, kind)
 
 
 def _width(parts: list[str]) -> int:

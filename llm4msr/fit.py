@@ -57,7 +57,7 @@ class Data:
     def rows(self, part: str) -> RowReader:
         """Rows of `train`, `valid` or `test`."""
         name, context = f"{part}.parquet", [f.name for f in self.tables.fields if f.side == "context"]
-        return RowReader(self.prepared.folder / name, context, checksum=self.prepared.manifest.files[name].digest)
+        return RowReader(self.prepared.folder / name, context, checksum=self.prepared.checksum(name))
 
     def new_net(self, config: Config) -> RankerNet:
         """An untrained net; the same seed gives the same embeddings and backbone whatever knowledge is added."""

@@ -26,7 +26,7 @@ from llm4msr.index import NOTHING_LIKED, IndexFile
 from llm4msr.progress import track
 from llm4msr.render import items_to_read, render, window_name, windows
 from llm4msr.schema import INDEX
-from llm4msr.storage import StageOutput
+from llm4msr.storage import Manifest, StageOutput
 
 WINDOW_ROWS = 1 << 16
 
@@ -116,25 +116,43 @@ def unfinished(folder: UPath) -> Work | None:
 
 
 def with_index(root: UPath, there: Mapping[str, int]) -> dict[str, list[str]]:
-    """Name -> URIs of the index files of each version below `root`, the newest version first.
+    """Name -> parts that are the index files of each version below `root`, the newest version first.
 
     A version without a manifest counts too: its index files were written last, so what they name is there, or is
     looked for once more; thus a version with a lost or damaged file is mended by making it again.
     """
-    found: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for name in sorted(there):
         version, _, inner = name.partition("/")
         if IndexFile.of(inner):
-            found.setdefault(version, []).append(str(root / name))
-    return dict(sorted(found.items(), key=lambda item: version_number(root / item[0]), reverse=True))
+            names.setdefault(version, []).append(inner)
+    manifests = {version: _manifest(root / version) for version in names}
+    found = {
+        version: [index.part(root / version / name, _checksum(manifests[version], name)) for name in inner]
+        for version, inner in names.items()
+    }
+    return dict(sorted(found.items(), key=lambda item: _number(manifests[item[0]]), reverse=True))
 
 
 def version_number(version: UPath) -> int:
     """1, 2 and so on in the order in which versions were begun; 0 for one without a readable manifest."""
+    return _number(_manifest(version))
+
+
+def _manifest(version: UPath) -> Manifest | None:
     try:
-        return int(json.loads(storage.read_bytes(version / storage.MANIFEST))["info"].get("version", 0))
-    except (StorageError, ValueError, KeyError):
-        return 0
+        return Manifest.model_validate_json(storage.read_bytes(version / storage.MANIFEST))
+    except (StorageError, ValidationError):
+        return None
+
+
+def _number(manifest: Manifest | None) -> int:
+    number = manifest.info.get("version", 0) if manifest else 0
+    return number if isinstance(number, int) else 0
+
+
+def _checksum(manifest: Manifest | None, name: str) -> str:
+    return manifest.files[name].digest if manifest and name in manifest.files else ""
 
 
 def _render(
@@ -177,8 +195,7 @@ def _match(
     (at,) = (IndexFile(**row) for row in batch.to_pylist())
     work = storage.path(folder_uri) / "work"
     rows = pa.concat_tables(_bucket(work / "spill" / name, at) for name in spilled if name.startswith(f"{at.kind}-"))
-    versions = [[storage.path(uri) for uri in files] for files in bases]
-    kept = index.match(rows, at, versions, present)
+    kept = index.match(rows, at, bases, present)
     if len(kept):
         storage.write_table(work / "kept" / at.file, kept)
     left = rows.filter(pc.invert(pc.is_in(rows["key"], value_set=kept["key"]))).drop_columns(["hash"])
@@ -218,9 +235,12 @@ def seal(batch: pa.Table, folder_uri: str) -> pa.Table:
     folder, at = storage.path(folder_uri), IndexFile(job["kind"], job["bucket"], job["buckets"])
     kept = folder / "work" / "kept" / at.file
     tables = [storage.read_table(kept)] if kept.exists() else [INDEX.empty_table()]
-    for name in job["shards"]:
-        table = storage.read_table(folder / "vectors" / name, ["id", "raw_id", "fingerprint", "error"])
-        tables.append(index.entries(f"{folder.name}/vectors/{name}", table))
+    for name, noted in zip(job["shards"], job["checksums"], strict=True):
+        file = folder / "vectors" / name
+        checksum = noted or storage.digest_file(file)  # an earlier run wrote it, and ended before it noted anything
+        fix = storage.repair(folder, "extract", file)
+        table = storage.read_table(file, ["id", "raw_id", "fingerprint", "error"], fix, checksum)
+        tables.append(index.entries(f"{folder.name}/vectors/{name}", table, checksum))
     rows = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("row", "ascending")])
     own = [s for s in pc.unique(rows["shard"]).to_pylist() if s.startswith(f"{folder.name}/")]
     part = storage.write_table(folder / at.name, rows, index.PART_ROWS)

@@ -8,6 +8,7 @@ bucket in little memory, whatever their number of rows. Rows are known by raw id
 """
 
 import hashlib
+import json
 import math
 import re
 from collections import Counter
@@ -21,9 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
 
-from llm4msr import storage
+from llm4msr import stage_files, storage
 from llm4msr.errors import StorageError
 from llm4msr.schema import INDEX
+from llm4msr.storage import Part
+from llm4msr.text import shortened
 
 NOTHING_LIKED = "nothing liked before the cut"
 """The error of a row without a prompt. It is counted, but no retry can mend it, so it is no reason to stop."""
@@ -34,6 +37,9 @@ PART_ROWS = 8192
 BUCKET_ROWS = 1 << 16
 MOST_BUCKETS = 1 << 10
 """Rows of a bucket, until there are so many buckets; beyond that (67 million rows) the buckets grow."""
+
+CHECKSUMS = ".checksums.json"
+"""What is added to a shard's name for the file that `prune` writes beside it."""
 
 Hashes = npt.NDArray[np.uint64]
 
@@ -85,7 +91,7 @@ def states(errors: Iterable[str]) -> pa.Array:
     return pa.array([int(found.get(error, State.FAILED)) for error in errors], pa.int8())
 
 
-def entries(shard: str, table: pa.Table) -> pa.Table:
+def entries(shard: str, table: pa.Table, checksum: str) -> pa.Table:
     """Rows of `schema.INDEX` for a whole shard: its columns id, raw_id, fingerprint and error, and its metadata."""
     raw_ids = table["raw_id"].to_pylist()
     columns = {
@@ -93,6 +99,7 @@ def entries(shard: str, table: pa.Table) -> pa.Table:
         "hash": pa.array(hashes(raw_ids)),
         "key": keys(raw_ids, table["fingerprint"].to_pylist(), writes_of(table)),
         "shard": pa.array([shard] * len(table), pa.string()),
+        "checksum": pa.array([checksum] * len(table), pa.string()),
         "row": pa.array(np.arange(len(table)), pa.int32()),
         "state": states(table["error"].to_pylist()),
     }
@@ -135,13 +142,13 @@ class IndexFile(NamedTuple):
         return self.kind == other.kind and same
 
 
-def match(rows: pa.Table, wanted: IndexFile, versions: Sequence[Sequence[UPath]], present: pa.Array) -> pa.Table:
+def match(rows: pa.Table, wanted: IndexFile, versions: Sequence[Sequence[str]], present: pa.Array) -> pa.Table:
     """Rows of `schema.INDEX` for those of `rows` (id, hash, key) that a version holds already.
 
     Args:
         rows: all of the bucket `wanted`.
         wanted: the bucket.
-        versions: index files of each version, the one to ask first in front.
+        versions: parts that are index files of each version, the one to ask first in front.
         present: shards that are there; rows of others are not found.
     """
     found = [INDEX.empty_table()]
@@ -154,29 +161,66 @@ def match(rows: pa.Table, wanted: IndexFile, versions: Sequence[Sequence[UPath]]
         place = pc.index_in(rows["key"], value_set=known["key"])
         hit = pc.is_valid(place)
         mine = rows.filter(hit).select(["id", "hash", "key"])
-        theirs = known.take(pc.drop_null(place)).select(["shard", "row", "state"])
+        theirs = known.take(pc.drop_null(place)).select(["shard", "checksum", "row", "state"])
         joined = zip(mine.column_names + theirs.column_names, [*mine.columns, *theirs.columns], strict=True)
         found.append(pa.table(dict(joined)).cast(INDEX))
         rows = rows.filter(pc.invert(hit))
     return pa.concat_tables(found)
 
 
-def _bucket(files: Sequence[UPath], wanted: IndexFile) -> pa.Table:
+def _bucket(files: Sequence[str], wanted: IndexFile) -> pa.Table:
     """A version's rows that may lie in the bucket, without their dense ids."""
-    columns = ["key", "shard", "row", "state"]
-    chosen = [file for file in files if (at := IndexFile.of(f"index/{file.name}")) and at.overlaps(wanted)]
-    return pa.concat_tables([INDEX.empty_table().select(columns), *(storage.read_table(f, columns) for f in chosen)])
+    columns = ["key", "shard", "checksum", "row", "state"]
+    found = [INDEX.empty_table().select(columns)]
+    for file, checksum, _ in map(place, files):
+        if (at := IndexFile.of(f"index/{file.name}")) and at.overlaps(wanted):
+            found.append(rows_of(file, columns, checksum))
+    return pa.concat_tables(found)
 
 
-def parts(folder: UPath, rows: Mapping[str, int], kind: str) -> list[str]:
-    """Parts of at most `PART_ROWS` rows that together hold each row of a kind once; `rows` are those of each file.
+def rows_of(file: UPath, columns: Sequence[str], checksum: str = "") -> pa.Table:
+    """These columns of an index file; one of an older version gets the checksums that its shards have now."""
+    fix = storage.repair(file.parent.parent, "extract", file)
+    try:
+        return storage.read_table(file, list(columns), fix, checksum)
+    except StorageError:
+        table = storage.read_table(file, repair=fix, checksum=checksum)
+        if "checksum" in table.column_names:
+            raise
+    shards = table["shard"].to_pylist()
+    now = {shard: _checksum_now(file.parent.parent.parent, shard) for shard in set(shards)}
+    return table.append_column("checksum", pa.array([now[shard] for shard in shards], pa.string())).select(columns)
+
+
+def _checksum_now(root: UPath, shard: str) -> str:
+    try:
+        return storage.digest_file(root / shard) if stage_files.SHARD.fullmatch(shard) else ""
+    except StorageError:  # gone: its rows are asked anew
+        return ""
+
+
+def parts(folder: UPath, files: Mapping[str, Part], kind: str) -> list[str]:
+    """Parts of at most `PART_ROWS` rows that together hold each row of a kind once.
 
     Without an index, they are the shards of that kind in the folder.
     """
-    indexed = sorted(name for name in rows if name.startswith(f"index/{kind}-"))
+    indexed = sorted(name for name in files if name.startswith(f"index/{kind}-"))
     if indexed:
-        return [f"{folder / name}#{group}" for name in indexed for group in range(-(-rows[name] // PART_ROWS))]
-    return [str(folder / name) for name in sorted(rows) if name.rpartition("/")[2].startswith(f"{kind}-")]
+        groups = [(name, group) for name in indexed for group in range(-(-files[name].rows // PART_ROWS))]
+        return [part(folder / name, files[name].digest, str(group)) for name, group in groups]
+    shards = [name for name in sorted(files) if name.rpartition("/")[2].startswith(f"{kind}-")]
+    return [part(folder / name, files[name].digest) for name in shards]
+
+
+def part(file: UPath, checksum: str, group: str = "") -> str:
+    """A file of a version and one of its row groups (empty: all), as text for Ray's tables."""
+    return f"{file}#{checksum}#{group}"
+
+
+def place(part: str) -> tuple[UPath, str, str]:
+    """File, its checksum and the row group of a part."""
+    file, checksum, group = part.rsplit("#", 2)
+    return storage.path(file), checksum, group
 
 
 def read(part: str, columns: Sequence[str]) -> pa.Table:
@@ -185,13 +229,11 @@ def read(part: str, columns: Sequence[str]) -> pa.Table:
     Raises:
         StorageError: a shard is missing, damaged, or holds other rows than the version was made of.
     """
-    file, _, group = part.rpartition("#")
-    if not (file and group.isdigit()):
-        return storage.read_table(storage.path(part), list(columns))
-    where = storage.path(file)
-    version = where.parent.parent
-    with storage.open_parquet(where, storage.repair(version, "extract", where)) as parquet:
-        index = parquet.read_row_group(int(group))
+    file, checksum, group = place(part)
+    version = file.parent.parent
+    if not group:
+        return storage.read_table(file, list(columns), storage.repair(version, "extract", file), checksum)
+    index = read_entries(part)
     pieces = {shard: _rows(version, shard, rows, columns) for shard, rows in by_shard(index)}
     _refuse_other_widths(version, pieces)
     table = pa.concat_tables(pieces.values())
@@ -199,7 +241,7 @@ def read(part: str, columns: Sequence[str]) -> pa.Table:
 
 
 def lookup(
-    folder: UPath, rows: Mapping[str, int], kind: str, raw_ids: Sequence[str], columns: Sequence[str]
+    folder: UPath, files: Mapping[str, Part], kind: str, raw_ids: Sequence[str], columns: Sequence[str]
 ) -> pa.Table:
     """These columns and `raw_id` of the rows of these raw ids: reads their buckets, and the shards that they lie in.
 
@@ -210,18 +252,25 @@ def lookup(
     """
     wanted, value_set = hashes(raw_ids), pa.array(raw_ids, pa.large_string())
     chosen, found = ["raw_id", *columns], []
-    indexed = [at for name in sorted(rows) if (at := IndexFile.of(name)) and at.kind == kind]
+    indexed = [at for name in sorted(files) if (at := IndexFile.of(name)) and at.kind == kind]
     for at in indexed:
         here = wanted[bucket_of(wanted, at.buckets) == at.bucket]
         if len(here):
-            bucket = storage.read_table(folder / at.name, None, storage.repair(folder, "extract", folder / at.name))
+            bucket = read_entries(part(folder / at.name, files[at.name].digest))
             hits = bucket.filter(pc.is_in(bucket["hash"], value_set=pa.array(here))).sort_by("shard")
-            found += [_rows(folder, shard, part, chosen) for shard, part in by_shard(hits)]
+            found += [_rows(folder, shard, rows, chosen) for shard, rows in by_shard(hits)]
     if not indexed:
-        found = [storage.read_table(storage.path(part), chosen) for part in parts(folder, rows, kind)]
+        found = [read(shard, chosen) for shard in parts(folder, files, kind)]
     ours = [t.filter(pc.is_in(t["raw_id"].cast(pa.large_string()), value_set=value_set)) for t in found]
     empty = pa.table({name: pa.array([], pa.string()) for name in chosen})
     return pa.concat_tables(ours, promote_options="default") if ours else empty
+
+
+def read_entries(part: str, columns: list[str] | None = None) -> pa.Table:
+    """Rows of an index file, or of one of its row groups."""
+    file, checksum, group = place(part)
+    with storage.open_parquet(file, storage.repair(file.parent.parent, "extract", file), checksum) as parquet:
+        return parquet.read_row_group(int(group), columns) if group else parquet.read(columns)
 
 
 def _refuse_other_widths(version: UPath, pieces: Mapping[str, pa.Table]) -> None:
@@ -248,10 +297,16 @@ def by_shard(index: pa.Table) -> Iterator[tuple[str, pa.Table]]:
 
 
 def _rows(version: UPath, shard: str, index: pa.Table, columns: Sequence[str]) -> pa.Table:
+    if not stage_files.SHARD.fullmatch(shard):
+        raise StorageError(
+            f"{version / 'index'}: names '{shortened(shard)}', which is no shard; do not use this version"
+        )
     file = version.parent / shard
     repair = storage.repair(version, "extract", file)
     wanted = [name for name in columns if name != "id"]
-    table = storage.read_table(file, list(dict.fromkeys([*wanted, "raw_id", "fingerprint"])), repair)
+    table = read_shard(
+        file, list(dict.fromkeys([*wanted, "raw_id", "fingerprint"])), index["checksum"][0].as_py(), repair
+    )
     if pc.max(index["row"]).as_py() >= len(table):
         raise StorageError(f"{file}: {len(table)} rows, not all that {version} refers to; {repair}")
     writes, table = writes_of(table), table.take(index["row"])
@@ -261,3 +316,28 @@ def _rows(version: UPath, shard: str, index: pa.Table, columns: Sequence[str]) -
             f"{file}: other rows than {version} was made of, such as another model's or another prompt's; {repair}"
         )
     return table.select(wanted).replace_schema_metadata()
+
+
+def read_shard(file: UPath, columns: list[str] | None, checksum: str, repair: str) -> pa.Table:
+    """A shard's columns; its content is what an index says, or what `prune` has left of that since.
+
+    Raises:
+        StorageError: it is missing or damaged.
+    """
+    try:
+        return storage.read_table(file, columns, repair, checksum)
+    except StorageError:
+        history = checksums(file)
+        now = storage.digest_file(file) if checksum in history else ""
+        if now not in history:
+            raise
+        return storage.read_table(file, columns, repair, now)
+
+
+def checksums(shard: UPath) -> list[str]:
+    """Those that a shard has had, the oldest first, where `prune` has erased rows in it; else none."""
+    try:
+        found = json.loads(storage.read_bytes(shard.with_name(shard.name + CHECKSUMS)))
+    except (StorageError, ValueError, RecursionError):
+        return []
+    return [str(one) for one in found] if isinstance(found, list) else []

@@ -141,7 +141,7 @@ def user_parts(output: StageOutput) -> list[str]:
 
 def parts(output: StageOutput, kind: str) -> list[str]:
     """The same of `users`, `scenarios` or `items`."""
-    return index.parts(output.folder, {name: part.rows for name, part in output.manifest.files.items()}, kind)
+    return index.parts(output.folder, output.manifest.files, kind)
 
 
 def read_part(part: str) -> pa.Table:
@@ -214,7 +214,7 @@ def _write_past(output: StageOutput, width: int, folder: Path) -> None:
     where = parts(output, "past")
     if not where:
         return
-    rows = sum(output.manifest.files[f"pooled/{part.rpartition('/')[2]}"].rows for part in where)
+    rows = sum(output.manifest.files[f"pooled/{index.place(part)[0].name}"].rows for part in where)
     vectors_RZ = np.lib.format.open_memmap(folder / "past.npy", "w+", np.float16, (rows, width))
     known_R, user_R, at = np.zeros(rows, bool), np.zeros(rows, np.int64), 0
     for part in where:
@@ -236,12 +236,14 @@ def _fill(matrix: Halves, where: list[str]) -> npt.NDArray[np.bool_]:
         width = table["vector"].type.list_size
         if width != matrix.shape[1]:
             raise StorageError(
-                f"{part}: vectors of width {width}, expected {matrix.shape[1]}; it is another model's: "
+                f"{index.place(part)[0]}: vectors of width {width}, expected {matrix.shape[1]}; it is another model's: "
                 "delete it and its version's manifest.json, then run `llm4msr extract` again"
             )
         ids = table["id"].to_numpy()
         if len(ids) and ids.max() >= len(matrix):
-            raise StorageError(f"{part}: id {ids.max()} is beyond the {len(matrix) - 1} prepared ones; extract again")
+            raise StorageError(
+                f"{index.place(part)[0]}: id {ids.max()} is beyond the {len(matrix) - 1} prepared ones; extract again"
+            )
         good = good_rows(table)
         matrix[ids[good]] = vectors_of(table)[good]
         known[ids[good]] = True

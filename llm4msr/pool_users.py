@@ -18,11 +18,11 @@ from llm4msr.errors import StorageError
 from llm4msr.forget import forgotten
 from llm4msr.progress import track
 from llm4msr.render import slice_rows, user_windows, window_name
-from llm4msr.storage import StageOutput
+from llm4msr.storage import Part, StageOutput
 
 
-def pool_users(config: Config, data: StageOutput, folder: UPath, items: int, parts: list[str]) -> dict[str, int]:
-    """Write the pools of the items' vectors, which lie in `parts`; gives back each file's rows.
+def pool_users(config: Config, data: StageOutput, folder: UPath, items: int, parts: list[str]) -> dict[str, Part]:
+    """Write the pools of the items' vectors, which lie in `parts`; gives back what was written.
 
     Raises:
         StorageError: no item has a vector.
@@ -36,11 +36,11 @@ def pool_users(config: Config, data: StageOutput, folder: UPath, items: int, par
     todo = user_windows(config, len(counts))
     for shard in todo:  # where the users' rows lie in `seen`
         shard |= {"first": int(ends[shard["start"]] - counts[shard["start"]]), "last": int(ends[shard["stop"] - 1])}
-    done: dict[str, int] = {}
+    done: dict[str, Part] = {}
     settled = {"config": config, "data": data, "folder_uri": str(folder), "shared": shared}
     with track("pool", todo[-1]["stop"]) as progress:
         for result in session.each(_pool_window, todo, **settled):
-            done[result["file"]] = result["rows"]
+            done[result["file"]] = Part.model_validate(result)
             if result["file"].startswith("pooled/users"):
                 progress.advance(result["rows"])
     return done
@@ -67,7 +67,7 @@ def _item_vectors(config: Config, folder: UPath, items: int, parts: list[str]) -
 
 
 def _pool_window(batch: pa.Table, config: Config, data: StageOutput, folder_uri: str, shared: Any) -> pa.Table:
-    """One window's users, pooled and written; gives back the files and their rows."""
+    """One window's users, pooled and written; gives back the files and what was noted of them."""
     import ray
 
     (window,) = batch.to_pylist()
@@ -80,9 +80,8 @@ def _pool_window(batch: pa.Table, config: Config, data: StageOutput, folder_uri:
     if config.extract.point_in_time:
         wanted["past"] = past_rows(users, seen, gone_N.to_numpy(zero_copy_only=False), *items)
     files = {f"pooled/{window_name(window | {'kind': kind})}": rows for kind, rows in wanted.items()}
-    for name, rows in files.items():
-        storage.write_table(folder / name, rows)
-    return pa.table({"file": list(files), "rows": [len(rows) for rows in files.values()]})
+    written = [{"file": name} | storage.write_table(folder / name, rows).model_dump() for name, rows in files.items()]
+    return pa.Table.from_pylist(written)
 
 
 def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: pool.Floats, known_I: pool.Mask) -> pa.Table:

@@ -88,12 +88,13 @@ INDEX = pa.schema(
         ("hash", pa.uint64()),
         ("key", pa.binary(16)),
         ("shard", pa.string()),
+        ("checksum", pa.string()),
         ("row", pa.int32()),
         ("state", pa.int8()),
     ]
 )
 """Where a version's rows lie: `id` as this version numbers it; hash of the raw id; hash of the raw id with all that
-decides the row; shard as `<version>/vectors/<file>`, whoever wrote it; row in it; and its `State`."""
+decides the row; shard as `<version>/vectors/<file>`, whoever wrote it, and its checksum; row in it; and its `State`."""
 
 
 def knowledge(width: int) -> pa.Schema:

@@ -121,13 +121,19 @@ def write_table(file: UPath, table: pa.Table, rows_per_group: int = GROUP) -> "P
 
 def write_groups(file: UPath, groups: Sequence[pa.Table]) -> "Part":
     """Write a Parquet file of these row groups in one piece."""
+    data = parquet_bytes(groups)
+    write_bytes(file, data)
+    return Part(rows=sum(map(len, groups)), bytes=len(data), digest=digest(data))
+
+
+def parquet_bytes(groups: Sequence[pa.Table]) -> bytes:
+    """A Parquet file of these row groups."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, groups[0].schema, compression="zstd", write_page_checksum=True) as writer:
         for group in groups:
             writer.write_table(group, row_group_size=max(len(group), 1))
-    data = sink.getvalue().to_pybytes()
-    write_bytes(file, data)
-    return Part(rows=sum(map(len, groups)), bytes=len(data), digest=digest(data))
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def read_table(file: UPath, columns: list[str] | None = None, repair: str = _AGAIN, checksum: str = "") -> pa.Table:
@@ -282,14 +288,19 @@ class StageOutput:
     def __init__(self, folder: UPath, manifest: Manifest, reused: bool = False):
         self.folder, self.manifest, self.reused = folder, manifest, reused
 
+    def checksum(self, name: str) -> str:
+        """A file's checksum, as the manifest has it."""
+        if name not in self.manifest.files:
+            raise StorageError(f"{self.folder / MANIFEST}: does not name {name}; {self._repair(name)}")
+        return self.manifest.files[name].digest
+
     def read(self, name: str) -> bytes:
         """A file's content.
 
         Raises:
             StorageError: it is missing or damaged; so for all that read here.
         """
-        checksum, repair = self._checksum_of(name)
-        return read_bytes(self.folder / name, checksum, repair)
+        return read_bytes(self.folder / name, self.checksum(name), self._repair(name))
 
     def json(self, name: str) -> Any:
         """What a JSON file says."""
@@ -297,20 +308,14 @@ class StageOutput:
 
     def table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """A Parquet file's rows."""
-        checksum, repair = self._checksum_of(name)
-        return read_table(self.folder / name, columns, repair, checksum)
+        return read_table(self.folder / name, columns, self._repair(name), self.checksum(name))
 
     def parquet(self, name: str) -> pq.ParquetFile:
         """A Parquet file opened for reading row groups; close it after use."""
-        checksum, repair = self._checksum_of(name)
-        return open_parquet(self.folder / name, repair, checksum)
+        return open_parquet(self.folder / name, self._repair(name), self.checksum(name))
 
-    def _checksum_of(self, name: str) -> tuple[str, str]:
-        """A file's checksum, and what to do if the file has another."""
-        fix = repair(self.folder, self.manifest.stage, self.folder / name)
-        if name not in self.manifest.files:
-            raise StorageError(f"{self.folder / MANIFEST}: does not name {name}; {fix}")
-        return self.manifest.files[name].digest, fix
+    def _repair(self, name: str) -> str:
+        return repair(self.folder, self.manifest.stage, self.folder / name)
 
     def summary(self) -> dict[str, Any]:
         """The line that every verb prints last."""

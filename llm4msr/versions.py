@@ -1,8 +1,9 @@
 """Versions of the knowledge below one storage: listed, looked into, verified, and pruned. No Ray here."""
 
 import contextlib
+import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,14 +75,13 @@ def _part_with(output: StageOutput, raw_id: str) -> pa.Table:
     wanted = index.hashes([raw_id])
     columns = ["id", "raw_id", "prompt", "answer", "tokens", "error", "vector"]
     for part in knowledge.user_parts(output):
-        file, _, group = part.rpartition("#")
-        if file:
-            at = IndexFile.of(f"index/{storage.path(file).name}")
+        file, _, group = index.place(part)
+        if group:
+            at = IndexFile.of(f"index/{file.name}")
             if at is None or index.bucket_of(wanted, at.buckets)[0] != at.bucket:
                 continue
-            with storage.open_parquet(storage.path(file)) as parquet:
-                if wanted[0] not in parquet.read_row_group(int(group), ["hash"])["hash"].to_numpy():
-                    continue
+            if wanted[0] not in index.read_entries(part, ["hash"])["hash"].to_numpy():
+                continue
         table = index.read(part, columns)
         if pc.any(pc.equal(table["raw_id"], raw_id)).as_py():
             return table
@@ -176,6 +176,7 @@ def pruned(config: Config, keep: int = 1, unfinished: bool = False, dry_run: boo
     stay, go = _divide(config, keep, running)
     in_use = {f"{version.folder.name}/{name}" for version in stay for name in (MANIFEST, *version.manifest.files)}
     doomed = [name for name in there if name not in in_use and name.partition("/")[0] not in running]
+    doomed = [name for name in doomed if name.removesuffix(index.CHECKSUMS) not in {*doomed} - {name}]  # go with theirs
     shards = [name for name in doomed if "/vectors/" in name]
     others = sorted(set(doomed) - set(shards), key=lambda name: not name.endswith(f"/{MANIFEST}"))
     freed = sum(there[name] for name in others)
@@ -185,12 +186,17 @@ def pruned(config: Config, keep: int = 1, unfinished: bool = False, dry_run: boo
             (root / name).unlink()
         for version in go:
             _forget_cache(version)
-    indexes = [name for name in in_use if "/index/" in name]
-    indexes += [name for name in there if "/work/kept/" in name and name.partition("/")[0] in running]
+    indexes = {name: "" for name in there if "/work/kept/" in name and name.partition("/")[0] in running}
+    for version in stay:
+        own = {f"{version.folder.name}/{name}": part.digest for name, part in version.manifest.files.items()}
+        indexes |= {name: checksum for name, checksum in own.items() if "/index/" in name}
     for bucket, names in _by_bucket(shards).items():
         live = _live_rows(root, bucket, indexes)
         for name in names:
-            freed += _erase(root / name, live.get(name, np.array([], np.int32)), there[name], dry_run)
+            rows, checksum = live.get(name, (np.array([], np.int32), ""))
+            if not len(rows) and not dry_run and name + index.CHECKSUMS in there:
+                (root / (name + index.CHECKSUMS)).unlink()
+            freed += _erase(root / name, rows, checksum, there[name], dry_run)
     names_of = {"kept": stay, "removed": go}
     report = {key: [version.folder.name for version in some] for key, some in names_of.items()}
     return report | {"unfinished": sorted(running), "freed": freed, "dry_run": dry_run}
@@ -230,20 +236,27 @@ def _by_bucket(shards: Sequence[str]) -> dict[IndexFile, list[str]]:
     return found
 
 
-def _live_rows(root: UPath, bucket: IndexFile, indexes: Sequence[str]) -> dict[str, npt.NDArray[np.int32]]:
-    """Shard -> its rows that a bucket's index files refer to."""
+Rows = npt.NDArray[np.int32]
+
+
+def _live_rows(root: UPath, bucket: IndexFile, indexes: Mapping[str, str]) -> dict[str, tuple[Rows, str]]:
+    """Shard -> its rows that a bucket's index files refer to, and its checksum there; `indexes` have theirs beside."""
     files = [
         name for name in indexes if (at := IndexFile.of(f"index/{name.rpartition('/')[2]}")) and at.overlaps(bucket)
     ]
-    tables = [storage.read_table(root / name, ["shard", "row"]) for name in files]
+    tables = [index.rows_of(root / name, ["shard", "checksum", "row"], indexes[name]) for name in files]
     if not tables:
         return {}
     rows = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("row", "ascending")])
-    return {shard: np.unique(part["row"].to_numpy()) for shard, part in index.by_shard(rows)}
+    found = index.by_shard(rows)
+    return {shard: (np.unique(part["row"].to_numpy()), part["checksum"][0].as_py()) for shard, part in found}
 
 
-def _erase(shard: UPath, live: npt.NDArray[np.int32], size: int, dry_run: bool) -> int:
-    """Delete a shard, or all in its rows that are not `live`; rows keep their places. Gives back the bytes freed."""
+def _erase(shard: UPath, live: Rows, checksum: str, size: int, dry_run: bool) -> int:
+    """Delete a shard, or all in its rows that are not `live`; rows keep their places. Gives back the bytes freed.
+
+    Indexes go on to name the checksum that they know, so the new one is noted beside the shard, and before it changes.
+    """
     if not len(live):
         if not dry_run:
             shard.unlink()
@@ -251,11 +264,15 @@ def _erase(shard: UPath, live: npt.NDArray[np.int32], size: int, dry_run: bool) 
     with storage.open_parquet(shard) as parquet:
         if parquet.metadata.num_rows == len(live):
             return 0
-        table = parquet.read()
+    table = index.read_shard(shard, None, checksum, "delete it, and `llm4msr extract` asks anew for its rows")
     alive = np.isin(np.arange(len(table)), live)
     if dry_run or set(table["error"].filter(pa.array(~alive)).to_pylist()) == {PRUNED}:
         return 0
-    return size - storage.write_table(shard, _blanked(table, alive)).bytes
+    data = storage.parquet_bytes([_blanked(table, alive)])
+    history = [*(index.checksums(shard) or [checksum]), storage.digest(data)]
+    storage.write_bytes(shard.with_name(shard.name + index.CHECKSUMS), json.dumps(history).encode())
+    storage.write_bytes(shard, data)
+    return size - len(data)
 
 
 def _blanked(table: pa.Table, alive: npt.NDArray[np.bool_]) -> pa.Table:

@@ -308,8 +308,7 @@ def test_users_pooled_from_items_have_no_prompt_and_are_explained_all_the_same(t
             blank = pa.array([""] * len(table))
             for column in ("prompt", "answer"):
                 table = table.set_column(table.column_names.index(column), column, blank)
-            storage.write_table(store.folder / name, table)
-            store.manifest.files[name].bytes = (store.folder / name).stat().st_size
+            store.manifest.files[name] = storage.write_table(store.folder / name, table)
     storage.write_bytes(store.folder / "manifest.json", store.manifest.model_dump_json().encode())
     publish_trained(config)
     page = html_of(explain(config))

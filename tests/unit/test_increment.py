@@ -63,7 +63,8 @@ def make(
         for shard in shards:
             write_shard(folder, shard, failed)
             files[f"vectors/{shard['name']}"] = shard["rows"]
-        (one,) = increment.seal(table_of(at | {"shards": [s["name"] for s in shards]}), str(folder)).to_pylist()
+        job = at | {"shards": [s["name"] for s in shards], "checksums": [""] * len(shards)}
+        (one,) = increment.seal(table_of(job), str(folder)).to_pylist()
         files[one["file"]] = one["rows"]
         kept, asked = kept + done["kept"], asked + sum(shard["rows"] for shard in shards)
     info = {"width": WIDTH, "kept": kept, "asked": asked, "version": len(bases) + 1}
@@ -192,6 +193,18 @@ def two_versions(world: World, tmp_path: Path) -> tuple[StageOutput, UPath]:
 REPAIR = r"delete .*{name} and .*two/manifest\.json, then run `llm4msr extract` again: it asks anew for the rows"
 
 
+def noted_again(output: StageOutput) -> StageOutput:
+    """The version with the checksums that its files and the shards that it refers to have now."""
+    for name in output.manifest.files:
+        file = output.folder / name
+        if name.startswith("index/"):
+            table = storage.read_table(file)
+            now = [storage.digest_file(output.folder.parent / shard) for shard in table["shard"].to_pylist()]
+            storage.write_table(file, table.set_column(table.column_names.index("checksum"), "checksum", pa.array(now)))
+        output.manifest.files[name] = storage.part_of(file)
+    return output
+
+
 def refused(output: StageOutput, shard: UPath, what: str) -> None:
     with pytest.raises(StorageError, match=rf"{shard.name}: .*{what}.*" + REPAIR.format(name=shard.name)):
         users(output)
@@ -200,7 +213,7 @@ def refused(output: StageOutput, shard: UPath, what: str) -> None:
 def test_a_truncated_shard_is_refused(two_versions: tuple[StageOutput, UPath]):
     output, shard = two_versions
     shard.write_bytes(shard.read_bytes()[:-30])
-    refused(output, shard, "not a readable Parquet file")
+    refused(output, shard, "damaged, its content is not what its checksum says")
 
 
 def test_a_missing_shard_is_refused(two_versions: tuple[StageOutput, UPath]):
@@ -212,7 +225,8 @@ def test_a_missing_shard_is_refused(two_versions: tuple[StageOutput, UPath]):
 def test_a_shard_with_too_few_rows_is_refused(two_versions: tuple[StageOutput, UPath]):
     output, shard = two_versions
     storage.write_table(shard, storage.read_table(shard).slice(0, 1))
-    refused(output, shard, "1 rows, not all that")
+    refused(output, shard, "damaged, its content is not what its checksum says")
+    refused(noted_again(output), shard, "1 rows, not all that")
 
 
 def test_another_models_shard_is_refused(two_versions: tuple[StageOutput, UPath]):
@@ -221,7 +235,7 @@ def test_another_models_shard_is_refused(two_versions: tuple[StageOutput, UPath]
     foreign = [prompts.fingerprint(text, "another last float32") for text in table["prompt"].to_pylist()]
     at = table.column_names.index("fingerprint")
     storage.write_table(shard, table.set_column(at, "fingerprint", pa.array(foreign)))
-    refused(output, shard, "other rows than .*such as another model's")
+    refused(noted_again(output), shard, "other rows than .*such as another model's")
 
 
 def test_a_shard_of_another_width_is_refused(two_versions: tuple[StageOutput, UPath]):
@@ -229,7 +243,7 @@ def test_a_shard_of_another_width_is_refused(two_versions: tuple[StageOutput, UP
     table = storage.read_table(shard)
     wide = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(len(table) * 9, np.float16)), 9)
     storage.write_table(shard, table.set_column(table.column_names.index("vector"), "vector", wide))
-    refused(output, shard, "9 numbers in a vector")
+    refused(noted_again(output), shard, "9 numbers in a vector")
 
 
 # --- pieces -------------------------------------------------------------------------------------------------------
