@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from llm4msr import cli_knowledge, storage
+from llm4msr import cli_knowledge
 from llm4msr import config as configs
 from llm4msr.cli_options import ConfigPath, DryRun, Overrides
 from llm4msr.config import Config
@@ -160,7 +160,7 @@ def _flat(found: dict[str, Any]) -> dict[str, Any]:
 
 def _shown(output: StageOutput) -> StageOutput:
     if output.manifest.stage == "evaluate":
-        print(f"\n{storage.read_bytes(output.folder / 'table.md').decode()}")
+        print(f"\n{output.read('table.md').decode()}")
     return output
 
 

@@ -175,8 +175,9 @@ def texts(output: StageOutput, kind: str = "scenarios") -> list[dict[str, Any]]:
 
 def texts_of(output: StageOutput, raw_ids: Sequence[str]) -> list[dict[str, Any]]:
     """The same of these users alone; who was not asked about is not there."""
-    rows = {name: part.rows for name, part in output.manifest.files.items()}
-    return index.lookup(output.folder, rows, "users", raw_ids, ["prompt", "answer", "error"]).to_pylist()
+    return index.lookup(
+        output.folder, output.manifest.files, "users", raw_ids, ["prompt", "answer", "error"]
+    ).to_pylist()
 
 
 def cache_of(output: StageOutput) -> Path:
