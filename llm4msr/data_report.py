@@ -130,7 +130,8 @@ def _scenarios(report: DataReport) -> str:
 
 
 def _described(described: Described) -> str:
-    named = f"{described.ids - described.missing:,} of {described.ids:,} are described in {shortened(described.file)}"
+    file = described.file if len(described.file) <= 40 else f"…{described.file[-39:]}"
+    named = f"{described.ids - described.missing:,} of {described.ids:,} are described in {file}"
     if not described.missing:
         return named
     return f"{named}; others, in {described.missing_rows:,} rows, such as {', '.join(described.examples)}"

@@ -50,10 +50,12 @@ def _titles(report: DataReport, config: Config) -> Iterator[str]:
 def _title_remedy(config: Config) -> str:
     if config.source.kind == "amazon" and not config.source.amazon.meta:
         return "Set source.amazon.meta = true"
+    columns = config.source.table
     if config.source.kind != "table":
         return "Their text is missing in the source"
-    key = "title" if config.source.table.items else "items (a file) and title (its column)"
-    return f"Name source.table.{key}"
+    if columns.items and columns.title:
+        return f"Describe all items in {columns.items}, and fill its column '{columns.title}'"
+    return f"Name source.table.{'title' if columns.items else 'items (a file) and title (its column)'}"
 
 
 def _paths(report: DataReport, config: Config) -> Iterator[str]:

@@ -326,9 +326,11 @@ def test_a_category_that_never_splits_is_told(tmp_path: Path, path: str, remedy:
 
 def test_titles_that_are_ids_or_codes_are_told(tmp_path: Path):
     blank = [[row[0], row[1] if i % 3 else "", *row[2:]] for i, row in enumerate(described())]
-    the_warning(write(tmp_path / "blank", healthy(), blank), "14 of 40 items have no title", "source.table.title")
+    the_warning(write(tmp_path / "blank", healthy(), blank), "14 of 40 items have no title", "fill its column 'title'")
     codes = [[row[0], f"SKU-{1000 + i}", *row[2:]] for i, row in enumerate(described())]
     the_warning(write(tmp_path / "codes", healthy(), codes), "40 of 40 titles look like codes", "'SKU-10")
+    unnamed = write(tmp_path / "unnamed", healthy(), table={"title": ""})
+    the_warning(unnamed, "40 of 40 items have no title", "Name source.table.title")
     bare = {"items": "", "title": "", "category": "", "item_features": []}
     the_warning(write(tmp_path / "bare", healthy(), table=bare), "40 of 40 items have no title", "items (a file)")
 
