@@ -116,6 +116,8 @@ class Rows:
             )
         if types.is_string(column.type):
             self._attempt(column, name, lambda part: part.validate(full=True), "expected text in UTF-8")
+        if types.is_decimal32(column.type) or types.is_decimal64(column.type):
+            return column.cast(pa.decimal128(38, column.type.scale))
         return column.cast(pa.float32()) if types.is_float16(column.type) else column
 
     def _text(self, column: pa.ChunkedArray, name: str, is_id: bool = False) -> pa.ChunkedArray:

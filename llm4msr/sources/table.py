@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
 
-from llm4msr import schema, storage
+from llm4msr import arrow_files, schema, storage
 from llm4msr.config import SourceConfig, TableColumns
-from llm4msr.errors import DataError
+from llm4msr.errors import DataError, StorageError
 from llm4msr.s3 import FAULTS
 from llm4msr.sources.base import RawData, file_fingerprint, refuse_duplicates
 from llm4msr.sources.columns import Rows, refuse_missing
@@ -90,15 +90,18 @@ def _features(rows: Rows, names: tuple[str, ...]) -> dict[str, pa.ChunkedArray |
 def _read_file(file: UPath, wanted: Sequence[str], delimiter: str) -> Rows:
     """The wanted columns: of a CSV as text, of a Parquet file as they are."""
     wanted = list(dict.fromkeys(wanted))
-    if file.suffix != ".parquet":
+    if file.suffix.lower() != ".parquet":
         return Rows(pa.concat_tables(rows.table for rows in csv_rows(file, wanted, delimiter)), file)
-    with storage.open_parquet(file, "write it again, or take another file") as parquet:
-        for name in wanted:
-            refuse_missing(name, parquet.schema_arrow.names, file)
-        try:
+    filesystem, inner = storage.arrow_filesystem(file)
+    try:
+        with arrow_files.parquet_file(filesystem.open_input_file(inner)) as parquet:
+            for name in wanted:
+                refuse_missing(name, parquet.schema_arrow.names, file)
             table = parquet.read(wanted)
-        except (pa.ArrowException, *FAULTS) as error:
-            raise DataError(f"{file}: not readable as Parquet: {error}") from None
+    except (FileNotFoundError, PermissionError) as error:
+        raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check source.path and access") from None
+    except (pa.ArrowException, *FAULTS) as error:
+        raise DataError(f"{file}: not readable as Parquet: {error}") from None
     if not table.num_rows:
         raise DataError(f"{file}: no rows")
     return Rows(table, file)

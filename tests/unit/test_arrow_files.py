@@ -108,7 +108,7 @@ def test_every_reader_of_ours_says_so_with_the_file(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"ours\.parquet: .*a column has an Arrow extension type"):
         storage.part_of(ours)
     with pytest.raises(DataError, match=r"theirs\.parquet: .*a column has an Arrow extension type"):
-        source_table._read_file(theirs)
+        source_table._read_file(theirs, ["id"], "")
     assert READ == []
 
 

@@ -218,8 +218,8 @@ def test_a_column_name_that_stands_twice_is_refused(tmp_path: Path):
         ("rows.csv", b"user_id,item_id,scenario,label,ts\nu\xff,i,s,1,1\n", "the encoding is not UTF-8 .line 2"),
         ("rows.csv.gz", b"user_id,item_id\n", "cannot be read to its end"),
         ("rows.csv.gz", gzip.compress(b"user_id,item_id\na,b\n" * 99)[:-20], "cannot be read to its end"),
-        ("rows.parquet", b"PAR1 nonsense PAR1", "not a readable Parquet file"),
-        ("rows.parquet", b"user_id,item_id\n", "not a readable Parquet file"),
+        ("rows.parquet", b"PAR1 nonsense PAR1", "not readable as Parquet"),
+        ("rows.parquet", b"user_id,item_id\n", "not readable as Parquet"),
         ("rows.parquet", damaged_parquet(), "not readable as Parquet"),
     ],
 )
