@@ -8,8 +8,9 @@ import hashlib
 import os
 import shutil
 import tempfile
+import weakref
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from filelock import FileLock
 
@@ -24,11 +25,11 @@ _DAMAGED = "{}: damaged, its checksum is not the manifest's; {} again"
 
 
 class LocalOutput(NamedTuple):
-    """An output and its files here. A copy stays as long as its `hold` is open, which the garbage collector closes."""
+    """An output and its files here. A copy stays here as long as somebody has its `hold`."""
 
     folder: Path
     output: StageOutput
-    hold: IO[bytes] | None
+    hold: "_Hold | None"
 
 
 def on_this_machine(uri: str, stage: str = "export") -> LocalOutput:
@@ -77,7 +78,7 @@ def _copied(output: StageOutput) -> LocalOutput:
         with cache.writes(folder):
             folder.parent.mkdir(exist_ok=True)
             with FileLock(folder.parent / ".lock"):
-                hold = _hold(folder)
+                hold = _Hold(folder)
                 if not folder.exists():
                     _copy(output, folder)
                 os.utime(folder)
@@ -101,26 +102,23 @@ def _copy(output: StageOutput, folder: Path) -> None:
                     state.update(chunk)
                     here.write(chunk)
             if state.hexdigest() != part.digest:
-                stage = output.manifest.stage
-                raise StorageError(
-                    f"{output.folder / name}: damaged, its checksum is not the manifest's; {stage} again"
-                )
+                raise StorageError(_DAMAGED.format(output.folder / name, output.manifest.stage))
         new.rename(folder)
 
 
-def _hold(folder: Path, how: int = fcntl.LOCK_SH) -> IO[bytes]:
-    """A lock beside the copy, which says that it is in use until it is closed, or its process ends.
+class _Hold:
+    """A lock beside a copy, which says that it is in use as long as this object or its process lives."""
 
-    Raises:
-        BlockingIOError: somebody else holds one, and both cannot be.
-    """
-    lock = (folder.parent / f".{folder.name}.use").open("ab")
-    try:
-        fcntl.flock(lock, how | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise
-    return lock
+    def __init__(self, folder: Path, how: int = fcntl.LOCK_SH):
+        """Take the lock.
+
+        Raises:
+            BlockingIOError: somebody else holds one, and both cannot be.
+        """
+        self.file = folder.parent / f".{folder.name}.use"
+        handle = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o660)
+        weakref.finalize(self, os.close, handle)
+        fcntl.flock(handle, how | fcntl.LOCK_NB)
 
 
 def _evict(copies: Path) -> None:
@@ -128,9 +126,8 @@ def _evict(copies: Path) -> None:
     by_age = sorted((f for f in copies.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime)
     for old in by_age[:-COPIES_KEPT]:
         try:
-            lock = _hold(old, fcntl.LOCK_EX)
+            lock = _Hold(old, fcntl.LOCK_EX)
         except BlockingIOError:
             continue
         shutil.rmtree(old, ignore_errors=True)
-        Path(lock.name).unlink(missing_ok=True)
-        lock.close()
+        lock.file.unlink(missing_ok=True)

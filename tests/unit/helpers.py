@@ -269,3 +269,11 @@ def _said(rows: Sequence[dict[str, Any]], vectors: np.ndarray) -> pa.Table:
     for name, values in said.items():
         table = table.set_column(table.column_names.index(name), name, pa.array(values, pa.string()))
     return table
+
+
+def flipped(file: Path, rng: random.Random) -> None:
+    """Turn over one bit of a file, drawn at random."""
+    data = bytearray(file.read_bytes())
+    at = rng.randrange(8 * len(data))
+    data[at // 8] ^= 1 << at % 8
+    file.write_bytes(data)
