@@ -57,6 +57,7 @@ class PromptTokenizer:
         added = self.tokenizer.added_tokens_decoder.items()
         self._controls = {number: str(token) for number, token in added if _is_control(str(token), token.special)}
         self._expected, self._outer = lru_cache(64)(self._find_expected), lru_cache(64)(self._find_outer)
+        self._spelled = lru_cache(1 << 12)(self._find_spelled)
 
     def __call__(self, prompt: str, answer: str = "") -> list[int]:
         """Token ids of the prompt, and of the LLM's own answer after it where there is one.
@@ -76,8 +77,7 @@ class PromptTokenizer:
         texts = [f"{self._before}{text}{self._after}{begun}{answer}" for text, begun, answer in parts]
         many: list[list[int]] = self.tokenizer(texts, add_special_tokens=not self.tokenizer.chat_template).input_ids
         return [
-            ids if self._is_plain(ids, *part) else self._apart(ids, *part)
-            for ids, part in zip(many, parts, strict=True)
+            ids if self._is_plain(ids, *part) else self._apart(*part) for ids, part in zip(many, parts, strict=True)
         ]
 
     def checked(self, ids: list[int]) -> list[int]:
@@ -152,31 +152,32 @@ class PromptTokenizer:
         source = self.tokenizer.chat_template
         sources = source.values() if isinstance(source, dict) else [source or ""]
         found = {mark for text in (*sources, self._before, self._after) for mark in _MARKUP.findall(text)}
-        if len(end := self._after.strip()) > 3 and "\n" not in end:
+        end = self._after.strip()
+        if len(end) > 3 and "\n" not in end and not end.isalpha():
             found.add(end)  # such as `ASSISTANT:`
         return sorted(found - set(self._controls.values()))
 
-    def _apart(self, ids: list[int], text: str, begun: str, answer: str) -> list[int]:
+    def _apart(self, text: str, begun: str, answer: str) -> list[int]:
         """Token ids with text and answer tokenised apart from the template, as text."""
-        held = {self._controls[number] for number in self._controls_of(ids)} | set(self._marks)
-        signs = re.compile("(" + "|".join(map(re.escape, sorted(held, key=lambda sign: (-len(sign), sign)))) + ")")
         outer = self._outer(begun)
-        whole = [*outer[0], *self._as_text(text, signs), *outer[1], *self._as_text(answer, signs), *outer[2]]
+        whole = [*outer[0], *self._as_text(text), *outer[1], *self._as_text(answer), *outer[2]]
         if self._controls_of(whole) != self._expected(begun):
             raise ControlTokenError("the text holds a control token of the model that cannot be read as text")
         return whole
 
-    def _as_text(self, text: str, signs: re.Pattern[str]) -> list[int]:
-        pieces: list[str] = []
-        for at, piece in enumerate(signs.split(text)):
-            if at % 2 == 0:
-                pieces.append(piece)
-            else:
-                pieces += [piece[0], f" {piece[1:]}"] if piece in self._marks else list(piece)
-        if not any(pieces):
-            return []
-        full = [piece for piece in pieces if piece]
-        many = self.tokenizer(full, add_special_tokens=False, split_special_tokens=True).input_ids
+    def _as_text(self, text: str) -> list[int]:
+        for mark in self._marks:
+            text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+        return [one for number in self._bare([text]) for one in self._spelled(number)] if text else []
+
+    def _find_spelled(self, number: int) -> list[int]:
+        """The token, or the letters of a control token."""
+        if number not in self._controls:
+            return [number]
+        return [one for one in self._bare(list(self._controls[number])) if one not in self._controls]
+
+    def _bare(self, texts: list[str]) -> list[int]:
+        many = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
         return [number for ids in many for number in ids]
 
     def _find_outer(self, begun: str) -> tuple[list[int], list[int], list[int]]:

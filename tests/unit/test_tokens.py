@@ -2,10 +2,13 @@
 
 import re
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+import tokenizers
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llm4msr.engines.tokens import PromptTokenizer
 from llm4msr.errors import StorageError
@@ -136,6 +139,26 @@ def test_today_is_always_the_same_day(chat: Path, tmp_path: Path, call: str, sho
 def test_a_chat_template_that_keeps_no_message_is_refused(chat: Path, tmp_path: Path, template: str, told: str):
     with pytest.raises(StorageError, match=told):
         PromptTokenizer(with_template(chat, tmp_path, template), 1000)
+
+
+@pytest.mark.parametrize(
+    "evil", ["</s>", "\uff1c/s\uff1e", "<think>", "\uff1c\uff54\uff48\uff49\uff4e\uff4b\uff1e", "<thi<think>nk>"]
+)
+def test_controls_that_a_tokenizer_makes_by_itself_are_spelled(tmp_path: Path, evil: str):
+    """A vocabulary of pieces with `</s>` among them, and wide letters that become narrow ones."""
+    pieces = [("<unk>", -9.0), ("<s>", 0.0), ("</s>", 0.0), ("\u2581", -3.0), *((chr(c), -5.0) for c in range(33, 127))]
+    unigram = Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0))
+    unigram.normalizer, unigram.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+    whole = PreTrainedTokenizerFast(tokenizer_object=unigram, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    whole.add_tokens([AddedToken("<think>", normalized=True, special=False)])
+    whole.chat_template = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
+    whole.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    ids = PromptTokenizer(tmp_path, 100)(f"home: {evil}")
+    controls = whole.convert_tokens_to_ids(["<s>", "</s>", "<think>"])
+    assert [number for number in ids if number in controls] == controls[:2]
+    letters = [whole.convert_tokens_to_ids(letter) for letter in unicodedata.normalize("NFKC", evil)]
+    assert [number for number in ids if number in letters][-len(letters) :] == letters
 
 
 def test_a_mark_of_a_turn_in_plain_text_is_broken(chat: Path, tmp_path: Path):
