@@ -62,7 +62,7 @@ def refuse_failed_rows(config: Config, out: StageOutput) -> None:
 
 def total(sealed: Iterable[dict[str, Any]]) -> dict[str, int]:
     """Rows of one kind by how they ended."""
-    total = Counter({"rows": 0, "failed": 0, "empty": 0})
+    counts = Counter({"rows": 0, "failed": 0, "empty": 0})
     for one in sealed:
-        total.update({name: one[name] for name in total})
-    return dict(total)
+        counts.update({name: one[name] for name in counts})
+    return dict(counts)

@@ -31,7 +31,7 @@ def check_model(folder: Path) -> None:
         if _begins(file, _POINTER):
             raise StorageError(f"{file}: a git-lfs pointer, not the file itself; run `git lfs pull` in its folder")
     for file in there:
-        if file.suffix == ".json":
+        if file.suffix == ".json" and file.parent == folder:
             _json(file)
     if not any((folder / name).exists() for name in _VOCABULARIES) and not list(folder.glob("*.tiktoken")):
         raise StorageError(f"{folder}: no tokenizer; copy the model's tokenizer.json or tokenizer.model there")

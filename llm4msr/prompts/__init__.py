@@ -22,8 +22,9 @@ from llm4msr.errors import ConfigError
 
 MAX_TITLE = 80
 """Characters kept of a title, a category or a scenario's name; shop titles can run to hundreds."""
-NEAREST = 8
-"""Other scenarios that a scenario's prompt names, those with the most users in common; the rest is counted."""
+ALL_NAMED, NEAREST = 20, 8
+"""Up to so many scenarios a scenario's prompt names all; of more, those with the most users in common, and the rest is
+counted."""
 MAX_TITLES, MAX_CATEGORIES = 10, 5
 """Of a scenario's prompt."""
 CHARACTERS_PER_TOKEN = 3
@@ -115,12 +116,11 @@ def scenario_prompt(
 
 def _scenario_prompt(instruction: Template, scenario: Mapping[str, Any], names: Sequence[str], part: float) -> str:
     own, shared = scenario["scenario_id"], {s["scenario_id"]: s["fraction"] for s in scenario["shared_users"]}
-    named = [name for name in names if name != own]
-    rest = sorted(named, key=lambda name: (-shared.get(name, 0.0), name))[round(NEAREST * part) :]
-    if rest:
-        gone = set(rest)
-        named = sorted((name for name in named if name not in gone), key=lambda name: (-shared.get(name, 0.0), name))
-    told = [own, *named] if rest else names
+    named, rest, told = [name for name in names if name != own], list[str](), names
+    if len(names) > ALL_NAMED or part < 1:
+        nearest = sorted(named, key=lambda name: (-shared.get(name, 0.0), name))
+        named, rest = nearest[: round(NEAREST * part)], nearest[round(NEAREST * part) :]
+        told = [own, *named]
     shares = [f"{cleaned([name])[0]} {100 * shared[name]:.0f}%" for name in named if name in shared]
     if rest and shared:
         most = max(shared.get(name, 0.0) for name in rest)
