@@ -15,6 +15,7 @@ import httpx
 import yaml
 
 from benchmarks import _bundles
+from llm4msr import proxy
 
 
 class Endpoint:
@@ -69,6 +70,7 @@ def endpoint(**args: Any) -> Iterator[Endpoint]:
     from ray import serve
 
     os.environ |= {"RAY_worker_niceness": "0", "PYTHONPATH": os.getcwd(), "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= proxy.ENVIRONMENT  # as cluster/docker/Dockerfile does
     with tempfile.TemporaryDirectory() as folder:
         made = Endpoint(Path(folder), args)
         ray.init(

@@ -71,7 +71,7 @@ def attack(address: str, requests: int) -> tuple[Counter[str], list[str]]:
                 wrong.append(f"{answer.status_code} {answer.text[:200]} for {one!r}"[:700])
 
         for number, one in zip(range(requests // 2), by_hand(), strict=False):
-            send("written", one._replace(headers=one.headers | {"x-request-id": b"h%d" % number}))
+            send("written", one._replace(headers={"x-request-id": b"h%d" % number} | one.headers))
         each = requests // 2 // (2 * len(ROUTES))
         for (path, method), mode in itertools.product(ROUTES, (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)):
             for one in generated(path, method, mode, each):
@@ -114,8 +114,19 @@ def by_hand() -> Iterator[Attack]:
     ]
     numbers = [0, -1, 1, 2**31, 2**63, 2**64, 10**400, -(10**400), 1.5, 1e308, float("nan"), float("inf"), True, None]
     values: list[Any] = [*texts, *numbers, [], {}, [[]], {"a": {"b": {}}}, ["x"] * 2_000, [None], {"": ""}]
+    values += [[0] * 3_000, {str(i): i for i in range(2_000)}, [{}] * 2_000, [[]] * 2_000]
     nonsense = [b"", b"{", b"[]", b"null", b'"a"', b"\xff\xfe\x00", b"\xef\xbb\xbf{}", b"[" * 50_000, b'{"a":' * 20_000]
-    nonsense += [b'{"top_k": ' + b"9" * 100_000 + b"}", b'{"user_id": "\\ud800"}', b"NaN", b"-Infinity", b"0x10"]
+    nonsense += [
+        b'{"top_k": ' + b"9" * 100_000 + b"}",
+        b'{"user_id": "\\ud800"}',
+        b'{"a":1,"a":2}',
+        b"NaN",
+        b"-Infinity",
+        b"0x10",
+    ]
+    nonsense += [
+        b'{"%s": [%s0]}' % (key, many * 300_000) for key in (b"items", b"requests") for many in (b"0,", b"[],")
+    ]
     nonsense += ['{"user_id": "ü"}'.encode(e) for e in ("latin-1", "utf-16", "utf-32", "utf-7")]
     keys = ["user_id", "scenario", "items", "context", "top_k", "extra", "", "__proto__", "\ud800"]
     content_types = [b"application/json", b"text/plain", b"application/xml", b"multipart/form-data", b"\xff", b""]
@@ -139,7 +150,12 @@ def by_hand() -> Iterator[Attack]:
         if draw.random() < 0.1:
             headers["authorization"] = draw.choice((b"Bearer \xff", b"Basic x", b"", b"Bearer " + b"x" * 5_000))
         if draw.random() < 0.1:
-            headers["x-serve-request-timeout-seconds"] = draw.choice((b"-1", b"nan", b"1e999", b"\xff"))
+            headers["x-request-timeout-seconds"] = draw.choice((b"-1", b"nan", b"1e999", b"\xff"))
+        if draw.random() < 0.1:
+            odd = draw.choice(("x-request-id", "x-session-id", "serve_multiplexed_model_id", "cookie"))
+            headers[odd] = draw.choice((b"\xe9", "é".encode(), b"\xff" * 100, b"", b"x" * 5_000))
+        if draw.random() < 0.05:
+            headers["host"] = draw.choice((b"evil.example", b"[::1]:1", b"\xe9", b"localhost:99999999", b""))
         path = draw.choice(("/v1/rank", "/v1/rank", "/v1/rank:batch"))
         method = "POST"
         if draw.random() < 0.05:

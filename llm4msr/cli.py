@@ -1,8 +1,10 @@
 """`llm4msr <verb> CONFIG`: the stages on the command line. Results to standard output, progress to standard error."""
 
+import signal
 import sys
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import typer
@@ -28,6 +30,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what ends a run as Ctrl-C does, with an exit code of its own."""
+
 
 app.add_typer(cli_knowledge.app, name="knowledge")
 
@@ -108,24 +115,32 @@ def run(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> No
 @app.command()
 def serve(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:
     """Serve the exported bundle over HTTP until interrupted."""
+    code = 0
 
     def until_interrupted(loaded: Config) -> list[StageOutput]:
         from llm4msr.export import exported
         from llm4msr.local_copy import opened
         from llm4msr.serve import start, stop
 
+        nonlocal code
         bundle = opened(loaded.serve.bundle) if loaded.serve.bundle else exported(loaded)
-        address = start(loaded)
-        shown = f"; the explorer is at {address}/explore/" if loaded.serve.explore else ""
-        say(f"serving {bundle.folder}\n  at {address}/v1/rank (docs at {address}/docs){shown}; end with Ctrl-C")
+        signal.signal(signal.SIGTERM, _terminate)
         try:
+            address = start(loaded)
+            signal.signal(signal.SIGTERM, _terminate)  # Ray has set its own
+            shown = f"; the explorer is at {address}/explore/" if loaded.serve.explore else ""
+            say(f"serving {bundle.folder}\n  at {address}/v1/rank (docs at {address}/docs){shown}; end with Ctrl-C")
             while True:
                 time.sleep(3600)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as ended:
+            code = 128 + (signal.SIGTERM if isinstance(ended, Terminated) else signal.SIGINT)
+            say("ending: what is in flight is answered")
+        finally:
             stop()
         return [bundle]
 
     _execute("serve", config, set_, dry_run, until_interrupted)
+    sys.exit(code)
 
 
 def _execute(
@@ -176,6 +191,10 @@ def guarded(command: Callable[[], None]) -> None:
     except LLM4MSRError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
 
 
 if __name__ == "__main__":

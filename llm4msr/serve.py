@@ -1,40 +1,30 @@
 """The ranker behind Ray Serve: HTTP in, scores out, no LLM in the path."""
 
-import asyncio
-import gc
-import socket
+import logging
+import re
 import time
-from typing import Any, NamedTuple
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
 
-import torch
-from fastapi import FastAPI, HTTPException
-from fastapi.responses import Response
-
-from llm4msr import session
-from llm4msr.api import ModelInfo, RankBatchRequest, RankBatchResponse, RankRequest, RankResponse
+from llm4msr import address, proxy, session
+from llm4msr.api import TOKEN
 from llm4msr.config import Config, ServeConfig
-from llm4msr.errors import ConfigError
+from llm4msr.errors import ConfigError, LLM4MSRError
 from llm4msr.explain import check_explainable
 from llm4msr.export import exported
-from llm4msr.gates import require_token, token
-from llm4msr.live_model import LiveModel
+from llm4msr.gates import token
+from llm4msr.progress import say
 from llm4msr.rank import Ranker
-from llm4msr.serve_metrics import ServeMetrics
-from llm4msr.web import REFUSALS, RequestId, web_app
+from llm4msr.replica import replica
+from llm4msr.web import web_app
 
 APP, DEPLOYMENT = "llm4msr", "ranker"
 
 
-class Waiting(NamedTuple):
-    """The requests of one HTTP call, ranked together by one and the same model."""
-
-    requests: list[RankRequest]
-    request_id: str
-    arrived: float
-    """Seconds, monotonic."""
-
-
-def application(bundle_uri: str, config: ServeConfig, token_required: bool = False) -> Any:
+def application(bundle_uri: str, config: ServeConfig, token_required: bool = False, deployed_by: str = "") -> Any:
     """The Ray Serve application that serves a bundle."""
     from ray import serve
     from ray.serve.config import BackpressureConfig
@@ -44,94 +34,16 @@ def application(bundle_uri: str, config: ServeConfig, token_required: bool = Fal
         scaling = {"autoscaling_config": {"min_replicas": config.replicas, "max_replicas": config.max_replicas}}
     deployment: Any = serve.deployment(
         name=DEPLOYMENT,
-        user_config={"bundle": bundle_uri},
+        user_config={"bundle": bundle_uri} | ({"deployed_by": deployed_by} if deployed_by else {}),
         max_ongoing_requests=config.max_ongoing_requests,
         max_queued_requests=config.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         ray_actor_options={"num_cpus": 1},
+        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=config.timeout_s + 5,
         **scaling,
     )(replica(web_app(config), config))
     return deployment.bind(token_required)
-
-
-def replica(app: FastAPI, config: ServeConfig) -> Any:
-    """The class of a replica, with its routes on `app`."""
-    from ray import serve
-
-    @serve.ingress(app)
-    class Replica:
-        def __init__(self, token_required: bool) -> None:
-            require_token(token_required)
-            torch.set_num_threads(1)
-            self.metrics = ServeMetrics()
-            self.live = LiveModel(on_refusal=self.metrics.refused.inc)
-
-        async def reconfigure(self, wanted: dict[str, str]) -> None:
-            """What Ray Serve calls with `user_config`: at the start, and when it was changed and deployed again."""
-            if await self.live.load(wanted["bundle"]):
-                gc.collect()
-                gc.freeze()  # what was loaded stays: no pause in the midst of requests to look through it
-            self.live.follow(config.follow_s)
-
-        @serve.batch(
-            max_batch_size=max(config.batch_candidates, config.max_candidates),
-            batch_wait_timeout_s=0.0,
-            batch_size_fn=lambda calls: sum(len(r.items) for call in calls for r in call.requests),
-        )
-        async def ranked(self, calls: list[Waiting]) -> list[list[RankResponse]]:
-            """Score what waits in one go; a call that has waited too long is answered by nobody, so it is left out."""
-            begun = time.monotonic()
-            due = [call if begun - call.arrived < config.timeout_s else call._replace(requests=[]) for call in calls]
-            requests = [request for call in due for request in call.requests]
-            ids = [call.request_id for call in due for _ in call.requests]
-            responses = iter(self.live.ranker.rank_many(requests, ids) if requests else [])
-            answers = [[next(responses) for _ in call.requests] for call in due]
-            self.metrics.batch(due, begun, answers)
-            return answers
-
-        async def answered(self, requests: list[RankRequest], request_id: str) -> list[RankResponse]:
-            """Refuse what is too much or cannot be understood, then wait for the answer."""
-            candidates = sum(len(request.items) for request in requests)
-            if candidates > config.max_candidates:
-                allowed = f"{candidates} candidates, allowed are {config.max_candidates}; send fewer at once"
-                raise HTTPException(status_code=413, detail=allowed)
-            for request in requests:
-                self.live.ranker.check(request)
-            try:
-                async with asyncio.timeout(config.timeout_s):
-                    return await self.ranked(Waiting(requests, request_id, time.monotonic()))
-            except TimeoutError:
-                raise HTTPException(status_code=504, detail=f"no answer within {config.timeout_s:g} s") from None
-
-        @app.post("/v1/rank", response_model=RankResponse, responses=REFUSALS)
-        async def rank(self, body: RankRequest, x_request_id: RequestId = "") -> Response:
-            """Rank items for a user in a scenario."""
-            (answer,) = await self.answered([body], x_request_id)
-            return Response(answer.model_dump_json(), media_type="application/json")
-
-        @app.post("/v1/rank:batch", response_model=RankBatchResponse, responses=REFUSALS)
-        async def rank_batch(self, body: RankBatchRequest, x_request_id: RequestId = "") -> Response:
-            """Rank several requests at once; their candidates together count against the limit."""
-            answers = await self.answered(body.requests, x_request_id)
-            whole = RankBatchResponse.model_construct(responses=answers)
-            return Response(whole.model_dump_json(), media_type="application/json")
-
-        @app.get("/v1/model")
-        async def model(self) -> ModelInfo:
-            """What is being served."""
-            return self.live.ranker.info().model_copy(update={"problem": self.live.problem})
-
-        @app.get("/healthz")
-        async def healthz(self) -> dict[str, str]:
-            """This replica answers."""
-            return {"status": "ok"}
-
-        @app.get("/readyz")
-        async def readyz(self) -> dict[str, str]:
-            """This replica has loaded its bundle."""
-            return {"status": "ready", "model_version": self.live.ranker.model_version}
-
-    return Replica
 
 
 def build(args: ServeConfig) -> Any:
@@ -159,45 +71,180 @@ def openapi() -> dict[str, Any]:
 def start(config: Config) -> str:
     """Serve this config's bundle in the background; gives back the endpoint's address.
 
+    An endpoint that an earlier `llm4msr serve` left on the same cluster is taken over.
+
     Raises:
-        ConfigError: nothing is exported yet, or the port is taken.
+        ConfigError: nothing is exported yet, the host or port cannot be listened at, or Ray Serve refuses.
         StorageError: the bundle cannot be read or is damaged.
     """
-    from ray import serve
-
+    host, port = config.serve.host, config.serve.port
     uri = config.serve.bundle or str(exported(config).folder)
     if config.serve.explore:
         check_explainable(config)
-    _refuse_taken_port(config.serve)
+    taken = address.why_taken(host, port)
+    protected = bool(token())
     Ranker.load(uri)  # a bundle that cannot be loaded is told here, in one line, and not by every replica
+
     session.connect()
+    _quiet()
     logs = {"log_level": "INFO" if config.serve.access_log else "WARNING", "enable_access_log": config.serve.access_log}
-    http = {"host": config.serve.host, "port": config.serve.port}
-    serve.start(proxy_location="HeadOnly", http_options=http, logging_config=logs)
-    app = application(uri, config.serve, token_required=bool(token()))
-    serve.run(app, name=APP, route_prefix="/", logging_config=logs)
+    if not _proxies_run(config.serve):
+        _start_proxies(config.serve, taken, logs)
+    _deploy(config, uri, protected, logs)
+    if not protected and not address.is_local(host):
+        say(f"  {address.url(host, port)} asks for no token, so whoever reaches it may ask: set {TOKEN}")
+    return address.url(host, port)
+
+
+def _deploy(config: Config, uri: str, protected: bool, logs: dict[str, Any]) -> None:
+    from ray import serve
+
+    apps = {APP: (application(uri, config.serve, protected, PROCESS), "/")}
     if config.serve.explore:
         from llm4msr.explorer import app as explorer
 
-        page = explorer.application(config, token_required=bool(token()))
-        serve.run(page, name=explorer.NAME, route_prefix=explorer.PREFIX, logging_config=logs)
-    return f"http://{config.serve.host}:{config.serve.port}"
+        apps[explorer.NAME] = (explorer.application(config, protected), explorer.PREFIX)
+    for name, (app, prefix) in apps.items():
+        _ours.apps.append(name)
+        with _or_nothing(name):
+            serve.run(app, name=name, route_prefix=prefix, logging_config=logs)
 
 
-def _refuse_taken_port(config: ServeConfig) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except OSError as error:
-            where = f"{config.host}:{config.port}"
-            raise ConfigError(
-                f"cannot serve at {where}: {error.strerror}; choose another with --set serve.port="
-            ) from None
+def _quiet() -> None:
+    import ray.serve  # noqa: F401 - makes its logger, which tells each of its steps
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+
+
+@dataclass
+class _Ours:
+    """What `start` of this process began and `stop` ends."""
+
+    apps: list[str] = field(default_factory=list)
+    proxies: bool = False
+    """Whether Ray Serve itself came up with it, or with the endpoint that it took over."""
+
+
+PROCESS = uuid.uuid4().hex
+"""Stands in `user_config`: another `llm4msr serve` may have taken over what this one deployed."""
+
+_ours = _Ours()
+
+
+def _proxies_run(config: ServeConfig) -> bool:
+    """Whether Ray Serve is there already, left by an earlier endpoint or begun by somebody else.
+
+    Raises:
+        ConfigError: it is, at another host or port.
+    """
+    from ray.serve.context import _get_global_client
+
+    if (running := _get_global_client(raise_if_no_controller_running=False)) is None:
+        return False
+    there, wanted = running.http_config, address.url(config.host, config.port)
+    if (there.host, there.port) != (config.host, config.port):
+        here = f"serve there with --set serve.host={there.host} --set serve.port={there.port}"
+        told = f"Ray Serve of this cluster is at {address.url(there.host, there.port)}"
+        raise ConfigError(f"cannot serve at {wanted}: {told}; {here}, or end it with `serve shutdown`")
+    if APP in _applications():
+        _ours.proxies = True
+        say(f"  taking over the endpoint that runs at {wanted}")
+    return True
+
+
+def _start_proxies(config: ServeConfig, taken: str, logs: dict[str, Any]) -> None:
+    """Start Ray Serve.
+
+    Raises:
+        ConfigError: something else is at its host and port.
+    """
+    from ray import serve
+
+    if taken:
+        where = address.url(config.host, config.port)
+        raise ConfigError(f"cannot serve at {where}: {taken}; choose another with --set serve.port=")
+    _ours.proxies = True
+    with _or_nothing("Ray Serve"):
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": config.host, "port": config.port},
+            logging_config=logs,
+            controller_options={"runtime_env": {"env_vars": proxy.ENVIRONMENT}},
+        )
+
+
+@contextmanager
+def _or_nothing(what: str) -> Iterator[None]:
+    """A failure of Ray Serve, which tells all its tries and stack traces, as one error; nothing is left behind."""
+    try:
+        yield
+    except BaseException as error:  # Ctrl-C too
+        told = f"{what} does not start: {_reason(what, error)}"
+        stop()
+        if isinstance(error, LLM4MSRError) or not isinstance(error, Exception):
+            raise
+        raise ConfigError(told) from error
+
+
+def _reason(app: str, error: BaseException) -> str:
+    """Our own error where there is one, else the last line: Ray Serve hands on what a replica raised as text."""
+
+    status = _applications().get(app)
+    texts = [str(error), *(one.message for one in status.deployments.values())] if status else [str(error)]
+    text = "\n".join(texts)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    own = re.findall(r"llm4msr\.errors\.\w+: (.+)", text)
+    return own[-1] if own else lines[-1] if lines else type(error).__name__
 
 
 def stop() -> None:
-    """End what `start` began."""
+    """Answer what is in flight and take down what `start` began; Ray Serve too, where nothing of others is on it."""
+    import ray
     from ray import serve
 
-    serve.shutdown()
+    if not ray.is_initialized() or _ours == _Ours():
+        return
+    there = _applications()
+    if _taken_over(there):
+        _ours.apps, _ours.proxies = [], False
+    for name in _ours.apps:
+        if name in there:
+            serve.delete(name)
+    if _ours.proxies and not _applications():
+        _end_proxies()
+    _ours.apps, _ours.proxies = [], False
+
+
+def _applications() -> Mapping[str, Any]:
+    """What runs on Ray Serve by name; nothing where somebody has taken down Ray Serve itself."""
+    from ray import serve
+    from ray.exceptions import RayError
+
+    with suppress(RayError):
+        return serve.status().applications
+    return {}
+
+
+def _taken_over(there: Mapping[str, Any]) -> bool:
+    """Whether the ranker that runs is another process's by now."""
+    from ray.serve.context import _get_global_client
+
+    if not (APP in _ours.apps and APP in there):
+        return False
+    details = _get_global_client().get_serve_details()["applications"][APP]["deployments"]
+    given = details.get(DEPLOYMENT, {}).get("deployment_config", {}).get("user_config") or {}
+    return given.get("deployed_by", PROCESS) != PROCESS
+
+
+def _end_proxies() -> None:
+    """As `serve.shutdown` does, which waits for an answer of what it ends; Ray then tells of retries without end."""
+    import ray
+    from ray import serve
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    with suppress(ValueError, ray.exceptions.RayError):
+        ray.get(ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE).graceful_shutdown.remote(wait=False))
+        for _ in range(300):
+            ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)  # a ValueError once it is gone
+            time.sleep(0.1)
+    serve.shutdown()  # forgets the connection

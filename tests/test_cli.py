@@ -284,28 +284,32 @@ def test_a_stage_before_its_turn_says_which_to_run(call: Call, experiment: MakeE
         assert "nothing prepared for this config; run `llm4msr prepare` first" in err
 
 
-def test_serve_a_bundle_on_s3_until_interrupted(spine: Spine, s3: str, tmp_path: Path) -> None:
+def test_serve_a_bundle_on_s3_until_terminated(spine: Spine, s3: str, tmp_path: Path) -> None:
+    """The first process is killed, and its endpoint goes on; the second takes it over and ends as by `docker stop`."""
     import ray
 
     there = storage.path(f"{s3}/serving/export/one")
     for file in spine.folder("export").iterdir():
         storage.write_bytes(there / file.name, file.read_bytes())
-    port, log = free_port(), tmp_path / "log"
+    port = free_port()
     own = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     words = command_line(
         "serve", str(spine.experiment), "--set", f"serve.port={port}", "--set", f"serve.bundle={there}"
     )
-    with log.open("w") as stderr:
-        process = subprocess.Popen(words, env=os.environ | own, stdout=subprocess.PIPE, stderr=stderr, text=True)
-        try:
-            wait_until(lambda: "end with Ctrl-C" in log.read_text(), process)
-            ready = httpx.get(f"http://127.0.0.1:{port}/readyz").raise_for_status().json()
-            assert ready["status"] == "ready"
-            process.send_signal(signal.SIGINT)
-            out, _ = process.communicate(timeout=120)
-        finally:
-            process.kill()
-    assert process.returncode == 0, log.read_text()
+    for sent in (signal.SIGKILL, signal.SIGTERM):
+        log = tmp_path / sent.name
+        with log.open("w") as stderr:
+            process = subprocess.Popen(words, env=os.environ | own, stdout=subprocess.PIPE, stderr=stderr, text=True)
+            try:
+                wait_until(lambda log=log: "end with Ctrl-C" in log.read_text(), process)
+                ready = httpx.get(f"http://127.0.0.1:{port}/readyz").raise_for_status().json()
+                assert ready["status"] == "ready"
+                process.send_signal(sent)
+                out, _ = process.communicate(timeout=120)
+            finally:
+                process.kill()
+    assert process.returncode == 143, log.read_text()
+    assert "taking over the endpoint" in log.read_text()
     assert last_json(out)["uri"] == str(there)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://127.0.0.1:{port}/readyz")

@@ -208,6 +208,23 @@ def test_request_id_comes_back(client: httpx.Client) -> None:
     assert first.json()["request_id"] != second.json()["request_id"]
 
 
+@pytest.mark.parametrize(("given", "status"), [("é漢".encode(), 200), (b"\xe9", 400), (b"x" * 129, 422)])
+def test_a_request_id_is_text(client: httpx.Client, given: bytes, status: int) -> None:
+    headers = {b"x-request-id": given, b"content-type": b"application/json"}
+    answer = client.post("/v1/rank", content=json.dumps(asked()), headers=headers)
+    assert answer.status_code == status
+    assert status != 200 or answer.json()["request_id"] == given.decode()
+
+
+def test_every_answer_is_neither_guessed_at_nor_kept(client: httpx.Client) -> None:
+    answers = [client.get(path) for path in ("/healthz", "/v1/model", "/nowhere", "/-/routes", "/docs")]
+    answers += [client.post("/v1/rank", json={}), client.get("/docs", headers={"host": "evil.example"})]
+    assert [answer.status_code for answer in answers] == [200, 200, 404, 200, 200, 422, 403]
+    for answer in answers:
+        assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
+        assert answer.headers.get_list("cache-control") == ["no-store"]
+
+
 def without_examples(document: Any) -> Any:
     """Routes that went through pickle to a replica show an empty example for what has none."""
     if isinstance(document, dict):
@@ -295,11 +312,17 @@ def test_another_bundle_is_taken_over_without_a_failed_request(
     model = client.get("/v1/model").json()
     assert model["model_version"] == "other"
     assert model["problem"].endswith("gone: not a finished bundle; give the uri that `llm4msr export` printed")
+    replica.reconfigure.remote({"bundle": str(other)}).result()
+    assert client.get("/v1/model").json()["problem"] == ""
 
 
-def test_a_taken_port_is_told(config: Config, address: str) -> None:
-    with pytest.raises(ConfigError, match=rf"cannot serve at 127.0.0.1:{config.serve.port}.*--set serve.port="):
-        serve.start(config)
+def test_ray_serve_that_is_elsewhere_is_told(config: Config, address: str) -> None:
+    moved = config.model_copy(update={"serve": config.serve.model_copy(update={"port": free_port()})})
+    with pytest.raises(
+        ConfigError, match=rf"Ray Serve of this cluster is at {address}.*serve\.port={config.serve.port}"
+    ):
+        serve.start(moved)
+    assert httpx.get(f"{address}/readyz").status_code == 200
 
 
 def test_serving_needs_a_bundle(spine: Spine) -> None:
