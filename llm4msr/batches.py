@@ -117,7 +117,7 @@ class RowReader:
         if rng is None:
             return np.array_split(np.arange(self._chunks), self._windows)
         stretches = -(-self._chunks // self._windows)
-        mixed = rng.permuted(np.arange(stretches * self._windows).reshape(stretches, -1), axis=1)
+        mixed = rng.permuted(np.arange(stretches * self._windows).reshape(stretches, self._windows), axis=1)
         return [window[window < self._chunks] for window in mixed.T]
 
     def _rows_of(self, chunks: Ints) -> int:

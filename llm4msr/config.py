@@ -275,6 +275,8 @@ class TrainConfig(Section):
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-5, ge=0)
     patience: int = Field(3, ge=1)
+    """Epochs without a better validation AUC (a lower logloss, where the validation rows are of one class) after which
+    training ends."""
     id_dropout: float = Field(0.02, ge=0, lt=1)
     """Share of ids trained as unknown, so that an unknown user, item or scenario has a trained meaning."""
 

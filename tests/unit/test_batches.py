@@ -209,6 +209,11 @@ def test_memory_holds_a_window_and_not_the_file(tmp_path: Path, rows_per_group: 
     assert max(lengths) <= LONG_SIZES["window"] + LONG_SIZES["chunk"]
 
 
+@pytest.mark.parametrize("seed", [None, 1])
+def test_a_file_without_rows_gives_no_batch(tmp_path: Path, seed: int | None):
+    assert list(labelled(tmp_path, [], 2).batches(BATCH, seed)) == []
+
+
 def test_the_footer_tells_the_labels(tmp_path: Path):
     assert labelled(tmp_path, [0, 1, 1, 0], 2).labels == (0, 1)
     assert labelled(tmp_path, [1, 1, 1], 2).labels == (1, 1)

@@ -1,0 +1,272 @@
+"""Does the order in which rows train matter, and is it random enough where a file holds more rows than a window?
+
+    python -m benchmarks.training_order
+
+Made-up data with skewed items and one negative drawn for each positive, in two sizes, prepared as any other data. Each
+size is trained in two orders by several seeds (each kept below `--work`, so an interrupted run goes on):
+
+    1.3 million rows   as they were read before (positives, then negatives, in row groups that were shuffled and filled
+                       one window after the other), and as they are read now
+    3 million rows     as they are read now, in windows, and in one window of all rows
+
+Item popularity within the scenario stands beside them. Writes benchmarks/results/training-order.md.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from upath import UPath
+
+from benchmarks._machine import described
+from llm4msr import Config, metrics, popularity, prepare, storage
+from llm4msr.batches import WINDOW, RowReader, Rows
+from llm4msr.fit import Data, fit, predict
+from llm4msr.storage import StageOutput
+
+RESULT = Path(__file__).parent / "results" / "training-order.md"
+BATCH, EPOCHS = 4096, 5
+USERS = {"1.3 million": 81_250, "3 million": 187_500}
+"""Ten rows of each, eight of which train; each gets a negative."""
+ITEMS, SHELVES, GROUPS, SCENARIOS = 20_000, 40, 200, 2
+BEFORE, NOW, WHOLE = "before", "now", "one window"
+ORDERS = {"1.3 million": (BEFORE, NOW), "3 million": (NOW, WHOLE)}
+
+
+def main() -> None:
+    given = parser().parse_args()
+    torch.set_num_threads(1)
+    work = Path(given.work).absolute()
+    found: dict[str, Any] = {}
+    for size, orders in ORDERS.items():
+        seeds = given.seeds if size == "1.3 million" else given.seeds_of_3_million
+        prepared = prepare(config_of(work, size))
+        found[size] = {"popularity": popular(prepared), "runs": {order: {} for order in orders}}
+        for seed in range(1, seeds + 1):
+            for order in orders:
+                found[size]["runs"][order][seed] = trained(work, size, order, seed, prepared)
+    RESULT.write_text(report(found))
+    print(RESULT.read_text())
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    wanted = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    wanted.add_argument("--work", default="runs/training-order")
+    wanted.add_argument("--seeds", type=int, default=8, help="of 1.3 million rows")
+    wanted.add_argument("--seeds-of-3-million", type=int, default=6)
+    return wanted
+
+
+# --- data --------------------------------------------------------------------------------------------------------
+
+
+def config_of(work: Path, size: str, seed: int = 1) -> Config:
+    """A small shared bottom without knowledge; the data are made where they are not there yet."""
+    source = work / size.replace(" ", "-")
+    if not (source / "interactions.parquet").exists():
+        make(source, USERS[size])
+    names = {"user": "user", "item": "item", "scenario": "scenario", "order": "time"}
+    files = {"interactions": "interactions.parquet", "items": "items.parquet", "users": "users.parquet"}
+    features = {"title": "title", "item_features": ["shelf"], "user_features": ["group"]}
+    document = {
+        "name": "training-order",
+        "seed": seed,
+        "storage": str(work / "runs"),
+        "source": {"kind": "table", "path": str(source), "table": {**files, **names, **features}},
+        "split": {"kind": "time", "by": "user", "negatives": 1},
+        "model": {"knowledge": "none", "backbone": "shared_bottom", "embedding_dim": 8, "hidden": (32, 16), "tower": 8},
+        "train": {"batch_size": BATCH, "epochs": EPOCHS, "patience": EPOCHS, "learning_rate": 2e-3},
+    }
+    return Config.model_validate(document)
+
+
+def make(folder: Path, users: int) -> None:
+    """Users take items of four shelves that their group likes, the popular ones more often, in either scenario."""
+    rng = np.random.default_rng(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    user, group = np.repeat(np.arange(users), 10), rng.integers(GROUPS, size=users)
+    liked = rng.integers(SHELVES, size=(GROUPS, 4))
+    shelf = np.where(
+        rng.random(len(user)) < 0.8,
+        liked[group[user], rng.integers(4, size=len(user))],
+        rng.integers(SHELVES, size=len(user)),
+    )
+    item = (rng.random(len(user)) ** 1.7 * ITEMS / SHELVES).astype(
+        int
+    ) * SHELVES + shelf  # the first of a shelf more often
+    columns = {"user": text(user), "item": text(item), "scenario": text(rng.integers(SCENARIOS, size=len(user)))}
+    pq.write_table(pa.table(columns | {"time": rng.permutation(len(user))}), folder / "interactions.parquet")
+    numbers = np.arange(ITEMS)
+    items = {"item": text(numbers), "title": [f"Thing {n}" for n in numbers], "shelf": text(numbers % SHELVES)}
+    pq.write_table(pa.table(items), folder / "items.parquet")
+    pq.write_table(pa.table({"user": text(np.arange(users)), "group": text(group)}), folder / "users.parquet")
+
+
+def text(numbers: npt.NDArray[np.int64]) -> pa.Array:
+    return pa.array(numbers).cast(pa.string())
+
+
+def popular(prepared: StageOutput) -> dict[str, float]:
+    """AUC of item popularity on validation and test rows."""
+    names = [""] * (SCENARIOS + 1)
+    parts = ("valid", "test")
+    return {part: popularity.reports(prepared, part, names)[popularity.POPULARITY]["overall"]["auc"] for part in parts}
+
+
+# --- orders ------------------------------------------------------------------------------------------------------
+
+
+class Counted(RowReader):
+    """Counts the batches of one class."""
+
+    of_one_class = 0
+
+    def batches(self, *given: Any, **named: Any) -> Iterator[tuple[Rows, int]]:
+        for rows, size in super().batches(*given, **named):
+            self.of_one_class += int(rows.label_B.min() == rows.label_B.max())
+            yield rows, size
+
+
+class Before(Counted):
+    """Row groups in random order fill one window after the other."""
+
+    def _chunks_of_windows(self, rng: np.random.Generator | None) -> Iterable[npt.NDArray[np.int64]]:
+        assert rng is not None
+        groups = rng.permutation(self._chunks)
+        window_of = (np.cumsum([self._rows_of(groups[i : i + 1]) for i in range(len(groups))]) - 1) // WINDOW
+        return [groups[window_of == number] for number in range(int(window_of[-1]) + 1)]
+
+
+class Ordered(Data):
+    """Its training rows come in one of the orders."""
+
+    order: str
+    train: Counted
+
+    def rows(self, part: str) -> RowReader:
+        if part != "train":
+            return super().rows(part)
+        file = self.prepared.folder / "train.parquet"
+        if self.order == BEFORE:
+            self.train = Before(sorted_by_label(file), [], chunk=storage.GROUP)
+        else:
+            self.train = Counted(file, [], window=WINDOW if self.order == NOW else 1 << 40)
+        return self.train
+
+
+def sorted_by_label(file: UPath) -> UPath:
+    """A file beside the published ones: positives, then negatives, as `prepare` wrote them before."""
+    old = file.with_name("before.parquet")
+    if not old.exists():
+        storage.write_table(old, storage.read_table(file).sort_by([("label", "descending")]))
+    return old
+
+
+def trained(work: Path, size: str, order: str, seed: int, prepared: StageOutput) -> dict[str, Any]:
+    """Validation AUC of each epoch, test AUC and logloss of the best one, and batches of one class."""
+    file = work / "found" / f"{size}-{order}-{seed}.json".replace(" ", "-")
+    if not file.exists():
+        config, begun = config_of(work, size, seed), time.process_time()
+        data = Ordered(**vars(Data.open(config, prepared, None)))
+        data.order = order
+        last = fit(config, data)
+        net = data.new_net(config)
+        net.load_state_dict(last.best)
+        scored = predict(net, data, data.rows("test"), BATCH)
+        found = {
+            "valid": [epoch["valid_auc"] for epoch in last.progress.history],
+            "test": metrics.auc(scored.label, scored.logit),
+            "logloss": metrics.logloss(scored.label, scored.logit),
+            "of_one_class": data.train.of_one_class,
+            "rows": data.train.rows,
+            "cpu_seconds": time.process_time() - begun,
+        }
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(found))
+        print(f"{time.strftime('%H:%M:%S')} {file.name} {found}", flush=True)
+    kept: dict[str, Any] = json.loads(file.read_text())
+    return kept
+
+
+# --- report ------------------------------------------------------------------------------------------------------
+
+
+def report(found: dict[str, Any]) -> str:
+    """The page of results."""
+    small, large = found["1.3 million"], found["3 million"]
+    rows = {size: next(iter(one["runs"][NOW].values()))["rows"] for size, one in found.items()}
+    differences = [
+        now["test"] - whole["test"]
+        for now, whole in zip(large["runs"][NOW].values(), large["runs"][WHOLE].values(), strict=True)
+    ]
+    error = stdev(differences) / len(differences) ** 0.5
+    seconds = sum(
+        run["cpu_seconds"] for one in found.values() for runs in one["runs"].values() for run in runs.values()
+    )
+    return f"""# The order of training rows
+
+Made-up data: {SCENARIOS} scenarios, {ITEMS:,} skewed items on {SHELVES} shelves, ten interactions of each user, one
+negative drawn for each; split by time within the user. A small shared bottom without knowledge (embeddings of 8, hidden
+32 and 16), batches of {BATCH:,}, {EPOCHS} epochs, learning rate 0.002. All of a size train on the same rows; seeds
+change the first weights and the order. A window is {WINDOW:,} rows.
+
+## {rows["1.3 million"]:,} rows: more than a window
+
+`before`: prepared rows lay positives first, then negatives, and row groups of {storage.GROUP:,} in random order filled
+one window after the other, so that a window could hold one class. `now`: rows are prepared in random order, and each
+window takes one chunk of every stretch of the file. AUC of the validation rows after each epoch; test rows once, with
+the best epoch's weights.
+
+{table(small)}
+
+## {rows["3 million"]:,} rows: windows, or all rows in one
+
+`one window` holds all rows in memory and shuffles them as one.
+
+{table(large)}
+
+Test AUC in windows less that in one window, seed by seed: {", ".join(f"{d:+.4f}" for d in differences)}; mean
+{mean(differences):+.4f} ± {error:.4f} (standard error). Seeds of one window alone differ by
+{stdev(run["test"] for run in large["runs"][WHOLE].values()):.4f} (standard deviation).
+
+`python -m benchmarks.training_order` on {described(("torch", "numpy", "pyarrow"))}, one thread;
+{seconds / 60:.0f} CPU-minutes for the trainings.
+"""
+
+
+def table(found: dict[str, Any]) -> str:
+    """A line for each order and seed, the means of each order, and popularity."""
+    epochs = [f"epoch {epoch + 1}" for epoch in range(EPOCHS)]
+    lines = [["order", "seed", *epochs, "test AUC", "test logloss", "batches of one class"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for order, runs in found["runs"].items():
+        lines += [[order, str(seed), *shown(run)] for seed, run in runs.items()]
+        means = {key: mean(run[key] for run in runs.values()) for key in ("test", "logloss", "of_one_class")}
+        means["valid"] = [mean(aucs) for aucs in zip(*(run["valid"] for run in runs.values()), strict=True)]
+        lines.append([f"**{order}**", "**mean**", *shown(means)])
+    popular = found["popularity"]
+    lines.append(["item popularity", "", *[f"{popular['valid']:.4f}"] * EPOCHS, f"{popular['test']:.4f}", "", ""])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shown(run: dict[str, Any]) -> list[str]:
+    """Cells of a line."""
+    aucs = [f"{auc:.4f}" for auc in [*run["valid"], run["test"]]]
+    return [*aucs, f"{run['logloss']:.3f}", f"{run['of_one_class']:g}"]
+
+
+if __name__ == "__main__":
+    main()
