@@ -40,7 +40,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.train_throughput_report import BATCH, EPOCHS, KNOWLEDGE_WIDTH, RATES, SEEDS, report
-from llm4msr import metrics, storage
+from llm4msr import metrics, schema, storage
 from llm4msr.batches import RowReader, Rows, to_batch
 from llm4msr.config import Config
 from llm4msr.features import FeatureTables, Field
@@ -378,13 +378,14 @@ def measure_memory(work: Path) -> list[dict[str, Any]]:
 
 
 def generate(folder: Path, rows: int, valid: int) -> None:
-    """Rows of random users, items and scenarios, a row group at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Rows of random users, items and scenarios, a row group at a time; nothing is left of what lay there."""
+    storage.remove(storage.path(folder))
+    folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
     for part, count in (("train", rows), ("valid", valid)):
         with pq.ParquetWriter(folder / f"{part}.parquet", _group(rng, 0).schema, compression="zstd") as writer:
-            for start in range(0, count, 1 << 16):
-                writer.write_table(_group(rng, min(1 << 16, count - start)))
+            for start in range(0, count, schema.CHUNK):
+                writer.write_table(_group(rng, min(schema.CHUNK, count - start)))
 
 
 def _group(rng: np.random.Generator, rows: int) -> pa.Table:
