@@ -13,7 +13,7 @@ The files of users are memory-mapped, so a machine's replicas share one copy.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from upath import UPath
 
 from llm4msr import id_table, selftest, storage
-from llm4msr.config import Config, ModelConfig
-from llm4msr.errors import StorageError
+from llm4msr.config import BACKBONES, Config, ModelConfig
+from llm4msr.errors import ConfigError, StorageError
 from llm4msr.features import FeatureTables, Field
 from llm4msr.fit import Data
 from llm4msr.id_table import IdTable
@@ -36,6 +36,7 @@ from llm4msr.meta import KnowledgeCode
 from llm4msr.ranker import RankerNet
 from llm4msr.serving_net import ServingNet
 from llm4msr.storage import Built
+from llm4msr.text import shortened
 
 VERSION = 4
 NET, CODER, USERS, CODES = "net.safetensors", "coder.safetensors", "users.arrow", "codes.arrow"
@@ -133,7 +134,7 @@ def _lists(rows_NW: npt.NDArray[Any]) -> pa.FixedSizeListArray:
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def read_description(bundle: UPath | Path) -> BundleConfig:
+def read_description(bundle: UPath | Path, checksum: str = "") -> BundleConfig:
     """What `bundle.json` says.
 
     Raises:
@@ -141,13 +142,28 @@ def read_description(bundle: UPath | Path) -> BundleConfig:
     """
     file = bundle / DESCRIPTION
     try:
-        found = json.loads(storage.read_bytes(file))
+        found = json.loads(storage.read_bytes(file, checksum, "export again"))
         version = found.get("version") if isinstance(found, dict) else None
         if version != VERSION:
             raise StorageError(f"{file}: bundle version {version}, this package reads {VERSION}; export again")
         return BundleConfig.model_validate(found)
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, ValueError, RecursionError) as error:
         raise StorageError(f"{file}: damaged ({str(error)[:200]}); export again") from None
+
+
+def check_backbone(bundle: UPath | Path, described: BundleConfig, allowed: Sequence[str]) -> None:
+    """Refuse a backbone that is neither one of this package nor allowed, before anything of it is imported.
+
+    Raises:
+        ConfigError: the message names it, and says how to allow it.
+    """
+    backbone = described.model.backbone
+    if backbone not in (*BACKBONES, *allowed):
+        raise ConfigError(
+            f"{bundle}: its backbone '{shortened(backbone, 200)}' is code from outside of this package, which loading "
+            "it would run; if you trust it, name it in serve.allow_backbones, or in Python in allow_backbones of "
+            "Ranker.load"
+        )
 
 
 def read_net(bundle: Path, described: BundleConfig) -> ServingNet:
@@ -161,14 +177,17 @@ def read_net(bundle: Path, described: BundleConfig) -> ServingNet:
     return net.eval()
 
 
-def read_coder(bundle: UPath, described: BundleConfig) -> KnowledgeCode:
+def read_coder(bundle: UPath, described: BundleConfig, checksum: str = "") -> KnowledgeCode:
     """What makes codes of LLM vectors, in evaluation.
 
     Raises:
         StorageError: the weights do not fit the description, or the model has no user level.
     """
     file = bundle / CODER
-    weights = safetensors.torch.load(storage.read_bytes(file))
+    try:
+        weights = safetensors.torch.load(storage.read_bytes(file, checksum, "export again"))
+    except safetensors.SafetensorError as error:
+        raise StorageError(f"{file}: damaged ({error}); export again") from None
     if not weights:
         raise StorageError(f"{file}: this model has no user level, so there are no codes to make")
     width = len(weights["mean_Z"])

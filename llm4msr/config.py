@@ -313,6 +313,9 @@ class ServeConfig(Section):
     service, say, and `*` stands for any letters. With a token every Host is."""
     bundle: str = ""
     """URI of the bundle; empty = the one that this config exported."""
+    allow_backbones: tuple[str, ...] = ()
+    """Import paths of backbones that a bundle may name: to load it runs their code. `model.backbone` of a config that
+    is served is one of them."""
     replicas: int = Field(1, ge=1)
     max_replicas: int = Field(0, ge=0)
     """More than `replicas`: as many as the load asks for, up to so many; 0 = always `replicas`."""

@@ -7,7 +7,7 @@ new `user_config` or `llm4msr refresh` has published codes. Whoever took `ranker
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from llm4msr.errors import LLM4MSRError
@@ -30,10 +30,13 @@ class InService(NamedTuple):
 
 
 class LiveModel:
-    """See the module. `on_refusal` is called for each bundle or set of codes that could not be loaded."""
+    """See the module. `on_refusal` is called for each bundle or set of codes that could not be loaded.
 
-    def __init__(self, on_refusal: Callable[[], None]):
-        self._on_refusal = on_refusal
+    `allow_backbones` are as in `Ranker.load`.
+    """
+
+    def __init__(self, on_refusal: Callable[[], None], allow_backbones: Sequence[str] = ()):
+        self._on_refusal, self._allowed = on_refusal, allow_backbones
         self._served: InService | None = None
         self._wanted = ""
         self._loading: asyncio.Task[None] | None = None
@@ -84,7 +87,7 @@ class LiveModel:
         await self.load(self._wanted)
 
     async def _bring(self, bundle: str) -> None:
-        ready = await asyncio.to_thread(_ready, bundle, self._served)
+        ready = await asyncio.to_thread(_ready, bundle, self._served, self._allowed)
         if isinstance(ready, InService):
             self._served = ready
         elif self._served is None:
@@ -95,11 +98,11 @@ class LiveModel:
             log.error(f"serving {self.ranker.model_version} all the same: {self.problem}")
 
 
-def _ready(bundle: str, served: InService | None) -> InService | LLM4MSRError:
+def _ready(bundle: str, served: InService | None, allowed: Sequence[str]) -> InService | LLM4MSRError:
     """What shall be in service for this bundle now, or why that cannot be. In a thread, which signals do not reach."""
     try:
         same = served is not None and served.bundle == bundle
-        own = served.with_own_codes if served and same else Ranker.load(bundle)
+        own = served.with_own_codes if served and same else Ranker.load(bundle, allow_backbones=allowed)
         try:
             codes = latest(bundle)
             if served and same and codes == served.codes:

@@ -51,14 +51,16 @@ class Ranker:
     _holds: tuple[object, ...] = ()
     """Keep the copies whose files are mapped from being deleted."""
 
-    def __init__(self, folder: Path, version: str):
+    def __init__(self, folder: Path, version: str, allow_backbones: Sequence[str] = ()):
         """From a bundle's files on this machine.
 
         Raises:
+            ConfigError: its backbone is code from outside of this package, and not allowed.
             StorageError: a file is damaged, of another version, or the self-test gives other scores.
         """
         self.model_version = self.knowledge_version = version
         self.config = bundle.read_description(folder)
+        bundle.check_backbone(folder, self.config, allow_backbones)
         self.net = bundle.read_net(folder, self.config)
         self.users = IdTable(folder / bundle.USERS)
         self.codes = bundle.read_codes(folder, folder)
@@ -77,16 +79,22 @@ class Ranker:
         self._repeat_self_test()
 
     @classmethod
-    def load(cls, uri: str, codes: str = "") -> Self:
+    def load(cls, uri: str, codes: str = "", allow_backbones: Sequence[str] = ()) -> Self:
         """From any URI; `codes` is what `llm4msr refresh` printed, empty for the bundle's own codes.
 
+        Args:
+            uri: of a bundle.
+            codes: of newer knowledge.
+            allow_backbones: import paths of backbones that the bundle may name, whose code is then run.
+
         Raises:
+            ConfigError: its backbone is code from outside of this package, and not allowed.
             StorageError: it cannot be loaded: not a finished bundle, damaged, of another version (the message names
                 the file), or its backbone raises.
         """
         with _loading(uri):
             folder, output, hold = on_this_machine(uri)
-            ranker = cls(folder, output.manifest.fingerprint)
+            ranker = cls(folder, output.manifest.fingerprint, allow_backbones)
             ranker._holds = (hold,)
         return ranker.with_codes(codes) if codes else ranker
 

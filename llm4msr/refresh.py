@@ -15,6 +15,7 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError, StorageError
 from llm4msr.export import exported, llm_of
 from llm4msr.extract import extracted
+from llm4msr.local_copy import opened
 from llm4msr.storage import Built, StageOutput
 
 LATEST = "latest.json"
@@ -30,14 +31,15 @@ def refresh(config: Config) -> StageOutput:
         StorageError: the bundle is damaged, or its model has no user level.
     """
     found = extracted(config)
-    served = storage.path(config.serve.bundle or str(exported(config).folder))
-    described = bundle.read_description(served)
+    output = opened(config.serve.bundle or str(exported(config).folder))
+    served = output.folder
+    described = bundle.read_description(served, output.checksum(bundle.DESCRIPTION))
     if (llm := llm_of(config, found)) != described.llm:
         differ = ", ".join(
             f"{k}: {described.llm.get(k)} there, {v} here" for k, v in llm.items() if described.llm.get(k) != v
         )
         raise ConfigError(f"{served}: trained on vectors of another origin ({differ}); train and export again")
-    coder = bundle.read_coder(served, described)
+    coder = bundle.read_coder(served, described, output.checksum(bundle.CODER))
     folder = _root(served) / found.manifest.fingerprint
 
     def build(at: UPath) -> Built:

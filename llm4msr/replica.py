@@ -36,7 +36,7 @@ def replica(app: FastAPI, config: ServeConfig) -> Any:
             require_token(token_required)
             torch.set_num_threads(1)
             self.metrics = ServeMetrics()
-            self.live = LiveModel(on_refusal=self.metrics.refused.inc)
+            self.live = LiveModel(self.metrics.refused.inc, config.allow_backbones)
 
         async def reconfigure(self, wanted: dict[str, str]) -> None:
             """What Ray Serve calls with `user_config`: at the start, and when it was changed and deployed again."""

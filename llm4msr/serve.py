@@ -83,8 +83,10 @@ def start(config: Config) -> str:
         check_explainable(config)
     taken = address.why_taken(host, port)
     protected = bool(token())
-    Ranker.load(uri)  # a bundle that cannot be loaded is told here, in one line, and not by every replica
-
+    allowed = (*config.serve.allow_backbones, config.model.backbone)
+    config = config.model_copy(update={"serve": config.serve.model_copy(update={"allow_backbones": allowed})})
+    # a bundle that cannot be loaded is told here, in one line, and not by every replica
+    Ranker.load(uri, allow_backbones=allowed)
     session.connect()
     _quiet()
     logs = {"log_level": "INFO" if config.serve.access_log else "WARNING", "enable_access_log": config.serve.access_log}

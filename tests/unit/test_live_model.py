@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import re
 import shutil
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from llm4msr import Ranker, storage
-from llm4msr.errors import StorageError
+from llm4msr.errors import ConfigError, StorageError
 from llm4msr.live_model import LiveModel
 from llm4msr.refresh import latest
 from tests.unit.conftest import World
@@ -56,7 +58,7 @@ def run(steps: Steps) -> int:
     refusals: list[int] = []
 
     async def whole() -> None:
-        await steps(LiveModel(on_refusal=lambda: refusals.append(1)))
+        await steps(LiveModel(lambda: refusals.append(1), [OWN["backbone"]]))
 
     asyncio.run(whole())
     return len(refusals)
@@ -304,14 +306,36 @@ def test_a_backbone_may_raise_anything(world: World, slow: SlowBackbone, served:
 
     assert run(steps) == 1
     with pytest.raises(StorageError, match="cannot be loaded"):
-        asyncio.run(LiveModel(on_refusal=lambda: None).load(str(own.bundle)))
+        asyncio.run(LiveModel(lambda: None, [OWN["backbone"]]).load(str(own.bundle)))
 
 
 def test_a_python_user_is_told_in_one_error_too(world: World, slow: SlowBackbone, tmp_path: Path):
     own = Served(world, tmp_path, **OWN)
     slow.error.write_text("raise ZeroDivisionError('by zero')")
     with pytest.raises(StorageError, match=r"export/b1: cannot be loaded \(ZeroDivisionError: by zero\)"):
+        Ranker.load(str(own.bundle), allow_backbones=[OWN["backbone"]])
+
+
+def test_a_backbone_that_the_operator_does_not_allow_is_refused_before_anything_of_it_is_imported(
+    world: World, slow: SlowBackbone, served: Served, tmp_path: Path
+):
+    own = Served(world, tmp_path / "own", **OWN)
+    sys.modules.pop("backbone_of_a_test")
+    allowed = ["backbone_of_a_test", "backbone_of_a_test:Backbon", "backbone_of_a_test:BackboneX", "Backbone"]
+
+    async def steps() -> str:
+        live = LiveModel(lambda: None, allowed)
+        await live.load(str(served.bundle))
+        await live.load(str(own.bundle))
+        assert versions(live)[0] == "b1"
+        return live.problem
+
+    said = r"export/b1: its backbone 'backbone_of_a_test:Backbone' is code .* name it in serve\.allow_backbones"
+    assert re.search(said, asyncio.run(steps()))
+    with pytest.raises(ConfigError, match=said):
         Ranker.load(str(own.bundle))
+    assert "backbone_of_a_test" not in sys.modules
+    assert Ranker.load(str(own.bundle), allow_backbones=[OWN["backbone"]]).info().backbone == OWN["backbone"]
 
 
 def test_the_first_bundle_must_load(tmp_path: Path):
