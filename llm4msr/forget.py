@@ -38,7 +38,9 @@ def forgotten(config: Config, kind: str = "users") -> pa.Array:
 
 
 def check_list(config: Config, data: StageOutput, bases: Iterable[Iterable[str]]) -> Listed:
-    """Look each listed id up in the prepared data and in the index files of earlier versions, and tell who is nobody.
+    """Look each listed id up in the prepared data and in earlier versions, and tell who is nobody.
+
+    `bases` are parts that are index files, of each earlier version.
 
     Raises:
         StorageError: the file cannot be read, or every id in it is nobody's.
@@ -84,13 +86,13 @@ def _in_data(ids: pa.Array, data: StageOutput) -> set[str]:
 def _in_store(hash_N: index.Hashes, bases: Iterable[Iterable[str]]) -> set[int]:
     """Those of the hashes that an index file of users has; only buckets that can hold one are read."""
     found: set[int] = set()
-    for uri in (uri for files in bases for uri in files):
-        file = storage.path(uri)
+    for part in (part for parts in bases for part in parts):
+        file, checksum, _ = index.place(part)
         at = IndexFile.of(f"index/{file.name}")
         if at is None or at.kind != "users":
             continue
         here = hash_N[index.bucket_of(hash_N, at.buckets) == at.bucket]
         if len(here):
-            there = storage.read_table(file, ["hash"])["hash"].to_numpy()
+            there = storage.read_table(file, ["hash"], checksum=checksum)["hash"].to_numpy()
             found |= set(np.intersect1d(here, there).tolist())
     return found

@@ -1,12 +1,14 @@
 """Where the frozen LLM lies: an alias, a Hugging Face id, a local folder or any URI -> a local folder."""
 
 import contextlib
+import functools
 import hashlib
-import io
+import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 from upath import UPath
 
@@ -120,8 +122,14 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    with contextlib.redirect_stderr(io.StringIO()):  # for bars that cannot be turned off; errors are exceptions
+    with contextlib.redirect_stderr(_nowhere()):  # for bars that cannot be turned off; errors are exceptions
         yield
+
+
+@functools.cache
+def _nowhere() -> TextIO:
+    """Open as long as the process: what a library takes for its standard error meanwhile may write there later."""
+    return open(os.devnull, "w")
 
 
 def _smollm2() -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llm4msr.engines import models
 from llm4msr.engines.base import REPETITION_PENALTY, Pooling, Task
 from llm4msr.errors import MissingExtraError
 
@@ -101,16 +102,17 @@ class VllmEngine:
                 settings = {"convert": "embed", "pooler_config": pooler}
             else:  # blanks without end would be valid JSON too
                 settings = {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
-            self._llm = self._vllm.LLM(
-                str(self._folder),
-                runner=runner,
-                dtype=self._dtype,
-                max_model_len=self._max_tokens,
-                enforce_eager=True,
-                enable_prefix_caching=self._pooling == "last",
-                block_size=PREFIX_BLOCK,
-                **self._weights,
-                **settings,
-            )
+            with models.quiet():
+                self._llm = self._vllm.LLM(
+                    str(self._folder),
+                    runner=runner,
+                    dtype=self._dtype,
+                    max_model_len=self._max_tokens,
+                    enforce_eager=True,
+                    enable_prefix_caching=self._pooling == "last",
+                    block_size=PREFIX_BLOCK,
+                    **self._weights,
+                    **settings,
+                )
             self._runner = runner
         return self._llm

@@ -124,7 +124,7 @@ def _scenario_prompt(instruction: Template, scenario: Mapping[str, Any], names: 
     shares = [f"{cleaned([name])[0]} {100 * shared[name]:.0f}%" for name in named if name in shared]
     if rest and shared:
         most = max(shared.get(name, 0.0) for name in rest)
-        shares.append(f"{len(rest)} more at most {100 * most:.0f}% each")
+        shares.append(f"{len(rest)} more, each at most {100 * most:.0f}%")
     return _filled(
         instruction,
         scenario=cleaned([own])[0],

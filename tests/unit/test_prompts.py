@@ -189,7 +189,7 @@ def test_a_scenario_prompt_is_bounded_for_any_number_of_scenarios(count: int):
     assert sum(name in prompt for name in nearest) >= 4
     assert "shelf 1 " not in prompt
     assert re.search(r", \d+ more\. Below", prompt)
-    assert re.search(r"\d+ more at most \d+% each$", prompt)
+    assert re.search(r"\d+ more, each at most \d+%$", prompt)
     small = prompts.scenario_prompt(prompts.template("scenario"), row, names, 300)
     assert len(small) < len(prompt)
 
