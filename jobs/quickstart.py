@@ -10,6 +10,7 @@ from llm4msr.config import Config
 from llm4msr.explain import REPORT, explain
 from llm4msr.export import exported
 from llm4msr.extract import extracted
+from llm4msr.gates import token
 from llm4msr.prepare import prepared
 from llm4msr.progress import say
 from llm4msr.run import stages
@@ -30,7 +31,8 @@ def main(uri: str, overrides: list[str]) -> None:
     say("\nstarting the endpoint ...")
     address = serve.start(loaded)
     try:
-        with httpx.Client(base_url=address, timeout=30) as client:
+        headers = {b"authorization": b"Bearer " + token()} if token() else {}
+        with httpx.Client(base_url=address, timeout=30, headers=headers, trust_env=False) as client:  # no proxy between
             show_rankings(loaded, client)
     finally:
         serve.stop()
