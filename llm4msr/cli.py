@@ -169,8 +169,8 @@ def _execute(
 
 
 def _flat(found: dict[str, Any]) -> dict[str, Any]:
-    numbers = found.get("extract", {})
-    return {name: numbers[name] for name in ("prompts", "left", "tokens", "estimate") if name in numbers}
+    numbers = found.get("extract", {}) | found.get("prepare", {})
+    return {name: numbers[name] for name in ("prompts", "left", "tokens", "estimate", "warnings") if name in numbers}
 
 
 def _shown(output: StageOutput) -> StageOutput:

@@ -17,7 +17,7 @@ from llm4msr.evaluate import compared
 from llm4msr.extract import extracted, reader
 from llm4msr.increment import with_index
 from llm4msr.index import IndexFile
-from llm4msr.prepare import to_ask
+from llm4msr.prepare import PromptData, to_ask
 from llm4msr.render import item_prompts, items_to_read, user_prompts, users_to_read
 from llm4msr.storage import Manifest
 
@@ -32,10 +32,10 @@ START_SECONDS = 40.0
 def plan(config: Config, verb: str) -> dict[str, Any]:
     """The plan of one verb, or of all stages for `run`; reads the source, writes nothing."""
     parts: dict[str, Any] = {}
-    if verb in ("prepare", "run"):
-        parts["prepare"] = _prepare(config)
-    if verb in ("extract", "run"):
-        parts["extract"] = _extract(config)
+    if verb in ("prepare", "extract", "run"):
+        data = to_ask(config)
+        parts |= {"prepare": _prepare(config, data)} if verb != "extract" else {}
+        parts |= {"extract": _extract(config, data)} if verb != "prepare" else {}
     if verb in ("train", "run"):
         runs = [(config.model.variant, config)] if verb == "train" else compared(config)
         parts["train"] = [f"{config.model.backbone} {name}, seed {run.seed}" for name, run in runs]
@@ -54,14 +54,13 @@ def plan(config: Config, verb: str) -> dict[str, Any]:
     return parts
 
 
-def _prepare(config: Config) -> dict[str, Any]:
-    tables, _ = to_ask(config)
-    counts = {"users": tables["histories"].num_rows, "scenarios": tables["scenarios"].num_rows - 1}
-    return {"source": config.source.path, **counts}
+def _prepare(config: Config, data: PromptData) -> dict[str, Any]:
+    counts = {"users": data.tables["histories"].num_rows, "scenarios": data.tables["scenarios"].num_rows - 1}
+    return {"source": config.source.path, **counts, "warnings": data.warnings}
 
 
-def _extract(config: Config) -> dict[str, Any]:
-    tables, fields = to_ask(config)
+def _extract(config: Config, data: PromptData) -> dict[str, Any]:
+    tables, fields, _ = data
     of_items = config.extract.reads == "items"
     items = items_to_read(tables["items"]) if config.extract.item_vectors == "llm" else 0
     count = items if of_items else users_to_read(config, tables["histories"].num_rows)

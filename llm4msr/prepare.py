@@ -75,18 +75,22 @@ def _folder(config: Config) -> UPath:
     return storage.path(config.root) / "prepare" / storage.digest_of(wanted)[:12]
 
 
-def to_ask(config: Config) -> tuple[dict[str, pa.Table], dict[str, list[str]]]:
-    """What prompts are made of: `histories`, `scenarios`, `items`, and the items' fields; writes nothing.
+class PromptData(NamedTuple):
+    """What prompts are made of: the tables `histories`, `scenarios` and `items`, and the items' fields."""
 
-    Found where it was published, else computed in memory.
-    """
+    tables: dict[str, pa.Table]
+    item_fields: dict[str, list[str]]
+    warnings: list[str]
+
+
+def to_ask(config: Config) -> PromptData:
+    """Found where it was published, else computed in memory; writes nothing."""
     found = storage.open_output(_folder(config))
     if found is None:
         made = _made(config)
-        return made.tables, made.fields["item"]
-    names = ("histories", "scenarios", "items")
-    tables = {name: found.table(f"{name}.parquet") for name in names}
-    return tables, catalogue.item_fields(found)
+        return PromptData(made.tables, made.fields["item"], data_warnings.warnings(made.report, config))
+    tables = {name: found.table(f"{name}.parquet") for name in ("histories", "scenarios", "items")}
+    return PromptData(tables, catalogue.item_fields(found), found.manifest.info.get("warnings", []))
 
 
 def _build(config: Config, folder: UPath) -> Built:

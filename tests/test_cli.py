@@ -131,7 +131,8 @@ def test_dry_run_tells_the_plan_and_writes_nothing(call: Call, experiment: MakeE
     plan, line = json.loads("\n".join(shown)), json.loads(last)
     assert (line["stage"], line["dry_run"]) == ("run", True)
     assert list(plan) == ["prepare", "extract", "train", "evaluate", "export"]
-    assert plan["prepare"] == {"source": fresh.config.source.path, "users": USERS + 1, "scenarios": 3}
+    counts = {"source": fresh.config.source.path, "users": USERS + 1, "scenarios": 3}
+    assert plan["prepare"] == counts | {"warnings": line["warnings"]}
     assert (plan["extract"]["prompts"], plan["extract"]["shards"]) == (USERS + 4, 17)
     assert (plan["extract"]["left"], line["left"]) == (USERS + 1, USERS + 1)
     assert plan["extract"]["tokens_are"] == "counted"

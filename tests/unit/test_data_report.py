@@ -378,10 +378,11 @@ def test_the_last_line_of_the_command_has_the_warnings(tmp_path: Path, capsys: p
         '[source.table]\ninteractions = "interactions.csv"\nitems = "items.csv"\ntitle = "title"\n'
         'label = "label"\norder = "ts"\n'
     )
-    app(["prepare", str(file)], standalone_mode=False)
-    line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert len(line["warnings"]) == 1
-    assert line["warnings"][0].startswith("all labels are 1")
+    for arguments in (["prepare", str(file), "--dry-run"], ["prepare", str(file)], ["prepare", str(file)]):
+        app(arguments, standalone_mode=False)
+        line = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert len(line["warnings"]) == 1
+        assert line["warnings"][0].startswith("all labels are 1")
 
 
 def test_hostile_and_long_texts_are_shown_harmlessly_and_bounded(tmp_path: Path):

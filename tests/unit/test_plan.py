@@ -37,7 +37,7 @@ def test_a_plan_is_json_and_writes_nothing(config: Config, tmp_path: Path, own_c
 
 def test_prompts_and_tokens_are_counted(config: Config, llama: Path):
     found = plan(config, "extract")["extract"]
-    tables, _ = to_ask(config)
+    tables = to_ask(config).tables
     tokenizer = PromptTokenizer(llama, 1 << 20)
     counts = sorted(len(tokenizer(row["prompt"])) for row in user_prompts(tables["histories"], config).to_pylist())
     assert len(counts) == 40
@@ -51,7 +51,7 @@ def test_prompts_and_tokens_are_counted(config: Config, llama: Path):
 def test_items_are_counted_where_the_llm_reads_items(config: Config, llama: Path):
     of_items = config.model_copy(update={"extract": config.extract.model_copy(update={"reads": "items"})})
     found = plan(of_items, "extract")["extract"]
-    tables, fields = to_ask(config)
+    tables, fields, _ = to_ask(config)
     tokenizer = PromptTokenizer(llama, 1 << 20)
     counts = [
         len(tokenizer(row["prompt"])) for row in item_prompts(tables["items"].slice(1), fields, config).to_pylist()
@@ -108,7 +108,9 @@ def test_a_finished_extraction_is_nothing_to_do(world: World):
 
 def test_a_plan_does_not_change_with_preparing(config: Config):
     before = plan(config, "prepare")
-    assert before == {"prepare": {"source": config.source.path, "users": 40, "scenarios": 2}}
+    counts = {"source": config.source.path, "users": 40, "scenarios": 2}
+    assert before == {"prepare": counts | {"warnings": before["prepare"]["warnings"]}}
+    assert any("of an earlier row" in text for text in before["prepare"]["warnings"])
     prepare(config)
     assert plan(config, "prepare") == before
 

@@ -466,12 +466,13 @@ def test_prepare_refuses_a_source_that_is_not_there(tmp_path: Path):
 
 
 def test_what_prompts_are_made_of_is_the_same_before_and_after_preparing(small: Config):
-    before, fields = to_ask(small)
+    before, fields, warnings = to_ask(small)
     assert not Path(small.root).exists()
-    prepare(small)
-    after, found_fields = to_ask(small)
+    published = prepare(small)
+    after, found_fields, found_warnings = to_ask(small)
     assert {name: before[name].to_pylist() for name in after} == {n: t.to_pylist() for n, t in after.items()}
     assert fields == found_fields
+    assert warnings == found_warnings == published.manifest.info["warnings"] != []
 
 
 def test_seen_rows_are_the_histories_rows_in_their_order(tmp_path: Path):
