@@ -131,7 +131,7 @@ def _known_share(config: Config, prompts_: pa.Table, kind: str, count: int) -> f
     rows = pa.table({"id": prompts_["id"], **columns})
     wide = max(1, index.bucket_count(count) // 16)  # a part of a large store is enough
     rows = rows.filter(pa.array(index.bucket_of(rows["hash"].to_numpy(), wide) == 0))
-    versions = [[storage.path(uri) for uri in files] for files in with_index(root, there).values()]
+    versions = list(with_index(root, there).values())
     present = pa.array([name for name in there if "/vectors/" in name], pa.string())
     return len(index.match(rows, IndexFile(kind, 0, wide), versions, present)) / max(len(rows), 1)
 
