@@ -1,15 +1,23 @@
 """The connection to Ray: started quietly where none is, and its errors turned back into ours."""
 
+import errno
+import json
 import logging
 import os
-import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from llm4msr import errors
-from llm4msr.errors import LLM4MSRError
+from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
 from llm4msr.progress import say
 
 # A warning of every `ray` command in a virtual environment made by uv, and a prompt for usage statistics.
@@ -18,18 +26,110 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes about our actors' arguments are no errors
 
+CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 45.0
+"""How long a cluster may take to accept a connection, and then to say that it is one."""
+
 
 def connect() -> None:
-    """Join the running cluster (`RAY_ADDRESS`, or inside a job), or start Ray on this machine."""
+    """Join the running cluster (`RAY_ADDRESS`, or inside a job), or start Ray on this machine.
+
+    Raises:
+        ConfigError: nobody answers at that address.
+    """
     import ray
 
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        address, origin = _cluster_address()
+        if address:
+            _refuse_dead_cluster(address, origin)
+        in_main = threading.current_thread() is threading.main_thread()
+        on_terminate = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            if not address:
+                raise
+            raise ConfigError(_no_cluster(address, origin, str(error).splitlines()[0])) from None
+        if in_main and callable(on_terminate):
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray sets its own, which ends with code 15 and no word
     context = ray.data.DataContext.get_current()  # also sets up the loggers that are turned down next
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # so that an error of ours comes back as an object, not as text
     for name in ("ray.data", "ray.train", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _cluster_address() -> tuple[str, str]:
+    """The cluster that `ray.init` would join, empty if it would start one of its own; and who says so."""
+    if given := os.environ.get("RAY_ADDRESS", ""):
+        return ("" if given in ("local", "auto") else given), "RAY_ADDRESS"
+    left = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+    return (left.read_text().strip() if left.exists() else ""), str(left)
+
+
+def _refuse_dead_cluster(address: str, origin: str) -> None:
+    """A ConfigError within a minute where no cluster answers; `ray.init` alone would wait for many."""
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        host, port = parts.hostname or "", parts.port or 0
+    except ValueError:
+        host, port = "", 0
+    if not host or not port or parts.scheme not in ("", "ray"):
+        raise ConfigError(_no_cluster(address, origin, "not HOST:PORT, nor ray://HOST:PORT"))
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConfigError(_no_cluster(address, origin, error.strerror or str(error))) from None
+    if parts.scheme == "ray":
+        return  # Ray's client itself gives up after half a minute
+    check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check", "--address", address]
+    try:
+        healthy = subprocess.run(check, capture_output=True, timeout=ANSWER_SECONDS).returncode == 0
+    except subprocess.TimeoutExpired:
+        healthy = False
+    if not healthy:
+        raise ConfigError(_no_cluster(address, origin, "what listens there does not answer as a Ray cluster"))
+
+
+def _no_cluster(address: str, origin: str, why: str) -> str:
+    return (
+        f"no Ray cluster at {address} ({why}), as {origin} says; correct it, start the cluster, or set "
+        "RAY_ADDRESS=local to run on this machine alone"
+    )
+
+
+def require(key: str, needed: Mapping[str, float]) -> None:
+    """Refuse what this Ray can never give: more CPUs or GPUs than it has, where no autoscaler brings any.
+
+    Args:
+        key: the config key that asks for it, and its value, as the message shows them.
+        needed: resource -> how much of it, all at once.
+
+    Raises:
+        ConfigError: names the key, what is there, and what to do.
+    """
+    import ray
+
+    connect()
+    there = ray.cluster_resources()
+    for resource, amount in needed.items():
+        if amount > there.get(resource, 0.0) and not _grows():
+            raise ConfigError(
+                f"{key} needs {amount:g} {resource}s and this Ray has {there.get(resource, 0.0):g}, with no autoscaler "
+                "to bring more; lower it, or join a cluster that has them (RAY_ADDRESS)"
+            )
+
+
+def _grows() -> bool:
+    """Whether an autoscaler may bring machines. Where there is none, Ray names each node as a type of its own."""
+    from ray.experimental import internal_kv
+
+    if internal_kv._internal_kv_get("__autoscaler_v2_enabled") == b"1":
+        return True  # it tells nothing more
+    status = json.loads(internal_kv._internal_kv_get("__autoscaling_status") or b"{}")
+    kinds = (status.get("autoscaler_report") or {}).get("node_type_mapping") or {}
+    return any(kind != f"node_{node}" for node, kind in kinds.items())
 
 
 def each(function: Callable[..., Any], items: list[dict[str, Any]], **settled: Any) -> Iterator[dict[str, Any]]:
@@ -66,14 +166,31 @@ def tell_if_busy(needed: int, what: str = "CPU") -> None:
 
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """Raise the error of ours that lies inside one of Ray's, where there is one; Ray keeps it as text."""
+    """Raise the error of ours that lies behind one of Ray's, where there is one, and a full disk as one of ours."""
+    import ray.exceptions
+
     try:
         yield
-    except LLM4MSRError:
-        raise
     except Exception as error:
-        found = re.findall(rf"^{errors.__name__}\.(\w+): (.*)", str(error), re.MULTILINE)
-        if not found:
-            raise
-        name, message = found[-1]
-        raise getattr(errors, name, LLM4MSRError)(message) from None
+        for cause in _causes(error):
+            if isinstance(cause, LLM4MSRError) and not isinstance(cause, ray.exceptions.RayTaskError):
+                raise cause from None
+            if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+                raise StorageError(
+                    f"{cause.filename or 'a disk of this cluster'}: no space left; free some and run the same "
+                    "command again: it goes on from what is finished"
+                ) from None
+        raise
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error itself and all behind it: causes, what a task raised, what the workers of a training raised."""
+    waiting, known = [error], {id(error)}
+    for one in waiting:
+        yield one
+        behind = [getattr(one, name, None) for name in ("cause", "__cause__", "controller_failure")]
+        behind += list((getattr(one, "worker_failures", None) or {}).values())
+        for cause in behind:
+            if isinstance(cause, BaseException) and id(cause) not in known:
+                known.add(id(cause))
+                waiting.append(cause)
