@@ -99,4 +99,4 @@ if __name__ == "__main__":
     parser.add_argument("config", help="TOML file: a path or any URI")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key")
     given = parser.parse_args()
-    cli.guarded(lambda: main(given.config, given.set))
+    cli.guarded(lambda: main(given.config, given.set), "the quickstart")

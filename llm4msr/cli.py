@@ -1,9 +1,12 @@
 """`llm4msr <verb> CONFIG`: the stages on the command line. Results to standard output, progress to standard error."""
 
+import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -13,7 +16,7 @@ from llm4msr import cli_knowledge
 from llm4msr import config as configs
 from llm4msr.cli_options import ConfigPath, DryRun, Overrides
 from llm4msr.config import Config
-from llm4msr.errors import LLM4MSRError
+from llm4msr.errors import InterruptedRunError, LLM4MSRError
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput
 from llm4msr.text import as_json, masked
@@ -24,12 +27,15 @@ app = typer.Typer(
     "The stages, in order: prepare, extract, train, evaluate, export, explain, serve. `run` does all up to export; "
     "`refresh` brings newer knowledge to what is served. Each is a function of one TOML file, finds what it finished "
     "before, and continues what was interrupted.\n\n"
-    "Exit codes: 0 fine, 2 wrong config or input, 3 more failed rows than allowed.",
+    "Exit codes: 0 fine, 2 wrong config or input, 3 more failed rows than allowed, 130 and 143 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+SECONDS_TO_END = 8.0
+"""After Ctrl-C or SIGTERM; then the process ends without waiting for what does not let go."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -124,10 +130,8 @@ def serve(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> 
 
         nonlocal code
         bundle = opened(loaded.serve.bundle) if loaded.serve.bundle else exported(loaded)
-        signal.signal(signal.SIGTERM, _terminate)
         try:
             address = start(loaded)
-            signal.signal(signal.SIGTERM, _terminate)  # Ray has set its own
             shown = f"; the explorer is at {address}/explore/" if loaded.serve.explore else ""
             say(f"serving {bundle.folder}\n  at {address}/v1/rank (docs at {address}/docs){shown}; end with Ctrl-C")
             while True:
@@ -156,7 +160,8 @@ def _execute(
         print(masked(as_json(found, indent=2)))
         print(masked(as_json({"stage": verb, "dry_run": True} | _flat(found))))
         return
-    outputs = stage(loaded)
+    with _interruptible(verb):
+        outputs = stage(loaded)
     summary = outputs[-1].summary() | {"stage": verb}
     if len(outputs) > 1:
         named = {output.manifest.stage: output.summary() for output in outputs}
@@ -166,6 +171,17 @@ def _execute(
         summary |= {name: named["evaluate"][name] for name in ("metrics", "baselines")}
         summary |= {"warnings": [line for output in outputs for line in output.manifest.info.get("warnings", [])]}
     print(masked(as_json(summary)))
+
+
+@contextmanager
+def _interruptible(verb: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM in the block as one error of ours."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        code = 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+        message = f"{verb} was interrupted; run again to continue: what is finished is kept"
+        raise InterruptedRunError(message, code) from None
 
 
 def _flat(found: dict[str, Any]) -> dict[str, Any]:
@@ -184,12 +200,19 @@ def main(verb: str = "") -> None:
     guarded(lambda: app([verb, *sys.argv[1:]] if verb else None))
 
 
-def guarded(command: Callable[[], None]) -> None:
+def guarded(command: Callable[[], None], verb: str = "it") -> None:
     """Run a command; an error that the user can mend is one message and an exit code, no stack trace."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     try:
-        command()
+        with _interruptible(verb):
+            command()
     except LLM4MSRError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
+        if isinstance(error, InterruptedRunError):
+            end = threading.Timer(SECONDS_TO_END, os._exit, [error.exit_code])
+            end.daemon = True
+            end.start()
         sys.exit(error.exit_code)
 
 

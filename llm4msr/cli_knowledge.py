@@ -1,6 +1,5 @@
 """`llm4msr knowledge ls|show|prune|verify CONFIG`: what the store holds, version by version."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -8,7 +7,7 @@ import typer
 from llm4msr import config as configs
 from llm4msr.cli_options import ConfigPath, Overrides
 from llm4msr.progress import say
-from llm4msr.text import masked
+from llm4msr.text import as_json, harmless, masked
 
 app = typer.Typer(
     help="The knowledge store: its versions, what it knows of a user, whether it is sound, and pruning.",
@@ -32,7 +31,7 @@ def ls(config: ConfigPath, set_: Overrides = []) -> None:
             f"{row['users']:>12}{row['kept']:>14}{row['failed']:>9}{row['forgotten']:>11}{row['bytes'] / 2**20:>10.1f}"
         )
         print(f"{row['version']:>3} {row['name']:<14}{row['created']:<27}{sizes}  {row['model']}")
-    print(json.dumps({"versions": rows}, ensure_ascii=False, allow_nan=False))
+    print(as_json({"versions": rows}))
 
 
 @app.command()
@@ -45,14 +44,12 @@ def show(
     from llm4msr import versions
 
     found = versions.shown(configs.load(config, set_), user)
-    print(f"{found['prompt']}\n\nanswer: {found['answer'] or '(none was asked for)'}")
-    for scenario, words in found["interests"].items():
-        print(f"{scenario}: {', '.join(words)}")
-    if found["error"]:
-        print(f"error: {found['error']}")
-    for near in found.get("nearest", []):
-        print(f"near: {near['raw_id']} {near['cosine']:.4f}")
-    print(json.dumps(found, ensure_ascii=False, allow_nan=False))
+    lines = [found["prompt"], "", f"answer: {found['answer'] or '(none was asked for)'}"]
+    lines += [f"{scenario}: {', '.join(words)}" for scenario, words in found["interests"].items()]
+    lines += [f"error: {found['error']}"] if found["error"] else []
+    lines += [f"near: {near['raw_id']} {near['cosine']:.4f}" for near in found.get("nearest", [])]
+    print(harmless("\n".join(lines)))
+    print(as_json(found))
 
 
 @app.command()
@@ -74,7 +71,7 @@ def prune(
     report = versions.pruned(configs.load(config, set_), keep, unfinished, dry_run)
     if report["unfinished"]:
         say(f"  unfinished, kept: {', '.join(report['unfinished'])}; go on with `extract`, or give --unfinished")
-    print(json.dumps(report, ensure_ascii=False, allow_nan=False))
+    print(as_json(report))
 
 
 @app.command()
@@ -86,6 +83,4 @@ def verify(
     """Ask the LLM again about some rows and compare: fingerprints equal, vectors with cosine above 0.999."""
     from llm4msr import versions
 
-    print(
-        masked(json.dumps(versions.verified(configs.load(config, set_), sample), ensure_ascii=False, allow_nan=False))
-    )
+    print(masked(as_json(versions.verified(configs.load(config, set_), sample))))

@@ -6,7 +6,8 @@ LLM4MSRError               exit code 1
  │   ├─ DataError               a missing column, a bad cell, an empty file
  │   ├─ StorageError            a URI that cannot be read, a damaged or unfinished output
  │   └─ MissingExtraError       a package of an optional extra is not installed
- └─ TooManyFailedError      3   more rows failed than `max_failed_fraction` allows
+ ├─ TooManyFailedError      3   more rows failed than `max_failed_fraction` allows
+ └─ InterruptedRunError   130   Ctrl-C; 143 after SIGTERM
 """
 
 from llm4msr.text import masked
@@ -47,3 +48,11 @@ class TooManyFailedError(LLM4MSRError):
     """More rows failed than the configuration allows."""
 
     exit_code = 3
+
+
+class InterruptedRunError(LLM4MSRError):
+    """Ctrl-C or SIGTERM ended a stage before its end; what is finished is kept."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code

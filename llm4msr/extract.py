@@ -229,6 +229,7 @@ def _stream(task: Task, left: list[Shard], config: Config, folder: UPath, asks: 
 
     session.connect()
     actors, cpus, gpus = _pool(config, [node["Resources"] for node in ray.nodes() if node["Alive"]], len(left))
+    session.require(f"extract.actors = {config.extract.actors}", {"CPU": cpus * actors, "GPU": gpus * actors})
     session.tell_if_busy(cpus * actors)
     items = [shard.model_dump() for shard in left]
     summaries = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -242,6 +243,17 @@ def _stream(task: Task, left: list[Shard], config: Config, folder: UPath, asks: 
     )
     for batch in summaries.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
+
+
+def require_machines(config: Config) -> None:
+    """Refuse a config whose engines can never run here, before any work.
+
+    Raises:
+        ConfigError: names the key, what is there, and what to do.
+    """
+    e = config.extract
+    gpus = e.tensor_parallel if e.device == "gpu" else 0
+    session.require(f"extract.device = '{e.device}'", {"CPU": 1, "GPU": gpus})
 
 
 def _pool(config: Config, nodes: Sequence[Mapping[str, float]], shards: int) -> tuple[int, int, int]:

@@ -6,10 +6,11 @@ from llm4msr import backbones, wheels
 from llm4msr.config import Config
 from llm4msr.evaluate import compared, evaluate
 from llm4msr.export import export
-from llm4msr.extract import extract
+from llm4msr.extract import extract, require_machines
 from llm4msr.prepare import prepare
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput
+from llm4msr.train import require_machines as require_workers
 from llm4msr.train import train
 
 
@@ -28,8 +29,10 @@ def stages(config: Config) -> Iterator[StageOutput]:
     runs = compared(config)
     backbones.find(config.model.backbone)  # a wrong import path is told before the LLM's hours
     knows = any(run.model.knowledge != "none" for _, run in runs)
+    require_workers(config)  # so are machines that can never come,
     if knows:
-        wheels.cache_folder()  # so is a cache that cannot be written, which training needs
+        require_machines(config)
+        wheels.cache_folder()  # and a cache that cannot be written, which training needs
     yield _tell(1, "prepare", prepare(config))
     if knows:
         yield _tell(2, "extract", extract(config))

@@ -45,7 +45,8 @@ def connect() -> None:
         in_main = threading.current_thread() is threading.main_thread()
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+            with _without_lines(b"logging.cc"):
+                ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             if not address:
                 raise
@@ -58,6 +59,26 @@ def connect() -> None:
     context.raise_original_map_exception = True  # so that an error of ours comes back as an object, not as text
     for name in ("ray.data", "ray.train", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def _without_lines(mark: bytes) -> Iterator[None]:
+    """Standard error without the lines that hold the mark, those of C++ code included, shown when the block ends.
+
+    Ray's core says there that it took its log level from the environment, and no setting turns that off.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as aside:
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            aside.seek(0)
+            os.write(2, b"".join(line for line in aside if mark not in line))
 
 
 def _cluster_address() -> tuple[str, str]:

@@ -30,6 +30,11 @@ def masked(text: str) -> str:
     return _TOKEN.sub(r"\1***", _USER.sub("***@", text))
 
 
+def harmless(text: str) -> str:
+    """The text as a terminal may get it: a disturbing character becomes �, line breaks stay, secrets of URIs do not."""
+    return _CONTROLS.sub("\ufffd", masked(text))
+
+
 def shortened(text: str, limit: int = 60) -> str:
     """The text in one line, cut where it is longer; a disturbing character becomes �, so that one sees it was there."""
     line = " ".join(_CONTROLS.sub("\ufffd", text[: 4 * limit]).split())

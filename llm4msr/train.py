@@ -6,6 +6,7 @@ import logging
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,8 @@ def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folde
 
     session.connect()
     workers, gpu = config.train.workers, config.train.device == "gpu"
-    session.tell_if_busy(workers if isinstance(workers, int) else workers[0], "GPU" if gpu else "CPU")
+    require_machines(config)
+    session.tell_if_busy(_least_workers(config), "GPU" if gpu else "CPU")
     filesystem, path = storage.arrow_filesystem(folder)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # other nodes may go
@@ -175,7 +177,7 @@ def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folde
     )
     label = f"train {config.model.backbone} {config.model.variant} seed {config.seed}"
     with _told(reports, label, config.train.epochs):
-        result = trainer.fit()
+        result = _fit(trainer)
     if result.error is not None:
         raise result.error
     if result.return_value:
@@ -184,6 +186,36 @@ def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folde
         raise ConfigError(f"{folder}: training ended without a checkpoint; delete that folder and run again")
     with result.checkpoint.as_directory() as saved:
         return Checkpoint.load(Path(saved))
+
+
+def require_machines(config: Config) -> None:
+    """Refuse a config whose workers can never all run here, before any work.
+
+    Raises:
+        ConfigError: names the keys, what is there, and what to do.
+    """
+    least, device = _least_workers(config), config.train.device
+    asks = f"train.device = '{device}' with train.workers = {least}"
+    session.require(asks, {"CPU": least, "GPU": least if device == "gpu" else 0})
+
+
+def _least_workers(config: Config) -> int:
+    workers = config.train.workers
+    return workers if isinstance(workers, int) else workers[0]
+
+
+def _fit(trainer: Any) -> Any:
+    """`trainer.fit()` in a thread: in the main one Ray Train takes Ctrl-C for itself, and the process would not end."""
+    outcome: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return outcome.result()
 
 
 def worker_loop(job: dict[str, Any]) -> str:

@@ -1,6 +1,13 @@
-import pytest
+import errno
+import socket
+import threading
+from collections.abc import Iterator
 
-from llm4msr import errors
+import pytest
+from ray.exceptions import RayTaskError
+from ray.train import WorkerGroupError
+
+from llm4msr import errors, session
 from llm4msr.session import own_errors
 
 
@@ -10,18 +17,85 @@ def test_our_own_error_passes(kind: type[Exception]):
         raise kind("mine")
 
 
+def of_a_task(cause: Exception) -> Exception:
+    """As Ray raises in the driver what a task raised: an instance of both classes, with a traceback for its text."""
+    return RayTaskError("task", "Traceback ...\nllm4msr.errors.DataError: only a text", cause).as_instanceof_cause()
+
+
+def of_a_training(cause: Exception) -> Exception:
+    return WorkerGroupError("Traceback ...", {0: cause})
+
+
+@pytest.mark.parametrize("wrapped", [of_a_task, of_a_training])
 @pytest.mark.parametrize("kind", [errors.StorageError, errors.MissingExtraError])
-def test_our_error_inside_the_text_of_rays_is_raised_as_itself(kind: type[errors.LLM4MSRError]):
-    text = f"ray::Worker() (pid=1)\n  File x\n{kind.__module__}.{kind.__name__}: file a: damaged\nmore of Ray's"
-    with pytest.raises(kind, match=r"^file a: damaged$"), own_errors():
-        raise RuntimeError(text)
+def test_our_error_behind_one_of_rays_is_raised_as_itself(wrapped, kind: type[errors.LLM4MSRError]):
+    with pytest.raises(kind, match=r"^file a:\ndamaged$") as caught, own_errors():
+        raise wrapped(kind("file a:\ndamaged"))
+    assert type(caught.value) is kind
 
 
-def test_an_unknown_error_of_ours_becomes_the_base():
-    with pytest.raises(errors.LLM4MSRError, match=r"^later$"), own_errors():
-        raise RuntimeError("llm4msr.errors.NewError: later")
+@pytest.mark.parametrize("wrapped", [of_a_task, of_a_training])
+def test_a_full_disk_behind_one_of_rays_is_one_message(wrapped):
+    with (
+        pytest.raises(errors.StorageError, match=r"^/full/file: no space left; free some"),
+        own_errors(),
+    ):
+        raise wrapped(OSError(errno.ENOSPC, "No space left on device", "/full/file"))
+
+
+def test_a_text_that_only_looks_like_ours_is_not_taken_for_it():
+    with pytest.raises(RuntimeError), own_errors():
+        raise RuntimeError("llm4msr.errors.DataError: only a text")
 
 
 def test_other_errors_stay_what_they_are():
     with pytest.raises(KeyError, match="plain"), own_errors():
         raise KeyError("plain")
+
+
+@pytest.fixture
+def listener() -> Iterator[int]:
+    """A port where somebody listens who is no Ray cluster: every connection is closed at once."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    server.accept()[0].close()
+                except OSError:
+                    return
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("127.0.0.1:1", "refused"),
+        ("ray://127.0.0.1:1", "refused"),
+        ("http://127.0.0.1:8265", "not HOST:PORT"),
+        ("nonsense", "not HOST:PORT"),
+        ("127.0.0.1:99999", "not HOST:PORT"),
+        ("[::1]:1", r"refused|Cannot assign|unreachable"),
+    ],
+)
+def test_an_address_where_no_cluster_answers_is_named(address: str, why: str):
+    with pytest.raises(errors.ConfigError, match=rf"no Ray cluster at .*({why}).*RAY_ADDRESS says") as caught:
+        session._refuse_dead_cluster(address, "RAY_ADDRESS")
+    assert address in str(caught.value)
+
+
+def test_what_listens_but_is_no_cluster_is_told(listener: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session, "ANSWER_SECONDS", 2.0)
+    with pytest.raises(errors.ConfigError, match="does not answer as a Ray cluster"):
+        session._refuse_dead_cluster(f"127.0.0.1:{listener}", "RAY_ADDRESS")
+
+
+def test_lines_of_c_code_with_the_mark_are_left_out(capfd: pytest.CaptureFixture[str]):
+    import os
+
+    with session._without_lines(b"logging.cc"):
+        os.write(2, b"[x] logging.cc:303: Set ray log level\nkept\n")
+    assert capfd.readouterr().err == "kept\n"
