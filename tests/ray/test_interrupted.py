@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM in the middle of a stage: one line, the exit code of the signal, and the next run goes on."""
 
+import glob
 import signal
 import subprocess
 
@@ -26,7 +27,7 @@ def test_a_signal_ends_a_stage_and_the_next_run_goes_on(
         "extract": {"extract.rows_per_shard": 1, "extract.answers": "none"},
     }[stage]
     made = experiment(slow, {"prepare": spine.folder("prepare")})
-    pattern = {"train": "train/*/checkpoints/*/*/progress.json", "extract": "extract/*/vectors/users-*"}[stage]
+    pattern = {"train": "train/*/checkpoints/*/progress.json", "extract": "extract/*/vectors/users-*"}[stage]
     root = made.root
     process = subprocess.Popen(
         command_line(stage, str(made)),
@@ -37,7 +38,9 @@ def test_a_signal_ends_a_stage_and_the_next_run_goes_on(
         text=True,
     )
     try:
-        wait_until(lambda: any(root.glob(pattern)), process)
+        wait_until(
+            lambda: bool(list(glob.iglob(str(root / pattern)))), process
+        )  # pathlib's fails on a folder that goes
         process.send_signal(number)
         out, err = process.communicate(timeout=SECONDS_TO_END)
     finally:
