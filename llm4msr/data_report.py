@@ -39,6 +39,9 @@ class Titles(BaseModel):
     """So many titles are the item's id, which is what an item without a title shows."""
     codes: int
     """So many more look like a code, not like a name."""
+    commonest: str
+    commonest_items: int
+    """The title that most items have, and how many."""
     examples: list[str]
 
 

@@ -45,6 +45,11 @@ def _titles(report: DataReport, config: Config) -> Iterator[str]:
         )
     elif titles.codes > titles.items / 2:
         yield f"{titles.codes:,} of {titles.items:,} titles look like codes, {named}. {_title_remedy(config)}"
+    if titles.commonest_items > max(titles.items / 2, 1):
+        yield (
+            f"{titles.commonest_items:,} of {titles.items:,} items have the title {titles.commonest}, so an LLM cannot "
+            "tell them apart: is the title's column the right one?"
+        )
 
 
 def _title_remedy(config: Config) -> str:
@@ -98,7 +103,7 @@ def _sizes(report: DataReport, config: Config) -> Iterator[str]:
 def _past(report: DataReport, config: Config) -> Iterator[str]:
     few = [NAMES[name] for name in ("valid", "test") if _mostly_new(report.parts[name])]
     if few:
-        by_time = config.split.kind == "time" and config.split.by == "global"
+        by_time = config.split.kind == "time" and config.split.by == "global" and not _mostly_alone(report)
         remedy = (
             "set split.by = 'user', which leaves everybody a past" if by_time else "they need more rows in training"
         )
@@ -109,8 +114,12 @@ def _mostly_new(part: Part) -> bool:
     return part.users_with_past < part.users / 2
 
 
+def _mostly_alone(report: DataReport) -> bool:
+    return report.users_with_one_row > report.users / 2
+
+
 def _users(report: DataReport, config: Config) -> Iterator[str]:
-    if report.users_with_one_row > report.users / 2:
+    if _mostly_alone(report):
         yield (
             f"{report.users_with_one_row:,} of {report.users:,} users have a single row, so nothing is both known of "
             "them and tested: is the user's column the right one? If it is, leave them out"

@@ -169,8 +169,12 @@ def _titles(items: pa.Table) -> Titles:
     trained = items.filter(pc.greater(items["f:item_id"], 0))
     is_id = pc.equal(trained["title"], trained["item_id"])
     is_code = pc.and_not(pc.match_substring_regex(trained["title"], _CODE), is_id)
+    counts = pc.value_counts(trained["title"])
+    most = counts[int(np.argmax(counts.field("counts").to_numpy()))].as_py()
     return Titles(
         items=len(trained),
+        commonest=quoted(most["values"]),
+        commonest_items=most["counts"],
         ids=pc.sum(is_id).as_py() or 0,
         codes=pc.sum(is_code).as_py() or 0,
         examples=[*map(quoted, trained["title"].filter(pc.or_(is_id, is_code))[:EXAMPLES].to_pylist())],

@@ -329,6 +329,8 @@ def test_titles_that_are_ids_or_codes_are_told(tmp_path: Path):
     the_warning(write(tmp_path / "blank", healthy(), blank), "14 of 40 items have no title", "fill its column 'title'")
     codes = [[row[0], f"SKU-{1000 + i}", *row[2:]] for i, row in enumerate(described())]
     the_warning(write(tmp_path / "codes", healthy(), codes), "40 of 40 titles look like codes", "'SKU-10")
+    same = [[row[0], "Thing" if i % 3 else row[1], *row[2:]] for i, row in enumerate(described())]
+    the_warning(write(tmp_path / "same", healthy(), same), "26 of 40 items have the title 'Thing'")
     unnamed = write(tmp_path / "unnamed", healthy(), table={"title": ""})
     the_warning(unnamed, "40 of 40 items have no title", "Name source.table.title")
     bare = {"items": "", "title": "", "category": "", "item_features": []}
