@@ -53,7 +53,7 @@ class RankRequest(_Message):
         default_factory=dict, max_length=CONTEXT_FIELDS
     )
     """Values of the context fields that the model was trained with; a field left out is unknown."""
-    top_k: int | None = Field(None, ge=1)
+    top_k: int | None = Field(None, ge=1, strict=True)
     """How many to give back; all where it is left out."""
 
 

@@ -228,6 +228,8 @@ NO_REQUESTS = {
     "UTF-16": '{"user_id":"u","scenario":"s","items":["a"]}'.encode("utf-16"),
     "UTF-32": '{"user_id":"u","scenario":"s","items":["a"]}'.encode("utf-32"),
     "overlong": b'{"user_id":"\xc0\xaf","scenario":"s","items":["a"]}',
+    "true is no number": b'{"user_id":"u","scenario":"s","items":["a"],"top_k":true}',
+    "a text is no number": b'{"user_id":"u","scenario":"s","items":["a"],"top_k":"3"}',
     "a list": b"[1,2]",
     "text": b'"text"',
 }
