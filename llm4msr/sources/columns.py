@@ -209,8 +209,8 @@ class Rows:
 def _shown(cell: pa.Scalar) -> str:
     try:
         return shortened(repr(cell.as_py()))
-    except (ValueError, OverflowError):  # text that is no UTF-8, a time that Python cannot hold
-        return shortened(repr(cell.cast(pa.binary()).as_py() if types.is_string(cell.type) else str(cell)))
+    except (ValueError, OverflowError):  # text that is no UTF-8, a time or a zone that Python does not know
+        return shortened(repr(cell.cast(pa.binary() if types.is_string(cell.type) else pa.int64()).as_py()))
 
 
 def _cast_if_exact(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

@@ -100,7 +100,7 @@ def _read_file(file: UPath, wanted: Sequence[str], delimiter: str) -> Rows:
             table = parquet.read(wanted)
     except (FileNotFoundError, PermissionError) as error:
         raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check source.path and access") from None
-    except (pa.ArrowException, *FAULTS) as error:
+    except (pa.ArrowException, UnicodeDecodeError, *FAULTS) as error:  # names of columns are decoded too
         raise DataError(f"{file}: not readable as Parquet: {error}") from None
     if not table.num_rows:
         raise DataError(f"{file}: no rows")

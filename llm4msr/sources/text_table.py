@@ -17,6 +17,17 @@ from llm4msr.text import shortened
 
 DELIMITERS = (",", "\t", ";", "|")
 
+_NO_TEXT = {
+    codecs.BOM_UTF16_LE: "the encoding is UTF-16; save it as UTF-8",
+    codecs.BOM_UTF16_BE: "the encoding is UTF-16; save it as UTF-8",
+    b"PAR1": "a Parquet file; its name has to end in .parquet",
+    b"\x1f\x8b": "packed with gzip; its name has to end in .gz",
+    b"PK\x03\x04": "a zip file; unpack it",
+    b"\x28\xb5\x2f\xfd": "packed with zstd; unpack it",
+    b"BZh9": "packed with bzip2; unpack it",
+}
+"""How a file begins that is no UTF-8 text, and what to do."""
+
 
 def csv_rows(file: UPath, wanted: Sequence[str], delimiter: str = "") -> Iterator[Rows]:
     """The wanted columns of a plain or .gz file as text, block by block; an empty cell is null.
@@ -57,8 +68,9 @@ def decoded(file: UPath) -> Iterator[bytes]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     line, mark = 1, codecs.BOM_UTF8
     for chunk in itertools.chain(stream.unpacked(file), [b""]):
-        if mark and chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise DataError(f"{file}: the encoding is UTF-16; save it as UTF-8")
+        for beginning, remedy in _NO_TEXT.items() if mark else ():
+            if chunk.startswith(beginning):
+                raise DataError(f"{file}: {remedy}")
         try:
             decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:

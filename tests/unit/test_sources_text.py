@@ -1,5 +1,6 @@
 """How text stands in a file: encodings, line ends, delimiters, quotes; and fingerprints of content."""
 
+import bz2
 import gzip
 import os
 import zipfile
@@ -74,6 +75,20 @@ def test_another_encoding_is_named(tmp_path: Path, data: bytes, message: str):
     told = refusal(tmp_path, data)
     assert told.startswith(message)
     assert told.endswith("; save it as UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (gzip.compress(TEXT.encode()), "packed with gzip; its name has to end in .gz"),
+        (bz2.compress(TEXT.encode()), "packed with bzip2; unpack it"),
+        (b"PAR1" + bytes(9) + b"PAR1", "a Parquet file; its name has to end in .parquet"),
+        (b"PK\x03\x04" + bytes(9), "a zip file; unpack it"),
+    ],
+)
+def test_what_is_no_text_is_named(tmp_path: Path, data: bytes, message: str):
+    assert refusal(tmp_path, data) == message
+    assert refusal(tmp_path, gzip.compress(data), "rows.csv.gz") == message
 
 
 def test_another_encoding_is_found_behind_the_first_block_and_a_character_may_lie_across_blocks(tmp_path: Path):

@@ -24,6 +24,7 @@ PLAIN: dict[str, Any] = {
     "ts": [1, 2, 3, 4],
 }
 KEYS = {"interactions": "rows.csv", "label": "label", "order": "ts"}
+FILE = {"interactions": "rows.parquet"}
 TEXT_TYPES = [
     *(pa.string(), pa.large_string(), pa.string_view()),
     *(pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int8(), pa.large_string())),
@@ -390,6 +391,30 @@ def test_other_types_of_items_are_refused_by_file_column_and_type(tmp_path: Path
     with pytest.raises(InputError) as caught:
         read(tmp_path, "items", **{column: REFUSED[shown]})
     assert str(caught.value).startswith(f"{tmp_path / 'items.parquet'}: column '{column}'")
+
+
+def test_a_time_zone_that_nobody_knows_is_no_text(tmp_path: Path):
+    with pytest.raises(
+        DataError, match=r"rows\.parquet: column 'user_id': 1 in row 1; timestamp.* that no text can show"
+    ):
+        read(tmp_path, user_id=pa.array([1, 2, 3, 4], pa.timestamp("us", "No/Where")))
+
+
+def test_flipped_bits_of_a_file_end_in_no_traceback(tmp_path: Path):
+    rng = random.Random(1)
+    read(tmp_path)
+    whole = (tmp_path / "rows.parquet").read_bytes()
+    config = SourceConfig.model_validate({"kind": "table", "path": str(tmp_path), "table": KEYS | FILE})
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        (tmp_path / "rows.parquet").write_bytes(data)
+        try:
+            sources.read(config)
+        except InputError as error:
+            refused += str(error).startswith(f"{tmp_path / 'rows.parquet'}: ")
+    assert refused > 100
 
 
 @pytest.mark.parametrize("column", ["user_id", "scenario", "label", "ts", "device"])
