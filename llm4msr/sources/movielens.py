@@ -35,6 +35,10 @@ SHELVES: dict[str, tuple[str, ...]] = {
 
 LAST_SHELF = "Drama & More"
 
+_FAULTS_OF_A_ZIP: tuple[type[Exception], ...] = (
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError),
+    *FAULTS,
+)
 _ML1M_AGES = {1: "under 25", 18: "under 25", 25: "25 to 34"}
 _ARTICLE = r"^(.*), (The|A|An|La|Le|Les|Il|Das|Der|Die|El)$"
 
@@ -164,10 +168,10 @@ def _content(place: UPath, name: str) -> bytes:
             if member is None:
                 raise DataError(f"{place}: no {name} inside; this is not the MovieLens 1M zip")
             return _unpacked(archive, member, Bound(_shown(place, name), archive.getinfo(member).compress_size))
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
-        raise DataError(f"{place}: not a zip file that can be read ({error}); fetch it again") from None
-    except FAULTS as error:
+    except (FileNotFoundError, PermissionError) as error:
         raise StorageError(f"{place}: cannot be read ({type(error).__name__}); check source.path and access") from None
+    except _FAULTS_OF_A_ZIP as error:
+        raise DataError(f"{place}: not a zip file that can be read ({error}); fetch it again") from None
 
 
 def _unpacked(archive: zipfile.ZipFile, member: str, bound: Bound) -> bytes:
