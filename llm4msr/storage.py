@@ -144,7 +144,10 @@ def read_table(file: UPath, columns: list[str] | None = None, repair: str = _AGA
     """
     try:
         with open_parquet(file, repair, checksum) as parquet:
-            return parquet.read(columns)
+            table = parquet.read(columns)
+            if missing := set(columns or ()) - set(table.column_names):  # Arrow passes over them
+                raise KeyError(f"no column '{min(missing)}'")
+            return table
     except (*FAULTS, pa.ArrowException, KeyError) as error:
         raise StorageError(f"{file}: damaged or of another layout ({error}); {repair}") from None
 
