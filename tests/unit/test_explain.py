@@ -27,7 +27,15 @@ from llm4msr.report.layers import layer_section, levels_of
 from llm4msr.report.opened import Opened
 from llm4msr.storage import StageOutput
 from llm4msr.text import signed
-from tests.unit.helpers import HOSTILE, hostile_config, publish_trained
+from tests.unit.helpers import (
+    HOSTILE,
+    config_of,
+    hostile_config,
+    interactions,
+    prepare_and_make_knowledge,
+    publish_trained,
+    write_data,
+)
 
 Report = tuple[Config, StageOutput]
 
@@ -170,6 +178,46 @@ def test_a_report_before_and_after_the_plain_model_is_trained(tmp_path: Path, ca
     assert f"Test rows of users with knowledge: {rows:,} of {rows:,} (100%)." in told
     assert "One seed was trained, and another may move the difference as far" in told
     assert {match[0].lower() for match in CLAIMS.finditer(page)} == set(), "numbers, and no verdict"
+
+
+def test_scenarios_of_any_name_and_those_of_test_rows_alone_have_their_own_rows(tmp_path: Path):
+    names = ["all test rows", "all scenarios", "unknown", "(not in the training rows)", "overall", "a|b\n=c"]
+    rows = [[*row[:2], names[at % 6], *row[3:]] for at, row in enumerate(interactions(rows_per_user=30))]
+    rows += [[row[0], row[1], f"late {at % 2}", row[3], 10_000 + at, row[5]] for at, row in enumerate(rows[:40])]
+    config = config_of(write_data(tmp_path, rows))
+    data, _ = prepare_and_make_knowledge(config)
+    for run in (config, config.using("none", 1)):
+        publish_trained(run)
+    output = explain(config)
+    test = storage.read_table(data.folder / "test.parquet")["scenario"].to_numpy()
+    assert (test == 0).sum() == 40
+    for name, columns in (("effect.csv", ["kind", "scenario", "rows"]), ("levels.csv", ["scenario"])):
+        table = csv_of(output, name)
+        numbers = table["scenario"].dropna().astype(int).tolist()
+        assert numbers == np.unique(test).tolist()
+        if "rows" in columns:
+            counts = table[table["kind"] == "scenario"].set_index("scenario")["rows"]
+            assert counts.to_dict() == {number: int((test == number).sum()) for number in numbers}
+    page = html_of(output)
+    assert page.count("<em>(not in the training rows)</em>") == 2, "in the results and in the layers"
+    for name in names[:5]:
+        assert f"<bdi>{name}</bdi>" in page
+    known = csv_of(output, "knowledge.csv")
+    assert known["scenario"].isna().tolist() == [True, *[False] * 6]
+    assert known["users"].iloc[0] == 40
+
+
+def test_one_class_only_is_explained_without_numbers(tmp_path: Path):
+    rows = [[*row[:3], 1, *row[4:]] for row in interactions()]
+    config = config_of(write_data(tmp_path, rows), split={"by": "user"})
+    prepare_and_make_knowledge(config)
+    for run in (config, config.using("none", 1)):
+        publish_trained(run)
+    output = explain(config)
+    assert output.manifest.info["headline"].startswith("Test AUC n/a (both) and n/a (plain), difference n/a; GAUC n/a")
+    assert output.manifest.info["metrics"]["overall"]["auc"] is None
+    assert "n/a: one class" in html_of(output)
+    assert ">nan" not in html_of(output)
 
 
 def words_of(output: StageOutput) -> str:
