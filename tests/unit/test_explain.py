@@ -25,6 +25,7 @@ from llm4msr.report.cases import Case, case_section
 from llm4msr.report.effect import effect_section, score
 from llm4msr.report.layers import layer_section, levels_of
 from llm4msr.report.opened import Opened
+from llm4msr.results import UNKNOWN
 from llm4msr.storage import StageOutput
 from llm4msr.text import signed
 from tests.unit.helpers import (
@@ -198,6 +199,7 @@ def test_scenarios_of_any_name_and_those_of_test_rows_alone_have_their_own_rows(
         if "rows" in columns:
             counts = table[table["kind"] == "scenario"].set_index("scenario")["rows"]
             assert counts.to_dict() == {number: int((test == number).sum()) for number in numbers}
+            assert table.set_index("scenario").loc[0, "rows_of"] == UNKNOWN
     page = html_of(output)
     assert page.count("<em>(not in the training rows)</em>") == 2, "in the results and in the layers"
     for name in names[:5]:
