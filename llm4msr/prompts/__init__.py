@@ -57,6 +57,8 @@ def template(kind: str, uri: str = "") -> Template:
     """
     where = uri or f"{kind}.txt"
     text = storage.read_text(storage.path(uri or _FOLDER / f"{kind}.txt"))
+    if "\0" in text:
+        raise ConfigError(f"{where}: holds a NUL character; save it as plain text in UTF-8")
     found = Template("\n".join(line.rstrip() for line in text.split("\n")).rstrip("\n"))
     if not found.is_valid():
         raise ConfigError(f"{where}: a lone '$'; write '$$' for a dollar sign, or one of {_places(kind)}")

@@ -335,6 +335,15 @@ def test_each_kind_is_compared_with_what_is_allowed_by_itself(config: Config, pr
     refuse_failures(allowing(config, 1), folder, done, work)
 
 
+def test_failures_of_answers_count_too(config: Config, prompted: pa.Table, tmp_path: Path):
+    ask(config, "answers", tmp_path / "out", prompted)
+    done: Any = {"answers": {FILE: Counts(5, 2, 1)}, "vectors": {FILE: Counts(5, 1, 1)}}
+    with pytest.raises(
+        TooManyFailedError, match=r"out: 1 of 5 users failed; first: 'u4' .*tokens, allowed are 60; lower"
+    ):
+        refuse_failures(allowing(config, 0.1), storage.path(tmp_path / "out"), done, nothing_kept(config))
+
+
 def allowing(config: Config, share: float) -> Config:
     extract = config.extract.model_copy(update={"max_failed_fraction": share})
     return config.model_copy(update={"extract": extract})

@@ -124,6 +124,7 @@ def test_scenario_prompt_says_what_is_not_known():
         ("scenario", "$scenario $price", r"unknown place '\$price'; known: \$categories, \$interactions, .*\$users"),
         ("user", "$history costs 5$", r"own\.txt: a lone '\$'; write '\$\$'"),
         ("scenario", "$ 5", r"a lone '\$'"),
+        ("user", "$history\0", r"own\.txt: holds a NUL character"),
         ("user", "no place", r"own\.txt: '\$history' is missing, so all users would get one prompt"),
     ],
 )
