@@ -21,6 +21,7 @@ from llm4msr import Config, Ranker, RankRequest, serve, storage
 from llm4msr.batches import to_batch
 from llm4msr.errors import ConfigError
 from llm4msr.fit import Data
+from llm4msr.schema import MAX_ID
 from llm4msr.train import WEIGHTS
 from llm4msr.web import OPENAPI
 from tests.conftest import Spine
@@ -135,7 +136,7 @@ def test_what_is_unknown_is_said(client: httpx.Client) -> None:
         ({"items": []}, "items"),
         ({"user_id": None}, "user_id"),
         ({"top_k": 0}, "top_k"),
-        ({"user_id": "x" * 300}, "user_id"),
+        ({"user_id": "x" * (MAX_ID + 1)}, "user_id"),
         ({"context": {"weather": "rain"}}, "weather"),
     ],
 )
