@@ -17,6 +17,7 @@ from upath import UPath
 
 from llm4msr import arrow_files, storage
 from llm4msr.errors import StorageError
+from llm4msr.text import shortened
 
 Place = tuple[int, int]
 """Batch and row of an id."""
@@ -81,7 +82,11 @@ class IdTable:
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
             if reader.schema.names[0] != "id" or reader.schema.field(0).type != pa.large_string():
                 raise pa.ArrowInvalid("the first column is not 'id'")
-        except (OSError, pa.ArrowInvalid) as error:
+            if other := [field.name for field in list(reader.schema)[1:] if not _is_numbers(field.type)]:
+                raise pa.ArrowInvalid(f"column '{shortened(other[0])}' has no fixed number of numbers a row")
+            for batch in batches:
+                batch.validate()  # places within the file
+        except (OSError, pa.ArrowException) as error:
             raise StorageError(f"{file}: not a table of ids ({error}); export again") from None
         self.metadata = {k.decode(): v.decode() for k, v in (reader.schema.metadata or {}).items()}
         self._ids = [_Ids(batch["id"]) for batch in batches]
@@ -127,6 +132,10 @@ class _Ids:
 
     def __getitem__(self, row: int) -> bytes:
         return bytes(self._data[self._ends[row] : self._ends[row + 1]])
+
+
+def _is_numbers(kind: pa.DataType) -> bool:
+    return pa.types.is_fixed_size_list(kind) and kind.value_type in (pa.int32(), pa.float16())
 
 
 def _matrix(column: pa.FixedSizeListArray) -> npt.NDArray[Any]:

@@ -52,6 +52,20 @@ def test_ids_that_do_not_ascend_are_refused_and_nothing_is_left(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_table_that_is_cut_or_has_other_columns_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path, [table([f"user-{i:03d}" for i in range(40)])], monkeypatch)
+    file, whole = tmp_path / "t.arrow", (tmp_path / "t.arrow").read_bytes()
+    for length in range(0, len(whole), 7):
+        (tmp_path / "cut.arrow").write_bytes(whole[:length])
+        with pytest.raises(StorageError, match=r"cut\.arrow: not a table of ids"):
+            IdTable(tmp_path / "cut.arrow")
+    for kind in (pa.string(), pa.list_(pa.int32()), pa.list_(pa.float64(), 3)):
+        with pa.ipc.new_file(str(file), pa.schema([("id", pa.large_string()), ("code", kind)])) as writer:
+            writer.write_table(pa.table({"id": pa.array([], pa.large_string()), "code": pa.array([], kind)}))
+        with pytest.raises(StorageError, match="column 'code' has no fixed number of numbers"):
+            IdTable(file)
+
+
 def test_what_is_no_table_of_ids_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "t.arrow"
     for content in (b"", b"ARROW1\x00\x00 or not"):
