@@ -10,15 +10,15 @@ What they write lies below `work/` of the new version, and goes when it is publi
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from upath import UPath
 
-from llm4msr import drift, index, prompts, session, storage
+from llm4msr import drift, index, prompts, session, stage_files, storage
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
 from llm4msr.forget import check_list, forgotten
@@ -43,21 +43,26 @@ class Reader(BaseModel):
     """Beside the vectors of `users`, `items` and `scenarios`."""
 
 
+Kind = Literal["users", "items", "scenarios"]
+FileName = Annotated[str, Field(pattern=r"^(users|items|scenarios)-[A-Za-z0-9_-]+\.parquet$")]
+"""A plan is read back from storage, and is believed only as far as it names files of its own."""
+
+
 class Shard(BaseModel):
     """Rows that are asked and written in one piece: a row group of prompts, and the file that is to be."""
 
-    name: str
-    kind: str
-    todo: str
-    group: int
-    rows: int
+    name: FileName
+    kind: Kind
+    todo: FileName
+    group: int = Field(ge=0)
+    rows: int = Field(ge=0)
 
 
 class Work(BaseModel):
     """All that a version needs besides the LLM: where its rows are, or will be."""
 
     reader: Reader
-    bases: list[str]
+    bases: list[Annotated[str, Field(pattern=rf"^({stage_files.NAME.pattern})$")]]
     """Versions whose shards it may refer to."""
     planned: bool = False
     buckets: list[IndexFile] = []
@@ -68,6 +73,13 @@ class Work(BaseModel):
     forgotten: int = 0
     """Ids of the list to forget that somebody has."""
     shards: list[Shard] = []
+
+    @field_validator("buckets")
+    @classmethod
+    def _name_index_files(cls, buckets: list[IndexFile]) -> list[IndexFile]:
+        if wrong := [at.name for at in buckets if IndexFile.of(at.name) != at]:
+            raise ValueError(f"{wrong[0]}: no index file")
+        return buckets
 
 
 def work_left(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> Work:

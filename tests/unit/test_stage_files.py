@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from llm4msr import stage_files, storage
+from llm4msr import increment, stage_files, storage
 from llm4msr.errors import StorageError
 from llm4msr.storage import Built
 
@@ -127,6 +127,25 @@ def test_a_manifest_too_long_or_too_deep_is_damaged(tmp_path: Path, monkeypatch:
     assert storage.open_output(storage.path(folder)) is not None
     monkeypatch.setattr(storage, "_MANIFEST_BYTES", len(text) - 1)
     refused(folder, "damaged manifest")
+
+
+HOSTILE_PLANS: list[dict[str, object]] = [
+    {"shards": [{"name": "../../x.parquet", "kind": "users", "todo": "users-0.parquet", "group": 0, "rows": 1}]},
+    {"shards": [{"name": "users-0.parquet", "kind": "users", "todo": "/etc/passwd", "group": 0, "rows": 1}]},
+    {"shards": [{"name": "users-0.parquet", "kind": "../x", "todo": "users-0.parquet", "group": 0, "rows": 1}]},
+    {"shards": [{"name": "users-0.parquet", "kind": "users", "todo": "users-0.parquet", "group": -1, "rows": 1}]},
+    {"buckets": [["../../users", 0, 1]]},
+    {"bases": ["../elsewhere"]},
+    {"bases": ["a/b"]},
+]
+
+
+@pytest.mark.parametrize("values", [{}, *HOSTILE_PLANS])
+def test_a_plan_that_names_files_elsewhere_counts_as_none(tmp_path: Path, values: dict[str, object]) -> None:
+    reader = {"revision": "r", "frame": "f", "reads": "r", "writes": {}}
+    plan = {"reader": reader, "bases": ["one"], "planned": True, "buckets": [["users", 0, 1]]} | values
+    storage.write_bytes(storage.path(tmp_path / "work" / "work.json"), json.dumps(plan).encode())
+    assert (increment.unfinished(storage.path(tmp_path)) is None) == bool(values)
 
 
 def test_a_stage_cannot_publish_what_nobody_could_read(tmp_path: Path) -> None:
