@@ -111,12 +111,13 @@ def _header(line: str, wanted: Sequence[str], delimiter: str, file: UPath) -> tu
 def _blocks(chunks: Iterable[bytes], delimiter: str) -> Iterator[tuple[bytes, str]]:
     """Whole rows, and what is wrong with the row that comes next, if that is known."""
     # a quote opens a cell only where the cell begins; elsewhere it is a character like any other
-    opening = re.escape(delimiter).encode() + rb"\r\n"
-    quoted = re.compile(rb'(?:(?<=[%b])|^)"[^"]*(?:""[^"]*)*("?)' % opening)
+    start = rb"[%b\r\n]" % re.escape(delimiter).encode()
+    cells = rb'(?:[^"\r\n]++|(?:(?<=%b)|^)"[^"]*+(?:""[^"]*+)*+"|(?<!%b)(?<!^)")*+' % (start, start)
+    rows, cut_row = re.compile(rb"(?:%b[\r\n]++)*+" % cells), re.compile(cells)
     rest, is_open = b"", False
     for chunk in chunks:
         data = rest + chunk
-        end, is_open = _last_end(data, quoted)
+        end, is_open = _last_end(data, rows, cut_row)
         if data[:end].strip():
             yield data[:end], ""
         rest = data[end:]
@@ -128,17 +129,12 @@ def _blocks(chunks: Iterable[bytes], delimiter: str) -> Iterator[tuple[bytes, st
         yield rest, ""
 
 
-def _last_end(data: bytes, quoted: re.Pattern[bytes]) -> tuple[int, bool]:
+def _last_end(data: bytes, rows: re.Pattern[bytes], cut_row: re.Pattern[bytes]) -> tuple[int, bool]:
     """Place behind the last line break that is not between quotes, 0 if there is none; and whether quotes are open."""
-    end, place, is_open = 0, 0, False
-    for cell in quoted.finditer(data):
-        end = _behind_break(data, place, cell.start()) or end
-        place, is_open = cell.end(), not cell[1]
-    return _behind_break(data, place, len(data)) or end, is_open
-
-
-def _behind_break(data: bytes, start: int, end: int) -> int:
-    return max(data.rfind(b"\n", start, end), data.rfind(b"\r", start, end)) + 1
+    whole = rows.match(data)
+    end = whole.end() if whole else 0
+    rest = cut_row.match(data, end)
+    return end, rest is None or rest.end() < len(data)
 
 
 def _parse(block: bytes, names: list[str], wanted: Sequence[str], delimiter: str, before: int, file: UPath) -> pa.Table:
