@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import llm4msr
-from llm4msr import cli, index, knowledge
+from llm4msr import cli, index, knowledge, storage
 from llm4msr.plan import plan
 from llm4msr.storage import StageOutput
 from tests.conftest import Spine
@@ -207,7 +207,7 @@ def test_verify_finds_wrong_vectors(days: Days, copied: Path, monkeypatch: pytes
         pq.write_table(table.set_column(at, "vector", turned), shard)
     arguments = ["verify", str(days.experiment), "--set", f"storage={copied}"]
     for manifest in copied.glob("extract/*/manifest.json"):
-        resize(manifest)
+        note_again(manifest)
     monkeypatch.setattr(sys, "argv", ["llm4msr", "knowledge", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -215,11 +215,17 @@ def test_verify_finds_wrong_vectors(days: Days, copied: Path, monkeypatch: pytes
     assert "has cosine -" in capsys.readouterr().err
 
 
-def resize(manifest: Path) -> None:
-    """Note the sizes that the files have now."""
+def note_again(manifest: Path) -> None:
+    """Give a version the checksums that its files, and the shards that its index refers to, have now."""
     about = json.loads(manifest.read_text())
-    for name, part in about["files"].items():
-        part["bytes"] = (manifest.parent / name).stat().st_size
+    for name in about["files"]:
+        file = storage.path(manifest.parent / name)
+        if name.startswith("index/"):
+            table = storage.read_table(file)
+            now = [storage.digest_file(storage.path(manifest.parents[1] / s)) for s in table["shard"].to_pylist()]
+            changed = table.set_column(table.column_names.index("checksum"), "checksum", pa.array(now))
+            storage.write_table(file, changed, index.PART_ROWS)
+        about["files"][name] = storage.part_of(file).model_dump()
     manifest.write_text(json.dumps(about))
 
 
