@@ -5,6 +5,7 @@ LLM4MSRError               exit code 1
  │   ├─ ConfigError             an unknown key, a wrong value, a missing section
  │   ├─ DataError               a missing column, a bad cell, an empty file
  │   ├─ StorageError            a URI that cannot be read, a damaged or unfinished output
+ │   │   └─ FullDiskError           no space is left
  │   └─ MissingExtraError       a package of an optional extra is not installed
  ├─ TooManyFailedError      3   more rows failed than `max_failed_fraction` allows
  └─ InterruptedRunError   130   Ctrl-C; 143 after SIGTERM
@@ -38,6 +39,10 @@ class DataError(InputError):
 
 class StorageError(InputError):
     """A URI cannot be read, or what it holds is damaged or unfinished."""
+
+
+class FullDiskError(StorageError):
+    """No space is left on a disk; the same command goes on once there is some."""
 
 
 class MissingExtraError(InputError):

@@ -280,7 +280,11 @@ def _finished(folder: UPath, wanted: Sequence[Shard]) -> dict[str, Counts]:
     done: dict[str, Counts] = {}
     for shard in wanted:
         if shard.name in there:
-            counts = Counts.of(storage.read_table(folder / shard.name, ["error"])["error"].to_pylist())
+            try:
+                counts = Counts.of(storage.read_table(folder / shard.name, ["error"])["error"].to_pylist())
+            except StorageError as error:
+                say(f"  {error.args[0].partition(';')[0]}: asked again")
+                continue
             if counts.failed == counts.empty:
                 done[shard.name] = counts
     return done

@@ -18,11 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from upath import UPath
 
-from llm4msr import metrics
+from llm4msr import metrics, storage
 from llm4msr.batches import RowReader, to_batch
 from llm4msr.config import Config
-from llm4msr.errors import ConfigError
+from llm4msr.errors import ConfigError, StorageError
 from llm4msr.features import FeatureTables
 from llm4msr.knowledge import KnowledgeStore
 from llm4msr.metrics import Predictions
@@ -102,16 +103,38 @@ class Checkpoint:
     optimizer: Tensors
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint's four files."""
-        for name in ("net", "best", "optimizer"):
-            safetensors.torch.save_file(getattr(self, name), folder / f"{name}.safetensors")
-        (folder / "progress.json").write_text(json.dumps(asdict(self.progress), allow_nan=False))
+        """Write the checkpoint's files, last the digests of the others.
+
+        Raises:
+            StorageError: no space is left.
+        """
+        with storage.room(folder):
+            for name in ("net", "best", "optimizer"):
+                safetensors.torch.save_file(getattr(self, name), folder / f"{name}.safetensors")
+            (folder / "progress.json").write_text(json.dumps(asdict(self.progress), allow_nan=False))
+            digests = {name: storage.digest_file(folder / name) for name in _CHECKPOINT}
+            (folder / "digests.json").write_text(json.dumps(digests))
 
     @classmethod
-    def load(cls, folder: Path) -> "Checkpoint":
-        """Read what `save` wrote."""
-        tensors = (safetensors.torch.load_file(folder / f"{n}.safetensors") for n in ("net", "best", "optimizer"))
-        return cls(Progress(**json.loads((folder / "progress.json").read_text())), *tensors)
+    def load(cls, folder: UPath) -> "Checkpoint":
+        """Read what `save` wrote.
+
+        Raises:
+            StorageError: a file is missing or damaged.
+        """
+        try:
+            digests = json.loads(storage.read_bytes(folder / "digests.json"))
+            files = {name: storage.read_bytes(folder / name) for name in _CHECKPOINT}
+            whole = digests == {name: storage.digest(data) for name, data in files.items()}
+            progress = Progress(**json.loads(files["progress.json"])) if whole else None
+        except (ValueError, TypeError):
+            progress = None
+        if progress is None:
+            raise StorageError(f"{folder}: a damaged checkpoint")
+        return cls(progress, *(safetensors.torch.load(files[name]) for name in _CHECKPOINT[:3]))
+
+
+_CHECKPOINT = ("net.safetensors", "best.safetensors", "optimizer.safetensors", "progress.json")
 
 
 def fit(

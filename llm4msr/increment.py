@@ -73,6 +73,8 @@ class Work(BaseModel):
     forgotten: int = 0
     """Ids of the list to forget that somebody has."""
     shards: list[Shard] = []
+    files: dict[str, int] = {}
+    """What the plan consists of besides, and its bytes."""
 
     @field_validator("buckets")
     @classmethod
@@ -86,7 +88,7 @@ def work_left(config: Config, data: StageOutput, folder: UPath, reader: Reader) 
     """Plan the version in `folder`, or find the plan of a run that was interrupted."""
     file = folder / "work" / "work.json"
     found = unfinished(folder)
-    if found and found.planned and found.reader == reader:
+    if found and found.planned and found.reader == reader and found.files == _planned_files(folder):
         return found
     storage.remove(folder / "work")
     there = storage.files_below(folder.parent)
@@ -114,9 +116,15 @@ def work_left(config: Config, data: StageOutput, folder: UPath, reader: Reader) 
         work.shards += [Shard.model_validate(shard) for shard in json.loads(done["shards"])]
     storage.remove(folder / "work" / "spill")
     work.shards.sort(key=lambda shard: (shard.kind, shard.name))
-    work.planned = True
-    storage.write_bytes(file, work.model_dump_json().encode())
+    work.planned, work.files = True, _planned_files(folder)
+    storage.flush(folder, list(work.files))
+    storage.write_bytes(file, work.model_dump_json().encode(), durable=True)
     return work
+
+
+def _planned_files(folder: UPath) -> dict[str, int]:
+    there = storage.files_below(folder / "work")
+    return {f"work/{name}": size for name, size in there.items() if name.startswith(("todo/", "kept/"))}
 
 
 def unfinished(folder: UPath) -> Work | None:

@@ -10,6 +10,9 @@ from pathlib import Path
 OTHERS = 0o007
 """What the owner and the group may, as the umask says; others may nothing, for outputs hold users' histories."""
 
+MANY = 256
+"""Files, from which on all disks are flushed at once: one by one, 100,000 small files took 150 s, all at once 3 s."""
+
 
 def make(folder: Path) -> None:
     """Create a folder, and those above it, where they are not there."""
@@ -66,6 +69,9 @@ def _close(place: Path) -> None:
 
 def flush(folder: Path, names: Sequence[str]) -> None:
     """Be sure that these files below a folder are on the disk, whatever happens to the machine from now on."""
+    if len(names) > MANY:
+        os.sync()
+        return
     files = [folder / name for name in names]
     for place in (*files, *{file.parent for file in files}):
         _flush(place)

@@ -334,7 +334,7 @@ def _taken(folder: UPath) -> Lock:
                 say(f"  {folder}: another run works here ({other}); waiting for its end, or its death")
             time.sleep(POLL_SECONDS)
     except _REFUSALS as error:
-        raise StorageError(f"{folder}: cannot be written ({error}); check the path and access") from None
+        raise StorageError(f"{folder}: cannot be written ({error}); check the path, access and space") from None
     return lock
 
 

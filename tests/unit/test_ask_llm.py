@@ -296,6 +296,9 @@ def test_a_shard_is_finished_if_no_row_of_it_is_to_be_tried_again(config: Config
     no_retry_helps = prompted.filter(pa.array([i != LONG for i in range(5)]))
     ask(config, "vectors", out, no_retry_helps)
     assert _finished(storage.path(out / "vectors"), wanted) == {FILE: (4, 1, 1)}
+    shard = out / "vectors" / FILE
+    shard.write_bytes(shard.read_bytes()[:-7])  # as a crash of the machine may leave it
+    assert _finished(storage.path(out / "vectors"), wanted) == {}
     assert _finished(storage.path(out / "vectors"), []) == {}
 
 

@@ -59,7 +59,7 @@ def saved(tmp_path: Path) -> Any:
             return [Checkpoint.load(folder) for folder in sorted(tmp_path.glob("*-*"))]
 
         def load(self, epoch: int, batch: int = 0) -> Checkpoint:
-            return Checkpoint.load(self.folder(epoch, batch))
+            return Checkpoint.load(storage.path(self.folder(epoch, batch)))
 
     return Saved()
 
@@ -289,11 +289,11 @@ def test_a_model_without_knowledge_reads_none(world: World):
 def test_checkpoint_survives_saving_without_pickle(world: World, tmp_path: Path):
     state = run(world, config(world, train={"epochs": 1}))
     state.save(tmp_path)
-    loaded = Checkpoint.load(tmp_path)
+    loaded = Checkpoint.load(storage.path(tmp_path))
     assert loaded.progress == state.progress
     for name in ("net", "best", "optimizer"):
         assert same(getattr(loaded, name), getattr(state, name))
-    names = {"net.safetensors", "best.safetensors", "optimizer.safetensors", "progress.json"}
+    names = {"net.safetensors", "best.safetensors", "optimizer.safetensors", "progress.json", "digests.json"}
     assert {file.name for file in tmp_path.iterdir()} == names
     for file in tmp_path.glob("*.safetensors"):
         assert safetensors.torch.load_file(file).keys() == getattr(state, file.stem).keys()

@@ -1,13 +1,16 @@
+import errno
 import json
 import os
 import uuid
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from safetensors import SafetensorError
 
 from llm4msr import storage
-from llm4msr.errors import StorageError
+from llm4msr.errors import FullDiskError, StorageError
 from llm4msr.storage import Built, StageOutput
 
 TABLE = pa.table({"a": [1, 2, 3], "b": ["x", "y", None]})
@@ -66,7 +69,7 @@ def test_write_bytes_keeps_the_old_file_if_it_cannot_finish(tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(type(file), "replace", full)
-    with pytest.raises(StorageError, match=r"f\.bin: cannot be written .*No space left"):
+    with pytest.raises(StorageError, match=r"f\.bin: no space left on its disk"):
         storage.write_bytes(file, b"new")
     assert file.read_bytes() == b"old"
 
@@ -241,3 +244,38 @@ def test_a_stream_that_fails_leaves_nothing(folder):
     with pytest.raises(RuntimeError, match="died"):
         fail()
     assert storage.files_below(folder, whole=True) == {}
+
+
+def text(file: Path) -> None:
+    file.write_text("x")
+
+
+def array(file: Path) -> None:
+    with file.open("wb") as stream:
+        np.save(stream, np.zeros(100_000))
+
+
+def tensors(file: Path) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def quota(file: Path) -> None:
+    raise OSError(errno.EDQUOT, "Disk quota exceeded", str(file))
+
+
+@pytest.mark.parametrize("work", [text, array, tensors, quota])
+def test_a_full_disk_is_one_message_whoever_finds_it(tmp_path: Path, work):
+    def build_on_full_disk(at) -> Built:
+        work(Path("/dev/full"))
+        raise AssertionError("written")
+
+    with pytest.raises(FullDiskError, match=r"(out|/dev/full): no space left on its disk; free some and run the same"):
+        publish(storage.path(tmp_path / "out"), build_on_full_disk)
+    assert not publish(storage.path(tmp_path / "out")).reused
+
+
+def test_other_errors_are_no_full_disk():
+    for error in (OSError(errno.EACCES, "denied"), ValueError("os error 280"), StorageError("No space left on device")):
+        with pytest.raises(type(error)) as raised, storage.room("here"):
+            raise error
+        assert raised.value is error

@@ -1,0 +1,88 @@
+"""What a training goes on from, after a full disk, a lost file or a crash of the machine."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm4msr import checkpoints, storage
+from llm4msr.errors import StorageError
+from llm4msr.fit import Checkpoint, Progress
+
+STATE = "checkpoint_manager_snapshot.json"
+ONE = Checkpoint(Progress(epoch=2), *({"w": torch.arange(8.0) + at} for at in range(3)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint as Ray Train keeps it, and what is left of one that was never whole."""
+    kept = tmp_path / checkpoints.FOLDER
+    for name in ("checkpoint_1", "checkpoint_2"):
+        (kept / name).mkdir(parents=True)
+        ONE.save(kept / name)
+    (kept / "checkpoint_2" / "digests.json").unlink()
+    one = {"checkpoint_dir_name": "checkpoint_1", "metrics": {}}
+    (kept / STATE).write_text(json.dumps({"checkpoint_results": [one], "latest_checkpoint_result": one}))
+    return tmp_path
+
+
+def after(folder: Path) -> set[str]:
+    checkpoints.forget_unreadable(storage.path(folder))
+    kept = folder / checkpoints.FOLDER
+    return {place.name for place in kept.iterdir()} if kept.exists() else set()
+
+
+def test_a_whole_checkpoint_stays_and_what_was_never_whole_goes(folder: Path, capfd: pytest.CaptureFixture[str]):
+    assert after(folder) == after(folder) == {"checkpoint_1", STATE}
+    loaded = Checkpoint.load(storage.path(folder / checkpoints.FOLDER / "checkpoint_1"))
+    assert loaded.progress == ONE.progress
+    assert torch.equal(loaded.optimizer["w"], ONE.optimizer["w"])
+    assert capfd.readouterr().err == ""
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(data)
+
+
+NAMES = ("net.safetensors", "best.safetensors", "optimizer.safetensors", "progress.json", "digests.json")
+
+
+@pytest.mark.parametrize("harm", [cut, empty, flip, Path.unlink])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_that_is_not_whole_counts_as_none(
+    folder: Path, name: str, harm: Callable[[Path], None], capfd: pytest.CaptureFixture[str]
+):
+    one = folder / checkpoints.FOLDER / "checkpoint_1"
+    harm(one / name)
+    with pytest.raises(StorageError, match="checkpoint"):
+        Checkpoint.load(storage.path(one))
+    assert after(folder) == set()
+    assert f"{folder.name}: no checkpoint that can be read; training begins anew" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"checkpoint_results": [], "latest_checkpoint_result": null}'])
+def test_a_state_that_cannot_be_read_counts_as_none(folder: Path, text: str):
+    (folder / checkpoints.FOLDER / STATE).write_text(text)
+    assert after(folder) == set()
+
+
+def test_a_state_that_names_a_checkpoint_which_is_gone_counts_as_none(folder: Path):
+    (folder / checkpoints.FOLDER / "checkpoint_1").rename(folder / "lost")
+    assert after(folder) == set()
+
+
+def test_a_folder_without_checkpoints_is_left_alone(tmp_path: Path):
+    assert after(tmp_path) == set()
+    assert not list(tmp_path.iterdir())
