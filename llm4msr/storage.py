@@ -84,7 +84,7 @@ def read_bytes(file: UPath, checksum: str = "", repair: str = _AGAIN) -> bytes:
         StorageError: it does not exist, cannot be read, or has another content.
     """
     with _told(file, "read"):
-        data = bytes(file.read_bytes())
+        data = file.read_bytes() if isinstance(file, Path) else bytes(file.fs.cat_file(file.path))  # one request
     if checksum:
         _compare(file, digest(data), checksum, repair)
     return data
