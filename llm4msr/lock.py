@@ -45,7 +45,7 @@ _mine: dict[str, tuple[int, "Lock"]] = {}
 
 
 _over: set[str] = set()
-"""Locks that this process has released, if the store heard of it or not."""
+"""Locks of this process that it could not release: nobody holds them."""
 
 
 class Holder(BaseModel):
@@ -319,9 +319,10 @@ def hold(folder: UPath) -> Iterator[Lock]:
         del _mine[str(folder)]
         over.set()
         beats.join()
-        _over.add(lock.holder.id)
-        with suppress(*FAULTS):
+        try:
             lock.release()
+        except FAULTS:
+            _over.add(lock.holder.id)
 
 
 def _taken(folder: UPath) -> Lock:
@@ -334,7 +335,7 @@ def _taken(folder: UPath) -> Lock:
                 say(f"  {folder}: another run works here ({other}); waiting for its end, or its death")
             time.sleep(POLL_SECONDS)
     except _REFUSALS as error:
-        raise StorageError(f"{folder}: cannot be written ({error}); check the path, access and space") from None
+        raise StorageError(f"{folder}: cannot be written ({error}); check the path and access") from None
     return lock
 
 
