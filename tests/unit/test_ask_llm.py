@@ -289,7 +289,7 @@ def test_who_asks_refuses_another_model_than_was_planned(
 
 
 def test_a_shard_is_finished_if_no_row_of_it_is_to_be_tried_again(config: Config, prompted: pa.Table, tmp_path: Path):
-    out, wanted = tmp_path / "out", [Shard(name=FILE, kind="users", todo="t", group=0, rows=5)]
+    out, wanted = tmp_path / "out", [Shard(name=FILE, kind="users", todo=FILE, group=0, rows=5)]
     assert _finished(storage.path(out / "vectors"), wanted) == {}
     ask(config, "vectors", out, prompted)
     assert _finished(storage.path(out / "vectors"), wanted) == {}  # it has bad rows, which are tried again
