@@ -156,7 +156,8 @@ def half_a_body(running: Endpoint, bodies: Path, rate: float) -> Row:
     answered: list[bytes] = []
 
     def attack() -> None:
-        head = b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
+        head = b"POST /v1/rank HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        head += b"content-length: 100\r\n\r\n{"
         halves = [socket.create_connection(("127.0.0.1", running.port), timeout=30) for _ in range(20)]
         for half in halves:
             half.sendall(head)
