@@ -1,17 +1,45 @@
 """Files of outputs on this machine's disks: they appear whole, others than owner and group cannot read them, and what
 a finished output names has reached the disk."""
 
+import errno
 import os
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from llm4msr.errors import FullDiskError, LLM4MSRError
 
 OTHERS = 0o007
 """What the owner and the group may, as the umask says; others may nothing, for outputs hold users' histories."""
 
 MANY = 256
 """Files, from which on all disks are flushed at once: one by one, 100,000 small files took 150 s, all at once 3 s."""
+
+_FULL = re.compile(
+    r"os error (28|122)\b"  # as libraries in Rust say it, safetensors among them
+    r"|\d+ requested and \d+ written"  # numpy
+    r"|No space left on device|Disk quota exceeded"  # as Ray shows what was raised elsewhere
+)
+
+
+@contextmanager
+def room(place: object) -> Iterator[None]:
+    """A disk that is full, whichever library found it so, as one message; `place` is named where it names no file.
+
+    Raises:
+        FullDiskError: no space is left.
+    """
+    try:
+        yield
+    except LLM4MSRError:
+        raise
+    except Exception as error:
+        if getattr(error, "errno", 0) not in (errno.ENOSPC, errno.EDQUOT) and not _FULL.search(str(error)):
+            raise
+        where = getattr(error, "filename", None) or place
+        raise FullDiskError(f"{where}: no space left on its disk; free some and run the same command again") from None
 
 
 def make(folder: Path) -> None:

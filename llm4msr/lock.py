@@ -22,7 +22,7 @@ from upath import UPath
 
 from llm4msr import s3
 from llm4msr.errors import StorageError
-from llm4msr.local_files import make
+from llm4msr.local_files import make, room
 from llm4msr.progress import SECONDS_BETWEEN_LINES, say
 from llm4msr.s3 import FAULTS
 from llm4msr.text import shortened
@@ -329,7 +329,7 @@ def _taken(folder: UPath) -> Lock:
     lock = DiskLock(folder) if isinstance(folder, Path) else StoreLock(folder)
     told = -SECONDS_BETWEEN_LINES
     try:
-        while (other := lock.take()) is not None:
+        while (other := _tried(lock)) is not None:
             if time.monotonic() - told >= SECONDS_BETWEEN_LINES:
                 told = time.monotonic()
                 say(f"  {folder}: another run works here ({other}); waiting for its end, or its death")
@@ -337,6 +337,11 @@ def _taken(folder: UPath) -> Lock:
     except _REFUSALS as error:
         raise StorageError(f"{folder}: cannot be written ({error}); check the path and access") from None
     return lock
+
+
+def _tried(lock: Lock) -> Holder | str | None:
+    with room(lock.folder):
+        return lock.take()
 
 
 def _beat(lock: Lock, over: threading.Event) -> None:

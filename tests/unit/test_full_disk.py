@@ -1,0 +1,42 @@
+"""A disk that fills up while `prepare` writes: one message; and once there is room, the same command does it."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import llm4msr
+from llm4msr import lock
+from llm4msr.errors import FullDiskError
+from llm4msr.storage import MANIFEST
+from tests.unit.helpers import config_of, write_data
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True)
+    if done.returncode:
+        pytest.skip(f"no disk can be mounted here: {done.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_prepare_on_a_full_disk_says_so_and_goes_on_once_there_is_room(disk: Path, tmp_path: Path):
+    data = write_data(tmp_path / "data")
+    whole = llm4msr.prepare(config_of(data, storage_at=str(tmp_path / "runs")))
+    config = config_of(data, storage_at=str(disk / "runs"))
+    for room in (0, 8 << 10, 40 << 10):
+        there = os.statvfs(disk)
+        (disk / "ballast").write_bytes(bytes(there.f_bavail * there.f_frsize - room))
+        with pytest.raises(FullDiskError, match=r"no space left on its disk; free some and run the same command again"):
+            llm4msr.prepare(config)
+        (disk / "ballast").unlink()
+        assert not list(disk.rglob(MANIFEST))
+    output = llm4msr.prepare(config)
+    assert output.manifest.files == whole.manifest.files
+    assert not [place for place in disk.rglob("*") if place.suffix == ".tmp" or place.name == lock.NAME]
