@@ -199,7 +199,7 @@ def test_verify_asks_again_and_finds_the_same(days: Days, call: Call) -> None:
 
 
 def test_verify_finds_wrong_vectors(days: Days, copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    for shard in copied.glob("extract/*/vectors/users-*"):
+    for shard in copied.glob("extract/*/vectors/users-*.parquet"):
         table = pq.read_table(shard)
         vectors = table["vector"].combine_chunks()
         turned = pa.FixedSizeListArray.from_arrays(pa.array(-vectors.flatten().to_numpy()), 128)
@@ -242,7 +242,7 @@ def test_prune_leaves_the_newest_version_and_nothing_of_forgotten_users(days: Da
     output = llm4msr.extract(llm4msr.load(str(days.experiment), [f"storage={copied}"]))
     assert output.reused
     assert users(output, "id", "prompt", "error", "vector").equals(before)
-    stored = [pq.read_table(file) for file in copied.glob("extract/*/vectors/users-*")]
+    stored = [pq.read_table(file) for file in copied.glob("extract/*/vectors/users-*.parquet")]
     assert set(pa.concat_tables([t.select(["raw_id"]) for t in stored])["raw_id"].to_pylist()) == {
         *before["raw_id"].to_pylist(), ""
     }  # fmt: skip

@@ -149,6 +149,7 @@ def test_what_prune_leaves_of_a_shard_is_read_and_checked(two_versions: tuple[St
     for live in ([0, 1], [1]):  # again and again, as later versions come
         live_rows = storage.pa.array(live).to_numpy().astype("int32")
         versions._erase(file, live_rows, checksum, file.stat().st_size, dry_run=False)
+        assert versions._erase(file, live_rows, checksum, file.stat().st_size, dry_run=False) == 0
         left = index.read_shard(file, None, checksum, "")
         assert left["raw_id"].to_pylist() == [
             raw if i in live else "" for i, raw in enumerate(whole["raw_id"].to_pylist())
