@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from upath import UPath
 
-from llm4msr import prompts, storage
+from llm4msr import prompts, schema, storage
 from llm4msr.catalogue import item_fields
 from llm4msr.config import Config
 from llm4msr.storage import StageOutput
@@ -74,9 +74,9 @@ def user_prompts(histories: pa.Table, config: Config) -> pa.Table:
 
 
 def item_prompts(items: pa.Table, fields: dict[str, list[str]], config: Config) -> pa.Table:
-    """id, raw_id and prompt of each item; `fields` are the vocabularies, of which the first list is shown."""
+    """id, raw_id and prompt of each item; `fields` are the vocabularies of its features."""
     instruction = prompts.template("item", config.extract.item_template)
-    shown = next((name for name in fields if pa.types.is_list(items.schema.field(f"f:{name}").type)), None)
+    shown = schema.category_field(items, fields)
     numbers = items[f"f:{shown}"].to_pylist() if shown else [[]] * len(items)
     words = [[fields[shown][number - 1] for number in row] if shown else [] for row in numbers]
     texts = map(partial(prompts.item_prompt, instruction), items["title"].to_pylist(), words)

@@ -84,8 +84,8 @@ def _shared(names: list[str], members: sparse.csr_array) -> Iterator[list[dict[s
 
 
 def _categories(met: sparse.csr_array, items: pa.Table, fields: dict[str, list[str]]) -> Iterator[list[str]]:
-    """Of each scenario the most frequent values of the first many-valued feature."""
-    field = next((name for name in fields if pa.types.is_list(items.schema.field(f"f:{name}").type)), None)
+    """Of each scenario the most frequent values of the feature that prompts show."""
+    field = schema.category_field(items, fields)
     if field is None:
         yield from ([] for _ in range(met.shape[0]))
         return

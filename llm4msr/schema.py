@@ -3,6 +3,8 @@
 Ids are strings at the edges and dense int64 inside, where 0 means unknown.
 """
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 from llm4msr.errors import DataError
@@ -119,6 +121,12 @@ def knowledge(width: int) -> pa.Schema:
 def past(width: int) -> pa.Schema:
     """A row for each row of `SEEN`, in its order: the vector of its user's history before it, zero if not `known`."""
     return pa.schema([("user", pa.int64()), ("known", pa.bool_()), ("vector", pa.list_(pa.float16(), width))])
+
+
+def category_field(items: pa.Table, fields: Iterable[str]) -> str | None:
+    """The feature of the items that prompts show: `category` where there is one, else the first many-valued one."""
+    many = [name for name in fields if pa.types.is_list(items.schema.field(f"f:{name}").type)]
+    return "category" if "category" in many else next(iter(many), None)
 
 
 def check(table: pa.Table, expected: pa.Schema, where: str) -> pa.Table:

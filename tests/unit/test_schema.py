@@ -28,3 +28,13 @@ def test_what_does_not_fit_is_named(table: pa.Table, message: str):
 @pytest.mark.parametrize("width", [1, 576])
 def test_vectors_are_fixed_size_lists_of_halves(width: int):
     assert schema.knowledge(width).field("vector").type == pa.list_(pa.float16(), width)
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [(["item_id", "tags", "category"], "category"), (["item_id", "tags", "more"], "tags"), (["item_id"], None)],
+)
+def test_prompts_show_the_category_before_other_lists(fields: list[str], wanted: str | None):
+    lists = pa.array([[1]], pa.list_(pa.int64()))
+    items = pa.table({"f:item_id": [1], "f:tags": lists, "f:category": lists, "f:more": lists})
+    assert schema.category_field(items, fields) == wanted
