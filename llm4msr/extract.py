@@ -59,12 +59,21 @@ def extract(config: Config) -> StageOutput:
         soundness.check_positions(config.extract, place)
         return _build(exact, data, at, reader(config, revision, open_tokenizer(exact.extract).frame))
 
+    _withdraw_if_of_another_model(folder, revision, config.extract.model)
     with session.own_errors():
         out = storage.publish(folder, "extract", config.seed, settings, inputs, build, resumable=True)
     storage.remove(folder / "work")
     refuse_failed_rows(config, out)
     check_same_model(config, out, revision)
     return out
+
+
+def _withdraw_if_of_another_model(folder: UPath, revision: str, model: str) -> None:
+    """What a model made whose content has changed since is asked again; its shards stay for versions that name them."""
+    made = storage.open_output(folder)
+    if made is not None and made.manifest.inputs["revision"] != revision:
+        say(f"  {model} is another one than when {folder} was made: all rows are asked again")
+        storage.remove(folder / storage.MANIFEST)
 
 
 def check_same_model(config: Config, out: StageOutput, revision: str = "") -> str:

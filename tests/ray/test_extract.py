@@ -1,5 +1,7 @@
 """Extraction on real Ray Data: engines that agree, poolings, failed rows, and what a killed run leaves."""
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -255,3 +258,28 @@ def test_an_engine_gets_a_gpu_where_ray_has_one(experiment: MakeExperiment) -> N
     store = read_store(Path(str(open_extracted(made.config).folder)))
     assert len(store) == len(SCENARIOS) + FEW_USERS["extract.max_users"]
     assert len(good_rows(store)) == len(store) - 1, "all but the user who likes nothing"
+
+
+def test_weights_changed_in_place_are_asked_again(
+    experiment: MakeExperiment, spine: Spine, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(llama, tmp_path / "llm")
+    made = experiment({"extract.model": str(model), "extract.answers": "none"}, {"prepare": spine.folder("prepare")})
+    first = llm4msr.extract(made.config)
+    before = matrix(read_store(made.root / "extract" / first.folder.name))
+    (weights,) = model.glob("*.safetensors")
+    then = weights.stat()
+    tensors = safetensors.numpy.load_file(weights)
+    safetensors.numpy.save_file({name: -values for name, values in tensors.items()}, weights, {"format": "pt"})
+    os.utime(weights, ns=(then.st_atime_ns, then.st_mtime_ns))
+    assert weights.stat().st_size == then.st_size
+
+    again = llm4msr.extract(made.config)
+    assert "is another one than when" in capsys.readouterr().err
+    assert not again.reused
+    assert again.manifest.info["kept"] == 0
+    assert again.manifest.inputs["revision"] != first.manifest.inputs["revision"]
+    parts = knowledge.user_parts(again) + knowledge.parts(again, "scenarios")
+    now = pa.concat_tables([knowledge.read_part(part) for part in parts])
+    assert len(now) == len(before)
+    assert not np.allclose(np.sort(before, axis=0), np.sort(knowledge.vectors_of(now).astype(float), axis=0))
