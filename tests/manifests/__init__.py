@@ -4,18 +4,23 @@ Each problem is told as `file: Kind/name.path.to.field: what`.
 """
 
 import re
-import shlex
 from collections.abc import Mapping
 
 from tests.manifests.base import At, Problem, documents
 from tests.manifests.kinds import Schema
+from tests.manifests.network import network
 from tests.manifests.rules import RULES, Secrets
 from tests.manifests.schemas import against_schema
+
+CREATE = re.compile(
+    r"printf '(?P<keys>(\w+=%s\\n)+)' .* \|\s+kubectl create secret generic (?P<name>\S+) --from-env-file=/dev/stdin"
+)
 
 
 def problems(file: str, text: str, schemas: Mapping[str, Schema], secrets: Secrets) -> list[str]:
     """All that is wrong with a file of manifests."""
     found: list[Problem] = []
+    policies = [each for each in documents(text) if each.get("kind") == "NetworkPolicy"]
     for document in documents(text):
         kind = str(document.get("kind"))
         at: At = (f"{kind}/{document.get('metadata', {}).get('name')}",)
@@ -24,14 +29,16 @@ def problems(file: str, text: str, schemas: Mapping[str, Schema], secrets: Secre
             continue
         shape = list(against_schema(document, schemas[kind], at))
         found += shape or [problem for rule in RULES for problem in rule(document, at, secrets)]
+    if policies and not found:
+        found += network(policies)
     return [f"{file}: {problem}" for problem in found]
 
 
 def created_secrets(readme: str) -> dict[str, frozenset[str]]:
-    """Name and keys of each `kubectl create secret generic NAME --from-literal=KEY=...`."""
-    found = {}
-    for line in readme.replace("\\\n", " ").splitlines():
-        if line.startswith("kubectl create secret generic "):
-            words = shlex.split(line)
-            found[words[4]] = frozenset(re.findall(r"--from-(?:literal|file)=(\w+)=", line))
-    return found
+    """Name and keys of each secret made of standard input: `printf 'KEY=%s\\n' ... | kubectl create secret ...`.
+
+    `--from-literal=KEY=VALUE` makes none: the value would stand in the list of processes.
+    """
+    lines = re.sub(r"(\|)\n", r"\1 ", readme.replace("\\\n", " ")).splitlines()
+    made = [CREATE.fullmatch(line) for line in lines]
+    return {line["name"]: frozenset(line["keys"].split("=%s\\n")[:-1]) for line in made if line}

@@ -1,4 +1,4 @@
-"""Rules that no schema has: secrets by reference, confined pods, tokens, names that must exist."""
+"""Rules that no schema has: secrets by reference, confined pods, tokens, disk, names that must exist."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,13 +9,16 @@ from llm4msr import load
 from llm4msr.errors import ConfigError
 from tests.helpers import ROOT
 from tests.manifests.base import At, Problem, documents, nodes, parsed
+from tests.manifests.network import COMPONENT, OURS
 from tests.manifests.serve import serve
 
 Secrets = Mapping[str, frozenset[str]]
 """The keys of each secret that the README has people create."""
 
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|ACCESS_KEY")
-IMAGE = re.compile(r"ghcr\.io/OWNER/llm4msr:(?P<version>[\d.]+)-(cpu|gpu)")
+IMAGE = re.compile(r"ghcr\.io/OWNER/llm4msr:[\d.]+-(cpu|gpu)@sha256:[0-9a-f]{64}")
+RANKERS = {"llm4msr-api", "llm4msr-ray-ranker", "llm4msr-s3-read"}
+"""The ranker's secrets; all others are the jobs', whose pods run the code of who submits them."""
 ENTRYPOINT = re.compile(r"python -m jobs\.(?P<module>\w+) s3://\S+\.toml(?P<settings>( --set \S+=\S+)*)")
 LOCKED = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
 REFERENCES = ("secretKeyRef", "secretRef")
@@ -46,8 +49,10 @@ def pods(document: Any, at: At, secrets: Secrets) -> Iterator[Problem]:
             if node.get("serviceAccountName") not in service_accounts():
                 yield Problem((*where, "serviceAccountName"), f"is none of {', '.join(service_accounts())}")
         for template in TEMPLATES:
-            if template in node and "app.kubernetes.io/part-of: llm4msr" not in labels(node[template]):
+            if template in node and "app.kubernetes.io/part-of" not in labels(node[template]):
                 yield Problem((*where, template, "metadata", "labels"), "part-of: llm4msr is missing")
+            if template in node and labels(node[template]).get(COMPONENT) not in covered():
+                yield Problem((*where, template, "metadata", "labels"), f"{COMPONENT} is none that network.yaml closes")
 
 
 def unarmed(document: Any, at: At, secrets: Secrets) -> Iterator[Problem]:
@@ -70,11 +75,49 @@ def locked(document: Any, at: At, secrets: Secrets) -> Iterator[Problem]:
             if "limits" not in container.get("resources", {}):
                 yield Problem((*where, "resources", "limits"), "missing")
             if not IMAGE.fullmatch(str(container.get("image"))):
-                yield Problem((*where, "image"), "is not ghcr.io/OWNER/llm4msr:VERSION-cpu or -gpu")
+                yield Problem((*where, "image"), "is not ghcr.io/OWNER/llm4msr:VERSION-cpu or -gpu, @sha256:DIGEST")
 
 
-def labels(template: dict[str, Any]) -> list[str]:
-    return [f"{name}: {value}" for name, value in template.get("metadata", {}).get("labels", {}).items()]
+def labels(template: dict[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = template.get("metadata", {}).get("labels", {})
+    return found
+
+
+def covered() -> set[str]:
+    return {each.labels[COMPONENT] for each in OURS}
+
+
+def disks(document: Any, at: At, secrets: Secrets) -> Iterator[Problem]:
+    """A pod takes no more of a node's disk than it says, and what its volumes may hold fits into that."""
+    for where, container in containers(document, at):
+        sizes = container.get("resources", {})
+        for kind in ("requests", "limits"):
+            if "ephemeral-storage" not in sizes.get(kind, {}):
+                yield Problem((*where, "resources", kind, "ephemeral-storage"), "missing")
+    for where, node in nodes(document, at):
+        if "containers" in node:
+            yield from _volumes(node, where)
+
+
+def _volumes(node: dict[str, Any], where: At) -> Iterator[Problem]:
+    room = sum(
+        size(each.get("resources", {}).get("limits", {}).get("ephemeral-storage")) for each in node["containers"]
+    )
+    empty = {i: each["emptyDir"] for i, each in enumerate(node.get("volumes", [])) if "emptyDir" in each}
+    for i, directory in empty.items():
+        if "sizeLimit" not in directory:
+            yield Problem((*where, "volumes", i, "emptyDir", "sizeLimit"), "missing")
+    if sum(size(each.get("sizeLimit")) for each in empty.values()) > room:
+        yield Problem((*where, "volumes"), "hold more than the containers' limits of ephemeral-storage")
+    if "headGroupSpec" in where and "ray-logs" not in [each["name"] for each in node.get("volumes", [])]:
+        yield Problem((*where, "volumes"), "ray-logs is missing: KubeRay would add it for /tmp/ray without a limit")
+
+
+def size(quantity: str | None) -> int:
+    """Bytes of a quantity such as 10Gi; 0 for none."""
+    number = re.fullmatch(r"(\d+)(Ki|Mi|Gi|Ti)", quantity or "0Ki")
+    assert number, quantity
+    return int(number[1]) << {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40}[number[2]]
 
 
 @cache
@@ -104,6 +147,10 @@ def references(document: Any, at: At, secrets: Secrets) -> Iterator[Problem]:
         for part, name, key in found:
             if name not in secrets:
                 yield Problem((*where, part), f"secret '{name}' is none that cluster/README.md creates")
+            elif (name in RANKERS) != (document.get("kind") == "RayService"):
+                yield Problem(
+                    (*where, part), f"secret '{name}' is for {'the ranker' if name in RANKERS else 'jobs'} alone"
+                )
             elif key and key not in secrets[name]:
                 yield Problem((*where, part), f"secret '{name}' has no key '{key}' in cluster/README.md")
 
@@ -112,7 +159,10 @@ def needs(document: Any, at: At, secrets: Secrets) -> Iterator[Problem]:
     """Each container of Ray gets, from secrets, what it cannot do without."""
     needed = NEEDED | ({"LLM4MSR_API_TOKEN"} if document.get("kind") == "RayService" else set())
     for where, container in containers(document, at):
-        if "image" in container and "submitterPodTemplate" not in where:  # submitting takes Ray's token alone
+        if "submitterPodTemplate" in where:
+            for part in {"env", "envFrom"} & set(container):
+                yield Problem((*where, part), "submitting takes Ray's token alone, which KubeRay brings")
+        elif "image" in container:
             for name in sorted(needed - given(container, secrets)):
                 yield Problem((*where, "env"), f"{name} is missing, by reference to a secret")
 
@@ -155,4 +205,4 @@ def settings(where: At, overrides: list[str], job: dict[str, Any]) -> Iterator[P
             yield Problem(where, f"needs --set extract.device=gpu, as group '{group.get('groupName')}' begins with 0")
 
 
-RULES = (pods, unarmed, locked, literals, references, needs, rays)
+RULES = (pods, unarmed, locked, disks, literals, references, needs, rays)
