@@ -15,6 +15,9 @@ Knowledge = Literal["none", "user", "scenario", "both", "feature"]
 Control = Literal["none", "shuffled", "random"]
 Variant = Literal["none", "feature", "user", "scenario", "both", "shuffled", "random"]
 
+MAX_SEED = 2**63 - 1
+"""What every generator of random numbers takes."""
+
 BACKBONES = (
     *("single", "shared_bottom", "omoe", "mmoe", "ple", "aitm", "star"),
     *("epnet", "ppnet", "m3oe", "hamur", "sarnet", "adasparse"),
@@ -45,6 +48,17 @@ def check_workers(given: int | tuple[int, int]) -> int | tuple[int, int]:
     least, most = (given, given) if isinstance(given, int) else given
     if not 1 <= least <= most:
         raise ValueError("write a number from 1 on, or the least and the most, such as [2, 4]")
+    return given
+
+
+def check_seeds(given: tuple[int, ...]) -> tuple[int, ...]:
+    """The same again, if each stands there once.
+
+    Raises:
+        ValueError: one stands there twice; its model would be counted twice, and the deviation be too small.
+    """
+    if len(set(given)) < len(given):
+        raise ValueError("a seed stands there twice; write each once")
     return given
 
 
@@ -236,7 +250,7 @@ class ModelConfig(Section):
     control: Control = "none"
     embedding_dim: int = Field(16, ge=1)
     code_dim: int = Field(32, ge=1)
-    hidden: tuple[int, ...] = (128, 64)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((128, 64), min_length=1)
     tower: int = Field(32, ge=1)
     experts: int = Field(4, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -292,7 +306,7 @@ class EvaluateConfig(Section):
 
     variants: tuple[Variant, ...] = ("none",)
     """`shuffled` and `random` are the configured knowledge with wrong vectors."""
-    seeds: tuple[int, ...] = ()
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...], AfterValidator(check_seeds)] = ()
     """Empty = the config's own seed."""
 
 
@@ -341,7 +355,7 @@ class Config(Section):
     """One experiment; every stage is a function of it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, le=MAX_SEED)
     storage: str = ""
     source: SourceConfig
     split: SplitConfig = SplitConfig()

@@ -129,7 +129,12 @@ def _users(report: DataReport, config: Config) -> Iterator[str]:
 def _labels(report: DataReport, config: Config) -> Iterator[str]:
     rows, positives = (sum(getattr(part, name) for part in report.parts.values()) for name in ("rows", "positives"))
     one = _one_class(rows, positives)
-    if one == "1":
+    if one == "1" and config.split.negatives:
+        yield (
+            "no negative could be drawn, since users have taken all items that their scenario has in the training "
+            "rows, so there is nothing to tell apart and metrics are n/a: bring data with more items, or with labels"
+        )
+    elif one == "1":
         where = "source.amazon.implicit = true" if config.source.kind == "amazon" else "leave label out"
         yield (
             "all labels are 1, so there is nothing to tell apart and metrics are n/a: "
@@ -150,6 +155,17 @@ def _labels(report: DataReport, config: Config) -> Iterator[str]:
                 f"{positives:,} of {rows:,} labels are 1 ({percent(positives, rows)}), so metrics rest on few rows: "
                 "leave out some of the other class, or bring more data"
             )
+
+
+def _drawn(report: DataReport, config: Config) -> Iterator[str]:
+    wanted = {name: (part.rows - part.drawn) * config.split.negatives for name, part in report.parts.items()}
+    short = [name for name, part in report.parts.items() if part.drawn < wanted[name] / 2]
+    if short and any(part.drawn for part in report.parts.values()):
+        named = ", ".join(f"{report.parts[name].drawn:,} of {wanted[name]:,} for {NAMES[name]} rows" for name in short)
+        yield (
+            "most negatives could not be drawn, since users have taken most items that their scenario has in the "
+            f"training rows: {named}. Lower split.negatives, or bring data with more items"
+        )
 
 
 def _one_class(rows: int, positives: int) -> str:
@@ -183,4 +199,4 @@ def _scenarios(report: DataReport, config: Config) -> Iterator[str]:
         )
 
 
-_CHECKS = (_ids, _titles, _paths, _order, _sizes, _past, _users, _labels, _repeats, _scenarios)
+_CHECKS = (_ids, _titles, _paths, _order, _sizes, _past, _users, _labels, _drawn, _repeats, _scenarios)

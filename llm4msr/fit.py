@@ -269,8 +269,10 @@ def _train_epoch(
 def _check(finite: bool, what: str, epoch: int, config: Config) -> None:
     if not finite:
         own = f", or mend {config.model.backbone}" if ":" in config.model.backbone else ""
-        rate = f"lower train.learning_rate (it is {config.train.learning_rate:g})"
-        raise ConfigError(f"{what} is not finite in epoch {epoch}; {rate}{own}")
+        rate, decay = config.train.learning_rate, config.train.weight_decay
+        grows = rate * decay > 2 and decay > rate  # a step then turns a weight's sign and makes it larger
+        key = f"weight_decay (it is {decay:g})" if grows else f"learning_rate (it is {rate:g})"
+        raise ConfigError(f"{what} is not finite in epoch {epoch}; lower train.{key}{own}")
 
 
 def _finite(tensors: Tensors) -> bool:

@@ -73,7 +73,8 @@ class Rows:
         if types.is_string(column.type):
             word = pc.utf8_lower(pc.utf8_trim_whitespace(column))
             column = pc.if_else(pc.equal(word, "true"), "1", pc.if_else(pc.equal(word, "false"), "0", column))
-        column = self._numeric(column, name, "expected a number").cast(pa.float64(), safe=False)
+        rule = "expected a number, true or false"
+        column = self._numeric(column, name, rule).cast(pa.float64(), safe=False)
         bad = pc.or_(pc.less(column, 0), pc.greater(column, 1))
         self._refuse_where(bad, column, name, "a label lies between 0 and 1; make a rating binary first")
         return column.cast(pa.float32())

@@ -18,6 +18,7 @@ from llm4msr.text import shortened
 DELIMITERS = (",", "\t", ";", "|")
 
 _NO_TEXT = {
+    codecs.BOM_UTF32_LE: "the encoding is UTF-32; save it as UTF-8",  # begins as UTF-16 does
     codecs.BOM_UTF16_LE: "the encoding is UTF-16; save it as UTF-8",
     codecs.BOM_UTF16_BE: "the encoding is UTF-16; save it as UTF-8",
     b"PAR1": "a Parquet file; its name has to end in .parquet",

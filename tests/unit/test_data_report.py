@@ -122,6 +122,22 @@ def test_drawn_negatives_are_counted_apart(tmp_path: Path):
     assert any("drawn as negatives" in line for line in lines(report))
 
 
+@pytest.mark.parametrize(
+    ("items", "lacking", "told"),
+    [(1, 0, "no negative could be drawn"), (40, 1, ": 35 of 476 for test rows. Lower split.negatives")],
+)
+def test_negatives_that_cannot_be_drawn_are_told(tmp_path: Path, items: int, lacking: int, told: str):
+    """Every user takes every item, but for some who lack a few."""
+    pairs = [(u, i) for u in range(USERS) for i in range(items - lacking * (u % 3 == 0))]
+    rows = [
+        [f"u{u}", f"i{i}", "home", 1, 1_600_000_000 + (7 * at) % len(pairs), "tv"] for at, (u, i) in enumerate(pairs)
+    ]
+    config = write(tmp_path, rows, table={"label": ""}, split={"negatives": 4, "kind": "random"})
+    _, warnings = said(config)
+    assert len([line for line in warnings if told in line]) == 1
+    assert not any("leave label out" in line for line in warnings)
+
+
 def test_the_sampled_prompt_is_the_one_that_extraction_asks_and_holds_training_rows_alone(tmp_path: Path):
     items = [row if row[0] != "i7" else ["i7", "A secret", "All > c2", "b"] for row in described()]
     rows = healthy()

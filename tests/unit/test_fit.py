@@ -182,6 +182,12 @@ def test_training_ends_where_numbers_are_not_finite_and_keeps_what_was_sound(
         assert fit(wanted, data(world, wanted), state).progress.epoch == 3
 
 
+def test_a_weight_decay_that_no_step_survives_is_the_key_to_change(world: World):
+    wanted = config(world, train={"weight_decay": 1e30})
+    with pytest.raises(ConfigError, match=r"is not finite in epoch 1; lower train.weight_decay \(it is 1e\+30\)$"):
+        run(world, wanted)
+
+
 @pytest.mark.parametrize("rate", [1e30, 1e38])
 def test_a_learning_rate_that_is_far_too_high_is_told(world: World, rate: float):
     with pytest.raises(ConfigError, match=r"loss is not finite in epoch 1; lower train\.learning_rate"):

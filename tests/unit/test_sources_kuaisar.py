@@ -182,7 +182,10 @@ def test_rows_keep_their_order_and_numbers_across_blocks(tmp_path: Path):
     assert raw.interactions["order"].to_pylist()[:count] == list(range(count))
     many[count - 5][6] = "yes"
     write_csv(file, HEADERS["rec_inter"], many)
-    assert refusal(source(tmp_path)) == f"{file}: column 'click': 'yes' in row {count - 4}; expected a number"
+    assert (
+        refusal(source(tmp_path))
+        == f"{file}: column 'click': 'yes' in row {count - 4}; expected a number, true or false"
+    )
     many[count - 5] = [1, 2]
     write_csv(file, HEADERS["rec_inter"], many)
     assert refusal(source(tmp_path)) == f"{file}: row {count - 4}: 2 cells; expected 12"
@@ -250,7 +253,7 @@ def test_a_column_that_stands_twice_is_named(tmp_path: Path):
     [
         ("rec_inter", "user_id", "", "None in row 2; an id cannot be empty"),
         ("rec_inter", "click", 2, "2.0 in row 2; a label lies between 0 and 1; make a rating binary first"),
-        ("rec_inter", "click", "", "None in row 2; expected a number"),
+        ("rec_inter", "click", "", "None in row 2; expected a number, true or false"),
         ("rec_inter", "timestamp", "2023-05-22", "'2023-05-22' in row 2; expected a number"),
         ("src_inter", "item_id", "", "None in row 2; an id cannot be empty"),
         ("src_inter", "click_cnt", "nan", "'nan' in row 2; expected a number"),

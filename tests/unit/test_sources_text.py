@@ -63,7 +63,7 @@ def test_utf8_with_or_without_mark_and_any_line_end(tmp_path: Path, name: str, m
         (b"\xfe\xff" + TEXT.encode("utf-16-be"), "the encoding is UTF-16"),
         (TEXT.encode("utf-16-le"), "the encoding is not UTF-8 ("),
         ("user_id,item_id".encode("utf-16-le"), "the encoding is not UTF-8 (the header has zero bytes)"),
-        (TEXT.encode("utf-32"), "the encoding is UTF-16"),
+        (TEXT.encode("utf-32"), "the encoding is UTF-32"),
         (TEXT.encode("gb18030"), "the encoding is not UTF-8 (line 2"),
         (
             TEXT.encode()[: TEXT.encode().index("星".encode()) + 2],

@@ -172,10 +172,10 @@ def test_labels_of_any_numbers(tmp_path: Path, kind: pa.DataType):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (["yes", "0", "1", "0"], "'yes' in row 1; expected a number"),
-        (["1", "truee", "1", "0"], "'truee' in row 2; expected a number"),
-        (["1", "0x1", "1", "0"], "'0x1' in row 2; expected a number"),
-        ([True, None, True, False], "None in row 2; expected a number"),
+        (["yes", "0", "1", "0"], "'yes' in row 1; expected a number, true or false"),
+        (["1", "truee", "1", "0"], "'truee' in row 2; expected a number, true or false"),
+        (["1", "0x1", "1", "0"], "'0x1' in row 2; expected a number, true or false"),
+        ([True, None, True, False], "None in row 2; expected a number, true or false"),
         ([1, 0, 2**62, 0], "4.611686018427388e+18 in row 3; a label lies between 0 and 1"),
         ([1, 0, Decimal("1.01"), 0], "1.01 in row 3; a label lies between 0 and 1"),
     ],
