@@ -29,8 +29,7 @@ def export(config: Config) -> StageOutput:
     Raises:
         ConfigError: the model is not trained yet, or is a control, which nobody would serve.
     """
-    if config.model.control != "none":
-        raise ConfigError(f"model.control = '{config.model.control}': wrong vectors are for measuring, not for serving")
+    check_servable(config)
     model = trained(config)
     prepared, knowledge = inputs(config)
     card = _card(config, model, knowledge)
@@ -48,6 +47,12 @@ def export(config: Config) -> StageOutput:
         return storage.publish(
             _folder(config, model), "export", config.seed, settings, {"train": model.folder.name}, build
         )
+
+
+def check_servable(config: Config) -> None:
+    """Raise a ConfigError if the model is a control, which nobody would serve."""
+    if config.model.control != "none":
+        raise ConfigError(f"model.control = '{config.model.control}': wrong vectors are for measuring, not for serving")
 
 
 def llm_of(config: Config, knowledge: StageOutput) -> dict[str, str]:

@@ -19,6 +19,7 @@ from llm4msr.increment import with_index
 from llm4msr.index import IndexFile
 from llm4msr.prepare import PromptData, to_ask
 from llm4msr.render import item_prompts, items_to_read, user_prompts, users_to_read
+from llm4msr.run import datasets, trainings
 from llm4msr.storage import Manifest
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -36,8 +37,10 @@ def plan(config: Config, verb: str) -> dict[str, Any]:
         data = to_ask(config)
         parts |= {"prepare": _prepare(config, data)} if verb != "extract" else {}
         parts |= {"extract": _extract(config, data)} if verb != "prepare" else {}
+        if verb == "run" and len(of_seeds := [one.seed for one in datasets(config)]) > 1:
+            parts["extract"]["again_for_each_seed"] = of_seeds
     if verb in ("train", "run"):
-        runs = [(config.model.variant, config)] if verb == "train" else compared(config)
+        runs = [(config.model.variant, config)] if verb == "train" else trainings(config)
         parts["train"] = [f"{config.model.backbone} {name}, seed {run.seed}" for name, run in runs]
     if verb in ("evaluate", "run"):
         parts["evaluate"] = f"{len(compared(config))} models on the test rows"

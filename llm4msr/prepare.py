@@ -64,13 +64,18 @@ def prepared(config: Config) -> StageOutput:
     """
     found = storage.open_output(_folder(config))
     if found is None:
-        raise ConfigError(f"{_folder(config)}: nothing prepared for this config; run `llm4msr prepare` first")
+        first = f"`llm4msr prepare` with --set seed={config.seed}" if goes_by_seed(config) else "`llm4msr prepare`"
+        raise ConfigError(f"{_folder(config)}: nothing prepared for this config; run {first} first")
     return found
 
 
+def goes_by_seed(config: Config) -> bool:
+    """Whether each seed has data of its own: it decides the split of `random` and the negatives, and nothing else."""
+    return config.split.kind == "random" or config.split.negatives > 0
+
+
 def _folder(config: Config) -> UPath:
-    # the seed decides the split of `random` and the negatives; other splits are the same for every seed
-    seed = config.seed if config.split.kind == "random" or config.split.negatives else 0
+    seed = config.seed if goes_by_seed(config) else 0
     wanted = [VERSION, sources.fingerprint(config.source), config.split.identity(), seed]
     return storage.path(config.root) / "prepare" / storage.digest_of(wanted)[:12]
 

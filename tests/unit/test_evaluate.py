@@ -13,6 +13,7 @@ from llm4msr.evaluate import compared
 from llm4msr.export import exported
 from llm4msr.prepare import prepare
 from llm4msr.results import table
+from llm4msr.run import datasets, run, trainings
 from tests.unit.helpers import config_of, interactions, prepare_and_make_knowledge, publish_trained, write_data
 
 
@@ -38,14 +39,47 @@ def test_a_variant_that_is_named_twice_is_compared_once(tmp_path: Path):
     assert [name for name, _ in runs] == ["none", "both"]
 
 
+@pytest.mark.parametrize(
+    ("split", "seeds", "prepared"),
+    [
+        ({"kind": "random"}, [2, 3], [2, 3, 1]),
+        ({"kind": "random"}, [], [1]),
+        ({"by": "user"}, [2, 3], [1]),
+    ],
+)
+def test_a_run_has_the_data_of_each_seed_and_the_model_that_it_exports(
+    tmp_path: Path, split: dict[str, Any], seeds: list[int], prepared: list[int]
+):
+    config = config_of(write_data(tmp_path), split=split, model={"knowledge": "none"}, evaluate={"seeds": seeds})
+    assert [one.seed for one in datasets(config)] == prepared
+    for one in datasets(config):
+        prepare(one)
+    for _, training in trainings(config):
+        publish_trained(training)
+    assert evaluate(config).manifest.info["metrics"]["overall"]["auc"] is not None
+    assert export(config).manifest.seed == 1
+
+
+def test_data_of_another_seed_says_how_to_prepare_it(tmp_path: Path):
+    config = config_of(write_data(tmp_path), split={"kind": "random"}, model={"knowledge": "none"})
+    prepare(config)
+    with pytest.raises(ConfigError, match="run `llm4msr prepare` with --set seed=2 first"):
+        evaluate(config.using("none", 2))
+
+
+def test_a_control_is_refused_before_the_work(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"control = 'random': wrong vectors are for measuring"):
+        run(config_of(tmp_path, model={"control": "random"}))
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Config:
     config = config_of(
         write_data(tmp_path_factory.mktemp("evaluate")), split={"by": "user"}, evaluate={"seeds": [1, 2]}
     )
     prepare_and_make_knowledge(config)
-    for _, run in compared(config):
-        publish_trained(run)
+    for _, training in compared(config):
+        publish_trained(training)
     return config
 
 

@@ -35,6 +35,12 @@ def test_a_plan_is_json_and_writes_nothing(config: Config, tmp_path: Path, own_c
     assert everything() == before
 
 
+def test_a_split_that_goes_by_the_seed_is_asked_about_for_each(config: Config):
+    assert "again_for_each_seed" not in plan(config, "run")["extract"]
+    drawn = config.model_copy(update={"split": config.split.model_copy(update={"kind": "random"})})
+    assert plan(drawn, "run")["extract"]["again_for_each_seed"] == [2, 1]
+
+
 def test_prompts_and_tokens_are_counted(config: Config, llama: Path):
     found = plan(config, "extract")["extract"]
     tables = to_ask(config).tables
