@@ -389,7 +389,7 @@ def load(uri: str, overrides: Sequence[str] = ()) -> Config:
     """
     try:
         document = tomllib.loads(storage.read_text(storage.path(uri)))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{uri}: not valid TOML: {error}") from None
     for override in overrides:
         _apply(document, override)
@@ -408,15 +408,21 @@ def _apply(document: dict[str, Any], override: str) -> None:
         document = document.setdefault(section, {})
         if not isinstance(document, dict):
             raise ConfigError(f"--set {override}: '{section}' is a value, not a section")
-    document[last] = _value(text)
+    try:
+        document[last] = _value(text)
+    except RecursionError:
+        raise ConfigError(f"--set {key}=...: the value is nested too deeply") from None
 
 
 def _value(text: str) -> Any:
     """A TOML value; a bare word is a string, in a list too, so that quotes need no escaping in a shell."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        found = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        bare = text.strip()
+        found = {}
+    if list(found) == ["value"]:  # not what a line break brought in besides
+        return found["value"]
+    bare = text.strip()
     if bare.startswith("[") and bare.endswith("]"):
         return [_value(word.strip()) for word in bare[1:-1].split(",") if word.strip()]
     return text

@@ -25,11 +25,14 @@ def path(uri: str | os.PathLike[str]) -> UPath:
         StorageError: the scheme is unknown, the user of `~user` is, or the bucket cannot be used.
     """
     text = os.fspath(uri) if isinstance(uri, Path) else str(uri)
+    if "\0" in text or "%00" in text:
+        raise StorageError(f"{text}: holds a NUL character, which no name has; take it out")
     scheme, colon, rest = text.partition(":")
     scheme = scheme.lower() if colon else ""
     if scheme in ("file", "local") and rest.startswith("/"):
         return UPath(_expanded(_of_this_machine(text, rest))).absolute()
     if not colon or "://" not in text:
+        _refuse_half_a_scheme(text, scheme, rest)
         text = _expanded(text)
     elif rest.startswith("//"):
         text = f"{scheme}:{rest}"
@@ -47,19 +50,30 @@ def _opened(text: str, scheme: str, options: dict[str, object]) -> UPath:
         found = UPath(text, **options)
         if isinstance(found, Path):
             return found.absolute()
-        _ = found.fs
-    except (ImportError, ValueError) as error:
+        _ = found.fs, found / "a"  # some open a connection here, or hold no folders
+    except Exception as error:  # of whichever package the scheme has
         if scheme in EXTRAS and (isinstance(error, ImportError) or "not known" in str(error)):
             raise MissingExtraError(f"{text}: {error}; pip install 'llm4msr[{EXTRAS[scheme]}]'") from None
         if isinstance(error, ImportError):
             raise MissingExtraError(f"{text}: {error}; install the package of this scheme with pip") from None
-        raise StorageError(f"{text}: {error}; use a local path or a scheme that fsspec knows, such as s3://") from None
+        why = str(error) or type(error).__name__
+        raise StorageError(f"{text}: {why}; use a local path or a scheme that fsspec knows, such as s3://") from None
     return found
+
+
+def _refuse_half_a_scheme(text: str, scheme: str, rest: str) -> None:
+    """What was meant as a URI becomes no folder of that name in the working directory."""
+    if scheme in ("file", "local"):
+        raise StorageError(f"{text}: holds no whole path; write file:///{rest or 'folder'}, or {rest or './file:'}")
+    if scheme in {*EXTRAS, "data"}:
+        raise StorageError(f"{text}: not a URI; use a local path or a scheme such as s3://, or ./{text} for the name")
 
 
 def _of_this_machine(text: str, rest: str) -> str:
     """The path in a `file:` URI, in which a space may be %20."""
-    host, _, inner = rest[2:].partition("/") if rest.startswith("//") else ("", "", rest[1:])
+    host, slash, inner = rest[2:].partition("/") if rest.startswith("//") else ("", "/", rest[1:])
+    if not slash and host in ("", "localhost"):
+        raise StorageError(f"{text}: names no folder; write file:///folder")
     if host.startswith("~"):
         return unquote(f"{host}/{inner}")
     if host not in ("", "localhost"):

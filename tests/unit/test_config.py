@@ -210,3 +210,17 @@ def test_using_changes_knowledge_and_seed_alone(
 def test_using_a_variant_takes_the_control_away(tmp_path: Path):
     config = config_of(tmp_path, model={"knowledge": "both", "control": "shuffled"})
     assert config.using("both", 1).model.variant == "both"
+
+
+@pytest.mark.parametrize("value", ["[" * 5000 + "]" * 5000, "{a=" * 3000 + "1" + "}" * 3000])
+def test_what_is_nested_too_deeply_is_refused(minimal: str, tmp_path: Path, value: str):
+    with pytest.raises(ConfigError, match=r"train.epochs=.*nested"):
+        configs.load(minimal, [f"train.epochs={value}"])
+    (tmp_path / "deep.toml").write_text(f"name = {value}")
+    with pytest.raises(ConfigError, match=r"deep.toml: not valid TOML"):
+        configs.load(str(tmp_path / "deep.toml"))
+
+
+def test_a_line_break_in_a_value_brings_no_second_key(minimal: str):
+    with pytest.raises(ConfigError, match=r"'train.epochs'"):
+        configs.load(minimal, ["train.epochs=3\npatience=9"])

@@ -59,9 +59,20 @@ def test_a_file_uri_with_two_slashes_is_told_apart():
         storage.path("file://data/runs")
 
 
-@pytest.mark.parametrize("uri", ["nosuch://a/b", "s3:/a/b"])
-def test_unknown_scheme_is_refused(uri: str):
+@pytest.mark.parametrize(
+    "uri",
+    ["nosuch://a/b", "s3:/a/b", "s3:a/b", "gs:a/b", "data:a/b", "zip://a/b", "ftp://127.0.0.1:1/a/b", "dbfs://a/b"],
+)
+def test_a_scheme_that_cannot_be_used_is_refused(uri: str):
     with pytest.raises(StorageError, match=r"a/b: .*use a local path or a scheme"):
+        storage.path(uri)
+
+
+@pytest.mark.parametrize(
+    "uri", ["file:runs", "file:~/runs", "file:", "file://", "local:runs", "file://localhost", "a\0b", "file:///a%00b"]
+)
+def test_what_is_no_whole_path_becomes_no_folder(uri: str):
+    with pytest.raises(StorageError):
         storage.path(uri)
 
 
