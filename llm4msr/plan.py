@@ -72,7 +72,7 @@ def _extract(config: Config, data: PromptData) -> dict[str, Any]:
     rendered = item_prompts(chosen, fields, config) if of_items else user_prompts(chosen, config)
     asked = rendered.filter(pc.not_equal(rendered["prompt"], ""))
     lengths, shared, exact = _tokens(config, asked["prompt"].to_pylist())
-    per_prompt = sum(lengths) / max(len(lengths), 1)
+    per_prompt, size = sum(lengths) / max(len(lengths), 1), config.extract.rows_per_shard
     of_cache = shared if engine_name(config.extract) == "vllm" else 0
     left = (
         0
@@ -84,7 +84,7 @@ def _extract(config: Config, data: PromptData) -> dict[str, Any]:
         "model": config.extract.model,
         "prompts": count + tables["scenarios"].num_rows - 1,
         "left": left,
-        "shards": 1 + math.ceil(count / config.extract.rows_per_shard),
+        "shards": sum(math.ceil(rows / size) for rows in (count, tables["scenarios"].num_rows - 1)),
         "tokens": round(per_prompt * count),
         "tokens_p50": int(np.percentile(lengths or [0], 50)),
         "tokens_p99": int(np.percentile(lengths or [0], 99)),

@@ -105,7 +105,7 @@ def revision(folder: Path) -> str:
         raise StorageError(f"{folder}: the model cannot be read ({error})") from None
     state = hashlib.blake2b(digest_size=8)
     for (file, _), digest in zip(chunks, digests, strict=True):
-        state.update(f"{file.relative_to(folder).as_posix()}\0{sizes[file]}\0".encode() + digest)
+        state.update(os.fsencode(f"{file.relative_to(folder).as_posix()}\0{sizes[file]}\0") + digest)
     return state.hexdigest()
 
 

@@ -46,7 +46,7 @@ class PromptTokenizer:
 
         try:
             with models.quiet():
-                self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+                self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:  # of whatever kind the files lead to
             why = (str(error).strip().splitlines() or [""])[0][:300]
             raise StorageError(
@@ -89,7 +89,7 @@ class PromptTokenizer:
         if len(ids) > self.max_tokens:
             raise PromptTooLongError(
                 f"prompt of {len(ids)} tokens, allowed are {self.max_tokens}; "
-                "lower extract.titles_per_scenario or raise extract.max_prompt_tokens"
+                "shorten the template, lower extract.titles_per_scenario or raise extract.max_prompt_tokens"
             )
         return ids
 
@@ -103,11 +103,11 @@ class PromptTokenizer:
         if not self.tokenizer.chat_template:
             return "", ""
         try:
-            first, second = (self._render() for _ in range(2))
+            first, *others = (self._render() for _ in range(8))
         except Exception as error:
             why = (str(error).strip().splitlines() or [""])[0][:300]
             raise StorageError(f"{folder}: the chat template cannot be used ({type(error).__name__}: {why})") from None
-        if first != second:
+        if {*others} != {first}:
             raise StorageError(f"{folder}: the chat template gives another text each time, so no vector could be kept")
         if first.count(_PLACE) != 1:
             raise StorageError(

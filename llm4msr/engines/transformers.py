@@ -24,12 +24,24 @@ class TransformersEngine:
     def __init__(self, folder: Path, pooling: Pooling, dtype: str):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         with models.quiet():
-            loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), output_loading_info=True)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below: its own error names none of them
+                trust_remote_code=False,
+            )
         self.model: Any = loaded[0]
+        if other := sorted(loaded[1]["mismatched_keys"], key=str):
+            name, there, wanted = other[0]
+            raise StorageError(
+                f"{folder}: the weights {name} are {list(there)}, and config.json says {list(wanted)} "
+                f"({len(other)} differ); config.json and weights are of two models: copy it again"
+            )
         if missing := sorted(loaded[1]["missing_keys"]):  # transformers would make them up
             raise StorageError(f"{folder}: no weights for {missing[0]} ({len(missing)} are missing); copy it again")
         self.model.eval().to(self.device)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.pooling = pooling
         self.cached_tokens = 0
 
@@ -77,7 +89,9 @@ class TransformersEngine:
         return int(self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
 
     def _pad(self, tokens: Sequence[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        longest = max(map(len, tokens))
+        longest, largest = max(map(len, tokens)), max(map(max, tokens))
+        if largest >= (known := self.model.get_input_embeddings().num_embeddings):  # a GPU would end the process
+            raise StorageError(f"token {largest} of {known} that the model knows: its tokenizer is another model's")
         ids_BT = torch.full((len(tokens), longest), self._pad_id())
         mask_BT = torch.zeros_like(ids_BT)
         for row, ids in enumerate(tokens):

@@ -28,7 +28,7 @@ counted."""
 MAX_TITLES, MAX_CATEGORIES = 10, 5
 """Of a scenario's prompt."""
 CHARACTERS_PER_TOKEN = 3
-"""At least, in most languages' titles: a scenario's prompt names fewer others where the limit of tokens is low."""
+"""At least, of ASCII; of other text a byte can be a token, as Chinese nearly is to a tokenizer made for English."""
 
 ANSWER_BEGINS = "\n---\n"
 """Between a prompt and the beginning of its answer; what comes from data holds no such line."""
@@ -51,8 +51,8 @@ def template(kind: str, uri: str = "") -> Template:
     """The `user`, `item` or `scenario` template: the user's own file, or the one shipped here.
 
     Raises:
-        ConfigError: it names an unknown place, has one in the answer's beginning, or lacks `$history` (of a user) or
-            `$title` (of an item).
+        ConfigError: it names an unknown place, has one in the answer's beginning, or lacks `$history` (of a user),
+            `$title` (of an item) or any place that tells one scenario from another.
         StorageError: the file cannot be read, or is not UTF-8.
     """
     where = uri or f"{kind}.txt"
@@ -68,8 +68,9 @@ def template(kind: str, uri: str = "") -> Template:
     begun = Template(found.template.partition(ANSWER_BEGINS)[2]).get_identifiers()
     if begun:
         raise ConfigError(f"{where}: '${begun[0]}' stands after the line '---'; the answer's beginning holds no data")
-    needed = {"user": "history", "item": "title"}.get(kind)
-    if needed and needed not in names:
+    needed = {"user": "history", "item": "title", "scenario": "scenario"}[kind]
+    telling = names - {"scenarios"} if kind == "scenario" else names & {needed}
+    if not telling:
         raise ConfigError(f"{where}: '${needed}' is missing, so all {kind}s would get one prompt")
     return found
 
@@ -111,9 +112,14 @@ def scenario_prompt(
     Where the prompt could have more than `max_tokens`, fewer others, titles and categories are named.
     """
     part, text = 1.0, ""
-    while not text or (len(text) > CHARACTERS_PER_TOKEN * max_tokens and part > 0.1):
+    while not text or (_most_tokens(text) > max_tokens and part > 0.1):
         text, part = _scenario_prompt(instruction, scenario, names, part), part / 2
     return text
+
+
+def _most_tokens(text: str) -> float:
+    ascii_ = sum(map(str.isascii, text))
+    return ascii_ / CHARACTERS_PER_TOKEN + len(text.encode()) - ascii_
 
 
 def _scenario_prompt(instruction: Template, scenario: Mapping[str, Any], names: Sequence[str], part: float) -> str:

@@ -1,6 +1,7 @@
 """Which model it is: each byte of it counts, copies follow what lies at a URI, and broken folders are told early."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,12 @@ def test_documents_and_hidden_files_are_no_part_of_the_model(copied: Path):
         (copied / name).parent.mkdir(parents=True, exist_ok=True)
         (copied / name).write_text("not part of the model")
     assert models.revision(copied) == first
+
+
+def test_a_file_whose_name_is_not_utf8_counts(copied: Path):
+    first = models.revision(copied)
+    Path(os.fsdecode(os.fsencode(copied) + b"/caf\xe9.txt")).write_text("x")
+    assert models.revision(copied) != first
 
 
 # --- a model at a URI ---------------------------------------------------------------------------------------------
@@ -184,6 +191,31 @@ def test_weights_that_are_missing_are_not_made_up(copied: Path):
     safetensors.torch.save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(StorageError, match=r"copy: no weights for model\.layers\.1\.mlp\.up_proj\.weight \(1 are"):
         open_engine(ExtractConfig(engine="transformers", model=str(copied)))
+
+
+def test_weights_of_another_shape_are_named(copied: Path):
+    changed(copied / "config.json", intermediate_size=192)
+    told = r"layers\.0\.mlp\.down_proj\.weight are \[128, 256\], and config\.json says \[128, 192\] \(6 differ"
+    with pytest.raises(StorageError, match=told):
+        open_engine(ExtractConfig(engine="transformers", model=str(copied)))
+
+
+def test_code_that_a_model_brings_is_not_run_and_nobody_is_asked(copied: Path, capfd: pytest.CaptureFixture[str]):
+    changed(copied / "config.json", model_type="own", auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"})
+    (copied / "own.py").write_text("raise SystemExit('the code ran')")
+    with pytest.raises(StorageError, match="custom code"):
+        open_engine(ExtractConfig(engine="transformers", model=str(copied)))
+    assert "[y/N]" not in capfd.readouterr().out
+
+
+def test_a_tokenizer_of_another_model_is_told(llama: Path):
+    engine = open_engine(ExtractConfig(engine="transformers", model=str(llama)))
+    with pytest.raises(StorageError, match=r"token 5000 of 400 .* its tokenizer is another model's"):
+        engine.vectors([[3, 5000], [1]])
+
+
+def changed(file: Path, **keys: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | keys))
 
 
 def test_what_an_engine_raises_while_it_loads_is_one_message(copied: Path):

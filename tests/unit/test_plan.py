@@ -48,6 +48,8 @@ def test_prompts_and_tokens_are_counted(config: Config, llama: Path):
     counts = sorted(len(tokenizer(row["prompt"])) for row in user_prompts(tables["histories"], config).to_pylist())
     assert len(counts) == 40
     assert (found["prompts"], found["shards"], found["tokens"]) == (42, 4, sum(counts))
+    small = config.model_copy(update={"extract": config.extract.model_copy(update={"rows_per_shard": 1})})
+    assert plan(small, "extract")["extract"]["shards"] == 42
     assert counts[0] <= found["tokens_p50"] <= found["tokens_p99"] <= counts[-1]
     assert (found["engine"], found["model"], found["tokens_are"]) == ("transformers", str(llama), "counted")
     assert found["tokens_shared"] == 0

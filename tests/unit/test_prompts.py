@@ -126,6 +126,8 @@ def test_scenario_prompt_says_what_is_not_known():
         ("scenario", "$ 5", r"a lone '\$'"),
         ("user", "$history\0", r"own\.txt: holds a NUL character"),
         ("user", "no place", r"own\.txt: '\$history' is missing, so all users would get one prompt"),
+        ("scenario", "", r"own\.txt: '\$scenario' is missing, so all scenarios would get one prompt"),
+        ("scenario", "One of $scenarios.", r"so all scenarios would get one prompt"),
     ],
 )
 def test_wrong_template_is_refused(tmp_path: Path, kind: str, text: str, message: str):
@@ -193,6 +195,16 @@ def test_a_scenario_prompt_is_bounded_for_any_number_of_scenarios(count: int):
     assert re.search(r"\d+ more, each at most \d+%$", prompt)
     small = prompts.scenario_prompt(prompts.template("scenario"), row, names, 300)
     assert len(small) < len(prompt)
+
+
+def test_text_that_tokenizers_cut_small_is_bounded_too():
+    names = [f"{at}\u8033\u673a\u84dd\u7259\u97f3\u7bb1" for at in range(15)]
+    shared = [{"scenario_id": name, "fraction": 0.5} for name in names[1:]]
+    row = SCENARIO | {"scenario_id": names[0], "shared_users": shared, "titles": ["\u667a\u80fd\u624b\u673a" * 9] * 10}
+    prompt = prompts.scenario_prompt(prompts.template("scenario"), row, names)
+    plain = sum(map(str.isascii, prompt))
+    assert names[0] in prompt
+    assert plain / 3 + len(prompt.encode()) - plain <= 1024
 
 
 def test_few_scenarios_are_all_named_in_their_order():
