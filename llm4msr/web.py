@@ -5,6 +5,7 @@ Plain FastAPI; Ray Serve is in `serve.py`, and the gates are in `gates.py`.
 
 import gc
 import json
+import re
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from fastapi import FastAPI, Header, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
-from pydantic import AfterValidator
+from pydantic import BeforeValidator
 
 from llm4msr.config import ServeConfig
 from llm4msr.errors import ConfigError
@@ -41,6 +42,12 @@ ERRORS_SHOWN, KEY_SHOWN = 10, 64
 MOST_OBJECTS = 2_000
 """In one body; a batch has two for each request, an edited history one for each scenario."""
 
+MOST_LISTS = 2_000
+"""In one body; a batch has one for each request, an edited history one for each scenario."""
+
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.?)*+"?', re.DOTALL)
+"""A JSON text, or what begins as one; the pattern never fails where it has begun, so that its time is linear."""
+
 
 def _readable(raw: str) -> str:
     try:
@@ -52,7 +59,7 @@ def _readable(raw: str) -> str:
     return text
 
 
-RequestId = Annotated[str, Header(max_length=128), AfterValidator(_readable)]
+RequestId = Annotated[str, Header(max_length=128), BeforeValidator(_readable)]
 """Ray Serve gives every request an id, the client's own X-Request-ID where there is one, and sends it back."""
 
 
@@ -72,6 +79,8 @@ def web_app(config: ServeConfig, open_paths: frozenset[str] = OPEN) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
         """Where and what, without what was sent: it may be huge, or no JSON at all."""
+        if isinstance(error.body, bytes):  # FastAPI has not read it: it was not declared as JSON
+            return Plain({"detail": "no JSON by its content-type; send it with content-type: application/json"}, 422)
         told = [
             {"loc": [shortened(str(part), KEY_SHOWN) for part in e["loc"]], "msg": e["msg"], "type": e["type"]}
             for e in error.errors()[:ERRORS_SHOWN]
@@ -93,9 +102,14 @@ class StrictRequest(Request):
         """The value.
 
         Raises:
-            HTTPException: 422, it is no JSON, not in UTF-8, too deep, or has objects without end or a key twice in one.
+            HTTPException: 422, it is no JSON, not in UTF-8, compressed, too deep, or has objects or lists without end,
+                or a key twice in an object.
         """
+        if (coding := self.headers.get("content-encoding", "identity")) != "identity":
+            raise HTTPException(422, f"content-encoding: {shortened(coding)} is not read here; send the body as it is")
         body = await self.body()
+        if body.count(b"[") > MOST_LISTS and _TEXT.sub(b"", body).count(b"[") > MOST_LISTS:
+            raise HTTPException(422, f"the body has more than {MOST_LISTS} lists")
         collects = gc.isenabled()
         gc.disable()  # else it looks through all that is there again and again while many small lists are made
         try:

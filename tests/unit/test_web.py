@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from fastapi import HTTPException, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm4msr.api import TOKEN, RankBatchRequest, RankRequest, RankResponse, Unknown
 from llm4msr.client import RankClient
@@ -22,7 +23,7 @@ from llm4msr.config import ServeConfig
 from llm4msr.errors import ConfigError
 from llm4msr.gates import require_token
 from llm4msr.schema import MAX_ID
-from llm4msr.web import RequestId, web_app
+from llm4msr.web import MOST_LISTS, RequestId, StrictRequest, web_app
 from tests.helpers import free_port
 
 ASKED = RankRequest(user_id="u", scenario="s", items=["a", "b"])
@@ -198,10 +199,11 @@ def test_every_answer_is_neither_guessed_at_nor_kept(server: Server, monkeypatch
 
 
 IDS = {b"plain-1": 200, "é漢".encode(): 200, b"x" * 128: 200, b"x" * 129: 422, b"\xe9": 422, b"a\xffb": 422}
+IDS |= {("漢" * 128).encode(): 200, ("é" * 129).encode(): 422}
 IDS |= {b"a\x1b[31m": 400, "a\u202eb".encode(): 422, "a\u2028b".encode(): 422, b"a\tb": 422}
 
 
-@pytest.mark.parametrize("given", IDS, ids=repr)
+@pytest.mark.parametrize("given", IDS, ids=lambda given: repr(given[:9]))
 def test_request_ids_are_readable_text(server: Server, given: bytes) -> None:
     server.refusals = []
     headers = {b"content-type": b"application/json", b"x-request-id": given}
@@ -242,6 +244,39 @@ def test_what_is_no_request_is_refused(server: Server, body: bytes) -> None:
         assert answer.status_code == 422
         assert len(answer.content) < 3_000
     assert server.asked == 0
+
+
+def test_a_body_that_is_not_said_to_be_json_or_is_compressed_is_told_how_to_be_sent(server: Server) -> None:
+    server.refusals = []
+    for name, value, told in (
+        ("content-type", "application/x-www-form-urlencoded", "send it with content-type: application/json"),
+        ("content-type", "text/plain", "send it with content-type: application/json"),
+        ("content-encoding", "gzip", "content-encoding: gzip is not read here; send the body as it is"),
+    ):
+        headers = {"content-type": "application/json"} | {name: value}
+        answer = httpx.post(f"{server.address}/v1/rank", content=ASKED.model_dump_json(), headers=headers)
+        assert answer.status_code == 422
+        assert told in answer.json()["detail"]
+    headers = {"content-type": "application/json", "content-encoding": "identity"}
+    assert httpx.post(f"{server.address}/v1/rank", content=ASKED.model_dump_json(), headers=headers).status_code == 200
+
+
+def body_with(items: list[Any]) -> Request:
+    body = json.dumps({"user_id": "u", "scenario": "s", "items": items}).encode()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return StrictRequest({"type": "http", "headers": []}, receive)
+
+
+def test_lists_are_counted_before_they_are_made_and_brackets_in_texts_are_none() -> None:
+    for items in ([[]] * MOST_LISTS, [[[[[]]]]] * MOST_LISTS, ["[", '"', "\\", *[[]] * MOST_LISTS]):
+        with pytest.raises(HTTPException, match="more than 2000 lists"):
+            asyncio.run(body_with(items).json())
+    for item in ("[" * MOST_LISTS, '"[\\"[' * MOST_LISTS, "\\"):
+        assert asyncio.run(body_with([item, "["]).json())["items"] == [item, "["]
+    assert len(asyncio.run(body_with([[]] * (MOST_LISTS - 1)).json())["items"]) == MOST_LISTS - 1
 
 
 MANY = 200_000
