@@ -53,11 +53,14 @@ def check_explainable(config: Config) -> None:
 
 
 def _seeds(config: Config, data: StageOutput) -> list[Seed]:
-    """The trained seeds whose rows are these, the config's own first, each with its plain backbone if there is one."""
+    """The trained seeds whose rows are these, the config's own first, each with its plain backbone if there is one.
+
+    Where each seed has rows of its own, the config's own alone, even if `evaluate.seeds` lacks it.
+    """
     numbers = sorted(config.evaluate.seeds or (config.seed,), key=lambda seed: seed != config.seed)
     runs = [config.model_copy(update={"seed": seed}) for seed in numbers]
     same = [run for run in runs if prepared(run).folder == data.folder]
-    return [Seed(Trained(run, trained(run)), _plain(run)) for run in same]
+    return [Seed(Trained(run, trained(run)), _plain(run)) for run in same or [config]]
 
 
 def _plain(config: Config) -> Trained | None:

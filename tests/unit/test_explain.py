@@ -333,6 +333,16 @@ def test_a_control_is_called_one(report: Report):
     assert "This model is a control: its vectors are shuffled" in html_of(explain(control))
 
 
+def test_where_each_seed_has_rows_of_its_own_the_configs_seed_is_explained(tmp_path: Path):
+    data = write_data(tmp_path)
+    config = config_of(data, split={"kind": "random"}, evaluate={"seeds": [5]}, train={"epochs": 1})
+    for seed in (1, 5):
+        of_seed = config.model_copy(update={"seed": seed})
+        prepare_and_make_knowledge(of_seed)
+        publish_trained(of_seed)
+    assert [seed.own.config.seed for seed in _seeds(config, prepared(config))] == [1]
+
+
 def test_several_seeds_and_no_plain_backbone(tmp_path: Path):
     config = hostile_config(tmp_path, evaluate={"seeds": [1, 2], "variants": []})
     for seed in (1, 2):
