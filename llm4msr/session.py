@@ -106,11 +106,22 @@ def _refuse_dead_cluster(address: str, origin: str) -> None:
         return  # Ray's client itself gives up after half a minute
     check = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check", "--address", address]
     try:
-        healthy = subprocess.run(check, capture_output=True, timeout=ANSWER_SECONDS).returncode == 0
+        answer = subprocess.run(check, capture_output=True, timeout=ANSWER_SECONDS)
+        why = _why_unhealthy(answer.stderr) if answer.returncode else ""
     except subprocess.TimeoutExpired:
-        healthy = False
-    if not healthy:
-        raise ConfigError(_no_cluster(address, origin, "what listens there does not answer as a Ray cluster"))
+        why = _why_unhealthy(b"")
+    if why:
+        raise ConfigError(_no_cluster(address, origin, why))
+
+
+def _why_unhealthy(told: bytes) -> str:
+    """From what the check's process, whose exception is not at hand, has told of it."""
+    if b"ray.exceptions.AuthenticationError" in told:
+        return (
+            "it asks for a token that was not given: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token "
+            "to the token of its head node"
+        )
+    return "what listens there does not answer as a Ray cluster"
 
 
 def _no_cluster(address: str, origin: str, why: str) -> str:

@@ -1,7 +1,9 @@
 import errno
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from ray.exceptions import RayTaskError
@@ -90,6 +92,16 @@ def test_an_address_where_no_cluster_answers_is_named(address: str, why: str):
 def test_what_listens_but_is_no_cluster_is_told(listener: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(session, "ANSWER_SECONDS", 2.0)
     with pytest.raises(errors.ConfigError, match="does not answer as a Ray cluster"):
+        session._refuse_dead_cluster(f"127.0.0.1:{listener}", "RAY_ADDRESS")
+
+
+def test_a_cluster_that_asks_for_a_token_is_no_dead_one(listener: int, monkeypatch: pytest.MonkeyPatch):
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        raised = b"ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken: Authentication token is missing"
+        return subprocess.CompletedProcess(command, 1, b"", b"Traceback ...\n" + raised)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(errors.ConfigError, match=r"asks for a token .* set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN"):
         session._refuse_dead_cluster(f"127.0.0.1:{listener}", "RAY_ADDRESS")
 
 
