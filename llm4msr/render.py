@@ -11,6 +11,7 @@ from upath import UPath
 from llm4msr import prompts, schema, storage
 from llm4msr.catalogue import item_fields
 from llm4msr.config import Config
+from llm4msr.scenario_table import MAX_SHARED
 from llm4msr.storage import StageOutput
 
 _PROMPTS = pa.schema([("id", pa.int64()), ("raw_id", pa.string()), ("prompt", pa.string())])
@@ -61,8 +62,14 @@ def scenario_prompts(scenarios: pa.Table, config: Config) -> pa.Table:
     rows = [row for row in scenarios.to_pylist() if row["scenario"]]
     names = [row["scenario_id"] for row in rows]
     most = config.extract.max_prompt_tokens
-    texts = [prompts.scenario_prompt(instruction, row, names, most) for row in rows]
+    texts = [prompts.scenario_prompt(instruction, row, _named(row, names), most) for row in rows]
     return _prompts([row["scenario"] for row in rows], names, texts)
+
+
+def _named(row: Mapping[str, Any], names: list[str]) -> list[str]:
+    """All scenarios as a row's statistics have them: one that came since then, with few users, changes no prompt."""
+    others = [other["scenario_id"] for other in row["shared_users"]]
+    return sorted([row["scenario_id"], *others]) if len(others) < MAX_SHARED else names
 
 
 def user_prompts(histories: pa.Table, config: Config) -> pa.Table:

@@ -108,6 +108,20 @@ def test_the_same_statistics_are_the_same_prompt(tmp_path: Path):
     assert scenario_prompts(found, config).equals(scenario_prompts(table(row(1), row(2), row(3)), config))
 
 
+def test_a_new_scenario_of_few_users_changes_no_other_prompt(tmp_path: Path):
+    old, config = [row(1), row(2), row(3)], config_of(tmp_path)
+    tiny = row(3, scenario=4, scenario_id="brand new", users=1)
+    more = [{"scenario_id": "brand new", "fraction": 0.01}]
+    new = [one | {"shared_users": one["shared_users"] + more} for one in old] + [tiny]
+    before = scenario_prompts(table(*old), config)
+    found, kept = drift.steady(table(*new), [table(*old)], 0.1)
+    assert kept == 3
+    assert scenario_prompts(found, config)["prompt"][:3].equals(before["prompt"])
+    more[0]["fraction"] = 0.2
+    large, _ = drift.steady(table(*new), [table(*old)], 0.1)
+    assert "brand new 20%" in scenario_prompts(large, config)["prompt"][0].as_py()
+
+
 def test_earlier_statistics_are_those_of_finished_versions_and_ones_own(tmp_path: Path):
     root = storage.path(tmp_path)
     for name, users in (("a", 1), ("b", 2), ("bare", 3), ("damaged", 4)):
