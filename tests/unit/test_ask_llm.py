@@ -342,7 +342,8 @@ def test_failures_of_answers_count_too(config: Config, prompted: pa.Table, tmp_p
     ask(config, "answers", tmp_path / "out", prompted)
     done: Any = {"answers": {FILE: Counts(5, 2, 1)}, "vectors": {FILE: Counts(5, 1, 1)}}
     with pytest.raises(
-        TooManyFailedError, match=r"out: 1 of 5 users failed; first: 'u4' .*tokens, allowed are 60; lower"
+        TooManyFailedError,
+        match=r"out: 1 of 5 users failed; first: 'u4' .*tokens, allowed are 60; shorten the template, lower",
     ):
         refuse_failures(allowing(config, 0.1), storage.path(tmp_path / "out"), done, nothing_kept(config))
 
