@@ -354,8 +354,10 @@ def open_output(folder: UPath) -> StageOutput | None:
     with _told(file, "read"):
         if not file.exists():
             return None
-        size = file.stat().st_size
+        size, device = file.stat().st_size, isinstance(file, Path) and not file.is_file()
     try:
+        if device:  # or a pipe, whose reading has no end
+            raise ValueError("no file")
         if size > _MANIFEST_BYTES:
             raise ValueError("too long")
         manifest = Manifest.model_validate_json(read_bytes(file))

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,16 @@ def test_open_output_notices_a_truncated_file(folder):
     data = storage.read_bytes(folder / "train.parquet")
     storage.write_bytes(folder / "train.parquet", data[:-1])
     with pytest.raises(StorageError, match=rf"train\.parquet: {size - 1} bytes, not {size}"):
+        storage.open_output(folder)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda place: place.symlink_to("/dev/full")])  # zeros without end
+def test_a_manifest_that_has_no_end_is_not_read(tmp_path: Path, make: Callable[[Path], None]):
+    folder = storage.path(tmp_path / "prepare" / "0123456789ab")
+    publish(folder)
+    (folder / "manifest.json").unlink()
+    make(folder / "manifest.json")
+    with pytest.raises(StorageError, match=r"manifest\.json: damaged manifest"):
         storage.open_output(folder)
 
 
