@@ -61,5 +61,7 @@ def datasets(config: Config) -> list[Config]:
 def _tell(number: int, stage: str, output: StageOutput) -> StageOutput:
     m = output.manifest
     how = "found finished" if output.reused else f"{'continued, ' * m.continued}{m.seconds:.0f} s"
-    say(f"[{number}/5] {stage}: {m.rows} rows, {m.failed} failed, {how} -> {output.folder}")
+    empty = m.info.get("users_without_likes", 0)  # counted as failed, since they have no vector
+    without = f", {empty} users liked nothing" if empty else ""
+    say(f"[{number}/5] {stage}: {m.rows} rows, {m.failed - empty} failed{without}, {how} -> {output.folder}")
     return output
