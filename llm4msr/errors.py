@@ -20,7 +20,11 @@ class LLM4MSRError(Exception):
     exit_code = 1
 
     def __init__(self, message: str = ""):
-        super().__init__(masked(message))
+        self.message = masked(message)
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return self.message  # Ray Data adds advice of its own to `args`
 
 
 class InputError(LLM4MSRError):

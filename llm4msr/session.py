@@ -11,13 +11,15 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
+from llm4msr.errors import ConfigError, LLM4MSRError
+from llm4msr.local_files import room
 from llm4msr.progress import say
 
 # A warning of every `ray` command in a virtual environment made by uv, and a prompt for usage statistics.
@@ -57,7 +59,8 @@ def connect() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # so that an error of ours comes back as an object, not as text
-    for name in ("ray.data", "ray.train", "ray.tune", "ray.serve"):
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions too
+    for name in ("ray.train", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -206,13 +209,23 @@ def own_errors() -> Iterator[None]:
     except Exception as error:
         for cause in _causes(error):
             if isinstance(cause, LLM4MSRError) and not isinstance(cause, ray.exceptions.RayTaskError):
+                _release(error)
                 raise cause from None
             if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-                raise StorageError(
-                    f"{cause.filename or 'a disk of this cluster'}: no space left; free some and run the same "
-                    "command again: it goes on from what is finished"
-                ) from None
+                _release(error)
+                with room("a disk of this cluster"):
+                    raise cause from None
         raise
+
+
+def _release(error: BaseException | None) -> None:
+    """Let go of what the frames of a failed run hold: Ray's actors, which keep their CPUs as long as anybody does.
+
+    A notebook keeps the last error, so its next run would wait for those CPUs without end.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -5,6 +5,7 @@ import json
 import logging
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -15,7 +16,7 @@ from upath import UPath
 from llm4msr import backbones, checkpoints, popularity, session, storage, wheels
 from llm4msr.batches import RowReader
 from llm4msr.config import Config
-from llm4msr.errors import ConfigError, FullDiskError
+from llm4msr.errors import ConfigError, FullDiskError, LLM4MSRError
 from llm4msr.extract import extracted
 from llm4msr.fit import Checkpoint, Data, fit, weights_as_bytes
 from llm4msr.prepare import prepared
@@ -181,8 +182,8 @@ def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folde
         result = _fit(trainer)
     if result.error is not None:
         raise result.error
-    if result.return_value:
-        raise ConfigError(result.return_value)
+    if result.return_value is not None:
+        raise result.return_value
     if result.checkpoint is None:
         raise ConfigError(f"{folder}: training ended without a checkpoint; delete that folder and run again")
     with result.checkpoint.as_directory() as saved:
@@ -219,10 +220,10 @@ def _fit(trainer: Any) -> Any:
     return outcome.result()
 
 
-def worker_loop(job: dict[str, Any]) -> str:
+def worker_loop(job: dict[str, Any]) -> LLM4MSRError | None:
     """What each Ray Train worker runs: open the data, go on from the last checkpoint, report every new one.
 
-    Gives back what the user has to mend, else nothing: what is raised would be tried again.
+    Gives back the error that the user has to mend, else None: what is raised would be tried again.
     """
     from ray import train as ray_train
 
@@ -237,51 +238,65 @@ def worker_loop(job: dict[str, Any]) -> str:
     if (saved := ray_train.get_checkpoint()) is not None:
         with saved.as_directory() as folder:
             resume = Checkpoint.load(storage.path(folder))
-    with _tensorboard(storage.path(job["output"]), first) as board:
+    try:
+        with storage.room(job["output"]), _tensorboard(storage.path(job["output"]), first) as board:
 
-        def on_checkpoint(state: Checkpoint) -> None:
-            at = state.progress
-            latest = {"batch": at.batch, **(at.history[-1] if at.history else {})}
-            with storage.room(job["output"]), tempfile.TemporaryDirectory() as folder:
-                if first:
-                    state.save(Path(folder))
-                    if at.batch == 0:
-                        _tell(board, job["reports"], at.history[-1])
-                ray_train.report(latest, checkpoint=ray_train.Checkpoint.from_directory(folder) if first else None)
+            def on_checkpoint(state: Checkpoint) -> None:
+                at = state.progress
+                latest = {"batch": at.batch, **(at.history[-1] if at.history else {})}
+                with tempfile.TemporaryDirectory() as folder:
+                    if first:
+                        state.save(Path(folder))
+                        if at.batch == 0:
+                            _tell(board, job["reports"], at.history[-1])
+                    mine = ray_train.Checkpoint.from_directory(folder) if first else None
+                    ray_train.report(latest, checkpoint=mine)
 
-        try:
             state = fit(config, data, resume, on_checkpoint)
-        except ConfigError as error:  # all workers raise it after the same batch
-            return str(error)
-        except FullDiskError as error:
-            if ray_train.get_context().get_world_size() > 1:
-                raise  # the others wait for this one
-            return str(error)
+    except ConfigError as error:  # all workers raise it after the same batch
+        return error
+    except FullDiskError as error:
+        if ray_train.get_context().get_world_size() > 1:
+            raise  # the others wait for this one
+        return error
     if resume is not None and state.progress == resume.progress:
         ray_train.report({}, checkpoint=saved if first else None)  # it had finished but for the publishing
-    return ""
+    return None
 
 
 def _tell(board: Any, reports: Any, epoch: dict[str, float | None]) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
     for name, value in epoch.items():
         if value is not None:  # a metric that the rows do not define, such as GAUC of single rows
-            board.add_scalar(name, value, epoch["epoch"])
+            at = int(epoch["epoch"] or 0)
+            board.write_event(Event(wall_time=time.time(), step=at, summary=scalar(name, value)))
+    board.flush()
     reports.put(epoch)
 
 
 @contextlib.contextmanager
 def _tensorboard(output: UPath, first: bool) -> Iterator[Any]:
-    """A writer below the output; an object store gets the files at the end, since they grow while they are open."""
+    """A file of events below the output; an object store gets it at the end, since it grows while it is open.
+
+    `SummaryWriter` would write it in a thread, which a full disk ends without a word; all that is shown later waits.
+    """
     if not first:
         yield None
         return
-    from tensorboardX import SummaryWriter
+    from tensorboardX.event_file_writer import EventsWriter
 
     local = isinstance(output, Path)
     with tempfile.TemporaryDirectory() as aside:
         folder = output / "tensorboard" if local else Path(aside)
-        with SummaryWriter(str(folder)) as board:
+        folder.mkdir(exist_ok=True)
+        board = EventsWriter(str(folder / "events"))
+        try:
             yield board
+        finally:
+            with contextlib.suppress(OSError):  # every epoch is on the disk already, or the disk was full and that told
+                board.close()
         for file in [] if local else folder.iterdir():
             storage.write_bytes(output / "tensorboard" / file.name, file.read_bytes())
 

@@ -1,7 +1,9 @@
 import errno
+import pickle
 import socket
 import subprocess
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,10 +41,37 @@ def test_our_error_behind_one_of_rays_is_raised_as_itself(wrapped, kind: type[er
 @pytest.mark.parametrize("wrapped", [of_a_task, of_a_training])
 def test_a_full_disk_behind_one_of_rays_is_one_message(wrapped):
     with (
-        pytest.raises(errors.StorageError, match=r"^/full/file: no space left; free some"),
+        pytest.raises(errors.FullDiskError, match=r"^/full/file: no space left on its disk; free some"),
         own_errors(),
     ):
         raise wrapped(OSError(errno.ENOSPC, "No space left on device", "/full/file"))
+
+
+def test_what_ray_adds_to_a_message_is_not_shown():
+    error = errors.StorageError("file a: damaged")
+    error.args = (f"{error.args[0]}\nFailed to apply UDF transform after 1/1 attempts",)
+    assert str(pickle.loads(pickle.dumps(error))) == "file a: damaged"
+
+
+class Actor:
+    """Stands for what Ray keeps alive as long as anybody holds it."""
+
+
+def test_an_error_that_somebody_keeps_holds_nothing_of_the_run_that_failed():
+    actors: list[weakref.ref[Actor]] = []
+
+    def run() -> None:
+        actor = Actor()
+        actors.append(weakref.ref(actor))
+        try:
+            next(iter(()))
+        except StopIteration:
+            raise of_a_task(errors.StorageError("file a: damaged")) from None
+
+    with pytest.raises(errors.StorageError) as caught, own_errors():
+        run()
+    assert actors[0]() is None
+    assert caught.value.args
 
 
 def test_a_text_that_only_looks_like_ours_is_not_taken_for_it():
