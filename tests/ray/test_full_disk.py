@@ -68,7 +68,7 @@ def test_a_stage_whose_disk_is_full_says_so_and_goes_on_once_there_is_room(
     output: StageOutput = run(made.config)
     assert Path(str(output.folder)) == folder
     assert not output.reused
-    assert digests(output) == digests(undisturbed)
+    assert comparable(output) == comparable(undisturbed)
     there = {name for name in storage.files_below(output.folder, whole=True) if not name.startswith("tensorboard/")}
     assert there == {*output.manifest.files, MANIFEST}
     assert not [place for place in made.root.rglob("*") if place.suffix == ".tmp" or place.name == lock.NAME]
@@ -77,6 +77,11 @@ def test_a_stage_whose_disk_is_full_says_so_and_goes_on_once_there_is_room(
     if stage == "extract":
         assert output.manifest.skipped > 0, "it kept the shards that were finished"
     shutil.rmtree(made.root)
+
+
+def comparable(output: StageOutput) -> dict[str, str]:
+    """The report says when and from what it was made; what its pictures show lies beside it."""
+    return {name: digest for name, digest in digests(output).items() if name != "report.html"}
 
 
 def budgets(undisturbed: StageOutput) -> list[int]:
