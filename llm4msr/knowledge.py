@@ -61,7 +61,7 @@ class KnowledgeStore:
             _write_past(output, width, new)
 
         with cache.writes(cached):
-            cached.parent.mkdir(exist_ok=True)
+            cached.parent.mkdir(mode=0o770, exist_ok=True)  # the cache itself may be open to all
         cache.build_once(cached, build)
         scenarios_SZ = np.zeros((scenarios, int(info.get("scenario_width", width))), np.float16)
         _fill(scenarios_SZ, parts(output, "scenarios"))

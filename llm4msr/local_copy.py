@@ -76,7 +76,7 @@ def _copied(output: StageOutput) -> LocalOutput:
     folder = wheels.cache_folder() / "bundles" / storage.digest_of(files)
     for _ in range(2):
         with cache.writes(folder):
-            folder.parent.mkdir(exist_ok=True)
+            folder.parent.mkdir(mode=0o770, exist_ok=True)  # the cache itself may be open to all
             with FileLock(folder.parent / ".lock"):
                 hold = _Hold(folder)
                 if not folder.exists():

@@ -386,6 +386,7 @@ def test_a_bundle_can_lie_on_an_object_store_and_is_copied_once(
         storage.write_bytes(there / file.name, file.read_bytes())
     assert scores(Ranker.load("memory://bundles/one"), request()) == scores(ranker, request())
     (copied,) = (f for f in (tmp_path / "cache" / "bundles").iterdir() if f.is_dir())
+    assert not copied.parent.stat().st_mode & 0o007  # where the cache itself is open to all
     before = (copied / bundle.NET).stat().st_mtime_ns
     Ranker.load("memory://bundles/one")
     assert (copied / bundle.NET).stat().st_mtime_ns == before
