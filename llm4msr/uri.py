@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from upath import UPath
 
@@ -36,6 +36,8 @@ def path(uri: str | os.PathLike[str]) -> UPath:
         text = _expanded(text)
     elif rest.startswith("//"):
         text = f"{scheme}:{rest}"
+    if scheme in ("http", "https"):
+        _check_port(text)
     on_s3 = text.startswith(s3.SCHEMES)
     if on_s3 and ("@" in rest[2:].split("/", 1)[0] or masked(text) != text):
         raise StorageError(f"{text}: a URI of S3 holds no keys; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
@@ -59,6 +61,13 @@ def _opened(text: str, scheme: str, options: dict[str, object]) -> UPath:
         why = str(error) or type(error).__name__
         raise StorageError(f"{text}: {why}; use a local path or a scheme that fsspec knows, such as s3://") from None
     return found
+
+
+def _check_port(text: str) -> None:
+    try:
+        _ = urlsplit(text).port
+    except ValueError:
+        raise StorageError(f"{text}: not a URL with a port; a slash in a password is written %2F") from None
 
 
 def _refuse_half_a_scheme(text: str, scheme: str, rest: str) -> None:

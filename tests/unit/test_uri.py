@@ -168,3 +168,12 @@ def test_keys_in_an_s3_uri_are_refused_and_not_repeated():
     with pytest.raises(StorageError, match=r"s3://\*\*\*@bucket/x: a URI of S3 holds no keys") as raised:
         storage.path("s3://AKIA:pa/ss@bucket/x")
     assert "ss@" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://user:pa/word@host/x", "http://host:x/y", "http://host:99999/y", "http://[::1"]
+)
+def test_a_url_without_a_port_is_refused(uri: str):
+    with pytest.raises(StorageError, match=r"not a URL with a port") as refusal:
+        storage.path(uri)
+    assert "pa/word" not in str(refusal.value)
