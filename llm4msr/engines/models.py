@@ -166,7 +166,8 @@ def _downloaded(uri: str) -> Path:
         say(f"  fetching {masked(uri)}, once on this machine")
         new.rmdir()  # else the copy would lie in a folder within it
         try:
-            source.fs.get(source.path, str(new), recursive=True)
+            with storage.room(wheels.cache_folder()):
+                source.fs.get(source.path, str(new), recursive=True)
         except FAULTS as error:
             raise StorageError(
                 f"{masked(uri)}: the model cannot be read ({type(error).__name__}); check the URI"
@@ -207,12 +208,12 @@ def _copy_of(uri: str, listing: dict[str, dict[str, str]]) -> Path | None:
 
 
 def _from_hub(model: str) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     name, _, revision_ = model.partition("@")
     try:
-        with quiet():
+        with quiet(), storage.room(constants.HF_HUB_CACHE):
             return Path(snapshot_download(name, revision=revision_ or None, allow_patterns=_PATTERNS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = f"{type(error).__name__}"

@@ -1,4 +1,4 @@
-"""A disk that fills up while `prepare` writes: one message; and once there is room, the same command does it."""
+"""A disk that fills up while `prepare` writes, or a model is fetched: one message; once there is room, it is done."""
 
 import os
 import subprocess
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import llm4msr
-from llm4msr import lock
+from llm4msr import lock, storage
+from llm4msr.engines import models
 from llm4msr.errors import FullDiskError
 from llm4msr.storage import MANIFEST
 from tests.unit.helpers import config_of, write_data
@@ -40,3 +41,16 @@ def test_prepare_on_a_full_disk_says_so_and_goes_on_once_there_is_room(disk: Pat
     output = llm4msr.prepare(config)
     assert output.manifest.files == whole.manifest.files
     assert not [place for place in disk.rglob("*") if place.suffix == ".tmp" or place.name == lock.NAME]
+
+
+def test_a_cache_without_room_for_a_model_is_named(llama: Path, disk: Path, monkeypatch: pytest.MonkeyPatch):
+    for file in llama.iterdir():
+        storage.write_bytes(storage.path("memory://models/full") / file.name, file.read_bytes())
+    monkeypatch.setenv("LLM4MSR_CACHE", str(disk / "cache"))
+    there = os.statvfs(disk)
+    (disk / "ballast").write_bytes(bytes(there.f_bavail * there.f_frsize - (200 << 10)))
+    with pytest.raises(FullDiskError, match=f"^{disk}/cache: no space left on its disk; free some and run"):
+        models.resolve("memory://models/full")
+    assert [place.suffix for place in (disk / "cache").iterdir()] == [".lock"]
+    (disk / "ballast").unlink()
+    assert models.revision(models.resolve("memory://models/full")) == models.revision(llama)
