@@ -50,9 +50,10 @@ def connect() -> None:
             with _without_lines(b"logging.cc"):
                 ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            if not address:
+            named = address or ("auto" if os.environ.get("RAY_ADDRESS") == "auto" else "")
+            if not named:
                 raise
-            raise ConfigError(_no_cluster(address, origin, str(error).splitlines()[0])) from None
+            raise ConfigError(_no_cluster(named, origin, str(error).splitlines()[0])) from None
         if in_main and callable(on_terminate):
             signal.signal(signal.SIGTERM, on_terminate)  # Ray sets its own, which ends with code 15 and no word
     context = ray.data.DataContext.get_current()  # also sets up the loggers that are turned down next
