@@ -1,6 +1,7 @@
 """What a training goes on from, after a full disk, a lost file or a crash of the machine."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from llm4msr import checkpoints, storage
 from llm4msr.errors import StorageError
 from llm4msr.fit import Checkpoint, Progress
+from tests.unit.helpers import flipped
 
 STATE = "checkpoint_manager_snapshot.json"
 ONE = Checkpoint(Progress(epoch=2), *({"w": torch.arange(8.0) + at} for at in range(3)))
@@ -70,6 +72,18 @@ def test_a_checkpoint_that_is_not_whole_counts_as_none(
         Checkpoint.load(storage.path(one))
     assert after(folder) == set()
     assert f"{folder.name}: no checkpoint that can be read; training begins anew" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_flipped_bit_of_a_checkpoint_is_used(folder: Path, name: str):
+    one, rng = folder / checkpoints.FOLDER / "checkpoint_1", random.Random(name)
+    whole = (one / name).read_bytes()
+    for _ in range(200):
+        flipped(one / name, rng)
+        with pytest.raises(StorageError, match="checkpoint"):
+            Checkpoint.load(storage.path(one))
+        (one / name).write_bytes(whole)
+    assert Checkpoint.load(storage.path(one)).progress == ONE.progress
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"checkpoint_results": [], "latest_checkpoint_result": null}'])
