@@ -72,8 +72,6 @@ def test_a_stage_whose_disk_is_full_says_so_and_goes_on_once_there_is_room(
     there = {name for name in storage.files_below(output.folder, whole=True) if not name.startswith("tensorboard/")}
     assert there == {*output.manifest.files, MANIFEST}
     assert not [place for place in made.root.rglob("*") if place.suffix == ".tmp" or place.name == lock.NAME]
-    if stage == "train":
-        assert output.manifest.info["starts"][-1]["epoch"] > 0, "it went on from a checkpoint"
     if stage == "extract":
         assert output.manifest.skipped > 0, "it kept the shards that were finished"
     shutil.rmtree(made.root)
