@@ -107,7 +107,7 @@ def test_answers_are_greedy_and_no_longer_than_allowed(llama: Path, tokens: list
 def test_prompt_that_is_too_long_is_refused(llama: Path):
     ids = PromptTokenizer(llama, 1000)("x y z " * 20)
     assert PromptTokenizer(llama, len(ids))("x y z " * 20) == ids
-    with pytest.raises(PromptTooLongError, match=rf"prompt of {len(ids)} tokens, allowed are {len(ids) - 1}; lower"):
+    with pytest.raises(PromptTooLongError, match=rf"prompt of {len(ids)} tokens, allowed are {len(ids) - 1}; shorten"):
         PromptTokenizer(llama, len(ids) - 1)("x y z " * 20)
 
 

@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,15 +86,21 @@ def test_what_is_no_whole_path_becomes_no_folder(uri: str):
         ("abfs://c/x", "adlfs", "azure"),
         ("abfss://c@account.dfs.core.windows.net/x", "adlfs", "azure"),
         ("az://c/x", "adlfs", "azure"),
-        ("S3://b/x", "s3fs", "s3"),
     ],
 )
 def test_the_extra_of_a_scheme_is_named(uri: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, package, None)
-    if extra != "s3" and package in __import__("fsspec").available_protocols():
+    if package in __import__("fsspec").available_protocols():
         pytest.skip(f"{package} is installed")
     with pytest.raises(MissingExtraError, match=rf"/x: .*pip install 'llm4msr\[{extra}\]'"):
         storage.path(uri)
+
+
+def test_the_extra_of_s3_is_named():
+    code = "import sys; sys.modules['s3fs'] = None; from llm4msr import storage; storage.path('S3://b/x')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # others have loaded it here
+    assert "MissingExtraError: S3://b/x: " in done.stderr
+    assert "pip install 'llm4msr[s3]'" in done.stderr
 
 
 def test_the_package_of_another_scheme_is_named(monkeypatch: pytest.MonkeyPatch):
