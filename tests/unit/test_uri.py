@@ -99,7 +99,7 @@ def test_the_extra_of_a_scheme_is_named(uri: str, package: str, extra: str, monk
 def test_the_extra_of_s3_is_named():
     code = "import sys; sys.modules['s3fs'] = None; from llm4msr import storage; storage.path('S3://b/x')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # others have loaded it here
-    assert "MissingExtraError: S3://b/x: " in done.stderr
+    assert "MissingExtraError: s3://b/x: " in done.stderr
     assert "pip install 'llm4msr[s3]'" in done.stderr
 
 
