@@ -23,6 +23,7 @@ _CARD = """# {name}: a multi-scenario ranker{knowing}
 """
 
 
+@session.own_errors
 def export(config: Config) -> StageOutput:
     """Publish the bundle.
 
@@ -43,10 +44,7 @@ def export(config: Config) -> StageOutput:
         return bundle.write(config, net, data, encoded, llm, card, folder)
 
     settings = config.model_dump(include={"model"})
-    with session.own_errors():
-        return storage.publish(
-            _folder(config, model), "export", config.seed, settings, {"train": model.folder.name}, build
-        )
+    return storage.publish(_folder(config, model), "export", config.seed, settings, {"train": model.folder.name}, build)
 
 
 def check_servable(config: Config) -> None:

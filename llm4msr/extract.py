@@ -35,6 +35,7 @@ SPENT = ("tokens", "cached", "seconds", "cpu_seconds", "with_interests")
 hold interests."""
 
 
+@session.own_errors
 def extract(config: Config) -> StageOutput:
     """Publish one knowledge row (vector, text, fingerprint) for each user and scenario.
 
@@ -60,8 +61,7 @@ def extract(config: Config) -> StageOutput:
         return _build(exact, data, at, reader(config, revision, open_tokenizer(exact.extract).frame))
 
     _withdraw_if_of_another_model(folder, revision, config.extract.model)
-    with session.own_errors():
-        out = storage.publish(folder, "extract", config.seed, settings, inputs, build, resumable=True)
+    out = storage.publish(folder, "extract", config.seed, settings, inputs, build, resumable=True)
     storage.remove(folder / "work")
     refuse_failed_rows(config, out)
     check_same_model(config, out, revision)

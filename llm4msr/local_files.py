@@ -36,10 +36,17 @@ def room(place: object) -> Iterator[None]:
     except LLM4MSRError:
         raise
     except Exception as error:
-        if getattr(error, "errno", 0) not in (errno.ENOSPC, errno.EDQUOT) and not _FULL.search(str(error)):
-            raise
-        where = getattr(error, "filename", None) or place
-        raise FullDiskError(f"{where}: no space left on its disk; free some and run the same command again") from None
+        if full := full_disk(error, place):
+            raise full from None
+        raise
+
+
+def full_disk(error: Exception, place: object) -> FullDiskError | None:
+    """The error of a full disk if that is what another one means."""
+    if getattr(error, "errno", 0) not in (errno.ENOSPC, errno.EDQUOT) and not _FULL.search(str(error)):
+        return None
+    where = getattr(error, "filename", None) or place
+    return FullDiskError(f"{where}: no space left on its disk; free some and run the same command again")
 
 
 def make(folder: Path) -> None:

@@ -21,6 +21,7 @@ from llm4msr.storage import Built, StageOutput
 LATEST = "latest.json"
 
 
+@session.own_errors
 def refresh(config: Config) -> StageOutput:
     """Publish the codes of all users of this config's extraction for a bundle, and point its endpoints to them.
 
@@ -47,8 +48,7 @@ def refresh(config: Config) -> StageOutput:
         return Built(files={bundle.CODES: rows}, rows=rows)
 
     inputs = {"extract": found.manifest.fingerprint, "export": served.name}
-    with session.own_errors():
-        out = storage.publish(folder, "refresh", config.seed, {}, inputs, build)
+    out = storage.publish(folder, "refresh", config.seed, {}, inputs, build)
     storage.write_bytes(_root(served) / LATEST, json.dumps({"codes": folder.name}).encode())
     return out
 

@@ -1,6 +1,7 @@
 """The connection to Ray: started quietly where none is, and its errors turned back into ours."""
 
-import errno
+import functools
+import gc
 import json
 import logging
 import os
@@ -15,11 +16,11 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from llm4msr.errors import ConfigError, LLM4MSRError
-from llm4msr.local_files import room
+from llm4msr.local_files import full_disk
 from llm4msr.progress import say
 
 # A warning of every `ray` command in a virtual environment made by uv, and a prompt for usage statistics.
@@ -27,6 +28,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes about our actors' arguments are no errors
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 45.0
 """How long a cluster may take to accept a connection, and then to say that it is one."""
@@ -196,37 +200,41 @@ def tell_if_busy(needed: int, what: str = "CPU") -> None:
         free = ray.available_resources().get(what, 0.0)
         if free >= needed:
             return
+        gc.collect()  # with Ray Data's executor go the actors
         time.sleep(0.5)
     say(f"  waiting for {needed} {what}s, {free:g} are free: something else runs on this Ray, such as an endpoint")
 
 
-@contextmanager
-def own_errors() -> Iterator[None]:
-    """Raise the error of ours that lies behind one of Ray's, where there is one, and a full disk as one of ours."""
+def own_errors(stage: Callable[P, T]) -> Callable[P, T]:
+    """The same function, raising the error of ours that lies behind one of Ray's, and a full disk as one of ours."""
+
+    @functools.wraps(stage)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return stage(*args, **kwargs)
+        except Exception as error:
+            ours = _ours(error)
+            if ours is None:
+                raise
+        # Ray's actors keep their CPUs as long as anybody holds them, and a notebook keeps the last error: nothing of
+        # the run that failed may hang on ours. So it is raised here, where Ray's is no longer being handled.
+        traceback.clear_frames(ours.__traceback__)
+        ours.__cause__ = ours.__context__ = None
+        gc.collect()  # the actors lie in circles of references
+        raise ours
+
+    return run
+
+
+def _ours(error: BaseException) -> LLM4MSRError | None:
     import ray.exceptions
 
-    try:
-        yield
-    except Exception as error:
-        for cause in _causes(error):
-            if isinstance(cause, LLM4MSRError) and not isinstance(cause, ray.exceptions.RayTaskError):
-                _release(error)
-                raise cause from None
-            if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-                _release(error)
-                with room("a disk of this cluster"):
-                    raise cause from None
-        raise
-
-
-def _release(error: BaseException | None) -> None:
-    """Let go of what the frames of a failed run hold: Ray's actors, which keep their CPUs as long as anybody does.
-
-    A notebook keeps the last error, so its next run would wait for those CPUs without end.
-    """
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__context__
+    for cause in _causes(error):
+        if isinstance(cause, LLM4MSRError) and not isinstance(cause, ray.exceptions.RayTaskError):
+            return cause
+        if isinstance(cause, OSError) and (full := full_disk(cause, "a disk of this cluster")):
+            return full
+    return None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -32,6 +32,7 @@ RESIZE_SECONDS = 20.0
 """How often an elastic run looks for room for more workers: as often as Ray itself counts the nodes."""
 
 
+@session.own_errors
 def train(config: Config) -> StageOutput:
     """Publish the best weights and the history of one model.
 
@@ -48,16 +49,15 @@ def train(config: Config) -> StageOutput:
         fingerprints["extract"] = knowledge.manifest.fingerprint
     settings = config.model_dump(include={"model", "train"})
     folder = _folder(config, data, knowledge)
-    with session.own_errors():
-        output = storage.publish(
-            folder,
-            "train",
-            config.seed,
-            settings,
-            fingerprints,
-            lambda f: _build(config, data, knowledge, f),
-            resumable=True,
-        )
+    output = storage.publish(
+        folder,
+        "train",
+        config.seed,
+        settings,
+        fingerprints,
+        lambda f: _build(config, data, knowledge, f),
+        resumable=True,
+    )
     for line in output.manifest.info["warnings"]:
         say(f"warning: {line}")
     return output

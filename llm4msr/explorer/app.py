@@ -59,10 +59,10 @@ def application(config: Config, token_required: bool) -> Any:
     def page() -> FastAPI:
         require_token(token_required)
 
+        @session.own_errors
         def read_prompt(prompt: str) -> npt.NDArray[np.float32]:
             llm = serve.get_deployment_handle(LLM, app_name=NAME)
-            with session.own_errors():
-                vector: npt.NDArray[np.float32] = llm.read.remote(prompt).result(timeout_s=WAIT_S)
+            vector: npt.NDArray[np.float32] = llm.read.remote(prompt).result(timeout_s=WAIT_S)
             return vector
 
         return explorer_app(View(config, read_prompt), config.serve)

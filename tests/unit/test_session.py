@@ -15,10 +15,15 @@ from llm4msr import errors, session
 from llm4msr.session import own_errors
 
 
+@own_errors
+def raised(error: Exception) -> None:
+    raise error
+
+
 @pytest.mark.parametrize("kind", [errors.DataError, errors.StorageError, errors.TooManyFailedError])
 def test_our_own_error_passes(kind: type[Exception]):
-    with pytest.raises(kind, match=r"^mine$"), own_errors():
-        raise kind("mine")
+    with pytest.raises(kind, match=r"^mine$"):
+        raised(kind("mine"))
 
 
 def of_a_task(cause: Exception) -> Exception:
@@ -33,18 +38,15 @@ def of_a_training(cause: Exception) -> Exception:
 @pytest.mark.parametrize("wrapped", [of_a_task, of_a_training])
 @pytest.mark.parametrize("kind", [errors.StorageError, errors.MissingExtraError])
 def test_our_error_behind_one_of_rays_is_raised_as_itself(wrapped, kind: type[errors.LLM4MSRError]):
-    with pytest.raises(kind, match=r"^file a:\ndamaged$") as caught, own_errors():
-        raise wrapped(kind("file a:\ndamaged"))
+    with pytest.raises(kind, match=r"^file a:\ndamaged$") as caught:
+        raised(wrapped(kind("file a:\ndamaged")))
     assert type(caught.value) is kind
 
 
 @pytest.mark.parametrize("wrapped", [of_a_task, of_a_training])
 def test_a_full_disk_behind_one_of_rays_is_one_message(wrapped):
-    with (
-        pytest.raises(errors.FullDiskError, match=r"^/full/file: no space left on its disk; free some"),
-        own_errors(),
-    ):
-        raise wrapped(OSError(errno.ENOSPC, "No space left on device", "/full/file"))
+    with pytest.raises(errors.FullDiskError, match=r"^/full/file: no space left on its disk; free some"):
+        raised(wrapped(OSError(errno.ENOSPC, "No space left on device", "/full/file")))
 
 
 def test_what_ray_adds_to_a_message_is_not_shown():
@@ -60,6 +62,7 @@ class Actor:
 def test_an_error_that_somebody_keeps_holds_nothing_of_the_run_that_failed():
     actors: list[weakref.ref[Actor]] = []
 
+    @own_errors
     def run() -> None:
         actor = Actor()
         actors.append(weakref.ref(actor))
@@ -68,20 +71,20 @@ def test_an_error_that_somebody_keeps_holds_nothing_of_the_run_that_failed():
         except StopIteration:
             raise of_a_task(errors.StorageError("file a: damaged")) from None
 
-    with pytest.raises(errors.StorageError) as caught, own_errors():
+    with pytest.raises(errors.StorageError) as caught:
         run()
     assert actors[0]() is None
     assert caught.value.args
 
 
 def test_a_text_that_only_looks_like_ours_is_not_taken_for_it():
-    with pytest.raises(RuntimeError), own_errors():
-        raise RuntimeError("llm4msr.errors.DataError: only a text")
+    with pytest.raises(RuntimeError):
+        raised(RuntimeError("llm4msr.errors.DataError: only a text"))
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(KeyError, match="plain"), own_errors():
-        raise KeyError("plain")
+    with pytest.raises(KeyError, match="plain"):
+        raised(KeyError("plain"))
 
 
 @pytest.fixture
