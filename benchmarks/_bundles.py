@@ -11,12 +11,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from llm4msr import bundle, storage
+from llm4msr import storage
+from llm4msr.bundle import files
 from llm4msr.config import Config, ModelConfig
-from llm4msr.fit import Data
-from llm4msr.knowledge import KnowledgeStore
-from llm4msr.prepare import prepare
+from llm4msr.export.write import write
+from llm4msr.knowledge.store import KnowledgeStore
+from llm4msr.pipeline import prepare
 from llm4msr.storage import Built
+from llm4msr.training.dataset import Data
 
 Z = 64
 """Width of the made-up LLM's vectors; serving never sees them."""
@@ -47,7 +49,7 @@ def made(root: Path, name: str, seed: int = 1, **model: Any) -> str:
     codes = [_codes(net, data)] if net.uses_users else []
 
     def build(folder: Any) -> Built:
-        return bundle.write(config, net, data, codes, {}, "# made for a benchmark", folder)
+        return write(config, net, data, codes, {}, "# made for a benchmark", folder)
 
     return str(storage.publish(storage.path(root) / "export" / name, "export", seed, {}, {}, build).folder)
 
@@ -69,9 +71,9 @@ def default_model(**changes: Any) -> ModelConfig:
 def bodies(uri: str, file: Path, candidates: int = 100, requests: int = 500) -> Path:
     """A file of rank requests, one JSON a line: real users, random items."""
     folder = Path(uri)
-    items = storage.read_table(storage.path(folder / bundle.ITEMS), ["item_id"])["item_id"].to_pylist()[1:]
-    users = pa.ipc.open_file(str(folder / bundle.USERS)).read_all()["id"].to_pylist()
-    scenarios = bundle.read_description(folder).scenarios[1:]
+    items = storage.read_table(storage.path(folder / files.ITEMS), ["item_id"])["item_id"].to_pylist()[1:]
+    users = pa.ipc.open_file(str(folder / files.USERS)).read_all()["id"].to_pylist()
+    scenarios = files.read_description(folder).scenarios[1:]
     rng = np.random.default_rng(0)
     with file.open("w") as out:
         for _ in range(requests):

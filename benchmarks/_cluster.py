@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from tests.helpers import ROOT, free_port, kill_all
+from tests.support.experiments import ROOT, free_port, kill_all
 
 HOST = "127.0.0.1"
 RAY = str(Path(sys.executable).with_name("ray"))

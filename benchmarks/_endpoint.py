@@ -15,7 +15,7 @@ import httpx
 import yaml
 
 from benchmarks import _bundles
-from llm4msr import proxy
+from llm4msr.serve import proxy
 
 
 class Endpoint:
@@ -37,7 +37,7 @@ class Endpoint:
                 {
                     "name": "llm4msr",
                     "route_prefix": "/",
-                    "import_path": "llm4msr.serve:build",
+                    "import_path": "llm4msr.serve.app:build",
                     "args": {"bundle": self.bundle if in_place else bundle, **self.args},
                     "deployments": [{"name": "ranker", "user_config": {"bundle": bundle}}],
                 }

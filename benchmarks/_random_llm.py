@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from llm4msr.engines import models
+from llm4msr.knowledge.engines import models
 
 SHAPES = {
     "0.5b": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 28, "num_attention_heads": 16},

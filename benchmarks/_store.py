@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from llm4msr import knowledge, storage
+from llm4msr import storage
 from llm4msr.config import Config
-from llm4msr.extract import extracted
+from llm4msr.knowledge import store
+from llm4msr.pipeline import extracted
 
 
 def shards(config: Config) -> dict[str, str]:
@@ -21,18 +22,18 @@ def shards(config: Config) -> dict[str, str]:
 
 def users(config: Config) -> pa.Table:
     """The rows of all users of a finished extraction, by id."""
-    return _rows(knowledge.user_parts(extracted(config)))
+    return _rows(store.user_parts(extracted(config)))
 
 
 def scenarios(config: Config) -> pa.Table:
     """The same of all scenarios."""
-    return _rows(knowledge.parts(extracted(config), "scenarios"))
+    return _rows(store.parts(extracted(config), "scenarios"))
 
 
 def compare(found: pa.Table, expected: pa.Table) -> dict[str, Any]:
     """`same`: the ids and errors are equal, each once; `cosine`: the least of two rows' vectors."""
     same = found.select(["id", "raw_id", "error"]).equals(expected.select(["id", "raw_id", "error"]))
-    ours, theirs = (knowledge.vectors_of(table).astype(np.float64) for table in (found, expected))
+    ours, theirs = (store.vectors_of(table).astype(np.float64) for table in (found, expected))
     if ours.shape != theirs.shape:
         return {"same": False, "cosine": 0.0}
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
@@ -40,4 +41,4 @@ def compare(found: pa.Table, expected: pa.Table) -> dict[str, Any]:
 
 
 def _rows(parts: list[str]) -> pa.Table:
-    return pa.concat_tables([knowledge.read_part(part) for part in parts]).sort_by("id")
+    return pa.concat_tables([store.read_part(part) for part in parts]).sort_by("id")

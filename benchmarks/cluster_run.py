@@ -31,12 +31,11 @@ from benchmarks._machine import described
 from llm4msr import load, storage
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
-from llm4msr.evaluate import compared, evaluate
-from llm4msr.extract import extracted
+from llm4msr.pipeline import evaluate, extracted, trained
 from llm4msr.storage import StageOutput
-from llm4msr.train import trained
-from tests.helpers import ROOT
-from tests.s3_server import s3_server
+from llm4msr.training.evaluate import compared
+from tests.support.experiments import ROOT
+from tests.support.s3_server import s3_server
 
 RESULT = Path(__file__).parent / "results" / "cluster-test.md"
 CONFIG = "jobs/configs/quickstart.toml"
@@ -102,7 +101,7 @@ def calm(folder: Path, settings: list[str], story: Story) -> None:
 
 
 def _entry(where: str, settings: list[str]) -> list[str]:
-    return ["python", "-m", "jobs.run", CONFIG, *(f"--set={s}" for s in [*settings, f"storage={where}"])]
+    return ["python", "-m", "llm4msr", "run", CONFIG, *(f"--set={s}" for s in [*settings, f"storage={where}"])]
 
 
 def refused(cluster: RayCluster, story: Story) -> None:
@@ -193,7 +192,7 @@ def _begun(log: Path) -> Counter[str]:
 def judged(here: Config, there: Config, facts: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """What the run on the cluster gave beside the undisturbed one, and what of it is wrong."""
     users, scenarios = (_store.compare(rows(there), rows(here)) for rows in (_store.users, _store.scenarios))
-    read, trainings = extracted(there).manifest, [trained(run) for _, run in compared(there)]
+    read, trainings = extracted(there).manifest, [trained(run).output for _, run in compared(there)]
     calm, table = evaluate(here), evaluate(there)
     auc = {name: (calm.manifest.info["compared_auc"][name], own) for name, own in _auc(table).items()}
     starts = {output.folder.name: output.manifest.info["starts"] for output in trainings}

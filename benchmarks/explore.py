@@ -18,7 +18,8 @@ import numpy as np
 from benchmarks._endpoint import free_port
 from benchmarks._machine import described
 from llm4msr import config as configs
-from llm4msr import serve
+from llm4msr import pipeline
+from llm4msr.serve import app
 
 RESULT = Path(__file__).parent / "results" / "explore.md"
 
@@ -34,12 +35,12 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     wanted = parser().parse_args()
     config = configs.load(wanted.config, ["serve.explore=true", f"serve.port={free_port()}"])
-    address = serve.start(config)
+    address = pipeline.serve(config)
     try:
         with httpx.Client(base_url=f"{address}/explore/api/", timeout=300) as client:
             moves, edits, opening = measure(client, wanted.moves, wanted.edits)
     finally:
-        serve.stop()
+        app.stop()
     RESULT.write_text(report(moves, edits, opening, config.extract.model, wanted))
     print(RESULT.read_text())
 

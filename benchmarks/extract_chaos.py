@@ -28,8 +28,8 @@ from benchmarks._machine import described
 from benchmarks._store import compare, shards, users
 from benchmarks.extract_scale import make_prepared, tiny_llama
 from llm4msr.config import Config
-from tests.fault_proxy import FaultProxy
-from tests.s3_server import s3_server
+from tests.support.fault_proxy import FaultProxy
+from tests.support.s3_server import s3_server
 
 RESULT = Path(__file__).parent / "results" / "extract-chaos.md"
 VICTIMS = ("driver", "actor", "node")
@@ -113,7 +113,7 @@ def _config(folder: Path, where: str, model: Path, wanted: argparse.Namespace) -
 def _start(config: Config, folder: Path, cluster: Any) -> subprocess.Popen[bytes]:
     """The driver: `extract(config)` in a process of its own, on the cluster."""
     (folder / "config.json").write_text(config.model_dump_json())
-    code = "import sys, llm4msr; llm4msr.extract(llm4msr.Config.model_validate_json(open(sys.argv[1]).read()))"
+    code = "import sys, llm4msr; pipeline.extract(llm4msr.Config.model_validate_json(open(sys.argv[1]).read()))"
     with (folder / "driver.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-c", code, str(folder / "config.json")],
@@ -154,7 +154,7 @@ def _log(folder: Path) -> str:
 
 def config_users(config: Config) -> int:
     """Users of the made-up data."""
-    from llm4msr.prepare import prepared
+    from llm4msr.pipeline import prepared
 
     return int(prepared(config).manifest.info["histories"])
 

@@ -28,14 +28,15 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 from benchmarks._machine import described
-from llm4msr import extract, increment, index, schema, storage
+from llm4msr import schema, storage
 from llm4msr.config import Config
-from llm4msr.engines import models, open_tokenizer
-from llm4msr.extract import extracted, reader
-from llm4msr.index import IndexFile
-from llm4msr.prepare import _folder as prepare_folder
-from llm4msr.prepare import prepared
-from llm4msr.render import window_name, windows
+from llm4msr.data.prepare import folder as prepare_folder
+from llm4msr.knowledge import index, work_list
+from llm4msr.knowledge.engines import models, open_tokenizer
+from llm4msr.knowledge.extract import reader
+from llm4msr.knowledge.index import IndexFile
+from llm4msr.knowledge.prompts.render import window_name, windows
+from llm4msr.pipeline import extract, extracted, prepared
 from llm4msr.storage import Built
 
 RESULT = Path(__file__).parent / "results" / "extract-scale.md"
@@ -150,7 +151,7 @@ def _histories(start: int, stop: int, changed: bool) -> pa.Table:
 
 
 def tiny_llama(folder: Path) -> Path:
-    from tests.helpers import tiny_llama as made
+    from tests.support.experiments import tiny_llama as made
 
     folder.mkdir()
     return made(folder)
@@ -160,9 +161,9 @@ def one_run(config: Config) -> Measured:
     """An extraction, its seconds, and the peaks of memory."""
     import ray
 
-    from llm4msr import session
+    from llm4msr import ray_session
 
-    session.connect()
+    ray_session.connect()
     ray.get(ray.remote(lambda: 1).remote())
     peaks = {"driver": 0, "store": 0}
     over = threading.Event()
@@ -192,22 +193,22 @@ def planning(config: Config, folder: Path) -> Measured:
     pa.set_cpu_count(1)
     data, output = prepared(config), extracted(config)
     asks = reader(config, models.revision(Path(config.extract.model)), open_tokenizer(config.extract).frame)
-    todo = windows(config, data.manifest.info["histories"], 0, increment.WINDOW_ROWS)[1:]
+    todo = windows(config, data.manifest.info["histories"], 0, work_list.WINDOW_ROWS)[1:]
     buckets = index.bucket_count(todo[-1]["stop"])
     settled: dict[str, Any] = {"config": config, "folder_uri": str(folder), "reader": asks}
     there = storage.files_below(output.folder.parent)
     present = pa.array([name for name in there if "/vectors/" in name], pa.string())
-    bases = list(increment.with_index(output.folder.parent, there).values())
+    bases = list(work_list.with_index(output.folder.parent, there).values())
     times = {"render": time.process_time()}
     for window in todo:
-        increment._render(pa.Table.from_pylist([window]), data=data, counts={"users": buckets}, **settled)
+        work_list._render(pa.Table.from_pylist([window]), data=data, counts={"users": buckets}, **settled)
     times["render"] = time.process_time() - times["render"]
     times["match"] = time.process_time()
     spilled = [window_name(window) for window in todo]
     kept = 0
     for bucket in range(buckets):
         at = pa.Table.from_pylist([IndexFile("users", bucket, buckets)._asdict()])
-        (done,) = increment._match(at, spilled=spilled, bases=bases, present=present, **settled).to_pylist()
+        (done,) = work_list._match(at, spilled=spilled, bases=bases, present=present, **settled).to_pylist()
         kept += done["kept"]
     times["match"] = time.process_time() - times["match"]
     assert kept == todo[-1]["stop"]

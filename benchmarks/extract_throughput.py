@@ -37,9 +37,10 @@ import numpy.typing as npt
 from benchmarks._machine import described
 from benchmarks._random_llm import SHAPES, random_llm
 from llm4msr import config as configs
-from llm4msr import extract, index, knowledge, prepare
 from llm4msr.config import ExtractConfig
-from llm4msr.engines import models, open_engine, open_tokenizer, soundness
+from llm4msr.knowledge import index, store
+from llm4msr.knowledge.engines import models, open_engine, open_tokenizer, soundness
+from llm4msr.pipeline import extract, prepare
 
 RESULTS = Path(__file__).parent / "results"
 QUICKSTART = Path(__file__).parents[1] / "jobs" / "configs" / "quickstart.toml"
@@ -186,11 +187,11 @@ def _ours(config: configs.Config, folder: Path, begun: float) -> Measured:
     clock = time.time()
     output = extract(config)
     seconds = time.perf_counter() - begun
-    tables = [index.read(part, ["raw_id", "prompt", "vector"]) for part in knowledge.user_parts(output)]
+    tables = [index.read(part, ["raw_id", "prompt", "vector"]) for part in store.user_parts(output)]
     ids = [raw_id for table in tables for raw_id in table["raw_id"].to_pylist()]
     prompts = [text for table in tables for text in table["prompt"].to_pylist()]
     (folder / "prompts.json").write_text(json.dumps({"ids": ids, "prompts": prompts}))
-    np.savez(folder / "d.npz", ids=ids, vectors=np.concatenate([knowledge.vectors_of(table) for table in tables]))
+    np.savez(folder / "d.npz", ids=ids, vectors=np.concatenate([store.vectors_of(table) for table in tables]))
     done = sorted((file.stat().st_mtime, output.manifest.files[f"vectors/{file.name}"].rows)
                   for file in Path(str(output.folder)).glob("vectors/users-*"))  # fmt: skip
     steady = sum(rows for _, rows in done[1:]) / (done[-1][0] - done[0][0])

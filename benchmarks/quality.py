@@ -26,15 +26,16 @@ import torch
 from upath import UPath
 
 from benchmarks import quality_report
-from llm4msr import config, metrics, popularity, session, storage
+from llm4msr import config, ray_session, storage
 from llm4msr.config import Config, ExtractConfig
 from llm4msr.errors import ConfigError
-from llm4msr.extract import extract, extracted
-from llm4msr.fit import Data, fit, predict
-from llm4msr.knowledge import KnowledgeStore
-from llm4msr.metrics import Predictions
-from llm4msr.prepare import prepare, prepared
+from llm4msr.knowledge.store import KnowledgeStore
+from llm4msr.pipeline import extract, extracted, prepare, prepared
 from llm4msr.progress import say, track
+from llm4msr.training import metrics, popularity
+from llm4msr.training.dataset import Data
+from llm4msr.training.loop import fit, predict
+from llm4msr.training.metrics import Predictions
 
 VERSION = 2
 DATA_SEED = 0
@@ -150,7 +151,7 @@ def main() -> None:
     name = "smoke" if given.smoke else given.grid
     grid = GRIDS[name]
     seeds = list(range(1, (given.seeds or grid.seeds) + 1))
-    session.connect()
+    ray_session.connect()
     grid = replace(
         grid,
         sets=tuple(given.sets or grid.sets),

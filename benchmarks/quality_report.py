@@ -13,8 +13,8 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks._machine import described
-from llm4msr.popularity import BASELINES, CONSTANT, POPULARITY
 from llm4msr.text import NONE, number
+from llm4msr.training.popularity import BASELINES, CONSTANT, POPULARITY
 
 CONTROLS = ("none", "feature", "shuffled", "random", "history")
 PAPER = ("shared_bottom", "omoe", "mmoe", "ple", "aitm", "star")

@@ -80,11 +80,11 @@ def extract_once(actors: int) -> dict[str, float]:
 
     import ray
 
-    from llm4msr import session
-    from llm4msr.extract import extract
+    from llm4msr import ray_session
+    from llm4msr.pipeline import extract
 
     ray.init(num_cpus=actors, include_dashboard=False, log_to_driver=False)
-    session.connect()
+    ray_session.connect()
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         model = extract_scale.tiny_llama(here / "llama")
@@ -109,8 +109,8 @@ def extract_once(actors: int) -> dict[str, float]:
 
 def prepare_once(rows: int) -> dict[str, float]:
     """`prepare` of a generated table; seconds of its cores and the peak of its memory."""
-    from llm4msr import prepare
     from llm4msr.config import Config
+    from llm4msr.pipeline import prepare
 
     rng = np.random.default_rng(0)
     users = max(1, int(rows / ROWS_PER_USER.value))

@@ -20,8 +20,9 @@ import pyarrow as pa
 
 from benchmarks import _bundles
 from benchmarks._machine import described
-from llm4msr import bundle, id_table, storage
-from llm4msr.rank import Ranker
+from llm4msr import storage
+from llm4msr.bundle import files, id_table
+from llm4msr.bundle.ranker import Ranker
 
 RESULT = Path(__file__).parent / "results" / "serve-codes.md"
 CHUNK = 1_000_000
@@ -62,8 +63,8 @@ def published(root: Path, users: int) -> tuple[str, str, float]:
     begun = time.perf_counter()
 
     def build(folder: Any) -> storage.Built:
-        rows = id_table.write(folder / bundle.CODES, generated(users), bundle.code_schema(storage.path(uri)))
-        return storage.Built(files={bundle.CODES: rows}, rows=rows)
+        rows = id_table.write(folder / files.CODES, generated(users), files.code_schema(storage.path(uri)))
+        return storage.Built(files={files.CODES: rows}, rows=rows)
 
     out = storage.publish(storage.path(root) / "codes" / "many", "refresh", 1, {}, {}, build)
     return uri, str(out.folder), time.perf_counter() - begun

@@ -24,7 +24,8 @@ from benchmarks import _bundles, _load
 from benchmarks._endpoint import Endpoint, endpoint
 from benchmarks._load import Load
 from benchmarks._machine import described
-from llm4msr import bundle, id_table, storage
+from llm4msr import storage
+from llm4msr.bundle import files, id_table
 
 RESULT = Path(__file__).parent / "results" / "serve-faults.md"
 
@@ -130,8 +131,8 @@ def code_refresh(running: Endpoint, bodies: Path, rate: float, seconds: float) -
             folder = served.parent.parent / "codes" / model / f"turn-{turn}"
 
             def build(at: Any) -> storage.Built:
-                rows = id_table.write(at / bundle.CODES, [table], bundle.code_schema(served))
-                return storage.Built(files={bundle.CODES: rows}, rows=rows)
+                rows = id_table.write(at / files.CODES, [table], files.code_schema(served))
+                return storage.Built(files={files.CODES: rows}, rows=rows)
 
             storage.publish(folder, "refresh", 1, {}, {}, build)
             storage.write_bytes(folder.parent / "latest.json", json.dumps({"codes": folder.name}).encode())
@@ -148,7 +149,7 @@ def code_refresh(running: Endpoint, bodies: Path, rate: float, seconds: float) -
 def pa_codes(served: Any) -> Any:
     import pyarrow as pa
 
-    return pa.ipc.open_file(str(served / bundle.CODES)).read_all()
+    return pa.ipc.open_file(str(served / files.CODES)).read_all()
 
 
 def half_a_body(running: Endpoint, bodies: Path, rate: float) -> Row:

@@ -24,8 +24,8 @@ import numpy as np
 
 from benchmarks import _bundles, _load
 from benchmarks._machine import described
-from llm4msr.api import RankRequest
-from llm4msr.rank import Ranker
+from llm4msr.bundle.messages import RankRequest
+from llm4msr.bundle.ranker import Ranker
 
 RESULT = Path(__file__).parent / "results" / "serve-load.md"
 Numbers = dict[str, list[float]]
@@ -84,13 +84,13 @@ def endpoints(bundles: dict[str, str], bodies: Path, root: Path) -> Iterator[dic
     import ray
     from ray import serve
 
-    from llm4msr import session
+    from llm4msr import ray_session
     from llm4msr.config import ServeConfig
-    from llm4msr.serve import application
+    from llm4msr.serve.app import application
 
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    session.connect()
+    ray_session.connect()
     port, quiet = _free_port(), {"log_level": "ERROR", "enable_access_log": False}
     serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
     config = ServeConfig(max_queued_requests=10_000, max_ongoing_requests=256, follow_s=0)

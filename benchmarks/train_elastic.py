@@ -22,13 +22,13 @@ from typing import Any
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 from benchmarks._machine import described
-from llm4msr import Config, load, prepare
+from llm4msr import Config, load
+from llm4msr.pipeline import prepare, trained
 from llm4msr.storage import StageOutput
-from llm4msr.train import trained
 
 RESULT = Path(__file__).parent / "results" / "train-elastic.md"
 CONFIG = Path(__file__).parent / "configs" / "ml-100k.toml"
-DRIVER = "import sys, llm4msr; llm4msr.train(llm4msr.Config.model_validate_json(open(sys.argv[1]).read()))"
+DRIVER = "import sys, llm4msr; pipeline.train(llm4msr.Config.model_validate_json(open(sys.argv[1]).read()))"
 Event = tuple[float, str]
 
 
@@ -95,13 +95,13 @@ def elastic(config: Config) -> tuple[list[Event], StageOutput]:
         note(f"the run ends with exit code {code}")
     finally:
         cluster.shutdown()
-    return events, trained(config)
+    return events, trained(config).output
 
 
 def undisturbed(config: Config) -> StageOutput:
     """The same on two workers of a Ray of its own."""
     assert start(config, {"RAY_ADDRESS": "local"}).wait() == 0
-    return trained(config)
+    return trained(config).output
 
 
 def start(config: Config, environment: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -37,10 +37,13 @@ import safetensors.torch
 import torch
 
 from benchmarks.train_scaling_report import BATCHES, NO_DROPOUT, SPARSE, WORKERS, report
-from llm4msr import Config, load, metrics, prepare, storage
-from llm4msr.fit import Data, fit, predict
+from llm4msr import Config, load, storage
+from llm4msr.pipeline import prepare
 from llm4msr.storage import StageOutput
-from llm4msr.train import WEIGHTS
+from llm4msr.training import metrics
+from llm4msr.training.dataset import Data
+from llm4msr.training.loop import fit, predict
+from llm4msr.training.train import WEIGHTS
 
 RESULTS = Path(__file__).parent / "results" / "train-scaling.md"
 CONFIG = Path(__file__).parent / "configs" / "ml-100k.toml"
@@ -91,7 +94,7 @@ def run_train(config: Config) -> StageOutput:
 
     if not ray.is_initialized():
         ray.init("local", num_cpus=max(WORKERS), include_dashboard=False, logging_level="error", log_to_driver=False)
-    output: StageOutput = importlib.import_module("llm4msr.train").train(config)
+    output: StageOutput = importlib.import_module("llm4msr.training.train").train(config)
     return output
 
 
@@ -182,7 +185,7 @@ def steps_config(work: Path, source: Path, batch: int, workers: int) -> Config:
 
 def step_seconds(config: Config) -> list[float]:
     """Of each worker, the CPU-seconds between its first two checkpoints."""
-    train: Any = importlib.import_module("llm4msr.train")
+    train: Any = importlib.import_module("llm4msr.training.train")
     real = train.worker_loop
     with tempfile.TemporaryDirectory() as folder:
         train.worker_loop = _timed(folder)
@@ -204,7 +207,7 @@ def _timed(folder: str) -> Timed:
         import pathlib
         import time
 
-        train: Any = importlib.import_module("llm4msr.train")
+        train: Any = importlib.import_module("llm4msr.training.train")
         real, marks = train.fit, []
 
         def timed(config: Any, data: Any, resume: Any, on_checkpoint: Any) -> Any:

@@ -28,10 +28,12 @@ from torch.multiprocessing.spawn import spawn
 
 from benchmarks._machine import described
 from llm4msr import Config, storage
-from llm4msr.batches import RowReader, Rows
-from llm4msr.features import FeatureTables, Field
-from llm4msr.fit import Data, fit
+from llm4msr.model.embedding import Field
 from llm4msr.storage import Built
+from llm4msr.training.batches import RowReader, Rows
+from llm4msr.training.dataset import Data
+from llm4msr.training.feature_tables import FeatureTables
+from llm4msr.training.loop import fit
 
 RESULT = Path(__file__).parent / "results" / "train-tables.md"
 TABLES = (10**4, 10**5, 10**6, 10**7)

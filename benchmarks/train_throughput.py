@@ -40,15 +40,19 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.train_throughput_report import BATCH, EPOCHS, KNOWLEDGE_WIDTH, RATES, SEEDS, report
-from llm4msr import metrics, schema, storage
-from llm4msr.batches import RowReader, Rows, to_batch
+from llm4msr import schema, storage
 from llm4msr.config import Config
-from llm4msr.features import FeatureTables, Field
-from llm4msr.fit import Data, fit, new_optimizers, predict
-from llm4msr.knowledge import KnowledgeStore
-from llm4msr.prepare import prepare
-from llm4msr.ranker import Batch, RankerNet
+from llm4msr.knowledge.store import KnowledgeStore
+from llm4msr.model.embedding import Field
+from llm4msr.model.inputs import Batch
+from llm4msr.model.net import RankerNet
+from llm4msr.pipeline import prepare
 from llm4msr.storage import Built
+from llm4msr.training import metrics
+from llm4msr.training.batches import RowReader, Rows, to_batch
+from llm4msr.training.dataset import Data
+from llm4msr.training.feature_tables import FeatureTables
+from llm4msr.training.loop import fit, new_optimizers, predict
 
 RESULTS = Path(__file__).parent / "results" / "train-throughput.md"
 DRIVER = Path(__file__).parent / "_peer_train.py"
@@ -254,7 +258,7 @@ def real_path(config: Config) -> float:
     data = prepare(config)
     spent = Path(config.storage) / "spent"
     spent.mkdir(parents=True, exist_ok=True)
-    train: Any = importlib.import_module("llm4msr.train")  # `llm4msr.train` itself is the function
+    train: Any = importlib.import_module("llm4msr.training.train")  # `llm4msr.training.train` itself is the function
     loop = train.worker_loop
     train.worker_loop = _timed(str(spent))
     try:
@@ -277,7 +281,7 @@ def _timed(folder: str) -> Callable[[dict[str, Any]], None]:
         import pathlib
         import time
 
-        train: Any = importlib.import_module("llm4msr.train")
+        train: Any = importlib.import_module("llm4msr.training.train")
         real, ends = train.fit, []
 
         def timed(config: Any, data: Any, resume: Any, on_checkpoint: Any) -> Any:

@@ -31,10 +31,13 @@ import torch
 from upath import UPath
 
 from benchmarks._machine import described
-from llm4msr import Config, metrics, popularity, prepare, storage
-from llm4msr.batches import WINDOW, RowReader, Rows
-from llm4msr.fit import Data, fit, predict
+from llm4msr import Config, storage
+from llm4msr.pipeline import prepare
 from llm4msr.storage import StageOutput
+from llm4msr.training import metrics, popularity
+from llm4msr.training.batches import WINDOW, RowReader, Rows
+from llm4msr.training.dataset import Data
+from llm4msr.training.loop import fit, predict
 
 RESULT = Path(__file__).parent / "results" / "training-order.md"
 BATCH, EPOCHS = 4096, 5

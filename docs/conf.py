@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import llm4msr.pipeline  # noqa: F401 - before autodoc sets TYPE_CHECKING, with which FastAPI cannot be imported
+
 project = html_title = "llm4msr"
 html_theme = "furo"
 root_doc = "docs/index"

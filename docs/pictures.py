@@ -12,9 +12,11 @@ from pathlib import Path
 from playwright.sync_api import Page, expect, sync_playwright
 
 from llm4msr import config as configs
-from llm4msr import explain, serve
-from llm4msr.explain import REPORT
-from tests.browser import CHROMIUM, FLAGS, SCHEMES, WIDTHS
+from llm4msr import pipeline
+from llm4msr.explain.stage import REPORT
+from llm4msr.pipeline import explain
+from llm4msr.serve import app
+from tests.support.browser import CHROMIUM, FLAGS, SCHEMES, WIDTHS
 
 FOLDER = Path(__file__).parent / "pictures"
 PAGE = """# Pictures of the quickstart's run
@@ -29,7 +31,7 @@ def main(file: str) -> None:
     config = configs.load(file, ["serve.explore=true"])
     report = (Path(str(explain(config).folder)) / REPORT).as_uri()
     FOLDER.mkdir(exist_ok=True)
-    address = serve.start(config)
+    address = pipeline.serve(config)
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -43,7 +45,7 @@ def main(file: str) -> None:
                     page.close()
             browser.close()
     finally:
-        serve.stop()
+        app.stop()
     (FOLDER / "index.md").write_text(PAGE)
 
 

@@ -1,1 +1,1 @@
-"""One entry point per stage for `ray job submit -- python -m jobs.<stage> CONFIG`."""
+"""What is submitted to a cluster beside `python -m llm4msr VERB CONFIG`: the whole path, and the quickstart."""

@@ -5,15 +5,15 @@ from typing import Any
 
 import httpx
 
-from llm4msr import cli, config, knowledge, serve, storage
+from llm4msr import config, pipeline, storage
+from llm4msr.cli import main as cli
 from llm4msr.config import Config
-from llm4msr.explain import REPORT, explain
-from llm4msr.export import exported
-from llm4msr.extract import extracted
-from llm4msr.gates import token
-from llm4msr.prepare import prepared
+from llm4msr.explain.stage import REPORT
+from llm4msr.knowledge import store
+from llm4msr.pipeline import explain, exported, extracted, prepared, stages
 from llm4msr.progress import say
-from llm4msr.run import stages
+from llm4msr.serve import app
+from llm4msr.serve.gates import token
 from llm4msr.text import shortened
 
 USERS, SCENARIOS, SHOWN = 3, 2, 5
@@ -26,16 +26,16 @@ def main(uri: str, overrides: list[str]) -> None:
     print(f"\n{storage.read_bytes(table.folder / 'table.md').decode()}")
     if loaded.model.knowledge != "none":
         print("What the LLM says about the scenarios:")
-        for text in knowledge.texts(extracted(loaded)):
+        for text in store.texts(extracted(loaded)):
             print(f"  {shortened(text['raw_id'])}: {shortened(text['answer'], 2000)}")
     say("\nstarting the endpoint ...")
-    address = serve.start(loaded)
+    address = pipeline.serve(loaded)
     try:
         headers = {b"authorization": b"Bearer " + token()} if token() else {}
         with httpx.Client(base_url=address, timeout=30, headers=headers, trust_env=False) as client:  # no proxy between
             show_rankings(loaded, client)
     finally:
-        serve.stop()
+        app.stop()
     say("\nwriting the report ...")
     report = explain(loaded).folder / REPORT if loaded.model.knowledge != "none" else None
     print(_next_steps(uri, loaded))

@@ -1,6 +1,6 @@
-"""`ray job submit --working-dir . -- python -m jobs.run CONFIG`: the same as `llm4msr run CONFIG`."""
+"""`ray job submit --working-dir . -- python -m jobs.run CONFIG`: the same as `python -m llm4msr run CONFIG`."""
 
-from llm4msr.cli import main
+from llm4msr.cli.main import main
 
 if __name__ == "__main__":
     main("run")

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 import llm4msr
-from llm4msr import session
+from llm4msr import pipeline
+from llm4msr.ray_session import connect
 from llm4msr.storage import StageOutput
-from tests.helpers import REAL_USERS, ROOT, Experiment, MakeExperiment, config_file, small_table, tiny_llama
-from tests.s3_server import environment, s3_server
+from tests.support.experiments import REAL_USERS, ROOT, Experiment, MakeExperiment, config_file, small_table, tiny_llama
+from tests.support.s3_server import environment, s3_server
 
 BUCKET = "llm4msr-tests"
 
@@ -33,7 +34,7 @@ def ray_session(s3: str) -> Iterator[None]:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"  # small models end sooner than Ray Train looks
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # one process less for each training
-    session.connect()
+    connect()
     yield
     ray.shutdown()
 
@@ -77,17 +78,17 @@ def real(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> llm4msr
     }
     overrides = [f"{key}={value}" for key, value in changes.items()]
     config = llm4msr.load(str(ROOT / "jobs" / "configs" / "quickstart.toml"), overrides)
-    llm4msr.prepare(config)
-    llm4msr.extract(config)
+    pipeline.prepare(config)
+    pipeline.extract(config)
     return config
 
 
 class Spine:
-    """A finished `llm4msr.run` on the small table, and what each stage gave back."""
+    """A finished `llm4msr.pipeline` on the small table, and what each stage gave back."""
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
-        self.outputs: list[StageOutput] = llm4msr.run(experiment.config)
+        self.outputs: list[StageOutput] = pipeline.run(experiment.config)
 
     def one(self, stage: str) -> StageOutput:
         """The output of a stage; of training, that of the model with knowledge."""

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from benchmarks import _cluster, cluster_run
 from llm4msr.config import ServeConfig
-from llm4msr.serve_metrics import METRICS
-from tests.helpers import ROOT
+from llm4msr.serve.metrics import METRICS
+from tests.support.experiments import ROOT
 
 RAY_SERVE = {
     *("serve_num_http_requests", "serve_http_request_latency_ms", "serve_deployment_queued_queries"),
@@ -29,7 +29,7 @@ def test_serve_yaml_is_what_ray_serve_and_the_application_take() -> None:
     from ray.serve.schema import ServeDeploySchema
 
     (application,) = ServeDeploySchema.model_validate(serve_yaml()).applications
-    assert application.import_path == "llm4msr.serve:build"
+    assert application.import_path == "llm4msr.serve.app:build"
     assert ServeConfig.model_validate(application.args).bundle == application.deployments[0].user_config["bundle"]
 
 
@@ -53,5 +53,5 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
 def test_the_cluster_test_gives_the_command_of_the_readme() -> None:
     readme = (ROOT / "cluster" / "README.md").read_text()
     assert f"--runtime-env-json '{json.dumps({'excludes': _cluster.EXCLUDED})}'" in readme
-    assert f"-- python -m jobs.run {cluster_run.CONFIG} --set storage=" in readme
+    assert f"-- python -m llm4msr run {cluster_run.CONFIG} --set storage=" in readme
     assert "-m benchmarks.cluster_run" in (ROOT / "Makefile").read_text()

@@ -13,8 +13,8 @@ import pytest
 import typer
 
 from llm4msr import Config, RankRequest, load
-from llm4msr.cli import app
-from tests.helpers import ROOT
+from llm4msr.cli.main import app
+from tests.support.experiments import ROOT
 
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("*/*.md"))]
 CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.toml"))

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.helpers import ROOT
+import llm4msr
+from tests.support.experiments import ROOT
 
 CLUSTER = ROOT / "cluster"
 DOCKER = CLUSTER / "docker"
@@ -73,10 +74,8 @@ def test_nothing_that_is_downloaded_is_run_unseen() -> None:
 
 
 def test_images_are_of_this_version() -> None:
-    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert version
     for file in [*CLUSTER.rglob("*.yaml"), DOCKER / "Dockerfile", CLUSTER / "README.md"]:
-        assert {*re.findall(r"llm4msr:([\d.]+)-", file.read_text())} <= {version[1]}, file
+        assert {*re.findall(r"llm4msr:([\d.]+)-", file.read_text())} <= {llm4msr.__version__}, file
 
 
 def test_the_image_does_not_run_as_root() -> None:

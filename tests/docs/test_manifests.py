@@ -10,12 +10,12 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.helpers import ROOT
-from tests.manifests import created_secrets, problems
-from tests.manifests.base import documents, nodes, parsed
-from tests.manifests.kinds import PLAIN, Schema
-from tests.manifests.schemas import kuberay_schemas
-from tests.manifests.serve import serve
+from tests.support.experiments import ROOT
+from tests.support.manifests import created_secrets, problems
+from tests.support.manifests.base import documents, nodes, parsed
+from tests.support.manifests.kinds import PLAIN, Schema
+from tests.support.manifests.schemas import kuberay_schemas
+from tests.support.manifests.serve import serve
 
 CLUSTER = ROOT / "cluster"
 FILES = sorted([*CLUSTER.glob("kuberay/**/*.yaml"), CLUSTER / "prometheus" / "podmonitor.yaml"])
@@ -168,9 +168,9 @@ BROKEN = {
         *("jobs/train.yaml", "- {name: cache, mountPath: /cache}", "- {name: kube-api, mountPath: /api}"),
         ".headGroupSpec.template.spec.containers[0].volumeMounts[1]: mounts a token of Kubernetes",
     ),
-    "a module that is not there": (
-        *("daily.yaml", "jobs.run", "jobs.rnu"),
-        "RayCronJob/llm4msr-daily.spec.jobTemplate.entrypoint: is not `python -m jobs.MODULE",
+    "a verb that is not there": (
+        *("daily.yaml", "llm4msr run", "llm4msr rnu"),
+        "RayCronJob/llm4msr-daily.spec.jobTemplate.entrypoint: is not `python -m llm4msr VERB",
     ),
     "a misspelt setting": (
         *("daily.yaml", "extract.device=gpu", "extract.devise=gpu"),

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm4msr import fit
-from tests.helpers import ROOT
-from tests.unit.helpers import config_of, prepare_and_make_knowledge, write_data
+from llm4msr.training import loop
+from tests.support.data import config_of, prepare_and_make_knowledge, write_data
+from tests.support.experiments import ROOT
 
 PATH = re.compile(r"model\.backbone=((\w+)\.(\w+):\w+)")
 
@@ -24,11 +24,11 @@ def test_the_guides_backbone_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("LLM4MSR_CACHE", str(tmp_path / "cache"))
     config = config_of(write_data(tmp_path), model={"backbone": path}, train={"epochs": 1}, split={"by": "user"})
-    data = fit.Data.open(config, *prepare_and_make_knowledge(config))
+    data = loop.Data.open(config, *prepare_and_make_knowledge(config))
     untrained = data.new_net(config)
     assert f"{type(untrained.backbone).__module__}:{type(untrained.backbone).__name__}" == path
 
-    trained = fit.fit(config, data)
+    trained = loop.fit(config, data)
     assert trained.progress.epoch == 1
     assert trained.progress.best_auc > 0.55  # every other item is liked: see tests/unit/helpers.py
     for name, parameter in untrained.backbone.named_parameters():

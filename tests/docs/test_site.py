@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.helpers import ROOT
+from tests.support.experiments import ROOT
 
 
 def test_the_site_builds(tmp_path: Path) -> None:

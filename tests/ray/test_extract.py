@@ -16,12 +16,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import llm4msr
-from llm4msr import cli, knowledge, pool
-from llm4msr.batches import to_batch
-from llm4msr.extract import extracted as open_extracted
-from llm4msr.fit import Data
+from llm4msr import pipeline
+from llm4msr.cli import main
+from llm4msr.knowledge import pooling, store
+from llm4msr.pipeline import extracted as open_extracted
+from llm4msr.training.batches import to_batch
+from llm4msr.training.dataset import Data
 from tests.conftest import Spine
-from tests.helpers import (
+from tests.support.experiments import (
     SAD_USER,
     SCENARIOS,
     Experiment,
@@ -41,8 +43,8 @@ FEW_USERS = {"extract.max_users": 6}
 
 def extracted(experiment: Experiment) -> Path:
     """Prepare and extract; gives back the folder of the extraction."""
-    llm4msr.prepare(experiment.config)
-    return Path(str(llm4msr.extract(experiment.config).folder))
+    pipeline.prepare(experiment.config)
+    return Path(str(pipeline.extract(experiment.config).folder))
 
 
 def by_hand(llama: Path, texts: Sequence[str], pooling: str) -> np.ndarray:
@@ -112,7 +114,7 @@ def test_too_many_failed_rows_then_only_those_are_redone(
 
     monkeypatch.setattr(sys, "argv", ["llm4msr", "extract", str(strict)])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     assert ended.value.code == 3
     last = capsys.readouterr().err.strip().splitlines()[-1]
     scenarios = set(SCENARIOS) & set(too_long)
@@ -130,7 +132,7 @@ def test_too_many_failed_rows_then_only_those_are_redone(
     (folder / "vectors" / gone).unlink()
 
     lenient = ["extract.max_failed_fraction=1", "extract.actors=2"]
-    manifest = llm4msr.extract(llm4msr.load(str(strict), lenient)).manifest
+    manifest = pipeline.extract(llm4msr.load(str(strict), lenient)).manifest
     after = stamps(folder / "vectors")
     assert {name for name in after if before[name][0] != after[name][0]} == bad | {gone}
     redone = sum(shard(folder, name).num_rows for name in bad | {gone})
@@ -156,7 +158,7 @@ def test_a_run_killed_with_sigkill_continues(
     assert 2 <= len(finished) < total, "it was killed too late to test anything"
     assert not (folder / "manifest.json").exists()
 
-    output = llm4msr.extract(killed.config)
+    output = pipeline.extract(killed.config)
     after = stamps(folder / "vectors")
     assert len(after) == total
     assert {name: after[name] for name in finished} == finished
@@ -180,17 +182,17 @@ def test_users_pooled_from_items_that_the_llm_read_once(experiment: MakeExperime
     folder = extracted(made)
     items = pa.concat_tables([pq.read_table(file) for file in (folder / "vectors").glob("items-*")]).sort_by("id")
     users = pa.concat_tables([pq.read_table(file) for file in sorted((folder / "pooled").glob("users-*"))])
-    prepared = llm4msr.prepare(made.config)
+    prepared = pipeline.prepare(made.config)
     assert len(users) == prepared.manifest.info["histories"]
     assert items["id"].to_pylist() == list(range(1, len(items) + 1))
     seen = pq.read_table(Path(str(prepared.folder)) / "seen.parquet")
-    white = pool.whiten(matrix(items), 5)[np.asarray(seen["item"]) - 1]
+    white = pooling.whiten(matrix(items), 5)[np.asarray(seen["item"]) - 1]
     last = np.cumsum(pq.read_table(Path(str(prepared.folder)) / "histories.parquet")["interactions"].to_numpy())
     liked, every = seen["label"].to_numpy() > 0.5, np.ones(len(seen), bool)
-    expected = pool.pool(white, liked, every, np.r_[0, last[:-1]], last)
+    expected = pooling.pool(white, liked, every, np.r_[0, last[:-1]], last)
     np.testing.assert_allclose(matrix(users), expected, atol=2e-2)
     before = stamps(folder)
-    llm4msr.extract(made.config)
+    pipeline.extract(made.config)
     assert stamps(folder) == before
     data = Data.open(made.config, prepared, open_extracted(made.config))
     assert data.knowledge is not None
@@ -215,16 +217,16 @@ def test_each_training_row_sees_what_was_known_of_its_user_before_it(
     """And a forgotten user's past is gone like the user."""
     settings = {"extract.reads": "items", "extract.item_vectors": "random", "extract.pool_dim": 5}
     made = experiment(settings | {"extract.point_in_time": True, "extract.answers": "none"})
-    prepared = llm4msr.prepare(made.config)
+    prepared = pipeline.prepare(made.config)
     forgotten = pq.read_table(Path(str(prepared.folder)) / "histories.parquet")["user_id"][1].as_py()
     (made.root / "forget.txt").write_text(forgotten)
     extract = made.config.extract.model_copy(update={"forget": str(made.root / "forget.txt")})
     config = made.config.model_copy(update={"extract": extract})
-    output = llm4msr.extract(config)
+    output = pipeline.extract(config)
     seen = pq.read_table(Path(str(prepared.folder)) / "seen.parquet").to_pandas()
     past = pa.concat_tables([pq.read_table(file) for file in sorted(Path(str(output.folder)).glob("pooled/past-*"))])
     assert past["user"].to_pylist() == seen["user"].tolist()
-    assert len(pa.concat_tables([knowledge.read_part(p) for p in knowledge.user_parts(output)])) < len(past)
+    assert len(pa.concat_tables([store.read_part(p) for p in store.user_parts(output)])) < len(past)
     data = Data.open(config, prepared, output)
     assert data.knowledge is not None
     gone = seen["user"].unique()[1]
@@ -238,20 +240,20 @@ def test_each_training_row_sees_what_was_known_of_its_user_before_it(
     np.testing.assert_array_equal(batch.z_NZ[batch.owner_B].numpy(), matrix(past)[place].astype(np.float16))
     later, _ = next(data.rows("test").batches(1 << 20, None))
     np.testing.assert_array_equal(data.knowledge.shown(later.user_B, later.seen_B), later.user_B)
-    llm4msr.train(config)
+    pipeline.train(config)
 
 
 WITH_A_GPU = """
 import sys, ray, llm4msr
 ray.init(num_cpus=2, num_gpus=1, include_dashboard=False)
-llm4msr.extract(llm4msr.load(sys.argv[1]))
+pipeline.extract(llm4msr.load(sys.argv[1]))
 """
 
 
 def test_an_engine_gets_a_gpu_where_ray_has_one(experiment: MakeExperiment) -> None:
     """Ray is told of a GPU that is not there: it places the engine as on a machine with one, where CPUs compute."""
     made = experiment(FEW_USERS | {"extract.device": "gpu"})
-    llm4msr.prepare(made.config)
+    pipeline.prepare(made.config)
     command = [sys.executable, "-c", WITH_A_GPU, str(made)]
     done = subprocess.run(command, env=own_ray(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -265,7 +267,7 @@ def test_weights_changed_in_place_are_asked_again(
 ) -> None:
     model = shutil.copytree(llama, tmp_path / "llm")
     made = experiment({"extract.model": str(model), "extract.answers": "none"}, {"prepare": spine.folder("prepare")})
-    first = llm4msr.extract(made.config)
+    first = pipeline.extract(made.config)
     before = matrix(read_store(made.root / "extract" / first.folder.name))
     (weights,) = model.glob("*.safetensors")
     then = weights.stat()
@@ -274,12 +276,12 @@ def test_weights_changed_in_place_are_asked_again(
     os.utime(weights, ns=(then.st_atime_ns, then.st_mtime_ns))
     assert weights.stat().st_size == then.st_size
 
-    again = llm4msr.extract(made.config)
+    again = pipeline.extract(made.config)
     assert "is another one than when" in capsys.readouterr().err
     assert not again.reused
     assert again.manifest.info["kept"] == 0
     assert again.manifest.inputs["revision"] != first.manifest.inputs["revision"]
-    parts = knowledge.user_parts(again) + knowledge.parts(again, "scenarios")
-    now = pa.concat_tables([knowledge.read_part(part) for part in parts])
+    parts = store.user_parts(again) + store.parts(again, "scenarios")
+    now = pa.concat_tables([store.read_part(part) for part in parts])
     assert len(now) == len(before)
-    assert not np.allclose(np.sort(before, axis=0), np.sort(knowledge.vectors_of(now).astype(float), axis=0))
+    assert not np.allclose(np.sort(before, axis=0), np.sort(store.vectors_of(now).astype(float), axis=0))

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-import llm4msr
-from llm4msr import lock, storage
+from llm4msr import pipeline, storage
 from llm4msr.errors import FullDiskError
-from llm4msr.storage import MANIFEST, StageOutput
+from llm4msr.storage import MANIFEST, StageOutput, lock
 from tests.conftest import Spine
-from tests.helpers import Experiment, MakeExperiment
 from tests.ray.test_killed import digests
+from tests.support.experiments import Experiment, MakeExperiment
 
 STAGES = ("extract", "train", "evaluate", "export", "explain", "refresh")
 """`prepare`, which needs no Ray, has a test of its own."""
@@ -36,9 +35,9 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def whole(spine: Spine, experiment: MakeExperiment, tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageOutput]:
-    """Stage -> its output of an undisturbed run; what `llm4msr.run` leaves out is made beside the spine."""
+    """Stage -> its output of an undisturbed run; what `llm4msr.pipeline` leaves out is made beside the spine."""
     made = beside(spine, experiment, tmp_path_factory.mktemp("whole") / "runs")
-    others = {"explain": llm4msr.explain(made.config), "refresh": llm4msr.refresh(made.config)}
+    others = {"explain": pipeline.explain(made.config), "refresh": pipeline.refresh(made.config)}
     return others | {stage: spine.one(stage) for stage in STAGES if stage not in others}
 
 
@@ -52,7 +51,7 @@ def beside(spine: Spine, experiment: MakeExperiment, root: Path, without: str = 
 def test_a_stage_whose_disk_is_full_says_so_and_goes_on_once_there_is_room(
     stage: str, disk: Path, spine: Spine, whole: dict[str, StageOutput], experiment: MakeExperiment
 ) -> None:
-    run, undisturbed = getattr(llm4msr, stage), whole[stage]
+    run, undisturbed = getattr(pipeline, stage), whole[stage]
     made = beside(spine, experiment, disk / stage / "runs", without=stage)
     folder = made.root / str(undisturbed.folder).rpartition("/runs/")[2]
     kept = []  # as a notebook keeps an error, and with it all that its frames hold

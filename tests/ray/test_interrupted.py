@@ -6,11 +6,10 @@ import subprocess
 
 import pytest
 
-import llm4msr
-from llm4msr import storage
+from llm4msr import pipeline, storage
 from llm4msr.storage import StageOutput
 from tests.conftest import Spine
-from tests.helpers import ROOT, MakeExperiment, command_line, own_ray, wait_until
+from tests.support.experiments import ROOT, MakeExperiment, command_line, own_ray, wait_until
 
 SECONDS_TO_END = 30
 """Far more than the stage may take, since the machine is busy."""
@@ -51,7 +50,7 @@ def test_a_signal_ends_a_stage_and_the_next_run_goes_on(
     assert "Traceback" not in err
 
     if stage == "extract":
-        output: StageOutput = llm4msr.extract(made.config)
+        output: StageOutput = pipeline.extract(made.config)
         assert output.manifest.continued
         assert output.manifest.skipped > 0
     else:

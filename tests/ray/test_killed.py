@@ -11,12 +11,12 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-import llm4msr
-from llm4msr import knowledge, lock, storage
-from llm4msr.storage import MANIFEST, StageOutput
+from llm4msr import pipeline, storage
+from llm4msr.knowledge import store
+from llm4msr.storage import MANIFEST, StageOutput, lock
 from tests.conftest import Spine
-from tests.fault_proxy import FaultProxy
-from tests.helpers import ROOT, MakeExperiment, kill_all, own_ray, wait_until
+from tests.support.experiments import ROOT, MakeExperiment, kill_all, own_ray, wait_until
+from tests.support.fault_proxy import FaultProxy
 
 STAGES = ("prepare", "extract", "train", "evaluate", "export")
 HELD = {
@@ -43,7 +43,7 @@ def test_a_driver_killed_in_a_stage_continues(
     hold = f"/killed-in-{stage}/{stage}/[^/]+/(?!{re.escape(lock.NAME)}){files}"
     log = (tmp_path / "log").open("w")
     with FaultProxy(os.environ["AWS_ENDPOINT_URL"], share=0, hold=hold, passing=passing) as proxy, log:
-        command = [sys.executable, "-m", f"jobs.{stage}", str(made)]
+        command = [sys.executable, "-m", "llm4msr", stage, str(made)]
         environment = own_ray() | {"AWS_ENDPOINT_URL": proxy.endpoint}
         process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
         wait_until(proxy.held.is_set, process)
@@ -53,7 +53,7 @@ def test_a_driver_killed_in_a_stage_continues(
     assert left
     assert MANIFEST not in left
 
-    output: StageOutput = getattr(llm4msr, stage)(made.config)
+    output: StageOutput = getattr(pipeline, stage)(made.config)
     assert output.folder == folder
     assert output.manifest.continued
     there = {name for name in storage.files_below(folder) if not name.startswith("tensorboard/")}
@@ -77,7 +77,7 @@ def test_a_driver_killed_in_a_stage_continues(
 
 
 def users(output: StageOutput) -> pa.Table:
-    return pa.concat_tables([knowledge.read_part(part) for part in knowledge.user_parts(output)]).sort_by("id")
+    return pa.concat_tables([store.read_part(part) for part in store.user_parts(output)]).sort_by("id")
 
 
 def digests(output: StageOutput) -> dict[str, str]:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import quality
-from tests.helpers import MakeExperiment
+from tests.support.experiments import MakeExperiment
 
 
 def test_a_grid_runs_continues_and_repeats_itself(

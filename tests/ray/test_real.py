@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import llm4msr
-from llm4msr import interests
-from llm4msr.engines import open_engine, open_tokenizer
-from tests.helpers import REAL_USERS, cosines, matrix, read_store
+from llm4msr import pipeline
+from llm4msr.knowledge import interests
+from llm4msr.knowledge.engines import open_engine, open_tokenizer
+from tests.support.experiments import REAL_USERS, cosines, matrix, read_store
 
 pytestmark = pytest.mark.real
 
@@ -17,7 +18,7 @@ SCENARIOS = 6
 
 def test_vllm_and_transformers_agree_and_answer(real: llm4msr.Config) -> None:
     """The quickstart's most active users and all its scenarios went through the pipeline; now their prompts again."""
-    config, output = real, llm4msr.extract(real)
+    config, output = real, pipeline.extract(real)
     assert output.manifest.info["spent"]["answers"]["with_interests"] == REAL_USERS
     fast = read_store(Path(str(output.folder)))
     assert fast.num_rows == REAL_USERS + SCENARIOS

@@ -9,11 +9,11 @@ import pytest
 from upath import UPath
 
 import llm4msr
-from llm4msr import Ranker, RankRequest, storage
-from llm4msr.engines import models
+from llm4msr import Ranker, RankRequest, pipeline, storage
+from llm4msr.knowledge.engines import models
 from tests.conftest import Spine
-from tests.fault_proxy import FAULTS, FaultProxy
-from tests.helpers import Experiment, MakeExperiment
+from tests.support.experiments import Experiment, MakeExperiment
+from tests.support.fault_proxy import FAULTS, FaultProxy
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def run_on_s3(
     for file in table.iterdir():
         bucket.put(str(file), f"{s3}/data/{file.name}")
     bucket.put(str(local.file), f"{s3}/configs/small.toml")
-    return f"{s3}/run", llm4msr.run(llm4msr.load(f"{s3}/configs/small.toml"))
+    return f"{s3}/run", pipeline.run(llm4msr.load(f"{s3}/configs/small.toml"))
 
 
 def test_every_stage_is_published_on_s3(run_on_s3: tuple[str, list[llm4msr.storage.StageOutput]]) -> None:
@@ -70,7 +70,7 @@ def test_the_bundle_on_s3_ranks_like_the_local_one(
 def test_running_again_on_s3_finds_everything_finished(
     s3: str, run_on_s3: tuple[str, list[llm4msr.storage.StageOutput]]
 ) -> None:
-    again = llm4msr.run(llm4msr.load(f"{s3}/configs/small.toml"))
+    again = pipeline.run(llm4msr.load(f"{s3}/configs/small.toml"))
     assert all(output.reused for output in again)
 
 

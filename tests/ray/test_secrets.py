@@ -18,8 +18,8 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.errors import StorageError
 from tests.conftest import Spine
-from tests.helpers import ROOT, MakeExperiment, free_port, own_ray
-from tests.s3_server import environment
+from tests.support.experiments import ROOT, MakeExperiment, free_port, own_ray
+from tests.support.s3_server import environment
 
 SECRETS = {
     "AWS_ACCESS_KEY_ID": "AKIA5NEVERINANYLOG00",
@@ -30,10 +30,10 @@ SECRETS = {
 
 
 def ran(config: object, changes: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
-    """`python -m jobs.run` with the secrets, on a Ray of its own."""
+    """`python -m llm4msr run` with the secrets, on a Ray of its own."""
     wanted = own_ray() | SECRETS | {"RAY_AUTH_MODE": "token"} | changes
     return subprocess.run(
-        [sys.executable, "-m", "jobs.run", str(config)], env=wanted, cwd=ROOT, capture_output=True, timeout=300
+        [sys.executable, "-m", "llm4msr", "run", str(config)], env=wanted, cwd=ROOT, capture_output=True, timeout=300
     )
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import llm4msr
-from llm4msr import Ranker, RankRequest
+from llm4msr import Ranker, RankRequest, pipeline
 from tests.conftest import Spine
-from tests.helpers import ITEMS, SAD_USER, SCENARIOS, USERS, read_store
+from tests.support.experiments import ITEMS, SAD_USER, SCENARIOS, USERS, read_store
 
 STAGES = ["prepare", "extract", "train", "train", "evaluate", "export"]
 
@@ -107,7 +107,7 @@ def test_a_user_without_knowledge_is_ranked_without(spine: Spine) -> None:
 
 
 def test_running_again_finds_everything_finished(spine: Spine) -> None:
-    again = llm4msr.run(spine.experiment.config)
+    again = pipeline.run(spine.experiment.config)
     assert all(output.reused for output in again)
     assert [output.folder for output in again] == [output.folder for output in spine.outputs]
 
@@ -115,4 +115,4 @@ def test_running_again_finds_everything_finished(spine: Spine) -> None:
 def test_a_table_needs_its_models(spine: Spine) -> None:
     changed = spine.experiment.config.model_copy(update={"seed": 99})
     with pytest.raises(llm4msr.LLM4MSRError, match=r"is not trained yet; run `llm4msr train` with .*seed=99"):
-        llm4msr.evaluate(changed)
+        pipeline.evaluate(changed)

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import llm4msr
+from llm4msr import pipeline
 from llm4msr.errors import ConfigError
-from llm4msr.extract import extracted
-from llm4msr.fit import Data, fit
-from llm4msr.prepare import prepared
-from llm4msr.train import trained
+from llm4msr.pipeline import extracted, prepared, trained
+from llm4msr.training.dataset import Data
+from llm4msr.training.loop import fit
 from tests.conftest import Spine
-from tests.helpers import MakeExperiment, command_line, kill_all, own_ray, wait_until
+from tests.support.experiments import MakeExperiment, command_line, kill_all, own_ray, wait_until
 
 NO_CHANCE = {"model.dropout": 0.0, "model.knowledge_dropout": 0.0, "train.id_dropout": 0.0}
 SOON = {
@@ -64,7 +64,7 @@ def test_two_workers_killed_with_sigkill_continue_and_train_the_model_of_one(
     assert not (folder / "manifest.json").exists(), "it was killed too late to test anything"
 
     capsys.readouterr()
-    output = llm4msr.train(config)
+    output = pipeline.train(config)
     assert ": 1 of 12" not in capsys.readouterr().err, "it began again with the first epoch"
     history = json.loads((folder / "history.json").read_text())
     assert [epoch["epoch"] for epoch in history] == list(range(1, len(history) + 1))
@@ -80,7 +80,7 @@ def test_a_loss_that_is_not_finite_ends_training_at_the_first_try(
 ) -> None:
     run = experiment({"train.workers": 2, "train.learning_rate": 1e30}, ready)
     with pytest.raises(ConfigError, match=r"not finite in epoch 1; lower train.learning_rate \(it is 1e\+30\)$"):
-        llm4msr.train(run.config)
+        pipeline.train(run.config)
     (folder,) = run.root.glob("train/*")
     assert not (folder / "manifest.json").exists()
     assert not kept_a_checkpoint(run.root)
@@ -138,7 +138,7 @@ def test_an_untrained_model_says_what_to_run(spine: Spine) -> None:
 
 def test_training_needs_prepared_data_and_knowledge(spine: Spine, experiment: MakeExperiment) -> None:
     with pytest.raises(ConfigError, match="nothing prepared for this config; run `llm4msr prepare` first"):
-        llm4msr.train(experiment().config)
+        pipeline.train(experiment().config)
     only_prepared = experiment({}, {"prepare": spine.folder("prepare")})
     with pytest.raises(ConfigError, match="no finished extraction for this config; run `llm4msr extract` first"):
-        llm4msr.train(only_prepared.config)
+        pipeline.train(only_prepared.config)

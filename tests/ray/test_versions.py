@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import llm4msr
-from llm4msr import cli, index, knowledge, storage
-from llm4msr.plan import plan
+from llm4msr import pipeline, storage
+from llm4msr.cli import main
+from llm4msr.knowledge import index, store
+from llm4msr.pipeline import plan
 from llm4msr.storage import StageOutput
 from tests.conftest import Spine
-from tests.helpers import SAD_USER, SCENARIOS, USERS, Experiment, MakeExperiment, cosines, matrix
+from tests.support.experiments import SAD_USER, SCENARIOS, USERS, Experiment, MakeExperiment, cosines, matrix
 
 CHANGED, NEW, GONE, FORGOTTEN = {"user-3", "user-10"}, "user-00", "user-5", {"user-20", "user-21"}
 
@@ -58,13 +60,13 @@ def days(spine: Spine, table: Path, experiment: MakeExperiment, tmp_path_factory
     before = experiment({}, {stage: spine.folder(stage) for stage in ("prepare", "extract")})
     data = next_day(table, folder / "table")
     after = experiment({"source.path": str(data), "storage": str(before.root), "extract.forget": str(forget)})
-    llm4msr.prepare(after.config)
-    first, planned = llm4msr.extract(before.config), plan(after.config, "extract")["extract"]
-    return Days(first, llm4msr.extract(after.config), after, data, forget, planned)
+    pipeline.prepare(after.config)
+    first, planned = pipeline.extract(before.config), plan(after.config, "extract")["extract"]
+    return Days(first, pipeline.extract(after.config), after, data, forget, planned)
 
 
 def users(output: StageOutput, *columns: str) -> pa.Table:
-    parts = [index.read(part, ["raw_id", *columns]) for part in knowledge.user_parts(output)]
+    parts = [index.read(part, ["raw_id", *columns]) for part in store.user_parts(output)]
     return pa.concat_tables(parts).sort_by("raw_id")
 
 
@@ -88,8 +90,8 @@ def test_scenarios_whose_statistics_moved_little_are_not_asked_again(days: Days)
     old, new = (output.table("scenarios.parquet") for output in (days.first, days.second))
     assert new.equals(old)
     config = days.experiment.config
-    assert not llm4msr.prepare(config).table("scenarios.parquet").equals(old), "the statistics moved"
-    (first, second) = (knowledge.texts(output) for output in (days.first, days.second))
+    assert not pipeline.prepare(config).table("scenarios.parquet").equals(old), "the statistics moved"
+    (first, second) = (store.texts(output) for output in (days.first, days.second))
     assert first == second
 
 
@@ -100,9 +102,9 @@ def test_the_plan_knew_who_is_left(days: Days) -> None:
 
 def test_it_equals_a_store_made_from_nothing(days: Days, experiment: MakeExperiment) -> None:
     fresh = experiment({"source.path": str(days.data), "extract.forget": str(days.forget)})
-    llm4msr.prepare(fresh.config)
+    pipeline.prepare(fresh.config)
     columns = ["id", "prompt", "fingerprint", "error", "tokens"]
-    found, made = (users(output, *columns, "vector") for output in (days.second, llm4msr.extract(fresh.config)))
+    found, made = (users(output, *columns, "vector") for output in (days.second, pipeline.extract(fresh.config)))
     assert found.select(columns).equals(made.select(columns))
     fine = [row for row, error in enumerate(found["error"].to_pylist()) if not error]
     assert len(fine) == len(found) - 1
@@ -122,7 +124,7 @@ def test_a_version_without_anything_new_asks_nobody(days: Days, tmp_path: Path) 
         f"extract.forget={tmp_path / 'forget.txt'}",
         "extract.model=" + model(days),
     ]
-    output = llm4msr.extract(llm4msr.load(str(days.experiment), overrides))
+    output = pipeline.extract(llm4msr.load(str(days.experiment), overrides))
     assert not (output.folder / "vectors").exists()
     assert output.manifest.info["kept"] == output.manifest.rows == output.manifest.skipped
     assert users(output)["raw_id"].to_pylist() == [
@@ -147,7 +149,7 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     def run(*arguments: str) -> tuple[Any, str]:
         monkeypatch.setattr(sys, "argv", ["llm4msr", "knowledge", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         out, err = capsys.readouterr()
         assert not ended.value.code, err
         return json.loads(out.strip().splitlines()[-1]), out
@@ -174,7 +176,7 @@ def test_a_user_is_shown(days: Days, call: Call) -> None:
     assert found["prompt"] == row["prompt"]
     assert row["prompt"] in out
     table = users(days.second, "error", "vector")
-    table = table.filter(pa.array(knowledge.good_rows(table)))
+    table = table.filter(pa.array(store.good_rows(table)))
     centred = matrix(table) - matrix(table).mean(0)
     at = table["raw_id"].to_pylist().index("user-8")
     cosine = cosines(centred, np.broadcast_to(centred[at], centred.shape))
@@ -187,7 +189,7 @@ def test_a_user_is_shown(days: Days, call: Call) -> None:
 def test_an_unknown_user_is_told(days: Days, monkeypatch: pytest.MonkeyPatch, capsys: Any, who: str) -> None:
     monkeypatch.setattr(sys, "argv", ["llm4msr", "knowledge", "show", str(days.experiment), who])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     assert ended.value.code == 2
     assert f"knows no user '{who}'" in capsys.readouterr().err
 
@@ -210,7 +212,7 @@ def test_verify_finds_wrong_vectors(days: Days, copied: Path, monkeypatch: pytes
         note_again(manifest)
     monkeypatch.setattr(sys, "argv", ["llm4msr", "knowledge", *arguments])
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     assert ended.value.code == 2
     assert "has cosine -" in capsys.readouterr().err
 
@@ -239,7 +241,7 @@ def test_prune_leaves_the_newest_version_and_nothing_of_forgotten_users(days: Da
     assert (report["kept"], report["removed"]) == ([days.second.folder.name], [days.first.folder.name])
     assert report["freed"] > 0
 
-    output = llm4msr.extract(llm4msr.load(str(days.experiment), [f"storage={copied}"]))
+    output = pipeline.extract(llm4msr.load(str(days.experiment), [f"storage={copied}"]))
     assert output.reused
     assert users(output, "id", "prompt", "error", "vector").equals(before)
     stored = [pq.read_table(file) for file in copied.glob("extract/*/vectors/users-*.parquet")]
@@ -263,12 +265,12 @@ def test_a_lost_shard_and_manifest_are_mended_by_extracting_again(days: Days, co
     assert set(lost) - FORGOTTEN - {GONE} - CHANGED
     old.unlink()
     with pytest.raises(llm4msr.LLM4MSRError, match=rf"{old.name}: .*delete .*{old.name} and .*manifest.json, then run"):
-        users(llm4msr.extract(config))
+        users(pipeline.extract(config))
     (copied / "extract" / days.second.folder.name / "manifest.json").unlink()
     with pytest.raises(llm4msr.LLM4MSRError, match=r"manifest\.json: missing; run `llm4msr extract` again"):
-        llm4msr.train(config)
+        pipeline.train(config)
 
-    mended = llm4msr.extract(config)
+    mended = pipeline.extract(config)
     assert mended.manifest.rows - mended.manifest.skipped == len(set(lost) - FORGOTTEN - {GONE} - CHANGED)
     columns = ("id", "prompt", "error", "vector")
     found, made = users(mended, *columns), users(days.second, *columns)

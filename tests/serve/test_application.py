@@ -8,9 +8,9 @@ import yaml
 
 from llm4msr.config import ServeConfig
 from llm4msr.errors import ConfigError
-from llm4msr.serve import build, openapi
-from llm4msr.web import OPENAPI
-from tests.helpers import ROOT
+from llm4msr.serve.app import build, openapi
+from llm4msr.serve.middleware import OPENAPI
+from tests.support.experiments import ROOT
 
 
 def options(**changes: Any) -> Any:

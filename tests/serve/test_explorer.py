@@ -6,11 +6,11 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
-import llm4msr
-from llm4msr import Config, serve
+from llm4msr import Config, pipeline
 from llm4msr.errors import ConfigError
-from tests.browser import Opened, browser, needs_chromium
-from tests.helpers import free_port
+from llm4msr.serve import app
+from tests.support.browser import Opened, browser, needs_chromium
+from tests.support.experiments import free_port
 
 __all__ = ["browser"]
 pytestmark = pytest.mark.real
@@ -24,15 +24,15 @@ def config(real: Config) -> Config:
 
 @pytest.fixture(scope="module")
 def address(config: Config) -> Iterator[str]:
-    llm4msr.train(config)
-    llm4msr.export(config)
-    yield serve.start(config)
-    serve.stop()
+    pipeline.train(config)
+    pipeline.export(config)
+    yield pipeline.serve(config)
+    app.stop()
 
 
 def test_what_is_not_trained_is_told_before_anything_starts(config: Config) -> None:
     with pytest.raises(ConfigError, match="is not trained yet"):
-        serve.start(config.model_copy(update={"seed": 77}))
+        pipeline.serve(config.model_copy(update={"seed": 77}))
 
 
 def test_the_ranker_serves_beside_it(address: str) -> None:

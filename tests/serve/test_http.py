@@ -16,16 +16,16 @@ import safetensors.torch
 import torch
 from ray.serve import get_deployment_handle
 
-import llm4msr
-from llm4msr import Config, Ranker, RankRequest, serve, storage
-from llm4msr.batches import to_batch
+from llm4msr import Config, Ranker, RankRequest, pipeline, storage
 from llm4msr.errors import ConfigError
-from llm4msr.fit import Data
 from llm4msr.schema import MAX_ID
-from llm4msr.train import WEIGHTS
-from llm4msr.web import OPENAPI
+from llm4msr.serve import app
+from llm4msr.serve.middleware import OPENAPI
+from llm4msr.training.batches import to_batch
+from llm4msr.training.dataset import Data
+from llm4msr.training.train import WEIGHTS
 from tests.conftest import Spine
-from tests.helpers import SAD_USER, SCENARIOS, free_port
+from tests.support.experiments import SAD_USER, SCENARIOS, free_port
 
 MAX_CANDIDATES = 200
 ITEMS = [f"item-{i}" for i in range(20)]
@@ -49,8 +49,8 @@ def config(spine: Spine) -> Config:
 @pytest.fixture(scope="module")
 def address(config: Config) -> Iterator[str]:
     """One Ray Serve for this module; it is ended afterwards, since it holds a CPU."""
-    yield serve.start(config)
-    serve.stop()
+    yield pipeline.serve(config)
+    app.stop()
 
 
 @pytest.fixture(scope="module")
@@ -277,8 +277,8 @@ def test_newer_codes_are_taken_over_without_a_restart(spine: Spine, client: http
     """The extraction's codes once more, under their own version; then damaged ones, which are refused and told."""
     before = client.post("/v1/rank", json=asked()).json()
     assert before["knowledge_version"] == before["model_version"]
-    published = llm4msr.refresh(spine.experiment.config)
-    assert llm4msr.refresh(spine.experiment.config).reused
+    published = pipeline.refresh(spine.experiment.config)
+    assert pipeline.refresh(spine.experiment.config).reused
     version = published.manifest.fingerprint
     after, versions = ask_until(client, lambda a: a["knowledge_version"] == version, asked())
     assert set(versions) <= {before["model_version"], version}
@@ -305,7 +305,7 @@ def test_another_bundle_is_taken_over_without_a_failed_request(
     other = shutil.copytree(spine.folder("export"), tmp_path / "export" / "other")
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": "other"}))
-    replica = get_deployment_handle(serve.DEPLOYMENT, serve.APP)
+    replica = get_deployment_handle(app.DEPLOYMENT, app.APP)
     told = replica.reconfigure.remote({"bundle": str(other)})  # what Ray Serve does with a new user_config
     ask_until(client, lambda a: a["model_version"] == "other", asked())
     told.result()
@@ -322,11 +322,11 @@ def test_ray_serve_that_is_elsewhere_is_told(config: Config, address: str) -> No
     with pytest.raises(
         ConfigError, match=rf"Ray Serve of this cluster is at {address}.*serve\.port={config.serve.port}"
     ):
-        serve.start(moved)
+        pipeline.serve(moved)
     assert httpx.get(f"{address}/readyz").status_code == 200
 
 
 def test_serving_needs_a_bundle(spine: Spine) -> None:
     untrained = spine.experiment.config.using("user", 5)
     with pytest.raises(ConfigError, match="not trained yet; run `llm4msr train`"):
-        serve.start(untrained)
+        pipeline.serve(untrained)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from llm4msr import explain
 from llm4msr.config import Config
+from llm4msr.pipeline import explain
 from llm4msr.storage import StageOutput
-from tests.unit.helpers import config_of, hostile_config, prepare_and_make_knowledge, publish_trained, write_data
+from tests.support.data import config_of, hostile_config, prepare_and_make_knowledge, publish_trained, write_data
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import llm4msr
-from llm4msr import errors
+from llm4msr import errors, pipeline
 
 
 def test_all_public_names_resolve_and_are_sorted():
@@ -15,10 +15,10 @@ def test_all_public_names_resolve_and_are_sorted():
     assert len(set(llm4msr.__all__)) == len(llm4msr.__all__)
 
 
-@pytest.mark.parametrize("name", ["prepare", "extract", "train", "evaluate", "export", "explain", "run", "load"])
+@pytest.mark.parametrize("name", ["prepare", "extract", "train", "evaluate", "export", "explain", "refresh", "run"])
 def test_stages_are_documented_functions(name: str):
-    assert callable(getattr(llm4msr, name))
-    assert getattr(llm4msr, name).__doc__
+    assert callable(getattr(pipeline, name))
+    assert getattr(pipeline, name).__doc__
 
 
 def test_the_package_loads_without_ray_and_vllm():
@@ -50,4 +50,4 @@ def test_the_package_is_installed_with_its_types():
     files = {str(file) for file in importlib.metadata.files("llm4msr") or []}
     assert files
     assert importlib.resources.files("llm4msr").joinpath("py.typed").is_file()
-    assert importlib.resources.files("llm4msr").joinpath("prompts/user.txt").is_file()
+    assert importlib.resources.files("llm4msr").joinpath("knowledge/prompts/user.txt").is_file()

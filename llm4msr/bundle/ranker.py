@@ -1,0 +1,241 @@
+"""A loaded bundle that ranks: `Ranker.load(uri).rank(request)`, the same code in a notebook and behind Ray Serve.
+
+What a request costs in Python does not grow with its candidates: ids become numbers, rows and answers in calls that
+run over all of them in C. Shape suffixes: N requests, B candidates of all of them, S slots, K code width.
+"""
+
+import copy
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import ValidationError
+
+from llm4msr import storage
+from llm4msr.bundle import files
+from llm4msr.bundle.files import TOLERANCE, SelfTest
+from llm4msr.bundle.id_table import IdTable, Place
+from llm4msr.bundle.messages import ModelInfo, RankedItem, RankRequest, RankResponse, Unknown
+from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
+from llm4msr.model.embedding import starts
+from llm4msr.storage.local_copy import on_this_machine
+from llm4msr.text import shortened
+
+Ints = npt.NDArray[np.int64]
+
+
+def not_loaded(uri: str, error: BaseException) -> StorageError:
+    """What is said of a bundle or codes that cannot be loaded for a reason that this package does not foresee."""
+    return StorageError(f"{uri}: cannot be loaded ({type(error).__name__}: {error})"[:1000])
+
+
+@contextmanager
+def _loading(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except LLM4MSRError:
+        raise
+    except Exception as error:  # a backbone of somebody else's, no memory, a full disk
+        raise not_loaded(uri, error) from error
+
+
+class Ranker:
+    """See the module."""
+
+    codes: IdTable
+    _holds: tuple[object, ...] = ()
+    """Keep the copies whose files are mapped from being deleted."""
+
+    def __init__(self, folder: Path, version: str, allow_backbones: Sequence[str] = ()):
+        """From a bundle's files on this machine.
+
+        Raises:
+            ConfigError: its backbone is code from outside of this package, and not allowed.
+            StorageError: a file is damaged, of another version, or the self-test gives other scores.
+        """
+        self.model_version = self.knowledge_version = version
+        self.config = files.read_description(folder)
+        files.check_backbone(folder, self.config, allow_backbones)
+        self.net = files.read_net(folder, self.config)
+        self.users = IdTable(folder / files.USERS)
+        self.codes = files.read_codes(folder, folder)
+        items = storage.read_table(storage.path(folder / files.ITEMS))
+        ids = items["item_id"].to_pylist()
+        self._items = {raw: number for number, raw in enumerate(ids) if number}
+        self.titles: dict[str, str] = dict(zip(ids, items["title"].to_pylist(), strict=True))
+        slots = items["slots"].combine_chunks()
+        self._items_IS = slots.flatten().to_numpy().reshape(len(ids), -1)
+        self._nobody_S = starts(self.config.fields, "user")
+        self._scenarios = {name: number for number, name in enumerate(self.config.scenarios) if number}
+        self._scenario_start = int(starts(self.config.fields, "scenario")[0])
+        self._context = {n: {v: i for i, v in enumerate(known, 1)} for n, known in self.config.context.items()}
+        self._context_start = starts(self.config.fields, "context")
+        self._folder = folder
+        self._repeat_self_test()
+
+    @classmethod
+    def load(cls, uri: str, codes: str = "", allow_backbones: Sequence[str] = ()) -> Self:
+        """From any URI; `codes` is what `llm4msr refresh` printed, empty for the bundle's own codes.
+
+        Args:
+            uri: of a bundle.
+            codes: of newer knowledge.
+            allow_backbones: import paths of backbones that the bundle may name, whose code is then run.
+
+        Raises:
+            ConfigError: its backbone is code from outside of this package, and not allowed.
+            StorageError: it cannot be loaded: not a finished bundle, damaged, of another version (the message names
+                the file), or its backbone raises.
+        """
+        with _loading(uri):
+            folder, output, hold = on_this_machine(uri)
+            ranker = cls(folder, output.manifest.fingerprint, allow_backbones)
+            ranker._holds = (hold,)
+        return ranker.with_codes(codes) if codes else ranker
+
+    def with_codes(self, uri: str) -> Self:
+        """The same model with the users' codes of newer knowledge; this one stays as it is.
+
+        Raises:
+            StorageError: not finished, damaged, or codes of another model.
+        """
+        other = copy.copy(self)
+        with _loading(uri):
+            folder, output, hold = on_this_machine(uri, "refresh")
+            other._holds = (*self._holds, hold)
+            other.codes = files.read_codes(folder, self._folder)
+        other.knowledge_version = output.manifest.fingerprint
+        return other
+
+    def rank(self, request: RankRequest, request_id: str = "") -> RankResponse:
+        """Score the items and sort them.
+
+        Raises:
+            ConfigError: a context field that this model does not know.
+        """
+        self.check(request)
+        return self.rank_many([request], [request_id])[0]
+
+    def check(self, request: RankRequest) -> None:
+        """Refuse what this model cannot understand.
+
+        Raises:
+            ConfigError: a context field that this model does not know.
+        """
+        if unknown := request.context.keys() - self._context.keys():
+            known = ", ".join(self._context) or "none"
+            raise ConfigError(f"context: unknown field '{shortened(min(unknown))}'; this model knows: {known}")
+
+    def rank_many(self, requests: Sequence[RankRequest], request_ids: Sequence[str]) -> list[RankResponse]:
+        """Rank several requests at once, each as if alone; unknown context fields are passed over.
+
+        Raises:
+            ValueError: not as many ids as requests.
+        """
+        if len(requests) != len(request_ids):
+            raise ValueError(f"{len(requests)} requests, but {len(request_ids)} request_ids; give one for each")
+        if not requests:
+            return []
+        counts = [len(request.items) for request in requests]
+        item_B = np.fromiter(
+            chain.from_iterable(map(self._items.get, request.items, repeat(0)) for request in requests),
+            np.int64,
+            sum(counts),
+        )
+        owner_B = np.repeat(np.arange(len(requests)), counts)
+        users = [self.users.find(request.user_id) for request in requests]
+        codes = [self.codes.find(request.user_id) if self.net.uses_users else None for request in requests]
+        slots_BS, scenario_B = self._slots(requests, users, item_B, owner_B)
+        with torch.inference_mode():
+            logits_B = self.net(slots_BS, scenario_B, self._codes(codes), torch.from_numpy(owner_B))
+            scores_B = np.asarray(torch.sigmoid(logits_B.float()))  # a net may run in less precision
+        ends = np.cumsum(counts)[:-1]
+        parts = zip(np.split(item_B, ends), np.split(scores_B, ends), strict=True)
+        return [
+            self._answer(request, request_id or str(uuid.uuid4()), user is not None, code is not None, *part)
+            for request, request_id, user, code, part in zip(requests, request_ids, users, codes, parts, strict=True)
+        ]
+
+    def info(self) -> ModelInfo:
+        """What is loaded."""
+        return ModelInfo(
+            model_version=self.model_version,
+            knowledge_version=self.knowledge_version,
+            name=self.config.name,
+            backbone=self.config.model.backbone,
+            knowledge=self.config.model.variant,
+            scenarios=list(self._scenarios),
+            context=list(self._context),
+            users=len(self.users),
+            users_with_knowledge=len(self.codes),
+            items=len(self._items),
+        )
+
+    def _codes(self, places: Sequence[Place | None]) -> torch.Tensor:
+        """float32 [N, K], the learned default for who has no code; [N, 0] without user level."""
+        if not self.net.uses_users:
+            return torch.zeros(len(places), 0)
+        default_K = self.net.default_K.numpy()
+        found = [default_K if place is None else self.codes.numbers("code", place) for place in places]
+        return torch.from_numpy(np.stack(found, dtype=np.float32))
+
+    def _slots(
+        self, requests: Sequence[RankRequest], users: Sequence[Place | None], item_B: Ints, owner_B: Ints
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """int64: places in the embedding table [B, S], and scenarios [B]."""
+        user_NS = np.stack([self._nobody_S if u is None else self.users.numbers("slots", u) for u in users])
+        scenario_N = np.array([self._scenarios.get(request.scenario, 0) for request in requests])
+        own_N = [[values.get(r.context.get(n, ""), 0) for n, values in self._context.items()] for r in requests]
+        context_NC = np.array(own_N, np.int64).reshape(len(requests), -1) + self._context_start
+        last_NS = np.concatenate([scenario_N[:, None] + self._scenario_start, context_NC], axis=1)
+        sides = [user_NS[owner_B], self._items_IS[item_B], last_NS[owner_B]]
+        slots_BS = np.concatenate(sides, axis=1, dtype=np.int64)
+        return torch.from_numpy(slots_BS), torch.from_numpy(scenario_N[owner_B])
+
+    def _answer(
+        self,
+        request: RankRequest,
+        request_id: str,
+        user_known: bool,
+        has_code: bool,
+        item_B: Ints,
+        scores_B: npt.NDArray[np.float32],
+    ) -> RankResponse:
+        best = np.argsort(-scores_B, kind="stable")[: request.top_k]
+        items = request.items
+        return RankResponse.model_construct(
+            model_version=self.model_version,
+            knowledge_version=self.knowledge_version,
+            request_id=request_id,
+            scenario=request.scenario,
+            ranked=list(map(RankedItem, map(items.__getitem__, best.tolist()), scores_B[best].tolist())),
+            unknown=Unknown.model_construct(
+                user=not user_known,
+                scenario=request.scenario not in self._scenarios,
+                items=[items[i] for i in np.flatnonzero(item_B == 0).tolist()],
+            ),
+            knowledge="used" if has_code else "none",
+        )
+
+    def _repeat_self_test(self) -> None:
+        file = self._folder / files.SELF_TEST
+        try:
+            cases = SelfTest.model_validate_json(file.read_bytes()).cases
+        except (OSError, ValidationError) as error:
+            raise StorageError(f"{file}: damaged ({str(error)[:200]}); export again") from None
+        for case in cases:
+            found = {one.item_id: one.score for one in self.rank(case.request).ranked}
+            expected = dict(zip(case.request.items, case.scores, strict=True))
+            worst = max(abs(found[item] - score) for item, score in expected.items())
+            if not worst <= TOLERANCE:
+                raise StorageError(
+                    f"{self._folder}: the self-test of user '{case.request.user_id}' in '{case.request.scenario}' is "
+                    f"off by {worst:.1g}, allowed is {TOLERANCE:g}: files of different models, or another version of "
+                    "torch; export again"
+                )

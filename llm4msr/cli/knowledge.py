@@ -1,0 +1,96 @@
+"""`llm4msr knowledge ls|show|prune|verify CONFIG`: what the store holds, version by version."""
+
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from llm4msr import config as configs
+from llm4msr.cli.options import ConfigPath, Overrides
+from llm4msr.errors import ConfigError
+from llm4msr.progress import say
+from llm4msr.text import as_json, harmless, masked
+
+app = typer.Typer(
+    help="The knowledge store: its versions, what it knows of a user, whether it is sound, and pruning.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@app.command("ls")
+def ls(config: ConfigPath, set_: Overrides = []) -> None:
+    """List the versions below the config's storage, the newest first, with rows and sizes."""
+    from llm4msr.knowledge import versions
+
+    rows = versions.list_versions(configs.load(config, set_))
+    print(
+        f"{'':>3} {'version':<14}{'created':<27}{'users':>12}{'by reference':>14}{'failed':>9}"
+        f"{'forgotten':>11}{'MiB':>10}  model"
+    )
+    for row in rows:
+        sizes = (
+            f"{row['users']:>12}{row['kept']:>14}{row['failed']:>9}{row['forgotten']:>11}{row['bytes'] / 2**20:>10.1f}"
+        )
+        print(f"{row['version']:>3} {row['name']:<14}{row['created']:<27}{sizes}  {row['model']}")
+    print(as_json({"versions": rows}))
+
+
+@app.command()
+def show(
+    config: ConfigPath,
+    user: Annotated[str, typer.Argument(metavar="USER", help="The user's id as the source has it.")],
+    set_: Overrides = [],
+) -> None:
+    """Show what the LLM read of a user and said, and the users whose vectors are nearest."""
+    from llm4msr import pipeline
+    from llm4msr.knowledge import versions
+
+    found = versions.show(pipeline.extracted(configs.load(config, set_)), user)
+    lines = [found["prompt"], "", f"answer: {found['answer'] or '(none was asked for)'}"]
+    lines += [f"{scenario}: {', '.join(words)}" for scenario, words in found["interests"].items()]
+    lines += [f"error: {found['error']}"] if found["error"] else []
+    lines += [f"near: {near['raw_id']} {near['cosine']:.4f}" for near in found.get("nearest", [])]
+    print(harmless("\n".join(lines)))
+    print(as_json(found))
+
+
+@app.command()
+def prune(
+    config: ConfigPath,
+    set_: Overrides = [],
+    keep: Annotated[int, typer.Option("--keep", min=1, help="How many of the newest versions stay.")] = 1,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Delete what unfinished runs left as well.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
+) -> None:
+    """Delete old versions, and every row that no version left refers to.
+
+    This config's own version stays. Versions from before the newest list of users to forget (extract.forget) go
+    whatever --keep says, so that nothing of these users is left in the store. Prepared data and bundles are not
+    touched: prepare from data without these users, and export again.
+    """
+    from llm4msr import pipeline
+    from llm4msr.knowledge import versions
+
+    loaded = configs.load(config, set_)
+    current = None
+    with suppress(ConfigError):  # nothing is made for this config: then the newest are all that stays
+        current = pipeline.extracted(loaded)
+    report = versions.prune(loaded, current, keep, unfinished, dry_run)
+    if report["unfinished"]:
+        say(f"  unfinished, kept: {', '.join(report['unfinished'])}; go on with `extract`, or give --unfinished")
+    print(as_json(report))
+
+
+@app.command()
+def verify(
+    config: ConfigPath,
+    set_: Overrides = [],
+    sample: Annotated[int, typer.Option("--sample", min=1, help="How many rows to ask the LLM about again.")] = 16,
+) -> None:
+    """Ask the LLM again about some rows and compare: fingerprints equal, vectors with cosine above 0.999."""
+    from llm4msr import pipeline
+    from llm4msr.knowledge import versions
+
+    loaded = configs.load(config, set_)
+    print(masked(as_json(versions.verify(loaded, pipeline.extracted(loaded), sample))))

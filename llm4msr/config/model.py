@@ -1,0 +1,63 @@
+"""The ranker: a backbone and how knowledge enters it."""
+
+import difflib
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from llm4msr.config.section import Section
+
+Knowledge = Literal["none", "user", "scenario", "both", "feature"]
+
+
+Control = Literal["none", "shuffled", "random"]
+
+
+BACKBONES = (
+    *("single", "shared_bottom", "omoe", "mmoe", "ple", "aitm", "star"),
+    *("epnet", "ppnet", "m3oe", "hamur", "sarnet", "adasparse"),
+)
+
+
+def check_backbone(name: str) -> str:
+    """The name again, if it is a known backbone's or an import path; whether the path leads anywhere is not looked up.
+
+    Raises:
+        ValueError: with the nearest known name.
+    """
+    module, colon, attribute = name.partition(":")
+    if name in BACKBONES or (colon and all(part.isidentifier() for part in (*module.split("."), attribute))):
+        return name
+    near = difflib.get_close_matches(name, BACKBONES, n=1)
+    known = ", ".join(f"'{backbone}'" for backbone in BACKBONES)
+    meant = f" (did you mean '{near[0]}'?)" if near else ""
+    raise ValueError(f"no such backbone{meant}; known are {known}, or your own as 'package.module:Class'")
+
+
+class ModelConfig(Section):
+    """The ranker: a backbone and how knowledge enters it."""
+
+    backbone: Annotated[str, AfterValidator(check_backbone)] = "mmoe"
+    """A name of `BACKBONES`, or the import path of your own, `package.module:Class`."""
+    knowledge: Knowledge = "both"
+    control: Control = "none"
+    embedding_dim: int = Field(16, ge=1)
+    code_dim: int = Field(32, ge=1)
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((128, 64), min_length=1)
+    tower: int = Field(32, ge=1)
+    experts: int = Field(4, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    meta_rank: int = Field(8, ge=0)
+    """Rank of the generated weights; 0 = full."""
+    meta_layers: int = Field(1, ge=1)
+    meta_residual: bool = True
+    """Whether the user level adds to the features, starting at zero, or takes their place."""
+    fusion: Literal["add", "gate", "concat"] = "add"
+    """How the scenario level meets the backbone: logits added, added through a gate, or a vector beside the logit."""
+    knowledge_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of users per batch whose code is replaced by the learned default."""
+
+    @property
+    def variant(self) -> str:
+        """`none`, `feature`, `user`, `scenario` or `both`, and the control where there is one."""
+        return self.knowledge if self.control == "none" else f"{self.knowledge}-{self.control}"

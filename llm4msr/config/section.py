@@ -1,0 +1,26 @@
+"""What every section of the configuration is: frozen, typed, and with keys that say what they mean to a fingerprint."""
+
+from enum import Enum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Key(Enum):
+    """What a key's value is to a fingerprint; a key without such a mark enters it as it is."""
+
+    HOW = "says how to run, not what comes out: it enters no fingerprint"
+    URI = "names a file whose content enters the fingerprint instead of its name"
+
+
+class Section(BaseModel):
+    """A frozen section that refuses unknown keys, and numbers that are not finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def identity(self) -> dict[str, Any]:
+        """The keys that decide the result of the stage that reads this section, for its fingerprint."""
+        unmarked = {
+            n for n, key in type(self).model_fields.items() if not any(isinstance(m, Key) for m in key.metadata)
+        }
+        return self.model_dump(include=unmarked)

@@ -1,0 +1,82 @@
+"""The configuration from one TOML file and `--set section.key=value`."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from llm4msr import storage
+from llm4msr.config.experiment import Config
+from llm4msr.errors import ConfigError
+
+
+def load(uri: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file from any URI and apply `section.key=value` overrides.
+
+    Raises:
+        ConfigError: not TOML, an unknown key (the nearest known one is named), or a bad value.
+        StorageError: the file cannot be read.
+    """
+    try:
+        document = tomllib.loads(storage.read_text(storage.path(uri)))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{uri}: not valid TOML: {error}") from None
+    for override in overrides:
+        _apply(document, override)
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(uri, document, dict(e)) for e in error.errors())) from None
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}: write it as section.key=value, for example train.epochs=5")
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        document = document.setdefault(section, {})
+        if not isinstance(document, dict):
+            raise ConfigError(f"--set {override}: '{section}' is a value, not a section")
+    try:
+        document[last] = _value(text)
+    except RecursionError:
+        raise ConfigError(f"--set {key}=...: the value is nested too deeply") from None
+
+
+def _value(text: str) -> Any:
+    """A TOML value; a bare word is a string, in a list too, so that quotes need no escaping in a shell."""
+    try:
+        found = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        found = {}
+    if list(found) == ["value"]:  # not what a line break brought in besides
+        return found["value"]
+    bare = text.strip()
+    if bare.startswith("[") and bare.endswith("]"):
+        return [_value(word.strip()) for word in bare[1:-1].split(",") if word.strip()]
+    return text
+
+
+def _explain(uri: str, document: dict[str, Any], error: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = list(_keys_at(error["loc"][:-1]))
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+        return f"{uri}: unknown key '{where}'; {hint}"
+    if error["type"] == "missing":
+        return f"{uri}: '{where}' is missing; add it to the file or with --set {where}=..."
+    given = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
+    if error["type"] == "tuple_type" and given:
+        given += f"; write [{error['input']}]"
+    return f"{uri}: '{where}': {error['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _keys_at(location: Iterable[Any]) -> Iterable[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        model = model.model_fields[part].annotation  # type: ignore[assignment]
+    return model.model_fields

@@ -1,0 +1,76 @@
+"""The training loop, and what is compared."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from llm4msr.config.section import Key, Section
+
+Variant = Literal["none", "feature", "user", "scenario", "both", "shuffled", "random"]
+
+
+MAX_SEED = 2**63 - 1
+"""What every generator of random numbers takes."""
+
+
+def check_workers(given: int | tuple[int, int]) -> int | tuple[int, int]:
+    """The same again: a number, or the least and the most.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    least, most = (given, given) if isinstance(given, int) else given
+    if not 1 <= least <= most:
+        raise ValueError("write a number from 1 on, or the least and the most, such as [2, 4]")
+    return given
+
+
+def check_seeds(given: tuple[int, ...]) -> tuple[int, ...]:
+    """The same again, if each stands there once.
+
+    Raises:
+        ValueError: one stands there twice; its model would be counted twice, and the deviation be too small.
+    """
+    if len(set(given)) < len(given):
+        raise ValueError("a seed stands there twice; write each once")
+    return given
+
+
+class TrainConfig(Section):
+    """The training loop."""
+
+    workers: Annotated[Annotated[int | tuple[int, int], AfterValidator(check_workers)], Key.HOW] = 1
+    """Data-parallel. `[2, 4]` is elastic: starts with as many as the cluster has room for, goes on with fewer when
+    machines go, and takes more when they come. The result stays the same but for noise."""
+    device: Annotated[Literal["cpu", "gpu"], Key.HOW] = "cpu"
+    """What each worker trains on: one core, or one GPU, which pays for large batches and models."""
+    checkpoint_batches: Annotated[int, Key.HOW] = Field(1000, ge=0)
+    """Global batches after which a checkpoint is written within an epoch; 0 = only after every epoch. A crash, or
+    another number of workers, costs the batches since then."""
+    sparse: bool = False
+    """For embedding tables of a million rows and more: a step then touches only the rows of its batch, through an Adam
+    that moves a row's averages only when the row comes, and without weight decay for the table."""
+    epochs: int = Field(20, ge=1)
+    batch_size: int = Field(4096, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-5, ge=0)
+    patience: int = Field(3, ge=1)
+    """Epochs without a better validation AUC (a lower logloss, where the validation rows are of one class) after which
+    training ends."""
+    id_dropout: float = Field(0.02, ge=0, lt=1)
+    """Share of ids trained as unknown, so that an unknown user, item or scenario has a trained meaning."""
+
+    @model_validator(mode="after")
+    def _sparse_gradients_can_be_joined(self) -> Self:
+        if self.sparse and self.device == "gpu" and self.workers != 1:
+            raise ValueError("sparse gradients of several GPUs cannot be joined (NCCL); use one worker, or CPUs")
+        return self
+
+
+class EvaluateConfig(Section):
+    """What stands beside the configured model in the table of results."""
+
+    variants: tuple[Variant, ...] = ("none",)
+    """`shuffled` and `random` are the configured knowledge with wrong vectors."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...], AfterValidator(check_seeds)] = ()
+    """Empty = the config's own seed."""

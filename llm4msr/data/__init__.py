@@ -1,0 +1,1 @@
+"""From raw rows to prepared tables of numbers: read, checked, split and described."""

@@ -1,0 +1,202 @@
+"""What in a data report is likely a mistake; each warning says what to do."""
+
+from collections.abc import Iterator
+from itertools import chain
+
+from llm4msr.config import Config
+from llm4msr.data.data_report import FEW_ROWS, DataReport, Part, some
+from llm4msr.text import percent
+
+MANY_SCENARIOS = 200
+RARE = 1e-3
+"""Share of positives (or of others) below which metrics rest on a handful of rows."""
+NAMES = {"train": "training", "valid": "validation", "test": "test"}
+
+
+def warnings(report: DataReport, config: Config) -> list[str]:
+    """One text each."""
+    return list(chain.from_iterable(check(report, config) for check in _CHECKS))
+
+
+def _ids(report: DataReport, config: Config) -> Iterator[str]:
+    for side, found in report.described.items():
+        lost = f"{found.missing:,} of {found.ids:,} {side} ids ({percent(found.missing_rows, report.rows)} of rows)"
+        if found.alike:
+            pairs = zip(found.examples, found.theirs, strict=False)
+            named = ", ".join(f"{ours} for the file's {theirs}" for ours, theirs in pairs)
+            yield (
+                f"{lost} are not in {found.file}, and {found.alike:,} of them differ from an id there only in how it "
+                f"is written: {named}. Ids are compared exactly as given: write them the same way in both files"
+            )
+        elif max(found.missing / found.ids, found.missing_rows / report.rows) > 0.5:
+            yield (
+                f"{lost} are not in {found.file}: the interactions have {', '.join(found.examples)}, the file has "
+                f"{', '.join(found.theirs)}. Describe them there, or name the right column"
+            )
+
+
+def _titles(report: DataReport, config: Config) -> Iterator[str]:
+    titles = report.titles
+    named = f"such as {', '.join(titles.examples)}"
+    if titles.ids > titles.items / 10:
+        yield (
+            f"{titles.ids:,} of {titles.items:,} items have no title and show their id, {named}, which tells an LLM "
+            f"nothing. {_title_remedy(config)}"
+        )
+    elif titles.codes > titles.items / 2:
+        yield f"{titles.codes:,} of {titles.items:,} titles look like codes, {named}. {_title_remedy(config)}"
+    if titles.commonest_items > max(titles.items / 2, 1):
+        yield (
+            f"{titles.commonest_items:,} of {titles.items:,} items have the title {titles.commonest}, so an LLM cannot "
+            "tell them apart: is the title's column the right one?"
+        )
+
+
+def _title_remedy(config: Config) -> str:
+    if config.source.kind == "amazon" and not config.source.amazon.meta:
+        return "Set source.amazon.meta = true"
+    columns = config.source.table
+    if config.source.kind != "table":
+        return "Their text is missing in the source"
+    if columns.items and columns.title:
+        return f"Describe all items in {columns.items}, and fill its column '{columns.title}'"
+    return f"Name source.table.{'title' if columns.items else 'items (a file) and title (its column)'}"
+
+
+def _paths(report: DataReport, config: Config) -> Iterator[str]:
+    if report.longest_path == 1 and config.source.kind == "table":
+        wanted = f"set source.table.category_separator = '{report.other_separator}'"
+        remedy = wanted if report.other_separator else "set source.table.category_separator if they are paths"
+        yield f"no category has '{config.source.table.category_separator}' inside, so each is one step: {remedy}"
+
+
+def _order(report: DataReport, config: Config) -> Iterator[str]:
+    s, columns = config.split, config.source.table
+    one_time = (s.kind == "time" and s.by == "global") or s.latest or (s.kind == "random" and s.history_share < 1)
+    if config.source.kind == "table" and not columns.order:
+        if s.kind != "random" or s.latest:
+            yield (
+                "there is no source.table.order, so the order of rows in the file is taken for time: name the column "
+                "of time, or set split.kind = 'random' where there is none"
+            )
+    elif report.order_restarts and one_time:
+        yield (
+            f"'{columns.order or 'order'}' looks like a position within the user, since it begins anew for each, but "
+            "is used as one time for all: set split.by = 'user', or name a column of time as source.table.order"
+        )
+
+
+def _sizes(report: DataReport, config: Config) -> Iterator[str]:
+    if config.split.kind != "time" or config.split.by != "global":
+        return
+    total = sum(part.rows - part.drawn for part in report.parts.values())
+    given = {name: (part.rows - part.drawn) / total for name, part in report.parts.items() if name != "train"}
+    wanted = {"valid": config.split.valid, "test": config.split.test}
+    if any(not 0.5 < given[name] / wanted[name] < 2 for name in wanted):
+        found = ", ".join(f"{name} {100 * given[name]:.1f}% for {100 * wanted[name]:.1f}%" for name in wanted)
+        yield (
+            f"parts are not as large as set, since rows of one time stay together and there are {report.orders:,} "
+            f"times: {found}. Name a finer source.table.order, or set split.by = 'user'"
+        )
+
+
+def _past(report: DataReport, config: Config) -> Iterator[str]:
+    few = [NAMES[name] for name in ("valid", "test") if _mostly_new(report.parts[name])]
+    if few:
+        by_time = config.split.kind == "time" and config.split.by == "global" and not _mostly_alone(report)
+        remedy = (
+            "set split.by = 'user', which leaves everybody a past" if by_time else "they need more rows in training"
+        )
+        yield f"most {' and '.join(few)} users have no past in the training rows, so no knowledge: {remedy}"
+
+
+def _mostly_new(part: Part) -> bool:
+    return part.users_with_past < part.users / 2
+
+
+def _mostly_alone(report: DataReport) -> bool:
+    return report.users_with_one_row > report.users / 2
+
+
+def _users(report: DataReport, config: Config) -> Iterator[str]:
+    if _mostly_alone(report):
+        yield (
+            f"{report.users_with_one_row:,} of {report.users:,} users have a single row, so nothing is both known of "
+            "them and tested: is the user's column the right one? If it is, leave them out"
+        )
+
+
+def _labels(report: DataReport, config: Config) -> Iterator[str]:
+    rows, positives = (sum(getattr(part, name) for part in report.parts.values()) for name in ("rows", "positives"))
+    one = _one_class(rows, positives)
+    if one == "1" and config.split.negatives:
+        yield (
+            "no negative could be drawn, since users have taken all items that their scenario has in the training "
+            "rows, so there is nothing to tell apart and metrics are n/a: bring data with more items, or with labels"
+        )
+    elif one == "1":
+        where = "source.amazon.implicit = true" if config.source.kind == "amazon" else "leave label out"
+        yield (
+            "all labels are 1, so there is nothing to tell apart and metrics are n/a: "
+            f"{where} and set split.negatives, such as 4"
+        )
+    elif one == "0":
+        yield "no label is above 0.5, so nothing is liked, there are no prompts and metrics are n/a; mend the labels"
+    else:
+        for name, part in report.parts.items():
+            if of := _one_class(part.rows, part.positives):
+                effect = "nothing can be learned" if name == "train" else "its AUC is n/a"
+                yield (
+                    f"all {part.rows:,} {NAMES[name]} rows have label {of}, so {effect}: "
+                    "make that part larger, or set another split.kind"
+                )
+        if not RARE <= positives / rows <= 1 - RARE:
+            yield (
+                f"{positives:,} of {rows:,} labels are 1 ({percent(positives, rows)}), so metrics rest on few rows: "
+                "leave out some of the other class, or bring more data"
+            )
+
+
+def _drawn(report: DataReport, config: Config) -> Iterator[str]:
+    wanted = {name: (part.rows - part.drawn) * config.split.negatives for name, part in report.parts.items()}
+    short = [name for name, part in report.parts.items() if part.drawn < wanted[name] / 2]
+    if short and any(part.drawn for part in report.parts.values()):
+        named = ", ".join(f"{report.parts[name].drawn:,} of {wanted[name]:,} for {NAMES[name]} rows" for name in short)
+        yield (
+            "most negatives could not be drawn, since users have taken most items that their scenario has in the "
+            f"training rows: {named}. Lower split.negatives, or bring data with more items"
+        )
+
+
+def _one_class(rows: int, positives: int) -> str:
+    return {0: "0", rows: "1"}.get(positives, "")
+
+
+def _repeats(report: DataReport, config: Config) -> Iterator[str]:
+    if report.repeats > report.rows / 10:
+        yield (
+            f"{report.repeats:,} of {report.rows:,} rows have the user, item and scenario of an earlier row: "
+            "remove them if the file holds rows twice; they count again otherwise"
+        )
+
+
+def _scenarios(report: DataReport, config: Config) -> Iterator[str]:
+    by = report.by_scenario
+    if report.scenarios > MANY_SCENARIOS:
+        yield (
+            f"there are {report.scenarios:,} scenarios; each has a prompt and its own part of the model: "
+            "is the scenario's column the right one? If it is, join those that are alike"
+        )
+    if by.untrained_count:
+        yield (
+            f"no training row has the scenario {some(by.untrained, by.untrained_count)}, so it is ranked as an unknown "
+            "one: set split.by = 'user' or split.kind = 'random', or leave it out"
+        )
+    if by.small_count:
+        yield (
+            f"fewer than {FEW_ROWS} training rows have the scenario {some(by.small, by.small_count)}, too few to learn "
+            "from: join it with another, or leave it out"
+        )
+
+
+_CHECKS = (_ids, _titles, _paths, _order, _sizes, _past, _users, _labels, _drawn, _repeats, _scenarios)

@@ -1,0 +1,78 @@
+"""What every source gives, and the checks that all of them share."""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from upath import UPath
+
+from llm4msr import schema, storage
+from llm4msr.errors import DataError, StorageError
+from llm4msr.storage.s3 import FAULTS
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Three tables with string ids. What the source names itself stands under a prefix, so it never meets our names."""
+
+    interactions: pa.Table
+    users: pa.Table
+    items: pa.Table
+    implicit: bool
+    """Only positives are known, so negatives must be drawn."""
+
+    @property
+    def context(self) -> tuple[str, ...]:
+        """Names of the context fields; the column of `device` is `c:device`."""
+        return _named(self.interactions, schema.CONTEXT)
+
+    @property
+    def user_features(self) -> tuple[str, ...]:
+        """Names of the users' features; the column of `country` is `f:country`."""
+        return _named(self.users, schema.FEATURE)
+
+    @property
+    def item_features(self) -> tuple[str, ...]:
+        """The same of the items."""
+        return _named(self.items, schema.FEATURE)
+
+    def checked(self, where: str) -> "RawData":
+        """Itself, once its tables keep the schema and there is an interaction."""
+        schema.check(self.interactions, schema.RAW_INTERACTIONS, where)
+        if not self.interactions.num_rows:
+            raise DataError(f"{where}: no interactions; the file is empty")
+        schema.check(self.users, schema.RAW_USERS, where)
+        schema.check(self.items, schema.RAW_ITEMS, where)
+        return self
+
+
+def _named(table: pa.Table, prefix: str) -> tuple[str, ...]:
+    return tuple(name.removeprefix(prefix) for name in table.column_names if name.startswith(prefix))
+
+
+def refuse_duplicates(column: pa.ChunkedArray, where: str, name: str) -> None:
+    """Raise a DataError that names the first value that stands twice, and its row."""
+    counts = pc.value_counts(column)
+    if len(counts) == len(column):
+        return
+    twice = set(counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist())
+    seen = set()
+    for row, value in enumerate(column.to_pylist(), start=1):
+        if value in seen:
+            raise DataError(f"{where}: column '{name}': '{value}' stands again in row {row}; ids must be unique")
+        if value in twice:
+            seen.add(value)
+
+
+def file_fingerprint(file: UPath) -> str:
+    """Hash of a file's name and content; an object store's ETag and size stand for the content where there is one.
+
+    Raises:
+        StorageError: it cannot be found or read.
+    """
+    try:
+        info = file.fs.info(file.path)
+    except FAULTS as error:
+        raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check source.path and access") from None
+    tag = info.get("ETag") or info.get("etag")
+    return storage.digest(file.name, f"{tag} {info.get('size')}" if tag else storage.digest_file(file))

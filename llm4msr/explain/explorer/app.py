@@ -1,0 +1,75 @@
+"""The explorer behind Ray Serve, below /explore: an application of its own, which takes nothing from the ranker's.
+
+The LLM has a replica of its own, and opens in the background: one looks around before one edits a history.
+"""
+
+import asyncio
+import threading
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import FastAPI
+
+from llm4msr import ray_session
+from llm4msr.config import Config
+from llm4msr.errors import ConfigError
+from llm4msr.explain.explorer.routes import explorer_app
+from llm4msr.explain.explorer.view import View
+from llm4msr.knowledge.engines import open_engine, open_tokenizer
+from llm4msr.knowledge.engines.tokens import ControlTokenError, PromptTooLongError
+from llm4msr.knowledge.extract import check_same_model
+from llm4msr.serve.gates import require_token
+from llm4msr.storage import StageOutput
+from llm4msr.training.trained import TrainedModel
+
+NAME, LLM, PREFIX = "explorer", "llm", "/explore"
+WAIT_S = 180.0
+"""For an answer of the LLM, which may still be opening."""
+
+
+class FrozenLLM:
+    """The LLM that the run's knowledge is from: a prompt's vector."""
+
+    def __init__(self, config: Config, extracted: StageOutput):
+        self._config, self._extracted, self._lock = config, extracted, threading.Lock()
+        self._opened: Any = None
+        threading.Thread(target=self._read, daemon=True).start()
+
+    async def read(self, prompt: str) -> npt.NDArray[np.float32]:
+        """float32 [Z]."""
+        return await asyncio.to_thread(self._read, prompt)
+
+    def _read(self, prompt: str = "") -> npt.NDArray[np.float32]:
+        with self._lock:
+            if self._opened is None:
+                check_same_model(self._config, self._extracted)
+                self._opened = open_tokenizer(self._config.extract), open_engine(self._config.extract)
+            tokenizer, engine = self._opened
+            try:
+                tokens = tokenizer(prompt or "ready")
+            except (PromptTooLongError, ControlTokenError) as error:
+                raise ConfigError(f"history: {error}") from None
+            return np.asarray(engine.vectors([tokens])[0])
+
+
+def application(model: TrainedModel, token_required: bool) -> Any:
+    """The Ray Serve application, on a Ray that is connected."""
+    import ray
+    from ray import serve
+
+    def page() -> FastAPI:
+        require_token(token_required)
+
+        @ray_session.own_errors
+        def read_prompt(prompt: str) -> npt.NDArray[np.float32]:
+            llm = serve.get_deployment_handle(LLM, app_name=NAME)
+            vector: npt.NDArray[np.float32] = llm.read.remote(prompt).result(timeout_s=WAIT_S)
+            return vector
+
+        return explorer_app(View(model, read_prompt), model.config.serve)
+
+    options = {"num_cpus": 1, "num_gpus": int(ray.cluster_resources().get("GPU", 0) >= 1)}
+    llm: Any = serve.deployment(name=LLM, ray_actor_options=options)(FrozenLLM)
+    explorer: Any = serve.deployment(name=NAME, ray_actor_options={"num_cpus": 0})(serve.ingress(page)())
+    return explorer.bind(llm.bind(model.config, model.extracted))

@@ -1,0 +1,111 @@
+"""A finished run as the report reads it: tables, knowledge, and the nets that were trained with and without it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from llm4msr.config import Config
+from llm4msr.knowledge import store
+from llm4msr.model.inputs import Batch
+from llm4msr.model.net import RankerNet
+from llm4msr.storage import StageOutput
+from llm4msr.training.batches import Rows, to_batch
+from llm4msr.training.dataset import Data
+from llm4msr.training.trained import TrainedModel
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Seed:
+    """The model with knowledge, and the plain backbone trained with the same seed, where there is one."""
+
+    own: TrainedModel
+    plain: TrainedModel | None
+
+
+@dataclass
+class Opened:
+    """All that the sections read. Codes, layers and single users are those of the first seed."""
+
+    config: Config
+    prepared: StageOutput
+    extracted: StageOutput
+    seeds: Sequence[Seed]
+    net: RankerNet
+    data: Data
+    users: pd.DataFrame
+    """A row per user number (0 = unknown): `user_id`, `rows` (of training), `main` (scenario, 0 = none), `outside`
+    (share of the rows outside the main scenario), `known` (has knowledge)."""
+    items: pd.DataFrame
+    """A row per item number: `item_id`, `title`."""
+    scenarios: list[dict[str, Any]]
+    """The known scenarios, as `schema.SCENARIOS` has them."""
+    train: pd.DataFrame
+    test: pd.DataFrame
+
+    @classmethod
+    def read(cls, seeds: Sequence[Seed]) -> "Opened":
+        """Tables of `prepare`, joined with whom the knowledge store knows."""
+        prepared, extracted = seeds[0].own.prepared, seeds[0].own.extracted
+        net, data = seeds[0].own.load()
+        assert extracted is not None
+        assert data.knowledge is not None
+        columns = ["user", "item", "scenario", "label"]
+        train, test = (prepared.table(f"{part}.parquet", columns).to_pandas() for part in ("train", "test"))
+        users = prepared.table("users.parquet", ["user_id"]).to_pandas()
+        users = users.join(_activity(train, len(users))).assign(known=data.knowledge.known_N)
+        items = prepared.table("items.parquet", ["item_id", "title"]).to_pandas()
+        scenarios = prepared.table("scenarios.parquet").to_pylist()[1:]
+        config = seeds[0].own.config
+        return cls(config, prepared, extracted, seeds, net, data, users, items, scenarios, train, test)
+
+    @property
+    def scenario_names(self) -> list[str]:
+        """By number; 0 is the unknown scenario."""
+        return ["unknown", *(row["scenario_id"] for row in self.scenarios)]
+
+    def user_texts(self, ids: Ints) -> dict[int, dict[str, Any]]:
+        """Prompt, answer and error of these users, by number; who was not asked is not there."""
+        raw = {self.users["user_id"][int(user)]: int(user) for user in ids}
+        return {raw[row["raw_id"]]: row for row in store.texts_of(self.extracted, list(raw))}
+
+    def codes(self, ids: Ints, chunk: int = 1 << 16) -> Floats:
+        """float64 [N, K]: the codes of these users as the model reads them."""
+        store, parts = self.data.knowledge, []
+        assert store is not None
+        self.net.eval()
+        with torch.inference_mode():
+            for start in range(0, len(ids), chunk):
+                found = store.lookup(torch.from_numpy(ids[start : start + chunk]))
+                parts.append(self.net.user_codes(*found).double().numpy())
+        return np.concatenate(parts) if parts else np.zeros((0, self.config.model.code_dim))
+
+
+def batch_of(data: Data, net: RankerNet, user: int, items: Ints, scenario: int) -> Batch:
+    """Rows of one user and these items in one scenario, context unknown, as a request without context is ranked."""
+    item_B = torch.from_numpy(np.asarray(items, np.int64))
+    contexts = sum(field.side == "context" for field in data.tables.fields)
+    context_BC = torch.zeros((len(item_B), contexts), dtype=torch.int64)
+    rows = Rows(
+        torch.full_like(item_B, user), item_B, torch.full_like(item_B, scenario), torch.zeros(len(item_B)), context_BC
+    )
+    return to_batch(rows, data.tables, data.knowledge if net.uses_users else None)
+
+
+def _activity(train: pd.DataFrame, users: int) -> pd.DataFrame:
+    """`rows`, `main` and `outside` of each user number, from the training rows."""
+    count = train.groupby(["user", "scenario"]).size().reset_index(name="rows")
+    first = count.sort_values(["user", "rows", "scenario"], ascending=[True, False, True]).drop_duplicates("user")
+    found = pd.DataFrame({"rows": 0, "main": 0, "outside": 0.0}, index=pd.RangeIndex(users))
+    total = count.groupby("user")["rows"].sum()
+    found.loc[total.index, "rows"] = total
+    found.loc[first["user"], "main"] = first["scenario"].to_numpy()
+    found.loc[first["user"], "outside"] = 1 - first["rows"].to_numpy() / total.loc[first["user"]].to_numpy()
+    return found

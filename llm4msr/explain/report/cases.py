@@ -1,0 +1,209 @@
+"""Single users: what they liked, what the LLM was asked and said, and how the layers moved the items before them.
+
+"Without" is this very net with its levels left out, not a model that was trained without.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from llm4msr.errors import ConfigError
+from llm4msr.explain.ablation import Levels, by_level
+from llm4msr.explain.candidates import candidates, frequent_items, histories, main_scenario, ranks
+from llm4msr.explain.opened_run import Opened, batch_of
+from llm4msr.knowledge import interests
+from llm4msr.text import shortened
+
+TOP = 10
+MOVED = 4
+"""Items shown of those that rose, and of those that fell."""
+REASONS = {
+    "moved closer": "the layers moved the scores of the test rows furthest towards their labels (by logloss)",
+    "moved away": "the layers moved the scores of the test rows furthest away from their labels (by logloss)",
+    "typical": "as active, and moved as far, as the median user",
+    "new": "the fewest training rows",
+    "asked for": "named in the configuration",
+}
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One user's explanation."""
+
+    kind: str
+    user_id: str
+    user: int
+    rows: int
+    known: bool
+    loss: tuple[float, float] | None
+    """Mean logloss of the test rows without and with the levels; None without test rows."""
+    tested: int
+    history: list[dict[str, Any]]
+    """`scenario_id` and `titles`, oldest first, of each scenario in which something was liked."""
+    prompt: str
+    answer: str
+    interests: dict[str, list[str]]
+    """Scenario -> what the answer names, where it could be held to it."""
+    scenario: int
+    scenario_id: str
+    ranked: pd.DataFrame
+    """The candidates, best with the levels first: see `ranking`."""
+
+    @property
+    def reason(self) -> str:
+        """Why this user is shown."""
+        return REASONS[self.kind]
+
+    @property
+    def without(self) -> pd.DataFrame:
+        """The first candidates without the levels."""
+        return self.ranked.sort_values("rank_without").head(TOP)
+
+    @property
+    def moved(self) -> pd.DataFrame:
+        """What rose most and fell most, of the items that are near the top in either ranking."""
+        near = self.near
+        risen = (near["rank_without"] - near["rank_with"]).sort_values(kind="stable")
+        return near.loc[[*risen[risen > 0].index[::-1][:MOVED], *risen[risen < 0].index[:MOVED][::-1]]]
+
+    @property
+    def near(self) -> pd.DataFrame:
+        """The candidates that are near the top in either ranking."""
+        return self.ranked[self.ranked[["rank_without", "rank_with"]].min(axis=1) <= 2 * TOP]
+
+    @property
+    def shift(self) -> tuple[float, float]:
+        """What the user level and the scenario level add to items near the top on average, which changes no rank."""
+        return float(self.near["user_part"].mean()), float(self.near["scenario_part"].mean())
+
+    @property
+    def against_mean(self) -> pd.DataFrame:
+        """The items near the top with logits and parts less their means over these items: they add up, too."""
+        columns = ["logit_without", "user_part", "own_part", "scenario_part", "logit_with"]
+        return self.near.assign(**{name: self.near[name] - self.near[name].mean() for name in columns})
+
+    @property
+    def most(self) -> float:
+        """The largest part of the items that moved."""
+        return float(self.against_mean.loc[self.moved.index, ["user_part", "scenario_part"]].abs().max(axis=None))
+
+    @property
+    def finding(self) -> str:
+        """One sentence."""
+        moved = self.moved
+        if moved.empty:
+            return f"In “{shortened(self.scenario_id)}” the levels move no item near the top."
+        most = self.against_mean.loc[(moved["rank_without"] - moved["rank_with"]).abs().idxmax()]
+        up = 1 if most["rank_with"] < most["rank_without"] else -1
+        parts = sorted((up * most[f"{level}_part"], level) for level in ("scenario", "user"))
+        by = "by both levels alike" if parts[0][0] > 0.8 * parts[1][0] else f"mostly by the {parts[1][1]} level"
+        way = "rises" if up > 0 else "falls"
+        entered = int(((self.ranked["rank_with"] <= TOP) & (self.ranked["rank_without"] > TOP)).sum())
+        top = min(TOP, len(self.ranked))
+        return (
+            f"In “{shortened(self.scenario_id)}” {entered or 'none'} of the top {top} came in with the levels; "
+            f"“{shortened(most['title'])}” {way} from {most['rank_without']} to {most['rank_with']}, "
+            f"{by}."
+        )
+
+
+def case_section(run: Opened, levels: Levels) -> list[Case]:
+    """The chosen users, and those that `explain.users` names; `levels` are the logits of the test rows."""
+    chosen = choose(run.users, gains(run.test, levels))
+    number = dict(zip(run.users["user_id"][1:], range(1, len(run.users)), strict=True))
+    for raw in run.config.explain.users:
+        if raw not in number:
+            raise ConfigError(f"explain.users: no user '{raw}' in the prepared data")
+        chosen.append(("asked for", number[raw]))
+    ids = np.array([user for _, user in chosen], np.int64)
+    texts, liked = run.user_texts(ids), histories(run, ids)
+    popular = frequent_items(run)
+    losses = gains(run.test, levels)
+    cases = []
+    for kind, user in chosen:
+        text, person = texts.get(user, {}), run.users.iloc[user]
+        tested = losses.loc[user] if user in losses.index else None
+        scenario = main_scenario(run, user)
+        cases.append(
+            Case(
+                kind=kind,
+                user_id=str(person["user_id"]),
+                user=user,
+                rows=int(person["rows"]),
+                known=bool(person["known"]),
+                loss=None if tested is None else (float(tested["without"]), float(tested["with"])),
+                tested=0 if tested is None else int(tested["rows"]),
+                history=liked.get(user, []),
+                prompt=text.get("prompt", ""),
+                answer=text.get("answer", ""),
+                interests=interests.read(text.get("answer", ""), run.scenario_names[1:]),
+                scenario=scenario,
+                scenario_id=run.scenario_names[scenario],
+                ranked=ranking(run, user, scenario, candidates(run, popular, user, scenario)),
+            )
+        )
+    return cases
+
+
+def gains(test: pd.DataFrame, levels: Levels) -> pd.DataFrame:
+    """Of each user with test rows: `rows`, mean logloss `without` and `with` the levels, and `gain`, the fall of it."""
+    label_B = test["label"].to_numpy(np.float64)
+    loss = {
+        name: np.logaddexp(0, logit) - logit * label_B
+        for name, logit in (("without", levels.none), ("with", levels.both))
+    }
+    found = pd.DataFrame(loss).groupby(test["user"].to_numpy()).mean()
+    return found.assign(gain=found["without"] - found["with"], rows=test.groupby("user").size())
+
+
+def choose(users: pd.DataFrame, gain: pd.DataFrame) -> list[tuple[str, int]]:
+    """Moved closest and furthest, and typical, among users with enough test rows and knowledge, and the newest user."""
+    gain = gain[gain.index > 0]
+    gain = gain.assign(activity=users["rows"].reindex(gain.index))
+    able = gain[users["known"].loc[gain.index]] if users["known"].loc[gain.index].any() else gain
+    able = able[able["rows"] >= able["rows"].median()]
+    chosen: list[tuple[str, int]] = []
+
+    def add(kind: str, ordered: pd.DataFrame) -> None:
+        taken = {user for _, user in chosen}
+        left = [int(user) for user in ordered.index if user not in taken]
+        chosen.extend((kind, user) for user in left[:1])
+
+    add("moved closer", able[able["gain"] > 0].sort_values("gain", ascending=False, kind="stable"))
+    add("moved away", able[able["gain"] < 0].sort_values("gain", kind="stable"))
+    far = (able[["gain", "activity"]].rank(pct=True) - 0.5).abs().sum(axis=1)
+    add("typical", able.loc[far.sort_values(kind="stable").index])
+    add("new", gain.sort_values(["activity", "rows"], ascending=[True, False], kind="stable"))
+    return chosen
+
+
+def ranking(run: Opened, user: int, scenario: int, items: Ints) -> pd.DataFrame:
+    """The items, best with the levels first.
+
+    `item_id`, `title`, `rank_without`, `rank_with`, `logit_without`, `user_part`, `own_part` (of `user_part`, what is
+    this user's own), `scenario_part`, `logit_with` (the sum of `logit_without` and the two levels' parts), and
+    `test_label`, NaN where the test rows do not hold the item.
+    """
+    levels = by_level(run.net, batch_of(run.data, run.net, user, items, scenario))
+    tested = run.test[(run.test["user"] == user) & (run.test["scenario"] == scenario)].groupby("item")["label"].max()
+    table = pd.DataFrame(
+        {
+            "item_id": run.items["item_id"].to_numpy()[items],
+            "title": run.items["title"].to_numpy()[items],
+            "rank_without": ranks(levels.none),
+            "rank_with": ranks(levels.both),
+            "logit_without": levels.none,
+            "user_part": levels.user_part,
+            "own_part": levels.own_part,
+            "scenario_part": levels.scenario_part,
+            "logit_with": levels.both,
+            "test_label": tested.reindex(items).to_numpy(np.float64),
+        }
+    )
+    return table.sort_values("rank_with").reset_index(drop=True)

@@ -1,0 +1,207 @@
+"""The scenarios: what the LLM says of them, and how alike they are to it, to the model and to the users.
+
+Shape suffixes: S known scenarios, Z width of the LLM's vector, W numbers of a generated layer.
+"""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from scipy import sparse, stats
+
+from llm4msr.explain.opened_run import Opened
+from llm4msr.knowledge import store
+from llm4msr.model.net import RankerNet
+from llm4msr.text import shortened, signed
+
+MAX_SHOWN = 10
+"""Scenarios in a heat map, the largest; the data beside the report has all."""
+MIN_ROWS, MIN_COMMON = 3, 10
+"""Rows that a rate needs, and items (or users) with a rate in both scenarios that a correlation needs."""
+MIN_SCENARIOS = 4
+"""With fewer there are too few pairs to speak of agreement."""
+MAX_DRAWS = 999
+"""Permutations tried where there are too many to try all."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """How alike each two scenarios are, -1 to 1 (or 0 to 1); NaN where that is not defined."""
+
+    key: str
+    title: str
+    note: str
+    values_SS: Floats
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Rank correlation of two heat maps over their pairs of scenarios, and how likely chance would do as well."""
+
+    first: str
+    second: str
+    correlation: float
+    pairs: int
+    p: float
+
+
+@dataclass(frozen=True)
+class ScenarioSection:
+    """What the page shows."""
+
+    finding: str
+    rows: list[dict[str, Any]]
+    """Of each scenario: name, statistics and the LLM's answer."""
+    maps: list[HeatMap]
+    missing: list[str]
+    """Why a heat map that one would expect is not there."""
+    agreements: list[Agreement]
+    shown: list[int]
+    """Places of the scenarios that the heat maps draw."""
+
+    def table(self) -> pd.DataFrame:
+        """A row per pair of scenarios, a column per heat map."""
+        names = [row["scenario_id"] for row in self.rows]
+        pairs = list(itertools.combinations(range(len(names)), 2))
+        columns = {m.key: [m.values_SS[a, b] for a, b in pairs] for m in self.maps}
+        return pd.DataFrame(
+            {"scenario": [names[a] for a, _ in pairs], "other": [names[b] for _, b in pairs], **columns}
+        )
+
+
+def scenario_section(run: Opened) -> ScenarioSection:
+    """Texts, heat maps, and how far they agree."""
+    answers = {text["raw_id"]: text["answer"] for text in store.texts(run.extracted)}
+    rows = [row | {"answer": answers.get(row["scenario_id"], "")} for row in run.scenarios]
+    maps, missing = [], []
+    if len(rows) > 1:
+        assert run.data.knowledge is not None
+        vectors_SZ = run.data.knowledge.scenarios_SZ[1:].astype(np.float64)
+        maps.append(
+            HeatMap(
+                "knowledge",
+                "What the LLM knows",
+                "cosine of the LLM's vectors, standardised over the scenarios as the model reads them",
+                similar(vectors_SZ, scaled=True),
+            )
+        )
+        if run.net.has_scenario_level:
+            note = "cosine of the layers generated from that knowledge, less what they all share"
+            maps.append(HeatMap("layers", "What the model made of it", note, similar(layers(run.net))))
+        else:
+            missing.append("The model has no scenario level, so no layers are generated for scenarios.")
+        maps += behaviour(run.train, len(rows))
+    shown = sorted(np.argsort([-row["interactions"] for row in rows], kind="stable")[:MAX_SHOWN].tolist())
+    agreements = _agreements(maps) if len(rows) >= MIN_SCENARIOS else []
+    return ScenarioSection(_finding(rows, maps, agreements), rows, maps, missing, agreements, shown)
+
+
+def similar(rows_SW: Floats, scaled: bool = False) -> Floats:
+    """[S, S]: cosines of the rows, less their mean (and over their deviation)."""
+    centred_SW = rows_SW - rows_SW.mean(0)
+    if scaled:
+        centred_SW = centred_SW / (centred_SW.std(0) + 1e-6)
+    length_S = np.linalg.norm(centred_SW, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((centred_SW @ centred_SW.T) / np.outer(length_S, length_S))
+
+
+def layers(net: RankerNet) -> Floats:
+    """[S, W]: all weights and biases that the scenarios' codes generate, a row per known scenario."""
+    with torch.inference_mode():
+        known_S = torch.arange(len(net.scenarios_SZ)) > 0
+        code_SK = net.scenario_code(net.scenarios_SZ, known_S)
+        parts = [part for layer in net.scenario_meta.generate(code_SK) for part in layer]
+    return np.concatenate([part[1:].flatten(1).double().numpy() for part in parts], axis=1)
+
+
+def behaviour(train: pd.DataFrame, scenarios: int) -> list[HeatMap]:
+    """What users do: how many they share, and whether the same items (else users) like and are liked in both."""
+    pairs = train[["user", "scenario"]].drop_duplicates()
+    member = sparse.csr_matrix(
+        (np.ones(len(pairs)), (pairs["user"], pairs["scenario"] - 1)), shape=(pairs["user"].max() + 1, scenarios)
+    )
+    common_SS = (member.T @ member).toarray()
+    size_S = common_SS.diagonal()
+    shared_SS = common_SS / np.maximum(size_S[:, None] + size_S[None, :] - common_SS, 1)
+    shared = HeatMap("shared_users", "Who comes to both", "users of both, as a share of the users of either", shared_SS)
+    rates_SS, of = rates(train, "item", scenarios), "items"
+    if np.isnan(rates_SS[~np.eye(scenarios, dtype=bool)]).all():
+        rates_SS, of = rates(train, "user", scenarios), "users"
+    note = f"correlation of the {of}' rates of likes in the two scenarios"
+    note += "" if of == "items" else "; no two scenarios have enough items in common"
+    return [shared, HeatMap("rates", "What is liked in both", note, rates_SS)]
+
+
+def rates(train: pd.DataFrame, by: str, scenarios: int) -> Floats:
+    """[S, S]: Pearson correlation, over items (or users) with enough rows in both, of their share of likes."""
+    found = train.groupby([by, "scenario"])["label"].agg(["size", "mean"]).reset_index()
+    wide = found[found["size"] >= MIN_ROWS].pivot(index=by, columns="scenario", values="mean")
+    wide = wide.reindex(columns=range(1, scenarios + 1))
+    return np.asarray(wide.corr(min_periods=MIN_COMMON).to_numpy(np.float64))
+
+
+def agreement(a_SS: Floats, b_SS: Floats) -> tuple[float, int, float]:
+    """Spearman's correlation over the pairs that both define, their number, and Mantel's p (two-sided).
+
+    Mantel (1967): the scenarios of one matrix are permuted, since pairs that share a scenario are not independent.
+    p is NaN where a pair is not defined.
+    """
+    above = np.triu_indices(len(a_SS), 1)
+    both = np.isfinite(a_SS[above]) & np.isfinite(b_SS[above])
+    pairs = int(both.sum())
+    a_P, b_P = _ranks(a_SS[above][both]), _ranks(b_SS[above][both])
+    if pairs < 3 or not a_P.any() or not b_P.any():
+        return float("nan"), pairs, float("nan")
+    found = float((a_P * b_P).mean())
+    if not both.all():
+        return found, pairs, float("nan")
+    ranks_SS = np.zeros(a_SS.shape)
+    ranks_SS[above] = a_P
+    ranks_SS += ranks_SS.T
+    size, rng = len(a_SS), np.random.default_rng(0)
+    every = size <= 6
+    orders: Any = itertools.permutations(range(size)) if every else (rng.permutation(size) for _ in range(MAX_DRAWS))
+    by_chance = np.array([(ranks_SS[np.ix_(order, order)][above] * b_P).mean() for order in orders])
+    as_far = int((np.abs(by_chance) >= abs(found) - 1e-12).sum())
+    return found, pairs, (as_far + (not every)) / (len(by_chance) + (not every))
+
+
+def _ranks(values: Floats) -> Floats:
+    """Ranks, standardised; zeros where all are the same."""
+    ranks = stats.rankdata(values) - (len(values) + 1) / 2
+    return np.asarray(ranks / (np.sqrt((ranks**2).mean()) or 1.0)) if len(values) else ranks
+
+
+def _agreements(maps: list[HeatMap]) -> list[Agreement]:
+    found = [(a, b, *agreement(a.values_SS, b.values_SS)) for a, b in itertools.combinations(maps, 2)]
+    return [Agreement(a.title, b.title, r, pairs, p) for a, b, r, pairs, p in found if np.isfinite(r)]
+
+
+def _finding(rows: list[dict[str, Any]], maps: list[HeatMap], agreements: list[Agreement]) -> str:
+    names = [shortened(row["scenario_id"]) for row in rows]
+    if len(names) < 2:
+        return "There is one scenario, so nothing to compare."
+    values_SS = maps[0].values_SS
+    pairs = list(itertools.combinations(range(len(names)), 2))
+    near, far = (best(pairs, key=lambda pair: values_SS[pair]) for best in (max, min))
+    told = f"To the LLM, “{names[near[0]]}” and “{names[near[1]]}” are most alike"
+    if len(pairs) > 1:
+        told += f", “{names[far[0]]}” and “{names[far[1]]}” least"
+    if len(names) == 2:
+        return "There are two scenarios, so one pair to compare: read the numbers, not the colours."
+    of_users = [a for a in agreements if a.first == maps[0].title and a.second in [m.title for m in maps[-2:]]]
+    clear = [a for a in of_users if a.p < 0.05]
+    if not of_users:
+        return f"{told}."
+    if not clear:
+        return f"{told}; what users do does not clearly bear it out, nor contradict it."
+    best = clear[0]
+    how = "agrees" if best.correlation > 0 else "disagrees"
+    return f"{told}; what users do {how} with it (rank correlation {signed(best.correlation, 2)}, p = {best.p:.2f})."

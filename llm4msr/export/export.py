@@ -1,0 +1,100 @@
+"""Publish the bundle of one trained model: everything that serving needs, and a card that says what it is."""
+
+from upath import UPath
+
+from llm4msr import ray_session, storage
+from llm4msr.bundle.files import VERSION
+from llm4msr.config import Config
+from llm4msr.errors import ConfigError
+from llm4msr.export import user_codes
+from llm4msr.export.write import write
+from llm4msr.knowledge.prompts import templates
+from llm4msr.storage import Built, StageOutput
+from llm4msr.text import markdown, masked, shortened
+from llm4msr.training import popularity
+from llm4msr.training.train import WEIGHTS
+from llm4msr.training.trained import TrainedModel
+
+_CARD = """# {name}: a multi-scenario ranker{knowing}
+
+- Backbone `{backbone}`, knowledge `{variant}`, seed {seed}; {parameters:,} parameters.
+- Trained on {rows:,} rows, the best of {epochs} epochs by {by} on validation rows (epoch {best}).
+- On validation rows: {metrics}. Beside it, {baselines}.
+{warnings}- Frozen LLM: {llm}.
+- Load it: `from llm4msr import Ranker; Ranker.load("THIS FOLDER").rank(request)`, or serve it: `llm4msr serve`.
+- Scores are probabilities of a like as far as the training rows were representative; they are not calibrated further.
+- Made by LLM4MSR (CIKM 2024, arXiv 2406.12529) as implemented in llm4msr {version}.
+"""
+
+
+@ray_session.own_errors
+def export(config: Config, model: TrainedModel) -> StageOutput:
+    """Publish the bundle of a model that was trained with this config.
+
+    Raises:
+        ConfigError: the model is a control, which nobody would serve.
+    """
+    check_servable(config)
+    knowledge = model.extracted
+    card = _card(config, model.output, knowledge)
+
+    def build(at: UPath) -> Built:
+        net, data = model.load()
+        encoded = user_codes.encode_all(knowledge, net.user_code) if knowledge is not None and net.uses_users else ()
+        llm = {} if knowledge is None else llm_of(config, knowledge)
+        return write(config, net, data, encoded, llm, card, at)
+
+    settings, inputs = config.model_dump(include={"model"}), {"train": model.output.folder.name}
+    return storage.publish(folder(config, model.output), "export", config.seed, settings, inputs, build)
+
+
+def check_servable(config: Config) -> None:
+    """Raise a ConfigError if the model is a control, which nobody would serve."""
+    if config.model.control != "none":
+        raise ConfigError(f"model.control = '{config.model.control}': wrong vectors are for measuring, not for serving")
+
+
+def llm_of(config: Config, knowledge: StageOutput) -> dict[str, str]:
+    """What decides whether two extractions' vectors mean the same to a net."""
+    e = config.extract
+    found = {
+        "model": masked(e.model),
+        "revision": knowledge.manifest.inputs["revision"],
+        "pooling": e.pooling,
+        "dtype": e.dtype,
+    }
+    if e.reads == "items":  # their principal components are those of one extraction
+        return found | {"items": knowledge.manifest.fingerprint}
+    return found | {"template": storage.digest(templates.template("user", e.user_template).template)}
+
+
+def folder(config: Config, model: StageOutput) -> UPath:
+    """Where this config's bundle lies, or will."""
+    name = storage.digest_of([VERSION, config.name, model.folder.name, model.checksum(WEIGHTS)])
+    return storage.path(config.root) / "export" / name[:12]
+
+
+def _card(config: Config, model: StageOutput, knowledge: StageOutput | None) -> str:
+    info = model.manifest.info
+    llm = "none"
+    if knowledge is not None:
+        asked = knowledge.manifest.inputs
+        revision = markdown(asked["revision"])
+        llm = f"{markdown(asked['model'], 200)} (revision {revision}), pooling {config.extract.pooling}"
+    return _CARD.format(
+        name=config.name,
+        knowing="" if knowledge is None else " with LLM knowledge",
+        backbone=shortened(config.model.backbone).replace("`", ""),
+        variant=config.model.variant,
+        seed=config.seed,
+        parameters=info["parameters"],
+        rows=model.manifest.rows,
+        epochs=info["epochs"],
+        metrics=popularity.phrase(info["metrics"]["overall"]),
+        baselines="; ".join(f"{name}: {popularity.phrase(one)}" for name, one in info["baselines"].items()),
+        warnings="".join(f"- **Warning**: {line}.\n" for line in info["warnings"]),
+        best=info["best_epoch"],
+        by="AUC" if info["metrics"]["overall"]["auc"] is not None else "logloss",
+        llm=llm,
+        version=model.manifest.libraries.get("llm4msr", ""),
+    )

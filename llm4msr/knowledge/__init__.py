@@ -1,0 +1,1 @@
+"""From prompts to stored vectors: the frozen LLM is asked once, offline."""

@@ -1,0 +1,66 @@
+"""The frozen LLM behind one protocol, run by vLLM or by transformers."""
+
+import importlib.util
+from pathlib import Path
+
+from llm4msr.config import ExtractConfig
+from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
+from llm4msr.knowledge.engines import models, soundness
+from llm4msr.knowledge.engines.base import Engine, Pooling, Task
+from llm4msr.knowledge.engines.tokens import PromptTokenizer
+
+
+def engine_name(config: ExtractConfig) -> str:
+    """`auto` is vLLM where it is installed, else transformers."""
+    if config.engine != "auto":
+        return config.engine
+    return "vllm" if importlib.util.find_spec("vllm") else "transformers"
+
+
+def open_engine(config: ExtractConfig, task: Task = "vectors") -> Engine:
+    """Load the configured model with the configured engine, ready for this task.
+
+    Raises:
+        ConfigError: a setting is not the engine's, or prompts may be longer than the model can read.
+        MissingExtraError: the engine's package is not installed.
+        StorageError: the model cannot be found or loaded.
+    """
+    name, folder = engine_name(config), models.resolve(config.model)
+    if name == "transformers" and (config.tensor_parallel > 1 or config.quantization):
+        raise ConfigError(
+            "extract.tensor_parallel and extract.quantization are vLLM's; the engine here is transformers: "
+            "install vLLM (extra gpu or cpu) or leave them out"
+        )
+    soundness.check_model(folder)
+    soundness.check_positions(config, folder)
+    try:
+        return _load(config, name, folder, task)
+    except LLM4MSRError:
+        raise
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [""])[0][:300]
+        raise StorageError(
+            f"{folder}: {name} cannot load this model ({type(error).__name__}: {why}); "
+            "check its files, the memory of this machine, and extract.dtype"
+        ) from error
+
+
+def _load(config: ExtractConfig, name: str, folder: Path, task: Task) -> Engine:
+    pooling: Pooling = "mean" if config.pooling == "mean" else "last"
+    if name == "vllm":
+        from llm4msr.knowledge.engines.vllm import VllmEngine
+
+        spread = (config.tensor_parallel, config.quantization)
+        return VllmEngine(folder, pooling, config.dtype, soundness.tokens_needed(config), task, *spread)
+    from llm4msr.knowledge.engines.transformers import TransformersEngine
+
+    return TransformersEngine(folder, pooling, config.dtype)
+
+
+def open_tokenizer(config: ExtractConfig) -> PromptTokenizer:
+    """The configured model's tokenizer, without its weights."""
+    room = config.answer_tokens if config.pooling == "answer" else 0
+    return PromptTokenizer(models.resolve(config.model), config.max_prompt_tokens + room)
+
+
+__all__ = ["Engine", "PromptTokenizer", "Task", "engine_name", "models", "open_engine", "open_tokenizer"]

@@ -1,0 +1,133 @@
+"""Whether a model's folder can be loaded, told before any engine starts: one message that names the file."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import safetensors
+
+from llm4msr.config import ExtractConfig
+from llm4msr.errors import ConfigError, StorageError
+from llm4msr.knowledge.engines import models
+
+_POINTER = b"version https://git-lfs"
+_WEIGHTS = {".safetensors", ".bin", ".gguf", ".pt"}
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+
+
+def check_model(folder: Path) -> None:
+    """Look at each file that an engine will read.
+
+    Raises:
+        StorageError: one is missing, cut off, or only a pointer to the file.
+    """
+    there = models.files(folder)
+    if not (folder / "config.json").exists():
+        raise StorageError(f"{folder}: no config.json; give a folder in Hugging Face's layout")
+    for file in there:
+        if _begins(file, _POINTER):
+            raise StorageError(f"{file}: a git-lfs pointer, not the file itself; run `git lfs pull` in its folder")
+    for file in there:
+        if file.suffix == ".json" and file.parent == folder:
+            _json(file)
+    if not any((folder / name).exists() for name in _VOCABULARIES) and not list(folder.glob("*.tiktoken")):
+        raise StorageError(f"{folder}: no tokenizer; copy the model's tokenizer.json or tokenizer.model there")
+    weights = [file.name for file in there if file.suffix in _WEIGHTS and file.parent == folder]
+    if not weights:
+        raise StorageError(f"{folder}: no weights; copy the model's *.safetensors there")
+    if missing := sorted(_wanted(folder, weights) - set(weights)):
+        raise StorageError(f"{folder / missing[0]}: missing; the model's weights lie in {len(missing)} file(s) more")
+    for name in weights:
+        if name.endswith(".safetensors"):
+            _shapes(folder / name)
+
+
+def parameters(folder: Path) -> int:
+    """How many weights the model has, from the headers of its safetensors files; 0 without any.
+
+    Raises:
+        StorageError: one of them is no safetensors file.
+    """
+    return sum(math.prod(shape) for file in folder.glob("*.safetensors") for shape in _shapes(file))
+
+
+def positions(folder: Path) -> int:
+    """How many tokens the model can read, as its config.json says; 0 if it does not."""
+    about = _json(folder / "config.json")
+    for place in (about, about.get("text_config") or {}):
+        for key in _POSITIONS:
+            if isinstance(place, dict) and isinstance(place.get(key), int) and place[key] > 0:
+                return int(place[key])
+    return 0
+
+
+def tokens_needed(config: ExtractConfig) -> int:
+    """The longest that an engine reads and writes of one row."""
+    writes = config.answers != "none" or config.pooling == "answer"
+    return config.max_prompt_tokens + (config.answer_tokens if writes else 0)
+
+
+def check_positions(config: ExtractConfig, folder: Path) -> None:
+    """Compare the config's longest prompt with the model's positions.
+
+    Raises:
+        ConfigError: the prompts and answers that the config allows are longer than the model can read.
+    """
+    most, needed = positions(folder), tokens_needed(config)
+    if not most or needed <= most:
+        return
+    answers = needed - config.max_prompt_tokens
+    beside = f" and extract.answer_tokens = {answers}" if answers else ""
+    if most - answers >= 16:
+        remedy = f"set extract.max_prompt_tokens to {most - answers} or less"
+    else:
+        remedy = f"set extract.answer_tokens to {max(most // 4, 1)} and extract.max_prompt_tokens to {most - most // 4}"
+    raise ConfigError(
+        f"extract.max_prompt_tokens = {config.max_prompt_tokens}{beside}: "
+        f"{config.model} reads {most} tokens at most; {remedy}"
+    )
+
+
+def _begins(file: Path, start: bytes) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(start)) == start
+    except OSError as error:
+        raise StorageError(f"{file}: cannot be read ({error})") from None
+
+
+def _json(file: Path) -> Any:
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise StorageError(f"{file}: not JSON ({error}); copy the model again") from None
+    if file.name == "config.json" and not isinstance(found, dict):
+        raise StorageError(f"{file}: not a model's configuration; copy the model again")
+    return found
+
+
+def _wanted(folder: Path, weights: list[str]) -> set[str]:
+    """Names of the weight files that an index lists, or that numbered names imply."""
+    wanted: set[str] = set()
+    for name in weights:
+        if numbered := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\..+)", name):
+            wanted |= {f"{numbered[1]}-{at:05d}-of-{numbered[2]}{numbered[3]}" for at in range(1, int(numbered[2]) + 1)}
+    file = folder / "model.safetensors.index.json"
+    if file.exists():
+        places = _json(file).get("weight_map") if isinstance(_json(file), dict) else None
+        if not isinstance(places, dict):
+            raise StorageError(f"{file}: no weight_map; copy the model again")
+        wanted |= {str(name) for name in places.values()}
+    return wanted
+
+
+def _shapes(file: Path) -> list[list[int]]:
+    """Of the tensors in a safetensors file; its header is compared with the file's length on the way."""
+    try:
+        with safetensors.safe_open(file, "np") as tensors:
+            return [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise StorageError(f"{file}: not whole safetensors ({error}); copy the model again") from None

@@ -1,0 +1,118 @@
+"""The fast engine: vLLM, on a GPU or with its CPU build. The only module that imports vLLM."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llm4msr.errors import MissingExtraError
+from llm4msr.knowledge.engines import models
+from llm4msr.knowledge.engines.base import REPETITION_PENALTY, Pooling, Task
+
+# The engine runs inside our actor's process: Ray already isolates it, and start-up is four times shorter.
+# Threads follow OMP_NUM_THREADS, which Ray sets from the actor's CPUs.
+for _name, _value in {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+PREFIX_BLOCK = 32
+"""Tokens per block of the prefix cache: small blocks share more of the instruction."""
+
+
+class VllmEngine:
+    """An `Engine`. vLLM either pools or generates: the other task loads the model anew."""
+
+    def __init__(
+        self,
+        folder: Path,
+        pooling: Pooling,
+        dtype: str,
+        max_tokens: int,
+        task: Task,
+        tensor_parallel: int = 1,
+        quantization: str = "",
+    ):
+        try:
+            import vllm
+            import vllm.config.pooler
+        except ImportError as error:
+            raise MissingExtraError(
+                f"engine 'vllm': {error}; install it with `pip install 'llm4msr[gpu]'` (or [cpu], see the README), "
+                "or use extract.engine = 'transformers'"
+            ) from None
+        self._vllm: Any = vllm
+        self._folder, self._pooling, self._dtype, self._max_tokens = folder, pooling, dtype, max_tokens
+        self._weights = {"tensor_parallel_size": tensor_parallel, "quantization": quantization or None}
+        self.cached_tokens = 0
+        self._runner: str = ""
+        self._llm: Any = None
+        self._engine("generate" if task == "answers" else "pooling")
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden state."""
+        return int(self._engine("pooling").model_config.get_hidden_size())
+
+    def vectors(self, tokens: Sequence[list[int]]) -> npt.NDArray[np.float32]:
+        """Pooled hidden states, float32 [N, D]; the prompts' common prefix is computed once.
+
+        What earlier calls left in the prefix cache is dropped, so that the last bits of a shard's vectors do not
+        depend on which shards this actor had before.
+        """
+        engine = self._engine("pooling")
+        engine.reset_prefix_cache()
+        outputs = engine.embed([{"prompt_token_ids": ids} for ids in tokens], use_tqdm=False)
+        self.cached_tokens = sum(output.num_cached_tokens for output in outputs)
+        return np.asarray([output.outputs.embedding for output in outputs], dtype=np.float32)
+
+    def answers(
+        self, tokens: Sequence[list[int]], max_tokens: int, schemas: Sequence[dict[str, Any]] | None = None
+    ) -> list[str]:
+        """Greedy answers."""
+        prompts = [{"prompt_token_ids": ids} for ids in tokens]
+        if schemas is None:
+            params: Any = self._greedy(max_tokens)
+        else:
+            held = self._vllm.sampling_params.StructuredOutputsParams
+            params = [self._greedy(max_tokens, structured_outputs=held(json=schema)) for schema in schemas]
+        outputs = self._engine("generate").generate(prompts, params, use_tqdm=False)
+        self.cached_tokens = sum(output.num_cached_tokens or 0 for output in outputs)
+        return [output.outputs[0].text.strip() for output in outputs]
+
+    def _greedy(self, max_tokens: int, **more: Any) -> Any:
+        return self._vllm.SamplingParams(
+            temperature=0.0, max_tokens=max_tokens, repetition_penalty=REPETITION_PENALTY, **more
+        )
+
+    def _engine(self, runner: str) -> Any:
+        if runner != self._runner:
+            self._llm = None  # let the other instance's memory go first
+            settings: dict[str, Any] = {}
+            if runner == "pooling":
+                kind = {"last": "LAST", "mean": "MEAN"}[self._pooling]
+                pooler = self._vllm.config.pooler.PoolerConfig(seq_pooling_type=kind, use_activation=False)
+                settings = {"convert": "embed", "pooler_config": pooler}
+            else:  # blanks without end would be valid JSON too
+                settings = {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
+            with models.quiet():
+                self._llm = self._vllm.LLM(
+                    str(self._folder),
+                    runner=runner,
+                    dtype=self._dtype,
+                    max_model_len=self._max_tokens,
+                    enforce_eager=True,
+                    enable_prefix_caching=self._pooling == "last",
+                    block_size=PREFIX_BLOCK,
+                    **self._weights,
+                    **settings,
+                )
+            self._runner = runner
+        return self._llm

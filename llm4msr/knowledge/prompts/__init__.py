@@ -1,0 +1,1 @@
+"""The templates of prompts, and prompts from prepared data."""

@@ -1,0 +1,110 @@
+"""Rows of the prepared tables rendered with the templates."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from upath import UPath
+
+from llm4msr import schema, storage
+from llm4msr.config import Config
+from llm4msr.data.catalogue import item_fields
+from llm4msr.data.scenario_table import MAX_SHARED
+from llm4msr.knowledge.prompts import templates
+from llm4msr.storage import StageOutput
+
+_PROMPTS = pa.schema([("id", pa.int64()), ("raw_id", pa.string()), ("prompt", pa.string())])
+
+
+def windows(config: Config, users: int, items: int, rows: int) -> list[dict[str, Any]]:
+    """What the LLM reads: the scenarios, then ranges of `rows` of the most active users, or of all items."""
+    e = config.extract
+    if e.reads == "items":
+        ranges = _ranges("items", items, rows) if e.item_vectors == "llm" else []
+    else:
+        ranges = _ranges("users", users_to_read(config, users), rows)
+    return [{"kind": "scenarios", "start": 0, "stop": 0}, *ranges]
+
+
+def users_to_read(config: Config, users: int) -> int:
+    """How many of the prepared users get knowledge; they are the first."""
+    return min(users, config.extract.max_users or users)
+
+
+def user_windows(config: Config, users: int) -> list[dict[str, Any]]:
+    """Ranges of `rows_per_shard` of the users that get knowledge."""
+    return _ranges("users", users_to_read(config, users), config.extract.rows_per_shard)
+
+
+def window_name(window: Mapping[str, Any]) -> str:
+    """Its file."""
+    return f"{window['kind']}-{window['start']:09d}.parquet"
+
+
+def _ranges(kind: str, count: int, rows: int) -> list[dict[str, Any]]:
+    return [{"kind": kind, "start": at, "stop": min(at + rows, count)} for at in range(0, count, rows)]
+
+
+def render(window: Mapping[str, Any], config: Config, data: StageOutput, scenarios: UPath) -> pa.Table:
+    """id, raw_id and prompt of a window's rows, read from the prepared `data` or the file of `scenarios`."""
+    if window["kind"] == "scenarios":
+        return scenario_prompts(storage.read_table(scenarios), config)
+    if window["kind"] == "items":
+        rows = slice_rows(data, "items.parquet", window["start"] + 1, window["stop"] + 1)  # row 0: the unknown item
+        return item_prompts(rows, item_fields(data), config)
+    return user_prompts(slice_rows(data, "histories.parquet", window["start"], window["stop"]), config)
+
+
+def scenario_prompts(scenarios: pa.Table, config: Config) -> pa.Table:
+    """id, raw_id and prompt of each scenario in a table of `schema.SCENARIOS`."""
+    instruction = templates.template("scenario", config.extract.scenario_template)
+    rows = [row for row in scenarios.to_pylist() if row["scenario"]]
+    names = [row["scenario_id"] for row in rows]
+    most = config.extract.max_prompt_tokens
+    texts = [templates.scenario_prompt(instruction, row, _named(row, names), most) for row in rows]
+    return _prompts([row["scenario"] for row in rows], names, texts)
+
+
+def _named(row: Mapping[str, Any], names: list[str]) -> list[str]:
+    """All scenarios as a row's statistics have them: one that came since then, with few users, changes no prompt."""
+    others = [other["scenario_id"] for other in row["shared_users"]]
+    return sorted([row["scenario_id"], *others]) if len(others) < MAX_SHARED else names
+
+
+def user_prompts(histories: pa.Table, config: Config) -> pa.Table:
+    """id, raw_id and prompt of each user in a table of `schema.HISTORIES`."""
+    e = config.extract
+    instruction = templates.template("user", e.user_template)
+    texts = templates.user_prompts(instruction, histories["history"].combine_chunks(), e.titles_per_scenario)
+    return _prompts(histories["user"], histories["user_id"], texts)
+
+
+def item_prompts(items: pa.Table, fields: dict[str, list[str]], config: Config) -> pa.Table:
+    """id, raw_id and prompt of each item; `fields` are the vocabularies of its features."""
+    instruction = templates.template("item", config.extract.item_template)
+    shown = schema.category_field(items, fields)
+    numbers = items[f"f:{shown}"].to_pylist() if shown else [[]] * len(items)
+    words = [[fields[shown][number - 1] for number in row] if shown else [] for row in numbers]
+    texts = map(partial(templates.item_prompt, instruction), items["title"].to_pylist(), words)
+    return _prompts(items["item"], items["item_id"], list(texts))
+
+
+def _prompts(ids: Any, raw_ids: Any, texts: Any) -> pa.Table:
+    return pa.table({"id": ids, "raw_id": raw_ids, "prompt": texts}).cast(_PROMPTS)
+
+
+def items_to_read(items: pa.Table) -> int:
+    """How many items stand in training rows; they are the first."""
+    return int((items["f:item_id"].to_numpy() > 0).sum())
+
+
+def slice_rows(data: StageOutput, name: str, start: int, stop: int) -> pa.Table:
+    """Rows [start, stop) of a Parquet file of an output, decoding only the row groups that hold them."""
+    with data.parquet(name) as parquet:
+        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        ends = np.cumsum(sizes)
+        groups = [i for i in range(len(sizes)) if ends[i] > start and ends[i] - sizes[i] < stop]
+        first = int(ends[groups[0]]) - sizes[groups[0]]
+        return parquet.read_row_groups(groups).slice(start - first, stop - start)

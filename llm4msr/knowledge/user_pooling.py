@@ -1,0 +1,132 @@
+"""Ray Data over shards of users whose vectors are pooled from those of the items they met; no LLM here.
+
+`pooled/users-*` are rows of the knowledge store, from whole histories. With `extract.point_in_time`, `pooled/past-*`
+have a row for each row of `seen`, in its order: what was known of its user before it.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from upath import UPath
+
+from llm4msr import ray_session, schema, storage
+from llm4msr.config import Config
+from llm4msr.errors import StorageError
+from llm4msr.knowledge import index, pooling, store
+from llm4msr.knowledge.forget import forgotten
+from llm4msr.knowledge.prompts import templates
+from llm4msr.knowledge.prompts.render import slice_rows, user_windows, window_name
+from llm4msr.progress import track
+from llm4msr.storage import Part, StageOutput
+
+
+def pool_users(config: Config, data: StageOutput, folder: UPath, items: int, parts: list[str]) -> dict[str, Part]:
+    """Write the pools of the items' vectors, which lie in `parts`; gives back what was written.
+
+    Raises:
+        StorageError: no item has a vector.
+    """
+    import ray
+
+    ray_session.connect()
+    shared = ray.put(_item_vectors(config, folder, items, parts))
+    counts = data.table("histories.parquet", ["interactions"])["interactions"].to_numpy()
+    ends = np.cumsum(counts)
+    todo = user_windows(config, len(counts))
+    for shard in todo:  # where the users' rows lie in `seen`
+        shard |= {"first": int(ends[shard["start"]] - counts[shard["start"]]), "last": int(ends[shard["stop"] - 1])}
+    done: dict[str, Part] = {}
+    settled = {"config": config, "data": data, "folder_uri": str(folder), "shared": shared}
+    with track("pool", todo[-1]["stop"]) as progress:
+        for result in ray_session.each(_pool_window, todo, **settled):
+            done[result["file"]] = Part.model_validate(result)
+            if result["file"].startswith("pooled/users"):
+                progress.advance(result["rows"])
+    return done
+
+
+def _item_vectors(config: Config, folder: UPath, items: int, parts: list[str]) -> tuple[pooling.Floats, pooling.Mask]:
+    """float32 [items + 1, D], whitened (or random numbers, for the control), and which items have one."""
+    dim = config.extract.pool_dim
+    if config.extract.item_vectors == "random":
+        known_I = np.arange(items + 1) > 0
+        return np.random.default_rng(4711).standard_normal((items + 1, dim), np.float32), known_I
+    table = pa.concat_tables(index.read(part, ["id", "error", "vector"]) for part in parts)
+    good = store.good_rows(table)
+    if not good.any():
+        raise StorageError(f"{folder / 'vectors'}: no item has a vector; look at the errors in its shards")
+    vectors = store.vectors_of(table)
+    known_I = np.zeros(items + 1, bool)
+    ids = table["id"].to_numpy()[good]
+    known_I[ids] = True
+    white = pooling.whiten(vectors[good], dim)
+    vectors_ID = np.zeros((items + 1, white.shape[1]), np.float32)
+    vectors_ID[ids] = white
+    return vectors_ID, known_I
+
+
+def _pool_window(batch: pa.Table, config: Config, data: StageOutput, folder_uri: str, shared: Any) -> pa.Table:
+    """One window's users, pooled and written; gives back the files and what was noted of them."""
+    import ray
+
+    (window,) = batch.to_pylist()
+    folder = storage.path(folder_uri)
+    items = ray.get(shared)
+    users = slice_rows(data, "histories.parquet", window["start"], window["stop"])
+    seen = slice_rows(data, "seen.parquet", window["first"], window["last"])
+    gone_N = pc.is_in(users["user_id"], value_set=forgotten(config))
+    wanted = {"users": pooled_rows(users, seen, *items).filter(pc.invert(gone_N))}
+    if config.extract.point_in_time:
+        wanted["past"] = past_rows(users, seen, gone_N.to_numpy(zero_copy_only=False), *items)
+    files = {f"pooled/{window_name(window | {'kind': kind})}": rows for kind, rows in wanted.items()}
+    written = [{"file": name} | storage.write_table(folder / name, rows).model_dump() for name, rows in files.items()]
+    return pa.Table.from_pylist(written)
+
+
+def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: pooling.Floats, known_I: pooling.Mask) -> pa.Table:
+    """Rows of the knowledge store for these users; who met no item with a vector is an error row."""
+    last_N = np.cumsum(users["interactions"].to_numpy())
+    vectors_NZ, known_N = _pools(seen, vectors_ID, known_I, last_N - users["interactions"].to_numpy(), last_N)
+    blank = pa.array([""] * len(users))
+    columns = {
+        "id": users["user"],
+        "raw_id": users["user_id"],
+        "fingerprint": pa.array([templates.fingerprint("pooled", vector.tobytes().hex()) for vector in vectors_NZ]),
+        "prompt": blank,
+        "answer": blank,
+        "tokens": pa.array(np.zeros(len(users), np.int64)),
+        "error": pa.array(["" if known else "no item with a vector" for known in known_N]),
+        "vector": _column(vectors_NZ),
+    }
+    layout = schema.knowledge(vectors_NZ.shape[1])
+    return schema.check(pa.table(columns).select(layout.names), layout, "pooled")
+
+
+def past_rows(
+    users: pa.Table, seen: pa.Table, gone_N: pooling.Mask, vectors_ID: pooling.Floats, known_I: pooling.Mask
+) -> pa.Table:
+    """`schema.past` of these users' rows: pools of the rows before each; nothing is known of who is gone."""
+    counts_N = users["interactions"].to_numpy()
+    first_R = np.repeat(np.cumsum(counts_N) - counts_N, counts_N)
+    vectors_RZ, known_R = _pools(seen, vectors_ID, known_I, first_R, first_R + seen["before"].to_numpy())
+    known_R &= ~np.repeat(gone_N, counts_N)
+    vectors_RZ[~known_R] = 0
+    columns = {"user": seen["user"], "known": pa.array(known_R), "vector": _column(vectors_RZ)}
+    return schema.check(pa.table(columns), schema.past(vectors_RZ.shape[1]), "past")
+
+
+def _pools(
+    seen: pa.Table, vectors_ID: pooling.Floats, known_I: pooling.Mask, first_N: pooling.Ints, last_N: pooling.Ints
+) -> tuple[npt.NDArray[np.float16], pooling.Mask]:
+    """Pools [N, 2 D] of ranges of rows, and in which of them there is an item with a vector."""
+    item_R, liked_R = seen["item"].to_numpy(), seen["label"].to_numpy() > 0.5
+    pooled_NZ = pooling.pool(vectors_ID[item_R], liked_R, known_I[item_R], first_N, last_N).astype(np.float16)
+    known_R = np.r_[0, np.cumsum(known_I[item_R])]
+    return pooled_NZ, known_R[last_N] > known_R[first_N]
+
+
+def _column(vectors_NZ: npt.NDArray[np.float16]) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_NZ.reshape(-1)), vectors_NZ.shape[1])

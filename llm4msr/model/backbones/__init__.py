@@ -1,0 +1,79 @@
+"""The multi-scenario rankers that knowledge is added to: one short file each, or a class of your own.
+
+`model.backbone` is a name of `BACKBONES` or the import path of a class, `package.module:Class`. The class is a
+`torch.nn.Module` made as `Class(width, scenarios, config)`, and `forward(x_BD, scenario_B)` gives logits [B]. Use
+every parameter in every step, whatever scenarios a batch has: training on several workers needs it.
+"""
+
+import difflib
+import importlib
+
+from torch import nn
+
+from llm4msr.config.model import ModelConfig, check_backbone
+from llm4msr.errors import ConfigError
+from llm4msr.model.backbones.adasparse import AdaSparse
+from llm4msr.model.backbones.aitm import AITM
+from llm4msr.model.backbones.epnet import EPNet
+from llm4msr.model.backbones.hamur import Hamur
+from llm4msr.model.backbones.m3oe import M3oE
+from llm4msr.model.backbones.mmoe import MMoE
+from llm4msr.model.backbones.omoe import OMoE
+from llm4msr.model.backbones.ple import PLE
+from llm4msr.model.backbones.ppnet import PPNet
+from llm4msr.model.backbones.sarnet import SarNet
+from llm4msr.model.backbones.shared_bottom import SharedBottom
+from llm4msr.model.backbones.single import Single
+from llm4msr.model.backbones.star import Star
+
+BACKBONES: dict[str, type[nn.Module]] = {
+    "single": Single,
+    "shared_bottom": SharedBottom,
+    "omoe": OMoE,
+    "mmoe": MMoE,
+    "ple": PLE,
+    "aitm": AITM,
+    "star": Star,
+    "epnet": EPNet,
+    "ppnet": PPNet,
+    "m3oe": M3oE,
+    "hamur": Hamur,
+    "sarnet": SarNet,
+    "adasparse": AdaSparse,
+}
+
+
+def build(width: int, scenarios: int, config: ModelConfig) -> nn.Module:
+    """The configured backbone for rows of `width` numbers; `scenarios` counts the unknown one too."""
+    return find(config.backbone)(width, scenarios, config)
+
+
+def find(backbone: str) -> type[nn.Module]:
+    """The class that `model.backbone` names.
+
+    Raises:
+        ConfigError: no such backbone, or no such class at an import path.
+    """
+    where = f"model.backbone = {backbone!r}"
+    if backbone in BACKBONES:
+        return BACKBONES[backbone]
+    try:
+        module_name, _, name = check_backbone(backbone).partition(":")
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        hint = "install its package, or put the folder that holds it on PYTHONPATH"
+        raise ConfigError(f"{where}: cannot import '{module_name}' ({error}); {hint}") from error
+    found = getattr(module, name, None)
+    if found is None:
+        near = difflib.get_close_matches(name, vars(module), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "name a class that the module defines"
+        raise ConfigError(f"{where}: '{module_name}' has no '{name}'; {hint}")
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ConfigError(f"{where}: '{name}' is no torch.nn.Module; derive your class from it")
+    return found
+
+
+__all__ = ["BACKBONES", "build", "find"]

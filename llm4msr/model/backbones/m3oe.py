@@ -1,0 +1,38 @@
+"""M3oE (Zhang et al., SIGIR 2024, https://doi.org/10.1145/3626772.3657686): shared experts and the scenario's own
+expert on top of a star layer, fused by learned weights.
+
+Ours: one task, so no task experts. A row passes its own scenario's expert alone, so there is no weight between
+that one and the other scenarios' mean; what scenarios have in common is left to the shared experts. The fusing
+weight, one for each scenario, is trained with all else, not searched on validation rows. No layer norms.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from llm4msr.config.model import ModelConfig
+from llm4msr.model.backbones.base import RowGroups, mix, mlp, tower
+from llm4msr.model.backbones.star import StarLayer
+
+
+class M3oE(nn.Module):
+    """See the module."""
+
+    def __init__(self, width: int, scenarios: int, config: ModelConfig):
+        super().__init__()
+        first, out = config.hidden[0], config.hidden[-1]
+        self.star = StarLayer(width, first, scenarios)
+        self.after_star = mlp(first, config.hidden[1:] or [out], config.dropout)
+        self.beside_star = mlp(width, [out], config.dropout)
+        self.shared = nn.ModuleList(mlp(out, [out], config.dropout) for _ in range(config.experts))
+        self.gates = nn.ModuleList(nn.Linear(out, config.experts) for _ in range(scenarios))
+        self.own = nn.ModuleList(mlp(out, [out], config.dropout) for _ in range(scenarios))
+        self.balance_S = nn.Parameter(torch.zeros(scenarios))
+        self.towers = nn.ModuleList(tower(out, [config.tower], config.dropout) for _ in range(scenarios))
+
+    def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
+        """Logits [B]."""
+        rows = RowGroups(scenario_B, len(self.towers))
+        hidden_BH = self.after_star(rows.through(self.star.of_each_scenario(), x_BD)) + self.beside_star(x_BD)
+        shared_BH = mix(rows.through(self.gates, hidden_BH), [expert(hidden_BH) for expert in self.shared])
+        weight_B1 = torch.sigmoid(self.balance_S)[scenario_B, None]
+        return rows.through(self.towers, shared_BH + weight_B1 * rows.through(self.own, hidden_BH))[:, 0]

@@ -1,0 +1,23 @@
+"""OMoE, the one-gate mixture that MMoE is measured against (Ma et al., KDD 2018,
+https://doi.org/10.1145/3219819.3220007): experts, mixed by one gate for all scenarios, a tower for each.
+"""
+
+from torch import Tensor, nn
+
+from llm4msr.config.model import ModelConfig
+from llm4msr.model.backbones.base import RowGroups, mix, mlp, tower
+
+
+class OMoE(nn.Module):
+    """See the module."""
+
+    def __init__(self, width: int, scenarios: int, config: ModelConfig):
+        super().__init__()
+        self.experts = nn.ModuleList(mlp(width, config.hidden, config.dropout) for _ in range(config.experts))
+        self.gate = nn.Linear(width, config.experts)
+        self.towers = nn.ModuleList(tower(config.hidden[-1], [config.tower], config.dropout) for _ in range(scenarios))
+
+    def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
+        """Logits [B]."""
+        mixed_BH = mix(self.gate(x_BD), [expert(x_BD) for expert in self.experts])
+        return RowGroups(scenario_B, len(self.towers)).through(self.towers, mixed_BH)[:, 0]

@@ -1,0 +1,37 @@
+"""PPNet of PEPNet (Chang et al., KDD 2023, https://doi.org/10.1145/3580305.3599884): what a row says of its user and
+item scales the hidden layers of a tower.
+
+Ours: the towers are scenarios, the paper's are tasks. The gates read all features, the ids of user and item among
+them, and train none; the paper's train the ids through a second path. All towers share the gates, which see the
+scenario as a feature. EPNet, the paper's other half, is a backbone of its own here.
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from llm4msr.config.model import ModelConfig
+from llm4msr.model.backbones.base import Dropout, GateUnit, RowGroups
+
+
+class PPNet(nn.Module):
+    """See the module."""
+
+    def __init__(self, width: int, scenarios: int, config: ModelConfig):
+        super().__init__()
+        widths = [width, *config.hidden, config.tower]
+        self.gates = nn.ModuleList(GateUnit(width, config.hidden[-1], out) for out in widths[1:])
+        self.layers = nn.ModuleList(
+            nn.ModuleList(nn.Linear(a, b) for _ in range(scenarios)) for a, b in pairwise(widths)
+        )
+        self.last = nn.ModuleList(nn.Linear(config.tower, 1) for _ in range(scenarios))
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
+        """Logits [B]."""
+        rows, prior_BD = RowGroups(scenario_B, len(self.last)), x_BD.detach()
+        for layers, gate in zip(self.layers, self.gates, strict=True):
+            assert isinstance(layers, nn.ModuleList)
+            x_BD = self.dropout(torch.relu(rows.through(layers, x_BD)) * gate(prior_BD))
+        return rows.through(self.last, x_BD)[:, 0]

@@ -1,0 +1,79 @@
+"""STAR (Sheng et al., CIKM 2021, https://doi.org/10.1145/3459637.3481941): shared weights times each scenario's own.
+
+Ours: the partitioned normalisation works on a row's features (layer norm), not on the batch's statistics, so
+that a row scores the same alone and in any batch; and the last layer has no activation.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llm4msr.config.model import ModelConfig
+from llm4msr.model.backbones.base import Dropout, RowGroups, tower
+
+
+class StarLayer(nn.Module):
+    """`(W * W_s) x + b + b_s`; the scenarios' own parts start as the identity of each operation."""
+
+    def __init__(self, width: int, out: int, scenarios: int):
+        super().__init__()
+        self.shared = nn.Linear(width, out)
+        self.weight_SOD = nn.Parameter(torch.ones(scenarios, out, width))
+        self.bias_SO = nn.Parameter(torch.zeros(scenarios, out))
+
+    def forward(self, x_BD: Tensor, scenario: int) -> Tensor:
+        """[B, O] for rows of one scenario."""
+        weight_OD, bias_O = self.weight_SOD[scenario], self.bias_SO[scenario]
+        return F.linear(x_BD, self.shared.weight * weight_OD, self.shared.bias + bias_O)
+
+    def of_each_scenario(self) -> list[Callable[[Tensor], Tensor]]:
+        """Each scenario's [B, D] -> [B, O]; for training, which needs all of them, they are made in one product."""
+        if not torch.is_grad_enabled():
+            return [partial(self, scenario=s) for s in range(len(self.bias_SO))]
+        own = zip(self.shared.weight * self.weight_SOD, self.shared.bias + self.bias_SO, strict=True)
+        return [partial(F.linear, weight=weight_OD, bias=bias_O) for weight_OD, bias_O in own]
+
+
+class ScenarioNorm(nn.Module):
+    """A scenario's affine map of what the shared layer norm gives; the two maps are made one, which saves a pass."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.scale_D = nn.Parameter(torch.ones(width))
+        self.shift_D = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x_BD: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """[B, D]."""
+        scale_D, shift_D = norm.weight * self.scale_D, torch.addcmul(self.shift_D, norm.bias, self.scale_D)
+        return F.layer_norm(x_BD, norm.normalized_shape, scale_D, shift_D, norm.eps)
+
+
+class Star(nn.Module):
+    """See the module."""
+
+    def __init__(self, width: int, scenarios: int, config: ModelConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.norms = nn.ModuleList(ScenarioNorm(width) for _ in range(scenarios))
+        widths = [width, *config.hidden, config.tower]
+        self.layers = nn.ModuleList(StarLayer(a, b, scenarios) for a, b in pairwise(widths))
+        self.last = StarLayer(config.tower, 1, scenarios)
+        self.auxiliary = tower(width, [config.tower], config.dropout)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
+        """Logits [B]."""
+        layers = [layer.of_each_scenario() for layer in (*self.layers, self.last) if isinstance(layer, StarLayer)]
+        towers = [partial(self.tower, norm, own) for norm, *own in zip(self.norms, *layers, strict=True)]
+        return RowGroups(scenario_B, len(towers)).through(towers, x_BD)[:, 0]
+
+    def tower(self, norm: nn.Module, layers: Sequence[Callable[[Tensor], Tensor]], x_BD: Tensor) -> Tensor:
+        """Logits [B, 1] of one scenario's rows: the star's and the auxiliary network's, which is shared, added."""
+        x_BD = hidden_BH = norm(x_BD, self.norm)
+        for layer in layers[:-1]:
+            hidden_BH = self.dropout(torch.relu(layer(hidden_BH)))
+        return layers[-1](hidden_BH) + self.auxiliary(x_BD)

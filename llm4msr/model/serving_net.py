@@ -1,0 +1,99 @@
+"""The ranker's net as it serves: the scenarios' layers are plain ones, and a user is given by a code, not a vector.
+
+    slots -> x -> x' = x + user_meta(x, code) -> backbone(x', scenario) + scenario layer(x') -> logit
+
+Rows of several requests are scored together: a request's code counts once, and every product is over all rows.
+"""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llm4msr.config.model import ModelConfig
+from llm4msr.model import backbones
+from llm4msr.model.embedding import FeatureEmbedding, Field
+from llm4msr.model.meta import Generated, MetaStack, through_generated
+from llm4msr.model.net import Fusion, RankerNet, meta_shape
+
+
+class ServingNet(nn.Module):
+    """See the module. `of` makes it from a trained net; the constructor makes one to load saved weights into."""
+
+    default_K: Tensor
+
+    def __init__(self, fields: list[Field], scenarios: int, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = FeatureEmbedding(fields, config.embedding_dim)
+        width = self.embedding.width + (config.code_dim if config.knowledge == "feature" else 0)
+        self.backbone = backbones.build(width, scenarios, config)
+        if self.uses_users:
+            self.register_buffer("default_K", torch.zeros(config.code_dim))
+        if self._bottom:
+            self.user_meta = MetaStack(width, width, zero=config.meta_residual, **meta_shape(config))
+        if self._beside:
+            out = config.tower if config.fusion == "concat" else 1
+            widths = [width] * config.meta_layers + [out]
+            for i in range(config.meta_layers):
+                self.register_buffer(f"scenario_weight_{i}", torch.zeros(scenarios, widths[i + 1], widths[i]))
+                self.register_buffer(f"scenario_bias_{i}", torch.zeros(scenarios, widths[i + 1]))
+            self.fusion = Fusion(width, out, config)
+
+    @property
+    def uses_users(self) -> bool:
+        """Whether users' codes enter the scores."""
+        return self.config.knowledge in ("user", "both", "feature")
+
+    @property
+    def _bottom(self) -> bool:
+        return self.config.knowledge in ("user", "both")
+
+    @property
+    def _beside(self) -> bool:
+        return self.config.knowledge in ("scenario", "both")
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, net: RankerNet, fields: list[Field], scenarios: int, config: ModelConfig) -> Self:
+        """The trained net with its scenario level folded; scores are equal."""
+        made = cls(fields, scenarios, config)
+        weights = net.state_dict()
+        if made.uses_users:
+            weights["default_K"] = torch.tanh(net.user_code.default_K).half().float()
+        if made._beside:
+            known_S = torch.arange(scenarios) > 0
+            generated = net.scenario_meta.generate(net.scenario_code(net.scenarios_SZ, known_S))
+            for i, (weight_SOD, bias_SO) in enumerate(generated):
+                weights[f"scenario_weight_{i}"], weights[f"scenario_bias_{i}"] = weight_SOD, bias_SO
+            weights |= {k.removeprefix("scenario_meta."): v for k, v in weights.items() if ".fusion." in k}
+        made.load_state_dict({name: weights[name] for name in made.state_dict()})
+        return made.eval()
+
+    def forward(self, slots_BS: Tensor, scenario_B: Tensor, code_NK: Tensor, owner_B: Tensor) -> Tensor:
+        """Logits [B] of candidates of N requests, row i for the user whose code is `code_NK[owner_B[i]]`."""
+        x_BD = self.embedding(slots_BS)
+        if self.config.knowledge == "feature":
+            x_BD = torch.cat([x_BD, code_NK.index_select(0, owner_B)], dim=1)
+        if self._bottom:
+            x_BD = self._at_bottom(x_BD, code_NK, owner_B)
+        logits_B = self.backbone(x_BD, scenario_B)
+        return self.fusion(logits_B, x_BD, self._beside_backbone(x_BD, scenario_B)) if self._beside else logits_B
+
+    def _at_bottom(self, x_BD: Tensor, code_NK: Tensor, owner_B: Tensor) -> Tensor:
+        """One request's layer is generated; those of several share their products where the rank is low."""
+        alone = len(code_NK) == 1 or not self.config.meta_rank
+        layer = self.user_meta.grouped if alone else self.user_meta.shared
+        generated_BD = layer(x_BD, code_NK, owner_B)
+        return x_BD + generated_BD if self.config.meta_residual else F.silu(generated_BD)
+
+    def _beside_backbone(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
+        layers: Generated = [
+            (self.get_buffer(f"scenario_weight_{i}"), self.get_buffer(f"scenario_bias_{i}"))
+            for i in range(self.config.meta_layers)
+        ]
+        if len(layers) == 1 and layers[0][0].shape[1] == 1:  # one logit a scenario: take each row's from all of them
+            weight_SOD, bias_SO = layers[0]
+            return F.linear(x_BD, weight_SOD[:, 0], bias_SO[:, 0]).gather(1, scenario_B[:, None])
+        return through_generated(layers, x_BD, scenario_B)

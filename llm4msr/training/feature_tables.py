@@ -1,0 +1,69 @@
+"""TODO."""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from llm4msr.model.embedding import Field, starts
+from llm4msr.storage import StageOutput
+
+
+class FeatureTables:
+    """The numbers of every user's, item's and scenario's features: lookups instead of joins.
+
+    Args:
+        fields: in the order user, item, scenario, context.
+        users_US: int64, the slots of each user, row 0 for the unknown one.
+        items_IS: int64, the same for items.
+    """
+
+    def __init__(
+        self,
+        fields: list[Field],
+        users_US: npt.NDArray[np.int64],
+        items_IS: npt.NDArray[np.int64],
+        scenarios: int,
+    ):
+        self.fields, self.scenarios = fields, scenarios
+        self.users_US = torch.from_numpy(users_US + starts(fields, "user"))
+        self.items_IS = torch.from_numpy(items_IS + starts(fields, "item"))
+        self.scenario_start = int(starts(fields, "scenario")[0])
+        self.context_start = torch.from_numpy(starts(fields, "context"))
+
+    @classmethod
+    def open(cls, prepared: StageOutput) -> "FeatureTables":
+        """From the output of `prepare`."""
+        vocabularies: dict[str, dict[str, list[str]]] = prepared.json("fields.json")
+        fields: list[Field] = []
+        numbers = {}
+        for side in ("user", "item"):
+            table = prepared.table(f"{side}s.parquet")
+            columns = []
+            for name, values in vocabularies[side].items():
+                columns.append(_slots(table[f"f:{name}"]))
+                fields.append(Field(name, side, len(values) + 1, columns[-1].shape[1]))
+            numbers[side] = np.concatenate(columns, axis=1)
+        scenarios = prepared.table("scenarios.parquet", ["scenario"]).num_rows
+        fields.append(Field("scenario_id", "scenario", scenarios, 1))
+        fields += [Field(n, "context", len(v) + 1, 1) for n, v in vocabularies["context"].items()]
+        return cls(fields, numbers["user"], numbers["item"], scenarios)
+
+    def slots(self, user_B: Tensor, item_B: Tensor, scenario_B: Tensor, context_BC: Tensor) -> Tensor:
+        """int64 [B, S]: places of the rows' features in the embedding table."""
+        sides = [self.users_US.index_select(0, user_B), self.items_IS.index_select(0, item_B)]
+        own = [(scenario_B + self.scenario_start)[:, None], context_BC + self.context_start]
+        return torch.cat([*sides, *own], dim=1)
+
+
+def _slots(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """[N, slots] from a column of numbers, or of lists of numbers padded with 0."""
+    if not pa.types.is_list(column.type):
+        return np.asarray(column.to_numpy())[:, None]
+    lists = column.combine_chunks()
+    ends = lists.offsets.to_numpy()
+    lengths = np.diff(ends)
+    padded = np.zeros((len(lists), max(int(lengths.max(initial=0)), 1)), np.int64)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = lists.flatten().to_numpy()
+    return padded

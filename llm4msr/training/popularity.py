@@ -1,0 +1,149 @@
+"""What every model has to beat before anything is said of it: item popularity, and a constant.
+
+Popularity: an item's score in a scenario is the number of its positives there, of the training rows; items with equal
+numbers are ordered by their positives in all scenarios. So an item that nobody liked in training, or that is unknown,
+scores lowest, and all such tie. In scenario 0, which stands for those that the training rows lack, the positives of
+all scenarios count. The score is no probability, so popularity has no logloss.
+
+Constant: the share of positives of the scenario's training rows (in scenario 0: of all), whatever user and item are.
+It ranks nothing: its AUC is 0.5 wherever there are two classes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llm4msr.storage import StageOutput
+from llm4msr.text import number
+from llm4msr.training import metrics
+from llm4msr.training.metrics import Predictions
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Counts = tuple[Ints, Ints]
+"""Sorted keys, and how often each came."""
+
+POPULARITY, CONSTANT = "popularity", "constant"
+BASELINES = (CONSTANT, POPULARITY)
+_ITEMS = 1 << 40
+"""A key is scenario * _ITEMS + item."""
+_PENDING = 1 << 22
+"""Keys that wait to be added up: what is in memory is bounded by this and the pairs of scenario and item."""
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """Counts of the training rows; see the module. S scenarios with the unknown one as row 0, B rows."""
+
+    by_pair: Counts
+    by_item: Counts
+    rows_S: Ints
+    positives_S: Floats
+
+    @classmethod
+    def read(cls, prepared: StageOutput, scenarios: int) -> "Popularity":
+        """From prepared rows, a row group at a time; `scenarios` counts the unknown one."""
+        rows_S, positives_S = np.zeros(scenarios, np.int64), np.zeros(scenarios)
+        pending: list[Counts] = []
+        for scenario_B, item_B, label_B in _columns(prepared, "train", ["scenario", "item", "label"]):
+            rows_S += np.bincount(scenario_B, minlength=scenarios)
+            positives_S += np.bincount(scenario_B, label_B, minlength=scenarios)
+            liked_B = label_B > 0.5
+            pending.append(np.unique(scenario_B[liked_B] * _ITEMS + item_B[liked_B], return_counts=True))
+            if sum(len(keys) for keys, _ in pending) > _PENDING:
+                pending = [_added(pending)]
+        by_pair = _added(pending)
+        return cls(by_pair, _added([(by_pair[0] % _ITEMS, by_pair[1])]), rows_S, positives_S)
+
+    def scores(self, scenario_B: Ints, item_B: Ints) -> Floats:
+        """float64 [B]: what popularity ranks by."""
+        everywhere_B = _looked_up(self.by_item, item_B)
+        here_B = np.where(scenario_B > 0, _looked_up(self.by_pair, scenario_B * _ITEMS + item_B), everywhere_B)
+        return np.asarray(here_B + everywhere_B / (1 + self.by_item[1].max(initial=0)), np.float64)
+
+    def log_odds(self, scenario_B: Ints) -> Floats:
+        """float64 [B]: the constant's logit; finite, as a share is kept half a row away from none and from all."""
+        rows_S, positives_S = self.rows_S.copy(), self.positives_S.copy()
+        rows_S[0], positives_S[0] = rows_S.sum(), positives_S.sum()
+        rows_S = np.maximum(rows_S, 1)
+        rate_S = np.clip(positives_S / rows_S, 0.5 / rows_S, 1 - 0.5 / rows_S)
+        return np.asarray(np.log(rate_S / (1 - rate_S))[scenario_B], np.float64)
+
+
+def reports(prepared: StageOutput, part: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Of each baseline, the same as `metrics.report` gives of a model: on `valid` or `test` of prepared data."""
+    counts = Popularity.read(prepared, len(names))
+    user_B, scenario_B, item_B, label_B = (
+        np.concatenate(column)
+        for column in zip(*_columns(prepared, part, ["user", "scenario", "item", "label"]), strict=True)
+    )
+
+    def report(logit_B: Floats) -> dict[str, Any]:
+        return metrics.report(Predictions(user_B, scenario_B, label_B, logit_B), names)
+
+    popular, constant = report(counts.scores(scenario_B, item_B)), report(np.zeros(len(label_B)))
+    for place in _places(popular):
+        place["logloss"] = None
+    for place, likely in zip(_places(constant), _places(report(counts.log_odds(scenario_B))), strict=True):
+        place["logloss"] = likely["logloss"]
+    return {CONSTANT: constant, POPULARITY: popular}
+
+
+def warnings(name: str, model: dict[str, Any], baselines: dict[str, dict[str, Any]], rows: str) -> list[str]:
+    """What to tell of a model that loses to a baseline; all are the overall metrics on the same `rows`."""
+    told = []
+    for baseline, what in ((POPULARITY, "item popularity within the scenario"), (CONSTANT, "a constant")):
+        lost = [
+            f"{label} {number(model[metric])} against {number(baselines[baseline][metric])}"
+            for metric, label, sign in (("auc", "AUC", 1), ("gauc", "GAUC", 1), ("logloss", "logloss", -1))
+            if _loses(model[metric], baselines[baseline][metric], sign)
+        ]
+        if lost:
+            told.append(f"'{name}' loses to {what} on the {rows} rows: {', '.join(lost)}. {_REMEDY}")
+    return told
+
+
+_REMEDY = (
+    "Do not serve it as it is: look in its history.json whether valid_auc still rises (train.epochs, train.patience), "
+    "try another train.learning_rate, and check labels and split of the prepared data"
+)
+
+
+def phrase(metrics: dict[str, Any]) -> str:
+    """One model's (or baseline's) overall metrics within a sentence."""
+    return f"AUC {number(metrics['auc'])}, GAUC {number(metrics['gauc'])}, logloss {number(metrics['logloss'])}"
+
+
+def _loses(mine: float | None, other: float | None, sign: int) -> bool:
+    """Scores that are no numbers have no metric, which is worse than any."""
+    return other is not None and (mine is None or sign * mine < sign * other)
+
+
+def _places(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [report["overall"], *report["scenarios"]]
+
+
+def _columns(prepared: StageOutput, part: str, names: list[str]) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+    """These columns of each row group."""
+    with prepared.parquet(f"{part}.parquet") as parquet:
+        for group in range(parquet.num_row_groups):
+            table = parquet.read_row_group(group, names)
+            yield tuple(table[name].to_numpy() for name in names)
+
+
+def _added(parts: Sequence[Counts]) -> Counts:
+    keys, place = np.unique(np.concatenate([keys for keys, _ in parts]), return_inverse=True)
+    counts = np.bincount(place, np.concatenate([counts for _, counts in parts]), len(keys))
+    return keys, counts.astype(np.int64)
+
+
+def _looked_up(counts: Counts, key_B: Ints) -> Ints:
+    """How often each key came; 0 where it did not."""
+    keys, times = counts
+    if not len(keys):
+        return np.zeros(len(key_B), np.int64)
+    place_B = np.minimum(np.searchsorted(keys, key_B), len(keys) - 1)
+    return np.where(keys[place_B] == key_B, times[place_B], 0)

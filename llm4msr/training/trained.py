@@ -1,0 +1,43 @@
+"""A model that was trained: its config, what it was trained on, and what `train` published."""
+
+from dataclasses import dataclass
+
+import safetensors.torch
+
+from llm4msr.config import Config
+from llm4msr.model.net import RankerNet
+from llm4msr.storage import StageOutput
+from llm4msr.training.dataset import Data
+from llm4msr.training.train import WEIGHTS
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """One trained model with all that it needs to score rows."""
+
+    config: Config
+    prepared: StageOutput
+    extracted: StageOutput | None
+    """None for a model without knowledge."""
+    output: StageOutput
+
+    @property
+    def variant(self) -> str:
+        """`none`, `feature`, `user`, `scenario` or `both`, and the control where there is one."""
+        return self.config.model.variant
+
+    @property
+    def weights_digest(self) -> str:
+        """Checksum of the weights."""
+        return self.output.checksum(WEIGHTS)
+
+    def load(self) -> tuple[RankerNet, Data]:
+        """The net, ready to score, and the data it was trained on.
+
+        Raises:
+            StorageError: a file is missing or damaged.
+        """
+        data = Data.open(self.config, self.prepared, self.extracted)
+        net = data.new_net(self.config)
+        net.load_state_dict(safetensors.torch.load(self.output.read(WEIGHTS)))
+        return net.eval(), data

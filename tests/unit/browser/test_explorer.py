@@ -1,0 +1,272 @@
+"""The explorer in a real browser on a run whose every text is hostile; without Ray, on uvicorn below a prefix."""
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, Page, expect
+from starlette.types import Receive, Scope, Send
+
+from llm4msr.bundle.messages import TOKEN
+from llm4msr.config import Config
+from llm4msr.errors import ConfigError
+from llm4msr.explain.candidates import candidates, frequent_items
+from llm4msr.explain.explorer.routes import explorer_app
+from llm4msr.explain.explorer.view import Asked, Liked, View
+from llm4msr.explain.report.cases import ranking
+from llm4msr.pipeline import trained
+from llm4msr.schema import MAX_ID
+from llm4msr.storage import StageOutput
+from tests.support.browser import SCHEMES, WIDTHS, Opened, browser, needs_chromium, serious
+from tests.support.data import WIDTH
+from tests.support.experiments import free_port
+
+__all__ = ["browser"]
+PREFIX = "/explore"
+READ: list[str] = []
+"""Prompts that were read, in order."""
+
+
+def read_prompt(prompt: str) -> Any:
+    """A vector that follows the prompt alone, as the vectors of this run's users do not come from an LLM either."""
+    READ.append(prompt)
+    return np.random.default_rng(list(prompt.encode())).standard_normal(WIDTH).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def view(report: tuple[Config, StageOutput]) -> View:
+    return View(trained(report[0]), read_prompt)
+
+
+@pytest.fixture(scope="module")
+def address(view: View) -> Iterator[str]:
+    app = explorer_app(view, view.run.config.serve)
+
+    async def below(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "root_path": PREFIX} if scope["type"] == "http" else scope, receive, send)
+
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(below, port=port, log_level="error"))
+    threading.Thread(target=server.run, daemon=True).start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}{PREFIX}"
+    server.should_exit = True
+
+
+# --- what is asked ------------------------------------------------------------------------------------------------
+
+
+def test_a_search_finds_ids_by_their_beginning_and_the_active_first(view: View):
+    found = view.users("1")
+    assert found
+    assert all(one.user_id.startswith("1") for one in found)
+    assert [one.rows for one in found] == sorted((one.rows for one in found), reverse=True)
+    assert view.users("no such beginning") == []
+    assert len(view.users("")) == 20
+
+
+def test_the_ranking_at_full_strength_is_the_reports(view: View):
+    person = view.person(view.users("")[0].user_id)
+    found = view.ranking(Asked(user_id=person.user_id, scenario=person.scenario))
+    user, scenario = view._number[person.user_id], 1 + view.scenarios.index(person.scenario)
+    expected = ranking(view.run, user, scenario, candidates(view.run, frequent_items(view.run), user, scenario))
+    assert [(line.rank_without, line.rank_with) for line in found.lines] == list(
+        zip(expected["rank_without"], expected["rank_with"], strict=True)
+    )
+    np.testing.assert_allclose(
+        [line.change for line in found.lines], expected["logit_with"] - expected["logit_without"], atol=1e-9
+    )
+    assert found.knowledge == "own"
+
+
+def test_without_both_levels_nothing_moves(view: View):
+    person = view.person(view.users("")[0].user_id)
+    asked = Asked(user_id=person.user_id, scenario=person.scenario, user_strength=0, scenario_strength=0)
+    assert all(line.rank_with == line.rank_without and line.change == 0 for line in view.ranking(asked).lines)
+
+
+def test_another_history_is_another_vector_read_once(view: View):
+    person = view.person(view.users("")[0].user_id)
+    asked = Asked(user_id=person.user_id, scenario=person.scenario)
+    own = view.ranking(asked)
+    READ.clear()
+    for strength in (1.0, 0.5, 1.5, 1.0):
+        edited = view.ranking(asked.model_copy(update={"history": person.history[:1], "user_strength": strength}))
+    assert len(READ) == 1
+    assert READ[0].startswith(view.run.user_texts(np.array([view._number[person.user_id]])).popitem()[1]["prompt"][:80])
+    assert edited.knowledge == "edited"
+    assert [line.change for line in edited.lines] != [line.change for line in own.lines]
+    nothing = view.ranking(asked.model_copy(update={"history": [Liked(scenario="x", titles=[])]}))
+    assert nothing.knowledge == "none"
+    assert len(READ) == 1
+
+
+def test_what_cannot_be_shown_is_told(view: View):
+    user = view.users("")[0].user_id
+    with pytest.raises(ConfigError, match="no user 'nobody'"):
+        view.person("nobody")
+    with pytest.raises(ConfigError, match="scenario: no 'nowhere'"):
+        view.ranking(Asked(user_id=user, scenario="nowhere"))
+
+
+def test_an_edited_history_is_bounded(view: View, address: str):
+    asked = {"user_id": view.users("")[0].user_id, "scenario": view.scenarios[0]}
+    long = [{"scenario": f"{i:03}" * 20, "titles": ["t" * 60] * 4} for i in range(900)]
+    before = len(READ)
+    answer = httpx.post(f"{address}/api/rank", json=asked | {"history": long})
+    assert answer.status_code == 422
+    assert "characters, allowed are" in answer.json()["detail"]
+    for wrong in (
+        [{"scenario": "x", "titles": [0] * 200_000}],
+        [0] * 400_000,
+        [{"scenario": "x", "titles": []}] * 1001,
+    ):
+        answer = httpx.post(f"{address}/api/rank", json=asked | {"history": wrong})
+        assert answer.status_code == 422
+        assert len(answer.content) < 2_000
+    assert len(READ) == before
+
+
+def test_ids_of_any_allowed_length_are_searched_for(address: str):
+    assert httpx.get(f"{address}/api/users", params={"begins": "x" * MAX_ID}).json() == []
+    for path, name in (("users", "begins"), ("user", "user_id")):
+        assert httpx.get(f"{address}/api/{path}", params={name: "x" * (MAX_ID + 1)}).status_code == 422
+
+
+def test_foreign_hosts_see_nothing_of_it(address: str):
+    for path in ("", "page.js", "api/run", "api/users", "docs"):
+        assert httpx.get(f"{address}/{path}", headers={"host": "evil.example"}).status_code == 403
+        answer = httpx.get(f"{address}/{path}")
+        assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
+
+
+def test_strengths_are_bounded():
+    for wrong in ({"user_strength": 1.6}, {"user_strength": -0.1}, {"scenario_strength": float("nan")}):
+        with pytest.raises(ValueError, match="strength"):
+            Asked(user_id="u", scenario="s", **wrong)
+
+
+# --- over HTTP ----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_forbids_what_it_does_not_need(address: str):
+    page = httpx.get(address, follow_redirects=True)
+    assert page.status_code == 200
+    assert str(page.url) == f"{address}/"
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "http" not in page.text
+    assert httpx.get(f"{address}/app.py").status_code == 404
+    assert httpx.get(f"{address}/../view.py").status_code == 404
+
+
+def test_errors_say_what_is_wrong(address: str):
+    answer = httpx.post(f"{address}/api/rank", json={"user_id": "nobody", "scenario": "Plain shelf"})
+    assert (answer.status_code, answer.json()["detail"]) == (422, "user_id: no user 'nobody' in the prepared data")
+    assert httpx.get(f"{address}/api/user").status_code == 422
+
+
+def test_with_a_token_the_page_opens_and_asks_for_it(address: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(TOKEN, "secret")
+    assert httpx.get(f"{address}/").status_code == 200
+    assert httpx.get(f"{address}/page.js").status_code == 200
+    for path in ("api/run", "api/users", "api/user?user_id=x", "docs", "openapi.json"):
+        assert httpx.get(f"{address}/{path}").status_code == 401
+    assert httpx.get(f"{address}/api/run", headers={"authorization": "Bearer secret"}).status_code == 200
+
+
+# --- in a browser -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[(w, s) for w in WIDTHS for s in SCHEMES], ids="-".join)
+def opened(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iterator[Opened]:
+    width, scheme = request.param
+    context = browser.new_context(viewport={"width": WIDTHS[width], "height": 900}, color_scheme=scheme)
+    yield Opened(context.new_page(), f"{address}/")
+    context.close()
+
+
+def chosen(page: Page, number: int = 0) -> None:
+    page.locator("#found button").nth(number).click()
+    ranked(page)
+
+
+def ranked(page: Page, how: str = "candidates ranked") -> None:
+    expect(page.locator("#status")).to_contain_text(how)
+
+
+def titles(page: Page, which: str) -> list[str]:
+    found: list[str] = page.locator(f"#{which} .title").all_inner_texts()
+    return found
+
+
+@needs_chromium
+def test_one_looks_turns_and_edits(opened: Opened, address: str):
+    page = opened.page
+    page.get_by_label("Find a user").fill("1")
+    expect(page.locator("#found button").first).to_have_text(re.compile("^1"))
+    chosen(page)
+    assert titles(page, "with") != titles(page, "without")
+    whole = titles(page, "with")
+
+    for level in ("User level", "Scenario level"):
+        page.get_by_label(level).focus()
+        page.keyboard.press("Home")
+    expect(page.locator("#with :is(.up, .down)")).to_have_count(0)
+    assert titles(page, "with") == titles(page, "without")
+    for level in ("User level", "Scenario level"):
+        page.get_by_label(level).fill("1")
+    expect(page.locator("#with .up").first).to_be_visible()
+    expect(page.locator("#with .title").first).to_have_text(whole[0])
+
+    page.get_by_label("Title", exact=True).fill("<b>What if</b>")
+    page.get_by_role("button", name="Add to the history").click()
+    ranked(page, "edited history")
+    assert "<b>What if</b>" in page.locator("#history").inner_text()
+    assert "<b>What if</b>" in (page.locator("#prompt").text_content() or "")
+    page.get_by_role("button", name="Back to the true one").click()
+    ranked(page, "own vector")
+    assert titles(page, "with") == whole
+
+    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    assert all(request.startswith((address, "data:")) for request in opened.requests)
+    assert opened.complaints == []
+    assert serious(page) == []
+
+
+@needs_chromium
+def test_hostile_texts_are_text(browser: Browser, address: str, view: View):
+    opened = Opened(browser.new_page(), f"{address}/")
+    page = opened.page
+    for number in range(10):
+        chosen(page, number)
+    for scenario in view.scenarios:
+        page.get_by_label("Scenario", exact=True).select_option(scenario)
+        page.wait_for_load_state("networkidle")
+    assert page.evaluate("window.hacked") is None
+    assert page.evaluate("document.scripts.length") == 1
+    assert page.locator("main :is(img, svg, b, script)").count() == 0
+    shown = "\n".join(page.locator("main bdi").all_inner_texts())
+    assert "<script>window.hacked" in shown
+    assert "\u202e" not in shown
+    assert max(page.locator(".rank li").evaluate_all("all => all.map(e => e.getBoundingClientRect().height)")) < 160
+    assert opened.complaints == []
+    page.close()
+
+
+@needs_chromium
+def test_the_token_is_asked_for_and_kept_in_memory(browser: Browser, address: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(TOKEN, "secret")
+    page = browser.new_page()
+    page.goto(f"{address}/", wait_until="networkidle")
+    page.get_by_label("API token").fill("secret")
+    page.get_by_role("button", name="Use it").click()
+    page.locator("#found button").first.wait_for()
+    assert page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
+    page.close()

@@ -1,0 +1,174 @@
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llm4msr.config import ExtractConfig
+from llm4msr.errors import MissingExtraError, StorageError
+from llm4msr.knowledge.engines import engine_name, models, open_engine, open_tokenizer, soundness
+from llm4msr.knowledge.engines import transformers as engine_module
+from llm4msr.knowledge.engines.tokens import PromptTokenizer, PromptTooLongError
+from llm4msr.knowledge.engines.transformers import TransformersEngine
+from llm4msr.knowledge.engines.vllm import VllmEngine
+
+PROMPTS = ["a", "Some longer prompt, with a comma.", "b" * 90, "Ünïcode", "two words", "c" * 40]
+
+
+@pytest.fixture(scope="module")
+def tokens(llama: Path) -> list[list[int]]:
+    tokenizer = PromptTokenizer(llama, 1000)
+    return [tokenizer(prompt) for prompt in PROMPTS]
+
+
+@pytest.fixture
+def copied(llama: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(llama, tmp_path / "copy"))
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return
+
+
+# --- transformers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("batch", [1, 150, 4096])
+def test_vectors_are_the_hidden_states_of_each_prompt_alone(
+    llama: Path, tokens: list[list[int]], pooling: str, batch: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(engine_module.BATCH_TOKENS, "cpu", batch)
+    vectors = TransformersEngine(llama, pooling, "float32").vectors(tokens)
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (len(PROMPTS), 128)
+    for ids, vector in zip(tokens, vectors, strict=True):
+        with torch.inference_mode():
+            states_TD = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0]
+        expected = states_TD[-1] if pooling == "last" else states_TD.mean(0)
+        np.testing.assert_allclose(vector, expected.numpy(), atol=1e-4)
+
+
+def test_a_batch_holds_prompts_of_like_length_and_no_more_tokens_than_allowed():
+    assert list(engine_module._batches([3, 30, 5, 4, 6, 6, 1], 20)) == [[6, 0, 3, 2], [4, 5], [1]]
+    assert list(engine_module._batches([], 20)) == []
+
+
+def test_poolings_differ(llama: Path, tokens: list[list[int]]):
+    last, mean = (TransformersEngine(llama, pooling, "float32").vectors(tokens[1:]) for pooling in ("last", "mean"))
+    assert np.abs(last - mean).max() > 0.1
+
+
+def test_vectors_of_nothing_are_an_empty_matrix(llama: Path):
+    assert TransformersEngine(llama, "last", "float32").vectors([]).shape == (0, 128)
+
+
+def test_dtype_is_that_of_the_weights(llama: Path, tokens: list[list[int]]):
+    half = TransformersEngine(llama, "last", "bfloat16")
+    assert half.model.dtype == torch.bfloat16
+    vectors = half.vectors(tokens)
+    assert vectors.dtype == np.float32
+    full = TransformersEngine(llama, "last", "float32").vectors(tokens)
+    assert (vectors * full).sum() / np.linalg.norm(vectors) / np.linalg.norm(full) > 0.98
+
+
+@pytest.mark.parametrize("limit", [1, 5])
+def test_answers_are_greedy_and_no_longer_than_allowed(llama: Path, tokens: list[list[int]], limit: int):
+    engine = TransformersEngine(llama, "last", "float32")
+    answers = engine.answers(tokens, limit)
+    assert len(answers) == len(PROMPTS)
+    assert answers == engine.answers(tokens, limit)
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+    for ids, answer in zip(tokens, answers, strict=True):
+        alone = model.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
+            max_new_tokens=limit,
+            do_sample=False,
+            repetition_penalty=1.15,
+            pad_token_id=tokenizer.pad_token_id,
+        )[0, len(ids) :]
+        assert len(alone) <= limit
+        assert answer == tokenizer.decode(alone, skip_special_tokens=True).strip()
+
+
+# --- tokens -------------------------------------------------------------------------------------------------------
+
+
+def test_prompt_that_is_too_long_is_refused(llama: Path):
+    ids = PromptTokenizer(llama, 1000)("x y z " * 20)
+    assert PromptTokenizer(llama, len(ids))("x y z " * 20) == ids
+    with pytest.raises(PromptTooLongError, match=rf"prompt of {len(ids)} tokens, allowed are {len(ids) - 1}; shorten"):
+        PromptTokenizer(llama, len(ids) - 1)("x y z " * 20)
+
+
+def test_answer_follows_the_prompt(llama: Path):
+    tokenizer = PromptTokenizer(llama, 1000)
+    both = tokenizer("question?", " answer")
+    assert tokenizer.tokenizer.decode(both) == "question? answer"
+
+
+@pytest.mark.parametrize(("pooling", "room"), [("last", 100), ("answer", 120)])
+def test_answers_have_room_where_they_are_pooled(llama: Path, pooling: str, room: int):
+    config = ExtractConfig(model=str(llama), pooling=pooling, max_prompt_tokens=100, answer_tokens=20)
+    assert open_tokenizer(config).max_tokens == room
+
+
+# --- which engine, which model ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("pooling", "expected"), [("last", "last"), ("mean", "mean"), ("answer", "last")])
+def test_open_engine_reads_the_config(llama: Path, pooling: str, expected: str):
+    engine = open_engine(ExtractConfig(engine="transformers", model=str(llama), pooling=pooling))
+    assert isinstance(engine, TransformersEngine)
+    assert engine.pooling == expected
+    assert engine.width == 128
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_a_named_engine_is_taken(engine: str):
+    assert engine_name(ExtractConfig(engine=engine)) == engine
+
+
+def test_a_missing_vllm_names_the_extra(llama: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(MissingExtraError, match=r"engine 'vllm': .*llm4msr\[gpu\].*extract\.engine = 'transformers'"):
+        VllmEngine(llama, "last", "float32", 100, "vectors")
+
+
+def test_local_folder_is_the_model(llama: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(llama.parent)
+    assert models.resolve(llama.name) == llama
+    assert models.on_this_machine(str(llama)) == llama
+    assert models.on_this_machine("not/here") is None
+    assert models.on_this_machine(models.ALIAS) is None
+
+
+@pytest.mark.parametrize("model", ["no-such-owner/no-such-model", "not a valid id!", "/absent/folder"])
+def test_unknown_model_is_refused_with_what_can_be_given(model: str, offline: None):
+    with pytest.raises(
+        StorageError, match=r"neither a folder nor found on the Hugging Face hub .*'smollm2-135m'"
+    ) as caught:
+        models.resolve(model)
+    assert f"extract.model = '{model}'" in str(caught.value)
+
+
+def test_model_at_an_unreadable_uri_is_refused():
+    with pytest.raises(StorageError, match=r"memory://models/absent: the model cannot be read"):
+        models.resolve("memory://models/absent")
+    assert models.on_this_machine("memory://models/absent") is None
+
+
+def test_parameters_are_counted_from_the_headers(llama: Path, tmp_path: Path):
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    assert soundness.parameters(llama) == sum(p.numel() for p in model.parameters())
+    assert soundness.parameters(tmp_path) == 0

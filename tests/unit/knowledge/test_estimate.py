@@ -1,0 +1,144 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm4msr.config import Config
+from llm4msr.data.prepare import to_ask
+from llm4msr.knowledge import estimate as module
+from llm4msr.knowledge.engines.tokens import PromptTokenizer
+from llm4msr.knowledge.prompts.render import item_prompts, user_prompts
+from llm4msr.knowledge.prompts.sample import sampler
+from llm4msr.pipeline import plan, prepare
+from tests.support.data import config_of, write_data
+from tests.unit.conftest import World
+
+VERBS = ("prepare", "extract", "train", "evaluate", "export", "explain", "refresh", "serve", "run")
+
+
+@pytest.fixture
+def config(llama: Path, tmp_path: Path) -> Config:
+    return config_of(
+        write_data(tmp_path), extract={"model": str(llama), "rows_per_shard": 16}, evaluate={"seeds": [1, 2]}
+    )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_plan_is_json_and_writes_nothing(config: Config, tmp_path: Path, own_cache: Path, verb: str):
+    def everything() -> set[Path]:
+        return {*tmp_path.rglob("*"), *own_cache.rglob("*")}
+
+    before = everything()
+    found = plan(config, verb)
+    assert found
+    json.dumps(found)
+    assert everything() == before
+
+
+def test_a_split_that_goes_by_the_seed_is_asked_about_for_each(config: Config):
+    assert "again_for_each_seed" not in plan(config, "run")["extract"]
+    drawn = config.model_copy(update={"split": config.split.model_copy(update={"kind": "random"})})
+    assert plan(drawn, "run")["extract"]["again_for_each_seed"] == [2, 1]
+
+
+def test_prompts_and_tokens_are_counted(config: Config, llama: Path):
+    found = plan(config, "extract")["extract"]
+    tables = to_ask(config, sampler).tables
+    tokenizer = PromptTokenizer(llama, 1 << 20)
+    counts = sorted(len(tokenizer(row["prompt"])) for row in user_prompts(tables["histories"], config).to_pylist())
+    assert len(counts) == 40
+    assert (found["prompts"], found["shards"], found["tokens"]) == (42, 4, sum(counts))
+    small = config.model_copy(update={"extract": config.extract.model_copy(update={"rows_per_shard": 1})})
+    assert plan(small, "extract")["extract"]["shards"] == 42
+    assert counts[0] <= found["tokens_p50"] <= found["tokens_p99"] <= counts[-1]
+    assert (found["engine"], found["model"], found["tokens_are"]) == ("transformers", str(llama), "counted")
+    assert found["tokens_shared"] == 0
+    assert found["estimate"].startswith("about ")
+
+
+def test_items_are_counted_where_the_llm_reads_items(config: Config, llama: Path):
+    of_items = config.model_copy(update={"extract": config.extract.model_copy(update={"reads": "items"})})
+    found = plan(of_items, "extract")["extract"]
+    tables, fields, _ = to_ask(config, sampler)
+    tokenizer = PromptTokenizer(llama, 1 << 20)
+    counts = [
+        len(tokenizer(row["prompt"])) for row in item_prompts(tables["items"].slice(1), fields, config).to_pylist()
+    ]
+    assert (found["prompts"], found["tokens"]) == (len(counts) + 2, sum(counts))
+
+
+def test_shared_tokens_are_told_for_the_engine_that_shares_them(config: Config):
+    vllm = config.model_copy(update={"extract": config.extract.model_copy(update={"engine": "vllm"})})
+    found = plan(vllm, "extract")["extract"]
+    assert 0 < found["tokens_shared"] < found["tokens_p50"]
+
+
+def test_max_users_limits_the_prompts(config: Config):
+    quick = config.model_copy(update={"extract": config.extract.model_copy(update={"max_users": 5})})
+    found = plan(quick, "extract")["extract"]
+    assert (found["prompts"], found["shards"]) == (7, 2)
+    assert found["tokens"] < plan(config, "extract")["extract"]["tokens"]
+
+
+def test_many_prompts_are_estimated_from_a_sample(config: Config, monkeypatch: pytest.MonkeyPatch):
+    exact = plan(config, "extract")["extract"]["tokens"]
+    monkeypatch.setattr(module, "SAMPLE", 10)
+    sampled = plan(config, "extract")["extract"]
+    assert sampled["prompts"] == 42
+    assert sampled["tokens"] == pytest.approx(exact, rel=0.1)
+
+
+def test_a_model_that_is_not_here_is_estimated_and_not_fetched(config: Config):
+    away = config.model_copy(update={"extract": config.extract.model_copy(update={"model": "some/llm"})})
+    found = plan(away, "extract")["extract"]
+    assert found["tokens_are"].startswith("estimated")
+    assert found["tokens"] > 0
+    assert found["estimate"] == "unknown until the model is on this machine"
+    alias = config.model_copy(update={"extract": config.extract.model_copy(update={"model": "smollm2-135m"})})
+    assert "(135M weights)" in plan(alias, "extract")["extract"]["estimate"]
+
+
+def test_hours_and_cost_of_a_stated_rate(config: Config):
+    stated = {"tokens_per_second": 1000, "actors": 4, "actor_cost_per_hour": 2.5}
+    found = plan(config.model_copy(update={"extract": config.extract.model_copy(update=stated)}), "extract")["extract"]
+    hours = (found["tokens"] / 1000 / 4 + module.START_SECONDS) / 3600
+    assert (found["left"], found["fresh_tokens"], found["actors"]) == (40, found["tokens"], 4)
+    assert found["hours"] == pytest.approx(hours, rel=0.01)
+    assert found["cost"] == pytest.approx(hours * 4 * 2.5, abs=0.01)
+    assert list(found["at_scale"]) == ["1e6", "1e8", "1e9"]
+    assert found["at_scale"]["1e9"]["hours"] == pytest.approx(1e9 * found["tokens"] / 40 / 4000 / 3600, rel=0.01)
+    assert "as extract.tokens_per_second states" in found["estimate"]
+
+
+def test_a_finished_extraction_is_nothing_to_do(world: World):
+    assert plan(world.config, "extract")["extract"]["estimate"] == "finished already: nothing to do"
+
+
+def test_a_plan_does_not_change_with_preparing(config: Config):
+    before = plan(config, "prepare")
+    counts = {"source": config.source.path, "users": 40, "scenarios": 2}
+    assert before == {"prepare": counts | {"warnings": before["prepare"]["warnings"]}}
+    assert any("of an earlier row" in text for text in before["prepare"]["warnings"])
+    prepare(config)
+    assert plan(config, "prepare") == before
+
+
+@pytest.mark.parametrize(
+    ("verb", "expected"),
+    [
+        ("train", {"train": ["mmoe both, seed 1"]}),
+        ("evaluate", {"evaluate": "4 models on the test rows"}),
+        ("export", {"export": "bundle of mmoe both, seed 1"}),
+        ("explain", {"explain": "report on mmoe both, 2 seed(s)"}),
+        ("serve", {"serve": "http://127.0.0.1:8000, 1 replica(s), 1000 candidates at most"}),
+    ],
+)
+def test_later_stages_are_told_in_words(config: Config, verb: str, expected: dict[str, Any]):
+    assert plan(config, verb) == expected
+
+
+def test_run_plans_all_stages(config: Config):
+    found = plan(config, "run")
+    assert list(found) == ["prepare", "extract", "train", "evaluate", "export"]
+    assert found["train"] == [f"mmoe {name}, seed {seed}" for name in ("none", "both") for seed in (1, 2)]

@@ -1,0 +1,312 @@
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from llm4msr import config
+from llm4msr.errors import ConfigError
+from llm4msr.model import backbones
+from llm4msr.model.backbones import BACKBONES
+from llm4msr.model.backbones.base import Dropout, GateUnit, RowGroups, mix
+from tests.support.data import model_config
+
+WIDTH, SCENARIOS = 12, 5
+"""No other size in a small backbone is 5: what has 5 parts has one for each scenario."""
+
+every_backbone = pytest.mark.parametrize("name", sorted(BACKBONES))
+
+
+def made(name: str, seed: int = 1) -> nn.Module:
+    """A backbone that has moved away from its initial values, so that scenarios differ."""
+    torch.manual_seed(seed)
+    net = backbones.build(WIDTH, SCENARIOS, model_config(backbone=name))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return net
+
+
+def rows(count: int = 37) -> tuple[Tensor, Tensor]:
+    made = torch.Generator().manual_seed(2)
+    return torch.randn(count, WIDTH, generator=made), torch.randint(SCENARIOS, (count,), generator=made)
+
+
+def only(scenario: int, count: int = 64) -> tuple[Tensor, Tensor]:
+    """Rows of one scenario."""
+    return rows(count)[0], torch.full((count,), scenario)
+
+
+def test_the_config_knows_every_backbone():
+    assert tuple(BACKBONES) == config.BACKBONES
+
+
+@every_backbone
+def test_scores_are_the_same_whether_or_not_gradients_are_taken(name: str):
+    net = made(name).eval()
+    with torch.inference_mode():
+        without = net(*rows())
+    torch.testing.assert_close(net(*rows()).detach(), without, atol=1e-6, rtol=0)
+
+
+@every_backbone
+def test_a_row_scores_the_same_alone_and_in_any_batch(name: str):
+    net = made(name).eval()
+    x_BD, scenario_B = rows()
+    with torch.inference_mode():
+        together = net(x_BD, scenario_B)
+        alone = torch.cat([net(x_BD[i : i + 1], scenario_B[i : i + 1]) for i in range(len(x_BD))])
+        mixed = torch.randperm(len(x_BD), generator=torch.Generator().manual_seed(0))
+        shuffled = net(x_BD[mixed], scenario_B[mixed])
+        among_others = net(
+            torch.cat([x_BD, 100 * torch.randn(50, WIDTH)]), torch.cat([scenario_B, torch.zeros(50, dtype=torch.int64)])
+        )
+    assert together.shape == (len(x_BD),)
+    assert together.std() > 1e-3
+    torch.testing.assert_close(alone, together, atol=1e-6, rtol=0)
+    torch.testing.assert_close(shuffled, together[mixed], atol=1e-6, rtol=0)
+    torch.testing.assert_close(among_others[: len(x_BD)], together, atol=1e-6, rtol=0)
+
+
+@every_backbone
+def test_scenarios_score_the_same_row_differently(name: str):
+    """But for the single network, which knows the scenario as a feature alone, and that is the same here."""
+    net = made(name).eval()
+    x_BD = rows(1)[0].expand(SCENARIOS, -1)
+    scores = net(x_BD, torch.arange(SCENARIOS))
+    assert len(set(scores.tolist())) == (1 if name == "single" else SCENARIOS)
+
+
+def movers(name: str) -> dict[str, set[int]]:
+    """For each parameter, or part of one that belongs to a scenario: which scenarios' rows give it a gradient."""
+    net, found = made(name).eval(), {}
+    for scenario in range(SCENARIOS):
+        net.zero_grad()
+        net(*only(scenario)).sum().backward()
+        for parameter, tensor in net.named_parameters():
+            assert tensor.grad is not None, f"{parameter}: training on several workers would stop here"
+            parts = tensor.grad if len(tensor) == SCENARIOS else [tensor.grad]
+            for at, part in enumerate(parts):
+                found.setdefault(f"{parameter}[{at}]", set()).update({scenario} if part.any() else ())
+    return found
+
+
+@every_backbone
+def test_rows_move_what_is_shared_and_what_is_their_own_scenarios(name: str):
+    found = movers(name)
+    if name == "aitm":  # a scenario's lower network also learns from those that it tells
+        for scenario, listeners in enumerate([{0}, {1, 2}, {2, 3}, {3, 4}, {4, 0, 1}]):
+            lower = [part for part in found if part.startswith(f"bottoms.{scenario}.")]
+            assert [found.pop(part) for part in lower] == [listeners] * 4
+    assert {len(scenarios) for scenarios in found.values()} <= {1, SCENARIOS}
+    owned = Counter(min(scenarios) for scenarios in found.values() if len(scenarios) == 1)
+    assert owned.keys() == (set() if name == "single" else set(range(SCENARIOS)))
+    assert len(set(owned.values())) <= 1  # every scenario owns as much as any other
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES.keys() - {"single", "epnet", "adasparse"}))  # without such parts
+def test_a_row_passes_its_own_scenarios_parts_alone(name: str):
+    net, seen = made(name).eval(), Counter[str]()
+    for list_name, parts in net.named_modules():
+        if isinstance(parts, nn.ModuleList) and len(parts) == SCENARIOS:
+            for part in parts:
+                part.register_forward_hook(lambda _, given, __, at=list_name: seen.update({at: len(given[0])}))
+    x_BD, scenario_B = rows()
+    net(x_BD, scenario_B)
+    assert seen
+    for list_name, count in seen.items():
+        twice = (name, list_name) == ("aitm", "bottoms")  # those of the scenario that tells, too
+        assert count == (1 + twice) * len(x_BD), list_name
+
+
+@every_backbone
+def test_gradient_reaches_every_parameter(name: str):
+    net = made(name).train()
+    x_BD, _ = rows(400)
+    torch.manual_seed(0)
+    scores = net(x_BD, torch.arange(400) % SCENARIOS)
+    (scores * torch.randn(400)).sum().backward()
+    still = [n for n, p in net.named_parameters() if p.grad is None or not (p.grad != 0).any()]
+    assert not still
+
+
+@every_backbone
+def test_empty_scenarios_and_an_empty_batch_are_fine(name: str):
+    net = made(name).train()
+    assert torch.isfinite(net(*only(3, 8))).all()
+    assert net(*only(0, 0)).shape == (0,)
+    net.eval()
+    with_gradient = net(*only(3, 8))
+    with torch.inference_mode():
+        assert torch.equal(net(*only(3, 8)), with_gradient)
+        assert net(*only(0, 0)).shape == (0,)
+
+
+@every_backbone
+def test_dropout_works_in_training_alone(name: str):
+    net = made(name)
+    x_BD, scenario_B = rows()
+    assert not torch.equal(net.train()(x_BD, scenario_B), net(x_BD, scenario_B))
+    assert torch.equal(net.eval()(x_BD, scenario_B), net(x_BD, scenario_B))
+
+
+@every_backbone
+def test_backbones_have_no_statistics_of_batches(name: str):
+    assert not list(made(name).buffers())
+
+
+@every_backbone
+def test_the_seed_decides_the_initial_weights_and_the_dropout(name: str):
+    one, two, other = (made(name, seed).train() for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    scores = []
+    for net in (one, two, other):
+        torch.manual_seed(3)
+        scores.append(net(*rows()))
+    assert torch.equal(scores[0], scores[1])
+    assert not torch.equal(scores[0], scores[2])
+
+
+@every_backbone
+def test_saved_weights_score_the_same_bit_for_bit(name: str):
+    one, other = made(name).eval(), made(name, seed=2).eval()
+    other.load_state_dict(safetensors.torch.load(safetensors.torch.save(one.state_dict())))
+    assert torch.equal(one(*rows()), other(*rows()))
+
+
+@every_backbone
+@pytest.mark.parametrize("shape", [{"experts": 1}, {"hidden": (6,)}, {"hidden": (16, 9, 7), "experts": 3}])
+def test_other_shapes_work(name: str, shape: dict):
+    net = backbones.build(WIDTH, 2, model_config(backbone=name, **shape))
+    scores = net(rows(8)[0], torch.arange(8) % 2)
+    scores.sum().backward()
+    assert scores.shape == (8,)
+
+
+@pytest.mark.parametrize("name", ["epnet", "ppnet"])
+def test_gates_read_the_features_and_do_not_train_them(name: str):
+    gradients = []
+    for cut in (False, True):
+        net = made(name).eval()
+        for module in net.modules():
+            if isinstance(module, GateUnit) and cut:
+                module.register_forward_hook(lambda _, __, factor: factor.detach())
+        x_BD, scenario_B = rows()
+        net(x_BD.requires_grad_(), scenario_B).sum().backward()
+        gradients.append(x_BD.grad)
+    assert torch.equal(*gradients)
+
+
+def test_star_starts_with_all_scenarios_alike():
+    torch.manual_seed(0)
+    net = backbones.build(WIDTH, SCENARIOS, model_config(backbone="star")).eval()
+    scores = net(rows(1)[0].expand(SCENARIOS, -1), torch.arange(SCENARIOS))
+    torch.testing.assert_close(scores, scores[:1].expand(SCENARIOS))
+
+
+def test_row_groups_split_and_join_are_inverse():
+    group_B = torch.tensor([2, 0, 2, 4, 0, 2])
+    rows_BD = torch.arange(12).view(6, 2)
+    groups = RowGroups(group_B, 5)
+    parts = groups.split(rows_BD)
+    assert [part[:, 0].tolist() for part in parts] == [[2, 8], [], [0, 4, 10], [], [6]]
+    assert torch.equal(groups.join(parts), rows_BD)
+
+
+def test_row_groups_leave_out_empty_groups_unless_gradients_are_taken():
+    calls: list[int] = []
+
+    def layer(part: Tensor) -> Tensor:
+        calls.append(len(part))
+        return 10 * part
+
+    groups, rows_BD = RowGroups(torch.tensor([2, 0, 2]), 4), torch.tensor([[1.0], [2.0], [3.0]])
+    assert groups.through([layer] * 4, rows_BD).tolist() == [[10], [20], [30]]
+    assert calls == [1, 0, 2, 0]
+    with torch.no_grad():
+        assert groups.through([layer] * 4, rows_BD).tolist() == [[10], [20], [30]]
+    assert calls[4:] == [1, 2]
+
+
+def test_mix_weighs_with_the_softmax():
+    outputs_BXH = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]).expand(3, 2, 2)
+    gate_BX = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]])
+    torch.testing.assert_close(mix(gate_BX, outputs_BXH.unbind(1)), torch.tensor([[2.0, 3.0], [1.0, 2.0], [3.0, 4.0]]))
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (7, 5), (64, 9)])
+def test_dropout_scales_what_stays_and_its_gradient(shape: tuple[int, ...]):
+    x = torch.ones(shape, requires_grad=True)
+    y = Dropout(0.25)(x)
+    y.sum().backward()
+    assert y.shape == shape
+    assert {round(value, 5) for value in y.flatten().tolist()} <= {0.0, round(4 / 3, 5)}
+    assert torch.equal(x.grad, y)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_dropout_drops_that_share_independently(share: float):
+    torch.manual_seed(0)
+    kept = Dropout(share)(torch.ones(1000, 1000)) > 0
+    assert abs(kept.float().mean() - (1 - share)) < 3e-3
+    side_by_side = (kept[:, 1:] & kept[:, :-1]).float().mean()
+    assert abs(side_by_side - (1 - share) ** 2) < 3e-3
+    assert (kept.float().mean(0) - (1 - share)).abs().max() < 0.08  # no column is favoured
+
+
+def test_dropout_of_nothing_is_the_input_itself():
+    x = torch.ones(3)
+    assert Dropout(0.0)(x) is x
+    assert Dropout(0.5).eval()(x) is x
+    assert Dropout(0.5)(torch.ones(0, 4)).shape == (0, 4)
+    assert torch.isfinite(Dropout(0.9999999)(torch.ones(100))).all()
+
+
+@pytest.mark.parametrize("name", ["mmeo", "", "a.b", ":Net", "a:", "a..b:Net", "a b:Net", "a:Net:x", "a:N.b", "a/b:N"])
+def test_a_config_refuses_a_backbone_of_no_known_form(name: str):
+    with pytest.raises(
+        ValidationError, match=r"no such backbone.*; known are .*'mmoe', .* or your own as 'package.module:Class'"
+    ):
+        model_config(backbone=name)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_nets").mkdir()
+    (tmp_path / "own_nets" / "linear.py").write_text(
+        "from torch import nn\n\n\nclass Own(nn.Linear):\n"
+        "    def __init__(self, width, scenarios, config):\n        super().__init__(width, scenarios)\n"
+    )
+    (tmp_path / "own_nets" / "broken.py").write_text("import no_such_package\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("own")
+def test_a_class_of_ones_own_is_imported():
+    net = backbones.build(WIDTH, SCENARIOS, model_config(backbone="own_nets.linear:Own"))
+    assert type(net).__name__ == "Own"
+    assert (net.in_features, net.out_features) == (WIDTH, SCENARIOS)
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mmeo", r"no such backbone \(did you mean 'mmoe'\?\); known are"),
+        ("linear", r"no such backbone; known are 'single', "),
+        ("own_net.linear:Own", r"cannot import 'own_net.linear' \(No module named 'own_net'\); .* PYTHONPATH"),
+        ("own_nets.linaer:Own", r"cannot import 'own_nets.linaer' \(No module named 'own_nets.linaer'\)"),
+        ("own_nets.broken:Own", r"cannot import 'own_nets.broken' \(No module named 'no_such_package'\)"),
+        ("own_nets.linear:Onw", r"'own_nets.linear' has no 'Onw'; did you mean 'Own'\?"),
+        ("own_nets.linear:Missing", r"'own_nets.linear' has no 'Missing'; name a class that the module defines"),
+        ("own_nets.linear:nn", r"'nn' is no torch.nn.Module; derive your class from it"),
+        ("collections:Counter", r"'Counter' is no torch.nn.Module"),
+    ],
+)
+def test_build_says_what_is_wrong(name: str, message: str):
+    wanted = model_config().model_copy(update={"backbone": name})
+    with pytest.raises(ConfigError, match=f"^model.backbone = '{name}': .*{message}"):
+        backbones.build(WIDTH, SCENARIOS, wanted)

