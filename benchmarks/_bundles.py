@@ -18,6 +18,7 @@ from llm4msr.export.write import write
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.pipeline import prepare
 from llm4msr.storage import Built
+from llm4msr.storage.vectors import to_column
 from llm4msr.training.dataset import Data
 
 Z = 64
@@ -59,7 +60,7 @@ def _codes(net: Any, data: Data) -> pa.Table:
     assert data.knowledge is not None
     ids = data.prepared.table("users.parquet", ["user_id"])["user_id"].to_pylist()
     codes = net.eval().user_codes(*data.knowledge.lookup(torch.arange(1, len(ids)))).half().numpy()
-    column = pa.FixedSizeListArray.from_arrays(pa.array(codes.reshape(-1)), codes.shape[1])
+    column = to_column(codes)
     return pa.table({"id": pa.array(ids[1:], pa.large_string()), "code": column}).sort_by("id")
 
 

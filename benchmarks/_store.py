@@ -9,6 +9,7 @@ from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.knowledge import store
 from llm4msr.pipeline import extracted
+from llm4msr.storage.vectors import to_matrix
 
 
 def shards(config: Config) -> dict[str, str]:
@@ -33,7 +34,7 @@ def scenarios(config: Config) -> pa.Table:
 def compare(found: pa.Table, expected: pa.Table) -> dict[str, Any]:
     """`same`: the ids and errors are equal, each once; `cosine`: the least of two rows' vectors."""
     same = found.select(["id", "raw_id", "error"]).equals(expected.select(["id", "raw_id", "error"]))
-    ours, theirs = (store.vectors_of(table).astype(np.float64) for table in (found, expected))
+    ours, theirs = (to_matrix(table["vector"]).astype(np.float64) for table in (found, expected))
     if ours.shape != theirs.shape:
         return {"same": False, "cosine": 0.0}
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)

@@ -32,15 +32,16 @@ from typing import Any
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  not 15, or other processes would slow ours alone
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks._machine import described
 from benchmarks._random_llm import SHAPES, random_llm
 from llm4msr import config as configs
+from llm4msr.arrays import Singles
 from llm4msr.config import ExtractConfig
 from llm4msr.knowledge import index, store
 from llm4msr.knowledge.engines import models, open_engine, open_tokenizer, soundness
 from llm4msr.pipeline import extract, prepare
+from llm4msr.storage.vectors import to_matrix
 
 RESULTS = Path(__file__).parent / "results"
 QUICKSTART = Path(__file__).parents[1] / "jobs" / "configs" / "quickstart.toml"
@@ -142,7 +143,7 @@ def measure(way: str, folder: Path) -> Measured:
     }
 
 
-Ask = Callable[[list[list[int]]], npt.NDArray[np.float32]]
+Ask = Callable[[list[list[int]]], Singles]
 
 
 def _authors(config: ExtractConfig) -> tuple[Ask, Callable[[], int]]:
@@ -153,7 +154,7 @@ def _authors(config: ExtractConfig) -> tuple[Ask, Callable[[], int]]:
     model: Any = AutoModelForCausalLM.from_pretrained(models.resolve(config.model), dtype=dtype).eval().to(device)
 
     @torch.inference_mode()
-    def ask(tokens: list[list[int]]) -> npt.NDArray[np.float32]:
+    def ask(tokens: list[list[int]]) -> Singles:
         kept = []
         for ids in tokens:
             out = model.generate(
@@ -191,7 +192,7 @@ def _ours(config: configs.Config, folder: Path, begun: float) -> Measured:
     ids = [raw_id for table in tables for raw_id in table["raw_id"].to_pylist()]
     prompts = [text for table in tables for text in table["prompt"].to_pylist()]
     (folder / "prompts.json").write_text(json.dumps({"ids": ids, "prompts": prompts}))
-    np.savez(folder / "d.npz", ids=ids, vectors=np.concatenate([store.vectors_of(table) for table in tables]))
+    np.savez(folder / "d.npz", ids=ids, vectors=np.concatenate([to_matrix(table["vector"]) for table in tables]))
     done = sorted((file.stat().st_mtime, output.manifest.files[f"vectors/{file.name}"].rows)
                   for file in Path(str(output.folder)).glob("vectors/users-*"))  # fmt: skip
     steady = sum(rows for _, rows in done[1:]) / (done[-1][0] - done[0][0])

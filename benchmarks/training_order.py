@@ -24,7 +24,6 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -32,6 +31,7 @@ from upath import UPath
 
 from benchmarks._machine import described
 from llm4msr import Config, storage
+from llm4msr.arrays import Ints
 from llm4msr.pipeline import prepare
 from llm4msr.storage import StageOutput
 from llm4msr.training import metrics, popularity
@@ -118,7 +118,7 @@ def make(folder: Path, users: int) -> None:
     pq.write_table(pa.table({"user": text(np.arange(users)), "group": text(group)}), folder / "users.parquet")
 
 
-def text(numbers: npt.NDArray[np.int64]) -> pa.Array:
+def text(numbers: Ints) -> pa.Array:
     return pa.array(numbers).cast(pa.string())
 
 
@@ -146,7 +146,7 @@ class Counted(RowReader):
 class Before(Counted):
     """Row groups in random order fill one window after the other."""
 
-    def _chunks_of_windows(self, rng: np.random.Generator | None) -> Iterable[npt.NDArray[np.int64]]:
+    def _chunks_of_windows(self, rng: np.random.Generator | None) -> Iterable[Ints]:
         assert rng is not None
         groups = rng.permutation(self._chunks)
         window_of = (np.cumsum([self._rows_of(groups[i : i + 1]) for i in range(len(groups))]) - 1) // WINDOW

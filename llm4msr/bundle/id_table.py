@@ -8,16 +8,15 @@ touches a few pages, so the operating system's page cache is the only copy howev
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from upath import UPath
 
 from llm4msr import storage
+from llm4msr.arrays import Array
 from llm4msr.errors import StorageError
 from llm4msr.storage import arrow_files
+from llm4msr.storage.vectors import to_matrix
 from llm4msr.text import shortened
 
 Place = tuple[int, int]
@@ -93,8 +92,8 @@ class IdTable:
         self._ids = [_Ids(batch["id"]) for batch in batches]
         self._windows = [(b, row) for b, ids in enumerate(self._ids) for row in range(0, len(ids), SAMPLED)]
         self._firsts = [self._ids[b][row] for b, row in self._windows]
-        self._columns: dict[str, list[npt.NDArray[Any]]] = {
-            field.name: [_matrix(batch[field.name]) for batch in batches]
+        self._columns: dict[str, list[Array]] = {
+            field.name: [to_matrix(batch[field.name]) for batch in batches]
             for field in reader.schema
             if field.name != "id"
         }
@@ -113,7 +112,7 @@ class IdTable:
         row = bisect_left(ids, wanted, first, min(first + SAMPLED, len(ids)))
         return (batch, row) if row < len(ids) and ids[row] == wanted else None
 
-    def numbers(self, column: str, place: Place) -> npt.NDArray[Any]:
+    def numbers(self, column: str, place: Place) -> Array:
         """The numbers of one row, [width]: a view of the file."""
         batch, row = place
         return self._columns[column][batch][row]
@@ -137,9 +136,3 @@ class _Ids:
 
 def _is_numbers(kind: pa.DataType) -> bool:
     return pa.types.is_fixed_size_list(kind) and kind.value_type in (pa.int32(), pa.float16())
-
-
-def _matrix(column: pa.FixedSizeListArray) -> npt.NDArray[Any]:
-    """[rows, width], without a copy."""
-    flat = column.flatten().to_numpy(zero_copy_only=True)
-    return np.asarray(flat).reshape(len(column), column.type.list_size)

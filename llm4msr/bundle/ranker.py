@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import ValidationError
 
 from llm4msr import storage
+from llm4msr.arrays import Ints, Singles
 from llm4msr.bundle import files
 from llm4msr.bundle.files import TOLERANCE, SelfTest
 from llm4msr.bundle.id_table import IdTable, Place
@@ -26,8 +26,6 @@ from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
 from llm4msr.model.embedding import starts
 from llm4msr.storage.local_copy import on_this_machine
 from llm4msr.text import shortened
-
-Ints = npt.NDArray[np.int64]
 
 
 def not_loaded(uri: str, error: BaseException) -> StorageError:
@@ -205,7 +203,7 @@ class Ranker:
         user_known: bool,
         has_code: bool,
         item_B: Ints,
-        scores_B: npt.NDArray[np.float32],
+        scores_B: Singles,
     ) -> RankResponse:
         best = np.argsort(-scores_B, kind="stable")[: request.top_k]
         items = request.items

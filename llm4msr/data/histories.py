@@ -6,16 +6,14 @@ Shape suffix: H rows that may reach a prompt.
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
 from llm4msr import schema
+from llm4msr.arrays import Ints
 
 MAX_TITLES = 50
 """Latest liked titles kept for each user and scenario."""
-
-Ints = npt.NDArray[np.int64]
 
 
 class Seen(NamedTuple):

@@ -8,12 +8,12 @@ import json
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 from upath import UPath
 
 from llm4msr import schema, storage
+from llm4msr.arrays import Ints
 from llm4msr.config import Config
 from llm4msr.data import catalogue, data_report, data_warnings, histories, sources, split
 from llm4msr.data.data_report import DataReport
@@ -164,6 +164,6 @@ def _encode(
     )
 
 
-def _numbers(values: "pd.Series[str]", ids: pa.Array) -> npt.NDArray[np.int64]:
+def _numbers(values: "pd.Series[str]", ids: pa.Array) -> Ints:
     """Place of each value among ids[1:], counted from 1; 0 = not there."""
     return pd.Index(ids.to_pylist()[1:]).get_indexer(values).astype(np.int64) + 1

@@ -8,19 +8,17 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 from scipy import sparse
 
 from llm4msr import schema
+from llm4msr.arrays import Ints
 
 MAX_SHARED = 32
 """Other scenarios that one names, those that share the most users; all of them where there are no more."""
 TITLES, CATEGORIES = 10, 5
 _BLOCK = 256
-
-Ints = npt.NDArray[np.int64]
 
 
 def scenario_table(

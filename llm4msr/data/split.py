@@ -3,17 +3,14 @@
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from llm4msr.arrays import Bools, Floats, Ints
 from llm4msr.config import SplitConfig
 from llm4msr.errors import DataError
 
 TRAIN, VALID, TEST = 0, 1, 2
 PARTS = {"train": TRAIN, "valid": VALID, "test": TEST}
-
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 
 def assign(rows: pd.DataFrame, config: SplitConfig, seed: int) -> Ints:
@@ -45,7 +42,7 @@ def _remedy(rows: pd.DataFrame, config: SplitConfig) -> str:
     return "give more data or another split"
 
 
-def history_rows(rows: pd.DataFrame, part: Ints, config: SplitConfig) -> Mask:
+def history_rows(rows: pd.DataFrame, part: Ints, config: SplitConfig) -> Bools:
     """Which rows may reach a prompt: the earliest `history_share` of the training rows."""
     train = part == TRAIN
     if config.history_share == 1:
@@ -113,7 +110,7 @@ def _by_rank(rank: Ints, count: Ints, config: SplitConfig) -> Ints:
     return part
 
 
-def _by_time(order: npt.NDArray[np.float64], config: SplitConfig) -> Ints:
+def _by_time(order: Floats, config: SplitConfig) -> Ints:
     in_time = np.sort(order)
     first_valid = in_time[min(int(_ceil(len(order) * (1 - config.valid - config.test))), len(order) - 1)]
     first_test = in_time[min(int(_ceil(len(order) * (1 - config.test))), len(order) - 1)]
@@ -134,5 +131,5 @@ def _rank_in_user(rows: pd.DataFrame) -> tuple[Ints, Ints]:
     return rank, user.groupby(user).transform("size").to_numpy()
 
 
-def _ceil(numbers: Any) -> npt.NDArray[np.float64]:
+def _ceil(numbers: Any) -> Floats:
     return np.ceil(np.round(numbers, 6))

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm4msr import schema, storage
+from llm4msr.arrays import Bools, Ints
 from llm4msr.config import Config
 from llm4msr.data import spelling, split
 from llm4msr.data.data_report import FEW_ROWS, DataReport, Described, Part, Scenarios, Titles
@@ -29,9 +29,6 @@ PromptSample = Callable[[dict[str, pa.Table], dict[str, list[str]]], tuple[str, 
 PromptSampler = Callable[[Config], PromptSample]
 """Reads the templates first, so that a wrong one is told before the work."""
 
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-
 
 class Ids(NamedTuple):
     """A column of ids as numbers [R], and the ids that these stand for, in the order in which they come."""
@@ -45,7 +42,7 @@ class Ids(NamedTuple):
         number_R, distinct = pd.factorize(column)
         return cls(number_R.astype(np.int64), pa.array(distinct, pa.large_string()))
 
-    def rows(self, chosen_R: Mask | slice = slice(None)) -> Ints:
+    def rows(self, chosen_R: Bools | slice = slice(None)) -> Ints:
         """Rows of each distinct id among the chosen ones."""
         return np.bincount(self.number_R[chosen_R], minlength=len(self.distinct))
 
@@ -71,7 +68,7 @@ class Survey:
     def report(
         self,
         part_R: Ints,
-        history_R: Mask,
+        history_R: Bools,
         drawn: Ints,
         tables: dict[str, pa.Table],
         fields: dict[str, list[str]],
@@ -100,7 +97,7 @@ class Survey:
             prompt=prompt,
         )
 
-    def _part(self, here_R: Mask, history_R: Mask, drawn: Mask) -> Part:
+    def _part(self, here_R: Bools, history_R: Bools, drawn: Bools) -> Part:
         rows = self.user.rows(here_R)
         past = self.user.rows(history_R) > 0
         return Part(

@@ -17,13 +17,11 @@ level's part is split once more, in the same way: what it would do for a user wi
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from llm4msr.arrays import Floats
 from llm4msr.model.inputs import Batch, Strengths
 from llm4msr.model.net import RankerNet
-
-Floats = npt.NDArray[np.float64]
 
 
 class Levels(NamedTuple):

@@ -7,8 +7,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm4msr.explain.ablation import Floats
-from llm4msr.explain.opened_run import Ints, Opened
+from llm4msr.arrays import Floats, Ints
+from llm4msr.explain.opened_run import Opened
 
 CANDIDATES = 60
 """Items that are ranked for a user: those of the test rows, then the most frequent ones that the user has not met."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 
+from llm4msr.arrays import Floats, Ints
 from llm4msr.config import Config
 from llm4msr.knowledge import store
 from llm4msr.model.inputs import Batch
@@ -17,9 +17,6 @@ from llm4msr.storage import StageOutput
 from llm4msr.training.batches import Rows, to_batch
 from llm4msr.training.dataset import Data
 from llm4msr.training.trained import TrainedModel
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ A code is what serving keeps of a user's knowledge: K float16 numbers.
 
 from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -15,6 +14,7 @@ from llm4msr.bundle import id_table
 from llm4msr.knowledge import store
 from llm4msr.model.meta import KnowledgeCode
 from llm4msr.storage import StageOutput
+from llm4msr.storage.vectors import to_column, to_matrix
 
 
 def encode_all(output: StageOutput, coder: KnowledgeCode) -> Iterator[pa.Table]:
@@ -37,8 +37,6 @@ def _encode_parts(batch: pa.Table, coder: KnowledgeCode) -> pa.Table:
 def encode(part: pa.Table, coder: KnowledgeCode) -> pa.Table:
     """id large_string and code fixed_size_list<float16>[K] of the good rows of a table of `knowledge.read_part`."""
     good = part.filter(pc.equal(part["error"], ""))
-    vectors = good["vector"].combine_chunks()
-    z_NZ = torch.from_numpy(np.array(vectors.flatten().to_numpy()).reshape(len(good), vectors.type.list_size))
+    z_NZ = torch.from_numpy(to_matrix(good["vector"]).copy())  # torch wants memory that it may write to
     code_NK = coder(z_NZ, torch.ones(len(good), dtype=torch.bool)).half().numpy()
-    column = pa.FixedSizeListArray.from_arrays(pa.array(code_NK.reshape(-1)), code_NK.shape[1])
-    return pa.table({"id": good["raw_id"].cast(pa.large_string()), "code": column})
+    return pa.table({"id": good["raw_id"].cast(pa.large_string()), "code": to_column(code_NK)})

@@ -5,7 +5,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import safetensors.torch
@@ -33,6 +32,7 @@ from llm4msr.config import Config
 from llm4msr.model.net import RankerNet
 from llm4msr.model.serving_net import ServingNet
 from llm4msr.storage import Built
+from llm4msr.storage.vectors import to_column
 from llm4msr.training.batches import Rows, to_batch
 from llm4msr.training.dataset import Data
 from llm4msr.training.feature_tables import FeatureTables
@@ -85,18 +85,14 @@ def _users(data: Data) -> pa.Table:
     order = np.asarray(pc.sort_indices(raw))
     order = order[order != 0]
     slots_US = data.tables.users_US.numpy()[order].astype(np.int32)
-    return pa.table({"id": raw.take(pa.array(order)).cast(pa.large_string()), "slots": _lists(slots_US)})
+    return pa.table({"id": raw.take(pa.array(order)).cast(pa.large_string()), "slots": to_column(slots_US)})
 
 
 def _write_items(file: UPath, data: Data) -> int:
     table = data.prepared.table("items.parquet", ["item_id", "title"])
     slots_IS = data.tables.items_IS.numpy().astype(np.int32)
-    storage.write_table(file, table.append_column("slots", _lists(slots_IS)))
+    storage.write_table(file, table.append_column("slots", to_column(slots_IS)))
     return table.num_rows
-
-
-def _lists(rows_NW: npt.NDArray[Any]) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(rows_NW.reshape(-1)), rows_NW.shape[1])
 
 
 CASE_USERS, CASE_ITEMS = 4, 8

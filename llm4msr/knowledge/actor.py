@@ -7,16 +7,17 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from llm4msr import schema, storage
+from llm4msr.arrays import Array, Halves
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
 from llm4msr.knowledge import interests, work_list
 from llm4msr.knowledge.engines import Engine, PromptTokenizer, Task, models, open_engine, open_tokenizer
 from llm4msr.knowledge.index import NOTHING_LIKED
 from llm4msr.storage import Part
+from llm4msr.storage.vectors import to_column
 
 PLACE: dict[Task, str] = {"answers": "work/answers", "vectors": "vectors"}
 """Where the shards of a pass lie within a version; answers are taken over by the second pass."""
@@ -87,8 +88,7 @@ class AskLLM:
         else:
             halves = np.zeros((len(shard), engine.width), np.float16)
             _fill(halves, errors, lambda rows: self._halves([tokens[row] for row in rows]))
-            flat = pa.array(halves.reshape(-1))
-            columns["vector"] = pa.FixedSizeListArray.from_arrays(flat, engine.width)
+            columns["vector"] = to_column(halves)
         cached = engine.cached_tokens
         columns["answer"] = pa.array(answers, pa.string())
         columns["tokens"] = pa.array(list(map(len, tokens)), pa.int64())
@@ -149,7 +149,7 @@ class AskLLM:
                 errors[row] = _text(error)
         return tokens
 
-    def _halves(self, tokens: list[list[int]]) -> npt.NDArray[np.float16]:
+    def _halves(self, tokens: list[list[int]]) -> Halves:
         with np.errstate(over="ignore"):
             halves = self.engine.vectors(tokens).astype(np.float16)
         if not np.isfinite(halves).all():
@@ -157,7 +157,7 @@ class AskLLM:
         return halves
 
 
-def _fill(out: npt.NDArray[Any], errors: list[str], ask: Callable[[list[int]], Any]) -> None:
+def _fill(out: Array, errors: list[str], ask: Callable[[list[int]], Any]) -> None:
     """Fill every good row; if they fail together, each is tried alone so that only the bad ones fail."""
     good = [row for row, error in enumerate(errors) if not error]
     try:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm4msr import storage
+from llm4msr.arrays import Hashes
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
 from llm4msr.knowledge import index
@@ -84,7 +85,7 @@ def _in_data(ids: pa.Array, data: StageOutput) -> set[str]:
     return found
 
 
-def _in_store(hash_N: index.Hashes, bases: Iterable[Iterable[str]]) -> set[int]:
+def _in_store(hash_N: Hashes, bases: Iterable[Iterable[str]]) -> set[int]:
     """Those of the hashes that an index file of users has; only buckets that can hold one are read."""
     found: set[int] = set()
     for part in (part for parts in bases for part in parts):

@@ -17,12 +17,12 @@ from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
 
 from llm4msr import storage
+from llm4msr.arrays import Hashes, Ints
 from llm4msr.errors import StorageError
 from llm4msr.schema import INDEX
 from llm4msr.storage import Part, stage_files
@@ -41,8 +41,6 @@ MOST_BUCKETS = 1 << 10
 CHECKSUMS = ".checksums.json"
 """What is added to a shard's name for the file that `prune` writes beside it."""
 
-Hashes = npt.NDArray[np.uint64]
-
 
 class State(IntEnum):
     """How a row ended; a later version takes over all but the failed."""
@@ -58,7 +56,7 @@ def bucket_count(rows: int) -> int:
     return 1 << (wanted - 1).bit_length()
 
 
-def bucket_of(hash_N: Hashes, buckets: int) -> npt.NDArray[np.int64]:
+def bucket_of(hash_N: Hashes, buckets: int) -> Ints:
     """The bucket of each hash: its highest bits."""
     if buckets == 1:
         return np.zeros(len(hash_N), np.int64)

@@ -7,17 +7,14 @@ Shape suffixes: I items, D kept directions, Z width of the LLM's vector, R rows 
 """
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
+from llm4msr.arrays import AnyFloats, Bools, Ints, Singles
 
 PRIOR = 3.0
 """Rows that a short history is counted as having besides its own."""
 
 
-def whiten(vectors_IZ: npt.NDArray[np.floating], dim: int) -> Floats:
+def whiten(vectors_IZ: AnyFloats, dim: int) -> Singles:
     """The first `dim` principal components, each of unit variance: float32 [I, D], D at most I - 1 and Z.
 
     Hidden states share a few directions of huge variance that say little; without this they drown the rest.
@@ -30,7 +27,7 @@ def whiten(vectors_IZ: npt.NDArray[np.floating], dim: int) -> Floats:
     return np.asarray(centred_IZ @ (directions_ZZ[:, kept] * signs / np.sqrt(variances[kept])), np.float32)
 
 
-def pool(vector_RD: Floats, liked_R: Mask, known_R: Mask, first_N: Ints, last_N: Ints) -> Floats:
+def pool(vector_RD: Singles, liked_R: Bools, known_R: Bools, first_N: Ints, last_N: Ints) -> Singles:
     """float32 [N, 2 D]: of the rows from `first` up to `last` (not included) the liked items' pool beside that of the
     others. Rows whose item is not known do not count."""
     halves = []

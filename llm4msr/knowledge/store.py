@@ -8,26 +8,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from llm4msr import storage
+from llm4msr.arrays import Array, Bools, Halves, Ints
 from llm4msr.errors import StorageError
 from llm4msr.knowledge import index
 from llm4msr.model.inputs import KnowledgeStatistics
 from llm4msr.storage import StageOutput, cache, wheels
-
-Halves = npt.NDArray[np.float16]
+from llm4msr.storage.vectors import to_matrix
 
 
 class Past(NamedTuple):
     """What was known of a user before each row that knowledge has seen: R rows, a user's together, oldest first."""
 
     vectors_RZ: Halves
-    known_R: npt.NDArray[np.bool_]
-    user_R: npt.NDArray[np.int64]
+    known_R: Bools
+    user_R: Ints
 
 
 class KnowledgeStore:
@@ -36,13 +35,11 @@ class KnowledgeStore:
     A user's number is their dense id; with `past`, number N + r is what was known before row r.
     """
 
-    def __init__(
-        self, users_NZ: Halves, known_N: npt.NDArray[np.bool_], scenarios_SZ: Halves, past: Past | None = None
-    ):
+    def __init__(self, users_NZ: Halves, known_N: Bools, scenarios_SZ: Halves, past: Past | None = None):
         self.users_NZ, self.known_N, self.scenarios_SZ, self.past = users_NZ, known_N, scenarios_SZ, past
         self.hides_seen = False
         """Whether a row that knowledge has seen is shown as that of an unknown user (`split.history_share`)."""
-        self._instead: npt.NDArray[np.int64] | None = None
+        self._instead: Ints | None = None
 
     @classmethod
     def open(cls, output: StageOutput, users: int, scenarios: int) -> "KnowledgeStore":
@@ -151,13 +148,7 @@ def read_part(part: str) -> pa.Table:
     return index.read(part, ["id", "raw_id", "error", "vector"])
 
 
-def vectors_of(table: pa.Table) -> Halves:
-    """float16 [N, Z] from the column `vector`."""
-    vectors = table["vector"].combine_chunks()
-    return np.asarray(vectors.flatten().to_numpy().reshape(len(table), vectors.type.list_size))
-
-
-def good_rows(table: pa.Table) -> npt.NDArray[np.bool_]:
+def good_rows(table: pa.Table) -> Bools:
     """Which rows have a vector: bool [N]."""
     return np.array([not error for error in table["error"].to_pylist()], bool)
 
@@ -184,7 +175,7 @@ def cache_of(output: StageOutput) -> Path:
     return wheels.cache_folder() / "knowledge" / storage.digest_of(digests)
 
 
-def _either(numbers: npt.NDArray[np.int64], of_users: npt.NDArray[Any], of_past: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _either(numbers: Ints, of_users: Array, of_past: Array) -> Array:
     """Rows of the one array, and beyond its end of the other."""
     past = numbers >= len(of_users)
     if not past.any():
@@ -195,7 +186,7 @@ def _either(numbers: npt.NDArray[np.int64], of_users: npt.NDArray[Any], of_past:
     return rows
 
 
-def _instead_of_past(past: Past, instead_N: npt.NDArray[np.int64], own: bool) -> npt.NDArray[np.int64]:
+def _instead_of_past(past: Past, instead_N: Ints, own: bool) -> Ints:
     """The number that stands for each past: of the user's `own` vector, or of one as far into the other's history."""
     if own:
         return past.user_R
@@ -219,7 +210,7 @@ def _write_past(output: StageOutput, width: int, folder: Path) -> None:
     for part in where:
         table = index.read(part, ["user", "known", "vector"])
         here = slice(at, at + len(table))
-        vectors_RZ[here] = vectors_of(table)
+        vectors_RZ[here] = to_matrix(table["vector"])
         known_R[here], user_R[here] = table["known"].to_numpy(), table["user"].to_numpy()
         at += len(table)
     vectors_RZ.flush()
@@ -234,7 +225,7 @@ def _mapped(file: Path, shape: tuple[int, int]) -> "np.memmap[Any, np.dtype[np.f
     return matrix_NZ
 
 
-def _fill(matrix: Halves, where: list[str]) -> npt.NDArray[np.bool_]:
+def _fill(matrix: Halves, where: list[str]) -> Bools:
     """Write the good rows of the parts to their places; gives back which rows were written."""
     known = np.zeros(len(matrix), bool)
     for part in where:
@@ -251,6 +242,6 @@ def _fill(matrix: Halves, where: list[str]) -> npt.NDArray[np.bool_]:
                 f"{index.place(part)[0]}: id {ids.max()} is beyond the {len(matrix) - 1} prepared ones; extract again"
             )
         good = good_rows(table)
-        matrix[ids[good]] = vectors_of(table)[good]
+        matrix[ids[good]] = to_matrix(table["vector"])[good]
         known[ids[good]] = True
     return known

@@ -7,12 +7,12 @@ have a row for each row of `seen`, in its order: what was known of its user befo
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
 
 from llm4msr import ray_session, schema, storage
+from llm4msr.arrays import Bools, Halves, Ints, Singles
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
 from llm4msr.knowledge import index, pooling, store
@@ -21,6 +21,7 @@ from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import slice_rows, user_windows, window_name
 from llm4msr.progress import track
 from llm4msr.storage import Part, StageOutput
+from llm4msr.storage.vectors import to_column, to_matrix
 
 
 def pool_users(config: Config, data: StageOutput, folder: UPath, items: int, parts: list[str]) -> dict[str, Part]:
@@ -48,7 +49,7 @@ def pool_users(config: Config, data: StageOutput, folder: UPath, items: int, par
     return done
 
 
-def _item_vectors(config: Config, folder: UPath, items: int, parts: list[str]) -> tuple[pooling.Floats, pooling.Mask]:
+def _item_vectors(config: Config, folder: UPath, items: int, parts: list[str]) -> tuple[Singles, Bools]:
     """float32 [items + 1, D], whitened (or random numbers, for the control), and which items have one."""
     dim = config.extract.pool_dim
     if config.extract.item_vectors == "random":
@@ -58,7 +59,7 @@ def _item_vectors(config: Config, folder: UPath, items: int, parts: list[str]) -
     good = store.good_rows(table)
     if not good.any():
         raise StorageError(f"{folder / 'vectors'}: no item has a vector; look at the errors in its shards")
-    vectors = store.vectors_of(table)
+    vectors = to_matrix(table["vector"])
     known_I = np.zeros(items + 1, bool)
     ids = table["id"].to_numpy()[good]
     known_I[ids] = True
@@ -86,7 +87,7 @@ def _pool_window(batch: pa.Table, config: Config, data: StageOutput, folder_uri:
     return pa.Table.from_pylist(written)
 
 
-def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: pooling.Floats, known_I: pooling.Mask) -> pa.Table:
+def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: Singles, known_I: Bools) -> pa.Table:
     """Rows of the knowledge store for these users; who met no item with a vector is an error row."""
     last_N = np.cumsum(users["interactions"].to_numpy())
     vectors_NZ, known_N = _pools(seen, vectors_ID, known_I, last_N - users["interactions"].to_numpy(), last_N)
@@ -105,9 +106,7 @@ def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: pooling.Floats, kno
     return schema.check(pa.table(columns).select(layout.names), layout, "pooled")
 
 
-def past_rows(
-    users: pa.Table, seen: pa.Table, gone_N: pooling.Mask, vectors_ID: pooling.Floats, known_I: pooling.Mask
-) -> pa.Table:
+def past_rows(users: pa.Table, seen: pa.Table, gone_N: Bools, vectors_ID: Singles, known_I: Bools) -> pa.Table:
     """`schema.past` of these users' rows: pools of the rows before each; nothing is known of who is gone."""
     counts_N = users["interactions"].to_numpy()
     first_R = np.repeat(np.cumsum(counts_N) - counts_N, counts_N)
@@ -118,9 +117,7 @@ def past_rows(
     return schema.check(pa.table(columns), schema.past(vectors_RZ.shape[1]), "past")
 
 
-def _pools(
-    seen: pa.Table, vectors_ID: pooling.Floats, known_I: pooling.Mask, first_N: pooling.Ints, last_N: pooling.Ints
-) -> tuple[npt.NDArray[np.float16], pooling.Mask]:
+def _pools(seen: pa.Table, vectors_ID: Singles, known_I: Bools, first_N: Ints, last_N: Ints) -> tuple[Halves, Bools]:
     """Pools [N, 2 D] of ranges of rows, and in which of them there is an item with a vector."""
     item_R, liked_R = seen["item"].to_numpy(), seen["label"].to_numpy() > 0.5
     pooled_NZ = pooling.pool(vectors_ID[item_R], liked_R, known_I[item_R], first_N, last_N).astype(np.float16)
@@ -128,5 +125,5 @@ def _pools(
     return pooled_NZ, known_R[last_N] > known_R[first_N]
 
 
-def _column(vectors_NZ: npt.NDArray[np.float16]) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_NZ.reshape(-1)), vectors_NZ.shape[1])
+def _column(vectors_NZ: Halves) -> pa.Array:
+    return to_column(vectors_NZ)

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
 
 from llm4msr import storage
+from llm4msr.arrays import Bools, Floats, Halves, Ints32
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError, StorageError
 from llm4msr.knowledge import index, interests, store, work_list
@@ -20,6 +20,7 @@ from llm4msr.knowledge.extract import check_same_model, reader
 from llm4msr.knowledge.index import IndexFile
 from llm4msr.knowledge.prompts import templates
 from llm4msr.storage import MANIFEST, StageOutput, lock, wheels
+from llm4msr.storage.vectors import to_column, to_matrix
 
 SAME = 0.999
 """Least cosine of two vectors that count as the same."""
@@ -68,7 +69,7 @@ def show(output: StageOutput, raw_id: str, neighbours: int = 5) -> dict[str, Any
     found["interests"] = interests.read(found["answer"], names)
     if found["error"]:
         return found
-    return found | {"nearest": _nearest(output, raw_id, store.vectors_of(table)[row], neighbours)}
+    return found | {"nearest": _nearest(output, raw_id, to_matrix(table["vector"])[row], neighbours)}
 
 
 def _part_with(output: StageOutput, raw_id: str) -> pa.Table:
@@ -88,11 +89,11 @@ def _part_with(output: StageOutput, raw_id: str) -> pa.Table:
     raise ConfigError(f"{output.folder}: knows no user '{raw_id}'; ids are those of the source's files")
 
 
-def _nearest(output: StageOutput, raw_id: str, vector_Z: store.Halves, count: int) -> list[dict[str, Any]]:
+def _nearest(output: StageOutput, raw_id: str, vector_Z: Halves, count: int) -> list[dict[str, Any]]:
     mean_Z, best = _mean(output), pa.table({"raw_id": pa.array([], pa.string()), "cosine": pa.array([], pa.float64())})
     own_Z = vector_Z.astype(np.float64) - mean_Z
     for table in _good(output):
-        others_NZ = store.vectors_of(table).astype(np.float64) - mean_Z
+        others_NZ = to_matrix(table["vector"]).astype(np.float64) - mean_Z
         lengths_N = np.linalg.norm(others_NZ, axis=1) * np.linalg.norm(own_Z)
         cosine_N = others_NZ @ own_Z / np.maximum(lengths_N, 1e-12)
         ranked = pa.table({"raw_id": table["raw_id"], "cosine": cosine_N}).filter(pc.field("raw_id") != raw_id)
@@ -106,11 +107,11 @@ def _good(output: StageOutput) -> Iterator[pa.Table]:
         yield table.filter(pa.array(store.good_rows(table)))
 
 
-def _mean(output: StageOutput) -> npt.NDArray[np.float64]:
+def _mean(output: StageOutput) -> Floats:
     total: Any = 0.0
     count = 0
     for table in _good(output):
-        total, count = total + store.vectors_of(table).sum(0, dtype=np.float64), count + len(table)
+        total, count = total + to_matrix(table["vector"]).sum(0, dtype=np.float64), count + len(table)
     return np.asarray(total / max(count, 1))
 
 
@@ -131,7 +132,7 @@ def verify(config: Config, output: StageOutput, sample: int = 16) -> dict[str, A
     engine = open_engine(config.extract, "vectors")
     after = rows["answer"].to_pylist() if config.extract.pooling == "answer" else [""] * len(rows)
     again_NZ = engine.vectors([tokenizer(*pair) for pair in zip(rows["prompt"].to_pylist(), after, strict=True)])
-    stored_NZ = store.vectors_of(rows).astype(np.float64)
+    stored_NZ = to_matrix(rows["vector"]).astype(np.float64)
     lengths_N = np.linalg.norm(stored_NZ, axis=1) * np.linalg.norm(again_NZ, axis=1)
     cosine_N = (stored_NZ * again_NZ).sum(1) / np.maximum(lengths_N, 1e-12)
     if len(rows) and not cosine_N.min() >= SAME:  # nor is what is no number the same
@@ -239,10 +240,7 @@ def _by_bucket(shards: Sequence[str]) -> dict[IndexFile, list[str]]:
     return found
 
 
-Rows = npt.NDArray[np.int32]
-
-
-def _live_rows(root: UPath, bucket: IndexFile, indexes: Mapping[str, str]) -> dict[str, tuple[Rows, str]]:
+def _live_rows(root: UPath, bucket: IndexFile, indexes: Mapping[str, str]) -> dict[str, tuple[Ints32, str]]:
     """Shard -> its rows that a bucket's index files refer to, and its checksum there; `indexes` have theirs beside."""
     files = [
         name for name in indexes if (at := IndexFile.of(f"index/{name.rpartition('/')[2]}")) and at.overlaps(bucket)
@@ -255,7 +253,7 @@ def _live_rows(root: UPath, bucket: IndexFile, indexes: Mapping[str, str]) -> di
     return {shard: (np.unique(part["row"].to_numpy()), part["checksum"][0].as_py()) for shard, part in found}
 
 
-def _erase(shard: UPath, live: Rows, checksum: str, size: int, dry_run: bool) -> int:
+def _erase(shard: UPath, live: Ints32, checksum: str, size: int, dry_run: bool) -> int:
     """Delete a shard, or all in its rows that are not `live`; rows keep their places. Gives back the bytes freed.
 
     Indexes go on to name the checksum that they know, so the new one is noted beside the shard, and before it changes.
@@ -278,14 +276,14 @@ def _erase(shard: UPath, live: Rows, checksum: str, size: int, dry_run: bool) ->
     return size - len(data)
 
 
-def _blanked(table: pa.Table, alive: npt.NDArray[np.bool_]) -> pa.Table:
+def _blanked(table: pa.Table, alive: Bools) -> pa.Table:
     mask = pa.array(alive)
     for at, name in enumerate(table.column_names):
         column = table[name]
         if name == "vector":
-            halves = store.vectors_of(table).copy()
+            halves = to_matrix(table["vector"]).copy()
             halves[~alive] = 0
-            column = pa.FixedSizeListArray.from_arrays(pa.array(halves.reshape(-1)), halves.shape[1])
+            column = to_column(halves)
         elif pa.types.is_string(column.type):
             column = pc.if_else(mask, column, PRUNED if name == "error" else "")
         else:

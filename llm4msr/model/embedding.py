@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+from llm4msr.arrays import Ints
 
 Side = Literal["user", "item", "scenario", "context"]
 
@@ -34,7 +35,7 @@ class Field:
     slots: int
 
 
-def starts(fields: list[Field], side: Side) -> npt.NDArray[np.int64]:
+def starts(fields: list[Field], side: Side) -> Ints:
     """[S]: where the range of each slot's field begins in the embedding table, for the fields of one side."""
     begins = np.cumsum([0, *(field.size for field in fields)])
     slots = [np.full(f.slots, begin) for f, begin in zip(fields, begins, strict=False) if f.side == side]

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -17,11 +16,10 @@ from torch import Tensor
 from upath import UPath
 
 from llm4msr import schema, storage
+from llm4msr.arrays import Bools, Ints, Ints32
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.model.inputs import Batch
 from llm4msr.training.feature_tables import FeatureTables
-
-Ints = npt.NDArray[np.int64]
 
 WINDOW = 1 << 20
 """Rows that are shuffled together and held in memory, four bytes for a number."""
@@ -151,7 +149,7 @@ class RowReader:
                     at = end
         return torch.from_numpy(packed)
 
-    def _groups_with(self, wanted: npt.NDArray[np.bool_]) -> list[int]:
+    def _groups_with(self, wanted: Bools) -> list[int]:
         """The row groups in which a wanted chunk lies, whole or in part."""
         before = np.cumsum([0, *wanted])
         first, end = self._starts[:-1] // self._chunk, -(-self._starts[1:] // self._chunk)
@@ -180,7 +178,7 @@ def _least_and_greatest(metadata: pq.FileMetaData, column: str) -> tuple[float, 
     return min(one.min for one in found), max(one.max for one in found)
 
 
-def _as_int32(column: pa.Array) -> npt.NDArray[np.int32]:
+def _as_int32(column: pa.Array) -> Ints32:
     if pa.types.is_floating(column.type):
         return np.asarray(column.to_numpy()).view(np.int32)
     return np.asarray(column.cast(pa.int32()).to_numpy())

@@ -1,11 +1,11 @@
 """TODO."""
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from llm4msr.arrays import Ints
 from llm4msr.model.embedding import Field, starts
 from llm4msr.storage import StageOutput
 
@@ -22,8 +22,8 @@ class FeatureTables:
     def __init__(
         self,
         fields: list[Field],
-        users_US: npt.NDArray[np.int64],
-        items_IS: npt.NDArray[np.int64],
+        users_US: Ints,
+        items_IS: Ints,
         scenarios: int,
     ):
         self.fields, self.scenarios = fields, scenarios
@@ -57,7 +57,7 @@ class FeatureTables:
         return torch.cat([*sides, *own], dim=1)
 
 
-def _slots(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+def _slots(column: pa.ChunkedArray) -> Ints:
     """[N, slots] from a column of numbers, or of lists of numbers padded with 0."""
     if not pa.types.is_list(column.type):
         return np.asarray(column.to_numpy())[:, None]

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from llm4msr.arrays import Floats, Ints, Singles
 
 
 class Predictions(NamedTuple):
@@ -15,7 +14,7 @@ class Predictions(NamedTuple):
 
     user: Ints
     scenario: Ints
-    label: npt.NDArray[np.float32]
+    label: Singles
     logit: npt.NDArray[np.floating[Any]]
 
     @classmethod

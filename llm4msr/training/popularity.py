@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from llm4msr.arrays import Array, Floats, Ints
 from llm4msr.storage import StageOutput
 from llm4msr.text import number
 from llm4msr.training import metrics
 from llm4msr.training.metrics import Predictions
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 Counts = tuple[Ints, Ints]
 """Sorted keys, and how often each came."""
 
@@ -126,7 +124,7 @@ def _places(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [report["overall"], *report["scenarios"]]
 
 
-def _columns(prepared: StageOutput, part: str, names: list[str]) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+def _columns(prepared: StageOutput, part: str, names: list[str]) -> Iterator[tuple[Array, ...]]:
     """These columns of each row group."""
     with prepared.parquet(f"{part}.parquet") as parquet:
         for group in range(parquet.num_row_groups):

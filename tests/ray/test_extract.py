@@ -20,6 +20,7 @@ from llm4msr import pipeline
 from llm4msr.cli import main
 from llm4msr.knowledge import pooling, store
 from llm4msr.pipeline import extracted as open_extracted
+from llm4msr.storage.vectors import to_matrix
 from llm4msr.training.batches import to_batch
 from llm4msr.training.dataset import Data
 from tests.conftest import Spine
@@ -284,4 +285,4 @@ def test_weights_changed_in_place_are_asked_again(
     parts = store.user_parts(again) + store.parts(again, "scenarios")
     now = pa.concat_tables([store.read_part(part) for part in parts])
     assert len(now) == len(before)
-    assert not np.allclose(np.sort(before, axis=0), np.sort(store.vectors_of(now).astype(float), axis=0))
+    assert not np.allclose(np.sort(before, axis=0), np.sort(to_matrix(now["vector"]).astype(float), axis=0))

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from llm4msr import schema, storage
+from llm4msr.arrays import Bools
 from llm4msr.config import AmazonOptions, SourceConfig
 from llm4msr.data.sources import amazon_lines, kcore, stream
 from llm4msr.data.sources.base import RawData, file_fingerprint
@@ -107,7 +108,7 @@ def _shelf(file: UPath) -> pa.Table:
     return reviews
 
 
-def _kept(shelves: list[pa.Table], options: AmazonOptions) -> tuple[kcore.Mask, pa.Array]:
+def _kept(shelves: list[pa.Table], options: AmazonOptions) -> tuple[Bools, pa.Array]:
     """Which reviews stay, and the distinct items that they name."""
     reviews = pa.concat_tables(shelves)
     user, _ = kcore.codes(reviews["user_id"])
@@ -123,7 +124,7 @@ def _kept(shelves: list[pa.Table], options: AmazonOptions) -> tuple[kcore.Mask, 
 
 
 def _interactions(
-    categories: list[Category], shelves: list[pa.Table], kept: kcore.Mask, liked_above: float
+    categories: list[Category], shelves: list[pa.Table], kept: Bools, liked_above: float
 ) -> Iterator[pa.RecordBatch]:
     start = 0
     for category, shelf in zip(categories, shelves, strict=True):

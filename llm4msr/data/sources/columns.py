@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as types
 from upath import UPath
 
+from llm4msr.arrays import Ints
 from llm4msr.errors import DataError
 from llm4msr.schema import MAX_ID, MAX_TEXT
 from llm4msr.text import shortened
@@ -35,7 +35,7 @@ class Rows:
     file: UPath | str
     before: int = 0
     """Rows of the file that stand before these."""
-    owner: npt.NDArray[np.int64] | None = None
+    owner: Ints | None = None
     """The row, counted from 0, that each of these is a value of; none where each is a row itself."""
 
     def ids(self, name: str) -> pa.ChunkedArray:

@@ -1,22 +1,20 @@
 """Which rows stay: the latest of each user and item, and the k-core. Ids are numbers here."""
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Codes = npt.NDArray[np.int32]
-Mask = npt.NDArray[np.bool_]
+from llm4msr.arrays import Bools, Ints, Ints32
 
 
-def codes(column: pa.ChunkedArray) -> tuple[Codes, pa.Array]:
+def codes(column: pa.ChunkedArray) -> tuple[Ints32, pa.Array]:
     """Each value's place among the distinct values, and these in the order in which they come."""
     encoded = pc.dictionary_encode(column)
     places = [chunk.indices.to_numpy() for chunk in encoded.chunks]
     return np.concatenate(places), encoded.chunk(0).dictionary
 
 
-def latest(user: Codes, item: Codes, order: npt.NDArray[np.int64]) -> Mask:
+def latest(user: Ints32, item: Ints32, order: Ints) -> Bools:
     """The row of each (user, item) whose order is the greatest; of equal ones the last.
 
     Holds 32 bytes a row besides what it is given.
@@ -29,7 +27,7 @@ def latest(user: Codes, item: Codes, order: npt.NDArray[np.int64]) -> Mask:
     return found
 
 
-def k_core(user: Codes, item: Codes, kept: Mask, k: int) -> Mask:
+def k_core(user: Ints32, item: Ints32, kept: Bools, k: int) -> Bools:
     """The rows of `kept` that stay if users and items with fewer than `k` rows go, again and again.
 
     Holds a count for each user and item and 12 bytes a row besides what it is given.

@@ -8,10 +8,10 @@ import threading
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from fastapi import FastAPI
 
 from llm4msr import ray_session
+from llm4msr.arrays import Singles
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.explain.explorer.routes import explorer_app
@@ -36,11 +36,11 @@ class FrozenLLM:
         self._opened: Any = None
         threading.Thread(target=self._read, daemon=True).start()
 
-    async def read(self, prompt: str) -> npt.NDArray[np.float32]:
+    async def read(self, prompt: str) -> Singles:
         """float32 [Z]."""
         return await asyncio.to_thread(self._read, prompt)
 
-    def _read(self, prompt: str = "") -> npt.NDArray[np.float32]:
+    def _read(self, prompt: str = "") -> Singles:
         with self._lock:
             if self._opened is None:
                 check_same_model(self._config, self._extracted)
@@ -62,9 +62,9 @@ def application(model: TrainedModel, token_required: bool) -> Any:
         require_token(token_required)
 
         @ray_session.own_errors
-        def read_prompt(prompt: str) -> npt.NDArray[np.float32]:
+        def read_prompt(prompt: str) -> Singles:
             llm = serve.get_deployment_handle(LLM, app_name=NAME)
-            vector: npt.NDArray[np.float32] = llm.read.remote(prompt).result(timeout_s=WAIT_S)
+            vector: Singles = llm.read.remote(prompt).result(timeout_s=WAIT_S)
             return vector
 
         return explorer_app(View(model, read_prompt), model.config.serve)

@@ -9,12 +9,12 @@ from functools import lru_cache
 from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from pydantic import BaseModel, FailFast, Field
 
 from llm4msr import schema
+from llm4msr.arrays import Singles
 from llm4msr.errors import ConfigError
 from llm4msr.explain import candidates
 from llm4msr.explain.opened_run import Opened, Seed, batch_of
@@ -34,7 +34,7 @@ Title = Annotated[str, Field(max_length=500)]
 Strength = Annotated[float, Field(ge=0, le=1.5, allow_inf_nan=False)]
 LETTERS = 32
 """Characters that a token may have on average; a prompt with more of them is too long, whatever the tokenizer."""
-ReadPrompt = Callable[[str], npt.NDArray[np.float32]]
+ReadPrompt = Callable[[str], Singles]
 """From a prompt to its vector, float32 [Z]."""
 
 

@@ -8,14 +8,12 @@ Shape suffixes: B test rows, N users, R draws, S seeds.
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+
+from llm4msr.arrays import AnyFloats, Bools, Floats, Ints, Singles
 
 DRAWS = 300
 MAX_ROWS = 200_000
 """Test rows of so many are looked at, of users drawn at random."""
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 
 class Interval(NamedTuple):
@@ -42,7 +40,7 @@ class Compared(NamedTuple):
 class Draws:
     """Bootstrap draws of the users of these rows and of the seeds, the same for all groups of rows."""
 
-    def __init__(self, user_B: npt.NDArray[np.int64], seeds: int, draws: int = DRAWS):
+    def __init__(self, user_B: Ints, seeds: int, draws: int = DRAWS):
         users, self.owner_B = np.unique(user_B, return_inverse=True)
         rng = np.random.default_rng(0)
         self.times_RN = rng.multinomial(len(users), np.full(len(users), 1 / len(users)), draws).astype(np.float32)
@@ -60,7 +58,7 @@ class Draws:
         plain = self._auc(label, plain_SB[:, here_B], times_RB)
         return Compared(_interval(*plain), _interval(*own), _interval(own[0] - plain[0], own[1] - plain[1]))
 
-    def _auc(self, label_B: Bools, logit_SB: Floats, times_RB: npt.NDArray[np.float32]) -> tuple[float, Floats]:
+    def _auc(self, label_B: Bools, logit_SB: Floats, times_RB: Singles) -> tuple[float, Floats]:
         """The mean over seeds, and that of each draw: [R]."""
         once = np.ones((1, len(label_B)))
         seen = np.mean([weighted_auc(label_B, logit_B, once) for logit_B in logit_SB])
@@ -68,7 +66,7 @@ class Draws:
         return float(seen), np.asarray((drawn * self.seeds_RS).sum(1))
 
 
-def weighted_auc(label_B: Bools, logit_B: Floats, weight_RB: npt.NDArray[np.floating]) -> Floats:
+def weighted_auc(label_B: Bools, logit_B: Floats, weight_RB: AnyFloats) -> Floats:
     """[R]: AUC, ties counting half, of rows that count as often as each draw says; NaN with one class only."""
     order = np.argsort(logit_B, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(logit_B[order]) > 0])
@@ -88,7 +86,7 @@ def _interval(value: float, draws_R: Floats) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-def chosen(user_B: npt.NDArray[np.int64]) -> Bools:
+def chosen(user_B: Ints) -> Bools:
     """All rows, or those of users drawn at random until there are about `MAX_ROWS`."""
     if len(user_B) <= MAX_ROWS:
         return np.ones(len(user_B), bool)

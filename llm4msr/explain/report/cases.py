@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from llm4msr.arrays import Ints
 from llm4msr.errors import ConfigError
 from llm4msr.explain.ablation import Levels, by_level
 from llm4msr.explain.candidates import candidates, frequent_items, histories, main_scenario, ranks
@@ -27,9 +27,6 @@ REASONS = {
     "new": "the fewest training rows",
     "asked for": "named in the configuration",
 }
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

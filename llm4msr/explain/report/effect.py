@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from llm4msr.arrays import Bools, Floats
 from llm4msr.explain.ablation import Levels
 from llm4msr.explain.opened_run import Opened, Seed
-from llm4msr.explain.report.bootstrap import Bools, Draws, Floats, Interval, chosen
+from llm4msr.explain.report.bootstrap import Draws, Interval, chosen
 from llm4msr.explain.report.layers import levels_of
 from llm4msr.text import count_of, percent, shortened, signed
 from llm4msr.training import metrics, popularity

@@ -7,16 +7,14 @@ leans on them. For that see `effect`, which compares with a plain model.
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from llm4msr.arrays import Floats
 from llm4msr.explain.ablation import Levels, by_level
 from llm4msr.explain.opened_run import Opened
 from llm4msr.model.net import RankerNet
 from llm4msr.training import metrics
 from llm4msr.training.batches import to_batch
 from llm4msr.training.dataset import Data
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

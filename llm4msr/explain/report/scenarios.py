@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from scipy import sparse, stats
 
+from llm4msr.arrays import Floats
 from llm4msr.explain.opened_run import Opened
 from llm4msr.knowledge import store
 from llm4msr.model.net import RankerNet
@@ -26,8 +26,6 @@ MIN_SCENARIOS = 4
 """With fewer there are too few pairs to speak of agreement."""
 MAX_DRAWS = 999
 """Permutations tried where there are too many to try all."""
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy import sparse
 from sklearn.cluster import KMeans
@@ -15,6 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.metrics import silhouette_score
 
+from llm4msr.arrays import Floats, Ints
 from llm4msr.explain.opened_run import Opened
 from llm4msr.text import count_of, percent
 
@@ -27,9 +27,6 @@ MIN_USERS = 30
 """With fewer no groups are looked for."""
 TYPICAL = 6
 LETTERS = "ABCDEFGH"
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

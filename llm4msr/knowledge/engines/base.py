@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
+from llm4msr.arrays import Singles
 
 Pooling = Literal["last", "mean"]
 Task = Literal["answers", "vectors"]
@@ -24,7 +23,7 @@ class Engine(Protocol):
         """Width D of the hidden state."""
         ...
 
-    def vectors(self, tokens: Sequence[list[int]]) -> npt.NDArray[np.float32]:
+    def vectors(self, tokens: Sequence[list[int]]) -> Singles:
         """Hidden states after the final norm, pooled over each token list: float32 [N, D]."""
         ...
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from llm4msr.arrays import Singles
 from llm4msr.errors import StorageError
 from llm4msr.knowledge.engines import models
 from llm4msr.knowledge.engines.base import REPETITION_PENALTY, Pooling
@@ -51,7 +51,7 @@ class TransformersEngine:
         return int(self.model.config.hidden_size)
 
     @torch.inference_mode()
-    def vectors(self, tokens: Sequence[list[int]]) -> npt.NDArray[np.float32]:
+    def vectors(self, tokens: Sequence[list[int]]) -> Singles:
         """Pooled hidden states, float32 [N, D]; prompts of like length share a padded batch."""
         pooled = np.zeros((len(tokens), self.width), np.float32)
         for at in _batches([len(ids) for ids in tokens], BATCH_TOKENS[self.device]):

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from llm4msr.arrays import Singles
 from llm4msr.errors import MissingExtraError
 from llm4msr.knowledge.engines import models
 from llm4msr.knowledge.engines.base import REPETITION_PENALTY, Pooling, Task
@@ -61,7 +61,7 @@ class VllmEngine:
         """Width of the hidden state."""
         return int(self._engine("pooling").model_config.get_hidden_size())
 
-    def vectors(self, tokens: Sequence[list[int]]) -> npt.NDArray[np.float32]:
+    def vectors(self, tokens: Sequence[list[int]]) -> Singles:
         """Pooled hidden states, float32 [N, D]; the prompts' common prefix is computed once.
 
         What earlier calls left in the prefix cache is dropped, so that the last bits of a shard's vectors do not

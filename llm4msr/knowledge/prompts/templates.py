@@ -13,11 +13,11 @@ from string import Template
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm4msr import storage
+from llm4msr.arrays import Ints
 from llm4msr.errors import ConfigError
 
 MAX_TITLE = 80
@@ -152,13 +152,13 @@ def fingerprint(prompt: str, reader: str) -> str:
     return storage.digest(prompt, reader)
 
 
-def _bounds(lists: pa.ListArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _bounds(lists: pa.ListArray) -> tuple[Ints, Ints]:
     """Where each list begins and ends in `lists.values`."""
     offsets = lists.offsets.to_numpy().astype(np.int64)
     return offsets[:-1], offsets[1:]
 
 
-def _lists(values: pa.Array, lengths: npt.NDArray[np.int64]) -> pa.ListArray:
+def _lists(values: pa.Array, lengths: Ints) -> pa.ListArray:
     """Consecutive values as lists of these lengths."""
     return pa.ListArray.from_arrays(pa.array(np.r_[0, np.cumsum(lengths)], pa.int32()), values)
 

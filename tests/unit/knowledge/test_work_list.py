@@ -20,6 +20,7 @@ from llm4msr.knowledge.prompts.render import user_prompts, window_name, windows
 from llm4msr.knowledge.store import read_part, user_parts
 from llm4msr.knowledge.work_list import Reader
 from llm4msr.storage import Built, StageOutput
+from llm4msr.storage.vectors import to_column, to_matrix
 from tests.unit.conftest import World
 
 READS = Reader(revision="revision", frame="", reads="revision last float32", writes={"users": "", "scenarios": ""})
@@ -37,7 +38,7 @@ def write_shard(folder: UPath, shard: dict[str, Any], failed: tuple[str, ...] = 
     errors = ["Boom" if raw_id in failed else "" for raw_id in rows["raw_id"].to_pylist()]
     columns = {name: rows[name] for name in ("id", "raw_id", "fingerprint", "prompt")}
     columns |= {"answer": pa.array([""] * len(rows)), "tokens": pa.array([1] * len(rows)), "error": pa.array(errors)}
-    columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(halves.reshape(-1)), WIDTH)
+    columns["vector"] = to_column(halves)
     storage.write_table(folder / "vectors" / shard["name"], pa.table(columns).replace_schema_metadata({"writes": ""}))
 
 
@@ -99,7 +100,7 @@ def test_a_first_version_holds_every_user_once(world: World, tmp_path: Path, buc
     found, wanted = users(output), expected(world.config, world)
     assert found.select(["id", "raw_id"]).equals(wanted.select(["id", "raw_id"]))
     fingerprints = [templates.fingerprint(text, READS.reads) for text in wanted["prompt"].to_pylist()]
-    np.testing.assert_array_equal(store.vectors_of(found), vectors(fingerprints))
+    np.testing.assert_array_equal(to_matrix(found["vector"]), vectors(fingerprints))
     assert found.schema.field("vector").type == pa.list_(pa.float16(), WIDTH)
 
 

@@ -227,7 +227,7 @@ class SlowBackbone:
     SOURCE = """
 import os, time
 from pathlib import Path
-from llm4msr.backbones import BACKBONES
+from llm4msr.model.backbones import BACKBONES
 
 class Backbone(BACKBONES["single"]):
     def __init__(self, width, scenarios, config):

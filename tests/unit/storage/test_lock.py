@@ -25,7 +25,8 @@ from tests.support.experiments import ROOT
 
 RUN = """
 import sys, time
-from llm4msr import lock, storage
+from llm4msr import storage
+from llm4msr.storage import lock
 from tests.unit.storage.test_lock import counted
 
 def work():

@@ -547,7 +547,8 @@ def test_prepare_draws_negatives_for_likes_alone(tmp_path: Path):
 MEASURE = """
 import sys
 from pathlib import Path
-from llm4msr import sources, storage
+from llm4msr import storage
+from llm4msr.data import sources
 from llm4msr.config import SourceConfig
 
 def status(name):
