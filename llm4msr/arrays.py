@@ -1,9 +1,13 @@
-"""Types of NumPy arrays by what they hold; a name's suffix (`codes_NK`) tells the shape."""
+"""Types of NumPy arrays by what they hold; a name's suffix (`codes_NK`) tells the shape.
 
-from typing import Any
+And a column of an Arrow table, of whatever it holds.
+"""
+
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
@@ -17,3 +21,10 @@ Singles = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 """As metrics are computed."""
 AnyFloats = npt.NDArray[np.floating]
+
+Column: TypeAlias = "pa.Array[Any] | pa.ChunkedArray[Any]"
+
+
+def strings(column: Column) -> list[str]:
+    """The values of a string column without nulls."""
+    return cast("list[str]", column.to_pylist())  # its type would allow for None
