@@ -29,7 +29,7 @@ from llm4msr.model import backbones
 from llm4msr.progress import say
 from llm4msr.serve import app
 from llm4msr.serve.gates import token
-from llm4msr.storage import StageOutput, local_copy, wheels
+from llm4msr.storage import StageOutput, cache, local_copy
 from llm4msr.training import evaluate as evaluate_stage
 from llm4msr.training import train as train_stage
 from llm4msr.training.evaluate import compared
@@ -69,7 +69,7 @@ def trained(config: Config) -> TrainedModel:
 def exported(config: Config) -> StageOutput:
     """The bundle that is served: `serve.bundle`, else what `export` published."""
     if config.serve.bundle:
-        return local_copy.opened(config.serve.bundle)
+        return local_copy.open_finished(config.serve.bundle)
     folder = export_stage.folder(config, trained(config).output)
     return _finished(folder, "no bundle for this config yet; run `llm4msr export` first")
 
@@ -193,7 +193,7 @@ def stages(config: Config) -> Iterator[StageOutput]:
     train_stage.require_machines(config)  # so are machines that can never come,
     if knows:
         extract_stage.require_machines(config)
-        wheels.cache_folder()  # and a cache that cannot be written, which training needs
+        cache.root()  # and a cache that cannot be written, which training needs
     inputs: dict[int, tuple[StageOutput, StageOutput | None]] = {}
     for one in datasets(config):
         of_seed = f", seed {one.seed}" if goes_by_seed(one) else ""

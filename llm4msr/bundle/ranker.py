@@ -24,7 +24,7 @@ from llm4msr.bundle.id_table import IdTable, Place
 from llm4msr.bundle.messages import ModelInfo, RankedItem, RankRequest, RankResponse, Unknown
 from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
 from llm4msr.model.embedding import starts
-from llm4msr.storage.local_copy import on_this_machine
+from llm4msr.storage.local_copy import open_local
 from llm4msr.text import shortened
 
 
@@ -92,7 +92,7 @@ class Ranker:
                 the file), or its backbone raises.
         """
         with _loading(uri):
-            folder, output, hold = on_this_machine(uri)
+            folder, output, hold = open_local(uri)
             ranker = cls(folder, output.manifest.fingerprint, allow_backbones)
             ranker._holds = (hold,)
         return ranker.with_codes(codes) if codes else ranker
@@ -105,7 +105,7 @@ class Ranker:
         """
         other = copy.copy(self)
         with _loading(uri):
-            folder, output, hold = on_this_machine(uri, "refresh")
+            folder, output, hold = open_local(uri, "refresh")
             other._holds = (*self._holds, hold)
             other.codes = files.read_codes(folder, self._folder)
         other.knowledge_version = output.manifest.fingerprint

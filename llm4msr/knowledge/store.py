@@ -17,7 +17,7 @@ from llm4msr.arrays import Array, Bools, Halves, Ints
 from llm4msr.errors import StorageError
 from llm4msr.knowledge import index
 from llm4msr.model.inputs import KnowledgeStatistics
-from llm4msr.storage import StageOutput, cache, wheels
+from llm4msr.storage import StageOutput, cache
 from llm4msr.storage.vectors import to_matrix
 
 
@@ -58,8 +58,6 @@ class KnowledgeStore:
             users_NZ.flush()
             _write_past(output, width, new)
 
-        with cache.writes(cached):
-            cached.parent.mkdir(mode=0o770, exist_ok=True)  # the cache itself may be open to all
         cache.build_once(cached, build)
         scenarios_SZ = np.zeros((scenarios, int(info.get("scenario_width", width))), np.float16)
         _fill(scenarios_SZ, parts(output, "scenarios"))
@@ -172,7 +170,7 @@ def texts_of(output: StageOutput, raw_ids: Sequence[str]) -> list[dict[str, Any]
 def cache_of(output: StageOutput) -> Path:
     """Where this machine keeps the vectors of a version, memory-mapped; the suffix is the number of users."""
     digests = {name: part.digest for name, part in output.manifest.files.items()}
-    return wheels.cache_folder() / "knowledge" / storage.digest_of(digests)
+    return cache.root() / "knowledge" / storage.digest_of(digests)
 
 
 def _either(numbers: Ints, of_users: Array, of_past: Array) -> Array:

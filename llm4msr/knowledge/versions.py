@@ -19,7 +19,7 @@ from llm4msr.knowledge.engines import open_engine, open_tokenizer
 from llm4msr.knowledge.extract import check_same_model, reader
 from llm4msr.knowledge.index import IndexFile
 from llm4msr.knowledge.prompts import templates
-from llm4msr.storage import MANIFEST, StageOutput, lock, wheels
+from llm4msr.storage import MANIFEST, StageOutput, cache, lock
 from llm4msr.storage.vectors import to_column, to_matrix
 
 SAME = 0.999
@@ -183,7 +183,7 @@ def prune(
     others = sorted(set(doomed) - set(shards), key=lambda name: not name.endswith(f"/{MANIFEST}"))
     freed = sum(there[name] for name in others)
     if not dry_run:
-        wheels.cache_folder()  # holds copies that go too: told before anything goes where it cannot be written
+        cache.root()  # holds copies that go too: told before anything goes where it cannot be written
         for name in others:  # manifests first: from then on nobody finds these versions
             (root / name).unlink()
         for version in go:

@@ -1,7 +1,7 @@
-"""Folders of this machine's cache, each made once for all its processes: checked when it is used, and else made anew.
+"""This machine's cache: folders that are built once for all its processes, checked when they are used, else rebuilt.
 
-Beside its files a folder holds their checksums. A disk that loses or changes a bit, or is full, never gives a result:
-the folder is made again, or a message says why it cannot be.
+A disk that loses or changes a bit, or is full, never gives a result: the folder is built again, or a message says why
+it cannot be.
 """
 
 import json
@@ -14,55 +14,93 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from llm4msr import storage
 from llm4msr.errors import StorageError
+from llm4msr.storage import files, uri
 
 CHECKSUMS = ".checksums.json"
+"""Beside the files of a folder, where no manifest holds theirs."""
 _Stats = tuple[tuple[str, int, int, int], ...]
 _CHECKED: dict[Path, _Stats] = {}
 """Folders that this process has read through once, and how their files were then."""
 
 
-def build_once(folder: Path, build: Callable[[Path], None], adopt: bool = False) -> Path:
-    """The folder with what `build` writes into the one that it is given.
+def root() -> Path:
+    """The cache: `LLM4MSR_CACHE`, else `~/.cache/llm4msr`. Every process here can write to it.
+
+    Raises:
+        StorageError: it is not on this machine, or cannot be written.
+    """
+    place = os.environ.get("LLM4MSR_CACHE") or "~/.cache/llm4msr"
+    try:
+        folder = uri.path(place)
+        if not isinstance(folder, Path):
+            raise StorageError(f"{place}: not a folder of this machine")
+        folder.mkdir(mode=0o770, parents=True, exist_ok=True)  # it holds users' vectors: others have no access
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, StorageError) as error:
+        raise StorageError(
+            f"{place}: the cache cannot be written ({error}); set LLM4MSR_CACHE to a folder that can be written"
+        ) from None
+    return Path(folder)
+
+
+def has_checksums(folder: Path) -> bool:
+    """Whether the folder is there and its files have the checksums noted beside them; a process reads them once."""
+    try:
+        stats = tuple((str(file), *_stat(file)) for file in sorted(_files(folder)))
+        if _CHECKED.get(folder) == stats:
+            return bool(stats)
+        whole = bool(json.loads((folder / CHECKSUMS).read_bytes()) == _checksums(folder))
+    except (OSError, ValueError, RecursionError, StorageError):
+        return False
+    if whole:
+        _CHECKED[folder] = stats
+    return whole
+
+
+def build_once(
+    folder: Path,
+    build: Callable[[Path], None],
+    is_whole: Callable[[Path], bool] = has_checksums,
+    adopt: bool = False,
+) -> Path:
+    """The folder with what `build` writes, whichever process of this machine was first to build it.
 
     Args:
-        folder: in the cache; its parent is there.
-        build: called where there is no such folder, or one with a file that is missing or damaged.
-        adopt: whether a folder that an earlier release made, without checksums, is taken as it is.
+        folder: in the cache.
+        build: writes into the new folder that it is given, which is then renamed; called where there is no `folder`,
+            or one that is not whole.
+        is_whole: whether each file of a folder is there and undamaged. The default compares checksums that are noted
+            beside what was built.
+        adopt: whether a folder that an earlier release built, without checksums, is taken as it is.
 
     Raises:
         StorageError: the cache is full or cannot be written.
     """
     if is_whole(folder):
         return folder
-    with writes(folder), FileLock(f"{folder}.lock"):
-        if adopt and folder.is_dir() and not (folder / CHECKSUMS).exists():
-            _note(folder)
-        if not is_whole(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-                new = Path(aside) / "new"
-                new.mkdir()
-                build(new)
-                _note(new)
-                new.rename(folder)
+    with write_errors(folder):
+        folder.parent.mkdir(mode=0o770, exist_ok=True)  # the cache itself may be open to all
+        with FileLock(f"{folder}.lock"):
+            if adopt and folder.is_dir() and not (folder / CHECKSUMS).exists():
+                _note_checksums(folder)
+            if not is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)  # who has its files mapped keeps what is mapped
+                _build(folder, build, noted=is_whole is has_checksums)
     return folder
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether the folder is there and each of its files is as it was written; they are read once in a process."""
+def _build(folder: Path, build: Callable[[Path], None], noted: bool) -> None:
+    aside = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed: the lock is ours
     try:
-        stats = tuple((str(f), *_stat(f)) for f in sorted(_files(folder)))
-        if _CHECKED.get(folder) == stats:
-            return bool(stats)
-        noted = json.loads((folder / CHECKSUMS).read_bytes())
-        whole = bool(noted == _checksums(folder))
-    except (OSError, ValueError, RecursionError, StorageError):
-        return False
-    if whole:
-        _CHECKED[folder] = stats
-    return whole
+        aside.mkdir()
+        build(aside)
+        if noted:
+            _note_checksums(aside)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def reserve(file: Path, size: int) -> None:
@@ -77,7 +115,7 @@ def reserve(file: Path, size: int) -> None:
 
 
 @contextmanager
-def writes(folder: Path) -> Iterator[None]:
+def write_errors(folder: Path) -> Iterator[None]:
     """What goes wrong when the cache is written, as one message.
 
     Raises:
@@ -102,9 +140,9 @@ def _stat(file: Path) -> tuple[int, int, int]:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    names = {str(file.relative_to(folder)): storage.path(file) for file in _files(folder)}
-    return {name: storage.digest_file(file) for name, file in names.items() if name != CHECKSUMS}
+    names = {str(file.relative_to(folder)): uri.path(file) for file in _files(folder)}
+    return {name: files.digest_file(file) for name, file in names.items() if name != CHECKSUMS}
 
 
-def _note(folder: Path) -> None:
+def _note_checksums(folder: Path) -> None:
     (folder / CHECKSUMS).write_text(json.dumps(_checksums(folder)))

@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
 import weakref
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from filelock import FileLock
 
 from llm4msr import storage
 from llm4msr.errors import StorageError
-from llm4msr.storage import StageOutput, cache, wheels
+from llm4msr.storage import StageOutput, cache
 
 COPIES_KEPT = 8
 """Outputs that the cache keeps, the latest used; one that is in use stays in any case."""
@@ -32,22 +31,22 @@ class LocalOutput(NamedTuple):
     hold: "_Hold | None"
 
 
-def on_this_machine(uri: str, stage: str = "export") -> LocalOutput:
+def open_local(uri: str, stage: str = "export") -> LocalOutput:
     """A finished output's files as local ones, each of the size and checksum that its manifest states.
 
     Raises:
         StorageError: not a finished output of that stage, or a file is missing, damaged or foreign.
     """
-    output = opened(uri, stage)
+    output = open_finished(uri, stage)
     if not isinstance(output.folder, Path):
-        return _copied(output)
+        return _open_copy(output)
     folder = Path(output.folder)
-    if name := _damaged(folder, output):
+    if name := _damaged_file(folder, output):
         raise StorageError(_DAMAGED.format(folder / name, stage))
     return LocalOutput(folder, output, None)
 
 
-def opened(uri: str, stage: str = "export") -> StageOutput:
+def open_finished(uri: str, stage: str = "export") -> StageOutput:
     """The finished output of that stage at a URI.
 
     Raises:
@@ -61,7 +60,7 @@ def opened(uri: str, stage: str = "export") -> StageOutput:
     return output
 
 
-def _damaged(folder: Path, output: StageOutput) -> str:
+def _damaged_file(folder: Path, output: StageOutput) -> str:
     """Name of a file that is not what the manifest says, or is not there; empty if there is none."""
     for name, part in output.manifest.files.items():
         file = storage.path(folder / name)
@@ -70,40 +69,40 @@ def _damaged(folder: Path, output: StageOutput) -> str:
     return ""
 
 
-def _copied(output: StageOutput) -> LocalOutput:
-    """A copy below this machine's cache, made once for all its processes, and once more if it is damaged."""
+def _open_copy(output: StageOutput) -> LocalOutput:
+    """A copy in this machine's cache, made once for all its processes, and once more if it is damaged."""
     files = {name: part.digest for name, part in output.manifest.files.items()}
-    folder = wheels.cache_folder() / "bundles" / storage.digest_of(files)
-    for _ in range(2):
-        with cache.writes(folder):
-            folder.parent.mkdir(mode=0o770, exist_ok=True)  # the cache itself may be open to all
-            with FileLock(folder.parent / ".lock"):
-                hold = _Hold(folder)
-                if not folder.exists():
-                    _copy(output, folder)
-                os.utime(folder)
-                _evict(folder.parent)
-        if not (name := _damaged(folder, output)):
-            return LocalOutput(folder, output, hold)
-        with FileLock(folder.parent / ".lock"):
-            shutil.rmtree(folder, ignore_errors=True)  # who has it mapped keeps what is mapped
-    raise StorageError(f"{folder / name}: a fresh copy of {output.folder / name} is damaged; check this machine's disk")
+    folder = cache.root() / "bundles" / storage.digest_of(files)
+    lock = FileLock(folder.parent / ".lock")
+    with cache.write_errors(folder):
+        folder.parent.mkdir(mode=0o770, exist_ok=True)  # the cache itself may be open to all
+        with lock:  # who evicts cannot do so between the hold's file and its lock
+            hold = _Hold(folder)
+
+    def copy(new: Path) -> None:
+        _copy_files(output, new)
+        if name := _damaged_file(new, output):
+            raise StorageError(
+                f"{folder / name}: a fresh copy of {output.folder / name} is damaged; check this machine's disk"
+            )
+
+    cache.build_once(folder, copy, is_whole=lambda copied: not _damaged_file(copied, output))
+    with cache.write_errors(folder), lock:
+        os.utime(folder)
+        _evict(folder.parent)
+    return LocalOutput(folder, output, hold)
 
 
-def _copy(output: StageOutput, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-        new = Path(aside) / "new"
-        new.mkdir()
-        for name, part in output.manifest.files.items():
-            cache.reserve(new / name, part.bytes)
-            state = hashlib.blake2b(part.bytes.to_bytes(8, "little"), digest_size=16)
-            with (output.folder / name).open("rb") as there, (new / name).open("r+b") as here:
-                while chunk := there.read(1 << 22):
-                    state.update(chunk)
-                    here.write(chunk)
-            if state.hexdigest() != part.digest:
-                raise StorageError(_DAMAGED.format(output.folder / name, output.manifest.stage))
-        new.rename(folder)
+def _copy_files(output: StageOutput, folder: Path) -> None:
+    for name, part in output.manifest.files.items():
+        cache.reserve(folder / name, part.bytes)
+        state = hashlib.blake2b(part.bytes.to_bytes(8, "little"), digest_size=16)
+        with (output.folder / name).open("rb") as source, (folder / name).open("r+b") as target:
+            while chunk := source.read(1 << 22):
+                state.update(chunk)
+                target.write(chunk)
+        if state.hexdigest() != part.digest:
+            raise StorageError(_DAMAGED.format(output.folder / name, output.manifest.stage))
 
 
 class _Hold:
@@ -123,11 +122,12 @@ class _Hold:
 
 def _evict(copies: Path) -> None:
     """Delete the copies that were not used for longest, but none that is in use, whatever the clock has said."""
-    by_age = sorted((f for f in copies.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime)
-    for old in by_age[:-COPIES_KEPT]:
+    folders = [entry for entry in copies.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    for old in sorted(folders, key=lambda folder: folder.stat().st_mtime)[:-COPIES_KEPT]:
         try:
-            lock = _Hold(old, fcntl.LOCK_EX)
+            hold = _Hold(old, fcntl.LOCK_EX)
         except BlockingIOError:
             continue
         shutil.rmtree(old, ignore_errors=True)
-        lock.file.unlink(missing_ok=True)
+        Path(f"{old}.lock").unlink(missing_ok=True)  # nobody can wait for it: that takes a hold
+        hold.file.unlink(missing_ok=True)

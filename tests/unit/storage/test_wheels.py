@@ -7,8 +7,8 @@ import pytest
 
 from llm4msr import pipeline
 from llm4msr.errors import StorageError
-from llm4msr.storage import wheels
-from llm4msr.storage.wheels import Wheel, cache_folder, fetch
+from llm4msr.storage import cache
+from llm4msr.storage.wheels import Wheel, fetch
 from tests.unit.conftest import World
 
 NAME = "tiny_data-1.0-py3-none-any.whl"
@@ -40,7 +40,7 @@ def wheel(folder: Path) -> Wheel:
 def test_wanted_files_are_unpacked_once(index: Path):
     pinned = wheel(index)
     folder = fetch(pinned, "tiny_data/wanted/")
-    assert folder == cache_folder() / "tiny_data-1.0" / "tiny_data" / "wanted"
+    assert folder == cache.root() / "tiny_data-1.0" / "tiny_data" / "wanted"
     assert (folder / "a.txt").read_text() == "hello"
     assert not (folder.parent / "other.txt").exists()
     (index / NAME).unlink()
@@ -52,7 +52,7 @@ def test_another_file_than_the_pinned_one_is_refused(index: Path):
         StorageError, match=rf"{NAME}: SHA-256 is [0-9a-f]{{64}}, pinned is 00; the index serves another"
     ):
         fetch(Wheel("tiny_data==1.0", "00"), "tiny_data/")
-    assert not (cache_folder() / "tiny_data-1.0").exists()
+    assert not (cache.root() / "tiny_data-1.0").exists()
 
 
 def test_a_wheel_that_pip_cannot_find_is_named(index: Path):
@@ -67,7 +67,7 @@ def test_the_cache_lies_where_the_variable_says_or_in_the_home_folder(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("LLM4MSR_CACHE", str(tmp_path / "own") if variable else "")
     expected = tmp_path / "own" if variable else tmp_path / ".cache" / "llm4msr"
-    assert wheels.cache_folder() == expected
+    assert cache.root() == expected
     assert expected.is_dir()
 
 
@@ -75,14 +75,14 @@ def test_the_cache_lies_where_the_variable_says_or_in_the_home_folder(
 def test_a_cache_that_cannot_be_written_names_the_variable(place: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LLM4MSR_CACHE", place)
     with pytest.raises(StorageError, match=rf"^{place}: the cache cannot be written .*set LLM4MSR_CACHE to a folder"):
-        cache_folder()
+        cache.root()
 
 
 def test_a_home_that_is_none_names_the_variable(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", "/proc/nope")
     monkeypatch.delenv("LLM4MSR_CACHE", raising=False)
     with pytest.raises(StorageError, match=r"/proc/nope.*set LLM4MSR_CACHE to a folder that can be written"):
-        cache_folder()
+        cache.root()
 
 
 def test_stages_that_need_the_cache_say_so_before_they_work(
@@ -98,7 +98,7 @@ def test_stages_that_need_the_cache_say_so_before_they_work(
 
 def test_a_place_in_the_cache_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LLM4MSR_CACHE", str(tmp_path / "own"))
-    assert cache_folder().stat().st_mode & 0o007 == 0
+    assert cache.root().stat().st_mode & 0o007 == 0
 
 
 def test_without_a_pip_the_one_that_python_keeps_is_used(index: Path, monkeypatch: pytest.MonkeyPatch):
