@@ -246,6 +246,7 @@ def test_each_training_row_sees_what_was_known_of_its_user_before_it(
 
 WITH_A_GPU = """
 import sys, ray, llm4msr
+from llm4msr import pipeline
 ray.init(num_cpus=2, num_gpus=1, include_dashboard=False)
 pipeline.extract(llm4msr.load(sys.argv[1]))
 """

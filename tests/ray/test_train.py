@@ -118,7 +118,7 @@ def test_a_run_that_loses_a_node_goes_on_with_fewer_workers(
             if driver.poll() is None:
                 kill_all(driver)
 
-    output = trained(config)
+    output = trained(config).output
     starts = output.manifest.info["starts"]
     assert [start["workers"] for start in starts] == [2, 1], (tmp_path / "log").read_text()
     assert (starts[1]["epoch"], starts[1]["batch"]) > (0, 0)
