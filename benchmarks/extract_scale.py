@@ -33,9 +33,9 @@ from llm4msr.config import Config
 from llm4msr.data.prepare import folder as prepare_folder
 from llm4msr.knowledge import index, work_list
 from llm4msr.knowledge.engines import models, open_tokenizer
-from llm4msr.knowledge.extract import reader
 from llm4msr.knowledge.index import IndexFile
 from llm4msr.knowledge.prompts.render import window_name, windows
+from llm4msr.knowledge.reader import Reader
 from llm4msr.pipeline import extract, extracted, prepared
 from llm4msr.storage import Built
 
@@ -192,10 +192,10 @@ def planning(config: Config, folder: Path) -> Measured:
     """Users per second and core of rendering and of matching, against the versions that are there."""
     pa.set_cpu_count(1)
     data, output = prepared(config), extracted(config)
-    asks = reader(config, models.revision(Path(config.extract.model)), open_tokenizer(config.extract).frame)
+    reader = Reader.of(config, models.revision(Path(config.extract.model)), open_tokenizer(config.extract).frame)
     todo = windows(config, data.manifest.info["histories"], 0, work_list.WINDOW_ROWS)[1:]
     buckets = index.bucket_count(todo[-1]["stop"])
-    settled: dict[str, Any] = {"config": config, "folder_uri": str(folder), "reader": asks}
+    settled: dict[str, Any] = {"config": config, "folder_uri": str(folder), "reader": reader}
     there = storage.files_below(output.folder.parent)
     present = pa.array([name for name in there if "/vectors/" in name], pa.string())
     bases = list(work_list.with_index(output.folder.parent, there).values())

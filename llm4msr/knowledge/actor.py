@@ -16,6 +16,7 @@ from llm4msr.errors import StorageError
 from llm4msr.knowledge import interests, work_list
 from llm4msr.knowledge.engines import Engine, PromptTokenizer, Task, models, open_engine, open_tokenizer
 from llm4msr.knowledge.index import NOTHING_LIKED
+from llm4msr.knowledge.reader import Reader
 from llm4msr.storage import Part
 from llm4msr.storage.vectors import to_column
 
@@ -39,8 +40,8 @@ class Counts(NamedTuple):
 class AskLLM:
     """An actor of the pool: loads the LLM once, then answers or embeds shard after shard."""
 
-    def __init__(self, config: Config, task: Task, folder: str, asks: work_list.Reader, scenarios: list[str]):
-        self.config, self.task, self.folder, self.asks = config, task, storage.path(folder), asks
+    def __init__(self, config: Config, task: Task, folder: str, reader: Reader, scenarios: list[str]):
+        self.config, self.task, self.folder, self.reader = config, task, storage.path(folder), reader
         self.scenarios = scenarios
         from llm4msr.knowledge.meters import Meters
 
@@ -60,8 +61,8 @@ class AskLLM:
 
     def _refuse_another_model(self) -> None:
         model = self.config.extract.model
-        here, planned = models.revision(models.resolve(model)), self.asks.revision
-        if (here, self.tokenizer.frame) != (planned, self.asks.frame):
+        here, planned = models.revision(models.resolve(model)), self.reader.revision
+        if (here, self.tokenizer.frame) != (planned, self.reader.frame):
             raise StorageError(
                 f"extract.model = '{model}': on {socket.gethostname()} it is revision {here}, planned was {planned}; "
                 "give every machine the same files, and run `llm4msr extract` again"
@@ -107,7 +108,7 @@ class AskLLM:
         if self.task == "vectors":
             expected = schema.knowledge(self.engine.width)
             table = schema.check(table.select(expected.names), expected, "shard")
-        about = {"reads": self.asks.reads, "writes": self.asks.writes[name.partition("-")[0]]}
+        about = {"reads": self.reader.reads, "writes": self.reader.writes[name.partition("-")[0]]}
         return storage.write_table(self.folder / PLACE[self.task] / name, table.replace_schema_metadata(about))
 
     def _answers(self, name: str, errors: list[str]) -> tuple[list[str], list[str]]:

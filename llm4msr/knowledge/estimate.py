@@ -14,10 +14,10 @@ from llm4msr.config import Config
 from llm4msr.data.prepare import PromptData
 from llm4msr.knowledge import index
 from llm4msr.knowledge.engines import PromptTokenizer, engine_name, models, open_tokenizer, soundness
-from llm4msr.knowledge.extract import reader
 from llm4msr.knowledge.index import IndexFile
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import item_prompts, items_to_read, user_prompts, users_to_read
+from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.work_list import with_index
 from llm4msr.storage import Manifest
 
@@ -83,10 +83,10 @@ def _known_share(config: Config, prompts_: pa.Table, kind: str, count: int) -> f
     if model is None or not root.exists() or not len(prompts_):
         return 0.0
     there = storage.files_below(root)
-    asks = reader(config, models.revision(model), open_tokenizer(config.extract).frame)
+    reader = Reader.of(config, models.revision(model), open_tokenizer(config.extract).frame)
     raw_ids, texts = prompts_["raw_id"].to_pylist(), prompts_["prompt"].to_pylist()
-    fingerprints = [templates.fingerprint(text, asks.reads) for text in texts]
-    columns = {"hash": pa.array(index.hashes(raw_ids)), "key": index.keys(raw_ids, fingerprints, asks.writes[kind])}
+    fingerprints = [templates.fingerprint(text, reader.reads) for text in texts]
+    columns = {"hash": pa.array(index.hashes(raw_ids)), "key": index.keys(raw_ids, fingerprints, reader.writes[kind])}
     rows = pa.table({"id": prompts_["id"], **columns})
     wide = max(1, index.bucket_count(count) // 16)  # a part of a large store is enough
     rows = rows.filter(pa.array(index.bucket_of(rows["hash"].to_numpy(), wide) == 0))

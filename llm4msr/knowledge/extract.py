@@ -1,4 +1,4 @@
-"""Prompts -> knowledge: what earlier versions lack is rendered, a pool of engine actors asks the frozen LLM about it.
+"""Prompts -> knowledge: what earlier versions lack is rendered, a pool of engine actors reader the frozen LLM about it.
 
 The unit of work is a shard of `rows_per_shard` rows. A shard's file appears in one piece when the shard is
 finished, so a run that was interrupted, in whatever way, redoes only the shards in flight.
@@ -23,8 +23,9 @@ from llm4msr.knowledge.failures import refuse_failed_rows, refuse_failures, tota
 from llm4msr.knowledge.forget import forgotten
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import items_to_read
+from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.user_pooling import pool_users
-from llm4msr.knowledge.work_list import Reader, Shard, Work
+from llm4msr.knowledge.work_list import Shard, Work
 from llm4msr.progress import say, track
 from llm4msr.storage import Built, Part, StageOutput
 
@@ -58,7 +59,7 @@ def extract(config: Config, data: StageOutput) -> StageOutput:
         exact = config.model_copy(update={"extract": config.extract.model_copy(update={"model": name})})
         soundness.check_model(place)
         soundness.check_positions(config.extract, place)
-        return _build(exact, data, folder, reader(config, revision, open_tokenizer(exact.extract).frame))
+        return _build(exact, data, folder, Reader.of(config, revision, open_tokenizer(exact.extract).frame))
 
     _withdraw_if_of_another_model(at, revision, config.extract.model)
     out = storage.publish(at, "extract", config.seed, settings, inputs, build, resumable=True)
@@ -91,22 +92,6 @@ def check_same_model(config: Config, out: StageOutput, revision: str = "") -> st
     return now
 
 
-def reader(config: Config, revision: str, frame: str) -> Reader:
-    """Who reads the prompts and how: with the prompt it decides the vector. The engine is left out on purpose."""
-    e = config.extract
-    text, everyone = f"answer={e.answer_tokens}", e.answers == "all"
-    writes = {
-        "users": f"{text} interests" if everyone else "",
-        "items": text if everyone else "",
-        "scenarios": text if e.answers != "none" else "",
-    }
-    answer = f" {writes['users'] or text}" if e.pooling == "answer" else ""
-    weights = f"{e.dtype} {e.quantization}".strip()
-    return Reader(
-        revision=revision, frame=frame, reads=f"{revision} {frame} {e.pooling} {weights}{answer}", writes=writes
-    )
-
-
 def folder(config: Config, data: StageOutput) -> UPath:
     """Where this config's knowledge lies, or will: named by the prepared histories, not by when they came."""
     e = config.extract
@@ -119,8 +104,8 @@ def folder(config: Config, data: StageOutput) -> UPath:
     return storage.path(config.root) / "extract" / storage.digest_of(wanted)[:12]
 
 
-def _build(config: Config, data: StageOutput, folder: UPath, asks: Reader) -> Built:
-    work = work_list.work_left(config, data, folder, asks)
+def _build(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> Built:
+    work = work_list.work_left(config, data, folder, reader)
     kept = sum(work.kept.values())
     if kept:
         say(f"  {kept} rows are as an earlier version has them, {sum(s.rows for s in work.shards)} are to be asked")
@@ -139,13 +124,13 @@ def _build(config: Config, data: StageOutput, folder: UPath, asks: Reader) -> Bu
     scenarios = data.table("scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()[1:]
     for task, wanted in passes:
         spent[task] = Counter()
-        done[task], written, skipped = _run(task, wanted, config, folder, asks, scenarios, spent[task])
+        done[task], written, skipped = _run(task, wanted, config, folder, reader, scenarios, spent[task])
     if "answers" in done:
         info["answers_failed"] = sum(counts.failed - counts.empty for counts in done["answers"].values())
     refuse_failures(config, folder, done, work)
     files, sealed = _seal(folder, work, written)
     files[drift.FILE] = storage.part_of(folder / drift.FILE)
-    by_kind = {kind: total(one for one in sealed if one["kind"] == kind) for kind in asks.writes}
+    by_kind = {kind: total(one for one in sealed if one["kind"] == kind) for kind in reader.writes}
     rows = {kind: total["rows"] for kind, total in by_kind.items()}
     width = _width(index.parts(folder, files, "scenarios"))
     info |= {"width": width, "scenario_width": width, "users": rows["users"], "kept": kept}
@@ -194,7 +179,7 @@ def _width(parts: list[str]) -> int:
 
 
 def _run(
-    task: Task, wanted: list[Shard], config: Config, folder: UPath, asks: Reader, scenarios: list[str], spent: Spent
+    task: Task, wanted: list[Shard], config: Config, folder: UPath, reader: Reader, scenarios: list[str], spent: Spent
 ) -> tuple[dict[str, Counts], dict[str, Part], int]:
     """Counts of every wanted shard, the files that were written now, and the rows that an earlier run had finished."""
     done = _finished(folder / PLACE[task], wanted)
@@ -206,7 +191,7 @@ def _run(
         if skipped:
             say(f"  {task}: {skipped} of {total} rows were finished before")
         with track(task, total, skipped) as progress:
-            for result in _stream(task, left, config, folder, asks, scenarios):
+            for result in _stream(task, left, config, folder, reader, scenarios):
                 counts = Counts(result["rows"], result["failed"], result["empty"])
                 done[result["file"]] = counts
                 written[f"{PLACE[task]}/{result['file']}"] = Part.model_validate(result)
@@ -217,7 +202,7 @@ def _run(
 
 
 def _stream(
-    task: Task, left: list[Shard], config: Config, folder: UPath, asks: Reader, scenarios: list[str]
+    task: Task, left: list[Shard], config: Config, folder: UPath, reader: Reader, scenarios: list[str]
 ) -> Iterator[dict[str, Any]]:
     """The Ray Data pipeline: names of shards -> engine actors; yields a summary per finished shard."""
     import ray
@@ -229,7 +214,7 @@ def _stream(
     items = [shard.model_dump() for shard in left]
     summaries = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         AskLLM,
-        fn_constructor_args=(config, task, str(folder), asks, scenarios),
+        fn_constructor_args=(config, task, str(folder), reader, scenarios),
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=actors),
@@ -260,7 +245,7 @@ def _pool(config: Config, nodes: Sequence[Mapping[str, float]], shards: int) -> 
     if not hosts and waits:
         if e.actors == "auto":
             raise ConfigError(f"extract.device = 'gpu': none has {gpus} yet; give extract.actors, and they can come")
-        return min(e.actors, shards), 1, gpus  # Ray asks the autoscaler for machines
+        return min(e.actors, shards), 1, gpus  # Ray reader the autoscaler for machines
     if not hosts:
         raise ConfigError(f"extract.tensor_parallel = {gpus}: no machine of this cluster has so many GPUs")
     fit = sum(int(node["GPU"] // gpus) if gpus else 1 for node in hosts)

@@ -16,9 +16,10 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError, StorageError
 from llm4msr.knowledge import index, interests, store, work_list
 from llm4msr.knowledge.engines import open_engine, open_tokenizer
-from llm4msr.knowledge.extract import check_same_model, reader
+from llm4msr.knowledge.extract import check_same_model
 from llm4msr.knowledge.index import IndexFile
 from llm4msr.knowledge.prompts import templates
+from llm4msr.knowledge.reader import Reader
 from llm4msr.storage import MANIFEST, StageOutput, cache, lock
 from llm4msr.storage.vectors import to_column, to_matrix
 
@@ -125,7 +126,7 @@ def verify(config: Config, output: StageOutput, sample: int = 16) -> dict[str, A
     kind = "items" if config.extract.reads == "items" else "users"
     rows = _sample(output, kind, sample, config.seed)
     tokenizer = open_tokenizer(config.extract)
-    reads = reader(config, revision, tokenizer.frame).reads
+    reads = Reader.of(config, revision, tokenizer.frame).reads
     for row in rows.to_pylist():
         if templates.fingerprint(row["prompt"], reads) != row["fingerprint"]:
             raise StorageError(f"{output.folder}: '{row['raw_id']}' has a fingerprint that is not its prompt's")

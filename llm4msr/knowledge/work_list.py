@@ -26,23 +26,12 @@ from llm4msr.knowledge.forget import check_list, forgotten
 from llm4msr.knowledge.index import NOTHING_LIKED, IndexFile
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import items_to_read, render, window_name, windows
+from llm4msr.knowledge.reader import Reader
 from llm4msr.progress import track
 from llm4msr.schema import INDEX
 from llm4msr.storage import Manifest, StageOutput, stage_files
 
 WINDOW_ROWS = 1 << 16
-
-
-class Reader(BaseModel):
-    """Who reads the prompts and how, which is part of each vector's fingerprint, and what else is to be written."""
-
-    revision: str
-    """Of the model; who asks compares it with that of the model they loaded."""
-    frame: str
-    """What the model's chat template puts around each prompt."""
-    reads: str
-    writes: dict[str, str]
-    """Beside the vectors of `users`, `items` and `scenarios`."""
 
 
 Kind = Literal["users", "items", "scenarios"]

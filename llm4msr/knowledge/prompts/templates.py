@@ -147,9 +147,9 @@ def _scenario_prompt(instruction: Template, scenario: Mapping[str, Any], names: 
     )
 
 
-def fingerprint(prompt: str, reader: str) -> str:
-    """Identity of a vector: the prompt as sent, and the `reader` (model, revision and pooling) of it."""
-    return storage.digest(prompt, reader)
+def fingerprint(prompt: str, reads: str) -> str:
+    """Identity of a vector: the prompt as sent, and `Reader.reads` of who reads it."""
+    return storage.digest(prompt, reads)
 
 
 def _bounds(lists: pa.ListArray) -> tuple[Ints, Ints]:

@@ -15,11 +15,12 @@ from llm4msr.errors import ConfigError, LLM4MSRError, StorageError, TooManyFaile
 from llm4msr.knowledge.actor import PLACE, AskLLM, Counts
 from llm4msr.knowledge.engines import PromptTokenizer, models, open_tokenizer
 from llm4msr.knowledge.engines.transformers import TransformersEngine
-from llm4msr.knowledge.extract import _finished, reader
+from llm4msr.knowledge.extract import _finished
 from llm4msr.knowledge.failures import refuse_failures
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import item_prompts, items_to_read, render, slice_rows, user_prompts, windows
-from llm4msr.knowledge.work_list import Reader, Shard, Work
+from llm4msr.knowledge.reader import Reader
+from llm4msr.knowledge.work_list import Shard, Work
 from llm4msr.pipeline import extracted
 from tests.support.data import config_of, flip_a_bit, published
 from tests.unit.conftest import World
@@ -41,7 +42,7 @@ def with_pooling(config: Config, pooling: str) -> Config:
 
 def reads(config: Config) -> Reader:
     """Who the config says reads."""
-    return reader(config, models.revision(Path(config.extract.model)), open_tokenizer(config.extract).frame)
+    return Reader.of(config, models.revision(Path(config.extract.model)), open_tokenizer(config.extract).frame)
 
 
 @pytest.fixture
@@ -353,10 +354,6 @@ def test_failures_of_answers_count_too(config: Config, prompted: pa.Table, tmp_p
 def allowing(config: Config, share: float) -> Config:
     extract = config.extract.model_copy(update={"max_failed_fraction": share})
     return config.model_copy(update={"extract": extract})
-
-
-def reads_of_all(config: Config) -> Reader:
-    return reads(config)
 
 
 def nothing_kept(config: Config) -> Work:

@@ -10,8 +10,8 @@ import pytest
 
 from llm4msr import schema, storage
 from llm4msr.errors import ConfigError, StorageError
-from llm4msr.knowledge.extract import reader
 from llm4msr.knowledge.prompts import templates
+from llm4msr.knowledge.reader import Reader
 from tests.support.data import config_of
 
 SCENARIO: dict[str, Any] = {
@@ -253,9 +253,9 @@ def test_fingerprint_changes_with_the_prompt_and_with_its_reader():
     ],
 )
 def test_reader_holds_what_decides_a_vector(tmp_path: Path, change: dict[str, Any], same: bool):
-    plain = reader(config_of(tmp_path), "rev", "frame").reads
-    assert (reader(config_of(tmp_path, extract=change), "rev", "frame").reads == plain) == same
-    assert reader(config_of(tmp_path), "other", "frame").reads != plain
+    plain = Reader.of(config_of(tmp_path), "rev", "frame").reads
+    assert (Reader.of(config_of(tmp_path, extract=change), "rev", "frame").reads == plain) == same
+    assert Reader.of(config_of(tmp_path), "other", "frame").reads != plain
 
 
 @pytest.mark.parametrize(
@@ -269,12 +269,12 @@ def test_reader_holds_what_decides_a_vector(tmp_path: Path, change: dict[str, An
 def test_reader_holds_what_is_written_beside_the_vectors(
     tmp_path: Path, change: dict[str, Any], users: bool, scenarios: bool
 ):
-    writes = reader(config_of(tmp_path, extract=change), "rev", "frame").writes
+    writes = Reader.of(config_of(tmp_path, extract=change), "rev", "frame").writes
     assert (bool(writes["users"]), bool(writes["scenarios"])) == (users, scenarios)
-    longer = reader(config_of(tmp_path, extract=change | {"answer_tokens": 7}), "rev", "frame").writes
+    longer = Reader.of(config_of(tmp_path, extract=change | {"answer_tokens": 7}), "rev", "frame").writes
     assert (longer["users"] != writes["users"], longer["scenarios"] != writes["scenarios"]) == (users, scenarios)
 
 
 def test_reader_knows_the_length_of_answers_that_are_pooled(tmp_path: Path):
     short, long = (config_of(tmp_path, extract={"pooling": "answer", "answer_tokens": n}) for n in (8, 16))
-    assert reader(short, "rev", "frame").reads != reader(long, "rev", "frame").reads
+    assert Reader.of(short, "rev", "frame").reads != Reader.of(long, "rev", "frame").reads

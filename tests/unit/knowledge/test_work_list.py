@@ -17,8 +17,8 @@ from llm4msr.knowledge import index, store, work_list
 from llm4msr.knowledge.index import INDEX, IndexFile, State
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import user_prompts, window_name, windows
+from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.store import read_part, user_parts
-from llm4msr.knowledge.work_list import Reader
 from llm4msr.storage import Built, StageOutput
 from llm4msr.storage.vectors import to_column, to_matrix
 from tests.unit.conftest import World
