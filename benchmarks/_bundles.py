@@ -17,7 +17,7 @@ from llm4msr.config import Config, ModelConfig
 from llm4msr.export.write import write
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.pipeline import prepare
-from llm4msr.storage import Built
+from llm4msr.storage import StageResult
 from llm4msr.storage.vectors import to_column
 from llm4msr.training.dataset import Data
 
@@ -49,7 +49,7 @@ def made(root: Path, name: str, seed: int = 1, **model: Any) -> str:
             parameter.add_(0.05 * torch.randn_like(parameter))
     codes = [_codes(net, data)] if net.uses_users else []
 
-    def build(folder: Any) -> Built:
+    def build(folder: Any) -> StageResult:
         return write(config, net, data, codes, {}, "# made for a benchmark", folder)
 
     return str(storage.publish(storage.path(root) / "export" / name, "export", seed, {}, {}, build).folder)

@@ -37,7 +37,7 @@ from llm4msr.knowledge.index import IndexFile
 from llm4msr.knowledge.prompts.render import window_name, windows
 from llm4msr.knowledge.reader import Reader
 from llm4msr.pipeline import extract, extracted, prepared
-from llm4msr.storage import Built
+from llm4msr.storage import StageResult
 
 RESULT = Path(__file__).parent / "results" / "extract-scale.md"
 SCENARIOS = ("feed", "search")
@@ -113,9 +113,9 @@ def config_of(folder: Path, source: str, model: Path, wanted: argparse.Namespace
 def make_prepared(config: Config, users: int, changed: bool) -> None:
     """What `prepare` would publish about so many users, as far as extraction reads it; written window by window."""
 
-    def build(folder: UPath) -> Built:
+    def build(folder: UPath) -> StageResult:
         with (
-            storage.writing(folder / "histories.parquet") as stream,
+            storage.create(folder / "histories.parquet") as stream,
             pq.ParquetWriter(stream, schema.HISTORIES, compression="zstd") as writer,
         ):
             for start in range(0, users, 1 << 16):
@@ -127,7 +127,7 @@ def make_prepared(config: Config, users: int, changed: bool) -> None:
             rows.append({"scenario": number, "scenario_id": name, "positive_rate": 0.5, **numbers, **lists})
         storage.write_table(folder / "scenarios.parquet", pa.Table.from_pylist(rows, schema.SCENARIOS))
         storage.write_table(folder / "items.parquet", pa.table({"f:item_id": [0, 1]}))
-        return Built(
+        return StageResult(
             files={"histories.parquet": users, "scenarios.parquet": len(rows), "items.parquet": 1},
             rows=users,
             info={"histories": users, "scenarios": len(rows) + 1},

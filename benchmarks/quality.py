@@ -262,7 +262,7 @@ def _key(run: Config, test: bool) -> str:
     same |= {"train": {"workers", "device", "checkpoint_batches"}}
     if run.model.knowledge == "none":
         same |= {"extract": set(ExtractConfig.model_fields) - {"max_users"}}  # which decides the users of `read_auc`
-    return storage.digest_of([VERSION, test, run.model_dump(exclude=same, exclude_defaults=True)])[:16]
+    return storage.digest_json([VERSION, test, run.model_dump(exclude=same, exclude_defaults=True)])[:16]
 
 
 @ray.remote(num_cpus=1, max_retries=2)

@@ -62,9 +62,9 @@ def published(root: Path, users: int) -> tuple[str, str, float]:
     uri = _bundles.made(root, "both", knowledge="both")
     begun = time.perf_counter()
 
-    def build(folder: Any) -> storage.Built:
+    def build(folder: Any) -> storage.StageResult:
         rows = id_table.write(folder / files.CODES, generated(users), files.code_schema(storage.path(uri)))
-        return storage.Built(files={files.CODES: rows}, rows=rows)
+        return storage.StageResult(files={files.CODES: rows}, rows=rows)
 
     out = storage.publish(storage.path(root) / "codes" / "many", "refresh", 1, {}, {}, build)
     return uri, str(out.folder), time.perf_counter() - begun

@@ -130,9 +130,9 @@ def code_refresh(running: Endpoint, bodies: Path, rate: float, seconds: float) -
         for turn in range(5):
             folder = served.parent.parent / "codes" / model / f"turn-{turn}"
 
-            def build(at: Any) -> storage.Built:
+            def build(at: Any) -> storage.StageResult:
                 rows = id_table.write(at / files.CODES, [table], files.code_schema(served))
-                return storage.Built(files={files.CODES: rows}, rows=rows)
+                return storage.StageResult(files={files.CODES: rows}, rows=rows)
 
             storage.publish(folder, "refresh", 1, {}, {}, build)
             storage.write_bytes(folder.parent / "latest.json", json.dumps({"codes": folder.name}).encode())

@@ -29,7 +29,7 @@ from torch.multiprocessing.spawn import spawn
 from benchmarks._machine import described
 from llm4msr import Config, storage
 from llm4msr.model.embedding import Field
-from llm4msr.storage import Built
+from llm4msr.storage import StageResult
 from llm4msr.training.batches import RowReader, Rows
 from llm4msr.training.dataset import Data
 from llm4msr.training.feature_tables import FeatureTables
@@ -109,7 +109,7 @@ def work(rank: int, workers: int, folder: str, values: int, sparse: bool) -> Non
     fields = [Field("user_id", "user", sizes["user"], 1), Field("item_id", "item", sizes["item"], 1)]
     fields.append(Field("scenario_id", "scenario", 5, 1))
     tables = FeatureTables(fields, np.arange(sizes["user"])[:, None], np.arange(sizes["item"])[:, None], 5)
-    built = Built(files={f"{part}.parquet": -1 for part in ("train", "valid")}, rows=0)
+    built = StageResult(files={f"{part}.parquet": -1 for part in ("train", "valid")}, rows=0)
     made = storage.publish(own, "prepare", 1, {}, {}, lambda _: built, resumable=True)
     data = ClockedData(made, tables, [str(scenario) for scenario in range(5)], None)
     settings = {"epochs": 1, "batch_size": BATCH, "sparse": sparse, "checkpoint_batches": 0}

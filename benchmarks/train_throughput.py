@@ -47,7 +47,7 @@ from llm4msr.model.embedding import Field
 from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
 from llm4msr.pipeline import prepare
-from llm4msr.storage import Built
+from llm4msr.storage import StageResult
 from llm4msr.training import metrics
 from llm4msr.training.batches import RowReader, Rows, to_batch
 from llm4msr.training.dataset import Data
@@ -388,8 +388,8 @@ def generate(folder: Path, rows: int, valid: int) -> None:
     rng = np.random.default_rng(1)
     for part, count in (("train", rows), ("valid", valid)):
         with pq.ParquetWriter(folder / f"{part}.parquet", _group(rng, 0).schema, compression="zstd") as writer:
-            for start in range(0, count, schema.CHUNK):
-                writer.write_table(_group(rng, min(schema.CHUNK, count - start)))
+            for start in range(0, count, schema.TRAIN_GROUP_ROWS):
+                writer.write_table(_group(rng, min(schema.TRAIN_GROUP_ROWS, count - start)))
 
 
 def _group(rng: np.random.Generator, rows: int) -> pa.Table:
@@ -407,7 +407,7 @@ def peak_of_epoch(folder: Path) -> tuple[int, int]:
     fields = [Field("user_id", "user", users, 1), Field("item_id", "item", items, 1)]
     fields.append(Field("scenario_id", "scenario", scenarios, 1))
     tables = FeatureTables(fields, np.arange(users)[:, None], np.arange(items)[:, None], scenarios)
-    built = Built(files={f"{part}.parquet": -1 for part in ("train", "valid")}, rows=0)
+    built = StageResult(files={f"{part}.parquet": -1 for part in ("train", "valid")}, rows=0)
     made = storage.publish(storage.path(folder), "prepare", 1, {}, {}, lambda _: built, resumable=True)
     data = Data(made, tables, [str(s) for s in range(scenarios)], None)
     config = config_of("generated", folder, MODELS["mmoe"], epochs=1)

@@ -33,7 +33,7 @@ from benchmarks._machine import described
 from llm4msr import Config, storage
 from llm4msr.arrays import Ints
 from llm4msr.pipeline import prepare
-from llm4msr.storage import StageOutput
+from llm4msr.storage import GROUP_ROWS, StageOutput
 from llm4msr.training import metrics, popularity
 from llm4msr.training.batches import WINDOW, RowReader, Rows
 from llm4msr.training.dataset import Data
@@ -164,7 +164,7 @@ class Ordered(Data):
             return super().rows(part)
         file = self.prepared.folder / "train.parquet"
         if self.order == BEFORE:
-            self.train = Before(sorted_by_label(file), [], chunk=storage.GROUP)
+            self.train = Before(sorted_by_label(file), [], chunk=GROUP_ROWS)
         else:
             self.train = Counted(file, [], window=WINDOW if self.order == NOW else 1 << 40)
         return self.train
@@ -228,7 +228,7 @@ change the first weights and the order. A window is {WINDOW:,} rows.
 
 ## {rows["1.3 million"]:,} rows: more than a window
 
-`before`: prepared rows lay positives first, then negatives, and row groups of {storage.GROUP:,} in random order filled
+`before`: prepared rows lay positives first, then negatives, and row groups of {GROUP_ROWS:,} in random order filled
 one window after the other, so that a window could hold one class. `now`: rows are prepared in random order, and each
 window takes one chunk of every stretch of the file. AUC of the validation rows after each epoch; test rows once, with
 the best epoch's weights.

@@ -14,7 +14,7 @@ from llm4msr.pipeline import explain, exported, extracted, prepared, stages
 from llm4msr.progress import say
 from llm4msr.serve import app
 from llm4msr.serve.gates import token
-from llm4msr.text import shortened
+from llm4msr.text import shorten
 
 USERS, SCENARIOS, SHOWN = 3, 2, 5
 
@@ -27,7 +27,7 @@ def main(uri: str, overrides: list[str]) -> None:
     if loaded.model.knowledge != "none":
         print("What the LLM says about the scenarios:")
         for text in store.texts(extracted(loaded)):
-            print(f"  {shortened(text['raw_id'])}: {shortened(text['answer'], 2000)}")
+            print(f"  {shorten(text['raw_id'])}: {shorten(text['answer'], 2000)}")
     say("\nstarting the endpoint ...")
     address = pipeline.serve(loaded)
     try:
@@ -53,8 +53,8 @@ def show_rankings(loaded: Config, client: httpx.Client) -> None:
     users = [histories[len(histories) * i // USERS] for i in range(USERS)]
     print(f"\nAsked over HTTP, {client.base_url}/v1/rank:")
     for user in users:
-        liked = "; ".join([shortened(title) for part in user["history"] for title in part["titles"][-1:]][:4])
-        print(f"\nUser {shortened(user['user_id'])} ({user['interactions']} interactions), liked of late: {liked}")
+        liked = "; ".join([shorten(title) for part in user["history"] for title in part["titles"][-1:]][:4])
+        print(f"\nUser {shorten(user['user_id'])} ({user['interactions']} interactions), liked of late: {liked}")
         for scenario in largest[:SCENARIOS]:
             asked = {
                 "user_id": user["user_id"],
@@ -63,8 +63,8 @@ def show_rankings(loaded: Config, client: httpx.Client) -> None:
                 "top_k": SHOWN,
             }
             answer = client.post("/v1/rank", json=asked).raise_for_status().json()
-            best = "; ".join(f"{shortened(titles[one['item_id']])} ({one['score']:.2f})" for one in answer["ranked"])
-            print(f"  {shortened(scenario['scenario_id'])} (knowledge {answer['knowledge']}): {best}")
+            best = "; ".join(f"{shorten(titles[one['item_id']])} ({one['score']:.2f})" for one in answer["ranked"])
+            print(f"  {shorten(scenario['scenario_id'])} (knowledge {answer['knowledge']}): {best}")
 
 
 def _new_items(folder: Any, user: int, scenario: int) -> list[str]:

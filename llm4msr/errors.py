@@ -11,7 +11,7 @@ LLM4MSRError               exit code 1
  └─ InterruptedRunError   130   Ctrl-C; 143 after SIGTERM
 """
 
-from llm4msr.text import masked
+from llm4msr.text import mask
 
 
 class LLM4MSRError(Exception):
@@ -20,7 +20,7 @@ class LLM4MSRError(Exception):
     exit_code = 1
 
     def __init__(self, message: str = ""):
-        self.message = masked(message)
+        self.message = mask(message)
         super().__init__(self.message)
 
     def __str__(self) -> str:

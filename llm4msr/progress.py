@@ -15,14 +15,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from llm4msr.text import harmless
+from llm4msr.text import sanitize
 
 SECONDS_BETWEEN_LINES = 60.0
 
 
 def say(text: str) -> None:
     """A line for the reader, on standard error: standard output is for results."""
-    print(harmless(text), file=sys.stderr, flush=True)
+    print(sanitize(text), file=sys.stderr, flush=True)
 
 
 class Track:

@@ -139,7 +139,7 @@ def _no_cluster(address: str, origin: str, why: str) -> str:
     )
 
 
-def require(key: str, needed: Mapping[str, float]) -> None:
+def require_resources(key: str, needed: Mapping[str, float]) -> None:
     """Refuse what this Ray can never give: more CPUs or GPUs than it has, where no autoscaler brings any.
 
     Args:
@@ -172,7 +172,7 @@ def _grows() -> bool:
     return any(kind != f"node_{node}" for node, kind in kinds.items())
 
 
-def each(function: Callable[..., Any], items: list[dict[str, Any]], **settled: Any) -> Iterator[dict[str, Any]]:
+def run_each(function: Callable[..., Any], items: list[dict[str, Any]], **settled: Any) -> Iterator[dict[str, Any]]:
     """The rows that `function` gives for each item: a task of Ray Data each, results as they come.
 
     Args:
@@ -192,7 +192,7 @@ def each(function: Callable[..., Any], items: list[dict[str, Any]], **settled: A
         yield from batch.to_pylist()
 
 
-def tell_if_busy(needed: int, what: str = "CPU") -> None:
+def say_if_busy(needed: int, what: str = "CPU") -> None:
     """Say so if Ray has fewer free CPUs (or GPUs) than a stage asks for: the stage then waits until they come."""
     import ray
 
@@ -205,7 +205,7 @@ def tell_if_busy(needed: int, what: str = "CPU") -> None:
     say(f"  waiting for {needed} {what}s, {free:g} are free: something else runs on this Ray, such as an endpoint")
 
 
-def own_errors(stage: Callable[P, T]) -> Callable[P, T]:
+def unwrap_errors(stage: Callable[P, T]) -> Callable[P, T]:
     """The same function, raising the error of ours that lies behind one of Ray's, and a full disk as one of ours."""
 
     @functools.wraps(stage)

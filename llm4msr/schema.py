@@ -17,7 +17,7 @@ MAX_TEXT = 100_000
 CONTEXT, FEATURE = "c:", "f:"
 """What stands before a context field's or a feature's name where it names a column."""
 
-CHUNK = 1 << 12
+TRAIN_GROUP_ROWS = 1 << 12
 """Rows of a row group of the training rows: what their random order moves about as one."""
 
 RAW_INTERACTIONS = pa.schema(

@@ -23,25 +23,25 @@ _TOKEN = re.compile(
 )
 
 
-def masked(text: str) -> str:
+def mask(text: str) -> str:
     """The text with `***` for users and passwords in its URIs, and for tokens and signatures in their queries."""
     if "://" not in text:
         return text
     return _TOKEN.sub(r"\1***", _USER.sub("***@", text))
 
 
-def harmless(text: str) -> str:
+def sanitize(text: str) -> str:
     """The text as a terminal may get it: a disturbing character becomes �, line breaks stay, secrets of URIs do not."""
-    return _CONTROLS.sub("\ufffd", masked(text))
+    return _CONTROLS.sub("\ufffd", mask(text))
 
 
-def shortened(text: str, limit: int = 60) -> str:
+def shorten(text: str, limit: int = 60) -> str:
     """The text in one line, cut where it is longer; a disturbing character becomes �, so that one sees it was there."""
     line = " ".join(_CONTROLS.sub("\ufffd", text[: 4 * limit]).split())
     return line if len(line) <= limit and len(text) <= 4 * limit else line[: limit - 1].rstrip() + "…"
 
 
-def quoted(text: str, limit: int = 40) -> str:
+def quote(text: str, limit: int = 40) -> str:
     """The text as Python writes it, so that blanks at its ends and what cannot be seen show; a long one loses its
     middle, since ids often differ at their end."""
     whole = repr(text)
@@ -68,7 +68,7 @@ def cell(text: str) -> str:
 
 def markdown(text: str, limit: int = 60) -> str:
     """The text within a line of Markdown, such as a cell of a table: one line, and nothing in it is markup."""
-    return _MARKUP.sub(r"\\\g<0>", shortened(text, limit))
+    return _MARKUP.sub(r"\\\g<0>", shorten(text, limit))
 
 
 def as_json(value: Any, indent: int | None = None) -> str:

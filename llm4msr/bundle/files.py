@@ -32,7 +32,7 @@ from llm4msr.errors import ConfigError, StorageError
 from llm4msr.model.embedding import Field
 from llm4msr.model.meta import KnowledgeCode
 from llm4msr.model.serving_net import ServingNet
-from llm4msr.text import shortened
+from llm4msr.text import shorten
 
 VERSION = 4
 NET, CODER, USERS, CODES = "net.safetensors", "coder.safetensors", "users.arrow", "codes.arrow"
@@ -92,7 +92,7 @@ def check_backbone(bundle: UPath | Path, described: BundleConfig, allowed: Seque
     backbone = described.model.backbone
     if backbone not in (*BACKBONES, *allowed):
         raise ConfigError(
-            f"{bundle}: its backbone '{shortened(backbone, 200)}' is code from outside of this package, which loading "
+            f"{bundle}: its backbone '{shorten(backbone, 200)}' is code from outside of this package, which loading "
             "it would run; if you trust it, name it in serve.allow_backbones, or in Python in allow_backbones of "
             "Ranker.load"
         )

@@ -17,7 +17,7 @@ from llm4msr.arrays import Array
 from llm4msr.errors import StorageError
 from llm4msr.storage import arrow_files
 from llm4msr.storage.vectors import to_matrix
-from llm4msr.text import shortened
+from llm4msr.text import shorten
 
 Place = tuple[int, int]
 """Batch and row of an id."""
@@ -39,7 +39,7 @@ def write(file: UPath, tables: Iterable[pa.Table], of: pa.Schema) -> int:
         StorageError: the ids do not ascend, or one stands twice; or the place cannot be written.
     """
     rows, last = 0, ""
-    with storage.writing(file) as stream, pa.ipc.new_file(stream, of) as writer:
+    with storage.create(file) as stream, pa.ipc.new_file(stream, of) as writer:
         for batch in _in_batches(tables, of):
             ids = batch["id"].to_numpy(zero_copy_only=False)
             if (rows and ids[0] <= last) or (ids[1:] <= ids[:-1]).any():
@@ -78,12 +78,12 @@ class IdTable:
             StorageError: no such file, or no table of ids.
         """
         try:
-            reader = arrow_files.arrow_file(pa.memory_map(str(file)))
+            reader = arrow_files.open_arrow(pa.memory_map(str(file)))
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
             if reader.schema.names[0] != "id" or reader.schema.field(0).type != pa.large_string():
                 raise pa.ArrowInvalid("the first column is not 'id'")
             if other := [field.name for field in list(reader.schema)[1:] if not _is_numbers(field.type)]:
-                raise pa.ArrowInvalid(f"column '{shortened(other[0])}' has no fixed number of numbers a row")
+                raise pa.ArrowInvalid(f"column '{shorten(other[0])}' has no fixed number of numbers a row")
             for batch in batches:
                 batch.validate()  # places within the file
         except (OSError, pa.ArrowException) as error:

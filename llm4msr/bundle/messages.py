@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
 from llm4msr.schema import MAX_ID
-from llm4msr.text import shortened
+from llm4msr.text import shorten
 
 TOKEN = "LLM4MSR_API_TOKEN"
 """The environment variable that holds the API token; without it everybody may ask."""
@@ -24,7 +24,7 @@ def _few_texts(given: Any) -> Any:
             raise ValueError(f"{len(given)} fields, allowed are {CONTEXT_FIELDS}")
         for pair in given.items():
             if not all(isinstance(text, str) and len(text) <= MAX_ID for text in pair):
-                name = shortened(str(pair[0]))
+                name = shorten(str(pair[0]))
                 raise ValueError(f"the name and the value of '{name}' must be texts of up to {MAX_ID} characters")
     return given
 
@@ -39,7 +39,7 @@ class _Message(BaseModel):
     def _few_keys(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and len(given) > len(cls.model_fields):
             unknown = next(str(key) for key in given if key not in cls.model_fields)
-            raise ValueError(f"unknown field '{shortened(unknown)}'; known are {', '.join(cls.model_fields)}")
+            raise ValueError(f"unknown field '{shorten(unknown)}'; known are {', '.join(cls.model_fields)}")
         return given
 
 

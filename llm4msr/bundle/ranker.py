@@ -25,7 +25,7 @@ from llm4msr.bundle.messages import ModelInfo, RankedItem, RankRequest, RankResp
 from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
 from llm4msr.model.embedding import starts
 from llm4msr.storage.local_copy import open_local
-from llm4msr.text import shortened
+from llm4msr.text import shorten
 
 
 def not_loaded(uri: str, error: BaseException) -> StorageError:
@@ -128,7 +128,7 @@ class Ranker:
         """
         if unknown := request.context.keys() - self._context.keys():
             known = ", ".join(self._context) or "none"
-            raise ConfigError(f"context: unknown field '{shortened(min(unknown))}'; this model knows: {known}")
+            raise ConfigError(f"context: unknown field '{shorten(min(unknown))}'; this model knows: {known}")
 
     def rank_many(self, requests: Sequence[RankRequest], request_ids: Sequence[str]) -> list[RankResponse]:
         """Rank several requests at once, each as if alone; unknown context fields are passed over.

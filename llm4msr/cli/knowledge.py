@@ -9,7 +9,7 @@ from llm4msr import config as configs
 from llm4msr.cli.options import ConfigPath, Overrides
 from llm4msr.errors import ConfigError
 from llm4msr.progress import say
-from llm4msr.text import as_json, harmless, masked
+from llm4msr.text import as_json, mask, sanitize
 
 app = typer.Typer(
     help="The knowledge store: its versions, what it knows of a user, whether it is sound, and pruning.",
@@ -51,7 +51,7 @@ def show(
     lines += [f"{scenario}: {', '.join(words)}" for scenario, words in found["interests"].items()]
     lines += [f"error: {found['error']}"] if found["error"] else []
     lines += [f"near: {near['raw_id']} {near['cosine']:.4f}" for near in found.get("nearest", [])]
-    print(harmless("\n".join(lines)))
+    print(sanitize("\n".join(lines)))
     print(as_json(found))
 
 
@@ -93,4 +93,4 @@ def verify(
     from llm4msr.knowledge import versions
 
     loaded = configs.load(config, set_)
-    print(masked(as_json(versions.verify(loaded, pipeline.extracted(loaded), sample))))
+    print(mask(as_json(versions.verify(loaded, pipeline.extracted(loaded), sample))))

@@ -19,7 +19,7 @@ from llm4msr.config import Config
 from llm4msr.errors import InterruptedRunError, LLM4MSRError
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput
-from llm4msr.text import as_json, masked
+from llm4msr.text import as_json, mask
 
 app = typer.Typer(
     name="llm4msr",
@@ -135,8 +135,8 @@ def _execute(
         from llm4msr.pipeline import plan
 
         found = plan(loaded, verb)
-        print(masked(as_json(found, indent=2)))
-        print(masked(as_json({"stage": verb, "dry_run": True} | _flat(found))))
+        print(mask(as_json(found, indent=2)))
+        print(mask(as_json({"stage": verb, "dry_run": True} | _flat(found))))
         return
     with _interruptible(verb):
         outputs = work(loaded) if work else _stages(verb, loaded)
@@ -148,7 +148,7 @@ def _execute(
         summary |= {"skipped": sum(o.reused for o in outputs), "seconds": round(time.monotonic() - begun, 1)}
         summary |= {name: named["evaluate"][name] for name in ("metrics", "baselines")}
         summary |= {"warnings": [line for output in outputs for line in output.manifest.info.get("warnings", [])]}
-    print(masked(as_json(summary)))
+    print(mask(as_json(summary)))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ seen.
 
 from pydantic import BaseModel
 
-from llm4msr.text import block, percent, shortened
+from llm4msr.text import block, percent, shorten
 
 FEW_ROWS = 30
 """Training rows below which a scenario's own part of a model learns next to nothing."""
@@ -164,6 +164,6 @@ def _split(parts: dict[str, Part]) -> list[str]:
 def _prompt(report: DataReport) -> list[str]:
     if not report.prompt:
         return ["none: no user has liked anything in the training rows"]
-    text = [shortened(line, WIDTH) for line in block(report.prompt).split("\n") if line.strip()]
+    text = [shorten(line, WIDTH) for line in block(report.prompt).split("\n") if line.strip()]
     kept = text if len(text) <= PROMPT_LINES else [text[0], *text[1 : PROMPT_LINES - 1], "…"]
     return [f"that of {report.prompt_of}:", *(f"| {line}" for line in kept)]

@@ -21,7 +21,7 @@ from llm4msr.data.scenario_table import scenario_table
 from llm4msr.data.survey import PromptSample, PromptSampler, Survey
 from llm4msr.errors import ConfigError, DataError
 from llm4msr.progress import say
-from llm4msr.storage import Built, StageOutput
+from llm4msr.storage import StageOutput, StageResult
 
 VERSION = 8
 SEEN = "seen"
@@ -66,7 +66,7 @@ def folder(config: Config) -> UPath:
     """Where this config's prepared data lies, or will."""
     seed = config.seed if goes_by_seed(config) else 0
     wanted = [VERSION, sources.fingerprint(config.source), config.split.identity(), seed]
-    return storage.path(config.root) / "prepare" / storage.digest_of(wanted)[:12]
+    return storage.path(config.root) / "prepare" / storage.digest_json(wanted)[:12]
 
 
 class PromptData(NamedTuple):
@@ -87,15 +87,17 @@ def to_ask(config: Config, sampler: PromptSampler) -> PromptData:
     return PromptData(tables, catalogue.item_fields(found), found.manifest.info.get("warnings", []))
 
 
-def _build(config: Config, sampler: PromptSampler, folder: UPath) -> Built:
+def _build(config: Config, sampler: PromptSampler, folder: UPath) -> StageResult:
     made = _made(config, sampler(config))
     for name, table in made.tables.items():
-        storage.write_table(folder / f"{name}.parquet", table, schema.CHUNK if name == "train" else storage.GROUP)
+        storage.write_table(
+            folder / f"{name}.parquet", table, schema.TRAIN_GROUP_ROWS if name == "train" else storage.GROUP_ROWS
+        )
     storage.write_bytes(folder / "fields.json", json.dumps(made.fields, ensure_ascii=False).encode())
     counts = {name: table.num_rows for name, table in made.tables.items()}
     info = {"report": made.report.model_dump(), "warnings": data_warnings.warnings(made.report, config)}
     files = {f"{name}.parquet": count for name, count in counts.items()} | {"fields.json": 1}
-    return Built(files=files, rows=sum(counts[name] for name in split.PARTS), info=counts | info)
+    return StageResult(files=files, rows=sum(counts[name] for name in split.PARTS), info=counts | info)
 
 
 class Made(NamedTuple):

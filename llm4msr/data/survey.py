@@ -18,7 +18,7 @@ from llm4msr.data import spelling, split
 from llm4msr.data.data_report import FEW_ROWS, DataReport, Described, Part, Scenarios, Titles
 from llm4msr.data.sources import RawData
 from llm4msr.errors import DataError
-from llm4msr.text import masked, quoted, shortened
+from llm4msr.text import mask, quote, shorten
 
 EXAMPLES = 3
 _CODE = r"^[\w:./#-]*\d[\w:./#-]*$"
@@ -141,7 +141,7 @@ def _file(config: Config, side: str) -> str:
     source = config.source
     name = {"user": source.table.users, "item": source.table.items}[side]
     file = str(storage.path(source.path) / name) if source.kind == "table" else f"the {side}s of {source.path}"
-    return shortened(masked(file), 200)
+    return shorten(mask(file), 200)
 
 
 def _described(ids: Ids, theirs: pa.ChunkedArray, side: str, file: str) -> Described:
@@ -160,8 +160,8 @@ def _described(ids: Ids, theirs: pa.ChunkedArray, side: str, file: str) -> Descr
         missing=len(ours),
         missing_rows=int(ids.rows()[missing.to_numpy(zero_copy_only=False)].sum()),
         alike=len(pairs.ours),
-        examples=[quoted(text) for text in examples.to_pylist()],
-        theirs=[quoted(text) for text in others.to_pylist()] if len(ours) else [],
+        examples=[quote(text) for text in examples.to_pylist()],
+        theirs=[quote(text) for text in others.to_pylist()] if len(ours) else [],
     )
     if found.missing == found.ids:
         raise DataError(
@@ -181,11 +181,11 @@ def _titles(items: pa.Table) -> Titles:
     most = counts[int(np.argmax(counts.field("counts").to_numpy()))].as_py()
     return Titles(
         items=len(trained),
-        commonest=quoted(most["values"]),
+        commonest=quote(most["values"]),
         commonest_items=most["counts"],
         ids=pc.sum(is_id).as_py() or 0,
         codes=pc.sum(is_code).as_py() or 0,
-        examples=[*map(quoted, trained["title"].filter(pc.or_(is_id, is_code))[:EXAMPLES].to_pylist())],
+        examples=[*map(quote, trained["title"].filter(pc.or_(is_id, is_code))[:EXAMPLES].to_pylist())],
     )
 
 
@@ -195,7 +195,7 @@ def _by_scenario(scenario: Ids, part_R: Ints) -> Scenarios:
 
     def some(places: Ints, counts: Ints) -> dict[str, int]:
         names = scenario.distinct.take(pa.array(places[:EXAMPLES])).to_pylist()
-        return {quoted(name): int(counts[at]) for name, at in zip(names, places, strict=False)}
+        return {quote(name): int(counts[at]) for name, at in zip(names, places, strict=False)}
 
     return Scenarios(
         largest=some(np.argsort(-rows, kind="stable"), rows),

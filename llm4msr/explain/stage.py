@@ -8,7 +8,7 @@ from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.explain.opened_run import Seed
 from llm4msr.progress import say
-from llm4msr.storage import Built, StageOutput
+from llm4msr.storage import StageOutput, StageResult
 
 VERSION = 2
 REPORT = "report.html"
@@ -31,7 +31,7 @@ def explain(config: Config, seeds: Sequence[Seed]) -> StageOutput:
     fingerprints |= {"prepare": data.manifest.fingerprint, "extract": knowledge.manifest.fingerprint}
     content = [{n: p.digest for n, p in stage.manifest.files.items()} for stage in (data, knowledge)]
     settings = config.explain.model_dump()
-    name = storage.digest_of([VERSION, config.name, settings, fingerprints, content])[:12]
+    name = storage.digest_json([VERSION, config.name, settings, fingerprints, content])[:12]
     output = storage.publish(
         storage.path(config.root) / "explain" / name,
         "explain",
@@ -45,7 +45,7 @@ def explain(config: Config, seeds: Sequence[Seed]) -> StageOutput:
     return output
 
 
-def _build(seeds: Sequence[Seed], folder: UPath) -> Built:
+def _build(seeds: Sequence[Seed], folder: UPath) -> StageResult:
     from llm4msr.explain.report.build import build  # loads what draws the pictures
 
     return build(seeds, folder / REPORT)

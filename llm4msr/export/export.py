@@ -9,8 +9,8 @@ from llm4msr.errors import ConfigError
 from llm4msr.export import user_codes
 from llm4msr.export.write import write
 from llm4msr.knowledge.prompts import templates
-from llm4msr.storage import Built, StageOutput
-from llm4msr.text import markdown, masked, shortened
+from llm4msr.storage import StageOutput, StageResult
+from llm4msr.text import markdown, mask, shorten
 from llm4msr.training import popularity
 from llm4msr.training.train import WEIGHTS
 from llm4msr.training.trained import TrainedModel
@@ -27,7 +27,7 @@ _CARD = """# {name}: a multi-scenario ranker{knowing}
 """
 
 
-@ray_session.own_errors
+@ray_session.unwrap_errors
 def export(config: Config, model: TrainedModel) -> StageOutput:
     """Publish the bundle of a model that was trained with this config.
 
@@ -38,7 +38,7 @@ def export(config: Config, model: TrainedModel) -> StageOutput:
     knowledge = model.extracted
     card = _card(config, model.output, knowledge)
 
-    def build(at: UPath) -> Built:
+    def build(at: UPath) -> StageResult:
         net, data = model.load()
         encoded = user_codes.encode_all(knowledge, net.user_code) if knowledge is not None and net.uses_users else ()
         llm = {} if knowledge is None else llm_of(config, knowledge)
@@ -58,7 +58,7 @@ def llm_of(config: Config, knowledge: StageOutput) -> dict[str, str]:
     """What decides whether two extractions' vectors mean the same to a net."""
     e = config.extract
     found = {
-        "model": masked(e.model),
+        "model": mask(e.model),
         "revision": knowledge.manifest.inputs["revision"],
         "pooling": e.pooling,
         "dtype": e.dtype,
@@ -70,7 +70,7 @@ def llm_of(config: Config, knowledge: StageOutput) -> dict[str, str]:
 
 def folder(config: Config, model: StageOutput) -> UPath:
     """Where this config's bundle lies, or will."""
-    name = storage.digest_of([VERSION, config.name, model.folder.name, model.checksum(WEIGHTS)])
+    name = storage.digest_json([VERSION, config.name, model.folder.name, model.checksum(WEIGHTS)])
     return storage.path(config.root) / "export" / name[:12]
 
 
@@ -84,7 +84,7 @@ def _card(config: Config, model: StageOutput, knowledge: StageOutput | None) -> 
     return _CARD.format(
         name=config.name,
         knowing="" if knowledge is None else " with LLM knowledge",
-        backbone=shortened(config.model.backbone).replace("`", ""),
+        backbone=shorten(config.model.backbone).replace("`", ""),
         variant=config.model.variant,
         seed=config.seed,
         parameters=info["parameters"],

@@ -16,10 +16,10 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.export import user_codes
 from llm4msr.export.export import llm_of
-from llm4msr.storage import Built, StageOutput
+from llm4msr.storage import StageOutput, StageResult
 
 
-@ray_session.own_errors
+@ray_session.unwrap_errors
 def refresh(config: Config, knowledge: StageOutput, bundle: StageOutput) -> StageOutput:
     """Publish the codes of all users of this config's knowledge for a bundle, and point its endpoints to them.
 
@@ -37,9 +37,9 @@ def refresh(config: Config, knowledge: StageOutput, bundle: StageOutput) -> Stag
     coder = files.read_coder(served, described, bundle.checksum(files.CODER))
     folder = codes_root(served) / knowledge.manifest.fingerprint
 
-    def build(at: UPath) -> Built:
+    def build(at: UPath) -> StageResult:
         rows = id_table.write(at / files.CODES, user_codes.encode_all(knowledge, coder), files.code_schema(served))
-        return Built(files={files.CODES: rows}, rows=rows)
+        return StageResult(files={files.CODES: rows}, rows=rows)
 
     inputs = {"extract": knowledge.manifest.fingerprint, "export": served.name}
     out = storage.publish(folder, "refresh", config.seed, {}, inputs, build)

@@ -31,7 +31,7 @@ from llm4msr.bundle.messages import RankRequest
 from llm4msr.config import Config
 from llm4msr.model.net import RankerNet
 from llm4msr.model.serving_net import ServingNet
-from llm4msr.storage import Built
+from llm4msr.storage import StageResult
 from llm4msr.storage.vectors import to_column
 from llm4msr.training.batches import Rows, to_batch
 from llm4msr.training.dataset import Data
@@ -46,7 +46,7 @@ def write(
     llm: dict[str, str],
     card: str,
     folder: UPath,
-) -> Built:
+) -> StageResult:
     """Write a bundle's files. `codes` are tables of `code_schema`, ascending by id; none without user level."""
     tables, model = data.tables, config.model
     fields = data.prepared.json("fields.json")
@@ -72,7 +72,7 @@ def write(
     storage.write_bytes(folder / SELF_TEST, expected.model_dump_json(indent=1).encode())
     files[SELF_TEST] = len(expected.cases)
     storage.write_bytes(folder / "README.md", card.encode())
-    return Built(files=files, rows=files[USERS], info={"users_with_knowledge": files[CODES]})
+    return StageResult(files=files, rows=files[USERS], info={"users_with_knowledge": files[CODES]})
 
 
 def _users_schema(tables: FeatureTables) -> pa.Schema:

@@ -17,7 +17,7 @@ from llm4msr.knowledge import interests, work_list
 from llm4msr.knowledge.engines import Engine, PromptTokenizer, Task, models, open_engine, open_tokenizer
 from llm4msr.knowledge.index import NOTHING_LIKED
 from llm4msr.knowledge.reader import Reader
-from llm4msr.storage import Part
+from llm4msr.storage import FileRecord
 from llm4msr.storage.vectors import to_column
 
 PLACE: dict[Task, str] = {"answers": "work/answers", "vectors": "vectors"}
@@ -104,7 +104,7 @@ class AskLLM:
         summary = {"file": name} | written.model_dump() | counts._asdict() | spent
         return pa.table({key: [value] for key, value in summary.items()})
 
-    def _write(self, name: str, table: pa.Table) -> Part:
+    def _write(self, name: str, table: pa.Table) -> FileRecord:
         if self.task == "vectors":
             expected = schema.knowledge(self.engine.width)
             table = schema.check(table.select(expected.names), expected, "shard")

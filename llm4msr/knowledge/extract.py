@@ -27,7 +27,7 @@ from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.user_pooling import pool_users
 from llm4msr.knowledge.work_list import Shard, Work
 from llm4msr.progress import say, track
-from llm4msr.storage import Built, Part, StageOutput
+from llm4msr.storage import FileRecord, StageOutput, StageResult
 
 VERSION = 3
 
@@ -37,7 +37,7 @@ SPENT = ("tokens", "cached", "seconds", "cpu_seconds", "with_interests")
 hold interests."""
 
 
-@ray_session.own_errors
+@ray_session.unwrap_errors
 def extract(config: Config, data: StageOutput) -> StageOutput:
     """Publish one knowledge row (vector, text, fingerprint) for each user and scenario.
 
@@ -55,7 +55,7 @@ def extract(config: Config, data: StageOutput) -> StageOutput:
     inputs |= {"pinned": name} if name != config.extract.model else {}
     settings = config.model_dump(include={"extract"})
 
-    def build(folder: UPath) -> Built:
+    def build(folder: UPath) -> StageResult:
         exact = config.model_copy(update={"extract": config.extract.model_copy(update={"model": name})})
         soundness.check_model(place)
         soundness.check_positions(config.extract, place)
@@ -101,10 +101,10 @@ def folder(config: Config, data: StageOutput) -> UPath:
     content = [data.manifest.files[f"{name}.parquet"].digest for name in names]
     texts = [templates.template(kind, uri).template for kind, uri in uris.items()]
     wanted = [VERSION, e.identity(), texts, content, *forgotten(config).to_pylist()]
-    return storage.path(config.root) / "extract" / storage.digest_of(wanted)[:12]
+    return storage.path(config.root) / "extract" / storage.digest_json(wanted)[:12]
 
 
-def _build(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> Built:
+def _build(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> StageResult:
     work = work_list.work_left(config, data, folder, reader)
     kept = sum(work.kept.values())
     if kept:
@@ -117,7 +117,7 @@ def _build(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> 
     if everyone or e.answers == "scenarios":
         passes.insert(0, ("answers", [s for s in work.shards if everyone or s.kind == "scenarios"]))
     done: dict[Task, dict[str, Counts]] = {}
-    written: dict[str, Part] = {}
+    written: dict[str, FileRecord] = {}
     spent: dict[Task, Spent] = {}
     info: dict[str, Any] = {"version": _next_version(folder)}
     skipped = 0
@@ -129,7 +129,7 @@ def _build(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> 
         info["answers_failed"] = sum(counts.failed - counts.empty for counts in done["answers"].values())
     refuse_failures(config, folder, done, work)
     files, sealed = _seal(folder, work, written)
-    files[drift.FILE] = storage.part_of(folder / drift.FILE)
+    files[drift.FILE] = storage.record_file(folder / drift.FILE)
     by_kind = {kind: total(one for one in sealed if one["kind"] == kind) for kind in reader.writes}
     rows = {kind: total["rows"] for kind, total in by_kind.items()}
     width = _width(index.parts(folder, files, "scenarios"))
@@ -149,7 +149,7 @@ def _build(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> 
             "width": _width(index.parts(folder, pooled, "users")),
         }
     failed = sum(one["empty"] + one["failed"] for one in sealed)
-    return Built(files=files, rows=sum(rows.values()), failed=failed, skipped=skipped + kept, info=info)
+    return StageResult(files=files, rows=sum(rows.values()), failed=failed, skipped=skipped + kept, info=info)
 
 
 def _next_version(folder: UPath) -> int:
@@ -157,7 +157,9 @@ def _next_version(folder: UPath) -> int:
     return 1 + max(map(work_list.version_number, others), default=0)
 
 
-def _seal(folder: UPath, work: Work, written: dict[str, Part]) -> tuple[dict[str, Part], list[dict[str, Any]]]:
+def _seal(
+    folder: UPath, work: Work, written: dict[str, FileRecord]
+) -> tuple[dict[str, FileRecord], list[dict[str, Any]]]:
     """Index all rows; gives back the version's files, and the rows of each index file by state."""
     new = defaultdict(list)
     for shard in work.shards:
@@ -167,10 +169,10 @@ def _seal(folder: UPath, work: Work, written: dict[str, Part]) -> tuple[dict[str
         at._asdict() | {"shards": new[at.file], "checksums": [noted.get(name, "") for name in new[at.file]]}
         for at in work.buckets
     ]
-    sealed = list(ray_session.each(work_list.seal, jobs, folder_uri=str(folder)))
-    files: dict[str, Part] = {one["file"]: Part.model_validate(one) for one in sealed}
+    sealed = list(ray_session.run_each(work_list.seal, jobs, folder_uri=str(folder)))
+    files: dict[str, FileRecord] = {one["file"]: FileRecord.model_validate(one) for one in sealed}
     for name in sorted({name for one in sealed for name in one["own"]}):
-        files[name] = written.get(name) or storage.part_of(folder / name)
+        files[name] = written.get(name) or storage.record_file(folder / name)
     return files, sealed
 
 
@@ -180,12 +182,12 @@ def _width(parts: list[str]) -> int:
 
 def _run(
     task: Task, wanted: list[Shard], config: Config, folder: UPath, reader: Reader, scenarios: list[str], spent: Spent
-) -> tuple[dict[str, Counts], dict[str, Part], int]:
+) -> tuple[dict[str, Counts], dict[str, FileRecord], int]:
     """Counts of every wanted shard, the files that were written now, and the rows that an earlier run had finished."""
     done = _finished(folder / PLACE[task], wanted)
     left = [shard for shard in wanted if shard.name not in done]
     skipped = sum(counts.rows for counts in done.values())
-    written: dict[str, Part] = {}
+    written: dict[str, FileRecord] = {}
     if left:
         total = sum(shard.rows for shard in wanted)
         if skipped:
@@ -194,7 +196,7 @@ def _run(
             for result in _stream(task, left, config, folder, reader, scenarios):
                 counts = Counts(result["rows"], result["failed"], result["empty"])
                 done[result["file"]] = counts
-                written[f"{PLACE[task]}/{result['file']}"] = Part.model_validate(result)
+                written[f"{PLACE[task]}/{result['file']}"] = FileRecord.model_validate(result)
                 spent.update({name: result[name] for name in SPENT})
                 bad = counts.failed - counts.empty
                 progress.advance(counts.rows, f"({bad} failed)" if bad else "")
@@ -209,8 +211,10 @@ def _stream(
 
     ray_session.connect()
     actors, cpus, gpus = _pool(config, [node["Resources"] for node in ray.nodes() if node["Alive"]], len(left))
-    ray_session.require(f"extract.actors = {config.extract.actors}", {"CPU": cpus * actors, "GPU": gpus * actors})
-    ray_session.tell_if_busy(cpus * actors)
+    ray_session.require_resources(
+        f"extract.actors = {config.extract.actors}", {"CPU": cpus * actors, "GPU": gpus * actors}
+    )
+    ray_session.say_if_busy(cpus * actors)
     items = [shard.model_dump() for shard in left]
     summaries = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         AskLLM,
@@ -233,7 +237,7 @@ def require_machines(config: Config) -> None:
     """
     e = config.extract
     gpus = e.tensor_parallel if e.device == "gpu" else 0
-    ray_session.require(f"extract.device = '{e.device}'", {"CPU": 1, "GPU": gpus})
+    ray_session.require_resources(f"extract.device = '{e.device}'", {"CPU": 1, "GPU": gpus})
 
 
 def _pool(config: Config, nodes: Sequence[Mapping[str, float]], shards: int) -> tuple[int, int, int]:

@@ -14,7 +14,7 @@ from llm4msr.knowledge.engines import Task
 from llm4msr.knowledge.index import NOTHING_LIKED
 from llm4msr.knowledge.work_list import Work
 from llm4msr.storage import StageOutput
-from llm4msr.text import shortened
+from llm4msr.text import shorten
 
 
 def refuse_failures(config: Config, folder: UPath, done: Mapping[Task, Mapping[str, Counts]], work: Work) -> None:
@@ -42,7 +42,7 @@ def _first_error(folder: UPath, shards: Mapping[str, Counts]) -> str:
     bad = min(name for name, counts in shards.items() if counts.failed > counts.empty)
     table = storage.read_table(folder / bad, ["raw_id", "error"]).to_pylist()
     first = next(row for row in table if row["error"] not in ("", NOTHING_LIKED))
-    return f"'{shortened(first['raw_id'])}' in {bad}: {first['error']}"
+    return f"'{shorten(first['raw_id'])}' in {bad}: {first['error']}"
 
 
 def refuse_failed_rows(config: Config, out: StageOutput) -> None:

@@ -25,8 +25,8 @@ from llm4msr import storage
 from llm4msr.arrays import Hashes, Ints
 from llm4msr.errors import StorageError
 from llm4msr.schema import INDEX
-from llm4msr.storage import Part, stage_files
-from llm4msr.text import shortened
+from llm4msr.storage import FileRecord, stage_files
+from llm4msr.text import shorten
 
 NOTHING_LIKED = "nothing liked before the cut"
 """The error of a row without a prompt. It is counted, but no retry can mend it, so it is no reason to stop."""
@@ -178,7 +178,7 @@ def _bucket(files: Sequence[str], wanted: IndexFile) -> pa.Table:
 
 def rows_of(file: UPath, columns: Sequence[str], checksum: str = "") -> pa.Table:
     """These columns of an index file; one of an older version gets the checksums that its shards have now."""
-    fix = storage.repair(file.parent.parent, "extract", file)
+    fix = storage.repair_advice(file.parent.parent, "extract", file)
     try:
         return storage.read_table(file, list(columns), fix, checksum)
     except StorageError:
@@ -197,7 +197,7 @@ def _checksum_now(root: UPath, shard: str) -> str:
         return ""
 
 
-def parts(folder: UPath, files: Mapping[str, Part], kind: str) -> list[str]:
+def parts(folder: UPath, files: Mapping[str, FileRecord], kind: str) -> list[str]:
     """Parts of at most `PART_ROWS` rows that together hold each row of a kind once.
 
     Without an index, they are the shards of that kind in the folder.
@@ -230,7 +230,7 @@ def read(part: str, columns: Sequence[str]) -> pa.Table:
     file, checksum, group = place(part)
     version = file.parent.parent
     if not group:
-        return storage.read_table(file, list(columns), storage.repair(version, "extract", file), checksum)
+        return storage.read_table(file, list(columns), storage.repair_advice(version, "extract", file), checksum)
     index = read_entries(part)
     pieces = {shard: _rows(version, shard, rows, columns) for shard, rows in by_shard(index)}
     _refuse_other_widths(version, pieces)
@@ -239,7 +239,7 @@ def read(part: str, columns: Sequence[str]) -> pa.Table:
 
 
 def lookup(
-    folder: UPath, files: Mapping[str, Part], kind: str, raw_ids: Sequence[str], columns: Sequence[str]
+    folder: UPath, files: Mapping[str, FileRecord], kind: str, raw_ids: Sequence[str], columns: Sequence[str]
 ) -> pa.Table:
     """These columns and `raw_id` of the rows of these raw ids: reads their buckets, and the shards that they lie in.
 
@@ -267,7 +267,7 @@ def lookup(
 def read_entries(part: str, columns: list[str] | None = None) -> pa.Table:
     """Rows of an index file, or of one of its row groups."""
     file, checksum, group = place(part)
-    with storage.open_parquet(file, storage.repair(file.parent.parent, "extract", file), checksum) as parquet:
+    with storage.open_parquet(file, storage.repair_advice(file.parent.parent, "extract", file), checksum) as parquet:
         return parquet.read_row_group(int(group), columns) if group else parquet.read(columns)
 
 
@@ -281,7 +281,7 @@ def _refuse_other_widths(version: UPath, pieces: Mapping[str, pa.Table]) -> None
         file = version.parent / odd
         raise StorageError(
             f"{file}: {widths[odd]} numbers in a vector, others of {version} have {common[0][0]}; "
-            + storage.repair(version, "extract", file)
+            + storage.repair_advice(version, "extract", file)
         )
 
 
@@ -296,11 +296,9 @@ def by_shard(index: pa.Table) -> Iterator[tuple[str, pa.Table]]:
 
 def _rows(version: UPath, shard: str, index: pa.Table, columns: Sequence[str]) -> pa.Table:
     if not stage_files.SHARD.fullmatch(shard):
-        raise StorageError(
-            f"{version / 'index'}: names '{shortened(shard)}', which is no shard; do not use this version"
-        )
+        raise StorageError(f"{version / 'index'}: names '{shorten(shard)}', which is no shard; do not use this version")
     file = version.parent / shard
-    repair = storage.repair(version, "extract", file)
+    repair = storage.repair_advice(version, "extract", file)
     wanted = [name for name in columns if name != "id"]
     table = read_shard(
         file, list(dict.fromkeys([*wanted, "raw_id", "fingerprint"])), index["checksum"][0].as_py(), repair

@@ -170,7 +170,7 @@ def texts_of(output: StageOutput, raw_ids: Sequence[str]) -> list[dict[str, Any]
 def cache_of(output: StageOutput) -> Path:
     """Where this machine keeps the vectors of a version, memory-mapped; the suffix is the number of users."""
     digests = {name: part.digest for name, part in output.manifest.files.items()}
-    return cache.root() / "knowledge" / storage.digest_of(digests)
+    return cache.root() / "knowledge" / storage.digest_json(digests)
 
 
 def _either(numbers: Ints, of_users: Array, of_past: Array) -> Array:

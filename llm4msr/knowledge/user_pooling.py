@@ -20,11 +20,11 @@ from llm4msr.knowledge.forget import forgotten
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import slice_rows, user_windows, window_name
 from llm4msr.progress import track
-from llm4msr.storage import Part, StageOutput
+from llm4msr.storage import FileRecord, StageOutput
 from llm4msr.storage.vectors import to_column, to_matrix
 
 
-def pool_users(config: Config, data: StageOutput, folder: UPath, items: int, parts: list[str]) -> dict[str, Part]:
+def pool_users(config: Config, data: StageOutput, folder: UPath, items: int, parts: list[str]) -> dict[str, FileRecord]:
     """Write the pools of the items' vectors, which lie in `parts`; gives back what was written.
 
     Raises:
@@ -39,11 +39,11 @@ def pool_users(config: Config, data: StageOutput, folder: UPath, items: int, par
     todo = user_windows(config, len(counts))
     for shard in todo:  # where the users' rows lie in `seen`
         shard |= {"first": int(ends[shard["start"]] - counts[shard["start"]]), "last": int(ends[shard["stop"] - 1])}
-    done: dict[str, Part] = {}
+    done: dict[str, FileRecord] = {}
     settled = {"config": config, "data": data, "folder_uri": str(folder), "shared": shared}
     with track("pool", todo[-1]["stop"]) as progress:
-        for result in ray_session.each(_pool_window, todo, **settled):
-            done[result["file"]] = Part.model_validate(result)
+        for result in ray_session.run_each(_pool_window, todo, **settled):
+            done[result["file"]] = FileRecord.model_validate(result)
             if result["file"].startswith("pooled/users"):
                 progress.advance(result["rows"])
     return done

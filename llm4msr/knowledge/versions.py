@@ -175,7 +175,7 @@ def prune(
     there = storage.files_below(root, whole=True)
     running = {n.partition("/")[0] for n in there if n.endswith(("/work/work.json", f"/{lock.NAME}"))}
     running = {name for name in running if f"{name}/{MANIFEST}" not in there}
-    running = {name for name in running if not unfinished or lock.busy(root / name)}
+    running = {name for name in running if not unfinished or lock.is_held(root / name)}
     stay, go = _divide(config, current, keep, running)
     in_use = {f"{version.folder.name}/{name}" for version in stay for name in (MANIFEST, *version.manifest.files)}
     doomed = [name for name in there if name not in in_use and name.partition("/")[0] not in running]

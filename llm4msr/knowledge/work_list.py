@@ -98,11 +98,11 @@ def work_left(config: Config, data: StageOutput, folder: UPath, reader: Reader) 
     work.buckets = [IndexFile(kind, at, count) for kind, count in counts.items() for at in range(count)]
     settled: dict[str, Any] = {"config": config, "folder_uri": str(folder), "reader": reader}
     with track("render", sum(rows.values()) + data.manifest.info["scenarios"] - 1) as progress:
-        for done in ray_session.each(_render, todo, data=data, counts=counts, **settled):
+        for done in ray_session.run_each(_render, todo, data=data, counts=counts, **settled):
             progress.advance(done["rows"])
     settled |= {"spilled": [window_name(window) for window in todo], "bases": list(bases.values())}
     settled["present"] = pa.array(sorted(name for name in there if "/vectors/" in name), pa.string())
-    for done in ray_session.each(_match, [at._asdict() for at in work.buckets], **settled):
+    for done in ray_session.run_each(_match, [at._asdict() for at in work.buckets], **settled):
         work.kept[done["kind"]] = work.kept.get(done["kind"], 0) + done["kept"]
         work.shards += [Shard.model_validate(shard) for shard in json.loads(done["shards"])]
     storage.remove(folder / "work" / "spill")
@@ -249,7 +249,7 @@ def seal(batch: pa.Table, folder_uri: str) -> pa.Table:
     for name, noted in zip(job["shards"], job["checksums"], strict=True):
         file = folder / "vectors" / name
         checksum = noted or storage.digest_file(file)  # an earlier run wrote it, and ended before it noted anything
-        fix = storage.repair(folder, "extract", file)
+        fix = storage.repair_advice(folder, "extract", file)
         table = storage.read_table(file, ["id", "raw_id", "fingerprint", "error"], fix, checksum)
         tables.append(index.entries(f"{folder.name}/vectors/{name}", table, checksum))
     rows = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("row", "ascending")])

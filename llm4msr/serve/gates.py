@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm4msr.bundle.messages import TOKEN
 from llm4msr.errors import ConfigError
-from llm4msr.text import shortened
+from llm4msr.text import shorten
 
 EVERY_ANSWER = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
 PROBES = frozenset({"/healthz", "/readyz"})
@@ -88,9 +88,7 @@ class HostGate:
             await self.app(scope, receive, send)
             return
         given = b", ".join(value for key, value in scope["headers"] if key == b"host").decode("latin-1")
-        told = (
-            f"without {TOKEN}, requests for host '{shortened(given)}' are not answered; set it, or serve.allowed_hosts"
-        )
+        told = f"without {TOKEN}, requests for host '{shorten(given)}' are not answered; set it, or serve.allowed_hosts"
         await Plain({"detail": told}, 403)(scope, receive, send)
 
     def knows(self, scope: Scope) -> bool:

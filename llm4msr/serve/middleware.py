@@ -19,7 +19,7 @@ from pydantic import BeforeValidator
 from llm4msr.config import ServeConfig
 from llm4msr.errors import ConfigError
 from llm4msr.serve.gates import PROBES, AnswerHeaders, BodyLimits, HostGate, Plain, TokenGate
-from llm4msr.text import shortened
+from llm4msr.text import shorten
 
 OPENAPI = Path(__file__).with_name("openapi.json")
 """The committed description of the routes; a test compares it with what the endpoint says of itself."""
@@ -82,7 +82,7 @@ def web_app(config: ServeConfig, open_paths: frozenset[str] = OPEN) -> FastAPI:
         if isinstance(error.body, bytes):  # FastAPI has not read it: it was not declared as JSON
             return Plain({"detail": "no JSON by its content-type; send it with content-type: application/json"}, 422)
         told = [
-            {"loc": [shortened(str(part), KEY_SHOWN) for part in e["loc"]], "msg": e["msg"], "type": e["type"]}
+            {"loc": [shorten(str(part), KEY_SHOWN) for part in e["loc"]], "msg": e["msg"], "type": e["type"]}
             for e in error.errors()[:ERRORS_SHOWN]
         ]
         return Plain({"detail": told}, 422)
@@ -106,7 +106,7 @@ class StrictRequest(Request):
                 or a key twice in an object.
         """
         if (coding := self.headers.get("content-encoding", "identity")) != "identity":
-            raise HTTPException(422, f"content-encoding: {shortened(coding)} is not read here; send the body as it is")
+            raise HTTPException(422, f"content-encoding: {shorten(coding)} is not read here; send the body as it is")
         body = await self.body()
         if body.count(b"[") > MOST_LISTS and _TEXT.sub(b"", body).count(b"[") > MOST_LISTS:
             raise HTTPException(422, f"the body has more than {MOST_LISTS} lists")
@@ -117,7 +117,7 @@ class StrictRequest(Request):
         except RecursionError:
             raise HTTPException(422, "the body is nested too deep") from None
         except ValueError as error:
-            raise HTTPException(422, f"the body is no JSON in UTF-8: {shortened(str(error), 200)}") from None
+            raise HTTPException(422, f"the body is no JSON in UTF-8: {shorten(str(error), 200)}") from None
         finally:
             if collects:
                 gc.enable()
@@ -139,7 +139,7 @@ class Objects:
             before: set[str] = set()
             for key, _ in pairs:
                 if key in before:
-                    raise ValueError(f"the key '{shortened(key)}' stands twice in an object")
+                    raise ValueError(f"the key '{shorten(key)}' stands twice in an object")
                 before.add(key)
         return found
 

@@ -2,58 +2,58 @@
 
 from llm4msr.storage.files import (
     arrow_filesystem,
+    create,
     digest,
     digest_file,
-    digest_of,
+    digest_json,
     files_below,
     flush,
     read_bytes,
     read_text,
     remove,
     write_bytes,
-    writing,
 )
-from llm4msr.storage.local_files import room
-from llm4msr.storage.outputs import MANIFEST, Built, Manifest, StageOutput, open_output, publish, repair
+from llm4msr.storage.local_files import full_disk_errors
+from llm4msr.storage.outputs import MANIFEST, Manifest, StageOutput, StageResult, open_output, publish, repair_advice
 from llm4msr.storage.parquet import (
-    GROUP,
-    Part,
+    GROUP_ROWS,
+    FileRecord,
     open_parquet,
     parquet_bytes,
-    part_of,
     read_table,
+    record_file,
     write_groups,
     write_table,
 )
 from llm4msr.storage.uri import path
 
 __all__ = [
-    "GROUP",
+    "GROUP_ROWS",
     "MANIFEST",
-    "Built",
+    "FileRecord",
     "Manifest",
-    "Part",
     "StageOutput",
+    "StageResult",
     "arrow_filesystem",
+    "create",
     "digest",
     "digest_file",
-    "digest_of",
+    "digest_json",
     "files_below",
     "flush",
+    "full_disk_errors",
     "open_output",
     "open_parquet",
     "parquet_bytes",
-    "part_of",
     "path",
     "publish",
     "read_bytes",
     "read_table",
     "read_text",
+    "record_file",
     "remove",
-    "repair",
-    "room",
+    "repair_advice",
     "write_bytes",
     "write_groups",
     "write_table",
-    "writing",
 ]

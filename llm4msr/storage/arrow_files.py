@@ -21,7 +21,7 @@ _FOOTER_READ = 1 << 16
 """Bytes of a Parquet file's end that are read at once; a footer is seldom longer."""
 
 
-def parquet_file(source: pa.NativeFile) -> pq.ParquetFile:
+def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
     """A Parquet file (or a `pa.BufferReader` of one) opened for reading; its pages are checked as they are read.
 
     Raises:
@@ -41,7 +41,7 @@ def parquet_file(source: pa.NativeFile) -> pq.ParquetFile:
     return pq.ParquetFile(source, page_checksum_verification=True, arrow_extensions_enabled=False)
 
 
-def arrow_file(source: pa.NativeFile) -> pa.ipc.RecordBatchFileReader:
+def open_arrow(source: pa.NativeFile) -> pa.ipc.RecordBatchFileReader:
     """An Arrow IPC file opened for reading.
 
     Raises:

@@ -13,15 +13,15 @@ from upath import UPath
 
 from llm4msr.errors import StorageError
 from llm4msr.storage import local_files, lock
-from llm4msr.storage.local_files import room
+from llm4msr.storage.local_files import full_disk_errors
 from llm4msr.storage.s3 import FAULTS
 
 
 @contextmanager
-def plain_errors(file: UPath, what: str) -> Iterator[None]:
+def access_errors(file: UPath, what: str) -> Iterator[None]:
     """Whatever storage raises in the block, as one message."""
     try:
-        with room(file):
+        with full_disk_errors(file):
             yield
     except FAULTS as error:
         why = type(error).__name__ if what == "read" else error
@@ -37,7 +37,7 @@ def read_bytes(file: UPath, checksum: str = "", repair: str = AGAIN) -> bytes:
     Raises:
         StorageError: it does not exist, cannot be read, or has another content.
     """
-    with plain_errors(file, "read"):
+    with access_errors(file, "read"):
         data = file.read_bytes() if isinstance(file, Path) else bytes(file.fs.cat_file(file.path))  # one request
     if checksum:
         compare(file, digest(data), checksum, repair)
@@ -70,7 +70,7 @@ def write_bytes(file: UPath, data: bytes, durable: bool = False) -> None:
     Raises:
         StorageError: the place cannot be written.
     """
-    with plain_errors(file, "written"):
+    with access_errors(file, "written"):
         if isinstance(file, Path):
             with local_files.in_one_piece(file, durable) as aside:
                 aside.write_bytes(data)
@@ -79,13 +79,13 @@ def write_bytes(file: UPath, data: bytes, durable: bool = False) -> None:
 
 
 @contextmanager
-def writing(file: UPath) -> Iterator[BinaryIO]:
+def create(file: UPath) -> Iterator[BinaryIO]:
     """A stream for a file too large for memory; the file appears in one piece when the block ends without error.
 
     Raises:
         StorageError: the place cannot be written.
     """
-    with plain_errors(file, "written"):
+    with access_errors(file, "written"):
         if isinstance(file, Path):
             with local_files.in_one_piece(file) as aside, aside.open("wb") as stream:
                 yield stream
@@ -114,13 +114,13 @@ def arrow_filesystem(file: UPath) -> tuple[pafs.FileSystem, str]:
 def flush(folder: UPath, names: Sequence[str]) -> None:
     """Be sure that these files below the folder outlive a crash of the machine, where they lie on a disk."""
     if isinstance(folder, Path):
-        with plain_errors(folder, "written"):
+        with access_errors(folder, "written"):
             local_files.flush(folder, names)
 
 
 def remove(folder: UPath) -> None:
     """Delete a folder and all in it, if it is there."""
-    with plain_errors(folder, "deleted"), suppress(FileNotFoundError):  # another run may delete it at the same time
+    with access_errors(folder, "deleted"), suppress(FileNotFoundError):  # another run may delete it at the same time
         folder.fs.rm(folder.path, recursive=True)
 
 
@@ -141,7 +141,7 @@ def digest_file(file: UPath) -> str:
         StorageError: it does not exist or cannot be read.
     """
     state = hashlib.blake2b(digest_size=16)
-    with plain_errors(file, "read"):
+    with access_errors(file, "read"):
         state.update(int(file.stat().st_size).to_bytes(8, "little"))
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 22):
@@ -149,7 +149,7 @@ def digest_file(file: UPath) -> str:
     return state.hexdigest()
 
 
-def digest_of(value: Any) -> str:
+def digest_json(value: Any) -> str:
     """Content hash of anything that is plain JSON."""
     return digest(json.dumps(value, sort_keys=True, default=str))
 
@@ -160,7 +160,7 @@ def files_below(folder: UPath, whole: bool = False) -> dict[str, int]:
     Locks, and what killed writers left, are no files of an output, and listed only if the `whole` is wanted.
     """
     root = folder.path.rstrip("/") + "/"
-    with plain_errors(folder, "read"):
+    with access_errors(folder, "read"):
         folder.fs.invalidate_cache(folder.path)
         found = folder.fs.find(folder.path, detail=True)
     sizes = {str(name).removeprefix(root): int(entry["size"]) for name, entry in found.items()}

@@ -72,7 +72,7 @@ def _damaged_file(folder: Path, output: StageOutput) -> str:
 def _open_copy(output: StageOutput) -> LocalOutput:
     """A copy in this machine's cache, made once for all its processes, and once more if it is damaged."""
     files = {name: part.digest for name, part in output.manifest.files.items()}
-    folder = cache.root() / "bundles" / storage.digest_of(files)
+    folder = cache.root() / "bundles" / storage.digest_json(files)
     lock = FileLock(folder.parent / ".lock")
     with cache.write_errors(folder):
         folder.parent.mkdir(mode=0o770, exist_ok=True)  # the cache itself may be open to all

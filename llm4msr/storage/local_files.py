@@ -25,7 +25,7 @@ _FULL = re.compile(
 
 
 @contextmanager
-def room(place: object) -> Iterator[None]:
+def full_disk_errors(place: object) -> Iterator[None]:
     """A disk that is full, whichever library found it so, as one message; `place` is named where it names no file.
 
     Raises:

@@ -23,9 +23,9 @@ from upath import UPath
 from llm4msr.errors import StorageError
 from llm4msr.progress import SECONDS_BETWEEN_LINES, say
 from llm4msr.storage import s3
-from llm4msr.storage.local_files import make, room
+from llm4msr.storage.local_files import full_disk_errors, make
 from llm4msr.storage.s3 import FAULTS
-from llm4msr.text import shortened
+from llm4msr.text import shorten
 
 NAME = ".at-work.json"
 BEAT_SECONDS = 10.0
@@ -85,7 +85,7 @@ class Holder(BaseModel):
         return None
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {shortened(self.host)}, since {shortened(self.since)}"
+        return f"process {self.pid} on {shorten(self.host)}, since {shorten(self.since)}"
 
 
 def _start(pid: int) -> str:
@@ -340,7 +340,7 @@ def _taken(folder: UPath) -> Lock:
 
 
 def _tried(lock: Lock) -> Holder | str | None:
-    with room(lock.folder):
+    with full_disk_errors(lock.folder):
         return lock.take()
 
 
@@ -350,7 +350,7 @@ def _beat(lock: Lock, over: threading.Event) -> None:
             lock.renew()
 
 
-def busy(folder: UPath) -> bool:
+def is_held(folder: UPath) -> bool:
     """Whether a run works in the folder that is not known to be dead."""
     file = folder / NAME
     if not file.exists():

@@ -20,9 +20,9 @@ from upath import UPath
 
 from llm4msr.errors import StorageError
 from llm4msr.storage import files, local_files, lock, parquet, stage_files
-from llm4msr.storage.local_files import room
-from llm4msr.storage.parquet import Part
-from llm4msr.text import masked
+from llm4msr.storage.local_files import full_disk_errors
+from llm4msr.storage.parquet import FileRecord
+from llm4msr.text import mask
 
 MANIFEST = "manifest.json"
 _MANIFEST_BYTES = 1 << 28
@@ -39,7 +39,7 @@ class Manifest(BaseModel):
     seed: int
     config: dict[str, Any]
     inputs: dict[str, str]
-    files: dict[str, Part]
+    files: dict[str, FileRecord]
     rows: int
     failed: int = 0
     skipped: int = 0
@@ -52,10 +52,10 @@ class Manifest(BaseModel):
     git_commit: str
 
 
-class Built(BaseModel):
+class StageResult(BaseModel):
     """What a stage's work says about itself; the rest of the manifest is the same for every stage."""
 
-    files: Mapping[str, int | Part]
+    files: Mapping[str, int | FileRecord]
     """File name relative to the output -> rows in it, or what was noted when it was written."""
     rows: int
     failed: int = 0
@@ -96,7 +96,7 @@ class StageOutput:
         return parquet.open_parquet(self.folder / name, self._repair(name), self.checksum(name))
 
     def _repair(self, name: str) -> str:
-        return repair(self.folder, self.manifest.stage, self.folder / name)
+        return repair_advice(self.folder, self.manifest.stage, self.folder / name)
 
     def summary(self) -> dict[str, Any]:
         """The line that every verb prints last."""
@@ -104,7 +104,7 @@ class StageOutput:
         done = m.rows if self.reused else m.skipped
         line = {
             "stage": m.stage,
-            "uri": masked(str(self.folder)),
+            "uri": mask(str(self.folder)),
             "rows": m.rows,
             "failed": m.failed,
             "skipped": done,
@@ -120,7 +120,7 @@ def open_output(folder: UPath) -> StageOutput | None:
         StorageError: the manifest is damaged, or a file that it names is gone or has another size.
     """
     file = folder / MANIFEST
-    with files.plain_errors(file, "read"):
+    with files.access_errors(file, "read"):
         if not file.exists():
             return None
         size, device = file.stat().st_size, isinstance(file, Path) and not file.is_file()
@@ -132,7 +132,7 @@ def open_output(folder: UPath) -> StageOutput | None:
         manifest = Manifest.model_validate_json(files.read_bytes(file))
     except ValueError:  # pydantic's among them
         stage = "extract" if (folder / "vectors").exists() else folder.parent.name
-        raise StorageError(f"{file}: damaged manifest; {repair(folder, stage)}") from None
+        raise StorageError(f"{file}: damaged manifest; {repair_advice(folder, stage)}") from None
     if wrong := stage_files.problem(manifest.stage, manifest.files, folder):
         raise StorageError(f"{file}: {wrong}; it is damaged or not from this package: do not use this output")
     sizes = files.files_below(folder)
@@ -140,11 +140,11 @@ def open_output(folder: UPath) -> StageOutput | None:
         size = sizes.get(name, -1)
         if size != part.bytes:
             found = "missing" if size < 0 else f"{size} bytes, not {part.bytes}"
-            raise StorageError(f"{folder / name}: {found}; {repair(folder, manifest.stage, folder / name)}")
+            raise StorageError(f"{folder / name}: {found}; {repair_advice(folder, manifest.stage, folder / name)}")
     return StageOutput(folder, manifest)
 
 
-def repair(folder: UPath, stage: str, file: UPath | None = None) -> str:
+def repair_advice(folder: UPath, stage: str, file: UPath | None = None) -> str:
     """What to do about an output with a damaged file."""
     if stage != "extract":
         return f"delete {folder} and run stage '{stage}' again"
@@ -161,7 +161,7 @@ def publish(
     seed: int,
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
-    build: Callable[[UPath], Built],
+    build: Callable[[UPath], StageResult],
     resumable: bool = False,
 ) -> StageOutput:
     """The finished output of a stage in `folder`: found, or built and then made visible by its manifest.
@@ -188,18 +188,18 @@ def _publish(
     seed: int,
     config: Mapping[str, Any],
     inputs: Mapping[str, str],
-    build: Callable[[UPath], Built],
+    build: Callable[[UPath], StageResult],
     resumable: bool,
     held: lock.Lock,
 ) -> StageOutput:
     continued = bool(files.files_below(folder))
     _clear(folder, keep=resumable)
     begun = time.monotonic()
-    with room(folder):
+    with full_disk_errors(folder):
         built = build(folder)
     parts = {}
     for name, rows in built.files.items():
-        parts[name] = rows if isinstance(rows, Part) else parquet.part_of(folder / name, rows)
+        parts[name] = rows if isinstance(rows, FileRecord) else parquet.record_file(folder / name, rows)
     if wrong := stage_files.problem(stage, parts, folder):
         raise ValueError(f"{folder}: {wrong}; stage_files.py says which are")
     manifest = Manifest(
@@ -220,7 +220,7 @@ def _publish(
         git_commit=_git_commit(),
     )
     if isinstance(folder, Path):
-        with files.plain_errors(folder, "written"):
+        with files.access_errors(folder, "written"):
             local_files.sweep(folder)
     files.flush(folder, list(parts))
     held.check()
@@ -230,7 +230,7 @@ def _publish(
 
 def _clear(folder: UPath, keep: bool) -> None:
     """Delete what an interrupted run left, but not the lock; if it is to `keep`, only what was never finished."""
-    with files.plain_errors(folder, "cleared"):
+    with files.access_errors(folder, "cleared"):
         if isinstance(folder, Path) and keep:
             local_files.sweep(folder)
         for place in [] if keep else folder.iterdir():
@@ -239,7 +239,7 @@ def _clear(folder: UPath, keep: bool) -> None:
 
 
 def _masked(values: Mapping[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(masked(json.dumps(values, allow_nan=False)))
+    plain: dict[str, Any] = json.loads(mask(json.dumps(values, allow_nan=False)))
     return plain
 
 

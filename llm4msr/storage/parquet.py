@@ -13,11 +13,11 @@ from llm4msr.errors import StorageError
 from llm4msr.storage import arrow_files, files
 from llm4msr.storage.s3 import FAULTS
 
-GROUP = 1 << 16
+GROUP_ROWS = 1 << 16
 """Rows of a row group where nothing else is asked for."""
 
 
-class Part(BaseModel):
+class FileRecord(BaseModel):
     """One file of an output: its rows, bytes and content hash."""
 
     rows: int = Field(ge=0)
@@ -25,17 +25,17 @@ class Part(BaseModel):
     digest: str = Field(pattern="^[0-9a-f]{32}$")
 
 
-def write_table(file: UPath, table: pa.Table, rows_per_group: int = GROUP) -> Part:
+def write_table(file: UPath, table: pa.Table, rows_per_group: int = GROUP_ROWS) -> FileRecord:
     """Write a Parquet file in one piece."""
     groups = [table.slice(start, rows_per_group) for start in range(0, max(len(table), 1), rows_per_group)]
     return write_groups(file, groups)
 
 
-def write_groups(file: UPath, groups: Sequence[pa.Table]) -> Part:
+def write_groups(file: UPath, groups: Sequence[pa.Table]) -> FileRecord:
     """Write a Parquet file of these row groups in one piece."""
     data = parquet_bytes(groups)
     files.write_bytes(file, data)
-    return Part(rows=sum(map(len, groups)), bytes=len(data), digest=files.digest(data))
+    return FileRecord(rows=sum(map(len, groups)), bytes=len(data), digest=files.digest(data))
 
 
 def parquet_bytes(groups: Sequence[pa.Table]) -> bytes:
@@ -75,7 +75,7 @@ def open_parquet(file: UPath, repair: str = files.AGAIN, checksum: str = "") -> 
     filesystem, inner = files.arrow_filesystem(file)
     try:
         source = filesystem.open_input_file(inner)
-        return arrow_files.parquet_file(_checked(source, file, checksum, repair) if checksum else source)
+        return arrow_files.open_parquet(_checked(source, file, checksum, repair) if checksum else source)
     except (*FAULTS, pa.ArrowException) as error:
         raise StorageError(f"{file}: not a readable Parquet file ({error}); {repair}") from None
 
@@ -104,9 +104,9 @@ def _checked(source: pa.NativeFile, file: UPath, checksum: str, repair: str) -> 
     return source
 
 
-def part_of(file: UPath, rows: int = -1) -> Part:
+def record_file(file: UPath, rows: int = -1) -> FileRecord:
     """What is to be noted of a file that lies there already; the rows of a Parquet file need not be given."""
     if rows < 0:
         with open_parquet(file) as parquet:
             rows = parquet.metadata.num_rows
-    return Part(rows=rows, bytes=file.stat().st_size, digest=files.digest_file(file))
+    return FileRecord(rows=rows, bytes=file.stat().st_size, digest=files.digest_file(file))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from upath import UPath
 
-from llm4msr.text import shortened
+from llm4msr.text import shorten
 
 FILES = {
     "prepare": r"(users|items|scenarios|histories|seen|train|valid|test)\.parquet|fields\.json",
@@ -31,12 +31,12 @@ NAME = re.compile(r"\w[\w.-]*")
 def problem(stage: str, names: Iterable[str], folder: UPath) -> str:
     """What is wrong with these names of files of an output of that stage; empty where they are as they should be."""
     if stage not in FILES:
-        return f"names no stage of this package ('{shortened(stage)}')"
+        return f"names no stage of this package ('{shorten(stage)}')"
     known = re.compile(FILES[stage], re.ASCII)
     root = os.path.realpath(folder) if isinstance(folder, Path) else ""
     for name in names:
         if not known.fullmatch(name):
-            return f"names '{shortened(name)}', which is no file of stage '{stage}'"
+            return f"names '{shorten(name)}', which is no file of stage '{stage}'"
         if root and os.path.realpath(folder / name) != os.path.join(root, name):
             return f"names '{name}', which is a link to a file elsewhere"
     return ""

@@ -8,7 +8,7 @@ from upath import UPath
 
 from llm4msr.errors import MissingExtraError, StorageError
 from llm4msr.storage import s3
-from llm4msr.text import masked
+from llm4msr.text import mask
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
 """Scheme -> the extra that brings its package."""
@@ -39,7 +39,7 @@ def path(uri: str | os.PathLike[str]) -> UPath:
     if scheme in ("http", "https"):
         _check_port(text)
     on_s3 = text.startswith(s3.SCHEMES)
-    if on_s3 and ("@" in rest[2:].split("/", 1)[0] or masked(text) != text):
+    if on_s3 and ("@" in rest[2:].split("/", 1)[0] or mask(text) != text):
         raise StorageError(f"{text}: a URI of S3 holds no keys; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     found = _opened(text, scheme, s3.OPTIONS if on_s3 else {})
     if on_s3:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llm4msr.errors import StorageError
 from llm4msr.storage import cache
-from llm4msr.text import shortened
+from llm4msr.text import shorten
 
 
 @dataclass(frozen=True)
@@ -79,4 +79,4 @@ def _reason(errors: str) -> str:
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     broken = [line.partition("connection broken by ")[2] for line in lines if "connection broken by " in line]
     told = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    return shortened("; ".join([*broken[-1:], *(told or lines)[-1:]]), 500) or "it gives no reason"
+    return shorten("; ".join([*broken[-1:], *(told or lines)[-1:]]), 500) or "it gives no reason"

@@ -63,7 +63,7 @@ class RowReader:
         file: UPath,
         context: Sequence[str],
         window: int = WINDOW,
-        chunk: int = schema.CHUNK,
+        chunk: int = schema.TRAIN_GROUP_ROWS,
         checksum: str = "",
     ):
         self.file, self._checksum = file, checksum

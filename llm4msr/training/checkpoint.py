@@ -55,7 +55,7 @@ class Checkpoint:
         Raises:
             StorageError: no space is left.
         """
-        with storage.room(folder):
+        with storage.full_disk_errors(folder):
             for name in ("net", "best", "optimizer"):
                 safetensors.torch.save_file(getattr(self, name), folder / f"{name}.safetensors")
             (folder / "progress.json").write_text(json.dumps(asdict(self.progress), allow_nan=False))

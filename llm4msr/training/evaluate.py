@@ -9,7 +9,7 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.progress import say, track
-from llm4msr.storage import Built, StageOutput, cache
+from llm4msr.storage import StageOutput, StageResult, cache
 from llm4msr.training import metrics, popularity
 from llm4msr.training.loop import predict
 from llm4msr.training.results import means_of, results, table
@@ -39,7 +39,7 @@ def evaluate(config: Config, models: Sequence[TrainedModel]) -> StageOutput:
     if any(model.extracted for model in models):
         cache.root()  # told here where it cannot be written, not after the first models
     fingerprints = {model.output.folder.name: model.weights_digest for model in models}
-    name = storage.digest_of([VERSION, config.evaluate.identity(), fingerprints])[:12]
+    name = storage.digest_json([VERSION, config.evaluate.identity(), fingerprints])[:12]
     folder = storage.path(config.root) / "evaluate" / name
     settings = config.model_dump(include={"evaluate", "model", "train"})
     output = storage.publish(
@@ -50,7 +50,7 @@ def evaluate(config: Config, models: Sequence[TrainedModel]) -> StageOutput:
     return output
 
 
-def _build(config: Config, models: Sequence[TrainedModel], folder: UPath) -> Built:
+def _build(config: Config, models: Sequence[TrainedModel], folder: UPath) -> StageResult:
     reports: dict[str, list[dict[str, Any]]] = {}
     beside: dict[str, dict[str, dict[str, Any]]] = {}
     rows, read = 0, (0, 0)
@@ -79,4 +79,4 @@ def _build(config: Config, models: Sequence[TrainedModel], folder: UPath) -> Bui
         "compared_auc": {name: found["summary"][name]["overall"]["auc"]["mean"] for name in reports},
         "warnings": found["warnings"],
     }
-    return Built(files={"metrics.json": len(models), "table.md": 1}, rows=rows, info=info)
+    return StageResult(files={"metrics.json": len(models), "table.md": 1}, rows=rows, info=info)

@@ -18,7 +18,7 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError, FullDiskError, LLM4MSRError
 from llm4msr.model import backbones
 from llm4msr.progress import say, track
-from llm4msr.storage import Built, StageOutput, cache
+from llm4msr.storage import StageOutput, StageResult, cache
 from llm4msr.text import number
 from llm4msr.training import checkpoint, popularity
 from llm4msr.training.batches import RowReader
@@ -34,7 +34,7 @@ RESIZE_SECONDS = 20.0
 """How often an elastic run looks for room for more workers: as often as Ray itself counts the nodes."""
 
 
-@ray_session.own_errors
+@ray_session.unwrap_errors
 def train(config: Config, data: StageOutput, knowledge: StageOutput | None) -> StageOutput:
     """Publish the best weights and the history of one model.
 
@@ -68,12 +68,12 @@ def folder(config: Config, data: StageOutput, knowledge: StageOutput | None) -> 
     content = {name: part.digest for name, part in data.manifest.files.items()}
     vectors = {name: part.digest for name, part in knowledge.manifest.files.items()} if knowledge else {}
     model, settings = config.model.identity(), config.train.identity()
-    name = storage.digest_of([VERSION, config.seed, model, settings, content, vectors])[:12]
+    name = storage.digest_json([VERSION, config.seed, model, settings, content, vectors])[:12]
     label = f"{config.model.backbone.replace(':', '.')}-{config.model.variant}-s{config.seed}"
     return storage.path(config.root) / "train" / f"{label}-{name}"
 
 
-def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> Built:
+def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> StageResult:
     _tell_of_one_class(data.folder)
     best = _run(config, data, knowledge, folder)
     at = best.progress
@@ -92,7 +92,7 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
         "parameters": sum(tensor.numel() for tensor in best.best.values()),
     }
     rows = data.manifest.files["train.parquet"].rows
-    return Built(files={WEIGHTS: 1, "history.json": at.epoch}, rows=rows, info=info)
+    return StageResult(files={WEIGHTS: 1, "history.json": at.epoch}, rows=rows, info=info)
 
 
 def quality(config: Config, data: StageOutput, report: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def _run(config: Config, data: StageOutput, knowledge: StageOutput | None, folde
     checkpoint.forget_unreadable(folder)
     workers, gpu = config.train.workers, config.train.device == "gpu"
     require_machines(config)
-    ray_session.tell_if_busy(_least_workers(config), "GPU" if gpu else "CPU")
+    ray_session.say_if_busy(_least_workers(config), "GPU" if gpu else "CPU")
     filesystem, path = storage.arrow_filesystem(folder)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})  # other nodes may go
@@ -177,7 +177,7 @@ def require_machines(config: Config) -> None:
     """
     least, device = _least_workers(config), config.train.device
     asks = f"train.device = '{device}' with train.workers = {least}"
-    ray_session.require(asks, {"CPU": least, "GPU": least if device == "gpu" else 0})
+    ray_session.require_resources(asks, {"CPU": least, "GPU": least if device == "gpu" else 0})
 
 
 def _least_workers(config: Config) -> int:
@@ -218,7 +218,7 @@ def worker_loop(job: dict[str, Any]) -> LLM4MSRError | None:
         with saved.as_directory() as folder:
             resume = Checkpoint.load(storage.path(folder))
     try:
-        with storage.room(job["output"]), _tensorboard(storage.path(job["output"]), first) as board:
+        with storage.full_disk_errors(job["output"]), _tensorboard(storage.path(job["output"]), first) as board:
 
             def on_checkpoint(state: Checkpoint) -> None:
                 at = state.progress

@@ -113,6 +113,6 @@ def test_storage_gets_over_503_and_cut_connections(s3: str, monkeypatch: pytest.
     assert all(proxy.faults[fault] for fault in FAULTS), proxy.faults
 
 
-def _one_table(folder: UPath) -> storage.Built:
+def _one_table(folder: UPath) -> storage.StageResult:
     storage.write_table(folder / "train.parquet", pa.table({"a": [1]}))
-    return storage.Built(files={"train.parquet": 1}, rows=1)
+    return storage.StageResult(files={"train.parquet": 1}, rows=1)

@@ -11,7 +11,7 @@ from llm4msr import storage
 from llm4msr.config import SourceConfig, TableColumns
 from llm4msr.data.sources import table as source_table
 from llm4msr.errors import DataError, LLM4MSRError, StorageError
-from llm4msr.ray_session import each
+from llm4msr.ray_session import run_each
 
 
 class Bomb:
@@ -61,7 +61,7 @@ def test_a_pickled_column_is_refused_here_and_in_a_worker(ray_session: None, tmp
     assert trace.exists()  # the file does what it is meant to
     trace.unlink()
     here = readings(tmp_path)
-    there = [row["said"] for row in each(reading_task, [{"n": 0}], folder=str(tmp_path))]
+    there = [row["said"] for row in run_each(reading_task, [{"n": 0}], folder=str(tmp_path))]
     assert here == there
     for said, error in zip(here, (StorageError, DataError), strict=True):
         assert said.startswith(f"{error.__name__}: {tmp_path / 'interactions.parquet'}: ")

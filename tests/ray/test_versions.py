@@ -227,7 +227,7 @@ def note_again(manifest: Path) -> None:
             now = [storage.digest_file(storage.path(manifest.parents[1] / s)) for s in table["shard"].to_pylist()]
             changed = table.set_column(table.column_names.index("checksum"), "checksum", pa.array(now))
             storage.write_table(file, changed, index.PART_ROWS)
-        about["files"][name] = storage.part_of(file).model_dump()
+        about["files"][name] = storage.record_file(file).model_dump()
     manifest.write_text(json.dumps(about))
 
 

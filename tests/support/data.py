@@ -19,7 +19,7 @@ from llm4msr.knowledge.prompts import render
 from llm4msr.model.embedding import Field
 from llm4msr.model.inputs import Batch, KnowledgeStatistics
 from llm4msr.pipeline import inputs, prepare
-from llm4msr.storage import Built, StageOutput
+from llm4msr.storage import StageOutput, StageResult
 from llm4msr.training import loop
 from llm4msr.training.checkpoint import weights_as_bytes
 from llm4msr.training.train import WEIGHTS, quality
@@ -127,7 +127,7 @@ def shard(
 
 def published(folder: Any, files: dict[str, int], stage: str = "prepare") -> StageOutput:
     """A finished output of files that lie there already, with their rows."""
-    built = Built(files=files, rows=sum(files.values()))
+    built = StageResult(files=files, rows=sum(files.values()))
     (storage.path(folder) / storage.MANIFEST).unlink(missing_ok=True)
     return storage.publish(storage.path(folder), stage, 1, {}, {}, lambda _: built, resumable=True)
 
@@ -135,11 +135,11 @@ def published(folder: Any, files: dict[str, int], stage: str = "prepare") -> Sta
 def publish_knowledge(folder: Any, shards: dict[str, pa.Table], width: int = WIDTH) -> StageOutput:
     """A finished extraction that holds these shards."""
 
-    def build(at: Any) -> Built:
+    def build(at: Any) -> StageResult:
         for name, table in shards.items():
             storage.write_table(at / "vectors" / name, table)
         files = {f"vectors/{name}": table.num_rows for name, table in shards.items()}
-        return Built(files=files, rows=sum(files.values()), info={"width": width})
+        return StageResult(files=files, rows=sum(files.values()), info={"width": width})
 
     asked = {"model": "made-up", "revision": "0"}
     return storage.publish(storage.path(folder), "extract", 1, {}, asked, build)
@@ -164,7 +164,7 @@ def publish_trained(config: Config) -> StageOutput:
     """What `train` publishes, trained in this process."""
     data, knowledge = inputs(config)
 
-    def build(folder: Any) -> Built:
+    def build(folder: Any) -> StageResult:
         best = loop.fit(config, loop.Data.open(config, data, knowledge))
         storage.write_bytes(folder / WEIGHTS, weights_as_bytes(best.best))
         info = quality(config, data, best.progress.best_report) | {
@@ -172,7 +172,7 @@ def publish_trained(config: Config) -> StageOutput:
             "epochs": best.progress.epoch,
             "parameters": sum(tensor.numel() for tensor in best.best.values()),
         }
-        return Built(files={WEIGHTS: 1}, rows=data.manifest.files["train.parquet"].rows, info=info)
+        return StageResult(files={WEIGHTS: 1}, rows=data.manifest.files["train.parquet"].rows, info=info)
 
     return storage.publish(train_folder(config, data, knowledge), "train", config.seed, {}, {}, build)
 

@@ -12,10 +12,10 @@ from ray.exceptions import RayTaskError
 from ray.train import WorkerGroupError
 
 from llm4msr import errors, ray_session
-from llm4msr.ray_session import own_errors
+from llm4msr.ray_session import unwrap_errors
 
 
-@own_errors
+@unwrap_errors
 def raised(error: Exception) -> None:
     raise error
 
@@ -62,7 +62,7 @@ class Actor:
 def test_an_error_that_somebody_keeps_holds_nothing_of_the_run_that_failed():
     actors: list[weakref.ref[Actor]] = []
 
-    @own_errors
+    @unwrap_errors
     def run() -> None:
         actor = Actor()
         actors.append(weakref.ref(actor))

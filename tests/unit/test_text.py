@@ -21,7 +21,7 @@ from llm4msr import text
     ],
 )
 def test_a_text_is_one_bounded_line(given: str, shown: str):
-    found = text.shortened(given)
+    found = text.shorten(given)
     assert len(found) <= 60
     assert found == shown or (shown == "…" and found.endswith("…"))
 

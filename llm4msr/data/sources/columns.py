@@ -17,7 +17,7 @@ from upath import UPath
 from llm4msr.arrays import Ints
 from llm4msr.errors import DataError
 from llm4msr.schema import MAX_ID, MAX_TEXT
-from llm4msr.text import shortened
+from llm4msr.text import shorten
 
 _NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 _ZONE = r"[T ]\d\d.*(Z|[-+]\d\d(:?\d\d)?)$"
@@ -209,9 +209,9 @@ class Rows:
 
 def _shown(cell: pa.Scalar) -> str:
     try:
-        return shortened(repr(cell.as_py()))
+        return shorten(repr(cell.as_py()))
     except (ValueError, OverflowError):  # text that is no UTF-8, a time or a zone that Python does not know
-        return shortened(repr(cell.cast(pa.binary() if types.is_string(cell.type) else pa.int64()).as_py()))
+        return shorten(repr(cell.cast(pa.binary() if types.is_string(cell.type) else pa.int64()).as_py()))
 
 
 def _cast_if_exact(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -234,7 +234,7 @@ def _is_plain(kind: pa.DataType) -> bool:
 def refuse_missing(name: str, header: list[str], file: UPath | str) -> None:
     """Raise a DataError if a column is not there, or more than once."""
     if name not in header:
-        shown = shortened(", ".join(header), 2000)
+        shown = shorten(", ".join(header), 2000)
         raise DataError(f"{file}: column '{name}' is missing; it has {shown}")
     if header.count(name) > 1:
         raise DataError(f"{file}: column '{name}' stands twice in the header")

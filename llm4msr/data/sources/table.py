@@ -95,7 +95,7 @@ def _read_file(file: UPath, wanted: Sequence[str], delimiter: str) -> Rows:
         return Rows(pa.concat_tables(rows.table for rows in csv_rows(file, wanted, delimiter)), file)
     filesystem, inner = storage.arrow_filesystem(file)
     try:
-        with arrow_files.parquet_file(filesystem.open_input_file(inner)) as parquet:
+        with arrow_files.open_parquet(filesystem.open_input_file(inner)) as parquet:
             for name in wanted:
                 refuse_missing(name, parquet.schema_arrow.names, file)
             table = parquet.read(wanted)

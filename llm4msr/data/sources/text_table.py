@@ -13,7 +13,7 @@ from upath import UPath
 from llm4msr.data.sources import stream
 from llm4msr.data.sources.columns import Rows, refuse_missing
 from llm4msr.errors import DataError
-from llm4msr.text import shortened
+from llm4msr.text import shorten
 
 DELIMITERS = (",", "\t", ";", "|")
 
@@ -100,7 +100,7 @@ def _header(line: str, wanted: Sequence[str], delimiter: str, file: UPath) -> tu
         possible = {mark: names for mark, names in possible.items() if set(wanted) <= set(names)} or possible
     if len(possible) > 1:
         raise DataError(
-            f"{file}: columns may be separated by {' or '.join(map(repr, possible))}: {shortened(line, 200)}; "
+            f"{file}: columns may be separated by {' or '.join(map(repr, possible))}: {shorten(line, 200)}; "
             "set source.table.delimiter"
         )
     [(delimiter, names)] = possible.items()

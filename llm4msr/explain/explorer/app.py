@@ -61,7 +61,7 @@ def application(model: TrainedModel, token_required: bool) -> Any:
     def page() -> FastAPI:
         require_token(token_required)
 
-        @ray_session.own_errors
+        @ray_session.unwrap_errors
         def read_prompt(prompt: str) -> Singles:
             llm = serve.get_deployment_handle(LLM, app_name=NAME)
             vector: Singles = llm.read.remote(prompt).result(timeout_s=WAIT_S)

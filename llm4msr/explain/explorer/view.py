@@ -21,7 +21,7 @@ from llm4msr.explain.opened_run import Opened, Seed, batch_of
 from llm4msr.knowledge import interests
 from llm4msr.knowledge.prompts import templates
 from llm4msr.model.inputs import Strengths
-from llm4msr.text import block, shortened
+from llm4msr.text import block, shorten
 from llm4msr.training.trained import TrainedModel
 
 FOUND = 20
@@ -153,7 +153,7 @@ class View:
         """
         user = self._user(asked.user_id)
         if asked.scenario not in self.scenarios:
-            raise ConfigError(f"scenario: no '{shortened(asked.scenario)}' in the prepared data")
+            raise ConfigError(f"scenario: no '{shorten(asked.scenario)}' in the prepared data")
         scenario = 1 + self.scenarios.index(asked.scenario)
         items = candidates.candidates(self.run, self._popular, user, scenario)
         batch = batch_of(self.run.data, self.run.net, user, items, scenario)
@@ -176,7 +176,7 @@ class View:
             (with_B - without_B).tolist(),
         )
         lines = [
-            Line(title=shortened(title, TITLE), rank_without=before, rank_with=after, change=change)
+            Line(title=shorten(title, TITLE), rank_without=before, rank_with=after, change=change)
             for title, before, after, change in zip(*columns, strict=True)
         ]
         lines.sort(key=lambda line: line.rank_with)
@@ -184,7 +184,7 @@ class View:
 
     def _user(self, user_id: str) -> int:
         if user_id not in self._number:
-            raise ConfigError(f"user_id: no user '{shortened(user_id)}' in the prepared data")
+            raise ConfigError(f"user_id: no user '{shorten(user_id)}' in the prepared data")
         return self._number[user_id]
 
     def _prompt(self, history: list[Liked]) -> str:

@@ -18,7 +18,7 @@ from llm4msr.explain.report.page import Page, html
 from llm4msr.explain.report.scenarios import ScenarioSection, scenario_section
 from llm4msr.explain.report.users import UserSection, user_section
 from llm4msr.progress import track
-from llm4msr.storage import Built
+from llm4msr.storage import StageResult
 from llm4msr.text import cell
 from llm4msr.training.results import means_of
 
@@ -34,7 +34,7 @@ FILES = {
 }
 
 
-def build(seeds: Sequence[Seed], report: UPath) -> Built:
+def build(seeds: Sequence[Seed], report: UPath) -> StageResult:
     """Write the report and, beside it, the data beneath its pictures."""
     run = Opened.read(seeds)
     # one thread: the pieces are small, and threads that wait for each other suffer most on a busy machine
@@ -62,7 +62,7 @@ def build(seeds: Sequence[Seed], report: UPath) -> Built:
         "warnings": effect.results["warnings"],
         "users": {case.kind: case.user_id for case in cases},
     }
-    return Built(files={report.name: 1, **rows}, rows=len(run.test), info=info)
+    return StageResult(files={report.name: 1, **rows}, rows=len(run.test), info=info)
 
 
 def _tables(

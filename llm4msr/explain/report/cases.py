@@ -15,7 +15,7 @@ from llm4msr.explain.ablation import Levels, by_level
 from llm4msr.explain.candidates import candidates, frequent_items, histories, main_scenario, ranks
 from llm4msr.explain.opened_run import Opened, batch_of
 from llm4msr.knowledge import interests
-from llm4msr.text import shortened
+from llm4msr.text import shorten
 
 TOP = 10
 MOVED = 4
@@ -95,7 +95,7 @@ class Case:
         """One sentence."""
         moved = self.moved
         if moved.empty:
-            return f"In “{shortened(self.scenario_id)}” the levels move no item near the top."
+            return f"In “{shorten(self.scenario_id)}” the levels move no item near the top."
         most = self.against_mean.loc[(moved["rank_without"] - moved["rank_with"]).abs().idxmax()]
         up = 1 if most["rank_with"] < most["rank_without"] else -1
         parts = sorted((up * most[f"{level}_part"], level) for level in ("scenario", "user"))
@@ -104,8 +104,8 @@ class Case:
         entered = int(((self.ranked["rank_with"] <= TOP) & (self.ranked["rank_without"] > TOP)).sum())
         top = min(TOP, len(self.ranked))
         return (
-            f"In “{shortened(self.scenario_id)}” {entered or 'none'} of the top {top} came in with the levels; "
-            f"“{shortened(most['title'])}” {way} from {most['rank_without']} to {most['rank_with']}, "
+            f"In “{shorten(self.scenario_id)}” {entered or 'none'} of the top {top} came in with the levels; "
+            f"“{shorten(most['title'])}” {way} from {most['rank_without']} to {most['rank_with']}, "
             f"{by}."
         )
 

@@ -15,7 +15,7 @@ from llm4msr.explain.ablation import Levels
 from llm4msr.explain.opened_run import Opened, Seed
 from llm4msr.explain.report.bootstrap import Draws, Interval, chosen
 from llm4msr.explain.report.layers import levels_of
-from llm4msr.text import count_of, percent, shortened, signed
+from llm4msr.text import count_of, percent, shorten, signed
 from llm4msr.training import metrics, popularity
 from llm4msr.training.loop import predict
 from llm4msr.training.metrics import Predictions
@@ -203,6 +203,6 @@ def _detail(rows: list[Row]) -> str:
     clear = [(abs(gain.value), row.name) for row, gain in looked if gain.clear]
     told = f"Of {len(looked)} groups of rows, {len(clear) or 'none'} differ{'s' * (len(clear) < 2)} clearly"
     if clear:
-        told += f"{', most of all' if len(clear) > 1 else ':'} “{shortened(max(clear)[1])}”"
+        told += f"{', most of all' if len(clear) > 1 else ':'} “{shorten(max(clear)[1])}”"
         told += "; by chance alone about one in twenty would"
     return f"{told}."

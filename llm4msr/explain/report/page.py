@@ -16,7 +16,7 @@ from llm4msr.explain.report.effect import EffectSection
 from llm4msr.explain.report.layers import LayerSection
 from llm4msr.explain.report.scenarios import ScenarioSection
 from llm4msr.explain.report.users import UserSection
-from llm4msr.text import block, count_of, number, percent, shortened, signed
+from llm4msr.text import block, count_of, number, percent, shorten, signed
 from llm4msr.training.results import UNKNOWN, shown
 
 MAP_WIDTH, MAP_HEIGHT, MARGIN = 720, 460, 24
@@ -60,7 +60,7 @@ def html(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"short": shortened, "block": block, "signed": signed, "percent": percent, "auc": number}
+    environment.filters |= {"short": shorten, "block": block, "signed": signed, "percent": percent, "auc": number}
     environment.globals |= {"count_of": count_of, "shown": shown, "unknown": UNKNOWN}
     colours = colour_of(page.users, page.scenarios)
     return environment.get_template("report.html.j2").render(
@@ -100,7 +100,7 @@ def points(users: UserSection, scenarios: ScenarioSection, colours: dict[int, in
         Point(
             place(row.x, row.y),
             colours.get(row.main, COLOURS - 1),
-            f"user {shortened(row.user_id, 40)}: {row.rows} rows, mostly {shortened(names[row.main], 40)}",
+            f"user {shorten(row.user_id, 40)}: {row.rows} rows, mostly {shorten(names[row.main], 40)}",
         )
         for row in drawn.itertuples()
     ]

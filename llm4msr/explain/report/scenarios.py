@@ -16,7 +16,7 @@ from llm4msr.arrays import Floats
 from llm4msr.explain.opened_run import Opened
 from llm4msr.knowledge import store
 from llm4msr.model.net import RankerNet
-from llm4msr.text import shortened, signed
+from llm4msr.text import shorten, signed
 
 MAX_SHOWN = 10
 """Scenarios in a heat map, the largest; the data beside the report has all."""
@@ -183,7 +183,7 @@ def _agreements(maps: list[HeatMap]) -> list[Agreement]:
 
 
 def _finding(rows: list[dict[str, Any]], maps: list[HeatMap], agreements: list[Agreement]) -> str:
-    names = [shortened(row["scenario_id"]) for row in rows]
+    names = [shorten(row["scenario_id"]) for row in rows]
     if len(names) < 2:
         return "There is one scenario, so nothing to compare."
     values_SS = maps[0].values_SS

@@ -17,7 +17,7 @@ from llm4msr.errors import StorageError
 from llm4msr.progress import say
 from llm4msr.storage import cache, wheels
 from llm4msr.storage.s3 import FAULTS
-from llm4msr.text import masked
+from llm4msr.text import mask
 
 ALIAS = "smollm2-135m"
 ALIAS_PARAMETERS = 134_515_008
@@ -158,23 +158,23 @@ def _downloaded(uri: str) -> Path:
     listing = _listing(uri)
     folder = _copy_of(uri, listing)
     if folder and not listing and cache.has_checksums(folder):
-        say(f"  {masked(uri)}: cannot be read now; the copy of {folder} is used")
+        say(f"  {mask(uri)}: cannot be read now; the copy of {folder} is used")
         return folder
     if not listing:
-        raise StorageError(f"{masked(uri)}: the model cannot be read; check the URI and access")
+        raise StorageError(f"{mask(uri)}: the model cannot be read; check the URI and access")
 
     def fetch(new: Path) -> None:
-        say(f"  fetching {masked(uri)}, once on this machine")
+        say(f"  fetching {mask(uri)}, once on this machine")
         new.rmdir()  # else the copy would lie in a folder within it
         try:
-            with storage.room(cache.root()):
+            with storage.full_disk_errors(cache.root()):
                 source.fs.get(source.path, str(new), recursive=True)
         except FAULTS as error:
             raise StorageError(
-                f"{masked(uri)}: the model cannot be read ({type(error).__name__}); check the URI"
+                f"{mask(uri)}: the model cannot be read ({type(error).__name__}); check the URI"
             ) from None
         if _listing(uri) != listing:
-            raise StorageError(f"{masked(uri)}: the model changed while it was fetched; run again when it is complete")
+            raise StorageError(f"{mask(uri)}: the model changed while it was fetched; run again when it is complete")
 
     return cache.build_once(cache.root() / _copy_name(uri, listing), fetch, adopt=True)
 
@@ -191,7 +191,7 @@ def _listing(uri: str) -> dict[str, dict[str, str]]:
 
 
 def _copy_name(uri: str, listing: dict[str, dict[str, str]]) -> str:
-    return f"{_copies(uri)}{storage.digest_of(listing)[:8]}"
+    return f"{_copies(uri)}{storage.digest_json(listing)[:8]}"
 
 
 def _copies(uri: str) -> str:
@@ -214,7 +214,7 @@ def _from_hub(model: str) -> Path:
 
     name, _, revision_ = model.partition("@")
     try:
-        with quiet(), storage.room(constants.HF_HUB_CACHE):
+        with quiet(), storage.full_disk_errors(constants.HF_HUB_CACHE):
             return Path(snapshot_download(name, revision=revision_ or None, allow_patterns=_PATTERNS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = f"{type(error).__name__}"

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 from llm4msr.config import Config
 from llm4msr.data.survey import PromptSample
 from llm4msr.knowledge.prompts import render, templates
-from llm4msr.text import quoted
+from llm4msr.text import quote
 
 MAX_PROMPT = 4000
 """Characters that are kept of it."""
@@ -38,4 +38,4 @@ def _sample(config: Config, tables: dict[str, pa.Table], fields: dict[str, list[
         shown = render.user_prompts(rows, config)
     if not len(shown):
         return "", ""
-    return quoted(shown["raw_id"][0].as_py()), shown["prompt"][0].as_py()[:MAX_PROMPT]
+    return quote(shown["raw_id"][0].as_py()), shown["prompt"][0].as_py()[:MAX_PROMPT]

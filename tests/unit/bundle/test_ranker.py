@@ -42,7 +42,7 @@ def publish(world: World, variant: str, folder: Path, **model: Any) -> tuple[Sta
             parameter.add_(0.2 * torch.randn_like(parameter))
     tables = [encoded(world.knowledge, net)] if net.uses_users else []
 
-    def build(at: Any) -> storage.Built:
+    def build(at: Any) -> storage.StageResult:
         return write(config, net, data, tables, {"model": "made-up"}, "# card", at)
 
     return storage.publish(storage.path(folder / "bundle"), "export", 1, {}, {}, build), data, net.eval()
@@ -179,9 +179,9 @@ def read_codes(folder: Any) -> pa.Table:
 def publish_codes(published: Any, folder: Path, table: pa.Table) -> str:
     """What `refresh` publishes: these codes, for this bundle."""
 
-    def build(at: Any) -> storage.Built:
+    def build(at: Any) -> storage.StageResult:
         rows = id_table.write(at / files.CODES, [table], files.code_schema(published[0].folder))
-        return storage.Built(files={files.CODES: rows}, rows=rows)
+        return storage.StageResult(files={files.CODES: rows}, rows=rows)
 
     return str(storage.publish(storage.path(folder), "refresh", 1, {}, {}, build).folder)
 

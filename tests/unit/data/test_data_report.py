@@ -23,7 +23,7 @@ from llm4msr.errors import ConfigError, DataError
 from llm4msr.knowledge.prompts import render
 from llm4msr.knowledge.prompts.sample import sampler
 from llm4msr.pipeline import prepare
-from llm4msr.text import quoted
+from llm4msr.text import quote
 from tests.support.data import HEADER, config_of, write_csv
 
 Row = list[Any]
@@ -101,7 +101,7 @@ def test_figures_are_those_of_a_plain_count(tmp_path: Path, latest: int):
     counts = pd.Series([row[0] for row in used]).value_counts()
     assert report.users_with_one_row == (counts == 1).sum() > 0
     homes = pd.Series([row[2] for row in used]).value_counts()
-    assert report.by_scenario.largest == {quoted(name): count for name, count in homes.items()}
+    assert report.by_scenario.largest == {quote(name): count for name, count in homes.items()}
 
 
 def test_the_past_is_what_prompts_may_hold(tmp_path: Path):
@@ -150,7 +150,7 @@ def test_the_sampled_prompt_is_the_one_that_extraction_asks_and_holds_training_r
     config = write(tmp_path, rows, items, split={"kind": "time"})
     report, _ = said(config)
     histories = storage.read_table(prepare(config).folder / "histories.parquet")
-    prompts = {quoted(p["raw_id"]): p["prompt"] for p in render.user_prompts(histories, config).to_pylist()}
+    prompts = {quote(p["raw_id"]): p["prompt"] for p in render.user_prompts(histories, config).to_pylist()}
     assert report.prompt == prompts[report.prompt_of]
     assert "Thing number" in report.prompt
     assert not any("secret" in prompt for prompt in prompts.values())
@@ -424,9 +424,9 @@ def test_hostile_and_long_texts_are_shown_harmlessly_and_bounded(tmp_path: Path)
 
 def test_no_id_is_taken_for_another_that_is_cut_alike():
     one, two = "x" * 100 + " ", "x" * 100 + "y"
-    assert quoted(one) != quoted(two)
-    assert len(quoted(one)) <= 42
-    assert quoted("7 ") == "'7 '"
+    assert quote(one) != quote(two)
+    assert len(quote(one)) <= 42
+    assert quote("7 ") == "'7 '"
 
 
 def test_repeats_are_counted_where_the_numbers_of_ids_multiply_beyond_64_bits():

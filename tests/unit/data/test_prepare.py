@@ -521,7 +521,7 @@ def test_training_rows_lie_in_a_random_order_in_small_row_groups(tmp_path: Path)
     shares = [label[start : start + 200].mean() for start in range(0, len(label) - 200, 200)]
     assert np.std(shares) == pytest.approx((0.5 * 0.5 / 200) ** 0.5, rel=0.4)
     with storage.open_parquet(output.folder / "train.parquet") as parquet:
-        assert parquet.metadata.row_group(0).num_rows == schema.CHUNK < len(label)
+        assert parquet.metadata.row_group(0).num_rows == schema.TRAIN_GROUP_ROWS < len(label)
 
 
 def test_a_negative_has_seen_what_its_positive_has(tmp_path: Path):

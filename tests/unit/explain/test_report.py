@@ -97,7 +97,7 @@ def test_what_is_shown_is_what_serving_answers(report: Report, tmp_path: Path):
     parts = pa.concat_tables([store.read_part(part) for part in store.user_parts(run.extracted)])
     encoded = [user_codes.encode(parts, run.net.user_code).sort_by("id")]  # what `export` does on Ray
 
-    def build(folder: Any) -> storage.Built:
+    def build(folder: Any) -> storage.StageResult:
         return write(config, run.net, run.data, encoded, {}, "", folder)
 
     served = storage.publish(storage.path(tmp_path / "bundle"), "export", 1, {}, {}, build)

@@ -19,7 +19,7 @@ from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import user_prompts, window_name, windows
 from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.store import read_part, user_parts
-from llm4msr.storage import Built, StageOutput
+from llm4msr.storage import StageOutput, StageResult
 from llm4msr.storage.vectors import to_column, to_matrix
 from tests.unit.conftest import World
 
@@ -72,7 +72,7 @@ def make(
         kept, asked = kept + done["kept"], asked + sum(shard["rows"] for shard in shards)
     info = {"width": WIDTH, "kept": kept, "asked": asked, "version": len(bases) + 1}
     return storage.publish(
-        folder, "extract", 1, {}, {}, lambda _: Built(files=files, rows=40, info=info), resumable=True
+        folder, "extract", 1, {}, {}, lambda _: StageResult(files=files, rows=40, info=info), resumable=True
     )
 
 
@@ -204,7 +204,7 @@ def noted_again(output: StageOutput) -> StageOutput:
             table = storage.read_table(file)
             now = [storage.digest_file(output.folder.parent / shard) for shard in table["shard"].to_pylist()]
             storage.write_table(file, table.set_column(table.column_names.index("checksum"), "checksum", pa.array(now)))
-        output.manifest.files[name] = storage.part_of(file)
+        output.manifest.files[name] = storage.record_file(file)
     return output
 
 

@@ -51,7 +51,7 @@ def column(kind: str) -> pa.Array:
 def refused(source: pa.NativeFile) -> None:
     READ.clear()
     with pytest.raises(pa.ArrowInvalid, match="a column has an Arrow extension type"):
-        arrow_files.parquet_file(source)
+        arrow_files.open_parquet(source)
     assert READ == []
 
 
@@ -73,7 +73,7 @@ def test_a_footer_longer_than_the_first_read_is_looked_through(monkeypatch: pyte
     refused(pa.BufferReader(sink.getvalue()))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"a": [1, 2]}), sink)
-    assert arrow_files.parquet_file(pa.BufferReader(sink.getvalue())).read()["a"].to_pylist() == [1, 2]
+    assert arrow_files.open_parquet(pa.BufferReader(sink.getvalue())).read()["a"].to_pylist() == [1, 2]
 
 
 def test_types_that_parquet_itself_annotates_come_as_what_they_are_stored_as() -> None:
@@ -82,7 +82,7 @@ def test_types_that_parquet_itself_annotates_come_as_what_they_are_stored_as() -
     pq.write_table(pa.table({"a": texts}), sink, store_schema=False)  # as writers other than Arrow do
     native = sink.getvalue()
     assert pq.ParquetFile(pa.BufferReader(native)).schema_arrow.types == [pa.json_()]
-    assert arrow_files.parquet_file(pa.BufferReader(native)).schema_arrow.types == [pa.string()]
+    assert arrow_files.open_parquet(pa.BufferReader(native)).schema_arrow.types == [pa.string()]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_types_that_parquet_itself_annotates_come_as_what_they_are_stored_as() -
 )
 def test_what_has_no_readable_end_is_refused(end: bytes, problem: str) -> None:
     with pytest.raises(pa.ArrowInvalid, match=problem):
-        arrow_files.parquet_file(pa.BufferReader(end))
+        arrow_files.open_parquet(pa.BufferReader(end))
 
 
 def test_every_reader_of_ours_says_so_with_the_file(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_every_reader_of_ours_says_so_with_the_file(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"ours\.parquet: .*a column has an Arrow extension type"):
         storage.read_table(ours, ["id"])
     with pytest.raises(StorageError, match=r"ours\.parquet: .*a column has an Arrow extension type"):
-        storage.part_of(ours)
+        storage.record_file(ours)
     with pytest.raises(DataError, match=r"theirs\.parquet: .*a column has an Arrow extension type"):
         source_table._read_file(theirs, ["id"], "")
     assert READ == []

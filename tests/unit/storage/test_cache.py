@@ -15,7 +15,7 @@ from llm4msr import storage
 from llm4msr.errors import StorageError
 from llm4msr.knowledge import store
 from llm4msr.knowledge.store import KnowledgeStore
-from llm4msr.storage import Built, StageOutput, cache, local_copy
+from llm4msr.storage import StageOutput, StageResult, cache, local_copy
 from llm4msr.storage.local_copy import open_local
 from tests.support.data import flipped
 from tests.unit.conftest import World
@@ -120,9 +120,9 @@ def test_no_flipped_bit_of_the_mapped_vectors_is_used(world: World, monkeypatch:
 def remote(number: int = 0) -> StageOutput:
     """Codes on a store that is not of this machine."""
 
-    def made(at: UPath) -> Built:
+    def made(at: UPath) -> StageResult:
         storage.write_bytes(at / "codes.arrow", b"codes of %d " % number * 20)
-        return Built(files={"codes.arrow": 1}, rows=1)
+        return StageResult(files={"codes.arrow": 1}, rows=1)
 
     return storage.publish(storage.path(f"memory://{uuid.uuid4()}/codes"), "refresh", 1, {}, {}, made)
 

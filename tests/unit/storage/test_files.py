@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from llm4msr import storage
 from llm4msr.errors import FullDiskError, StorageError
-from llm4msr.storage import Built, StageOutput
+from llm4msr.storage import StageOutput, StageResult
 
 TABLE = pa.table({"a": [1, 2, 3], "b": ["x", "y", None]})
 
@@ -22,9 +22,11 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path):
     return storage.path(tmp_path / "out" if request.param == "local" else f"memory://{uuid.uuid4()}/out")
 
 
-def build(folder) -> Built:
+def build(folder) -> StageResult:
     storage.write_table(folder / "train.parquet", TABLE)
-    return Built(files={"train.parquet": 3}, rows=3, failed=1, skipped=2, info={"metrics": {"auc": 0.5}, "other": 1})
+    return StageResult(
+        files={"train.parquet": 3}, rows=3, failed=1, skipped=2, info={"metrics": {"auc": 0.5}, "other": 1}
+    )
 
 
 def publish(folder, work=build, **options) -> StageOutput:
@@ -39,8 +41,8 @@ def test_digest_keeps_the_boundaries_of_its_parts():
 
 
 def test_digest_of_does_not_depend_on_the_order_of_keys():
-    assert storage.digest_of({"a": 1, "b": 2}) == storage.digest_of({"b": 2, "a": 1})
-    assert storage.digest_of({"a": 1}) != storage.digest_of({"a": 2})
+    assert storage.digest_json({"a": 1, "b": 2}) == storage.digest_json({"b": 2, "a": 1})
+    assert storage.digest_json({"a": 1}) != storage.digest_json({"a": 2})
 
 
 def test_table_survives_writing_and_reading(folder):
@@ -132,7 +134,7 @@ def test_publish_writes_a_manifest_that_says_what_it_is(folder):
 def test_publish_finds_what_is_finished(folder):
     publish(folder)
 
-    def never(folder) -> Built:
+    def never(folder) -> StageResult:
         raise AssertionError("built again")
 
     again = publish(folder, never)
@@ -159,7 +161,7 @@ def test_publish_clears_leftovers_unless_it_can_go_on_with_them(folder, resumabl
 
 
 def test_a_build_that_fails_publishes_nothing(folder):
-    def fail(folder) -> Built:
+    def fail(folder) -> StageResult:
         storage.write_bytes(folder / "half.bin", b"x")
         raise RuntimeError("died")
 
@@ -208,9 +210,9 @@ def test_open_output_notices_a_damaged_manifest(folder, text: str):
 
 
 def test_others_have_no_access_to_outputs_whatever_the_umask(tmp_path: Path):
-    def work(at) -> Built:
+    def work(at) -> StageResult:
         storage.write_bytes(at / "a" / "b.bin", b"x")
-        with storage.writing(at / "c.bin") as stream:
+        with storage.create(at / "c.bin") as stream:
             stream.write(b"x")
         (at / "foreign").mkdir()
         (at / "foreign" / "d.bin").write_bytes(b"x")  # as libraries write
@@ -233,7 +235,7 @@ def test_what_killed_writers_left_goes_and_is_no_file_of_an_output(folder, resum
     storage.write_bytes(folder / "deep" / ".half.parquet.0123.tmp", b"x")
     assert storage.files_below(folder) == {}
 
-    def work(at) -> Built:
+    def work(at) -> StageResult:
         if isinstance(at, Path):
             assert not list(at.rglob("*.tmp"))
             (at / ".lost.tmp").write_bytes(b"of a worker that was killed")
@@ -248,7 +250,7 @@ def test_what_killed_writers_left_goes_and_is_no_file_of_an_output(folder, resum
 
 def test_a_stream_that_fails_leaves_nothing(folder):
     def fail() -> None:
-        with storage.writing(folder / "f.bin") as stream:
+        with storage.create(folder / "f.bin") as stream:
             stream.write(b"half")
             raise RuntimeError("died")
 
@@ -276,7 +278,7 @@ def quota(file: Path) -> None:
 
 @pytest.mark.parametrize("work", [text, array, tensors, quota])
 def test_a_full_disk_is_one_message_whoever_finds_it(tmp_path: Path, work):
-    def build_on_full_disk(at) -> Built:
+    def build_on_full_disk(at) -> StageResult:
         work(Path("/dev/full"))
         raise AssertionError("written")
 
@@ -287,6 +289,6 @@ def test_a_full_disk_is_one_message_whoever_finds_it(tmp_path: Path, work):
 
 def test_other_errors_are_no_full_disk():
     for error in (OSError(errno.EACCES, "denied"), ValueError("os error 280"), StorageError("No space left on device")):
-        with pytest.raises(type(error)) as raised, storage.room("here"):
+        with pytest.raises(type(error)) as raised, storage.full_disk_errors("here"):
             raise error
         assert raised.value is error

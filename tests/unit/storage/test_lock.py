@@ -19,7 +19,7 @@ from upath import UPath
 
 from llm4msr import storage
 from llm4msr.errors import StorageError
-from llm4msr.storage import MANIFEST, Built, StageOutput, lock
+from llm4msr.storage import MANIFEST, StageOutput, StageResult, lock
 from llm4msr.storage.lock import Holder
 from tests.support.experiments import ROOT
 
@@ -41,15 +41,15 @@ print(output.reused, output.manifest.files["metrics.json"].digest, flush=True)
 """
 
 
-def counted(work: Callable[[], object]) -> Callable[[UPath], Built]:
+def counted(work: Callable[[], object]) -> Callable[[UPath], StageResult]:
     """Work that leaves a file for each time that it is done."""
 
-    def build(at: UPath) -> Built:
+    def build(at: UPath) -> StageResult:
         number = len([name for name in storage.files_below(at) if name.startswith("asked")])
         storage.write_bytes(at / f"asked-{number}", b"")
         work()
         storage.write_bytes(at / "metrics.json", b"result")
-        return Built(files={"metrics.json": 1}, rows=1)
+        return StageResult(files={"metrics.json": 1}, rows=1)
 
     return build
 
@@ -82,12 +82,12 @@ class Plain(MemoryFileSystem):
 fsspec.register_implementation("plain", Plain, clobber=True)
 
 
-def build(at: UPath) -> Built:
+def build(at: UPath) -> StageResult:
     storage.write_bytes(at / "metrics.json", b"result")
-    return Built(files={"metrics.json": 1}, rows=1)
+    return StageResult(files={"metrics.json": 1}, rows=1)
 
 
-def publish(at: UPath, work: Callable[[UPath], Built] = build) -> StageOutput:
+def publish(at: UPath, work: Callable[[UPath], StageResult] = build) -> StageOutput:
     return storage.publish(at, "evaluate", 1, {}, {}, work, resumable=True)
 
 
@@ -141,7 +141,7 @@ def test_a_killed_run_is_replaced_at_once(
     first = process()
     begin(first)
     assert first.stdout.readline() == "at work\n"
-    assert lock.busy(folder)
+    assert lock.is_held(folder)
     storage.write_bytes(folder / ".half.tmp", b"of a killed writer")
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(publish, folder, counted(list))
@@ -152,14 +152,14 @@ def test_a_killed_run_is_replaced_at_once(
     assert f"(process {first.pid} on " in told
     assert output.manifest.continued
     assert not output.reused
-    assert not lock.busy(folder)
+    assert not lock.is_held(folder)
     left = set(storage.files_below(folder, whole=isinstance(folder, Path)))
     assert left == {"asked-0", "asked-1", "metrics.json", MANIFEST}
 
 
 def test_the_lock_goes_with_the_run_also_if_it_fails(folder: UPath):
-    def fail(at: UPath) -> Built:
-        assert lock.busy(at)
+    def fail(at: UPath) -> StageResult:
+        assert lock.is_held(at)
         assert lock.NAME in storage.files_below(at, whole=True)
         assert lock.NAME not in storage.files_below(at)
         raise RuntimeError("died")
@@ -249,7 +249,7 @@ def test_one_of_many_gets_a_dead_ones_lock(folder: UPath):
 
 
 def test_who_was_taken_for_dead_publishes_nothing(folder: UPath):
-    def slow(at: UPath) -> Built:
+    def slow(at: UPath) -> StageResult:
         with (at / lock.NAME).open("wb") as stream:
             stream.write(other())
         return build(at)
@@ -261,7 +261,7 @@ def test_who_was_taken_for_dead_publishes_nothing(folder: UPath):
 
 
 def test_a_lock_that_was_deleted_is_made_again(folder: UPath):
-    def deleted(at: UPath) -> Built:
+    def deleted(at: UPath) -> StageResult:
         (at / lock.NAME).unlink()
         return build(at)
 
@@ -281,7 +281,7 @@ def test_a_holder_gives_signs_of_life(folder: UPath, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("place", ["/proc/nope/runs", "/dev/null/runs", "https://127.0.0.1:9/runs"])
 def test_storage_that_cannot_be_written_is_told_before_the_work(place: str):
-    def never(at: UPath) -> Built:
+    def never(at: UPath) -> StageResult:
         raise AssertionError("worked")
 
     with pytest.raises(StorageError, match=r"cannot be (written|read) \(.*check the path"):

@@ -9,7 +9,7 @@ import pytest
 from llm4msr import storage
 from llm4msr.errors import StorageError
 from llm4msr.knowledge import work_list
-from llm4msr.storage import Built, outputs, stage_files
+from llm4msr.storage import StageResult, outputs, stage_files
 
 HOSTILE = [
     "../outside.parquet",
@@ -38,9 +38,9 @@ HOSTILE = [
 
 
 def made(folder: Path) -> Path:
-    def build(at: Path) -> Built:
+    def build(at: Path) -> StageResult:
         storage.write_table(storage.path(at / "train.parquet"), pa.table({"a": [1]}))
-        return Built(files={"train.parquet": 1}, rows=1)
+        return StageResult(files={"train.parquet": 1}, rows=1)
 
     (folder.parent / "outside.parquet").write_bytes(b"outside")
     storage.publish(storage.path(folder), "prepare", 1, {}, {}, build)
@@ -98,9 +98,9 @@ def test_links_that_leave_the_output_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_links_is_refused_and_a_link_to_the_whole_output_is_not(tmp_path: Path) -> None:
-    def build(at: Path) -> Built:
+    def build(at: Path) -> StageResult:
         storage.write_table(storage.path(at / "vectors" / "users-0.parquet"), pa.table({"a": [1]}))
-        return Built(files={"vectors/users-0.parquet": 1}, rows=1)
+        return StageResult(files={"vectors/users-0.parquet": 1}, rows=1)
 
     folder = tmp_path / "out"
     storage.publish(storage.path(folder), "extract", 1, {}, {}, build)
@@ -150,9 +150,9 @@ def test_a_plan_that_names_files_elsewhere_counts_as_none(tmp_path: Path, values
 
 
 def test_a_stage_cannot_publish_what_nobody_could_read(tmp_path: Path) -> None:
-    def build(at: Path) -> Built:
+    def build(at: Path) -> StageResult:
         storage.write_bytes(storage.path(at / "notes.txt"), b"x")
-        return Built(files={"notes.txt": 1}, rows=1)
+        return StageResult(files={"notes.txt": 1}, rows=1)
 
     with pytest.raises(ValueError, match=r"names 'notes\.txt', which is no file of stage 'prepare'"):
         storage.publish(storage.path(tmp_path / "out"), "prepare", 1, {}, {}, build)

@@ -10,7 +10,7 @@ from llm4msr import config as configs
 from llm4msr import errors, pipeline, progress, storage
 from llm4msr.errors import MissingExtraError, StorageError
 from llm4msr.knowledge.engines import models
-from llm4msr.text import masked
+from llm4msr.text import mask
 from tests.support.data import config_of, write_data
 
 
@@ -149,7 +149,7 @@ def test_every_place_of_a_config_may_lie_at_home_or_behind_a_file_uri(
     ],
 )
 def test_passwords_in_uris_are_not_shown(text: str, shown: str, capfd: pytest.CaptureFixture[str]):
-    assert masked(text) == shown
+    assert mask(text) == shown
     assert str(errors.DataError(text)) == shown
     progress.say(text)
     assert capfd.readouterr().err == shown + "\n"
@@ -157,13 +157,13 @@ def test_passwords_in_uris_are_not_shown(text: str, shown: str, capfd: pytest.Ca
 
 def test_masking_long_text_takes_no_longer_than_reading_it():
     for text in ("://a:b" * 200_000, "?" + "a" * 1_000_000, "://" + "a" * 1_000_000, "http://" * 150_000):
-        masked(text)
+        mask(text)
 
 
 def test_a_manifest_and_its_summary_hold_no_password(monkeypatch: pytest.MonkeyPatch):
     folder = storage.path("memory://user:pw@passwords/out")
     config = {"source": {"path": "https://user:pw@host/data?token=abc"}}
-    built = storage.Built(files={}, rows=0)
+    built = storage.StageResult(files={}, rows=0)
     output = storage.publish(folder, "prepare", 1, config, {"model": "s3://a:pw@b/m"}, lambda _: built)
     text = storage.read_text(folder / storage.MANIFEST) + json.dumps(output.summary())
     assert "pw" not in text

@@ -222,7 +222,7 @@ def test_the_footer_tells_the_labels(tmp_path: Path):
 
 
 def test_by_default_a_window_takes_many_chunks():
-    assert batches.WINDOW // schema.CHUNK >= 128
+    assert batches.WINDOW // schema.TRAIN_GROUP_ROWS >= 128
 
 
 def test_to_batch_holds_each_user_once_with_the_stores_vector(world: World):
