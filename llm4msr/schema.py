@@ -9,11 +9,6 @@ import pyarrow as pa
 
 from llm4msr.errors import DataError
 
-MAX_ID = 8192
-"""Characters of a raw id (user, item, scenario) or of a context value: what `prepare` takes, serving takes."""
-MAX_TEXT = 100_000
-"""Characters of any other cell of a source: a title, a category path, a feature's value."""
-
 CONTEXT, FEATURE = "c:", "f:"
 """What stands before a context field's or a feature's name where it names a column."""
 

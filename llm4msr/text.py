@@ -5,6 +5,11 @@ import math
 import re
 from typing import Any
 
+MAX_ID = 8192
+"""Characters of a raw id (user, item, scenario) or of a context value: what `prepare` takes, serving takes."""
+MAX_TEXT = 100_000
+"""Characters of any other cell of a source: a title, a category path, a feature's value."""
+
 NONE = "n/a"
 """Stands wherever a number would, and there is none."""
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")

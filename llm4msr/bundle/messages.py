@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
-from llm4msr.schema import MAX_ID
-from llm4msr.text import shorten
+from llm4msr.text import MAX_ID, shorten
 
 TOKEN = "LLM4MSR_API_TOKEN"
 """The environment variable that holds the API token; without it everybody may ask."""

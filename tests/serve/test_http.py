@@ -18,9 +18,9 @@ from ray.serve import get_deployment_handle
 
 from llm4msr import Config, Ranker, RankRequest, pipeline, storage
 from llm4msr.errors import ConfigError
-from llm4msr.schema import MAX_ID
 from llm4msr.serve import app
 from llm4msr.serve.middleware import OPENAPI
+from llm4msr.text import MAX_ID
 from llm4msr.training.batches import to_batch
 from llm4msr.training.dataset import Data
 from llm4msr.training.train import WEIGHTS

@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any
 
-from llm4msr.schema import MAX_ID, MAX_TEXT
+from llm4msr.text import MAX_ID, MAX_TEXT
 
 MAX_LITERAL = 1 << 20
 """Bytes of a line that is read as a Python literal, which takes some hundred times its size."""

@@ -16,8 +16,7 @@ from upath import UPath
 
 from llm4msr.arrays import Ints
 from llm4msr.errors import DataError
-from llm4msr.schema import MAX_ID, MAX_TEXT
-from llm4msr.text import shorten
+from llm4msr.text import MAX_ID, MAX_TEXT, shorten
 
 _NUMBER = r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$"
 _ZONE = r"[T ]\d\d.*(Z|[-+]\d\d(:?\d\d)?)$"

@@ -14,6 +14,7 @@ from llm4msr.data.sources.text_table import csv_rows
 from llm4msr.errors import DataError, StorageError
 from llm4msr.storage import arrow_files
 from llm4msr.storage.s3 import FAULTS
+from llm4msr.text import MAX_ID
 
 
 def fingerprint(config: SourceConfig) -> str:
@@ -43,7 +44,7 @@ def read(config: SourceConfig) -> RawData:
             "label": rows.labels(columns.label) if columns.label else pa.array([1.0] * count, pa.float32()),
             "order": rows.order(columns.order) if columns.order else pa.array(range(count), pa.int64()),
         }
-        | {schema.CONTEXT + name: rows.texts(name, schema.MAX_ID) for name in columns.context}
+        | {schema.CONTEXT + name: rows.texts(name, MAX_ID) for name in columns.context}
     )
     raw = RawData(interactions, _users(folder, columns), _items(folder, columns), implicit=not columns.label)
     return raw.checked(str(file))

@@ -21,7 +21,7 @@ from llm4msr.explain.opened_run import Opened, Seed, batch_of
 from llm4msr.knowledge import interests
 from llm4msr.knowledge.prompts import templates
 from llm4msr.model.inputs import Strengths
-from llm4msr.text import block, shorten
+from llm4msr.text import MAX_ID, block, shorten
 from llm4msr.training.trained import TrainedModel
 
 FOUND = 20
@@ -29,7 +29,7 @@ FOUND = 20
 TITLE = 120
 """Characters of a title on the page."""
 
-Id = Annotated[str, Field(max_length=schema.MAX_ID)]
+Id = Annotated[str, Field(max_length=MAX_ID)]
 Title = Annotated[str, Field(max_length=500)]
 Strength = Annotated[float, Field(ge=0, le=1.5, allow_inf_nan=False)]
 LETTERS = 32

@@ -21,8 +21,8 @@ from llm4msr.explain.explorer.routes import explorer_app
 from llm4msr.explain.explorer.view import Asked, Liked, View
 from llm4msr.explain.report.cases import ranking
 from llm4msr.pipeline import trained
-from llm4msr.schema import MAX_ID
 from llm4msr.storage import StageOutput
+from llm4msr.text import MAX_ID
 from tests.support.browser import SCHEMES, WIDTHS, Opened, browser, needs_chromium, serious
 from tests.support.data import WIDTH
 from tests.support.experiments import free_port

@@ -18,8 +18,8 @@ from llm4msr.errors import ConfigError, StorageError
 from llm4msr.export import user_codes
 from llm4msr.export.write import write
 from llm4msr.knowledge import store
-from llm4msr.schema import MAX_ID
 from llm4msr.storage import StageOutput
+from llm4msr.text import MAX_ID
 from llm4msr.training.batches import RowReader, to_batch
 from llm4msr.training.dataset import Data
 from tests.unit.conftest import World

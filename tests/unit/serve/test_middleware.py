@@ -20,10 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from llm4msr.bundle.messages import TOKEN, RankBatchRequest, RankRequest, RankResponse, Unknown
 from llm4msr.config import ServeConfig
 from llm4msr.errors import ConfigError
-from llm4msr.schema import MAX_ID
 from llm4msr.serve.client import RankClient
 from llm4msr.serve.gates import require_token
 from llm4msr.serve.middleware import MOST_LISTS, RequestId, StrictRequest, web_app
+from llm4msr.text import MAX_ID
 from tests.support.experiments import free_port
 
 ASKED = RankRequest(user_id="u", scenario="s", items=["a", "b"])

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm4msr import schema
 from llm4msr.config import SourceConfig
 from llm4msr.data import sources
 from llm4msr.data.sources import amazon_lines, stream
 from llm4msr.errors import DataError
+from llm4msr.text import MAX_ID, MAX_TEXT
 from tests.support.data import write_csv
 from tests.unit.data.sources.test_sources import DAT
 
@@ -125,7 +125,7 @@ def test_a_damaged_zip_is_named(tmp_path: Path, at: int):
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_cell_has_a_limit(tmp_path: Path, kind: str, column: str):
     write_csv(tmp_path / "rows.csv", HEADER, [["u", "i", "s", 1, 1]])
-    for letters in (schema.MAX_TEXT, schema.MAX_TEXT + 1, MILLION):
+    for letters in (MAX_TEXT, MAX_TEXT + 1, MILLION):
         cells = {"item_id": ["i", "j"], "title": ["a", "b"], "path": ["a", "b"], "brand": ["a", "b"]}
         cells[column][1] = "x" * letters
         if kind == "csv":
@@ -133,12 +133,12 @@ def test_a_cell_has_a_limit(tmp_path: Path, kind: str, column: str):
         else:
             pq.write_table(pa.table(cells), tmp_path / "items.parquet")
         config = table(tmp_path, items=f"items.{kind}", title="title", category="path", item_features=["brand"])
-        if letters == schema.MAX_TEXT:
+        if letters == MAX_TEXT:
             assert sources.read(config).items.num_rows == 2
         else:
             expected = f"items.{kind}: column '{column}': 'xxx"
             assert expected in (told := refusal(config))
-            assert told.endswith(f"in row 2; a cell of this column has at most {schema.MAX_TEXT} characters")
+            assert told.endswith(f"in row 2; a cell of this column has at most {MAX_TEXT} characters")
 
 
 def review(**changed: Any) -> bytes:
@@ -155,7 +155,7 @@ def review(**changed: Any) -> bytes:
         (review(overall=float("inf")), "'overall' is inf, not a number"),
         (review(overall=float("nan")), "'overall' is nan, not a number"),
         (review(unixReviewTime=1.5), "'unixReviewTime' is 1.5, not a whole number"),
-        (review(asin="B" * (schema.MAX_ID + 1)), "; an id has at most 8192 characters"),
+        (review(asin="B" * (MAX_ID + 1)), "; an id has at most 8192 characters"),
         (review(reviewerID="A" * MILLION), "; an id has at most 8192 characters"),
     ],
 )
@@ -243,13 +243,13 @@ def test_an_amazon_title_of_a_megabyte_is_cleaned_at_once(
 
 
 @pytest.mark.parametrize("cell", HARD_CELLS.values(), ids=HARD_CELLS)
-@pytest.mark.parametrize("cut", [schema.MAX_TEXT - 10, MILLION])
+@pytest.mark.parametrize("cut", [MAX_TEXT - 10, MILLION])
 def test_a_movielens_title_is_read_or_refused_at_once(tmp_path: Path, cell: str, cut: int, little_work: None):
     for name, text in DAT.items():
         (tmp_path / name).write_bytes(text.encode("latin-1"))
     (tmp_path / "movies.dat").write_text(f"10::x{cell[:cut]}x (1990)::Drama\n20::A::B\n30::A::B\n")
     config = SourceConfig(kind="movielens", path=str(tmp_path))
-    if cut < schema.MAX_TEXT:
+    if cut < MAX_TEXT:
         assert sources.read(config).items["f:year"][0].as_py() == "1990"
     else:
         assert "movies.dat: column 'title': " in refusal(config)

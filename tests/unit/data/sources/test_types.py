@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm4msr import schema
 from llm4msr.config import SourceConfig
 from llm4msr.data import sources
 from llm4msr.data.sources import RawData
 from llm4msr.errors import DataError, InputError
+from llm4msr.text import MAX_ID, MAX_TEXT
 from tests.support.data import write_csv
 
 PLAIN: dict[str, Any] = {
@@ -348,7 +348,7 @@ def test_a_list_may_be_the_category_path(tmp_path: Path):
 
 
 def test_a_value_of_a_list_is_named_by_the_row_it_stands_in(tmp_path: Path):
-    column = pa.array([["x", "y"], None, ["z", "w" * (schema.MAX_TEXT + 1)], []])
+    column = pa.array([["x", "y"], None, ["z", "w" * (MAX_TEXT + 1)], []])
     with pytest.raises(
         DataError, match=r"items.parquet: column 'tags': 'www+… in row 3; a cell of this column has at most"
     ):
@@ -430,16 +430,16 @@ def test_lists_are_for_features_alone(tmp_path: Path, column: str):
 @pytest.mark.parametrize("column", ["user_id", "item_id", "scenario", "device"])
 @pytest.mark.parametrize("letter", ["a", "ä", "😀"])
 def test_ids_and_context_have_the_limit_of_serving(tmp_path: Path, column: str, letter: str):
-    fits = ["x", letter * schema.MAX_ID, "y", "z"]
+    fits = ["x", letter * MAX_ID, "y", "z"]
     name = {"scenario": "scenario_id", "device": "c:device"}.get(column, column)
     assert read(tmp_path, **{column: pa.array(fits)}).interactions[name].to_pylist() == fits
     for reader, file in ((read, "rows.parquet"), (read_csv, "rows.csv")):
-        long: Any = ["x", "y", letter * (schema.MAX_ID + 1), "z"]
+        long: Any = ["x", "y", letter * (MAX_ID + 1), "z"]
         with pytest.raises(DataError) as caught:
             reader(tmp_path, **{column: pa.array(long) if reader is read else long})
         assert str(caught.value).startswith(f"{tmp_path / file}: column '{column}': '{letter * 9}")
         assert f"in row 3; {'an id' if column != 'device' else 'a cell of this column'} has at most" in str(
             caught.value
         )
-        assert f" {schema.MAX_ID} characters" in str(caught.value)
+        assert f" {MAX_ID} characters" in str(caught.value)
         assert len(str(caught.value)) < 500 + len(str(tmp_path))
