@@ -9,7 +9,6 @@ import pytest
 from benchmarks import quality_report
 from benchmarks.quality import CONFIGS, GRIDS, TRIALS, _about, _cells, _key, _with
 from llm4msr import config
-from llm4msr.model import backbones
 
 PLAIN = {"shared_bottom": 0.70, "mmoe": 0.72}
 ABOUT = {"made": "Made-up rows."}
@@ -127,7 +126,7 @@ def test_all_files_are_written_and_the_runs_are_whole(tmp_path: Path) -> None:
 def test_every_cell_of_a_grid_is_a_config(name: str) -> None:
     grid = GRIDS[name]
     cells = list(_cells(grid, "runs"))
-    assert {cell.backbone for cell in cells} == set(grid.backbones) <= set(backbones.BACKBONES)
+    assert {cell.backbone for cell in cells} == set(grid.backbones) <= set(config.BACKBONES)
     keys = [_key(_with(cell.config, trial), True) for cell in cells for trial in TRIALS]
     assert len({(key, cell.data) for key, cell in zip(keys, [c for c in cells for _ in TRIALS], strict=True)}) == len(
         keys
@@ -135,7 +134,7 @@ def test_every_cell_of_a_grid_is_a_config(name: str) -> None:
 
 
 def test_the_quality_grids_name_every_backbone() -> None:
-    assert set(GRIDS["plain"].backbones) == set(backbones.BACKBONES)
+    assert set(GRIDS["plain"].backbones) == set(config.BACKBONES)
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.toml")), ids=lambda file: file.stem)

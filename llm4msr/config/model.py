@@ -8,15 +8,25 @@ from pydantic import AfterValidator, Field
 from llm4msr.config.section import Section
 
 Knowledge = Literal["none", "user", "scenario", "both", "feature"]
-
-
 Control = Literal["none", "shuffled", "random"]
 
-
-BACKBONES = (
-    *("single", "shared_bottom", "omoe", "mmoe", "ple", "aitm", "star"),
-    *("epnet", "ppnet", "m3oe", "hamur", "sarnet", "adasparse"),
-)
+_CLASSES = {
+    "single": "Single",
+    "shared_bottom": "SharedBottom",
+    "omoe": "OMoE",
+    "mmoe": "MMoE",
+    "ple": "PLE",
+    "aitm": "AITM",
+    "star": "Star",
+    "epnet": "EPNet",
+    "ppnet": "PPNet",
+    "m3oe": "M3oE",
+    "hamur": "Hamur",
+    "sarnet": "SarNet",
+    "adasparse": "AdaSparse",
+}
+BACKBONES = {name: f"llm4msr.model.backbones.{name}:{class_name}" for name, class_name in _CLASSES.items()}
+"""Name of a backbone -> the import path of its class, which is loaded when a net is built: a config needs no torch."""
 
 
 def check_backbone(name: str) -> str:

@@ -1,6 +1,6 @@
 """The multi-scenario rankers that knowledge is added to: one short file each, or a class of your own.
 
-`model.backbone` is a name of `BACKBONES` or the import path of a class, `package.module:Class`. The class is a
+`model.backbone` is a name of `config.BACKBONES` or the import path of a class, `package.module:Class`. The class is a
 `torch.nn.Module` made as `Class(width, scenarios, config)`, and `forward(x_BD, scenario_B)` gives logits [B]. Use
 every parameter in every step, whatever scenarios a batch has: training on several workers needs it.
 """
@@ -10,37 +10,8 @@ import importlib
 
 from torch import nn
 
-from llm4msr.config.model import ModelConfig, check_backbone
+from llm4msr.config.model import BACKBONES, ModelConfig, check_backbone
 from llm4msr.errors import ConfigError
-from llm4msr.model.backbones.adasparse import AdaSparse
-from llm4msr.model.backbones.aitm import AITM
-from llm4msr.model.backbones.epnet import EPNet
-from llm4msr.model.backbones.hamur import Hamur
-from llm4msr.model.backbones.m3oe import M3oE
-from llm4msr.model.backbones.mmoe import MMoE
-from llm4msr.model.backbones.omoe import OMoE
-from llm4msr.model.backbones.ple import PLE
-from llm4msr.model.backbones.ppnet import PPNet
-from llm4msr.model.backbones.sarnet import SarNet
-from llm4msr.model.backbones.shared_bottom import SharedBottom
-from llm4msr.model.backbones.single import Single
-from llm4msr.model.backbones.star import Star
-
-BACKBONES: dict[str, type[nn.Module]] = {
-    "single": Single,
-    "shared_bottom": SharedBottom,
-    "omoe": OMoE,
-    "mmoe": MMoE,
-    "ple": PLE,
-    "aitm": AITM,
-    "star": Star,
-    "epnet": EPNet,
-    "ppnet": PPNet,
-    "m3oe": M3oE,
-    "hamur": Hamur,
-    "sarnet": SarNet,
-    "adasparse": AdaSparse,
-}
 
 
 def build(width: int, scenarios: int, config: ModelConfig) -> nn.Module:
@@ -55,12 +26,11 @@ def find(backbone: str) -> type[nn.Module]:
         ConfigError: no such backbone, or no such class at an import path.
     """
     where = f"model.backbone = {backbone!r}"
-    if backbone in BACKBONES:
-        return BACKBONES[backbone]
     try:
-        module_name, _, name = check_backbone(backbone).partition(":")
+        path = BACKBONES.get(backbone) or check_backbone(backbone)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
+    module_name, _, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -74,6 +44,3 @@ def find(backbone: str) -> type[nn.Module]:
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ConfigError(f"{where}: '{name}' is no torch.nn.Module; derive your class from it")
     return found
-
-
-__all__ = ["BACKBONES", "build", "find"]

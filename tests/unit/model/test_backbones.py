@@ -7,10 +7,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from llm4msr import config
+from llm4msr.config import BACKBONES
 from llm4msr.errors import ConfigError
 from llm4msr.model import backbones
-from llm4msr.model.backbones import BACKBONES
 from llm4msr.model.backbones.base import Dropout, GateUnit, RowGroups, mix
 from tests.support.data import model_config
 
@@ -38,10 +37,6 @@ def rows(count: int = 37) -> tuple[Tensor, Tensor]:
 def only(scenario: int, count: int = 64) -> tuple[Tensor, Tensor]:
     """Rows of one scenario."""
     return rows(count)[0], torch.full((count,), scenario)
-
-
-def test_the_config_knows_every_backbone():
-    assert tuple(BACKBONES) == config.BACKBONES
 
 
 @every_backbone

@@ -3,7 +3,7 @@ from itertools import product
 import pytest
 import torch
 
-from llm4msr.model.backbones import BACKBONES
+from llm4msr.config import BACKBONES
 from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
 from llm4msr.model.serving_net import ServingNet

@@ -227,9 +227,9 @@ class SlowBackbone:
     SOURCE = """
 import os, time
 from pathlib import Path
-from llm4msr.model.backbones import BACKBONES
+from llm4msr.model import backbones
 
-class Backbone(BACKBONES["single"]):
+class Backbone(backbones.find("single")):
     def __init__(self, width, scenarios, config):
         hold = Path(os.environ["LLM4MSR_TEST_HOLD"])
         while hold.exists():

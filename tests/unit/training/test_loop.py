@@ -13,9 +13,8 @@ import safetensors.torch
 import torch
 
 from llm4msr import storage
-from llm4msr.config import Config
+from llm4msr.config import BACKBONES, Config
 from llm4msr.errors import ConfigError
-from llm4msr.model.backbones import BACKBONES
 from llm4msr.model.net import RankerNet
 from llm4msr.training import metrics
 from llm4msr.training.checkpoint import Checkpoint, Progress, Tensors, weights_as_bytes
