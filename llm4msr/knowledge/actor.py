@@ -2,15 +2,17 @@
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from upath import UPath
 
 from llm4msr import schema, storage
-from llm4msr.arrays import Array, Halves
+from llm4msr.arrays import Array, Column, Halves, strings
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
 from llm4msr.knowledge import interests, work_list
@@ -20,8 +22,25 @@ from llm4msr.knowledge.reader import Reader
 from llm4msr.storage import FileRecord
 from llm4msr.storage.vectors import to_column
 
-PLACE: dict[Task, str] = {"answers": "work/answers", "vectors": "vectors"}
-"""Where the shards of a pass lie within a version; answers are taken over by the second pass."""
+SHARD_FOLDERS: dict[Task, str] = {"answers": "work/answers", "vectors": "vectors"}
+"""Where a version keeps the shards of each pass; the second pass takes over the answers of the first."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One task over shards of a version, and what is the same for all of them."""
+
+    task: Task
+    config: Config
+    folder_uri: str
+    """Of the version."""
+    reader: Reader
+    scenarios: list[str]
+    """Raw ids, in the order of their numbers."""
+
+    def shard_folder(self, task: Task | None = None) -> UPath:
+        """Where the shards of this pass lie, or those of another task."""
+        return storage.path(self.folder_uri) / SHARD_FOLDERS[task or self.task]
 
 
 class Counts(NamedTuple):
@@ -32,135 +51,171 @@ class Counts(NamedTuple):
     empty: int
 
     @classmethod
-    def of(cls, errors: list[str]) -> "Counts":
+    def of(cls, errors: Sequence[str]) -> "Counts":
         """From the rows' error column."""
         return cls(len(errors), sum(map(bool, errors)), errors.count(NOTHING_LIKED))
+
+
+class Spent(NamedTuple):
+    """What a shard took of an actor, and what it gave."""
+
+    tokens: int
+    """Of the prompts."""
+    cached: int
+    """Those of them that the prefix cache held."""
+    seconds: float
+    cpu_seconds: float
+    """Of all cores together."""
+    with_interests: int
+    """Users' answers that hold interests."""
 
 
 class AskLLM:
     """An actor of the pool: loads the LLM once, then answers or embeds shard after shard."""
 
-    def __init__(self, config: Config, task: Task, folder: str, reader: Reader, scenarios: list[str]):
-        self.config, self.task, self.folder, self.reader = config, task, storage.path(folder), reader
-        self.scenarios = scenarios
+    def __init__(self, pass_: Pass):
         from llm4msr.knowledge.meters import Meters
 
-        self.meters = Meters(task)
+        self.pass_, self.task, self.config = pass_, pass_.task, pass_.config
+        self.meters = Meters(pass_.task)
 
     @cached_property
     def tokenizer(self) -> PromptTokenizer:
-        """Opened with the first shard: Ray tells a failed call's error whole, a failed actor's only as text."""
+        """Opened with the first shard: Ray passes on a failed call's error whole, a failed actor's only as text."""
         return open_tokenizer(self.config.extract)
 
     @cached_property
     def engine(self) -> Engine:
-        """Likewise. The model's files are read after they were loaded: what changed before then is noticed."""
+        """Likewise. The model's files are hashed after they were loaded, so a change before then is noticed."""
         engine = open_engine(self.config.extract, self.task)
-        self._refuse_another_model()
+        self._check_model()
         return engine
 
-    def _refuse_another_model(self) -> None:
-        model = self.config.extract.model
-        here, planned = models.revision(models.resolve(model)), self.reader.revision
-        if (here, self.tokenizer.frame) != (planned, self.reader.frame):
+    def _check_model(self) -> None:
+        model, planned = self.config.extract.model, self.pass_.reader
+        revision = models.revision(models.resolve(model))
+        if (revision, self.tokenizer.frame) != (planned.revision, planned.frame):
             raise StorageError(
-                f"extract.model = '{model}': on {socket.gethostname()} it is revision {here}, planned was {planned}; "
-                "give every machine the same files, and run `llm4msr extract` again"
+                f"extract.model = '{model}': on {socket.gethostname()} it is revision {revision}, planned was "
+                f"{planned.revision}; give every machine the same files, and run `llm4msr extract` again"
             )
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """`batch` is one row, which names a shard: prompts go from storage to the LLM, past Ray's object store."""
-        return self.ask(work_list.prompts_of(batch, str(self.folder)))
+        return self.ask(work_list.prompts_of(batch, self.pass_.folder_uri))
 
     def ask(self, shard: pa.Table) -> pa.Table:
-        """Ask for each row, write the shard's file, and give back its name, rows and failed rows."""
+        """Ask about each row and write the shard's file.
+
+        Args:
+            shard: id, raw_id, fingerprint, prompt and error of each row, and `file`, the name of the shard's file.
+
+        Returns:
+            One row: the file's name, its `FileRecord`, the `Counts` of its rows and what was `Spent` on it.
+
+        Raises:
+            StorageError: the model cannot be loaded, or is not the one that was planned.
+        """
         name = shard["file"][0].as_py()
-        engine = self.engine  # opened here: an engine that cannot be opened is no matter of rows
+        engine = self.engine  # opened before any row is tried: that it cannot be opened is no row's fault
         begun, cores, engine.cached_tokens = time.monotonic(), time.process_time(), 0
-        answers, errors = self._answers(name, shard["error"].to_pylist())
-        after = self.config.extract.pooling == "answer" and self.task == "vectors"
-        tokens = self._tokens(shard["prompt"].to_pylist(), answers if after else [""] * len(shard), errors)
-        columns = {field: shard[field] for field in ("id", "raw_id", "fingerprint", "prompt")}
-        told = 0
+        prompts = strings(shard["prompt"])
+        answers, errors = self._first_pass(name, strings(shard["error"]))
+        reads_answers = self.config.extract.pooling == "answer" and self.task == "vectors"
+        tokens = self._tokenize(prompts, answers if reads_answers else [""] * len(shard), errors)
+        columns: dict[str, Column] = {field: shard[field] for field in ("id", "raw_id", "fingerprint", "prompt")}
+        with_interests = 0
         if self.task == "answers":
-            held = name.startswith("users") and self.config.extract.answers == "all"
-            answers = self._written(shard["prompt"].to_pylist(), tokens, errors, held)
-            told = sum(bool(interests.read(text, self.scenarios)) for text in answers) if held else 0
+            structured = name.startswith("users") and self.config.extract.answers == "all"
+            answers = self._generate(prompts, tokens, errors, structured)
+            if structured:
+                with_interests = sum(bool(interests.read(text, self.pass_.scenarios)) for text in answers)
         else:
-            halves = np.zeros((len(shard), engine.width), np.float16)
-            _fill(halves, errors, lambda rows: self._halves([tokens[row] for row in rows]))
-            columns["vector"] = to_column(halves)
+            columns["vector"] = to_column(self._embed(tokens, errors))
         cached = engine.cached_tokens
         columns["answer"] = pa.array(answers, pa.string())
         columns["tokens"] = pa.array(list(map(len, tokens)), pa.int64())
         columns["error"] = pa.array(errors, pa.string())
-        written = self._write(name, pa.table(columns))
-        counts = Counts.of(errors)
+        part = self._write(name, pa.Table.from_pydict(columns))
+        counts, seconds = Counts.of(errors), time.monotonic() - begun
+        spent = Spent(sum(map(len, tokens)), cached, seconds, time.process_time() - cores, with_interests)
         rows = {"ok": counts.rows - counts.failed, "failed": counts.failed - counts.empty, "skipped": counts.empty}
-        read, seconds = sum(map(len, tokens)), time.monotonic() - begun
-        self.meters.count(rows, read, cached, seconds)
-        spent = {"tokens": read, "cached": cached, "seconds": seconds, "with_interests": told}
-        spent["cpu_seconds"] = time.process_time() - cores
-        summary = {"file": name} | written.model_dump() | counts._asdict() | spent
+        self.meters.count(rows, spent.tokens, cached, seconds)
+        summary = {"file": name} | part.model_dump() | counts._asdict() | spent._asdict()
         return pa.table({key: [value] for key, value in summary.items()})
 
     def _write(self, name: str, table: pa.Table) -> FileRecord:
         if self.task == "vectors":
-            expected = schema.knowledge(self.engine.width)
-            table = schema.check(table.select(expected.names), expected, "shard")
-        about = {"reads": self.reader.reads, "writes": self.reader.writes[name.partition("-")[0]]}
-        return storage.write_table(self.folder / PLACE[self.task] / name, table.replace_schema_metadata(about))
+            layout = schema.knowledge(self.engine.width)
+            table = schema.check(table.select(layout.names), layout, "shard")
+        reader = self.pass_.reader
+        metadata = {"reads": reader.reads, "writes": reader.writes[name.partition("-")[0]]}
+        return storage.write_table(self.pass_.shard_folder() / name, table.replace_schema_metadata(metadata))
 
-    def _answers(self, name: str, errors: list[str]) -> tuple[list[str], list[str]]:
-        """Answer of each row as the first pass wrote it for this shard; and its error, where answers are pooled."""
-        file = self.folder / PLACE["answers"] / name
+    def _first_pass(self, name: str, errors: list[str]) -> tuple[list[str], list[str]]:
+        """Answers of the shard's rows as the first pass wrote them; and its errors, where answers are pooled."""
+        file = self.pass_.shard_folder("answers") / name
         if self.task == "answers" or not file.exists():
             return [""] * len(errors), errors
         first = storage.read_table(file, ["answer", "error"])
-        needed = self.config.extract.pooling == "answer"
-        return first["answer"].to_pylist(), first["error"].to_pylist() if needed else errors
+        pooled = self.config.extract.pooling == "answer"
+        return strings(first["answer"]), strings(first["error"]) if pooled else errors
 
-    def _written(self, prompts: list[str], tokens: list[list[int]], errors: list[str], held: bool) -> list[str]:
-        """The LLM's answer to each good row, held to interests per scenario or free."""
-        texts = np.full(len(tokens), "", object)
-        limit = self.config.extract.answer_tokens
-
-        def ask(rows: list[int]) -> list[str]:
-            schemas = [interests.json_schema(prompts[row], self.scenarios) for row in rows] if held else None
-            return self.engine.answers([tokens[row] for row in rows], limit, schemas)
-
-        _fill(texts, errors, ask)
-        answers: list[str] = texts.tolist()
-        return answers
-
-    def _tokens(self, prompts: list[str], answers: list[str], errors: list[str]) -> list[list[int]]:
-        """Token ids of each good row; a row that cannot be read gets its error."""
+    def _tokenize(self, prompts: list[str], answers: list[str], errors: list[str]) -> list[list[int]]:
+        """Token ids of each good row; a row that cannot be tokenised gets its error."""
         tokens: list[list[int]] = [[] for _ in prompts]
-        good = [row for row, error in enumerate(errors) if not error]
-        some = [prompts[row] for row in good], [answers[row] for row in good]
+        good = _good_rows(errors)
         try:
-            together = dict(zip(good, self.tokenizer.many(*some), strict=True))
-        except Exception:  # of one of them, which is found below
+            batch = self.tokenizer.encode_batch([prompts[row] for row in good], [answers[row] for row in good])
+            together = dict(zip(good, batch, strict=True))
+        except Exception:  # of one row, which shows itself below
             together = {}
         for row in good:
             try:
                 ids = together.get(row)
-                tokens[row] = self.tokenizer(prompts[row], answers[row]) if ids is None else self.tokenizer.checked(ids)
+                tokens[row] = (
+                    self.tokenizer(prompts[row], answers[row]) if ids is None else self.tokenizer.check_length(ids)
+                )
             except Exception as error:  # whatever one prompt does, the others go on
-                errors[row] = _text(error)
+                errors[row] = _message(error)
         return tokens
 
-    def _halves(self, tokens: list[list[int]]) -> Halves:
-        with np.errstate(over="ignore"):
-            halves = self.engine.vectors(tokens).astype(np.float16)
-        if not np.isfinite(halves).all():
-            raise FloatingPointError("the hidden state is not finite in float16")
-        return halves
+    def _generate(self, prompts: list[str], tokens: list[list[int]], errors: list[str], structured: bool) -> list[str]:
+        """The LLM's answer to each good row: interests per scenario where `structured`, else free text."""
+        texts = np.full(len(tokens), "", object)
+        limit = self.config.extract.answer_tokens
+
+        def answer(rows: list[int]) -> list[str]:
+            scenarios = self.pass_.scenarios
+            schemas = [interests.json_schema(prompts[row], scenarios) for row in rows] if structured else None
+            return self.engine.answers([tokens[row] for row in rows], limit, schemas)
+
+        _fill(texts, errors, answer)
+        answers: list[str] = texts.tolist()
+        return answers
+
+    def _embed(self, tokens: list[list[int]], errors: list[str]) -> Halves:
+        """The vector of each good row, zeros for the others: float16 [N, D]."""
+        vectors_ND = np.zeros((len(tokens), self.engine.width), np.float16)
+
+        def embed(rows: list[int]) -> Halves:
+            with np.errstate(over="ignore"):
+                halves = self.engine.vectors([tokens[row] for row in rows]).astype(np.float16)
+            if not np.isfinite(halves).all():
+                raise FloatingPointError("the hidden state is not finite in float16")
+            return halves
+
+        _fill(vectors_ND, errors, embed)
+        return vectors_ND
 
 
-def _fill(out: Array, errors: list[str], ask: Callable[[list[int]], Any]) -> None:
+def _good_rows(errors: Sequence[str]) -> list[int]:
+    return [row for row, error in enumerate(errors) if not error]
+
+
+def _fill(out: Array, errors: list[str], ask: Callable[[list[int]], list[str] | Halves]) -> None:
     """Fill every good row; if they fail together, each is tried alone so that only the bad ones fail."""
-    good = [row for row, error in enumerate(errors) if not error]
+    good = _good_rows(errors)
     try:
         if good:
             out[good] = ask(good)
@@ -169,8 +224,8 @@ def _fill(out: Array, errors: list[str], ask: Callable[[list[int]], Any]) -> Non
             try:
                 out[row] = ask([row])[0]
             except Exception as error:
-                errors[row] = _text(error)
+                errors[row] = _message(error)
 
 
-def _text(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:500]

@@ -72,7 +72,7 @@ def _tokens(config: Config, texts: list[str]) -> tuple[list[int], int, bool]:
             False,
         )
     tokenizer = PromptTokenizer(folder, max_tokens=1 << 30)
-    tokens = tokenizer.many(texts, [""] * len(texts))
+    tokens = tokenizer.encode_batch(texts, [""] * len(texts))
     return [len(ids) for ids in tokens], len(os.path.commonprefix(tokens)), True
 
 

@@ -9,7 +9,7 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.errors import TooManyFailedError
-from llm4msr.knowledge.actor import PLACE, Counts
+from llm4msr.knowledge.actor import SHARD_FOLDERS, Counts
 from llm4msr.knowledge.engines import Task
 from llm4msr.knowledge.index import NOTHING_LIKED
 from llm4msr.knowledge.work_list import Work
@@ -30,7 +30,8 @@ def refuse_failures(config: Config, folder: UPath, done: Mapping[Task, Mapping[s
             failed = sum(counts.failed - counts.empty for counts in mine.values())
             rows = work.kept.get(kind, 0) + sum(counts.rows for counts in mine.values())
             if failed > allowed * rows:
-                told.append(f"{failed} of {rows} {kind} failed; first: {_first_error(folder / PLACE[task], mine)}")
+                first = _first_error(folder / SHARD_FOLDERS[task], mine)
+                told.append(f"{failed} of {rows} {kind} failed; first: {first}")
     if told:
         raise TooManyFailedError(
             f"{folder}: {'. '.join(dict.fromkeys(told))}. extract.max_failed_fraction allows {allowed:g} of each kind; "

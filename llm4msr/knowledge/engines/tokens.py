@@ -66,10 +66,10 @@ class PromptTokenizer:
             PromptTooLongError: more than `max_tokens`.
             ControlTokenError: a control token in the prompt cannot be read as text.
         """
-        (ids,) = self.many([prompt], [answer])
-        return self.checked(ids)
+        (ids,) = self.encode_batch([prompt], [answer])
+        return self.check_length(ids)
 
-    def many(self, prompts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, prompts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
         """The same of several prompts, however long; one call of the tokenizer is several times faster than many."""
         if not prompts:
             return []
@@ -80,7 +80,7 @@ class PromptTokenizer:
             ids if self._is_plain(ids, *part) else self._apart(*part) for ids, part in zip(many, parts, strict=True)
         ]
 
-    def checked(self, ids: list[int]) -> list[int]:
+    def check_length(self, ids: list[int]) -> list[int]:
         """The same ids, unless they are too many.
 
         Raises:

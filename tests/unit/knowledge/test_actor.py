@@ -12,11 +12,11 @@ import pytest
 from llm4msr import schema, storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError, LLM4MSRError, StorageError, TooManyFailedError
-from llm4msr.knowledge.actor import PLACE, AskLLM, Counts
+from llm4msr.knowledge.actor import SHARD_FOLDERS, AskLLM, Counts, Pass
 from llm4msr.knowledge.engines import PromptTokenizer, models, open_tokenizer
 from llm4msr.knowledge.engines.transformers import TransformersEngine
-from llm4msr.knowledge.extract import _finished
 from llm4msr.knowledge.failures import refuse_failures
+from llm4msr.knowledge.passes import finished_shards
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import item_prompts, items_to_read, render, slice_rows, user_prompts, windows
 from llm4msr.knowledge.reader import Reader
@@ -61,9 +61,13 @@ def prompted() -> pa.Table:
     )
 
 
+def actor(config: Config, task: Any, folder: Path, planned: Reader | None = None) -> AskLLM:
+    return AskLLM(Pass(task, config, str(folder), planned or reads(config), ["home", "search"]))
+
+
 def ask(config: Config, task: Any, folder: Path, table: pa.Table) -> tuple[dict[str, Any], pa.Table]:
-    (summary,) = AskLLM(config, task, str(folder), reads(config), ["home", "search"]).ask(table).to_pylist()
-    return summary, storage.read_table(storage.path(folder / PLACE[task] / FILE))
+    (summary,) = actor(config, task, folder).ask(table).to_pylist()
+    return summary, storage.read_table(storage.path(folder / SHARD_FOLDERS[task] / FILE))
 
 
 def matrix(table: pa.Table) -> np.ndarray:
@@ -215,7 +219,7 @@ def test_a_row_whose_answer_failed_has_no_vector_where_answers_are_pooled(
     rows = first.to_pylist()
     rows[0] |= {"answer": "", "error": "RuntimeError: out of memory"}
     storage.write_table(
-        storage.path(tmp_path / "out" / PLACE["answers"] / FILE), pa.Table.from_pylist(rows, first.schema)
+        storage.path(tmp_path / "out" / SHARD_FOLDERS["answers"] / FILE), pa.Table.from_pylist(rows, first.schema)
     )
     summary, table = ask(config, "vectors", tmp_path / "out", prompted)
     assert table["error"][0].as_py()
@@ -264,7 +268,7 @@ def test_an_engine_that_cannot_be_opened_is_no_matter_of_rows(
     (broken / "model.safetensors").write_bytes(b"no weights")
     config = with_model(config, broken)
     with pytest.raises(StorageError, match=r"model\.safetensors: not whole safetensors"):
-        AskLLM(config, task, str(tmp_path / "out"), reads(config), ["home", "search"]).ask(prompted)
+        actor(config, task, tmp_path / "out").ask(prompted)
     assert not (tmp_path / "out").exists()
 
 
@@ -282,7 +286,7 @@ def test_who_asks_refuses_another_model_than_was_planned(
     else:
         (swapped / "chat_template.jinja").write_text("{{ messages[0].content }}!")
     with pytest.raises(StorageError) as caught:
-        AskLLM(config, task, str(tmp_path / "out"), planned, ["home", "search"]).ask(prompted)
+        actor(config, task, tmp_path / "out", planned).ask(prompted)
     for part in (socket.gethostname(), planned.revision, models.revision(swapped), "run `llm4msr extract` again"):
         assert part in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -293,16 +297,16 @@ def test_who_asks_refuses_another_model_than_was_planned(
 
 def test_a_shard_is_finished_if_no_row_of_it_is_to_be_tried_again(config: Config, prompted: pa.Table, tmp_path: Path):
     out, wanted = tmp_path / "out", [Shard(name=FILE, kind="users", todo=FILE, group=0, rows=5)]
-    assert _finished(storage.path(out / "vectors"), wanted) == {}
+    assert finished_shards(storage.path(out / "vectors"), wanted) == {}
     ask(config, "vectors", out, prompted)
-    assert _finished(storage.path(out / "vectors"), wanted) == {}  # it has bad rows, which are tried again
+    assert finished_shards(storage.path(out / "vectors"), wanted) == {}  # it has bad rows, which are tried again
     no_retry_helps = prompted.filter(pa.array([i != LONG for i in range(5)]))
     ask(config, "vectors", out, no_retry_helps)
-    assert _finished(storage.path(out / "vectors"), wanted) == {FILE: (4, 1, 1)}
+    assert finished_shards(storage.path(out / "vectors"), wanted) == {FILE: (4, 1, 1)}
     shard = out / "vectors" / FILE
     shard.write_bytes(shard.read_bytes()[:-7])  # as a crash of the machine may leave it
-    assert _finished(storage.path(out / "vectors"), wanted) == {}
-    assert _finished(storage.path(out / "vectors"), []) == {}
+    assert finished_shards(storage.path(out / "vectors"), wanted) == {}
+    assert finished_shards(storage.path(out / "vectors"), []) == {}
 
 
 @pytest.mark.parametrize(("allowed", "refused"), [(0.0, True), (0.19, True), (0.2, False), (1.0, False)])
@@ -326,7 +330,7 @@ def test_each_kind_is_compared_with_what_is_allowed_by_itself(config: Config, pr
     """A few scenarios that all fail are a small part of all rows."""
     shards = {name: prompted.set_column(5, "file", pa.array([name] * 5)) for name in ("scenarios-0.parquet", FILE)}
     for table in shards.values():
-        AskLLM(config, "vectors", str(tmp_path / "out"), reads(config), ["home", "search"]).ask(table)
+        actor(config, "vectors", tmp_path / "out").ask(table)
     done: Any = {"vectors": {"scenarios-0.parquet": Counts(5, 5, 0), FILE: Counts(5, 2, 1)}}
     work = nothing_kept(config)
     work.kept = {"users": 9995, "scenarios": 0}

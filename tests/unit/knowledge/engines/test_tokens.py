@@ -67,7 +67,7 @@ def by_hand(folder: Path, prompt: str) -> list[int]:
 @pytest.mark.parametrize("template", [CHATML, INST], ids=["chatml", "inst"])
 def test_ordinary_prompts_have_the_ids_of_the_whole_rendering(chat: Path, tmp_path: Path, template: str):
     folder = with_template(chat, tmp_path, template)
-    found = PromptTokenizer(folder, 1000).many(ORDINARY, [""] * len(ORDINARY))
+    found = PromptTokenizer(folder, 1000).encode_batch(ORDINARY, [""] * len(ORDINARY))
     assert found == [by_hand(folder, prompt) for prompt in ORDINARY]
 
 
@@ -98,7 +98,7 @@ def test_the_prefix_is_the_same_for_hostile_and_ordinary_prompts(chat: Path):
 
 def test_ordinary_prompts_beside_a_hostile_one_keep_their_ids(chat: Path):
     tokenizer = PromptTokenizer(chat, 1000)
-    found = tokenizer.many([ORDINARY[0], EVIL[0], ORDINARY[0]], ["", "", ""])
+    found = tokenizer.encode_batch([ORDINARY[0], EVIL[0], ORDINARY[0]], ["", "", ""])
     assert found[0] == found[2] == by_hand(chat, ORDINARY[0])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from llm4msr.errors import ConfigError
-from llm4msr.knowledge.extract import _pool
+from llm4msr.knowledge.passes import plan_pool
 from tests.support.data import config_of
 
 CPUS = {"CPU": 8.0}
@@ -27,7 +27,7 @@ GPUS = {"CPU": 16.0, "GPU": 4.0}
     ],
 )
 def test_engines_fit_the_machines(tmp_path: Path, extract: dict[str, Any], nodes: Any, expected: tuple[int, int, int]):
-    assert _pool(config_of(tmp_path, extract=extract), nodes, 100) == expected
+    assert plan_pool(config_of(tmp_path, extract=extract), nodes, 100) == expected
 
 
 @pytest.mark.parametrize(
@@ -39,4 +39,4 @@ def test_engines_fit_the_machines(tmp_path: Path, extract: dict[str, Any], nodes
 )
 def test_what_cannot_be_had_is_told(tmp_path: Path, extract: dict[str, Any], nodes: Any, told: str):
     with pytest.raises(ConfigError, match=told):
-        _pool(config_of(tmp_path, extract=extract), nodes, 100)
+        plan_pool(config_of(tmp_path, extract=extract), nodes, 100)

@@ -1,0 +1,126 @@
+"""One pass of the LLM over shards: those that are finished are left alone, a pool of actors asks about the others."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from upath import UPath
+
+from llm4msr import ray_session, storage
+from llm4msr.arrays import strings
+from llm4msr.config import Config
+from llm4msr.errors import ConfigError, StorageError
+from llm4msr.knowledge.actor import SHARD_FOLDERS, AskLLM, Counts, Pass, Spent
+from llm4msr.knowledge.work_list import Shard
+from llm4msr.progress import say, track
+from llm4msr.storage import FileRecord
+
+
+class PassResult(NamedTuple):
+    """What a pass came to, file names being relative to the version's folder."""
+
+    counts: dict[str, Counts]
+    """Of every shard, by its name."""
+    written: dict[str, FileRecord]
+    """Files that this run wrote."""
+    skipped: int
+    """Rows that an earlier run had finished."""
+    spent: Mapping[str, float]
+    """Sums of `Spent` over the actors, in this run."""
+
+
+class ActorPool(NamedTuple):
+    """How many actors ask, and the CPUs and GPUs of each."""
+
+    actors: int
+    cpus: int
+    gpus: int
+
+
+def run_pass(pass_: Pass, shards: Sequence[Shard]) -> PassResult:
+    """Ask about every row of the shards; finished shards stay as they are.
+
+    Raises:
+        ConfigError: no machine of the cluster fits an engine.
+        StorageError: the model cannot be loaded, or is not the one that was planned.
+    """
+    counts = finished_shards(pass_.shard_folder(), shards)
+    left = [shard for shard in shards if shard.name not in counts]
+    skipped = sum(finished.rows for finished in counts.values())
+    written: dict[str, FileRecord] = {}
+    spent = Counter[str]()
+    if left:
+        total = sum(shard.rows for shard in shards)
+        if skipped:
+            say(f"  {pass_.task}: {skipped} of {total} rows were finished before")
+        with track(pass_.task, total, skipped) as progress:
+            for summary in _ask(pass_, left):
+                name = summary["file"]
+                rows = counts[name] = Counts(summary["rows"], summary["failed"], summary["empty"])
+                written[f"{SHARD_FOLDERS[pass_.task]}/{name}"] = FileRecord.model_validate(summary)
+                spent.update({field: summary[field] for field in Spent._fields})
+                failed = rows.failed - rows.empty
+                progress.advance(rows.rows, f"({failed} failed)" if failed else "")
+    return PassResult(counts, written, skipped, spent)
+
+
+def _ask(pass_: Pass, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
+    """Names of shards -> engine actors, in Ray Data; yields what `AskLLM` says of each finished shard."""
+    import ray
+
+    ray_session.connect()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    pool = plan_pool(pass_.config, nodes, len(shards))
+    needed = {"CPU": pool.cpus * pool.actors, "GPU": pool.gpus * pool.actors}
+    ray_session.require_resources(f"extract.actors = {pass_.config.extract.actors}", needed)
+    ray_session.say_if_busy(needed["CPU"])
+    items = [shard.model_dump() for shard in shards]
+    summaries = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        AskLLM,
+        fn_constructor_args=(pass_,),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=pool.actors),
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus,
+    )
+    for batch in summaries.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from batch.to_pylist()
+
+
+def plan_pool(config: Config, nodes: Sequence[Mapping[str, float]], shards: int) -> ActorPool:
+    """How many actors fit nodes with these resources (`CPU`, `GPU`), at most one for each shard.
+
+    Raises:
+        ConfigError: none fits, and none can be waited for.
+    """
+    e = config.extract
+    waits = e.device == "gpu"
+    gpus = e.tensor_parallel if waits or any(node.get("GPU") for node in nodes) else 0
+    hosts = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= gpus]
+    if not hosts and waits:
+        if e.actors == "auto":
+            raise ConfigError(f"extract.device = 'gpu': none has {gpus} yet; give extract.actors, and they can come")
+        return ActorPool(min(e.actors, shards), 1, gpus)  # Ray asks the autoscaler for machines
+    if not hosts:
+        raise ConfigError(f"extract.tensor_parallel = {gpus}: no machine of this cluster has so many GPUs")
+    fit = sum(int(node["GPU"] // gpus) if gpus else 1 for node in hosts)
+    actors = min(fit if e.actors == "auto" else e.actors, shards)
+    most_per_host = -(-actors // len(hosts))
+    return ActorPool(actors, max(1, int(min(node["CPU"] for node in hosts) // most_per_host)), gpus)
+
+
+def finished_shards(folder: UPath, shards: Sequence[Shard]) -> dict[str, Counts]:
+    """Shards in `folder` without a row to retry; a shard's name tells its rows and how they were read."""
+    files = storage.files_below(folder)
+    finished: dict[str, Counts] = {}
+    for shard in shards:
+        if shard.name in files:
+            try:
+                counts = Counts.of(strings(storage.read_table(folder / shard.name, ["error"])["error"]))
+            except StorageError as error:
+                say(f"  {error.args[0].partition(';')[0]}: asked again")
+                continue
+            if counts.failed == counts.empty:
+                finished[shard.name] = counts
+    return finished
