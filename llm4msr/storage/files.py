@@ -72,7 +72,7 @@ def write_bytes(file: UPath, data: bytes, durable: bool = False) -> None:
     """
     with access_errors(file, "written"):
         if isinstance(file, Path):
-            with local_files.in_one_piece(file, durable) as aside:
+            with local_files.atomic_write(file, durable) as aside:
                 aside.write_bytes(data)
         else:
             file.fs.pipe_file(file.path, data)
@@ -87,7 +87,7 @@ def create(file: UPath) -> Iterator[BinaryIO]:
     """
     with access_errors(file, "written"):
         if isinstance(file, Path):
-            with local_files.in_one_piece(file) as aside, aside.open("wb") as stream:
+            with local_files.atomic_write(file) as aside, aside.open("wb") as stream:
                 yield stream
         else:
             with file.fs.transaction, file.fs.open(file.path, "wb") as stream:
@@ -168,4 +168,4 @@ def files_below(folder: UPath, whole: bool = False) -> dict[str, int]:
 
 
 def _passing(name: str) -> bool:
-    return name == lock.NAME or local_files.is_aside(name)
+    return name == lock.NAME or local_files.is_unfinished(name)

@@ -49,20 +49,20 @@ def full_disk(error: Exception, place: object) -> FullDiskError | None:
     return FullDiskError(f"{where}: no space left on its disk; free some and run the same command again")
 
 
-def make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Create a folder, and those above it, where they are not there."""
     if not folder.is_dir():
-        make(folder.parent)
+        make_folder(folder.parent)
         folder.mkdir(mode=0o777 & ~OTHERS, exist_ok=True)
 
 
 @contextmanager
-def in_one_piece(file: Path, durable: bool = False) -> Iterator[Path]:
+def atomic_write(file: Path, durable: bool = False) -> Iterator[Path]:
     """A place to write to; what lies there takes the file's name when the block ends without error.
 
     If it is to be `durable`, it stands on the disk before it has its name, and the name after that.
     """
-    make(file.parent)
+    make_folder(file.parent)
     aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         os.close(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 & ~OTHERS))
@@ -76,7 +76,7 @@ def in_one_piece(file: Path, durable: bool = False) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def is_aside(name: str) -> bool:
+def is_unfinished(name: str) -> bool:
     """Whether a file of this name was not finished by who wrote it."""
     return name.startswith(".") and name.endswith(".tmp")
 
@@ -86,7 +86,7 @@ def sweep(folder: Path) -> None:
     for where, folders, files in os.walk(folder):
         for name in files:
             file = Path(where, name)
-            if is_aside(name):
+            if is_unfinished(name):
                 file.unlink(missing_ok=True)
             else:
                 _close(file)

@@ -20,7 +20,8 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.errors import StorageError
 from llm4msr.storage import MANIFEST, StageOutput, StageResult, lock
-from llm4msr.storage.lock import Holder
+from llm4msr.storage.lock import base, lock_for
+from llm4msr.storage.lock.holder import Holder
 from tests.support.experiments import ROOT
 
 RUN = """
@@ -33,7 +34,7 @@ def work():
     print("at work", flush=True)
     time.sleep(600)
 
-lock.POLL_SECONDS = 0.05
+lock.base.POLL_SECONDS = 0.05
 print("ready", flush=True)
 sys.stdin.readline()
 output = storage.publish(storage.path(sys.argv[1]), "evaluate", 1, {}, {}, counted(work), resumable=True)
@@ -61,7 +62,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:UPath 'plain' filesystem")
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> UPath:
     """An output's folder: on a disk, an S3 store, another store, and one that knows no conditional writes."""
     for name, seconds in (("POLL_SECONDS", 0.02), ("SETTLE_SECONDS", 0.1)):
-        monkeypatch.setattr(lock, name, seconds)
+        monkeypatch.setattr(base, name, seconds)
     if request.param == "disk":
         return storage.path(tmp_path / "out")
     root = request.getfixturevalue("s3") if request.param == "s3" else f"{request.param}://"
@@ -93,7 +94,12 @@ def publish(at: UPath, work: Callable[[UPath], StageResult] = build) -> StageOut
 
 def other(**changes: object) -> bytes:
     """What a holder on another machine left."""
-    return Holder.me().model_copy(update={"boot": "b", "host": "far", "pid": 7} | changes).model_dump_json().encode()
+    return (
+        Holder.this_process()
+        .model_copy(update={"boot": "b", "host": "far", "pid": 7} | changes)
+        .model_dump_json()
+        .encode()
+    )
 
 
 @pytest.fixture
@@ -190,8 +196,8 @@ def test_a_lock_whose_file_was_just_deleted_is_none(tmp_path: Path):
 
     def work(_: int) -> None:
         for _ in range(30):
-            one = lock.DiskLock(storage.path(tmp_path))
-            while one.take() is not None:
+            one = lock_for(storage.path(tmp_path))
+            while one.take():
                 pass
             inside[0] += 1
             time.sleep(0.001)
@@ -210,24 +216,24 @@ def test_other_outputs_are_not_waited_for(folder: UPath):
 
 
 def test_a_holder_elsewhere_is_dead_once_it_no_longer_renews(folder: UPath, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lock, "DEAD_SECONDS", 0)
-    want = lock.DiskLock(folder) if isinstance(folder, Path) else lock.StoreLock(folder)
+    monkeypatch.setattr(base, "DEAD_SECONDS", 0)
+    waiting = lock_for(folder)
     for beat in range(3):
         storage.write_bytes(folder / lock.NAME, other(id="x", beat=beat))
-        assert "process 7 on far, since " in str(want.take())
-    monkeypatch.setattr(lock, "DEAD_SECONDS", 1e9)
-    assert "process 7 on far, since " in str(want.take())
-    monkeypatch.setattr(lock, "DEAD_SECONDS", 0)
-    assert want.take() is None
-    want.release()
+        assert "process 7 on far, since " in waiting.take()
+    monkeypatch.setattr(base, "DEAD_SECONDS", 1e9)
+    assert "process 7 on far, since " in waiting.take()
+    monkeypatch.setattr(base, "DEAD_SECONDS", 0)
+    assert not waiting.take()
+    waiting.release()
 
 
 def test_what_a_lock_says_is_shown_harmlessly(folder: UPath):
-    assert str(Holder.of(other(host="far\x1b[2J" + "x" * 1000))).startswith("process 7 on far\ufffd[2Jxxx")
+    assert str(Holder.parse(other(host="far\x1b[2J" + "x" * 1000))).startswith("process 7 on far\ufffd[2Jxxx")
 
 
 def test_a_process_number_that_another_process_has_now_is_no_holder(folder: UPath):
-    storage.write_bytes(folder / lock.NAME, other(boot=Holder.me().boot, pid=os.getpid(), start="1"))
+    storage.write_bytes(folder / lock.NAME, other(boot=Holder.this_process().boot, pid=os.getpid(), start="1"))
     assert not publish(folder).reused
 
 
@@ -239,13 +245,12 @@ def test_a_lock_that_is_not_whole_holds_nobody_up(folder: UPath, text: bytes):
 
 def test_one_of_many_gets_a_dead_ones_lock(folder: UPath):
     for _ in range(5):
-        storage.write_bytes(folder / lock.NAME, other(boot=Holder.me().boot, pid=2**22, start="1"))
-        kind = lock.DiskLock if isinstance(folder, Path) else lock.StoreLock
-        many = [kind(folder) for _ in range(8)]
+        storage.write_bytes(folder / lock.NAME, other(boot=Holder.this_process().boot, pid=2**22, start="1"))
+        many = [lock_for(folder) for _ in range(8)]
         with ThreadPoolExecutor(8) as pool:
             got = list(pool.map(lambda one: one.take(), many))
-        assert got.count(None) == 1
-        many[got.index(None)].release()
+        assert got.count("") == 1
+        many[got.index("")].release()
 
 
 def test_who_was_taken_for_dead_publishes_nothing(folder: UPath):
@@ -270,7 +275,7 @@ def test_a_lock_that_was_deleted_is_made_again(folder: UPath):
 
 
 def test_a_holder_gives_signs_of_life(folder: UPath, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(base, "BEAT_SECONDS", 0.05)
     with lock.hold(folder):
         first = json.loads(storage.read_bytes(folder / lock.NAME))
         time.sleep(0.5)
