@@ -19,7 +19,7 @@ from llm4msr.data import prepare as prepare_stage
 from llm4msr.data.prepare import PromptData, goes_by_seed
 from llm4msr.errors import ConfigError
 from llm4msr.explain import stage as explain_stage
-from llm4msr.explain.opened_run import Seed
+from llm4msr.explain.finished_run import ModelPair
 from llm4msr.export import export as export_stage
 from llm4msr.export import refresh as refresh_stage
 from llm4msr.knowledge import estimate
@@ -153,15 +153,15 @@ def check_explainable(config: Config) -> None:
     trained(config)
 
 
-def seeds(config: Config) -> list[Seed]:
-    """The trained seeds whose rows are this config's, its own first, each with its plain backbone if there is one.
+def seeds(config: Config) -> list[ModelPair]:
+    """The models of all seeds that read this config's rows, its own first, each with its plain backbone if trained.
 
-    Where each seed has rows of its own, the config's own alone, even if `evaluate.seeds` lacks it.
+    Where each seed has rows of its own, only the config's own seed, even if `evaluate.seeds` lacks it.
     """
     numbers = sorted(config.evaluate.seeds or (config.seed,), key=lambda seed: seed != config.seed)
     runs = [config.model_copy(update={"seed": seed}) for seed in numbers]
     same = [run for run in runs if prepare_stage.folder(run) == prepare_stage.folder(config)]
-    return [Seed(trained(run), _plain(run)) for run in same or [config]]
+    return [ModelPair(trained(run), _plain(run)) for run in same or [config]]
 
 
 def _plain(config: Config) -> TrainedModel | None:

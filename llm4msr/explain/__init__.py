@@ -1,1 +1,1 @@
-"""Why a model ranks as it does: a report for a run, and an explorer for single users."""
+"""Why a model ranks as it does: a report on a finished run, and an explorer for single users."""

@@ -1,6 +1,6 @@
 """Which items are ranked for a user, in the report and in the explorer, and what the user liked before."""
 
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -8,35 +8,43 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm4msr.arrays import Floats, Ints
-from llm4msr.explain.opened_run import Opened
+from llm4msr.explain.finished_run import FinishedRun
 
 CANDIDATES = 60
-"""Items that are ranked for a user: those of the test rows, then the most frequent ones that the user has not met."""
+"""Items that are ranked for a user."""
 
 
-def frequent_items(run: Opened) -> pd.DataFrame:
+class ScenarioLikes(TypedDict):
+    """Titles that a user liked in one scenario, oldest first."""
+
+    scenario_id: str
+    titles: list[str]
+
+
+def frequent_items(run: FinishedRun) -> pd.DataFrame:
     """`scenario`, `item` and `rows` (of training), the most frequent items first."""
-    counted = run.train.groupby(["scenario", "item"]).size().reset_index(name="rows")
-    return counted.sort_values(["rows", "item"], ascending=[False, True])
+    counts = run.train.groupby(["scenario", "item"]).size().reset_index(name="rows")
+    return counts.sort_values(["rows", "item"], ascending=[False, True])
 
 
-def candidates(run: Opened, popular: pd.DataFrame, user: int, scenario: int) -> Ints:
-    """Item numbers: those of the user's test rows in the scenario, then its most frequent ones that are new to them."""
+def choose_candidates(run: FinishedRun, frequent: pd.DataFrame, user: int, scenario: int) -> Ints:
+    """At most `CANDIDATES` item numbers: those of the user's test rows in the scenario, then its most frequent items
+    that are new to the user."""
     tested = run.test["item"][(run.test["user"] == user) & (run.test["scenario"] == scenario)].unique()
     met = set(run.train["item"][run.train["user"] == user]) | set(tested)
-    fresh = popular["item"][(popular["scenario"] == scenario) & ~popular["item"].isin(met)]
+    fresh = frequent["item"][(frequent["scenario"] == scenario) & ~frequent["item"].isin(met)]
     return np.concatenate([tested, fresh.to_numpy()])[:CANDIDATES].astype(np.int64)
 
 
 def ranks(logit_B: Floats) -> Ints:
-    """From 1, the highest logit first; ties in the given order."""
+    """[B]: from 1, the highest logit first; ties in the given order."""
     ranks = np.empty(len(logit_B), np.int64)
     ranks[np.argsort(-logit_B, kind="stable")] = np.arange(1, len(logit_B) + 1)
     return ranks
 
 
-def main_scenario(run: Opened, user: int) -> int:
-    """The scenario with most of the user's test rows, else the main one, else the largest."""
+def main_scenario(run: FinishedRun, user: int) -> int:
+    """The scenario with most of the user's test rows, else of the training rows, else the largest scenario."""
     tested = run.test["scenario"][(run.test["user"] == user) & (run.test["scenario"] > 0)]
     if len(tested):
         return int(tested.value_counts(sort=True).index[0])
@@ -44,12 +52,12 @@ def main_scenario(run: Opened, user: int) -> int:
     return main or 1 + int(np.argmax([row["interactions"] for row in run.scenarios]))
 
 
-def histories(run: Opened, ids: Ints) -> dict[int, list[dict[str, Any]]]:
-    """By user number, what each of these users liked: `scenario_id` and `titles`, oldest first."""
-    wanted = pa.array(ids)
+def histories(run: FinishedRun, ids: Ints) -> dict[int, list[ScenarioLikes]]:
+    """What each of these users liked, by user number; only the row groups that hold them are read."""
+    numbers = pa.array(ids)
     with run.prepared.parquet("histories.parquet") as parquet:
         users = [parquet.read_row_group(group, ["user"])["user"] for group in range(parquet.num_row_groups)]
-        groups = [group for group, there in enumerate(users) if pc.any(pc.is_in(there, value_set=wanted)).as_py()]
+        groups = [group for group, column in enumerate(users) if pc.any(pc.is_in(column, value_set=numbers)).as_py()]
         table = parquet.read_row_groups(groups, ["user", "history"])
-    rows = table.filter(pc.is_in(table["user"], value_set=wanted)).to_pylist()
-    return {row["user"]: [part for part in row["history"] if part["titles"]] for row in rows}
+    rows = table.filter(pc.is_in(table["user"], value_set=numbers)).to_pylist()
+    return {row["user"]: [likes for likes in row["history"] if likes["titles"]] for row in rows}

@@ -1,4 +1,5 @@
-"""The report: a page that shows what the knowledge says, how the model does beside a plain one, and what it moves."""
+"""The stage `explain`: a page that shows what the knowledge says, how the model compares with a plain one, and what
+each level of knowledge moves."""
 
 from collections.abc import Sequence
 
@@ -6,7 +7,7 @@ from upath import UPath
 
 from llm4msr import storage
 from llm4msr.config import Config
-from llm4msr.explain.opened_run import Seed
+from llm4msr.explain.finished_run import ModelPair
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput, StageResult
 
@@ -14,20 +15,20 @@ VERSION = 2
 REPORT = "report.html"
 
 
-def explain(config: Config, seeds: Sequence[Seed]) -> StageOutput:
-    """Publish `report.html`, and the data beneath its pictures beside it; say its headline, and warn of what loses.
+def explain(config: Config, pairs: Sequence[ModelPair]) -> StageOutput:
+    """Publish `report.html` with the data behind its pictures beside it; print its headline and warnings.
 
     Args:
         config: what was trained.
-        seeds: the trained seeds that read the same rows, the config's own first.
+        pairs: the models of all seeds that read the same rows, the config's own seed first.
 
     Raises:
-        ConfigError: `explain.users` names somebody unknown.
+        ConfigError: `explain.users` names an unknown user.
     """
-    data, knowledge = seeds[0].own.prepared, seeds[0].own.extracted
+    data, knowledge = pairs[0].model.prepared, pairs[0].model.extracted
     assert knowledge is not None
-    models = [one for seed in seeds for one in (seed.own, seed.plain) if one is not None]
-    fingerprints = {one.output.folder.name: one.weights_digest for one in models}
+    models = [model for pair in pairs for model in (pair.model, pair.plain) if model is not None]
+    fingerprints = {model.output.folder.name: model.weights_digest for model in models}
     fingerprints |= {"prepare": data.manifest.fingerprint, "extract": knowledge.manifest.fingerprint}
     content = [{n: p.digest for n, p in stage.manifest.files.items()} for stage in (data, knowledge)]
     settings = config.explain.model_dump()
@@ -38,14 +39,14 @@ def explain(config: Config, seeds: Sequence[Seed]) -> StageOutput:
         config.seed,
         config.model_dump(include={"explain", "evaluate", "model", "train"}),
         fingerprints,
-        lambda folder: _build(seeds, folder),
+        lambda folder: _build(pairs, folder),
     )
-    for line in (output.manifest.info["headline"], *(f"warning: {one}" for one in output.manifest.info["warnings"])):
+    for line in (output.manifest.info["headline"], *(f"warning: {text}" for text in output.manifest.info["warnings"])):
         say(line)
     return output
 
 
-def _build(seeds: Sequence[Seed], folder: UPath) -> StageResult:
-    from llm4msr.explain.report.build import build  # loads what draws the pictures
+def _build(pairs: Sequence[ModelPair], folder: UPath) -> StageResult:
+    from llm4msr.explain.report.build import build  # imports the libraries that draw and cluster
 
-    return build(seeds, folder / REPORT)
+    return build(pairs, folder / REPORT)

@@ -1,1 +1,1 @@
-"""The explorer: a page on which one asks what knowledge does to a user's ranking, and what another history would do."""
+"""The explorer: a page that shows what knowledge does to a user's ranking, and what another history would do."""

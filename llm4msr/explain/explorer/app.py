@@ -1,6 +1,6 @@
-"""The explorer behind Ray Serve, below /explore: an application of its own, which takes nothing from the ranker's.
+"""The explorer behind Ray Serve, below /explore: an application of its own beside the ranker's.
 
-The LLM has a replica of its own, and opens in the background: one looks around before one edits a history.
+The LLM has a replica of its own and opens in the background, since one looks around before one edits a history.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.explain.explorer.routes import explorer_app
 from llm4msr.explain.explorer.view import View
-from llm4msr.knowledge.engines import open_engine, open_tokenizer
+from llm4msr.knowledge.engines import Engine, PromptTokenizer, open_engine, open_tokenizer
 from llm4msr.knowledge.engines.tokens import ControlTokenError, PromptTooLongError
 from llm4msr.knowledge.extract import check_same_model
 from llm4msr.serve.gates import require_token
@@ -25,27 +25,31 @@ from llm4msr.training.trained import TrainedModel
 
 NAME, LLM, PREFIX = "explorer", "llm", "/explore"
 WAIT_S = 180.0
-"""For an answer of the LLM, which may still be opening."""
+"""Seconds that a request waits for the LLM, which may still be opening."""
 
 
 class FrozenLLM:
-    """The LLM that the run's knowledge is from: a prompt's vector."""
+    """The LLM that read the run's users; it turns a prompt into a vector."""
 
     def __init__(self, config: Config, extracted: StageOutput):
         self._config, self._extracted, self._lock = config, extracted, threading.Lock()
-        self._opened: Any = None
-        threading.Thread(target=self._read, daemon=True).start()
+        self._llm: tuple[PromptTokenizer, Engine] | None = None
+        threading.Thread(target=self._vector, daemon=True).start()
 
     async def read(self, prompt: str) -> Singles:
-        """float32 [Z]."""
-        return await asyncio.to_thread(self._read, prompt)
+        """The prompt's vector, float32 [Z].
 
-    def _read(self, prompt: str = "") -> Singles:
+        Raises:
+            ConfigError: the prompt is too long, or holds a control token.
+        """
+        return await asyncio.to_thread(self._vector, prompt)
+
+    def _vector(self, prompt: str = "") -> Singles:
         with self._lock:
-            if self._opened is None:
+            if self._llm is None:
                 check_same_model(self._config, self._extracted)
-                self._opened = open_tokenizer(self._config.extract), open_engine(self._config.extract)
-            tokenizer, engine = self._opened
+                self._llm = open_tokenizer(self._config.extract), open_engine(self._config.extract)
+            tokenizer, engine = self._llm
             try:
                 tokens = tokenizer(prompt or "ready")
             except (PromptTooLongError, ControlTokenError) as error:
@@ -54,7 +58,7 @@ class FrozenLLM:
 
 
 def application(model: TrainedModel, token_required: bool) -> Any:
-    """The Ray Serve application, on a Ray that is connected."""
+    """The Ray Serve application; Ray must be connected."""
     import ray
     from ray import serve
 

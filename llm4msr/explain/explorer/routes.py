@@ -1,15 +1,15 @@
-"""The explorer's page and what it asks for, as a FastAPI application."""
+"""The explorer's page and its API, as a FastAPI application."""
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import Response
+from pydantic import BaseModel
 
 from llm4msr.config import ServeConfig
 from llm4msr.errors import LLM4MSRError
-from llm4msr.explain.explorer.view import Asked, Found, Id, Person, Ranking, View
+from llm4msr.explain.explorer.view import Id, Ranking, RankingRequest, UserDetails, UserSummary, View
 from llm4msr.serve.middleware import web_app
 
 FILES = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
@@ -20,40 +20,50 @@ HEADERS = {
 }
 
 
+class RunDetails(BaseModel):
+    """The run that is explored."""
+
+    name: str
+    scenarios: list[str]
+    editable: bool
+    titles_read: int
+
+
 def explorer_app(view: View, config: ServeConfig) -> FastAPI:
-    """Routes, wherever they are mounted. Where an API token is set, the page needs none, but what it asks for does."""
+    """Routes, wherever they are mounted. Where an API token is set, the API needs it and the page does not."""
     app = web_app(config, open_paths=frozenset(["", *(f"/{name}" for name in FILES)]))
 
     @app.get("/api/run")
-    async def run() -> dict[str, Any]:
+    async def run() -> RunDetails:
         """Name and scenarios, whether histories can be edited, and how many titles of a scenario the LLM reads."""
-        shown = {"name": view.name, "scenarios": view.scenarios}
-        return shown | {"editable": view.editable, "titles_read": view.titles_read}
+        return RunDetails(
+            name=view.name, scenarios=view.scenarios, editable=view.editable, titles_read=view.titles_read
+        )
 
     @app.get("/api/users")
-    async def users(begins: Id = "") -> list[Found]:
-        """Whose ids begin so."""
+    async def users(begins: Id = "") -> list[UserSummary]:
+        """Users whose ids begin so."""
         return await asyncio.to_thread(view.users, begins)
 
     @app.get("/api/user")
-    async def user(user_id: Id) -> Person:
-        """What is known of one."""
-        return await asyncio.to_thread(view.person, user_id)
+    async def user(user_id: Id) -> UserDetails:
+        """History and knowledge of one user."""
+        return await asyncio.to_thread(view.user, user_id)
 
     @app.post("/api/rank")
-    async def rank(asked: Asked) -> Ranking:
-        """Both rankings."""
+    async def rank(request: RankingRequest) -> Ranking:
+        """The candidates with and without the levels."""
         try:
-            return await asyncio.to_thread(view.ranking, asked)
+            return await asyncio.to_thread(view.rank, request)
         except LLM4MSRError:
             raise
-        except Exception as error:  # of the LLM, which may be another process: its last line says what
-            told = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise HTTPException(503, f"the LLM could not read this: {told[:300]}") from None
+        except Exception as error:  # the LLM may run in another process: the last line of its error says the cause
+            cause = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise HTTPException(503, f"the LLM could not read this: {cause[:300]}") from None
 
     @app.get("/{name:path}")
     async def file(name: str) -> Response:
-        """The page, and what it loads."""
+        """The page, and the files it loads."""
         if name not in FILES:
             raise HTTPException(404, "no such page")
         text = (Path(__file__).parent / (name or "page.html")).read_bytes()

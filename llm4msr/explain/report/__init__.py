@@ -1,5 +1,9 @@
-"""What the report of `llm4msr explain` shows, one module a section: plain numbers, computed without Ray.
+"""What the page of `llm4msr explain` shows, one module per section, computed without Ray.
 
-Read along the page: `scenarios`, `users`, `effect`, `cases` (single users), then `page`, which writes the HTML. All of
-them take an `Opened` run; what a level of knowledge does to a logit is measured by `ablation`.
+A section reads a `FinishedRun` and is a dataclass of plain numbers: `scenarios`, `users`, `effect` ("The results"),
+`layers`, `cases` ("Single users"). `build` calls them in this order, `page` renders `report.html.j2`.
+
+To add a section, write a module with a dataclass and the function that computes it, and its `tables()` if it has files
+beside the page; add it to `page.Sections` and to `build.build`; then draw it in `report.html.j2`, where it needs a
+`<section>` and a link in the `<nav>`.
 """

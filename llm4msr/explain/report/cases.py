@@ -1,25 +1,32 @@
-"""Single users: what they liked, what the LLM was asked and said, and how the layers moved the items before them.
+"""Single users: what they liked, what the LLM was asked and said, and how the layers moved the items for them.
 
-"Without" is this very net with its levels left out, not a model that was trained without.
+"Without" is this very net with its levels left out, not a model that was trained without knowledge.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from llm4msr.arrays import Ints
 from llm4msr.errors import ConfigError
-from llm4msr.explain.ablation import Levels, by_level
-from llm4msr.explain.candidates import candidates, frequent_items, histories, main_scenario, ranks
-from llm4msr.explain.opened_run import Opened, batch_of
+from llm4msr.explain.ablation import Levels, score_levels
+from llm4msr.explain.candidates import (
+    ScenarioLikes,
+    choose_candidates,
+    frequent_items,
+    histories,
+    main_scenario,
+    ranks,
+)
+from llm4msr.explain.finished_run import FinishedRun, batch_of
+from llm4msr.explain.report.tables import Table
 from llm4msr.knowledge import interests
 from llm4msr.text import shorten
 
 TOP = 10
 MOVED = 4
-"""Items shown of those that rose, and of those that fell."""
+"""Items that are shown of those that rose, and of those that fell."""
 REASONS = {
     "moved closer": "the layers moved the scores of the test rows furthest towards their labels (by logloss)",
     "moved away": "the layers moved the scores of the test rows furthest away from their labels (by logloss)",
@@ -41,16 +48,15 @@ class Case:
     loss: tuple[float, float] | None
     """Mean logloss of the test rows without and with the levels; None without test rows."""
     tested: int
-    history: list[dict[str, Any]]
-    """`scenario_id` and `titles`, oldest first, of each scenario in which something was liked."""
+    history: list[ScenarioLikes]
     prompt: str
     answer: str
     interests: dict[str, list[str]]
-    """Scenario -> what the answer names, where it could be held to it."""
+    """What the answer names of each scenario, where it can be read so."""
     scenario: int
     scenario_id: str
     ranked: pd.DataFrame
-    """The candidates, best with the levels first: see `ranking`."""
+    """The candidates as `ranking` gives them."""
 
     @property
     def reason(self) -> str:
@@ -59,12 +65,12 @@ class Case:
 
     @property
     def without(self) -> pd.DataFrame:
-        """The first candidates without the levels."""
+        """The top candidates without the levels."""
         return self.ranked.sort_values("rank_without").head(TOP)
 
     @property
     def moved(self) -> pd.DataFrame:
-        """What rose most and fell most, of the items that are near the top in either ranking."""
+        """The items near the top that rose most and fell most."""
         near = self.near
         risen = (near["rank_without"] - near["rank_with"]).sort_values(kind="stable")
         return near.loc[[*risen[risen > 0].index[::-1][:MOVED], *risen[risen < 0].index[:MOVED][::-1]]]
@@ -76,19 +82,20 @@ class Case:
 
     @property
     def shift(self) -> tuple[float, float]:
-        """What the user level and the scenario level add to items near the top on average, which changes no rank."""
+        """What user level and scenario level add to the items near the top on average, which changes no rank."""
         return float(self.near["user_part"].mean()), float(self.near["scenario_part"].mean())
 
     @property
     def against_mean(self) -> pd.DataFrame:
-        """The items near the top with logits and parts less their means over these items: they add up, too."""
+        """The items near the top with logits and parts less their means over these items, so that they still add up."""
         columns = ["logit_without", "user_part", "own_part", "scenario_part", "logit_with"]
         return self.near.assign(**{name: self.near[name] - self.near[name].mean() for name in columns})
 
     @property
-    def most(self) -> float:
-        """The largest part of the items that moved."""
-        return float(self.against_mean.loc[self.moved.index, ["user_part", "scenario_part"]].abs().max(axis=None))
+    def largest_part(self) -> float:
+        """The largest absolute part, against the mean, of the items that moved."""
+        parts = self.against_mean.loc[self.moved.index, ["user_part", "scenario_part"]].to_numpy()
+        return float(np.abs(parts).max())
 
     @property
     def finding(self) -> str:
@@ -96,7 +103,8 @@ class Case:
         moved = self.moved
         if moved.empty:
             return f"In “{shorten(self.scenario_id)}” the levels move no item near the top."
-        most = self.against_mean.loc[(moved["rank_without"] - moved["rank_with"]).abs().idxmax()]
+        furthest = int((moved["rank_without"] - moved["rank_with"]).abs().to_numpy().argmax())
+        most = self.against_mean.loc[moved.index].iloc[furthest]
         up = 1 if most["rank_with"] < most["rank_without"] else -1
         parts = sorted((up * most[f"{level}_part"], level) for level in ("scenario", "user"))
         by = "by both levels alike" if parts[0][0] > 0.8 * parts[1][0] else f"mostly by the {parts[1][1]} level"
@@ -110,22 +118,46 @@ class Case:
         )
 
 
-def case_section(run: Opened, levels: Levels) -> list[Case]:
-    """The chosen users, and those that `explain.users` names; `levels` are the logits of the test rows."""
-    chosen = choose(run.users, gains(run.test, levels))
-    number = dict(zip(run.users["user_id"][1:], range(1, len(run.users)), strict=True))
-    for raw in run.config.explain.users:
-        if raw not in number:
-            raise ConfigError(f"explain.users: no user '{raw}' in the prepared data")
-        chosen.append(("asked for", number[raw]))
+@dataclass(frozen=True)
+class CaseSection:
+    """What the page shows."""
+
+    cases: list[Case]
+
+    def tables(self) -> dict[str, Table]:
+        """A row per candidate of each user."""
+        rankings = [
+            case.ranked.assign(
+                why=case.kind,
+                user=case.user,
+                user_id=case.user_id,
+                scenario=case.scenario,
+                scenario_id=case.scenario_id,
+            )
+            for case in self.cases
+        ]
+        description = "single users: every candidate with its ranks and the parts of its logit"
+        return {"rankings.csv": Table(description, pd.concat(rankings) if rankings else pd.DataFrame())}
+
+
+def case_section(run: FinishedRun, levels: Levels) -> CaseSection:
+    """The chosen users, and those that `explain.users` names; `levels` are the logits of the test rows.
+
+    Raises:
+        ConfigError: `explain.users` names an unknown user.
+    """
+    gain = gains(run.test, levels)
+    chosen, numbers = choose(run.users, gain), run.user_numbers
+    for user_id in run.config.explain.users:
+        if user_id not in numbers:
+            raise ConfigError(f"explain.users: no user '{user_id}' in the prepared data")
+        chosen.append(("asked for", numbers[user_id]))
     ids = np.array([user for _, user in chosen], np.int64)
-    texts, liked = run.user_texts(ids), histories(run, ids)
-    popular = frequent_items(run)
-    losses = gains(run.test, levels)
+    texts, likes, frequent = run.user_texts(ids), histories(run, ids), frequent_items(run)
+    losses = gain[gain.index.isin(ids)].to_dict("index")
     cases = []
     for kind, user in chosen:
-        text, person = texts.get(user, {}), run.users.iloc[user]
-        tested = losses.loc[user] if user in losses.index else None
+        text, person, loss = texts.get(user, {}), run.users.iloc[user], losses.get(user)
         scenario = main_scenario(run, user)
         cases.append(
             Case(
@@ -134,33 +166,35 @@ def case_section(run: Opened, levels: Levels) -> list[Case]:
                 user=user,
                 rows=int(person["rows"]),
                 known=bool(person["known"]),
-                loss=None if tested is None else (float(tested["without"]), float(tested["with"])),
-                tested=0 if tested is None else int(tested["rows"]),
-                history=liked.get(user, []),
+                loss=(loss["without"], loss["with"]) if loss else None,
+                tested=loss["rows"] if loss else 0,
+                history=likes.get(user, []),
                 prompt=text.get("prompt", ""),
                 answer=text.get("answer", ""),
                 interests=interests.read(text.get("answer", ""), run.scenario_names[1:]),
                 scenario=scenario,
                 scenario_id=run.scenario_names[scenario],
-                ranked=ranking(run, user, scenario, candidates(run, popular, user, scenario)),
+                ranked=ranking(run, user, scenario, choose_candidates(run, frequent, user, scenario)),
             )
         )
-    return cases
+    return CaseSection(cases)
 
 
 def gains(test: pd.DataFrame, levels: Levels) -> pd.DataFrame:
-    """Of each user with test rows: `rows`, mean logloss `without` and `with` the levels, and `gain`, the fall of it."""
+    """Of each user with test rows: `rows`, mean logloss `without` and `with` the levels, and `gain`, by how much it
+    falls."""
     label_B = test["label"].to_numpy(np.float64)
     loss = {
         name: np.logaddexp(0, logit) - logit * label_B
         for name, logit in (("without", levels.none), ("with", levels.both))
     }
-    found = pd.DataFrame(loss).groupby(test["user"].to_numpy()).mean()
-    return found.assign(gain=found["without"] - found["with"], rows=test.groupby("user").size())
+    means = pd.DataFrame(loss).groupby(test["user"].to_numpy()).mean()
+    return means.assign(gain=means["without"] - means["with"], rows=test.groupby("user").size())
 
 
 def choose(users: pd.DataFrame, gain: pd.DataFrame) -> list[tuple[str, int]]:
-    """Moved closest and furthest, and typical, among users with enough test rows and knowledge, and the newest user."""
+    """Kind and number of up to four users: the newest one, and, among users with knowledge and enough test rows, those
+    who moved closest and furthest and a typical one."""
     gain = gain[gain.index > 0]
     gain = gain.assign(activity=users["rows"].reindex(gain.index))
     able = gain[users["known"].loc[gain.index]] if users["known"].loc[gain.index].any() else gain
@@ -180,14 +214,14 @@ def choose(users: pd.DataFrame, gain: pd.DataFrame) -> list[tuple[str, int]]:
     return chosen
 
 
-def ranking(run: Opened, user: int, scenario: int, items: Ints) -> pd.DataFrame:
-    """The items, best with the levels first.
+def ranking(run: FinishedRun, user: int, scenario: int, items: Ints) -> pd.DataFrame:
+    """The items [B], best with the levels first.
 
-    `item_id`, `title`, `rank_without`, `rank_with`, `logit_without`, `user_part`, `own_part` (of `user_part`, what is
-    this user's own), `scenario_part`, `logit_with` (the sum of `logit_without` and the two levels' parts), and
-    `test_label`, NaN where the test rows do not hold the item.
+    Columns: `item_id`, `title`, `rank_without`, `rank_with`, `logit_without`, `user_part`, `own_part` (what of
+    `user_part` is this user's own), `scenario_part`, `logit_with` (the sum of `logit_without` and the two levels'
+    parts), and `test_label`, NaN where the test rows do not hold the item.
     """
-    levels = by_level(run.net, batch_of(run.data, run.net, user, items, scenario))
+    levels = score_levels(run.net, batch_of(run.data, run.net, user, items, scenario))
     tested = run.test[(run.test["user"] == user) & (run.test["scenario"] == scenario)].groupby("item")["label"].max()
     table = pd.DataFrame(
         {

@@ -1,16 +1,18 @@
-"""What the layers of knowledge move: the same trained net, with a level left out as it scores.
+"""What the layers of knowledge move: the same trained net, scored with levels left out.
 
-That says what a level does in this net, and nothing of what knowledge brings: a net that was trained with its levels
-leans on them. For that see `effect`, which compares with a plain model.
+This tells what a level does in this net, not what knowledge brings, since a net that was trained with its levels leans
+on them. What knowledge brings is the subject of `effect`, which compares with a plain model.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from llm4msr.arrays import Floats
-from llm4msr.explain.ablation import Levels, by_level
-from llm4msr.explain.opened_run import Opened
+from llm4msr.explain.ablation import Levels, score_levels
+from llm4msr.explain.finished_run import FinishedRun
+from llm4msr.explain.report.tables import Table
 from llm4msr.model.net import RankerNet
 from llm4msr.training import metrics
 from llm4msr.training.batches import to_batch
@@ -18,15 +20,15 @@ from llm4msr.training.dataset import Data
 
 
 @dataclass(frozen=True)
-class Part:
-    """What the levels do to the logits of a scenario's test rows: mean absolute parts."""
+class LevelParts:
+    """Mean absolute parts of the logits of a scenario's test rows; the fields are the columns of levels.csv."""
 
     scenario: int | None
-    """None of all; 0 of those that the training rows lack."""
+    """None for all rows, 0 for scenarios that the training rows lack."""
     name: str
     user: float
     own: float
-    """Of the user level: what is the users' own."""
+    """What of the user level's part comes from the users' own knowledge."""
     scenario_level: float
 
 
@@ -34,47 +36,51 @@ class Part:
 class LayerSection:
     """What the page shows."""
 
-    parts: list[Part]
+    parts: list[LevelParts]
     left_out: list[tuple[str, float | None]]
-    """AUC of the same net with levels left out, the mean over the seeds; last the plain model, where it is trained."""
+    """Mean AUC over the seeds of the same net with levels left out; last the plain model, where it is trained."""
+
+    def tables(self) -> dict[str, Table]:
+        """One row per scenario."""
+        rows = pd.DataFrame(self.parts).astype({"scenario": "Int64"})
+        return {"levels.csv": Table("how far each level moves the logits", rows)}
 
 
-def layer_section(run: Opened, levels: list[Levels], plain: list[Floats]) -> LayerSection:
-    """From the logits of all test rows: of each seed with levels left out, and of each seed's plain model."""
+def layer_section(run: FinishedRun, levels: list[Levels], plain: list[Floats]) -> LayerSection:
+    """From the logits, float64 [B], of all test rows: each seed's with levels left out, and its plain model's."""
     return LayerSection(_parts(run, levels[0]), _left_out(run, levels, plain))
 
 
-def levels_of(net: RankerNet, data: Data, batch_size: int) -> Levels:
+def score_test_levels(net: RankerNet, data: Data, batch_size: int) -> Levels:
     """Logits of all test rows with each level in and out."""
-    parts = []
-    for rows, _ in data.rows("test").batches(batch_size, None):
-        parts.append(by_level(net, to_batch(rows, data.tables, data.knowledge if net.uses_users else None)))
-    return Levels.merged(parts)
+    knowledge = data.knowledge if net.uses_users else None
+    batches = data.rows("test").batches(batch_size, None)
+    return Levels.concatenate([score_levels(net, to_batch(rows, data.tables, knowledge)) for rows, _ in batches])
 
 
-def _parts(run: Opened, levels: Levels) -> list[Part]:
+def _parts(run: FinishedRun, levels: Levels) -> list[LevelParts]:
     scenario_B = run.test["scenario"].to_numpy()
-    parts_B = [np.abs(part) for part in (levels.user_part, levels.own_part, levels.scenario_part)]
-    found = [Part(None, "all test rows", *(float(part.mean()) for part in parts_B))]
+    parts_LB = [np.abs(part) for part in (levels.user_part, levels.own_part, levels.scenario_part)]
+    rows = [LevelParts(None, "all test rows", *(float(part_B.mean()) for part_B in parts_LB))]
     for number in np.unique(scenario_B).tolist():
-        here = (float(part[scenario_B == number].mean()) for part in parts_B)
-        found.append(Part(number, run.scenario_names[number], *here))
-    return found
+        means = (float(part_B[scenario_B == number].mean()) for part_B in parts_LB)
+        rows.append(LevelParts(number, run.scenario_names[number], *means))
+    return rows
 
 
-def _left_out(run: Opened, levels: list[Levels], plain: list[Floats]) -> list[tuple[str, float | None]]:
+def _left_out(run: FinishedRun, levels: list[Levels], plain: list[Floats]) -> list[tuple[str, float | None]]:
     label_B = run.test["label"].to_numpy()
 
     def mean_auc(logits: list[Floats]) -> float | None:
         values = [value for logit in logits if (value := metrics.auc(label_B, logit)) is not None]
         return float(np.mean(values)) if values else None
 
-    wanted = [("this model", "both")]
+    models = [("this model", "both")]
     both_levels = run.net.uses_users and run.net.has_scenario_level
     if run.net.user_level_is_added:
-        wanted += [("every user as one without knowledge", "default_both")]
+        models += [("every user as one without knowledge", "default_both")]
     if both_levels:
-        wanted += [("without its scenario level", "user"), ("without its user level", "scenario")]
-    wanted += [("without both levels" if both_levels else "without its level", "none")]
-    rows = [(name, mean_auc([getattr(one, level) for one in levels])) for name, level in wanted]
+        models += [("without its scenario level", "user"), ("without its user level", "scenario")]
+    models += [("without both levels" if both_levels else "without its level", "none")]
+    rows = [(name, mean_auc([getattr(logits, level) for logits in levels])) for name, level in models]
     return [*rows, ("the plain model, trained on its own", mean_auc(plain))] if plain else rows

@@ -1,20 +1,20 @@
-"""The page: one HTML file, without scripts and without anything to fetch. Every text in it is escaped by Jinja.
+"""The page: one HTML file without scripts that fetches nothing. Jinja escapes every text in it.
 
-Pictures are SVG, or tables with coloured cells; here is their geometry, the template draws them.
+Pictures are SVG, or tables with coloured cells. This module computes their geometry, and the template draws them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jinja2
 import numpy as np
 
 from llm4msr.explain.report.bootstrap import Interval
-from llm4msr.explain.report.cases import Case
+from llm4msr.explain.report.cases import CaseSection
 from llm4msr.explain.report.effect import EffectSection
 from llm4msr.explain.report.layers import LayerSection
 from llm4msr.explain.report.scenarios import ScenarioSection
+from llm4msr.explain.report.tables import Section, Table
 from llm4msr.explain.report.users import UserSection
 from llm4msr.text import block, count_of, number, percent, shorten, signed
 from llm4msr.training.results import UNKNOWN, shown
@@ -26,32 +26,39 @@ COLOURS = 8
 """Scenarios that have a colour of their own; the others share the last one."""
 
 
-@dataclass(frozen=True)
-class Page:
-    """All that the template reads."""
+class Header(NamedTuple):
+    """What stands above the sections."""
 
     name: str
-    facts: list[tuple[str, str]]
+    facts: dict[str, str]
     warning: str
-    made: str
+    created: str
+
+
+class Sections(NamedTuple):
+    """The sections in the page's order."""
+
     scenarios: ScenarioSection
     users: UserSection
     effect: EffectSection
     layers: LayerSection
-    cases: list[Case]
-    files: list[tuple[str, str]]
-    """Files beside the page, and what they hold."""
+    cases: CaseSection
+
+    def tables(self) -> dict[str, Table]:
+        """The files beside the page, by name."""
+        sections: tuple[Section, ...] = self
+        return {name: table for section in sections for name, table in section.tables().items()}
 
 
 class Point(NamedTuple):
-    """A user on the map."""
+    """A user on the map: place in pixels, number of the colour, and what is shown when one points at it."""
 
     place: tuple[float, float]
     colour: int
-    told: str
+    title: str
 
 
-def html(page: Page) -> str:
+def html(header: Header, sections: Sections, tables: dict[str, Table]) -> str:
     """The whole file."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("llm4msr.explain", "report"),
@@ -62,27 +69,28 @@ def html(page: Page) -> str:
     )
     environment.filters |= {"short": shorten, "block": block, "signed": signed, "percent": percent, "auc": number}
     environment.globals |= {"count_of": count_of, "shown": shown, "unknown": UNKNOWN}
-    colours = colour_of(page.users, page.scenarios)
+    colours = colours_of_scenarios(sections.users)
     return environment.get_template("report.html.j2").render(
-        page=page,
-        points=points(page.users, page.scenarios, colours),
-        labels=labels(page.users),
+        header=header,
+        **sections._asdict(),
+        tables=tables,
+        points=points(sections.users, sections.scenarios, colours),
+        labels=labels(sections.users),
         colours=colours,
         size=(MAP_WIDTH, MAP_HEIGHT),
-        span=span([row.gain for row in page.effect.rows]),
+        span=span([row.gain for row in sections.effect.rows]),
         most_rows=MOST_ROWS,
     )
 
 
 def span(intervals: list[Interval | None]) -> float:
     """How far from zero the picture of these intervals reaches; what is much wider than the rest is cut."""
-    there = [interval for interval in intervals if interval is not None]
-    reach = [max(abs(i.low), abs(i.high)) for i in there]
+    reach = [max(abs(i.low), abs(i.high)) for i in intervals if i is not None]
     return min(max(reach), 4 * float(np.median(reach))) or 1e-9 if reach else 1.0
 
 
-def colour_of(users: UserSection, scenarios: ScenarioSection) -> dict[int, int]:
-    """Scenario number -> colour number: those with most users first, the rest share the last; 0 stands for none."""
+def colours_of_scenarios(users: UserSection) -> dict[int, int]:
+    """Colour number of each scenario number: those with most users first, and the rest share the last colour."""
     if users.points.empty:
         return {}
     ordered = users.points["main"].value_counts().index.tolist()
@@ -94,15 +102,15 @@ def points(users: UserSection, scenarios: ScenarioSection, colours: dict[int, in
     if users.points.empty:
         return []
     place = _scale(users)
-    names = ["none", *(row["scenario_id"] for row in scenarios.rows)]
-    drawn = users.points.iloc[users.sample]
+    names = ["none", *(shorten(row["scenario_id"], 40) for row in scenarios.rows)]
+    columns = users.points.iloc[users.sample][["user_id", "x", "y", "main", "rows"]].itertuples(index=False)
     return [
         Point(
-            place(row.x, row.y),
-            colours.get(row.main, COLOURS - 1),
-            f"user {shorten(row.user_id, 40)}: {row.rows} rows, mostly {shorten(names[row.main], 40)}",
+            place(x, y),
+            colours.get(main, COLOURS - 1),
+            f"user {shorten(user_id, 40)}: {rows} rows, mostly {names[main]}",
         )
-        for row in drawn.itertuples()
+        for user_id, x, y, main, rows in columns
     ]
 
 
@@ -115,7 +123,7 @@ def labels(users: UserSection) -> list[tuple[str, float, float]]:
 
 
 def _scale(users: UserSection) -> Callable[[float, float], tuple[float, float]]:
-    """From code space to the map; the outermost hundredth on each side is drawn at the edge."""
+    """From the first two components of the codes to pixels of the map; the outermost 0.5% are drawn at its edge."""
     drawn = users.points.iloc[users.sample]
     low, high = (np.quantile(drawn[["x", "y"]].to_numpy(), q, axis=0) for q in (0.005, 0.995))
     width = np.maximum(high - low, 1e-9)

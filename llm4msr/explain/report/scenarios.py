@@ -1,11 +1,11 @@
-"""The scenarios: what the LLM says of them, and how alike they are to it, to the model and to the users.
+"""The scenarios: what the LLM says of them, and how alike they are to the LLM, to the model and to the users.
 
 Shape suffixes: S known scenarios, Z width of the LLM's vector, W numbers of a generated layer.
 """
 
 import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,13 +13,14 @@ import torch
 from scipy import sparse, stats
 
 from llm4msr.arrays import Floats
-from llm4msr.explain.opened_run import Opened
+from llm4msr.explain.finished_run import FinishedRun, ScenarioStatistics
+from llm4msr.explain.report.tables import Table
 from llm4msr.knowledge import store
 from llm4msr.model.net import RankerNet
 from llm4msr.text import shorten, signed
 
 MAX_SHOWN = 10
-"""Scenarios in a heat map, the largest; the data beside the report has all."""
+"""Scenarios in a heat map, the largest; similarity.csv has all."""
 MIN_ROWS, MIN_COMMON = 3, 10
 """Rows that a rate needs, and items (or users) with a rate in both scenarios that a correlation needs."""
 MIN_SCENARIOS = 4
@@ -30,7 +31,7 @@ MAX_DRAWS = 999
 
 @dataclass(frozen=True)
 class HeatMap:
-    """How alike each two scenarios are, -1 to 1 (or 0 to 1); NaN where that is not defined."""
+    """How alike each two scenarios are, -1 to 1 (or 0 to 1); NaN where that is undefined."""
 
     key: str
     title: str
@@ -40,7 +41,7 @@ class HeatMap:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Rank correlation of two heat maps over their pairs of scenarios, and how likely chance would do as well."""
+    """Rank correlation of two heat maps, named by their titles, over pairs of scenarios, with its p-value."""
 
     first: str
     second: str
@@ -49,34 +50,45 @@ class Agreement:
     p: float
 
 
+class ScenarioRow(ScenarioStatistics):
+    """A scenario's statistics, and what the LLM says of it; "" where it was not asked."""
+
+    answer: str
+
+
 @dataclass(frozen=True)
 class ScenarioSection:
     """What the page shows."""
 
     finding: str
-    rows: list[dict[str, Any]]
-    """Of each scenario: name, statistics and the LLM's answer."""
+    rows: list[ScenarioRow]
+    """By scenario number, from 1."""
     maps: list[HeatMap]
     missing: list[str]
-    """Why a heat map that one would expect is not there."""
+    """Why a heat map that one would expect is missing."""
     agreements: list[Agreement]
     shown: list[int]
     """Places of the scenarios that the heat maps draw."""
 
-    def table(self) -> pd.DataFrame:
-        """A row per pair of scenarios, a column per heat map."""
+    def tables(self) -> dict[str, Table]:
+        """A row per scenario, and a row per pair of scenarios with a column per heat map."""
+        columns = ["scenario", "scenario_id", "interactions", "users", "items", "positive_rate", "answer"]
         names = [row["scenario_id"] for row in self.rows]
         pairs = list(itertools.combinations(range(len(names)), 2))
-        columns = {m.key: [m.values_SS[a, b] for a, b in pairs] for m in self.maps}
-        return pd.DataFrame(
-            {"scenario": [names[a] for a, _ in pairs], "other": [names[b] for _, b in pairs], **columns}
-        )
+        similarities = {"scenario": [names[a] for a, _ in pairs], "other": [names[b] for _, b in pairs]}
+        similarities |= {m.key: [m.values_SS[pair] for pair in pairs] for m in self.maps}
+        return {
+            "scenarios.csv": Table(
+                "the LLM's text on each scenario, and its statistics", pd.DataFrame(self.rows)[columns]
+            ),
+            "similarity.csv": Table("each pair of scenarios in each heat map", pd.DataFrame(similarities)),
+        }
 
 
-def scenario_section(run: Opened) -> ScenarioSection:
+def scenario_section(run: FinishedRun) -> ScenarioSection:
     """Texts, heat maps, and how far they agree."""
     answers = {text["raw_id"]: text["answer"] for text in store.texts(run.extracted)}
-    rows = [row | {"answer": answers.get(row["scenario_id"], "")} for row in run.scenarios]
+    rows: list[ScenarioRow] = [{**row, "answer": answers.get(row["scenario_id"], "")} for row in run.scenarios]
     maps, missing = [], []
     if len(rows) > 1:
         assert run.data.knowledge is not None
@@ -120,7 +132,8 @@ def layers(net: RankerNet) -> Floats:
 
 
 def behaviour(train: pd.DataFrame, scenarios: int) -> list[HeatMap]:
-    """What users do: how many they share, and whether the same items (else users) like and are liked in both."""
+    """What users do: how many both scenarios share, and whether the same items are liked in both (else: the same users
+    like in both)."""
     pairs = train[["user", "scenario"]].drop_duplicates()
     member = sparse.csr_matrix(
         (np.ones(len(pairs)), (pairs["user"], pairs["scenario"] - 1)), shape=(pairs["user"].max() + 1, scenarios)
@@ -129,27 +142,27 @@ def behaviour(train: pd.DataFrame, scenarios: int) -> list[HeatMap]:
     size_S = common_SS.diagonal()
     shared_SS = common_SS / np.maximum(size_S[:, None] + size_S[None, :] - common_SS, 1)
     shared = HeatMap("shared_users", "Who comes to both", "users of both, as a share of the users of either", shared_SS)
-    rates_SS, of = rates(train, "item", scenarios), "items"
+    rates_SS, owners = rates(train, "item", scenarios), "items"
     if np.isnan(rates_SS[~np.eye(scenarios, dtype=bool)]).all():
-        rates_SS, of = rates(train, "user", scenarios), "users"
-    note = f"correlation of the {of}' rates of likes in the two scenarios"
-    note += "" if of == "items" else "; no two scenarios have enough items in common"
+        rates_SS, owners = rates(train, "user", scenarios), "users"
+    note = f"correlation of the {owners}' rates of likes in the two scenarios"
+    note += "" if owners == "items" else "; no two scenarios have enough items in common"
     return [shared, HeatMap("rates", "What is liked in both", note, rates_SS)]
 
 
 def rates(train: pd.DataFrame, by: str, scenarios: int) -> Floats:
     """[S, S]: Pearson correlation, over items (or users) with enough rows in both, of their share of likes."""
-    found = train.groupby([by, "scenario"])["label"].agg(["size", "mean"]).reset_index()
-    wide = found[found["size"] >= MIN_ROWS].pivot(index=by, columns="scenario", values="mean")
+    counts = train.groupby([by, "scenario"])["label"].agg(["size", "mean"]).reset_index()
+    wide = counts[counts["size"] >= MIN_ROWS].pivot(index=by, columns="scenario", values="mean")
     wide = wide.reindex(columns=range(1, scenarios + 1))
     return np.asarray(wide.corr(min_periods=MIN_COMMON).to_numpy(np.float64))
 
 
 def agreement(a_SS: Floats, b_SS: Floats) -> tuple[float, int, float]:
-    """Spearman's correlation over the pairs that both define, their number, and Mantel's p (two-sided).
+    """Spearman's correlation over the pairs that both matrices define, the number of pairs, and Mantel's p (two-sided).
 
-    Mantel (1967): the scenarios of one matrix are permuted, since pairs that share a scenario are not independent.
-    p is NaN where a pair is not defined.
+    Mantel (1967), "The detection of disease clustering and a generalized regression approach": the scenarios of one
+    matrix are permuted, since pairs that share a scenario are not independent. p is NaN where a pair is undefined.
     """
     above = np.triu_indices(len(a_SS), 1)
     both = np.isfinite(a_SS[above]) & np.isfinite(b_SS[above])
@@ -157,49 +170,51 @@ def agreement(a_SS: Floats, b_SS: Floats) -> tuple[float, int, float]:
     a_P, b_P = _ranks(a_SS[above][both]), _ranks(b_SS[above][both])
     if pairs < 3 or not a_P.any() or not b_P.any():
         return float("nan"), pairs, float("nan")
-    found = float((a_P * b_P).mean())
+    correlation = float((a_P * b_P).mean())
     if not both.all():
-        return found, pairs, float("nan")
+        return correlation, pairs, float("nan")
     ranks_SS = np.zeros(a_SS.shape)
     ranks_SS[above] = a_P
     ranks_SS += ranks_SS.T
     size, rng = len(a_SS), np.random.default_rng(0)
     every = size <= 6
-    orders: Any = itertools.permutations(range(size)) if every else (rng.permutation(size) for _ in range(MAX_DRAWS))
+    draws = (rng.permutation(size).tolist() for _ in range(MAX_DRAWS))
+    orders: Iterable[Sequence[int]] = itertools.permutations(range(size)) if every else draws
     by_chance = np.array([(ranks_SS[np.ix_(order, order)][above] * b_P).mean() for order in orders])
-    as_far = int((np.abs(by_chance) >= abs(found) - 1e-12).sum())
-    return found, pairs, (as_far + (not every)) / (len(by_chance) + (not every))
+    as_far = int((np.abs(by_chance) >= abs(correlation) - 1e-12).sum())
+    return correlation, pairs, (as_far + (not every)) / (len(by_chance) + (not every))
 
 
 def _ranks(values: Floats) -> Floats:
-    """Ranks, standardised; zeros where all are the same."""
+    """Ranks, standardised; zeros where all values are the same."""
     ranks = stats.rankdata(values) - (len(values) + 1) / 2
     return np.asarray(ranks / (np.sqrt((ranks**2).mean()) or 1.0)) if len(values) else ranks
 
 
 def _agreements(maps: list[HeatMap]) -> list[Agreement]:
-    found = [(a, b, *agreement(a.values_SS, b.values_SS)) for a, b in itertools.combinations(maps, 2)]
-    return [Agreement(a.title, b.title, r, pairs, p) for a, b, r, pairs, p in found if np.isfinite(r)]
+    pairs = itertools.combinations(maps, 2)
+    agreements = [Agreement(a.title, b.title, *agreement(a.values_SS, b.values_SS)) for a, b in pairs]
+    return [one for one in agreements if np.isfinite(one.correlation)]
 
 
-def _finding(rows: list[dict[str, Any]], maps: list[HeatMap], agreements: list[Agreement]) -> str:
+def _finding(rows: list[ScenarioRow], maps: list[HeatMap], agreements: list[Agreement]) -> str:
     names = [shorten(row["scenario_id"]) for row in rows]
     if len(names) < 2:
         return "There is one scenario, so nothing to compare."
     values_SS = maps[0].values_SS
     pairs = list(itertools.combinations(range(len(names)), 2))
-    near, far = (best(pairs, key=lambda pair: values_SS[pair]) for best in (max, min))
-    told = f"To the LLM, “{names[near[0]]}” and “{names[near[1]]}” are most alike"
+    near, far = (choose(pairs, key=lambda pair: values_SS[pair]) for choose in (max, min))
+    text = f"To the LLM, “{names[near[0]]}” and “{names[near[1]]}” are most alike"
     if len(pairs) > 1:
-        told += f", “{names[far[0]]}” and “{names[far[1]]}” least"
+        text += f", “{names[far[0]]}” and “{names[far[1]]}” least"
     if len(names) == 2:
         return "There are two scenarios, so one pair to compare: read the numbers, not the colours."
     of_users = [a for a in agreements if a.first == maps[0].title and a.second in [m.title for m in maps[-2:]]]
     clear = [a for a in of_users if a.p < 0.05]
     if not of_users:
-        return f"{told}."
+        return f"{text}."
     if not clear:
-        return f"{told}; what users do does not clearly bear it out, nor contradict it."
-    best = clear[0]
-    how = "agrees" if best.correlation > 0 else "disagrees"
-    return f"{told}; what users do {how} with it (rank correlation {signed(best.correlation, 2)}, p = {best.p:.2f})."
+        return f"{text}; what users do does not clearly bear it out, nor contradict it."
+    first = clear[0]
+    how = "agrees" if first.correlation > 0 else "disagrees"
+    return f"{text}; what users do {how} with it (rank correlation {signed(first.correlation, 2)}, p = {first.p:.2f})."

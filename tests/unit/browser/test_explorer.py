@@ -16,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 from llm4msr.bundle.messages import TOKEN
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
-from llm4msr.explain.candidates import candidates, frequent_items
+from llm4msr.explain.candidates import choose_candidates, frequent_items
 from llm4msr.explain.explorer.routes import explorer_app
-from llm4msr.explain.explorer.view import Asked, Liked, View
+from llm4msr.explain.explorer.view import RankingRequest, ScenarioHistory, View
 from llm4msr.explain.report.cases import ranking
 from llm4msr.pipeline import trained
 from llm4msr.storage import StageOutput
@@ -48,11 +48,11 @@ def view(report: tuple[Config, StageOutput]) -> View:
 def address(view: View) -> Iterator[str]:
     app = explorer_app(view, view.run.config.serve)
 
-    async def below(scope: Scope, receive: Receive, send: Send) -> None:
+    async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
         await app({**scope, "root_path": PREFIX} if scope["type"] == "http" else scope, receive, send)
 
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(below, port=port, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(mounted, port=port, log_level="error"))
     threading.Thread(target=server.run, daemon=True).start()
     while not server.started:
         time.sleep(0.01)
@@ -60,50 +60,51 @@ def address(view: View) -> Iterator[str]:
     server.should_exit = True
 
 
-# --- what is asked ------------------------------------------------------------------------------------------------
+# --- the view ------------------------------------------------------------------------------------------------
 
 
 def test_a_search_finds_ids_by_their_beginning_and_the_active_first(view: View):
-    found = view.users("1")
-    assert found
-    assert all(one.user_id.startswith("1") for one in found)
-    assert [one.rows for one in found] == sorted((one.rows for one in found), reverse=True)
+    users = view.users("1")
+    assert users
+    assert all(user.user_id.startswith("1") for user in users)
+    assert [user.rows for user in users] == sorted((user.rows for user in users), reverse=True)
     assert view.users("no such beginning") == []
     assert len(view.users("")) == 20
 
 
 def test_the_ranking_at_full_strength_is_the_reports(view: View):
-    person = view.person(view.users("")[0].user_id)
-    found = view.ranking(Asked(user_id=person.user_id, scenario=person.scenario))
-    user, scenario = view._number[person.user_id], 1 + view.scenarios.index(person.scenario)
-    expected = ranking(view.run, user, scenario, candidates(view.run, frequent_items(view.run), user, scenario))
-    assert [(line.rank_without, line.rank_with) for line in found.lines] == list(
+    user = view.user(view.users("")[0].user_id)
+    answer = view.rank(RankingRequest(user_id=user.user_id, scenario=user.scenario))
+    number, scenario = view.run.user_numbers[user.user_id], 1 + view.scenarios.index(user.scenario)
+    items = choose_candidates(view.run, frequent_items(view.run), number, scenario)
+    expected = ranking(view.run, number, scenario, items)
+    assert [(line.rank_without, line.rank_with) for line in answer.lines] == list(
         zip(expected["rank_without"], expected["rank_with"], strict=True)
     )
     np.testing.assert_allclose(
-        [line.change for line in found.lines], expected["logit_with"] - expected["logit_without"], atol=1e-9
+        [line.change for line in answer.lines], expected["logit_with"] - expected["logit_without"], atol=1e-9
     )
-    assert found.knowledge == "own"
+    assert answer.knowledge == "own"
 
 
 def test_without_both_levels_nothing_moves(view: View):
-    person = view.person(view.users("")[0].user_id)
-    asked = Asked(user_id=person.user_id, scenario=person.scenario, user_strength=0, scenario_strength=0)
-    assert all(line.rank_with == line.rank_without and line.change == 0 for line in view.ranking(asked).lines)
+    user = view.user(view.users("")[0].user_id)
+    request = RankingRequest(user_id=user.user_id, scenario=user.scenario, user_strength=0, scenario_strength=0)
+    assert all(line.rank_with == line.rank_without and line.change == 0 for line in view.rank(request).lines)
 
 
 def test_another_history_is_another_vector_read_once(view: View):
-    person = view.person(view.users("")[0].user_id)
-    asked = Asked(user_id=person.user_id, scenario=person.scenario)
-    own = view.ranking(asked)
+    user = view.user(view.users("")[0].user_id)
+    request = RankingRequest(user_id=user.user_id, scenario=user.scenario)
+    own = view.rank(request)
     READ.clear()
     for strength in (1.0, 0.5, 1.5, 1.0):
-        edited = view.ranking(asked.model_copy(update={"history": person.history[:1], "user_strength": strength}))
+        edited = view.rank(request.model_copy(update={"history": user.history[:1], "user_strength": strength}))
     assert len(READ) == 1
-    assert READ[0].startswith(view.run.user_texts(np.array([view._number[person.user_id]])).popitem()[1]["prompt"][:80])
+    assert READ[0].startswith(user.prompt[:80])
     assert edited.knowledge == "edited"
     assert [line.change for line in edited.lines] != [line.change for line in own.lines]
-    nothing = view.ranking(asked.model_copy(update={"history": [Liked(scenario="x", titles=[])]}))
+    nothing = view.rank(request.model_copy(update={"history": [ScenarioHistory(scenario="x", titles=[])]}))
     assert nothing.knowledge == "none"
     assert len(READ) == 1
 
@@ -111,16 +112,16 @@ def test_another_history_is_another_vector_read_once(view: View):
 def test_what_cannot_be_shown_is_told(view: View):
     user = view.users("")[0].user_id
     with pytest.raises(ConfigError, match="no user 'nobody'"):
-        view.person("nobody")
+        view.user("nobody")
     with pytest.raises(ConfigError, match="scenario: no 'nowhere'"):
-        view.ranking(Asked(user_id=user, scenario="nowhere"))
+        view.rank(RankingRequest(user_id=user, scenario="nowhere"))
 
 
 def test_an_edited_history_is_bounded(view: View, address: str):
-    asked = {"user_id": view.users("")[0].user_id, "scenario": view.scenarios[0]}
+    request = {"user_id": view.users("")[0].user_id, "scenario": view.scenarios[0]}
     long = [{"scenario": f"{i:03}" * 20, "titles": ["t" * 60] * 4} for i in range(900)]
     before = len(READ)
-    answer = httpx.post(f"{address}/api/rank", json=asked | {"history": long})
+    answer = httpx.post(f"{address}/api/rank", json=request | {"history": long})
     assert answer.status_code == 422
     assert "characters, allowed are" in answer.json()["detail"]
     for wrong in (
@@ -128,7 +129,7 @@ def test_an_edited_history_is_bounded(view: View, address: str):
         [0] * 400_000,
         [{"scenario": "x", "titles": []}] * 1001,
     ):
-        answer = httpx.post(f"{address}/api/rank", json=asked | {"history": wrong})
+        answer = httpx.post(f"{address}/api/rank", json=request | {"history": wrong})
         assert answer.status_code == 422
         assert len(answer.content) < 2_000
     assert len(READ) == before
@@ -150,7 +151,7 @@ def test_foreign_hosts_see_nothing_of_it(address: str):
 def test_strengths_are_bounded():
     for wrong in ({"user_strength": 1.6}, {"user_strength": -0.1}, {"scenario_strength": float("nan")}):
         with pytest.raises(ValueError, match="strength"):
-            Asked(user_id="u", scenario="s", **wrong)
+            RankingRequest(user_id="u", scenario="s", **wrong)
 
 
 # --- over HTTP ----------------------------------------------------------------------------------------------------
@@ -192,18 +193,18 @@ def opened(request: pytest.FixtureRequest, browser: Browser, address: str) -> It
     context.close()
 
 
-def chosen(page: Page, number: int = 0) -> None:
+def choose_user(page: Page, number: int = 0) -> None:
     page.locator("#found button").nth(number).click()
-    ranked(page)
+    wait_for_ranking(page)
 
 
-def ranked(page: Page, how: str = "candidates ranked") -> None:
+def wait_for_ranking(page: Page, how: str = "candidates ranked") -> None:
     expect(page.locator("#status")).to_contain_text(how)
 
 
 def titles(page: Page, which: str) -> list[str]:
-    found: list[str] = page.locator(f"#{which} .title").all_inner_texts()
-    return found
+    texts: list[str] = page.locator(f"#{which} .title").all_inner_texts()
+    return texts
 
 
 @needs_chromium
@@ -211,7 +212,7 @@ def test_one_looks_turns_and_edits(opened: Opened, address: str):
     page = opened.page
     page.get_by_label("Find a user").fill("1")
     expect(page.locator("#found button").first).to_have_text(re.compile("^1"))
-    chosen(page)
+    choose_user(page)
     assert titles(page, "with") != titles(page, "without")
     whole = titles(page, "with")
 
@@ -227,11 +228,11 @@ def test_one_looks_turns_and_edits(opened: Opened, address: str):
 
     page.get_by_label("Title", exact=True).fill("<b>What if</b>")
     page.get_by_role("button", name="Add to the history").click()
-    ranked(page, "edited history")
+    wait_for_ranking(page, "edited history")
     assert "<b>What if</b>" in page.locator("#history").inner_text()
     assert "<b>What if</b>" in (page.locator("#prompt").text_content() or "")
     page.get_by_role("button", name="Back to the true one").click()
-    ranked(page, "own vector")
+    wait_for_ranking(page, "own vector")
     assert titles(page, "with") == whole
 
     assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
@@ -245,7 +246,7 @@ def test_hostile_texts_are_text(browser: Browser, address: str, view: View):
     opened = Opened(browser.new_page(), f"{address}/")
     page = opened.page
     for number in range(10):
-        chosen(page, number)
+        choose_user(page, number)
     for scenario in view.scenarios:
         page.get_by_label("Scenario", exact=True).select_option(scenario)
         page.wait_for_load_state("networkidle")

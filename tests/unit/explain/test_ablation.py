@@ -1,4 +1,4 @@
-"""A level's part of a logit: exact, and of nobody else's making."""
+"""A level's part of a logit is exact, and comes from the user's or scenario's own vector."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm4msr.explain.ablation import Levels, by_level
+from llm4msr.explain.ablation import Levels, score_levels
 from llm4msr.model.inputs import Batch, Strengths
 from llm4msr.model.net import RankerNet
 from tests.support.data import FIELDS, model_config, random_batch, statistics
@@ -24,7 +24,7 @@ MODELS: list[dict[str, Any]] = [
 ]
 
 
-def trained_looking(config: Any) -> RankerNet:
+def net_with_all_weights(config: Any) -> RankerNet:
     """A net whose every weight is away from zero, so that each level does something."""
     torch.manual_seed(1)
     net = RankerNet(FIELDS, 4, config, statistics() if config.knowledge != "none" else None)
@@ -34,16 +34,16 @@ def trained_looking(config: Any) -> RankerNet:
     return net.eval()
 
 
-def scored(net: RankerNet, batch: Batch) -> np.ndarray:
+def logits(net: RankerNet, batch: Batch) -> np.ndarray:
     with torch.inference_mode():
         return net(batch).double().numpy()
 
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_parts_add_up_to_the_logit(model: dict[str, Any]):
-    net, batch = trained_looking(model_config(**model)), random_batch()
-    levels = by_level(net, batch)
-    np.testing.assert_array_equal(levels.both, scored(net, batch))
+    net, batch = net_with_all_weights(model_config(**model)), random_batch()
+    levels = score_levels(net, batch)
+    np.testing.assert_array_equal(levels.both, logits(net, batch))
     np.testing.assert_allclose(levels.none + levels.user_part + levels.scenario_part, levels.both, rtol=0, atol=1e-12)
     assert (np.abs(levels.user_part).max() > 1e-3) == net.uses_users
     assert (np.abs(levels.scenario_part).max() > 1e-3) == net.has_scenario_level
@@ -52,18 +52,18 @@ def test_parts_add_up_to_the_logit(model: dict[str, Any]):
 
 @pytest.mark.parametrize("fusion", ["add", "gate", "concat"])
 def test_without_both_levels_it_is_the_plain_net_with_the_same_weights(fusion: str):
-    net, batch = trained_looking(model_config(knowledge="both", fusion=fusion)), random_batch()
-    plain = trained_looking(model_config(knowledge="none"))
+    net, batch = net_with_all_weights(model_config(knowledge="both", fusion=fusion)), random_batch()
+    plain = net_with_all_weights(model_config(knowledge="none"))
     plain.load_state_dict({name: value for name, value in net.state_dict().items() if name in plain.state_dict()})
-    np.testing.assert_array_equal(by_level(net, batch).none, scored(plain, batch))
+    np.testing.assert_array_equal(score_levels(net, batch).none, logits(plain, batch))
 
 
 def test_one_level_alone_is_the_net_of_that_kind_with_the_same_weights():
-    net, batch = trained_looking(model_config(knowledge="both")), random_batch()
+    net, batch = net_with_all_weights(model_config(knowledge="both")), random_batch()
     for kind in ("user", "scenario"):
-        alone = trained_looking(model_config(knowledge=kind))
+        alone = net_with_all_weights(model_config(knowledge=kind))
         alone.load_state_dict({name: value for name, value in net.state_dict().items() if name in alone.state_dict()})
-        np.testing.assert_array_equal(getattr(by_level(net, batch), kind), scored(alone, batch))
+        np.testing.assert_array_equal(getattr(score_levels(net, batch), kind), logits(alone, batch))
 
 
 def test_what_meets_in_the_net_is_shared_equally():
@@ -75,9 +75,9 @@ def test_what_meets_in_the_net_is_shared_equally():
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_a_users_own_part_is_the_difference_to_a_user_without_knowledge(model: dict[str, Any]):
-    net, batch = trained_looking(model_config(**model)), random_batch()
-    levels = by_level(net, batch)
-    nobody = by_level(net, batch._replace(known_N=torch.zeros_like(batch.known_N)))
+    net, batch = net_with_all_weights(model_config(**model)), random_batch()
+    levels = score_levels(net, batch)
+    nobody = score_levels(net, batch._replace(known_N=torch.zeros_like(batch.known_N)))
     np.testing.assert_array_equal(levels.default_both, nobody.both)
     np.testing.assert_array_equal(nobody.own_part, np.zeros_like(nobody.own_part))
     unknown = (batch.owner_B == 0).numpy()  # the one user of this batch without a vector
@@ -90,16 +90,16 @@ def test_a_users_own_part_is_the_difference_to_a_user_without_knowledge(model: d
 def test_the_default_code_stands_for_a_user_level_that_cannot_be_taken_out():
     batch = random_batch()
     nobody = batch._replace(known_N=torch.zeros_like(batch.known_N))
-    net = trained_looking(model_config(knowledge="feature"))
-    np.testing.assert_array_equal(by_level(net, batch).none, scored(net, nobody))
+    net = net_with_all_weights(model_config(knowledge="feature"))
+    np.testing.assert_array_equal(score_levels(net, batch).none, logits(net, nobody))
 
 
 def test_a_users_parts_change_when_and_only_when_their_vector_does():
-    net, batch = trained_looking(model_config(knowledge="both")), random_batch()
-    before = by_level(net, batch)
+    net, batch = net_with_all_weights(model_config(knowledge="both")), random_batch()
+    before = score_levels(net, batch)
     vectors = batch.z_NZ.clone()
     vectors[2] += 1
-    after = by_level(net, batch._replace(z_NZ=vectors))
+    after = score_levels(net, batch._replace(z_NZ=vectors))
     own = (batch.owner_B == 2).numpy()
     for old, new in ((before.user_part, after.user_part), (before.both, after.both)):
         assert (old[own] != new[own]).all()
@@ -108,20 +108,20 @@ def test_a_users_parts_change_when_and_only_when_their_vector_does():
 
 
 def test_a_scenarios_parts_change_when_and_only_when_its_vector_does():
-    net, batch = trained_looking(model_config(knowledge="both")), random_batch()
-    before = by_level(net, batch)
+    net, batch = net_with_all_weights(model_config(knowledge="both")), random_batch()
+    before = score_levels(net, batch)
     net.scenarios_SZ[3] += 1
-    after = by_level(net, batch)
-    here = (batch.scenario_B == 3).numpy()
-    assert (before.scenario_part[here] != after.scenario_part[here]).all()
-    np.testing.assert_array_equal(before.scenario_part[~here], after.scenario_part[~here])
+    after = score_levels(net, batch)
+    mask = (batch.scenario_B == 3).numpy()
+    assert (before.scenario_part[mask] != after.scenario_part[mask]).all()
+    np.testing.assert_array_equal(before.scenario_part[~mask], after.scenario_part[~mask])
     np.testing.assert_array_equal((before.none, before.user), (after.none, after.user))
 
 
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_strengths_go_from_without_to_what_was_trained_and_beyond(model: dict[str, Any]):
-    net, batch = trained_looking(model_config(**model)), random_batch()
-    levels = by_level(net, batch)
+    net, batch = net_with_all_weights(model_config(**model)), random_batch()
+    levels = score_levels(net, batch)
     with torch.inference_mode():
         at = {s: net(batch, Strengths(s, s)).double().numpy() for s in (0.0, 1e-4, 1 - 1e-4, 1.0, 1.5)}
     np.testing.assert_array_equal(at[0.0], levels.none)

@@ -1,4 +1,4 @@
-"""The stage `explain`: what it publishes, for which models, and that it says what the model does."""
+"""The stage `explain`: what it publishes and for which models, and that its numbers are those of the models."""
 
 import html
 import io
@@ -16,10 +16,10 @@ import pytest
 from llm4msr import Ranker, RankRequest, storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
-from llm4msr.explain.opened_run import Opened
+from llm4msr.explain.finished_run import FinishedRun
 from llm4msr.explain.report.cases import Case, case_section
-from llm4msr.explain.report.effect import effect_section, score
-from llm4msr.explain.report.layers import layer_section, levels_of
+from llm4msr.explain.report.effect import effect_section, score_test_rows
+from llm4msr.explain.report.layers import layer_section, score_test_levels
 from llm4msr.explain.stage import REPORT
 from llm4msr.export import user_codes
 from llm4msr.export.write import write
@@ -51,13 +51,13 @@ def html_of(output: StageOutput) -> str:
     return storage.read_bytes(output.folder / REPORT).decode()
 
 
-def opened(config: Config) -> Opened:
-    return Opened.read(seeds(config))
+def open_run(config: Config) -> FinishedRun:
+    return FinishedRun.open(seeds(config))
 
 
-def cases_of(run: Opened) -> dict[str, Case]:
-    levels = levels_of(run.net, run.data, batch_size=4096)
-    return {case.kind: case for case in case_section(run, levels)}
+def cases_of(run: FinishedRun) -> dict[str, Case]:
+    levels = score_test_levels(run.net, run.data, batch_size=4096)
+    return {case.kind: case for case in case_section(run, levels).cases}
 
 
 def test_it_publishes_a_page_and_the_data_beneath(report: Report):
@@ -75,11 +75,11 @@ def test_it_publishes_a_page_and_the_data_beneath(report: Report):
 
 
 def test_contributions_in_the_file_add_up_to_the_logit(report: Report):
-    found = csv_of(report[1], "rankings.csv")
-    total = found["logit_without"] + found["user_part"] + found["scenario_part"]
-    np.testing.assert_allclose(total, found["logit_with"], rtol=0, atol=1e-9)
-    assert found["user_part"].abs().max() > 0.01
-    assert found["scenario_part"].abs().max() > 0.01
+    rows = csv_of(report[1], "rankings.csv")
+    total = rows["logit_without"] + rows["user_part"] + rows["scenario_part"]
+    np.testing.assert_allclose(total, rows["logit_with"], rtol=0, atol=1e-9)
+    assert rows["user_part"].abs().max() > 0.01
+    assert rows["scenario_part"].abs().max() > 0.01
 
 
 def test_contributions_on_the_page_add_up_to_the_logit_shown(report: Report):
@@ -93,7 +93,7 @@ def test_contributions_on_the_page_add_up_to_the_logit_shown(report: Report):
 
 def test_what_is_shown_is_what_serving_answers(report: Report, tmp_path: Path):
     config, output = report
-    run = opened(config)
+    run = open_run(config)
     parts = pa.concat_tables([store.read_part(part) for part in store.user_parts(run.extracted)])
     encoded = [user_codes.encode(parts, run.net.user_code).sort_by("id")]  # what `export` does on Ray
 
@@ -115,16 +115,16 @@ def test_what_is_shown_is_what_serving_answers(report: Report, tmp_path: Path):
 
 def test_the_effect_is_that_of_the_trained_models(report: Report):
     config, output = report
-    run = opened(config)
-    scored = score(run, lambda note: None)
-    section = effect_section(run, scored)
-    levels, plain = scored.levels[0], scored.plain[0]
+    run = open_run(config)
+    logits = score_test_rows(run, lambda note: None)
+    section = effect_section(run, logits)
+    levels, plain = logits.levels[0], logits.plain[0]
     label = run.test["label"]
     overall = csv_of(output, "effect.csv").iloc[0]
     assert overall["auc_own"] == pytest.approx(auc(label, levels.both))
     assert overall["auc_plain"] == pytest.approx(auc(label, plain))
     assert overall["auc_difference"] == pytest.approx(overall["auc_own"] - overall["auc_plain"])
-    left_out = dict(layer_section(run, scored.levels, scored.plain).left_out)
+    left_out = dict(layer_section(run, logits.levels, logits.plain).left_out)
     assert left_out["this model"] == pytest.approx(overall["auc_own"])
     assert left_out["without both levels"] == pytest.approx(auc(label, levels.none))
     assert left_out["the plain model, trained on its own"] == pytest.approx(overall["auc_plain"])
@@ -136,7 +136,8 @@ def test_the_effect_is_that_of_the_trained_models(report: Report):
 def test_the_results_are_those_of_evaluate(report: Report):
     config, output = report
     table = json.loads(storage.read_bytes(evaluate(config).folder / "metrics.json"))
-    section = effect_section(opened(config), score(opened(config), lambda note: None))
+    run = open_run(config)
+    section = effect_section(run, score_test_rows(run, lambda note: None))
     for name in ("constant", "popularity", "none", "both"):
         assert section.results["summary"][name] == table["summary"][name]
     assert section.results["test_rows_of_users_with_knowledge"] == table["test_rows_of_users_with_knowledge"]
@@ -153,11 +154,11 @@ def test_a_report_before_and_after_the_plain_model_is_trained(tmp_path: Path, ca
     config = hostile_config(tmp_path)
     publish_trained(config)
     before = explain(config)
-    asked = capsys.readouterr().err
+    printed = capsys.readouterr().err
     page = words_of(before)
     remedy = "llm4msr train CONFIG --set model.knowledge=none --set model.control=none --set seed=1"
     assert before.manifest.info["headline"].startswith("Nothing can be said here of what knowledge brings")
-    for text in (page, asked, before.manifest.info["headline"]):
+    for text in (page, printed, before.manifest.info["headline"]):
         assert remedy in text
     assert before.manifest.info["against_none"] is None
     assert "Difference to the plain model n/a" in page
@@ -171,15 +172,15 @@ def test_a_report_before_and_after_the_plain_model_is_trained(tmp_path: Path, ca
     assert after.folder != before.folder
     page = words_of(after)
     assert remedy not in page
-    told = after.manifest.info["headline"]
+    headline = after.manifest.info["headline"]
     own, plain = (after.manifest.info[key] for key in ("metrics", "baselines"))
-    assert told.startswith(
+    assert headline.startswith(
         f"Test AUC {own['overall']['auc']:.4f} (both) and {plain['none']['auc']:.4f} (plain), difference "
         f"{signed(own['overall']['auc'] - plain['none']['auc'])}; GAUC {own['overall']['gauc']:.4f} (both) and "
     )
     rows = after.manifest.rows
-    assert f"Test rows of users with knowledge: {rows:,} of {rows:,} (100%)." in told
-    assert "One seed was trained, and another may move the difference as far" in told
+    assert f"Test rows of users with knowledge: {rows:,} of {rows:,} (100%)." in headline
+    assert "One seed was trained, and another may move the difference as far" in headline
     assert {match[0].lower() for match in CLAIMS.finditer(page)} == set(), "numbers, and no verdict"
 
 
@@ -230,7 +231,7 @@ def words_of(output: StageOutput) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
 
 
-def with_vectors(run: Opened, changed: list[int]) -> Opened:
+def with_vectors(run: FinishedRun, changed: list[int]) -> FinishedRun:
     """The same run, but for the vectors of these users."""
     store = run.data.knowledge
     assert store is not None
@@ -242,24 +243,24 @@ def with_vectors(run: Opened, changed: list[int]) -> Opened:
 
 def test_an_explanation_changes_when_and_only_when_its_inputs_do(report: Report):
     config = report[0]
-    before = cases_of(opened(config))
+    before = cases_of(open_run(config))
     users = {case.user for case in before.values()}
     others = [user for user in range(1, 61) if user not in users]
-    kept = [case_at(with_vectors(opened(config), others), case) for case in before.values()]
+    kept = [case_at(with_vectors(open_run(config), others), case) for case in before.values()]
     for old, new in zip(before.values(), kept, strict=True):
         pd.testing.assert_frame_equal(old.ranked, new.ranked)
         assert (old.prompt, old.answer, old.history) == (new.prompt, new.answer, new.history)
     for old in before.values():
-        new = case_at(with_vectors(opened(config), [old.user]), old)
+        new = case_at(with_vectors(open_run(config), [old.user]), old)
         by_item = new.ranked.set_index("item_id").loc[old.ranked["item_id"]].reset_index()
         assert (by_item["user_part"] != old.ranked["user_part"]).all()
         pd.testing.assert_series_equal(by_item["logit_without"], old.ranked["logit_without"])
 
 
-def case_at(run: Opened, like: Case) -> Case:
+def case_at(run: FinishedRun, like: Case) -> Case:
     """The explanation of the same user in the same scenario, whoever would be chosen now."""
-    wanted = run.config.model_copy(update={"explain": run.config.explain.model_copy(update={"users": (like.user_id,)})})
-    run.config = wanted
+    explain = run.config.explain.model_copy(update={"users": (like.user_id,)})
+    run.config = run.config.model_copy(update={"explain": explain})
     return cases_of(run)["asked for"]
 
 
@@ -289,14 +290,10 @@ def test_a_spreadsheet_runs_no_cell(report: Report):
 
 def test_an_answer_and_a_prompt_are_those_of_the_user(report: Report):
     config, _ = report
-    texts = {row["raw_id"]: row for row in _user_rows(config)}
-    for case in cases_of(opened(config)).values():
+    texts = {row["raw_id"]: row for row in store.texts(extracted(config), "users")}
+    for case in cases_of(open_run(config)).values():
         assert (case.prompt, case.answer) == (texts[case.user_id]["prompt"], texts[case.user_id]["answer"])
         assert any(HOSTILE[i] in case.answer for i in range(10))
-
-
-def _user_rows(config: Config) -> list[dict[str, Any]]:
-    return store.texts(extracted(config), "users")
 
 
 def test_the_groups_are_those_that_were_planted(report: Report):
@@ -339,10 +336,10 @@ def test_where_each_seed_has_rows_of_its_own_the_configs_seed_is_explained(tmp_p
     data = write_data(tmp_path)
     config = config_of(data, split={"kind": "random"}, evaluate={"seeds": [5]}, train={"epochs": 1})
     for seed in (1, 5):
-        of_seed = config.model_copy(update={"seed": seed})
-        prepare_and_make_knowledge(of_seed)
-        publish_trained(of_seed)
-    assert [seed.own.config.seed for seed in seeds(config)] == [1]
+        run = config.model_copy(update={"seed": seed})
+        prepare_and_make_knowledge(run)
+        publish_trained(run)
+    assert [pair.model.config.seed for pair in seeds(config)] == [1]
 
 
 def test_several_seeds_and_no_plain_backbone(tmp_path: Path):

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from llm4msr.explain.ablation import Levels
 from llm4msr.explain.report import bootstrap, cases, page, scenarios, users
 from llm4msr.explain.report.bootstrap import Draws, Interval, weighted_auc
 from llm4msr.training import metrics
@@ -70,9 +71,9 @@ def test_seeds_that_disagree_widen_the_interval():
 
 def test_similar_is_the_cosine_of_what_differs():
     rows = np.array([[9.0, 1], [9, -1], [10, 0], [8, 0]])
-    found = scenarios.similar(rows)
-    np.testing.assert_allclose(found[0], [1, -1, 0, 0], atol=1e-12)
-    np.testing.assert_allclose(found, found.T)
+    cosines = scenarios.similar(rows)
+    np.testing.assert_allclose(cosines[0], [1, -1, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(cosines, cosines.T)
     np.testing.assert_allclose(scenarios.similar(rows * [1000, 1], scaled=True)[0], [1, -1, 0, 0], atol=1e-4)
 
 
@@ -88,24 +89,26 @@ def test_agreement_of_a_heat_map_with_itself_and_with_its_reverse():
     assert np.isnan(scenarios.agreement(square, np.ones((6, 6)))[0]), "nothing varies"
 
 
-def rows(*given: tuple[int, int, int, float]) -> pd.DataFrame:
-    return pd.DataFrame(given, columns=["user", "item", "scenario", "label"])
+def interactions(*rows: tuple[int, int, int, float]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["user", "item", "scenario", "label"])
 
 
 def test_shared_users_are_a_share_of_the_users_of_either():
-    train = rows((1, 1, 1, 1), (2, 1, 1, 0), (3, 1, 1, 0), (2, 2, 2, 1), (3, 2, 2, 1), (4, 2, 2, 1), (4, 3, 3, 1))
+    train = interactions(
+        (1, 1, 1, 1), (2, 1, 1, 0), (3, 1, 1, 0), (2, 2, 2, 1), (3, 2, 2, 1), (4, 2, 2, 1), (4, 3, 3, 1)
+    )
     shared = scenarios.behaviour(train, 3)[0].values_SS
     np.testing.assert_allclose(shared, [[1, 0.5, 0], [0.5, 1, 1 / 3], [0, 1 / 3, 1]])
 
 
 def test_rates_correlate_over_common_items_else_over_common_users():
     rng = np.random.default_rng(0)
-    given = []
+    rows = []
     for item in range(20):
         for user in range(10):
             liked = user < item / 2
-            given += [(user, item, 1, float(liked)), (user, item, 2, float(liked)), (user, item, 3, float(not liked))]
-    train = rows(*given)
+            rows += [(user, item, 1, float(liked)), (user, item, 2, float(liked)), (user, item, 3, float(not liked))]
+    train = interactions(*rows)
     np.testing.assert_allclose(scenarios.rates(train, "item", 3), [[1, 1, -1], [1, 1, -1], [-1, -1, 1]])
     apart = train.assign(item=train["item"] + 100 * train["scenario"]).sample(frac=1, random_state=rng.integers(9))
     maps = scenarios.behaviour(apart, 3)
@@ -113,14 +116,14 @@ def test_rates_correlate_over_common_items_else_over_common_users():
     np.testing.assert_allclose(maps[1].values_SS, [[1, 1, -1], [1, 1, -1], [-1, -1, 1]])
 
 
-def test_distinctive_finds_what_was_planted_and_nothing_where_all_are_alike():
+def test_distinctive_columns_are_what_was_planted_and_none_where_all_are_alike():
     rng = np.random.default_rng(0)
     group = np.repeat([0, 1], 100)
     has = (rng.random((200, 30)) < 0.3).astype(float)
     has[:100, 7], has[100:, 11] = 1, 1
-    assert [best[0] for best in users.distinctive(sparse.csr_matrix(has), group, 2, 3)] == [7, 11]
+    assert [best[0] for best in users.distinctive_columns(sparse.csr_matrix(has), group, 2, 3)] == [7, 11]
     same = np.tile(rng.random((1, 30)) < 0.5, (200, 1)).astype(float)
-    assert users.distinctive(sparse.csr_matrix(same), group, 2, 3) == [[], []]
+    assert users.distinctive_columns(sparse.csr_matrix(same), group, 2, 3) == [[], []]
 
 
 def test_variance_between_is_all_or_nothing_at_the_ends():
@@ -141,24 +144,22 @@ def test_users_are_chosen_by_what_knowledge_did_to_them():
 
 
 def test_loss_and_gain_of_users_are_means_over_their_test_rows():
-    from llm4msr.explain.ablation import Levels
-
     test = pd.DataFrame({"user": [5, 5, 2], "label": [1.0, 0.0, 1.0]})
     zero, sure = np.zeros(3), np.array([2.0, -2.0, -1.0])
-    found = cases.gains(test, Levels(zero, zero, zero, sure, zero, zero))
-    assert found["without"].tolist() == pytest.approx([np.log(2)] * 2)
-    assert found.loc[5, "with"] == pytest.approx(np.log1p(np.exp(-2)))
-    assert found.loc[5, "gain"] > 0 > found.loc[2, "gain"]
-    assert found["rows"].tolist() == [1, 2]
+    gains = cases.gains(test, Levels(zero, zero, zero, sure, zero, zero))
+    assert gains["without"].tolist() == pytest.approx([np.log(2)] * 2)
+    assert gains.loc[5, "with"] == pytest.approx(np.log1p(np.exp(-2)))
+    assert gains.loc[5, "gain"] > 0 > gains.loc[2, "gain"]
+    assert gains["rows"].tolist() == [1, 2]
 
 
 def test_test_rows_beyond_the_limit_are_those_of_users_drawn_whole(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bootstrap, "MAX_ROWS", 100)
     user = np.repeat(np.arange(50), 10)
-    kept = bootstrap.chosen(user)
+    kept = bootstrap.sample_users(user)
     assert 100 <= kept.sum() <= 110
     assert all(kept[user == one].all() or not kept[user == one].any() for one in range(50))
-    assert bootstrap.chosen(user[:90]).all()
+    assert bootstrap.sample_users(user[:90]).all()
 
 
 def test_one_wide_interval_does_not_flatten_the_others():

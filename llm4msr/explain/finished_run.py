@@ -1,8 +1,8 @@
-"""A finished run as the report reads it: tables, knowledge, and the nets that were trained with and without it."""
+"""A finished run as report and explorer read it: tables, knowledge, and the nets trained with and without it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -20,21 +20,32 @@ from llm4msr.training.trained import TrainedModel
 
 
 @dataclass(frozen=True)
-class Seed:
-    """The model with knowledge, and the plain backbone trained with the same seed, where there is one."""
+class ModelPair:
+    """The model with knowledge, and the plain backbone trained with the same seed if there is one."""
 
-    own: TrainedModel
+    model: TrainedModel
     plain: TrainedModel | None
 
 
+class ScenarioStatistics(TypedDict):
+    """A known scenario; one row of `schema.SCENARIOS`."""
+
+    scenario: int
+    scenario_id: str
+    interactions: int
+    users: int
+    items: int
+    positive_rate: float
+
+
 @dataclass
-class Opened:
+class FinishedRun:
     """All that the sections read. Codes, layers and single users are those of the first seed."""
 
     config: Config
     prepared: StageOutput
     extracted: StageOutput
-    seeds: Sequence[Seed]
+    pairs: Sequence[ModelPair]
     net: RankerNet
     data: Data
     users: pd.DataFrame
@@ -42,51 +53,61 @@ class Opened:
     (share of the rows outside the main scenario), `known` (has knowledge)."""
     items: pd.DataFrame
     """A row per item number: `item_id`, `title`."""
-    scenarios: list[dict[str, Any]]
-    """The known scenarios, as `schema.SCENARIOS` has them."""
+    scenarios: list[ScenarioStatistics]
+    """Scenario number n is at place n - 1."""
     train: pd.DataFrame
+    """The training rows: `user`, `item`, `scenario`, `label`; `test` likewise."""
     test: pd.DataFrame
 
     @classmethod
-    def read(cls, seeds: Sequence[Seed]) -> "Opened":
-        """Tables of `prepare`, joined with whom the knowledge store knows."""
-        prepared, extracted = seeds[0].own.prepared, seeds[0].own.extracted
-        net, data = seeds[0].own.load()
+    def open(cls, pairs: Sequence[ModelPair]) -> "FinishedRun":
+        """Load the first model and the tables of `prepare`.
+
+        Raises:
+            StorageError: a file is missing or damaged.
+        """
+        model = pairs[0].model
+        prepared, extracted = model.prepared, model.extracted
+        net, data = model.load()
         assert extracted is not None
         assert data.knowledge is not None
         columns = ["user", "item", "scenario", "label"]
-        train, test = (prepared.table(f"{part}.parquet", columns).to_pandas() for part in ("train", "test"))
+        train, test = (prepared.table(f"{split}.parquet", columns).to_pandas() for split in ("train", "test"))
         users = prepared.table("users.parquet", ["user_id"]).to_pandas()
         users = users.join(_activity(train, len(users))).assign(known=data.knowledge.known_N)
         items = prepared.table("items.parquet", ["item_id", "title"]).to_pandas()
         scenarios = prepared.table("scenarios.parquet").to_pylist()[1:]
-        config = seeds[0].own.config
-        return cls(config, prepared, extracted, seeds, net, data, users, items, scenarios, train, test)
+        return cls(model.config, prepared, extracted, pairs, net, data, users, items, scenarios, train, test)
 
     @property
     def scenario_names(self) -> list[str]:
         """By number; 0 is the unknown scenario."""
         return ["unknown", *(row["scenario_id"] for row in self.scenarios)]
 
-    def user_texts(self, ids: Ints) -> dict[int, dict[str, Any]]:
-        """Prompt, answer and error of these users, by number; who was not asked is not there."""
-        raw = {self.users["user_id"][int(user)]: int(user) for user in ids}
-        return {raw[row["raw_id"]]: row for row in store.texts_of(self.extracted, list(raw))}
+    @property
+    def user_numbers(self) -> dict[str, int]:
+        """The number of each raw user id."""
+        return dict(zip(self.users["user_id"][1:], range(1, len(self.users)), strict=True))
+
+    def user_texts(self, ids: Ints) -> dict[int, dict[str, str]]:
+        """`prompt`, `answer` and `error` by user number; without the users about whom the LLM was not asked."""
+        numbers = {self.users["user_id"][int(user)]: int(user) for user in ids}
+        return {numbers[row["raw_id"]]: row for row in store.texts_of(self.extracted, list(numbers))}
 
     def codes(self, ids: Ints, chunk: int = 1 << 16) -> Floats:
         """float64 [N, K]: the codes of these users as the model reads them."""
-        store, parts = self.data.knowledge, []
-        assert store is not None
+        knowledge, parts = self.data.knowledge, []
+        assert knowledge is not None
         self.net.eval()
         with torch.inference_mode():
             for start in range(0, len(ids), chunk):
-                found = store.lookup(torch.from_numpy(ids[start : start + chunk]))
-                parts.append(self.net.user_codes(*found).double().numpy())
+                vectors = knowledge.lookup(torch.from_numpy(ids[start : start + chunk]))
+                parts.append(self.net.user_codes(*vectors).double().numpy())
         return np.concatenate(parts) if parts else np.zeros((0, self.config.model.code_dim))
 
 
 def batch_of(data: Data, net: RankerNet, user: int, items: Ints, scenario: int) -> Batch:
-    """Rows of one user and these items in one scenario, context unknown, as a request without context is ranked."""
+    """Rows of one user with these items [B] in one scenario; their context is unknown, as in a request without one."""
     item_B = torch.from_numpy(np.asarray(items, np.int64))
     contexts = sum(field.side == "context" for field in data.tables.fields)
     context_BC = torch.zeros((len(item_B), contexts), dtype=torch.int64)
@@ -100,9 +121,9 @@ def _activity(train: pd.DataFrame, users: int) -> pd.DataFrame:
     """`rows`, `main` and `outside` of each user number, from the training rows."""
     count = train.groupby(["user", "scenario"]).size().reset_index(name="rows")
     first = count.sort_values(["user", "rows", "scenario"], ascending=[True, False, True]).drop_duplicates("user")
-    found = pd.DataFrame({"rows": 0, "main": 0, "outside": 0.0}, index=pd.RangeIndex(users))
+    activity = pd.DataFrame({"rows": 0, "main": 0, "outside": 0.0}, index=pd.RangeIndex(users))
     total = count.groupby("user")["rows"].sum()
-    found.loc[total.index, "rows"] = total
-    found.loc[first["user"], "main"] = first["scenario"].to_numpy()
-    found.loc[first["user"], "outside"] = 1 - first["rows"].to_numpy() / total.loc[first["user"]].to_numpy()
-    return found
+    activity.loc[total.index, "rows"] = total
+    activity.loc[first["user"], "main"] = first["scenario"].to_numpy()
+    activity.loc[first["user"], "outside"] = 1 - first["rows"].to_numpy() / total.loc[first["user"]].to_numpy()
+    return activity
