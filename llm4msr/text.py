@@ -59,6 +59,11 @@ def block(text: str, limit: int = 4000) -> str:
     return clean.strip() + ("…" if len(text) > limit else "")
 
 
+def first_line(error: Exception, limit: int = 300) -> str:
+    """The first line of the error's message, cut where it is longer."""
+    return (str(error).strip().splitlines() or [""])[0][:limit]
+
+
 def signed(value: float, digits: int = 4) -> str:
     """The number with its sign, a true minus; zero has none."""
     told = f"{value:+.{digits}f}".replace("-", "−")

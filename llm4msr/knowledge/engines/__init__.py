@@ -8,6 +8,7 @@ from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
 from llm4msr.knowledge.engines import models, soundness
 from llm4msr.knowledge.engines.base import Engine, Pooling, Task
 from llm4msr.knowledge.engines.tokens import PromptTokenizer
+from llm4msr.text import first_line
 
 
 def engine_name(config: ExtractConfig) -> str:
@@ -38,27 +39,30 @@ def open_engine(config: ExtractConfig, task: Task = "vectors") -> Engine:
     except LLM4MSRError:
         raise
     except Exception as error:
-        why = (str(error).strip().splitlines() or [""])[0][:300]
         raise StorageError(
-            f"{folder}: {name} cannot load this model ({type(error).__name__}: {why}); "
+            f"{folder}: {name} cannot load this model ({type(error).__name__}: {first_line(error)}); "
             "check its files, the memory of this machine, and extract.dtype"
         ) from error
 
 
 def _load(config: ExtractConfig, name: str, folder: Path, task: Task) -> Engine:
-    pooling: Pooling = "mean" if config.pooling == "mean" else "last"
+    pooling: Pooling = "last" if config.pooling == "answer" else config.pooling
     if name == "vllm":
         from llm4msr.knowledge.engines.vllm import VllmEngine
 
-        spread = (config.tensor_parallel, config.quantization)
-        return VllmEngine(folder, pooling, config.dtype, soundness.tokens_needed(config), task, *spread)
+        max_tokens = soundness.tokens_needed(config)
+        return VllmEngine(folder, pooling, config.dtype, max_tokens, task, config.tensor_parallel, config.quantization)
     from llm4msr.knowledge.engines.transformers import TransformersEngine
 
     return TransformersEngine(folder, pooling, config.dtype)
 
 
 def open_tokenizer(config: ExtractConfig) -> PromptTokenizer:
-    """The configured model's tokenizer, without its weights."""
+    """The configured model's tokenizer, without its weights.
+
+    Raises:
+        StorageError: the model cannot be found, or has no tokenizer that can be used.
+    """
     room = config.answer_tokens if config.pooling == "answer" else 0
     return PromptTokenizer(models.resolve(config.model), config.max_prompt_tokens + room)
 

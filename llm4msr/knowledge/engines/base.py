@@ -1,37 +1,50 @@
-"""What an engine is: a frozen LLM that turns prompts into last-layer hidden states, and into text."""
+"""What an engine is: a frozen LLM that turns prompts into vectors (pooled hidden states), and into text.
+
+For a new pooling of hidden states: name it in `Pooling` here and in `extract.pooling` (`config/knowledge.py`), and
+compute it in each engine's `vectors`. How a user's vector is pooled from those of items is `knowledge/pooling.py`.
+"""
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from llm4msr.arrays import Singles
 
 Pooling = Literal["last", "mean"]
+"""Over a prompt's tokens: the last token's hidden state, or the mean of all."""
 Task = Literal["answers", "vectors"]
+"""What a pass of the LLM gives, and the name of the folder that its shards lie in."""
+JsonSchema = dict[str, object]
 
 REPETITION_PENALTY = 1.15
 """For answers: small models decoded greedily fall into loops without it."""
 
 
 class Engine(Protocol):
-    """One frozen LLM in one process. Engines of the same model give the same vectors (cosine > 0.999)."""
+    """One frozen LLM in one process. Engines of the same model give the same vectors (cosine > 0.999).
+
+    It reads N prompts as lists of token ids, which a `PromptTokenizer` gives; D is the width of its hidden state.
+    """
 
     cached_tokens: int
     """Prompt tokens of the last call that were not computed, since an earlier prompt began with them."""
 
     @property
     def width(self) -> int:
-        """Width D of the hidden state."""
+        """D."""
         ...
 
     def vectors(self, tokens: Sequence[list[int]]) -> Singles:
-        """Hidden states after the final norm, pooled over each token list: float32 [N, D]."""
+        """Hidden states after the final norm, pooled over each prompt's tokens: float32 [N, D]."""
         ...
 
     def answers(
-        self, tokens: Sequence[list[int]], max_tokens: int, schemas: Sequence[dict[str, Any]] | None = None
+        self, tokens: Sequence[list[int]], max_tokens: int, schemas: Sequence[JsonSchema] | None = None
     ) -> list[str]:
-        """The text that the LLM gives to each token list, decoded greedily.
+        """The LLM's answer to each prompt, decoded greedily, without blanks at its ends.
 
-        `schemas` are JSON schemas, one for each list, that an engine holds the answers to if it can.
+        Args:
+            tokens: the prompts.
+            max_tokens: of an answer.
+            schemas: one for each prompt, which an engine holds its answer to if it can.
         """
         ...

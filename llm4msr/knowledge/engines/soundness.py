@@ -1,4 +1,4 @@
-"""Whether a model's folder can be loaded, told before any engine starts: one message that names the file."""
+"""Checks of a model's folder before any engine starts: what is wrong with it is one message that names the file."""
 
 import json
 import math
@@ -24,21 +24,21 @@ def check_model(folder: Path) -> None:
     Raises:
         StorageError: one is missing, cut off, or only a pointer to the file.
     """
-    there = models.files(folder)
+    files = models.files(folder)
     if not (folder / "config.json").exists():
         raise StorageError(f"{folder}: no config.json; give a folder in Hugging Face's layout")
-    for file in there:
-        if _begins(file, _POINTER):
+    for file in files:
+        if _starts_with(file, _POINTER):
             raise StorageError(f"{file}: a git-lfs pointer, not the file itself; run `git lfs pull` in its folder")
-    for file in there:
+    for file in files:
         if file.suffix == ".json" and file.parent == folder:
-            _json(file)
+            _read_json(file)
     if not any((folder / name).exists() for name in _VOCABULARIES) and not list(folder.glob("*.tiktoken")):
         raise StorageError(f"{folder}: no tokenizer; copy the model's tokenizer.json or tokenizer.model there")
-    weights = [file.name for file in there if file.suffix in _WEIGHTS and file.parent == folder]
+    weights = [file.name for file in files if file.suffix in _WEIGHTS and file.parent == folder]
     if not weights:
         raise StorageError(f"{folder}: no weights; copy the model's *.safetensors there")
-    if missing := sorted(_wanted(folder, weights) - set(weights)):
+    if missing := sorted(_expected_weights(folder, weights) - set(weights)):
         raise StorageError(f"{folder / missing[0]}: missing; the model's weights lie in {len(missing)} file(s) more")
     for name in weights:
         if name.endswith(".safetensors"):
@@ -56,16 +56,16 @@ def parameters(folder: Path) -> int:
 
 def positions(folder: Path) -> int:
     """How many tokens the model can read, as its config.json says; 0 if it does not."""
-    about = _json(folder / "config.json")
-    for place in (about, about.get("text_config") or {}):
+    config = _read_json(folder / "config.json")
+    for section in (config, config.get("text_config") or {}):
         for key in _POSITIONS:
-            if isinstance(place, dict) and isinstance(place.get(key), int) and place[key] > 0:
-                return int(place[key])
+            if isinstance(section, dict) and isinstance(section.get(key), int) and section[key] > 0:
+                return int(section[key])
     return 0
 
 
 def tokens_needed(config: ExtractConfig) -> int:
-    """The longest that an engine reads and writes of one row."""
+    """The most tokens that an engine reads and writes for one row."""
     writes = config.answers != "none" or config.pooling == "answer"
     return config.max_prompt_tokens + (config.answer_tokens if writes else 0)
 
@@ -80,18 +80,18 @@ def check_positions(config: ExtractConfig, folder: Path) -> None:
     if not most or needed <= most:
         return
     answers = needed - config.max_prompt_tokens
-    beside = f" and extract.answer_tokens = {answers}" if answers else ""
+    more = f" and extract.answer_tokens = {answers}" if answers else ""
     if most - answers >= 16:
         remedy = f"set extract.max_prompt_tokens to {most - answers} or less"
     else:
         remedy = f"set extract.answer_tokens to {max(most // 4, 1)} and extract.max_prompt_tokens to {most - most // 4}"
     raise ConfigError(
-        f"extract.max_prompt_tokens = {config.max_prompt_tokens}{beside}: "
+        f"extract.max_prompt_tokens = {config.max_prompt_tokens}{more}: "
         f"{config.model} reads {most} tokens at most; {remedy}"
     )
 
 
-def _begins(file: Path, start: bytes) -> bool:
+def _starts_with(file: Path, start: bytes) -> bool:
     try:
         with file.open("rb") as stream:
             return stream.read(len(start)) == start
@@ -99,29 +99,30 @@ def _begins(file: Path, start: bytes) -> bool:
         raise StorageError(f"{file}: cannot be read ({error})") from None
 
 
-def _json(file: Path) -> Any:
+def _read_json(file: Path) -> Any:
     try:
-        found = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise StorageError(f"{file}: not JSON ({error}); copy the model again") from None
-    if file.name == "config.json" and not isinstance(found, dict):
+    if file.name == "config.json" and not isinstance(content, dict):
         raise StorageError(f"{file}: not a model's configuration; copy the model again")
-    return found
+    return content
 
 
-def _wanted(folder: Path, weights: list[str]) -> set[str]:
+def _expected_weights(folder: Path, weights: list[str]) -> set[str]:
     """Names of the weight files that an index lists, or that numbered names imply."""
-    wanted: set[str] = set()
+    names: set[str] = set()
     for name in weights:
         if numbered := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\..+)", name):
-            wanted |= {f"{numbered[1]}-{at:05d}-of-{numbered[2]}{numbered[3]}" for at in range(1, int(numbered[2]) + 1)}
+            names |= {f"{numbered[1]}-{at:05d}-of-{numbered[2]}{numbered[3]}" for at in range(1, int(numbered[2]) + 1)}
     file = folder / "model.safetensors.index.json"
     if file.exists():
-        places = _json(file).get("weight_map") if isinstance(_json(file), dict) else None
-        if not isinstance(places, dict):
+        index = _read_json(file)
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(weight_map, dict):
             raise StorageError(f"{file}: no weight_map; copy the model again")
-        wanted |= {str(name) for name in places.values()}
-    return wanted
+        names |= {str(name) for name in weight_map.values()}
+    return names
 
 
 def _shapes(file: Path) -> list[list[int]]:

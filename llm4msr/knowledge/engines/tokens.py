@@ -2,8 +2,8 @@
 
 A title can spell `<|im_end|>`, and a tokenizer makes of that the token that ends the user's turn. So a prompt must hold
 the control tokens of the chat template and no others. Where it holds more, its text is tokenised apart from the
-template, and what spells a control token letter by letter. Some templates mark turns in plain text, such as `[/INST]`;
-in data that gets a blank after its first letter.
+template, and whatever spells a control token is tokenised letter by letter. Some templates mark turns in plain text,
+such as `[/INST]`; where data holds such a mark, it gets a blank after its first letter.
 """
 
 import re
@@ -11,16 +11,20 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llm4msr import storage
 from llm4msr.errors import LLM4MSRError, StorageError
 from llm4msr.knowledge.engines import models
 from llm4msr.knowledge.prompts.templates import ANSWER_BEGINS
+from llm4msr.text import first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TODAY = datetime(2024, 7, 26)
 """What a chat template takes for today: vectors of one prompt must not differ from day to day."""
-_PLACE = "PromptStandsHere"
+_PLACEHOLDER = "PromptStandsHere"
 _MARKUP = re.compile(r"<[^\s<>{}%]{1,60}>|\[/?[A-Z_]{2,40}\]")
 """What chat templates mark turns with that is no token of its own in some models, such as `[/INST]`."""
 
@@ -34,7 +38,10 @@ class ControlTokenError(LLM4MSRError):
 
 
 class PromptTokenizer:
-    """Turns a prompt into token ids, within the model's chat template if it has one."""
+    """Turns a prompt into token ids, within the model's chat template if it has one.
+
+    What stands after a prompt's `templates.ANSWER_BEGINS` goes to the beginning of the answer.
+    """
 
     def __init__(self, folder: Path, max_tokens: int):
         """Open the tokenizer of the model in `folder`.
@@ -46,18 +53,16 @@ class PromptTokenizer:
 
         try:
             with models.quiet():
-                self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # of whatever kind the files lead to
-            why = (str(error).strip().splitlines() or [""])[0][:300]
-            raise StorageError(
-                f"{folder}: the tokenizer cannot be loaded ({type(error).__name__}: {why}); copy the model again"
-            ) from None
+                self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # damaged files lead to errors of many kinds
+            why = f"{type(error).__name__}: {first_line(error)}"
+            raise StorageError(f"{folder}: the tokenizer cannot be loaded ({why}); copy the model again") from None
         self.max_tokens = max_tokens
-        self._before, self._after = self._frame(folder)
+        self._before, self._after = self._read_frame(folder)
         added = self.tokenizer.added_tokens_decoder.items()
         self._controls = {number: str(token) for number, token in added if _is_control(str(token), token.special)}
-        self._expected, self._outer = lru_cache(64)(self._find_expected), lru_cache(64)(self._find_outer)
-        self._spelled = lru_cache(1 << 12)(self._find_spelled)
+        self._frame_controls = lru_cache(64)(self._find_frame_controls)
+        self._frame_ids, self._spelling = lru_cache(64)(self._find_frame_ids), lru_cache(1 << 12)(self._spell)
 
     def __call__(self, prompt: str, answer: str = "") -> list[int]:
         """Token ids of the prompt, and of the LLM's own answer after it where there is one.
@@ -70,14 +75,19 @@ class PromptTokenizer:
         return self.check_length(ids)
 
     def encode_batch(self, prompts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
-        """The same of several prompts, however long; one call of the tokenizer is several times faster than many."""
+        """Token ids of several prompts, however long they are: much faster than one call of the tokenizer for each.
+
+        Raises:
+            ControlTokenError: a control token in a prompt cannot be read as text.
+        """
         if not prompts:
             return []
         parts = [(*self._split(prompt), answer) for prompt, answer in zip(prompts, answers, strict=True)]
         texts = [f"{self._before}{text}{self._after}{begun}{answer}" for text, begun, answer in parts]
-        many: list[list[int]] = self.tokenizer(texts, add_special_tokens=not self.tokenizer.chat_template).input_ids
+        batch: list[list[int]] = self.tokenizer(texts, add_special_tokens=not self.tokenizer.chat_template).input_ids
         return [
-            ids if self._is_plain(ids, *part) else self._apart(*part) for ids, part in zip(many, parts, strict=True)
+            ids if self._is_plain(ids, *part) else self._encode_apart(*part)
+            for ids, part in zip(batch, parts, strict=True)
         ]
 
     def check_length(self, ids: list[int]) -> list[int]:
@@ -95,26 +105,26 @@ class PromptTokenizer:
 
     @property
     def frame(self) -> str:
-        """Identity of what stands around each prompt."""
+        """Identity of what stands before and after each prompt's text."""
         return storage.digest(self._before, self._after)[:12]
 
-    def _frame(self, folder: Path) -> tuple[str, str]:
-        """What the chat template puts before and after the user's message; nothing where there is none."""
+    def _read_frame(self, folder: Path) -> tuple[str, str]:
+        """What the chat template puts before and after the user's message; empty texts where there is no template."""
         if not self.tokenizer.chat_template:
             return "", ""
         try:
             first, *others = (self._render() for _ in range(8))
         except Exception as error:
-            why = (str(error).strip().splitlines() or [""])[0][:300]
-            raise StorageError(f"{folder}: the chat template cannot be used ({type(error).__name__}: {why})") from None
+            why = f"{type(error).__name__}: {first_line(error)}"
+            raise StorageError(f"{folder}: the chat template cannot be used ({why})") from None
         if {*others} != {first}:
             raise StorageError(f"{folder}: the chat template gives another text each time, so no vector could be kept")
-        if first.count(_PLACE) != 1:
+        if first.count(_PLACEHOLDER) != 1:
             raise StorageError(
-                f"{folder}: the chat template shows the user's message {first.count(_PLACE)} times or changed; "
+                f"{folder}: the chat template shows the user's message {first.count(_PLACEHOLDER)} times or changed; "
                 "once and unchanged is needed"
             )
-        before, _, after = first.partition(_PLACE)
+        before, _, after = first.partition(_PLACEHOLDER)
         return before, after
 
     def _split(self, prompt: str) -> tuple[str, str]:
@@ -125,7 +135,7 @@ class PromptTokenizer:
     def _render(self) -> str:
         return str(
             self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": _PLACE}],
+                [{"role": "user", "content": _PLACEHOLDER}],
                 tokenize=False,
                 add_generation_prompt=True,
                 date_string=TODAY.strftime("%d %b %Y"),
@@ -135,52 +145,54 @@ class PromptTokenizer:
 
     def _is_plain(self, ids: list[int], text: str, begun: str, answer: str) -> bool:
         """Whether the tokens hold no control besides the template's, and the text none of its other marks."""
-        said = text + answer
-        return self._controls_of(ids) == self._expected(begun) and not any(mark in said for mark in self._marks)
+        data = text + answer
+        return self._controls_in(ids) == self._frame_controls(begun) and not any(mark in data for mark in self._marks)
 
-    def _controls_of(self, ids: Sequence[int]) -> list[int]:
+    def _controls_in(self, ids: Sequence[int]) -> list[int]:
         return [number for number in ids if number in self._controls]
 
-    def _find_expected(self, begun: str) -> list[int]:
-        """Controls of a prompt whose text is a word."""
+    def _find_frame_controls(self, begun: str) -> list[int]:
+        """Control tokens of a prompt whose text is a word."""
         text = f"{self._before}word{self._after}{begun}"
-        return self._controls_of(self.tokenizer(text, add_special_tokens=not self.tokenizer.chat_template).input_ids)
+        return self._controls_in(self.tokenizer(text, add_special_tokens=not self.tokenizer.chat_template).input_ids)
 
     @cached_property
     def _marks(self) -> list[str]:
-        """What marks turns in the chat template without being a token of its own."""
+        """Texts that mark turns in the chat template without being tokens of their own."""
         source = self.tokenizer.chat_template
         sources = source.values() if isinstance(source, dict) else [source or ""]
-        found = {mark for text in (*sources, self._before, self._after) for mark in _MARKUP.findall(text)}
+        marks = {mark for text in (*sources, self._before, self._after) for mark in _MARKUP.findall(text)}
         end = self._after.strip()
         if len(end) > 3 and "\n" not in end and not end.isalpha():
-            found.add(end)  # such as `ASSISTANT:`
-        return sorted(found - set(self._controls.values()))
+            marks.add(end)  # such as `ASSISTANT:`
+        return sorted(marks - set(self._controls.values()))
 
-    def _apart(self, text: str, begun: str, answer: str) -> list[int]:
+    def _encode_apart(self, text: str, begun: str, answer: str) -> list[int]:
         """Token ids with text and answer tokenised apart from the template, as text."""
-        outer = self._outer(begun)
-        whole = [*outer[0], *self._as_text(text), *outer[1], *self._as_text(answer), *outer[2]]
-        if self._controls_of(whole) != self._expected(begun):
+        before, between, after = self._frame_ids(begun)
+        ids = [*before, *self._encode_text(text), *between, *self._encode_text(answer), *after]
+        if self._controls_in(ids) != self._frame_controls(begun):
             raise ControlTokenError("the text holds a control token of the model that cannot be read as text")
-        return whole
+        return ids
 
-    def _as_text(self, text: str) -> list[int]:
+    def _encode_text(self, text: str) -> list[int]:
         for mark in self._marks:
             text = text.replace(mark, f"{mark[0]} {mark[1:]}")
-        return [one for number in self._bare([text]) for one in self._spelled(number)] if text else []
+        return [number for token in self._encode_bare([text]) for number in self._spelling(token)] if text else []
 
-    def _find_spelled(self, number: int) -> list[int]:
-        """The token, or the letters of a control token."""
-        if number not in self._controls:
-            return [number]
-        return [one for one in self._bare(list(self._controls[number])) if one not in self._controls]
+    def _spell(self, token: int) -> list[int]:
+        """The token itself, or the letters of a control token."""
+        if token not in self._controls:
+            return [token]
+        letters = self._encode_bare(list(self._controls[token]))
+        return [letter for letter in letters if letter not in self._controls]
 
-    def _bare(self, texts: list[str]) -> list[int]:
-        many = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
-        return [number for ids in many for number in ids]
+    def _encode_bare(self, texts: list[str]) -> list[int]:
+        """Token ids of all texts in a row, without special tokens around or, where the tokenizer can, in them."""
+        batch = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+        return [number for ids in batch for number in ids]
 
-    def _find_outer(self, begun: str) -> tuple[list[int], list[int], list[int]]:
+    def _find_frame_ids(self, begun: str) -> tuple[list[int], list[int], list[int]]:
         """Token ids before the text, between text and answer, and after the answer."""
 
         def plain(text: str) -> list[int]:
@@ -196,5 +208,5 @@ class PromptTokenizer:
 
 
 def _is_control(text: str, special: bool) -> bool:
-    """Whether a token that was added to the vocabulary means more than its text: not so blanks and whole words."""
+    """Whether a token that was added to the vocabulary means more than its text, as blanks and whole words do not."""
     return bool(text.strip(" \t\r\n\u2581\u0120")) and (special or bool(re.search(r"[<>\[\]|{}]", text)))

@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llm4msr.arrays import Singles
 from llm4msr.errors import StorageError
 from llm4msr.knowledge.engines import models
-from llm4msr.knowledge.engines.base import REPETITION_PENALTY, Pooling
+from llm4msr.knowledge.engines.base import REPETITION_PENALTY, JsonSchema, Pooling
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of a padded batch, padding included: more is slower on a CPU, and fewer leave a GPU idle."""
@@ -19,9 +18,17 @@ BATCH_ANSWERS = 16
 
 
 class TransformersEngine:
-    """See `llm4msr.knowledge.engines.base.Engine`."""
+    """An `Engine` that pads prompts of like length into batches, on a GPU where there is one.
+
+    Shape suffixes: B prompts of a batch, T tokens of its longest prompt, D width of the hidden state.
+    """
 
     def __init__(self, folder: Path, pooling: Pooling, dtype: str):
+        """Load the model in `folder` with weights of `dtype`, a name in `torch`.
+
+        Raises:
+            StorageError: weights are missing, or of other shapes than config.json says.
+        """
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         with models.quiet():
             loaded = AutoModelForCausalLM.from_pretrained(
@@ -31,11 +38,11 @@ class TransformersEngine:
                 ignore_mismatched_sizes=True,  # told below: its own error names none of them
                 trust_remote_code=False,
             )
-        self.model: Any = loaded[0]
+        self.model: PreTrainedModel = loaded[0]
         if other := sorted(loaded[1]["mismatched_keys"], key=str):
-            name, there, wanted = other[0]
+            name, shape, expected = other[0]
             raise StorageError(
-                f"{folder}: the weights {name} are {list(there)}, and config.json says {list(wanted)} "
+                f"{folder}: the weights {name} are {list(shape)}, and config.json says {list(expected)} "
                 f"({len(other)} differ); config.json and weights are of two models: copy it again"
             )
         if missing := sorted(loaded[1]["missing_keys"]):  # transformers would make them up
@@ -47,27 +54,27 @@ class TransformersEngine:
 
     @property
     def width(self) -> int:
-        """Width of the hidden state."""
+        """Width D of the hidden state."""
         return int(self.model.config.hidden_size)
 
     @torch.inference_mode()
     def vectors(self, tokens: Sequence[list[int]]) -> Singles:
         """Pooled hidden states, float32 [N, D]; prompts of like length share a padded batch."""
-        pooled = np.zeros((len(tokens), self.width), np.float32)
-        for at in _batches([len(ids) for ids in tokens], BATCH_TOKENS[self.device]):
-            ids_BT, mask_BT = self._pad([tokens[i] for i in at], left=False)
+        pooled_ND = np.zeros((len(tokens), self.width), np.float32)
+        for rows in batches([len(ids) for ids in tokens], BATCH_TOKENS[self.device]):
+            ids_BT, mask_BT = self._pad([tokens[row] for row in rows], left=False)
             states_BTD = self.model.base_model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state.float()
             lengths_B = mask_BT.sum(1)
             if self.pooling == "last":
-                vectors_BD = states_BTD[torch.arange(len(at)), lengths_B - 1]
+                vectors_BD = states_BTD[torch.arange(len(rows)), lengths_B - 1]
             else:
                 vectors_BD = (states_BTD * mask_BT[..., None]).sum(1) / lengths_B[:, None]
-            pooled[at] = vectors_BD.cpu().numpy()
-        return pooled
+            pooled_ND[rows] = vectors_BD.cpu().numpy()
+        return pooled_ND
 
     @torch.inference_mode()
     def answers(
-        self, tokens: Sequence[list[int]], max_tokens: int, schemas: Sequence[dict[str, Any]] | None = None
+        self, tokens: Sequence[list[int]], max_tokens: int, schemas: Sequence[JsonSchema] | None = None
     ) -> list[str]:
         """Greedy answers; transformers cannot hold them to a schema."""
         texts: list[str] = []
@@ -81,33 +88,34 @@ class TransformersEngine:
                 repetition_penalty=REPETITION_PENALTY,
                 pad_token_id=self._pad_id(),
             )
-            answers = out_BT[:, ids_BT.shape[1] :]
-            texts += [self.tokenizer.decode(row, skip_special_tokens=True).strip() for row in answers]
+            answers_BT = out_BT[:, ids_BT.shape[1] :]
+            texts += [self.tokenizer.decode(ids_T, skip_special_tokens=True).strip() for ids_T in answers_BT]
         return texts
 
     def _pad_id(self) -> int:
         return int(self.tokenizer.pad_token_id or self.tokenizer.eos_token_id or 0)
 
     def _pad(self, tokens: Sequence[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and their mask, both int64 [B, T], padded on the left or on the right."""
         longest, largest = max(map(len, tokens)), max(map(max, tokens))
-        if largest >= (known := self.model.get_input_embeddings().num_embeddings):  # a GPU would end the process
-            raise StorageError(f"token {largest} of {known} that the model knows: its tokenizer is another model's")
+        if largest >= (size := self.model.get_input_embeddings().num_embeddings):  # a GPU would end the process
+            raise StorageError(f"token {largest} of {size} that the model knows: its tokenizer is another model's")
         ids_BT = torch.full((len(tokens), longest), self._pad_id())
         mask_BT = torch.zeros_like(ids_BT)
         for row, ids in enumerate(tokens):
-            place = slice(longest - len(ids), longest) if left else slice(len(ids))
-            ids_BT[row, place] = torch.tensor(ids)
-            mask_BT[row, place] = 1
+            columns = slice(longest - len(ids), longest) if left else slice(len(ids))
+            ids_BT[row, columns] = torch.tensor(ids)
+            mask_BT[row, columns] = 1
         return ids_BT.to(self.device), mask_BT.to(self.device)
 
 
-def _batches(lengths: list[int], room: int) -> Iterator[list[int]]:
-    """Places of prompts of like length, as many as `room` tokens hold, at least one."""
+def batches(lengths: list[int], max_tokens: int) -> Iterator[list[int]]:
+    """Rows of prompts of like length, as many as fit into `max_tokens` when padded, at least one."""
     batch: list[int] = []
-    for at in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[at] > room:
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[row] > max_tokens:
             yield batch
             batch = []
-        batch.append(at)
+        batch.append(row)
     if batch:
         yield batch

@@ -3,14 +3,18 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from llm4msr.arrays import Singles
 from llm4msr.errors import MissingExtraError
 from llm4msr.knowledge.engines import models
-from llm4msr.knowledge.engines.base import REPETITION_PENALTY, Pooling, Task
+from llm4msr.knowledge.engines.base import REPETITION_PENALTY, JsonSchema, Pooling, Task
+
+if TYPE_CHECKING:
+    from vllm import LLM, SamplingParams
 
 # The engine runs inside our actor's process: Ray already isolates it, and start-up is four times shorter.
 # Threads follow OMP_NUM_THREADS, which Ray sets from the actor's CPUs.
@@ -40,6 +44,11 @@ class VllmEngine:
         tensor_parallel: int = 1,
         quantization: str = "",
     ):
+        """Load the model in `folder` for this task; `max_tokens` are the most of a prompt and its answer.
+
+        Raises:
+            MissingExtraError: vLLM is not installed.
+        """
         try:
             import vllm
             import vllm.config.pooler
@@ -48,18 +57,18 @@ class VllmEngine:
                 f"engine 'vllm': {error}; install it with `pip install 'llm4msr[gpu]'` (or [cpu], see the README), "
                 "or use extract.engine = 'transformers'"
             ) from None
-        self._vllm: Any = vllm
+        self._vllm: ModuleType = vllm
         self._folder, self._pooling, self._dtype, self._max_tokens = folder, pooling, dtype, max_tokens
         self._weights = {"tensor_parallel_size": tensor_parallel, "quantization": quantization or None}
         self.cached_tokens = 0
-        self._runner: str = ""
-        self._llm: Any = None
-        self._engine("generate" if task == "answers" else "pooling")
+        self._runner = ""
+        self._llm: LLM | None = None
+        self._load("generate" if task == "answers" else "pooling")
 
     @property
     def width(self) -> int:
-        """Width of the hidden state."""
-        return int(self._engine("pooling").model_config.get_hidden_size())
+        """Width D of the hidden state."""
+        return int(self._load("pooling").model_config.get_hidden_size())
 
     def vectors(self, tokens: Sequence[list[int]]) -> Singles:
         """Pooled hidden states, float32 [N, D]; the prompts' common prefix is computed once.
@@ -67,35 +76,37 @@ class VllmEngine:
         What earlier calls left in the prefix cache is dropped, so that the last bits of a shard's vectors do not
         depend on which shards this actor had before.
         """
-        engine = self._engine("pooling")
-        engine.reset_prefix_cache()
-        outputs = engine.embed([{"prompt_token_ids": ids} for ids in tokens], use_tqdm=False)
+        llm = self._load("pooling")
+        llm.reset_prefix_cache()
+        outputs = llm.embed([{"prompt_token_ids": ids} for ids in tokens], use_tqdm=False)
         self.cached_tokens = sum(output.num_cached_tokens for output in outputs)
         return np.asarray([output.outputs.embedding for output in outputs], dtype=np.float32)
 
     def answers(
-        self, tokens: Sequence[list[int]], max_tokens: int, schemas: Sequence[dict[str, Any]] | None = None
+        self, tokens: Sequence[list[int]], max_tokens: int, schemas: Sequence[JsonSchema] | None = None
     ) -> list[str]:
-        """Greedy answers."""
+        """Greedy answers, held to their schemas."""
         prompts = [{"prompt_token_ids": ids} for ids in tokens]
-        if schemas is None:
-            params: Any = self._greedy(max_tokens)
-        else:
-            held = self._vllm.sampling_params.StructuredOutputsParams
-            params = [self._greedy(max_tokens, structured_outputs=held(json=schema)) for schema in schemas]
-        outputs = self._engine("generate").generate(prompts, params, use_tqdm=False)
+        plain = self._greedy(max_tokens)
+        params = plain if schemas is None else [self._greedy(max_tokens, schema) for schema in schemas]
+        outputs = self._load("generate").generate(prompts, params, use_tqdm=False)
         self.cached_tokens = sum(output.num_cached_tokens or 0 for output in outputs)
         return [output.outputs[0].text.strip() for output in outputs]
 
-    def _greedy(self, max_tokens: int, **more: Any) -> Any:
+    def _greedy(self, max_tokens: int, schema: JsonSchema | None = None) -> "SamplingParams":
+        structured = self._vllm.sampling_params.StructuredOutputsParams(json=schema) if schema is not None else None
         return self._vllm.SamplingParams(
-            temperature=0.0, max_tokens=max_tokens, repetition_penalty=REPETITION_PENALTY, **more
+            temperature=0.0,
+            max_tokens=max_tokens,
+            repetition_penalty=REPETITION_PENALTY,
+            structured_outputs=structured,
         )
 
-    def _engine(self, runner: str) -> Any:
-        if runner != self._runner:
+    def _load(self, runner: Literal["generate", "pooling"]) -> "LLM":
+        """The model as it is loaded for `runner`."""
+        if self._llm is None or runner != self._runner:
             self._llm = None  # let the other instance's memory go first
-            settings: dict[str, Any] = {}
+            settings: dict[str, object] = {}
             if runner == "pooling":
                 kind = {"last": "LAST", "mean": "MEAN"}[self._pooling]
                 pooler = self._vllm.config.pooler.PoolerConfig(seq_pooling_type=kind, use_activation=False)

@@ -58,8 +58,8 @@ def test_vectors_are_the_hidden_states_of_each_prompt_alone(
 
 
 def test_a_batch_holds_prompts_of_like_length_and_no_more_tokens_than_allowed():
-    assert list(engine_module._batches([3, 30, 5, 4, 6, 6, 1], 20)) == [[6, 0, 3, 2], [4, 5], [1]]
-    assert list(engine_module._batches([], 20)) == []
+    assert list(engine_module.batches([3, 30, 5, 4, 6, 6, 1], 20)) == [[6, 0, 3, 2], [4, 5], [1]]
+    assert list(engine_module.batches([], 20)) == []
 
 
 def test_poolings_differ(llama: Path, tokens: list[list[int]]):
