@@ -63,7 +63,7 @@ def estimate(config: Config, data: PromptData, finished: bool) -> dict[str, Any]
 
 def _tokens(config: Config, texts: list[str]) -> tuple[list[int], int, bool]:
     """Tokens of each prompt, how many of them all prompts begin with, and whether they were counted."""
-    folder = models.on_this_machine(config.extract.model)
+    folder = models.find_local(config.extract.model)
     if folder is None:
         prefix = len(os.path.commonprefix(texts))
         return (
@@ -78,7 +78,7 @@ def _tokens(config: Config, texts: list[str]) -> tuple[list[int], int, bool]:
 
 def _known_share(config: Config, prompts_: pa.Table, kind: str, count: int) -> float:
     """Which share of these prompts, a sample of `count`, an earlier version below this storage has read already."""
-    model = models.on_this_machine(config.extract.model)
+    model = models.find_local(config.extract.model)
     root = storage.path(config.root) / "extract"
     if model is None or not root.exists() or not len(prompts_):
         return 0.0
@@ -126,7 +126,7 @@ def _rate(config: Config) -> tuple[float, str]:
         spent = manifest.info.get("spent", {}).get("vectors", {})
         if manifest.inputs.get("model") == e.model and spent.get("seconds"):
             return (spent["tokens"] - spent["cached"]) / spent["seconds"], f"as version {manifest.fingerprint} measured"
-    folder = models.on_this_machine(e.model)
+    folder = models.find_local(e.model)
     weights = soundness.parameters(folder) if folder else models.ALIAS_PARAMETERS * (e.model == models.ALIAS)
     if not weights:
         return 0.0, "unknown until the model is on this machine"

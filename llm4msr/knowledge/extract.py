@@ -48,7 +48,7 @@ def extract(config: Config, data: StageOutput) -> StageOutput:
     version = folder(config, data)
     model_folder = models.resolve(config.extract.model)
     revision = models.revision(model_folder)
-    name = models.pinned(config.extract.model, model_folder)
+    name = models.pin(config.extract.model, model_folder)
     inputs = {"prepare": data.manifest.fingerprint, "model": config.extract.model, "revision": revision}
     inputs |= {"pinned": name} if name != config.extract.model else {}
     settings = config.model_dump(include={"extract"})

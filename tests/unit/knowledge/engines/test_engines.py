@@ -148,9 +148,9 @@ def test_a_missing_vllm_names_the_extra(llama: Path, monkeypatch: pytest.MonkeyP
 def test_local_folder_is_the_model(llama: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(llama.parent)
     assert models.resolve(llama.name) == llama
-    assert models.on_this_machine(str(llama)) == llama
-    assert models.on_this_machine("not/here") is None
-    assert models.on_this_machine(models.ALIAS) is None
+    assert models.find_local(str(llama)) == llama
+    assert models.find_local("not/here") is None
+    assert models.find_local(models.ALIAS) is None
 
 
 @pytest.mark.parametrize("model", ["no-such-owner/no-such-model", "not a valid id!", "/absent/folder"])
@@ -165,7 +165,7 @@ def test_unknown_model_is_refused_with_what_can_be_given(model: str, offline: No
 def test_model_at_an_unreadable_uri_is_refused():
     with pytest.raises(StorageError, match=r"memory://models/absent: the model cannot be read"):
         models.resolve("memory://models/absent")
-    assert models.on_this_machine("memory://models/absent") is None
+    assert models.find_local("memory://models/absent") is None
 
 
 def test_parameters_are_counted_from_the_headers(llama: Path, tmp_path: Path):

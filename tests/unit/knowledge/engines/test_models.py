@@ -28,7 +28,7 @@ def copied(llama: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("at", [0.0, 0.1, 0.5, 0.731, 1.0])
 def test_one_bit_anywhere_in_the_weights_is_another_revision(copied: Path, at: float, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(models, "_CHUNK", 1 << 16)  # so that several pieces are read side by side
+    monkeypatch.setattr(models, "CHUNK", 1 << 16)  # so that several pieces are read side by side
     before = models.revision(copied)
     flip_a_bit(copied / "model.safetensors", at)
     assert models.revision(copied) != before
@@ -83,11 +83,11 @@ def upload(folder: Path, uri: str) -> None:
 def test_a_model_at_a_uri_is_copied_once(llama: Path, capsys: pytest.CaptureFixture[str]):
     uri = "memory://models/once"
     upload(llama, uri)
-    assert models.on_this_machine(uri) is None
+    assert models.find_local(uri) is None
     folder = models.resolve(uri)
     assert capsys.readouterr().err == f"  fetching {uri}, once on this machine\n"
     stamp = (folder / "config.json").stat().st_mtime_ns
-    assert models.on_this_machine(uri) == models.resolve(uri) == folder
+    assert models.find_local(uri) == models.resolve(uri) == folder
     assert (folder / "config.json").stat().st_mtime_ns == stamp
     assert models.revision(folder) == models.revision(llama)
     tokens = [[1, 2, 3]]
@@ -105,24 +105,24 @@ def test_a_model_that_changes_behind_its_uri_is_fetched_again(copied: Path):
     first = models.resolve(uri)
     flip_a_bit(copied / "model.safetensors")
     upload(copied, uri)
-    assert models.on_this_machine(uri) is None
+    assert models.find_local(uri) is None
     second = models.resolve(uri)
     assert models.revision(first) != models.revision(second) == models.revision(copied)
     assert models.resolve(uri) == second
 
 
 def test_a_uri_of_this_machine_is_its_folder(llama: Path):
-    assert models.resolve(llama.as_uri()) == models.on_this_machine(llama.as_uri()) == llama
+    assert models.resolve(llama.as_uri()) == models.find_local(llama.as_uri()) == llama
 
 
 def test_a_model_of_the_hub_is_pinned_to_its_commit(tmp_path: Path):
     commit = tmp_path / "models--owner--name" / "snapshots" / "0123abcd"
     commit.mkdir(parents=True)
-    assert models.pinned("owner/name", commit) == "owner/name@0123abcd"
-    assert models.pinned("owner/name@main", commit) == "owner/name@0123abcd"
+    assert models.pin("owner/name", commit) == "owner/name@0123abcd"
+    assert models.pin("owner/name@main", commit) == "owner/name@0123abcd"
     for model in (models.ALIAS, "memory://bucket/model", str(tmp_path)):
-        assert models.pinned(model, tmp_path) == model
-    assert models.pinned(str(commit), commit) == str(commit)
+        assert models.pin(model, tmp_path) == model
+    assert models.pin(str(commit), commit) == str(commit)
 
 
 # --- broken folders -----------------------------------------------------------------------------------------------
