@@ -7,7 +7,8 @@ import pyarrow as pa
 
 from llm4msr import storage
 from llm4msr.config import Config
-from llm4msr.knowledge import store
+from llm4msr.knowledge.index import RowGroup
+from llm4msr.knowledge.rows import read_vectors, row_groups
 from llm4msr.pipeline import extracted
 from llm4msr.storage.vectors import to_matrix
 
@@ -23,12 +24,12 @@ def shards(config: Config) -> dict[str, str]:
 
 def users(config: Config) -> pa.Table:
     """The rows of all users of a finished extraction, by id."""
-    return _rows(store.user_parts(extracted(config)))
+    return _rows(row_groups(extracted(config)))
 
 
 def scenarios(config: Config) -> pa.Table:
     """The same of all scenarios."""
-    return _rows(store.parts(extracted(config), "scenarios"))
+    return _rows(row_groups(extracted(config), "scenarios"))
 
 
 def compare(found: pa.Table, expected: pa.Table) -> dict[str, Any]:
@@ -41,5 +42,5 @@ def compare(found: pa.Table, expected: pa.Table) -> dict[str, Any]:
     return {"same": same, "cosine": float(((ours * theirs).sum(1) / lengths).min())}
 
 
-def _rows(parts: list[str]) -> pa.Table:
-    return pa.concat_tables([store.read_part(part) for part in parts]).sort_by("id")
+def _rows(groups: list[RowGroup]) -> pa.Table:
+    return pa.concat_tables([read_vectors(group) for group in groups]).sort_by("id")

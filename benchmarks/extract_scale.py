@@ -31,10 +31,10 @@ from benchmarks._machine import described
 from llm4msr import schema, storage
 from llm4msr.config import Config
 from llm4msr.data.prepare import folder as prepare_folder
-from llm4msr.knowledge import index, work_list
+from llm4msr.knowledge import index, versions, work_list
 from llm4msr.knowledge.engines import models, open_tokenizer
-from llm4msr.knowledge.index import IndexFile
-from llm4msr.knowledge.prompts.render import window_name, windows
+from llm4msr.knowledge.index import Bucket
+from llm4msr.knowledge.prompts.render import Window, windows
 from llm4msr.knowledge.reader import Reader
 from llm4msr.pipeline import extract, extracted, prepared
 from llm4msr.storage import StageResult
@@ -194,25 +194,31 @@ def planning(config: Config, folder: Path) -> Measured:
     data, output = prepared(config), extracted(config)
     reader = Reader.of(config, models.revision(Path(config.extract.model)), open_tokenizer(config.extract).frame)
     todo = windows(config, data.manifest.info["histories"], 0, work_list.WINDOW_ROWS)[1:]
-    buckets = index.bucket_count(todo[-1]["stop"])
-    settled: dict[str, Any] = {"config": config, "folder_uri": str(folder), "reader": reader}
-    there = storage.files_below(output.folder.parent)
-    present = pa.array([name for name in there if "/vectors/" in name], pa.string())
-    bases = list(work_list.with_index(output.folder.parent, there).values())
+    buckets = index.bucket_count(todo[-1].stop)
+    names = storage.files_below(output.folder.parent)
+    settled: dict[str, Any] = {
+        "folder_uri": str(folder),
+        "spilled": [window.file for window in todo],
+        "bases": list(versions.index_files(output.folder.parent, names).values()),
+        "present": versions.shards(names),
+        "rows_per_shard": config.extract.rows_per_shard,
+    }
     times = {"render": time.process_time()}
     for window in todo:
-        work_list._render(pa.Table.from_pylist([window]), data=data, counts={"users": buckets}, **settled)
+        work_list.render_window(_row(window), config, data, str(folder), reader, {"users": buckets})
     times["render"] = time.process_time() - times["render"]
     times["match"] = time.process_time()
-    spilled = [window_name(window) for window in todo]
     kept = 0
-    for bucket in range(buckets):
-        at = pa.Table.from_pylist([IndexFile("users", bucket, buckets)._asdict()])
-        (done,) = work_list._match(at, spilled=spilled, bases=bases, present=present, **settled).to_pylist()
+    for number in range(buckets):
+        (done,) = work_list.match_bucket(_row(Bucket("users", number, buckets)), **settled).to_pylist()
         kept += done["kept"]
     times["match"] = time.process_time() - times["match"]
-    assert kept == todo[-1]["stop"]
+    assert kept == todo[-1].stop
     return {"users": kept, **times, "rate": kept / sum(times.values())}
+
+
+def _row(item: Window | Bucket) -> pa.Table:
+    return pa.Table.from_pylist([item._asdict()])
 
 
 def report(found: dict[int, dict[str, Measured]], wanted: argparse.Namespace) -> str:

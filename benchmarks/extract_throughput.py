@@ -38,8 +38,8 @@ from benchmarks._random_llm import SHAPES, random_llm
 from llm4msr import config as configs
 from llm4msr.arrays import Singles
 from llm4msr.config import ExtractConfig
-from llm4msr.knowledge import index, store
 from llm4msr.knowledge.engines import models, open_engine, open_tokenizer, soundness
+from llm4msr.knowledge.rows import read_rows, row_groups
 from llm4msr.pipeline import extract, prepare
 from llm4msr.storage.vectors import to_matrix
 
@@ -188,7 +188,7 @@ def _ours(config: configs.Config, folder: Path, begun: float) -> Measured:
     clock = time.time()
     output = extract(config)
     seconds = time.perf_counter() - begun
-    tables = [index.read(part, ["raw_id", "prompt", "vector"]) for part in store.user_parts(output)]
+    tables = [read_rows(group, ["raw_id", "prompt", "vector"]) for group in row_groups(output)]
     ids = [raw_id for table in tables for raw_id in table["raw_id"].to_pylist()]
     prompts = [text for table in tables for text in table["prompt"].to_pylist()]
     (folder / "prompts.json").write_text(json.dumps({"ids": ids, "prompts": prompts}))

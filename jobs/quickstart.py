@@ -9,7 +9,7 @@ from llm4msr import config, pipeline, storage
 from llm4msr.cli import main as cli
 from llm4msr.config import Config
 from llm4msr.explain.stage import REPORT
-from llm4msr.knowledge import store
+from llm4msr.knowledge.rows import read_texts
 from llm4msr.pipeline import explain, exported, extracted, prepared, stages
 from llm4msr.progress import say
 from llm4msr.serve import app
@@ -26,7 +26,7 @@ def main(uri: str, overrides: list[str]) -> None:
     print(f"\n{storage.read_bytes(table.folder / 'table.md').decode()}")
     if loaded.model.knowledge != "none":
         print("What the LLM says about the scenarios:")
-        for text in store.texts(extracted(loaded)):
+        for text in read_texts(extracted(loaded)):
             print(f"  {shorten(text['raw_id'])}: {shorten(text['answer'], 2000)}")
     say("\nstarting the endpoint ...")
     address = pipeline.serve(loaded)

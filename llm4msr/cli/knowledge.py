@@ -44,9 +44,9 @@ def show(
 ) -> None:
     """Show what the LLM read of a user and said, and the users whose vectors are nearest."""
     from llm4msr import pipeline
-    from llm4msr.knowledge import versions
+    from llm4msr.knowledge import inspect
 
-    found = versions.show(pipeline.extracted(configs.load(config, set_)), user)
+    found = inspect.show(pipeline.extracted(configs.load(config, set_)), user)
     lines = [found["prompt"], "", f"answer: {found['answer'] or '(none was asked for)'}"]
     lines += [f"{scenario}: {', '.join(words)}" for scenario, words in found["interests"].items()]
     lines += [f"error: {found['error']}"] if found["error"] else []
@@ -70,13 +70,13 @@ def prune(
     touched: prepare from data without these users, and export again.
     """
     from llm4msr import pipeline
-    from llm4msr.knowledge import versions
+    from llm4msr.knowledge.prune import prune as prune_versions
 
     loaded = configs.load(config, set_)
     current = None
     with suppress(ConfigError):  # nothing is made for this config: then the newest are all that stays
         current = pipeline.extracted(loaded)
-    report = versions.prune(loaded, current, keep, unfinished, dry_run)
+    report = prune_versions(loaded, current, keep, unfinished, dry_run)
     if report["unfinished"]:
         say(f"  unfinished, kept: {', '.join(report['unfinished'])}; go on with `extract`, or give --unfinished")
     print(as_json(report))
@@ -90,7 +90,7 @@ def verify(
 ) -> None:
     """Ask the LLM again about some rows and compare: fingerprints equal, vectors with cosine above 0.999."""
     from llm4msr import pipeline
-    from llm4msr.knowledge import versions
+    from llm4msr.knowledge import inspect
 
     loaded = configs.load(config, set_)
-    print(mask(as_json(versions.verify(loaded, pipeline.extracted(loaded), sample))))
+    print(mask(as_json(inspect.verify(loaded, pipeline.extracted(loaded), sample))))

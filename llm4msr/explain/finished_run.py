@@ -10,7 +10,7 @@ import torch
 
 from llm4msr.arrays import Floats, Ints
 from llm4msr.config import Config
-from llm4msr.knowledge import store
+from llm4msr.knowledge.rows import find_texts
 from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
 from llm4msr.storage import StageOutput
@@ -92,7 +92,7 @@ class FinishedRun:
     def user_texts(self, ids: Ints) -> dict[int, dict[str, str]]:
         """`prompt`, `answer` and `error` by user number; without the users about whom the LLM was not asked."""
         numbers = {self.users["user_id"][int(user)]: int(user) for user in ids}
-        return {numbers[row["raw_id"]]: row for row in store.texts_of(self.extracted, list(numbers))}
+        return {numbers[row["raw_id"]]: row for row in find_texts(self.extracted, list(numbers))}
 
     def codes(self, ids: Ints, chunk: int = 1 << 16) -> Floats:
         """float64 [N, K]: the codes of these users as the model reads them."""

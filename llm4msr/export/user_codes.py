@@ -1,4 +1,4 @@
-"""Users' vectors -> users' codes: Ray Data reads the knowledge store part by part and encodes with the trained net.
+"""Users' vectors -> users' codes: Ray Data reads the knowledge row group by row group and encodes with the trained net.
 
 A code is what serving keeps of a user's knowledge: K float16 numbers.
 """
@@ -11,7 +11,8 @@ import torch
 
 from llm4msr import ray_session
 from llm4msr.bundle import id_table
-from llm4msr.knowledge import store
+from llm4msr.knowledge.index import RowGroup
+from llm4msr.knowledge.rows import read_vectors, row_groups
 from llm4msr.model.meta import KnowledgeCode
 from llm4msr.storage import StageOutput
 from llm4msr.storage.vectors import to_column, to_matrix
@@ -22,20 +23,20 @@ def encode_all(output: StageOutput, coder: KnowledgeCode) -> Iterator[pa.Table]:
     import ray
 
     ray_session.connect()
-    parts = store.user_parts(output)
-    codes = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts)).map_batches(
-        _encode_parts, fn_args=(coder,), batch_size=1, batch_format="pyarrow", num_cpus=1
+    groups = [group._asdict() for group in row_groups(output)]
+    codes = ray.data.from_items(groups, override_num_blocks=len(groups)).map_batches(
+        _encode_groups, fn_args=(coder,), batch_size=1, batch_format="pyarrow", num_cpus=1
     )
     yield from codes.sort("id").iter_batches(batch_size=id_table.ROWS_PER_BATCH, batch_format="pyarrow")
 
 
-def _encode_parts(batch: pa.Table, coder: KnowledgeCode) -> pa.Table:
-    return pa.concat_tables([encode(store.read_part(part), coder) for part in batch["part"].to_pylist()])
+def _encode_groups(batch: pa.Table, coder: KnowledgeCode) -> pa.Table:
+    return pa.concat_tables([encode(read_vectors(RowGroup(**row)), coder) for row in batch.to_pylist()])
 
 
 @torch.inference_mode()
 def encode(part: pa.Table, coder: KnowledgeCode) -> pa.Table:
-    """id large_string and code fixed_size_list<float16>[K] of the good rows of a table of `knowledge.read_part`."""
+    """id large_string and code fixed_size_list<float16>[K] of the good rows of a table of `read_vectors`."""
     good = part.filter(pc.equal(part["error"], ""))
     z_NZ = torch.from_numpy(to_matrix(good["vector"]).copy())  # torch wants memory that it may write to
     code_NK = coder(z_NZ, torch.ones(len(good), dtype=torch.bool)).half().numpy()

@@ -15,10 +15,11 @@ from llm4msr import schema, storage
 from llm4msr.arrays import Array, Column, Halves, strings
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import interests, work_list
+from llm4msr.knowledge import interests
 from llm4msr.knowledge.engines import Engine, PromptTokenizer, Task, models, open_engine, open_tokenizer
 from llm4msr.knowledge.index import NOTHING_LIKED
 from llm4msr.knowledge.reader import Reader
+from llm4msr.knowledge.work_list import read_prompts
 from llm4msr.storage import FileRecord
 from llm4msr.storage.vectors import to_column
 
@@ -102,7 +103,7 @@ class AskLLM:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """`batch` is one row, which names a shard: prompts go from storage to the LLM, past Ray's object store."""
-        return self.ask(work_list.prompts_of(batch, self.pass_.folder_uri))
+        return self.ask(read_prompts(batch, self.pass_.folder_uri))
 
     def ask(self, shard: pa.Table) -> pa.Table:
         """Ask about each row and write the shard's file.

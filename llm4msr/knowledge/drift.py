@@ -21,8 +21,8 @@ VERSIONS = 8
 """Earlier versions that are looked into, the newest first."""
 
 
-def earlier(folder: UPath, versions: Iterable[str]) -> Iterator[pa.Table]:
-    """The statistics that the version in `folder` has, where it is made again, and those of others beside it.
+def read_earlier(folder: UPath, versions: Iterable[str]) -> Iterator[pa.Table]:
+    """The statistics that the version in `folder` has, where it is made again, and those of `versions` beside it.
 
     What is damaged is left out: its scenarios are asked about again.
     """
@@ -36,7 +36,7 @@ def earlier(folder: UPath, versions: Iterable[str]) -> Iterator[pa.Table]:
                 yield output.table(FILE)
 
 
-def steady(new: pa.Table, versions: Iterable[pa.Table], tolerance: float) -> tuple[pa.Table, int]:
+def keep_steady(new: pa.Table, versions: Iterable[pa.Table], tolerance: float) -> tuple[pa.Table, int]:
     """A table of `schema.SCENARIOS` for the prompts, and in how many rows it has statistics of an earlier version.
 
     Args:
@@ -52,19 +52,19 @@ def steady(new: pa.Table, versions: Iterable[pa.Table], tolerance: float) -> tup
             before.setdefault(row["scenario_id"], []).append(row)
     rows, kept = [], 0
     for row in new.to_pylist():
-        near = next((old for old in before.get(row["scenario_id"], []) if alike(old, row, tolerance)), row)
-        kept += _shown(near) != _shown(row)
+        near = next((old for old in before.get(row["scenario_id"], []) if are_alike(old, row, tolerance)), row)
+        kept += _in_prompt(near) != _in_prompt(row)
         rows.append(near | {"scenario": row["scenario"]})
     return pa.Table.from_pylist(rows, new.schema), kept
 
 
-def alike(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> bool:
+def are_alike(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> bool:
     """Whether counts and shares are within the tolerance, and half of the named titles and categories the same."""
     room = tolerance + 1e-9
-    counts = all(abs(new[one] - old[one]) <= room * max(old[one], 1) for one in ("interactions", "users", "items"))
+    counts = all(abs(new[name] - old[name]) <= room * max(old[name], 1) for name in ("interactions", "users", "items"))
     shares = abs(new["positive_rate"] - old["positive_rate"]) <= room
     before, after = ({other["scenario_id"]: other["fraction"] for other in row["shared_users"]} for row in (old, new))
-    shared = all(abs(after.get(one, 0.0) - before.get(one, 0.0)) <= room for one in before | after)
+    shared = all(abs(after.get(other, 0.0) - before.get(other, 0.0)) <= room for other in before | after)
     return counts and shares and shared and all(_half_alike(old[name], new[name]) for name in ("categories", "titles"))
 
 
@@ -72,5 +72,6 @@ def _half_alike(old: list[str], new: list[str]) -> bool:
     return 2 * len(set(old) & set(new)) >= max(len(set(old)), len(set(new)))
 
 
-def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
+def _in_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the prompt tells of a scenario: all but its number."""
     return {name: value for name, value in row.items() if name != "scenario"}

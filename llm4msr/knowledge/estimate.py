@@ -12,13 +12,12 @@ import pyarrow.compute as pc
 from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.data.prepare import PromptData
-from llm4msr.knowledge import index
+from llm4msr.knowledge import index, versions
 from llm4msr.knowledge.engines import PromptTokenizer, engine_name, models, open_tokenizer, soundness
-from llm4msr.knowledge.index import IndexFile
+from llm4msr.knowledge.index import Bucket
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import item_prompts, items_to_read, user_prompts, users_to_read
 from llm4msr.knowledge.reader import Reader
-from llm4msr.knowledge.work_list import with_index
 from llm4msr.storage import Manifest
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -82,17 +81,19 @@ def _known_share(config: Config, prompts_: pa.Table, kind: str, count: int) -> f
     root = storage.path(config.root) / "extract"
     if model is None or not root.exists() or not len(prompts_):
         return 0.0
-    there = storage.files_below(root)
+    names = storage.files_below(root)
     reader = Reader.of(config, models.revision(model), open_tokenizer(config.extract).frame)
     raw_ids, texts = prompts_["raw_id"].to_pylist(), prompts_["prompt"].to_pylist()
     fingerprints = [templates.fingerprint(text, reader.reads) for text in texts]
-    columns = {"hash": pa.array(index.hashes(raw_ids)), "key": index.keys(raw_ids, fingerprints, reader.writes[kind])}
+    columns = {
+        "hash": pa.array(index.hash_ids(raw_ids)),
+        "key": index.row_keys(raw_ids, fingerprints, reader.writes[kind]),
+    }
     rows = pa.table({"id": prompts_["id"], **columns})
     wide = max(1, index.bucket_count(count) // 16)  # a part of a large store is enough
-    rows = rows.filter(pa.array(index.bucket_of(rows["hash"].to_numpy(), wide) == 0))
-    versions = list(with_index(root, there).values())
-    present = pa.array([name for name in there if "/vectors/" in name], pa.string())
-    return len(index.match(rows, IndexFile(kind, 0, wide), versions, present)) / max(len(rows), 1)
+    rows = rows.filter(pa.array(Bucket(kind, 0, wide).holds(rows["hash"].to_numpy())))
+    bases = versions.index_files(root, names).values()
+    return len(index.match(rows, Bucket(kind, 0, wide), bases, versions.shards(names))) / max(len(rows), 1)
 
 
 def cost(config: Config, prompts_left: int, fresh_per_prompt: float) -> dict[str, Any]:

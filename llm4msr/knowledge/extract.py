@@ -16,17 +16,20 @@ from llm4msr import ray_session, storage
 from llm4msr.arrays import strings
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import drift, index, work_list
+from llm4msr.knowledge import drift, work_list
 from llm4msr.knowledge.actor import Pass
 from llm4msr.knowledge.engines import Task, models, open_tokenizer, soundness
 from llm4msr.knowledge.failures import refuse_failed_rows, refuse_failures, total
-from llm4msr.knowledge.forget import forgotten
+from llm4msr.knowledge.forget import ids_to_forget
+from llm4msr.knowledge.index import RowGroup
 from llm4msr.knowledge.passes import run_pass
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import items_to_read
 from llm4msr.knowledge.reader import Reader
+from llm4msr.knowledge.rows import list_row_groups, read_rows
 from llm4msr.knowledge.user_pooling import pool_users
-from llm4msr.knowledge.work_list import Shard, Work
+from llm4msr.knowledge.versions import version_number
+from llm4msr.knowledge.work import Shard, Work
 from llm4msr.progress import say
 from llm4msr.storage import FileRecord, StageOutput, StageResult
 
@@ -98,12 +101,12 @@ def folder(config: Config, data: StageOutput) -> UPath:
         names, uris = ["seen", "items", "scenarios"], {"item": e.item_template, "scenario": e.scenario_template}
     content = [data.manifest.files[f"{name}.parquet"].digest for name in names]
     texts = [templates.template(kind, uri).template for kind, uri in uris.items()]
-    identity = [VERSION, e.identity(), texts, content, *forgotten(config).to_pylist()]
+    identity = [VERSION, e.identity(), texts, content, *ids_to_forget(config).to_pylist()]
     return storage.path(config.root) / "extract" / storage.digest_json(identity)[:12]
 
 
 def _build(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> StageResult:
-    work = work_list.work_left(config, data, folder, reader)
+    work = work_list.plan_work(config, data, folder, reader)
     kept = sum(work.kept.values())
     if kept:
         say(f"  {kept} rows are as an earlier version has them, {sum(s.rows for s in work.shards)} are to be asked")
@@ -120,7 +123,7 @@ def _build(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> 
     files[drift.FILE] = storage.record_file(folder / drift.FILE)
     by_kind = {kind: total(one for one in sealed if one["kind"] == kind) for kind in reader.writes}
     rows = {kind: total["rows"] for kind, total in by_kind.items()}
-    width = _width(index.parts(folder, files, "scenarios"))
+    width = _width(list_row_groups(folder, files, "scenarios"))
     if "answers" in results:
         counts = results["answers"].counts.values()
         info["answers_failed"] = sum(shard.failed - shard.empty for shard in counts)
@@ -129,15 +132,15 @@ def _build(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> 
     info |= {"users_without_likes": sum(one["empty"] for one in sealed)}
     info |= {"spent": {task: dict(result.spent) for task, result in results.items()}}
     if config.extract.forget:
-        info |= {"forgotten": work.forgotten, "forget": len(forgotten(config))}
+        info |= {"forgotten": work.forgotten, "forget": len(ids_to_forget(config))}
     if config.extract.reads == "items":
         items = items_to_read(data.table("items.parquet", ["f:item_id"]))
-        pooled = pool_users(config, data, folder, items, index.parts(folder, files, "items"))
+        pooled = pool_users(config, data, folder, items, list_row_groups(folder, files, "items"))
         files |= pooled
         info |= {
             "users": sum(part.rows for name, part in pooled.items() if "/users-" in name),
             "items": rows["items"],
-            "width": _width(index.parts(folder, pooled, "users")),
+            "width": _width(list_row_groups(folder, pooled, "users")),
         }
     failed = sum(one["empty"] + one["failed"] for one in sealed)
     skipped = results["vectors"].skipped + kept
@@ -157,7 +160,7 @@ def _passes(config: Config, work: Work) -> dict[Task, list[Shard]]:
 
 def _next_version(folder: UPath) -> int:
     others = [v for v in folder.parent.iterdir() if v.name != folder.name] if folder.parent.exists() else []
-    return 1 + max(map(work_list.version_number, others), default=0)
+    return 1 + max(map(version_number, others), default=0)
 
 
 def _seal(
@@ -169,18 +172,18 @@ def _seal(
         new[shard.todo].append(shard.name)
     noted = {name.partition("/")[2]: part.digest for name, part in written.items()}
     jobs = [
-        at._asdict() | {"shards": new[at.file], "checksums": [noted.get(name, "") for name in new[at.file]]}
-        for at in work.buckets
+        bucket._asdict() | {"shards": new[bucket.file], "checksums": [noted.get(name, "") for name in new[bucket.file]]}
+        for bucket in work.buckets
     ]
-    sealed = list(ray_session.run_each(work_list.seal, jobs, folder_uri=str(folder)))
+    sealed = list(ray_session.run_each(work_list.seal_bucket, jobs, folder_uri=str(folder)))
     files: dict[str, FileRecord] = {one["file"]: FileRecord.model_validate(one) for one in sealed}
     for name in sorted({name for one in sealed for name in one["own"]}):
         files[name] = written.get(name) or storage.record_file(folder / name)
     return files, sealed
 
 
-def _width(parts: list[str]) -> int:
-    return int(index.read(parts[0], ["vector"])["vector"].type.list_size)
+def _width(groups: list[RowGroup]) -> int:
+    return int(read_rows(groups[0], ["vector"])["vector"].type.list_size)
 
 
 def require_machines(config: Config) -> None:

@@ -12,7 +12,7 @@ from llm4msr.errors import TooManyFailedError
 from llm4msr.knowledge.actor import SHARD_FOLDERS, Counts
 from llm4msr.knowledge.engines import Task
 from llm4msr.knowledge.index import NOTHING_LIKED
-from llm4msr.knowledge.work_list import Work
+from llm4msr.knowledge.work import Work
 from llm4msr.storage import StageOutput
 from llm4msr.text import shorten
 
@@ -23,19 +23,19 @@ def refuse_failures(config: Config, folder: UPath, done: Mapping[Task, Mapping[s
     Raises:
         TooManyFailedError: there are more in a kind; the message names each such kind and its first failure.
     """
-    allowed, told = config.extract.max_failed_fraction, []
+    allowed, problems = config.extract.max_failed_fraction, []
     for task, shards in done.items():
         for kind in sorted({name.partition("-")[0] for name in shards}):
-            mine = {name: counts for name, counts in shards.items() if name.startswith(f"{kind}-")}
-            failed = sum(counts.failed - counts.empty for counts in mine.values())
-            rows = work.kept.get(kind, 0) + sum(counts.rows for counts in mine.values())
+            of_kind = {name: counts for name, counts in shards.items() if name.startswith(f"{kind}-")}
+            failed = sum(counts.failed - counts.empty for counts in of_kind.values())
+            rows = work.kept.get(kind, 0) + sum(counts.rows for counts in of_kind.values())
             if failed > allowed * rows:
-                first = _first_error(folder / SHARD_FOLDERS[task], mine)
-                told.append(f"{failed} of {rows} {kind} failed; first: {first}")
-    if told:
+                first = _first_error(folder / SHARD_FOLDERS[task], of_kind)
+                problems.append(f"{failed} of {rows} {kind} failed; first: {first}")
+    if problems:
         raise TooManyFailedError(
-            f"{folder}: {'. '.join(dict.fromkeys(told))}. extract.max_failed_fraction allows {allowed:g} of each kind; "
-            "good shards are kept: run again to retry the others"
+            f"{folder}: {'. '.join(dict.fromkeys(problems))}. extract.max_failed_fraction allows {allowed:g} of each "
+            "kind; good shards are kept: run again to retry the others"
         )
 
 
@@ -46,24 +46,24 @@ def _first_error(folder: UPath, shards: Mapping[str, Counts]) -> str:
     return f"'{shorten(first['raw_id'])}' in {bad}: {first['error']}"
 
 
-def refuse_failed_rows(config: Config, out: StageOutput) -> None:
+def refuse_failed_rows(config: Config, output: StageOutput) -> None:
     """The same for an extraction that is finished already.
 
     Raises:
         TooManyFailedError: more rows of a kind had failed than is allowed now.
     """
-    allowed, done = config.extract.max_failed_fraction, out.manifest
-    for kind, rows in done.info.get("by_kind", {}).items():
+    allowed = config.extract.max_failed_fraction
+    for kind, rows in output.manifest.info.get("by_kind", {}).items():
         if rows["failed"] > allowed * rows["rows"]:
             raise TooManyFailedError(
-                f"{out.folder}: {rows['failed']} of {rows['rows']} {kind} had failed when this was made, which is more "
-                "than extract.max_failed_fraction allows now; delete that folder to ask again"
+                f"{output.folder}: {rows['failed']} of {rows['rows']} {kind} had failed when this was made, which is "
+                "more than extract.max_failed_fraction allows now; delete that folder to ask again"
             )
 
 
 def total(sealed: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Rows of one kind by how they ended."""
+    """Rows of one kind by how they ended, from the summaries of its index files."""
     counts = Counter({"rows": 0, "failed": 0, "empty": 0})
-    for one in sealed:
-        counts.update({name: one[name] for name in counts})
+    for summary in sealed:
+        counts.update({name: summary[name] for name in counts})
     return dict(counts)

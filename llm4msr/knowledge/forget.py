@@ -1,6 +1,6 @@
 """Users to forget: the list of `extract.forget`, and who on it is known. No Ray here."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,11 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm4msr import storage
-from llm4msr.arrays import Hashes
+from llm4msr.arrays import Column, Hashes, strings
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import index
-from llm4msr.knowledge.index import IndexFile
+from llm4msr.knowledge.index import RowGroup, hash_ids, read_index
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput
 
@@ -27,7 +26,7 @@ class Listed(NamedTuple):
     nobodys: list[str]
 
 
-def forgotten(config: Config, kind: str = "users") -> pa.Array:
+def ids_to_forget(config: Config, kind: str = "users") -> Column:
     """Raw ids of `extract.forget`, one a line and exactly as given there: string [N], sorted.
 
     Raises:
@@ -39,23 +38,23 @@ def forgotten(config: Config, kind: str = "users") -> pa.Array:
     return pa.array(sorted({line for line in lines if line}), pa.string())
 
 
-def check_list(config: Config, data: StageOutput, bases: Iterable[Iterable[str]]) -> Listed:
-    """Look each listed id up in the prepared data and in earlier versions, and tell who is nobody.
+def check_list(config: Config, data: StageOutput, bases: Iterable[Sequence[RowGroup]]) -> Listed:
+    """Look each listed id up in the prepared data and in earlier versions, and say which ids are nobody's.
 
-    `bases` are parts that are index files, of each earlier version.
+    `bases` are the index files of each earlier version.
 
     Raises:
         StorageError: the file cannot be read, or every id in it is nobody's.
     """
-    ids = forgotten(config)
-    if not config.extract.forget:
+    ids = strings(ids_to_forget(config))
+    if not ids:
+        if config.extract.forget:
+            say(f"  {config.extract.forget}: the list of users to forget is empty")
         return Listed([], [])
-    if not len(ids):
-        say(f"  {config.extract.forget}: the list of users to forget is empty")
-        return Listed([], [])
-    hashes = dict(zip(index.hashes(ids.to_pylist()).tolist(), ids.to_pylist(), strict=True))
-    known = _in_data(ids, data) | {hashes[one] for one in _in_store(np.array(list(hashes), np.uint64), bases)}
-    listed = Listed(sorted(known), [one for one in ids.to_pylist() if one not in known])
+    hash_N = hash_ids(ids)
+    in_versions_N = np.isin(hash_N, _find_in_versions(hash_N, bases))
+    known = _find_in_data(ids, data) | {ids[i] for i in np.flatnonzero(in_versions_N)}
+    listed = Listed(sorted(known), [raw_id for raw_id in ids if raw_id not in known])
     if listed.nobodys:
         message = f"{config.extract.forget}: {_message(listed, data)}"
         if not listed.known:
@@ -65,36 +64,32 @@ def check_list(config: Config, data: StageOutput, bases: Iterable[Iterable[str]]
 
 
 def _message(listed: Listed, data: StageOutput) -> str:
-    total, gone = len(listed.known) + len(listed.nobodys), listed.nobodys
-    first = ", ".join(repr(one[:60]) for one in gone[:SHOWN])
-    more = f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
-    text = f"{len(gone)} of {total} ids to forget are nobody's: {first}{more}"
-    bare = [one for one in gone if one != one.strip()]
-    likely = _in_data(pa.array(sorted({one.strip() for one in bare}), pa.string()), data) if bare else set()
-    if likely:
+    total, nobodys = len(listed.known) + len(listed.nobodys), listed.nobodys
+    first = ", ".join(repr(raw_id[:60]) for raw_id in nobodys[:SHOWN])
+    more = f" and {len(nobodys) - SHOWN} more" if len(nobodys) > SHOWN else ""
+    text = f"{len(nobodys)} of {total} ids to forget are nobody's: {first}{more}"
+    stripped = {raw_id.strip() for raw_id in nobodys if raw_id != raw_id.strip()}
+    if stripped and (likely := _find_in_data(stripped, data)):
         text += f" ({len(likely)} of them are known without the blanks around them, such as {min(likely)[:60]!r})"
     return text
 
 
-def _in_data(ids: pa.Array, data: StageOutput) -> set[str]:
-    found: set[str] = set()
+def _find_in_data(raw_ids: Iterable[str], data: StageOutput) -> set[str]:
+    """Those of the ids that the prepared data has."""
+    sought, known = pa.array(sorted(raw_ids), pa.string()), set[str]()
     with data.parquet("users.parquet") as users:
         for batch in users.iter_batches(1 << 16, columns=["user_id"]):
             column = batch.column(0)
-            found |= set(column.filter(pc.is_in(column, value_set=ids.cast(column.type))).to_pylist())
-    return found
+            known.update(strings(column.filter(pc.is_in(column, value_set=sought.cast(column.type)))))
+    return known
 
 
-def _in_store(hash_N: Hashes, bases: Iterable[Iterable[str]]) -> set[int]:
+def _find_in_versions(hash_N: Hashes, bases: Iterable[Sequence[RowGroup]]) -> Hashes:
     """Those of the hashes that an index file of users has; only buckets that can hold one are read."""
-    found: set[int] = set()
-    for part in (part for parts in bases for part in parts):
-        file, checksum, _ = index.place(part)
-        at = IndexFile.of(f"index/{file.name}")
-        if at is None or at.kind != "users":
-            continue
-        here = hash_N[index.bucket_of(hash_N, at.buckets) == at.bucket]
-        if len(here):
-            there = storage.read_table(file, ["hash"], checksum=checksum)["hash"].to_numpy()
-            found |= set(np.intersect1d(here, there).tolist())
-    return found
+    known = [hash_N[:0]]
+    for file in (file for files in bases for file in files):
+        if file.bucket and file.bucket.kind == "users":
+            sought = hash_N[file.bucket.holds(hash_N)]
+            if len(sought):
+                known.append(np.intersect1d(sought, read_index(file, ["hash"])["hash"].to_numpy()))
+    return np.concatenate(known)

@@ -8,11 +8,9 @@ bucket in little memory, whatever their number of rows. Rows are known by raw id
 """
 
 import hashlib
-import json
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -22,24 +20,20 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from llm4msr import storage
-from llm4msr.arrays import Hashes, Ints
+from llm4msr.arrays import Bools, Column, Hashes, Ints, strings
 from llm4msr.errors import StorageError
 from llm4msr.schema import INDEX
-from llm4msr.storage import FileRecord, stage_files
-from llm4msr.text import shorten
+from llm4msr.storage import stage_files
 
 NOTHING_LIKED = "nothing liked before the cut"
 """The error of a row without a prompt. It is counted, but no retry can mend it, so it is no reason to stop."""
 
-PART_ROWS = 8192
-"""Rows that are read at once, at most."""
+GROUP_ROWS = 8192
+"""Rows of a row group of an index file: what is read at once, at most."""
 
 BUCKET_ROWS = 1 << 16
 MOST_BUCKETS = 1 << 10
 """Rows of a bucket, until there are so many buckets; beyond that (67 million rows) the buckets grow."""
-
-CHECKSUMS = ".checksums.json"
-"""What is added to a shard's name for the file that `prune` writes beside it."""
 
 
 class State(IntEnum):
@@ -50,27 +44,93 @@ class State(IntEnum):
     FAILED = 2
 
 
+class Bucket(NamedTuple):
+    """A range of hashes, number `number` of `total`, of one kind (`users`, `scenarios`, `items`): an index file."""
+
+    kind: str
+    number: int
+    total: int
+
+    @property
+    def file(self) -> str:
+        """Name of its files, in the index and in the plan of an unfinished run."""
+        return f"{self.kind}-{self.number:05d}-of-{self.total:05d}.parquet"
+
+    @property
+    def index_file(self) -> str:
+        """Its index file, relative to the version."""
+        return f"index/{self.file}"
+
+    @classmethod
+    def parse(cls, name: str) -> "Bucket | None":
+        """From the name of an index file relative to the version; None for other files."""
+        match = re.fullmatch(r"index/(\w+)-(\d+)-of-(\d+)\.parquet", name)
+        return cls(match[1], int(match[2]), int(match[3])) if match else None
+
+    def overlaps(self, other: "Bucket") -> bool:
+        """Whether a hash can lie in both."""
+        finest = max(self.total, other.total)
+        width, other_width = finest // self.total, finest // other.total
+        start, other_start = self.number * width, other.number * other_width
+        return self.kind == other.kind and start < other_start + other_width and other_start < start + width
+
+    def holds(self, hash_N: Hashes) -> Bools:
+        """Which hashes lie in it: bool [N]."""
+        return bucket_numbers(hash_N, self.total) == self.number
+
+
+class RowGroup(NamedTuple):
+    """A row group of a file of a version (all of the file, if it has no number), and the file's checksum.
+
+    It names its file by URI, so that Ray Data can carry it.
+    """
+
+    uri: str
+    checksum: str
+    number: int | None = None
+
+    @property
+    def file(self) -> UPath:
+        """The file."""
+        return storage.path(self.uri)
+
+    @property
+    def version(self) -> UPath:
+        """The folder of the version that the file belongs to."""
+        return self.file.parent.parent
+
+    @property
+    def repair(self) -> str:
+        """What to do if it is damaged."""
+        return storage.repair_advice(self.version, "extract", self.file)
+
+    @property
+    def bucket(self) -> Bucket | None:
+        """The bucket of an index file; None for a shard."""
+        return Bucket.parse(f"index/{self.file.name}")
+
+
 def bucket_count(rows: int) -> int:
     """A power of two, so that the buckets of two versions lie within each other."""
-    wanted = max(1, min(MOST_BUCKETS, math.ceil(rows / BUCKET_ROWS)))
-    return 1 << (wanted - 1).bit_length()
+    needed = max(1, min(MOST_BUCKETS, math.ceil(rows / BUCKET_ROWS)))
+    return 1 << (needed - 1).bit_length()
 
 
-def bucket_of(hash_N: Hashes, buckets: int) -> Ints:
-    """The bucket of each hash: its highest bits."""
-    if buckets == 1:
+def bucket_numbers(hash_N: Hashes, total: int) -> Ints:
+    """The bucket of each hash, int64 [N]: its highest bits."""
+    if total == 1:
         return np.zeros(len(hash_N), np.int64)
-    return (hash_N >> np.uint64(64 - (buckets.bit_length() - 1))).astype(np.int64)
+    return (hash_N >> np.uint64(64 - (total.bit_length() - 1))).astype(np.int64)
 
 
-def hashes(raw_ids: Iterable[str]) -> Hashes:
-    """64 bits of each raw id."""
+def hash_ids(raw_ids: Iterable[str]) -> Hashes:
+    """64 bits of each raw id: uint64 [N]."""
     digests = [hashlib.blake2b(raw_id.encode(), digest_size=8).digest() for raw_id in raw_ids]
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
-def keys(raw_ids: Sequence[str], fingerprints: Sequence[str], writes: str) -> pa.FixedSizeBinaryArray:
-    """128 bits of the raw id, the vector's fingerprint, and what is written beside the vector.
+def row_keys(raw_ids: Sequence[str], fingerprints: Sequence[str], writes: str) -> Column:
+    """128 bits of the raw id, the vector's fingerprint, and what is written beside the vector: binary(16) [N].
 
     Rows with the same key are the same row.
     """
@@ -83,257 +143,100 @@ def keys(raw_ids: Sequence[str], fingerprints: Sequence[str], writes: str) -> pa
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(digests), [None, flat])
 
 
-def states(errors: Iterable[str]) -> pa.Array:
-    """`State` of rows by their error."""
-    found = {"": State.GOOD, NOTHING_LIKED: State.EMPTY}
-    return pa.array([int(found.get(error, State.FAILED)) for error in errors], pa.int8())
+def states(errors: Iterable[str]) -> Column:
+    """`State` of rows by their error: int8 [N]."""
+    known = {"": State.GOOD, NOTHING_LIKED: State.EMPTY}
+    return pa.array([int(known.get(error, State.FAILED)) for error in errors], pa.int8())
 
 
-def entries(shard: str, table: pa.Table, checksum: str) -> pa.Table:
+def index_shard(shard: str, table: pa.Table, checksum: str) -> pa.Table:
     """Rows of `schema.INDEX` for a whole shard: its columns id, raw_id, fingerprint and error, and its metadata."""
-    raw_ids = table["raw_id"].to_pylist()
+    raw_ids = strings(table["raw_id"])
     columns = {
         "id": table["id"],
-        "hash": pa.array(hashes(raw_ids)),
-        "key": keys(raw_ids, table["fingerprint"].to_pylist(), writes_of(table)),
+        "hash": pa.array(hash_ids(raw_ids)),
+        "key": row_keys(raw_ids, strings(table["fingerprint"]), texts_to_write(table)),
         "shard": pa.array([shard] * len(table), pa.string()),
         "checksum": pa.array([checksum] * len(table), pa.string()),
         "row": pa.array(np.arange(len(table)), pa.int32()),
-        "state": states(table["error"].to_pylist()),
+        "state": states(strings(table["error"])),
     }
-    return pa.table(columns, INDEX)
+    return pa.Table.from_arrays(list(columns.values()), schema=INDEX)
 
 
-def writes_of(shard: pa.Table) -> str:
+def texts_to_write(shard: pa.Table) -> str:
     """What was to be written beside the vectors of a shard."""
     return (shard.schema.metadata or {}).get(b"writes", b"").decode()
 
 
-class IndexFile(NamedTuple):
-    """One bucket of one kind (`users`, `scenarios`, `items`) of one version."""
-
-    kind: str
-    bucket: int
-    buckets: int
-
-    @property
-    def file(self) -> str:
-        """File name."""
-        return f"{self.kind}-{self.bucket:05d}-of-{self.buckets:05d}.parquet"
-
-    @property
-    def name(self) -> str:
-        """The same within the version."""
-        return f"index/{self.file}"
-
-    @classmethod
-    def of(cls, name: str) -> "IndexFile | None":
-        """From a file name within a version; None for other files."""
-        found = re.fullmatch(r"index/(\w+)-(\d+)-of-(\d+)\.parquet", name)
-        return cls(found[1], int(found[2]), int(found[3])) if found else None
-
-    def overlaps(self, other: "IndexFile") -> bool:
-        """Whether a hash can lie in both."""
-        most = max(self.buckets, other.buckets)
-        one, two = self.bucket * most // self.buckets, other.bucket * most // other.buckets
-        same = one < two + most // other.buckets and two < one + most // self.buckets
-        return self.kind == other.kind and same
-
-
-def match(rows: pa.Table, wanted: IndexFile, versions: Sequence[Sequence[str]], present: pa.Array) -> pa.Table:
+def match(rows: pa.Table, bucket: Bucket, versions: Iterable[Sequence[RowGroup]], present: Column) -> pa.Table:
     """Rows of `schema.INDEX` for those of `rows` (id, hash, key) that a version holds already.
 
     Args:
-        rows: all of the bucket `wanted`.
-        wanted: the bucket.
-        versions: parts that are index files of each version, the one to ask first in front.
-        present: shards that are there; rows of others are not found.
+        rows: all of the bucket.
+        bucket: which it is.
+        versions: index files of each version, the one to ask first in front.
+        present: names of the shards that exist; rows of others are not matched.
     """
-    found = [INDEX.empty_table()]
+    matches = [INDEX.empty_table()]
     for files in versions:
         if not len(rows):
             break
-        known = _bucket(files, wanted)
-        usable = pc.and_(pc.less(known["state"], int(State.FAILED)), pc.is_in(known["shard"], value_set=present))
-        known = known.filter(usable)
+        known = _read_bucket(files, bucket)
+        usable = pc.less(known["state"], pa.scalar(int(State.FAILED), pa.int8()))
+        known = known.filter(pc.and_(usable, pc.is_in(known["shard"], value_set=present)))
         place = pc.index_in(rows["key"], value_set=known["key"])
         hit = pc.is_valid(place)
-        mine = rows.filter(hit).select(["id", "hash", "key"])
-        theirs = known.take(pc.drop_null(place)).select(["shard", "checksum", "row", "state"])
-        joined = zip(mine.column_names + theirs.column_names, [*mine.columns, *theirs.columns], strict=True)
-        found.append(pa.table(dict(joined)).cast(INDEX))
+        places = known.take(pc.drop_null(place))
+        matched = rows.filter(hit).select(["id", "hash", "key"])
+        for name in ("shard", "checksum", "row", "state"):
+            matched = matched.append_column(name, places[name])
+        matches.append(matched.cast(INDEX))
         rows = rows.filter(pc.invert(hit))
-    return pa.concat_tables(found)
+    return pa.concat_tables(matches)
 
 
-def _bucket(files: Sequence[str], wanted: IndexFile) -> pa.Table:
+def _read_bucket(files: Sequence[RowGroup], bucket: Bucket) -> pa.Table:
     """A version's rows that may lie in the bucket, without their dense ids."""
     columns = ["key", "shard", "checksum", "row", "state"]
-    found = [INDEX.empty_table().select(columns)]
-    for file, checksum, _ in map(place, files):
-        if (at := IndexFile.of(f"index/{file.name}")) and at.overlaps(wanted):
-            found.append(rows_of(file, columns, checksum))
-    return pa.concat_tables(found)
+    overlapping = [file for file in files if file.bucket and file.bucket.overlaps(bucket)]
+    return pa.concat_tables([INDEX.empty_table().select(columns), *(read_index(file, columns) for file in overlapping)])
 
 
-def rows_of(file: UPath, columns: Sequence[str], checksum: str = "") -> pa.Table:
-    """These columns of an index file; one of an older version gets the checksums that its shards have now."""
-    fix = storage.repair_advice(file.parent.parent, "extract", file)
+def read_index(group: RowGroup, columns: Sequence[str] = INDEX.names) -> pa.Table:
+    """These columns of rows of an index file.
+
+    An index file from before there were checksums gets those that its shards have now, where it is read whole.
+
+    Raises:
+        StorageError: it is missing or damaged.
+    """
+    if group.number is not None:
+        with storage.open_parquet(group.file, group.repair, group.checksum) as parquet:
+            return parquet.read_row_group(group.number, list(columns))
     try:
-        return storage.read_table(file, list(columns), fix, checksum)
+        return storage.read_table(group.file, list(columns), group.repair, group.checksum)
     except StorageError:
-        table = storage.read_table(file, repair=fix, checksum=checksum)
+        table = storage.read_table(group.file, repair=group.repair, checksum=group.checksum)
         if "checksum" in table.column_names:
             raise
-    shards = table["shard"].to_pylist()
-    now = {shard: _checksum_now(file.parent.parent.parent, shard) for shard in set(shards)}
-    return table.append_column("checksum", pa.array([now[shard] for shard in shards], pa.string())).select(columns)
+    shards = strings(table["shard"])
+    checksums = {shard: _current_checksum(group.version.parent, shard) for shard in set(shards)}
+    column = pa.array([checksums[shard] for shard in shards], pa.string())
+    return table.append_column("checksum", column).select(list(columns))
 
 
-def _checksum_now(root: UPath, shard: str) -> str:
+def _current_checksum(root: UPath, shard: str) -> str:
     try:
         return storage.digest_file(root / shard) if stage_files.SHARD.fullmatch(shard) else ""
     except StorageError:  # gone: its rows are asked anew
         return ""
 
 
-def parts(folder: UPath, files: Mapping[str, FileRecord], kind: str) -> list[str]:
-    """Parts of at most `PART_ROWS` rows that together hold each row of a kind once.
-
-    Without an index, they are the shards of that kind in the folder.
-    """
-    indexed = sorted(name for name in files if name.startswith(f"index/{kind}-"))
-    if indexed:
-        groups = [(name, group) for name in indexed for group in range(-(-files[name].rows // PART_ROWS))]
-        return [part(folder / name, files[name].digest, str(group)) for name, group in groups]
-    shards = [name for name in sorted(files) if name.rpartition("/")[2].startswith(f"{kind}-")]
-    return [part(folder / name, files[name].digest) for name in shards]
-
-
-def part(file: UPath, checksum: str, group: str = "") -> str:
-    """A file of a version and one of its row groups (empty: all), as text for Ray's tables."""
-    return f"{file}#{checksum}#{group}"
-
-
-def place(part: str) -> tuple[UPath, str, str]:
-    """File, its checksum and the row group of a part."""
-    file, checksum, group = part.rsplit("#", 2)
-    return storage.path(file), checksum, group
-
-
-def read(part: str, columns: Sequence[str]) -> pa.Table:
-    """These columns of the rows of a part; `id` is the version's own.
-
-    Raises:
-        StorageError: a shard is missing, damaged, or holds other rows than the version was made of.
-    """
-    file, checksum, group = place(part)
-    version = file.parent.parent
-    if not group:
-        return storage.read_table(file, list(columns), storage.repair_advice(version, "extract", file), checksum)
-    index = read_entries(part)
-    pieces = {shard: _rows(version, shard, rows, columns) for shard, rows in by_shard(index)}
-    _refuse_other_widths(version, pieces)
-    table = pa.concat_tables(pieces.values())
-    return table.append_column("id", index["id"]).select(list(columns)) if "id" in columns else table
-
-
-def lookup(
-    folder: UPath, files: Mapping[str, FileRecord], kind: str, raw_ids: Sequence[str], columns: Sequence[str]
-) -> pa.Table:
-    """These columns and `raw_id` of the rows of these raw ids: reads their buckets, and the shards that they lie in.
-
-    Without an index, all shards of that kind are searched.
-
-    Raises:
-        StorageError: a shard is missing, damaged, or holds other rows than the version was made of.
-    """
-    wanted, value_set = hashes(raw_ids), pa.array(raw_ids, pa.large_string())
-    chosen, found = ["raw_id", *columns], []
-    indexed = [at for name in sorted(files) if (at := IndexFile.of(name)) and at.kind == kind]
-    for at in indexed:
-        here = wanted[bucket_of(wanted, at.buckets) == at.bucket]
-        if len(here):
-            bucket = read_entries(part(folder / at.name, files[at.name].digest))
-            hits = bucket.filter(pc.is_in(bucket["hash"], value_set=pa.array(here))).sort_by("shard")
-            found += [_rows(folder, shard, rows, chosen) for shard, rows in by_shard(hits)]
-    if not indexed:
-        found = [read(shard, chosen) for shard in parts(folder, files, kind)]
-    ours = [t.filter(pc.is_in(t["raw_id"].cast(pa.large_string()), value_set=value_set)) for t in found]
-    empty = pa.table({name: pa.array([], pa.string()) for name in chosen})
-    return pa.concat_tables(ours, promote_options="default") if ours else empty
-
-
-def read_entries(part: str, columns: list[str] | None = None) -> pa.Table:
-    """Rows of an index file, or of one of its row groups."""
-    file, checksum, group = place(part)
-    with storage.open_parquet(file, storage.repair_advice(file.parent.parent, "extract", file), checksum) as parquet:
-        return parquet.read_row_group(int(group), columns) if group else parquet.read(columns)
-
-
-def _refuse_other_widths(version: UPath, pieces: Mapping[str, pa.Table]) -> None:
-    widths = {
-        shard: t.schema.field("vector").type.list_size for shard, t in pieces.items() if "vector" in t.schema.names
-    }
-    common = Counter(widths.values()).most_common()
-    if len(common) > 1:
-        odd = next(shard for shard, width in widths.items() if width == common[-1][0])
-        file = version.parent / odd
-        raise StorageError(
-            f"{file}: {widths[odd]} numbers in a vector, others of {version} have {common[0][0]}; "
-            + storage.repair_advice(version, "extract", file)
-        )
-
-
-def by_shard(index: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+def split_by_shard(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
     """Each shard and its rows, of index rows that are sorted by shard."""
-    runs = pc.run_end_encode(index["shard"].combine_chunks())
+    runs = pc.run_end_encode(rows["shard"].combine_chunks())
     start = 0
     for shard, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
-        yield shard, index.slice(start, end - start)
+        yield shard, rows.slice(start, end - start)
         start = end
-
-
-def _rows(version: UPath, shard: str, index: pa.Table, columns: Sequence[str]) -> pa.Table:
-    if not stage_files.SHARD.fullmatch(shard):
-        raise StorageError(f"{version / 'index'}: names '{shorten(shard)}', which is no shard; do not use this version")
-    file = version.parent / shard
-    repair = storage.repair_advice(version, "extract", file)
-    wanted = [name for name in columns if name != "id"]
-    table = read_shard(
-        file, list(dict.fromkeys([*wanted, "raw_id", "fingerprint"])), index["checksum"][0].as_py(), repair
-    )
-    if pc.max(index["row"]).as_py() >= len(table):
-        raise StorageError(f"{file}: {len(table)} rows, not all that {version} refers to; {repair}")
-    writes, table = writes_of(table), table.take(index["row"])
-    held = keys(table["raw_id"].to_pylist(), table["fingerprint"].to_pylist(), writes)
-    if not held.equals(index["key"].combine_chunks()):
-        raise StorageError(
-            f"{file}: other rows than {version} was made of, such as another model's or another prompt's; {repair}"
-        )
-    return table.select(wanted).replace_schema_metadata()
-
-
-def read_shard(file: UPath, columns: list[str] | None, checksum: str, repair: str) -> pa.Table:
-    """A shard's columns; its content is what an index says, or what `prune` has left of that since.
-
-    Raises:
-        StorageError: it is missing or damaged.
-    """
-    try:
-        return storage.read_table(file, columns, repair, checksum)
-    except StorageError:
-        history = checksums(file)
-        now = storage.digest_file(file) if checksum in history else ""
-        if now not in history:
-            raise
-        return storage.read_table(file, columns, repair, now)
-
-
-def checksums(shard: UPath) -> list[str]:
-    """Those that a shard has had, the oldest first, where `prune` has erased rows in it; else none."""
-    try:
-        found = json.loads(storage.read_bytes(shard.with_name(shard.name + CHECKSUMS)))
-    except (StorageError, ValueError, RecursionError):
-        return []
-    return [str(one) for one in found] if isinstance(found, list) else []

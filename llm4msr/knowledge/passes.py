@@ -11,7 +11,7 @@ from llm4msr.arrays import strings
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError, StorageError
 from llm4msr.knowledge.actor import SHARD_FOLDERS, AskLLM, Counts, Pass, Spent
-from llm4msr.knowledge.work_list import Shard
+from llm4msr.knowledge.work import Shard
 from llm4msr.progress import say, track
 from llm4msr.storage import FileRecord
 

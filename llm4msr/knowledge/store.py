@@ -3,19 +3,18 @@
 Shape suffixes: N users with the unknown one as row 0, S scenarios likewise, Z width of the LLM's vector.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from llm4msr import storage
 from llm4msr.arrays import Array, Bools, Halves, Ints
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import index
+from llm4msr.knowledge.index import RowGroup
+from llm4msr.knowledge.rows import good_rows, read_rows, row_groups
 from llm4msr.model.inputs import KnowledgeStatistics
 from llm4msr.storage import StageOutput, cache
 from llm4msr.storage.vectors import to_matrix
@@ -53,14 +52,14 @@ class KnowledgeStore:
         cached = cache_of(output).with_suffix(f".{users}")
 
         def build(new: Path) -> None:
-            users_NZ = _mapped(new / "users.npy", (users, width))
-            np.save(new / "known.npy", _fill(users_NZ, user_parts(output)))
+            users_NZ = _map_file(new / "users.npy", (users, width))
+            np.save(new / "known.npy", _fill(users_NZ, row_groups(output)))
             users_NZ.flush()
             _write_past(output, width, new)
 
         cache.build_once(cached, build)
         scenarios_SZ = np.zeros((scenarios, int(info.get("scenario_width", width))), np.float16)
-        _fill(scenarios_SZ, parts(output, "scenarios"))
+        _fill(scenarios_SZ, row_groups(output, "scenarios"))
         past = None
         if (cached / "past.npy").exists():
             known_R, user_R = np.load(cached / "past_known.npy"), np.load(cached / "past_user.npy")
@@ -127,46 +126,6 @@ class KnowledgeStore:
         return KnowledgeStatistics(*as_float)
 
 
-def user_parts(output: StageOutput) -> list[str]:
-    """Parts of this version, each a bounded number of its users; together they hold every user once."""
-    return parts(output, "users")
-
-
-def parts(output: StageOutput, kind: str) -> list[str]:
-    """The same of `users`, `scenarios` or `items`."""
-    return index.parts(output.folder, output.manifest.files, kind)
-
-
-def read_part(part: str) -> pa.Table:
-    """id int64, raw_id, error and vector fixed_size_list<float16>[Z] of the rows of a part.
-
-    Raises:
-        StorageError: a shard is missing, damaged, or holds other rows than the version was made of.
-    """
-    return index.read(part, ["id", "raw_id", "error", "vector"])
-
-
-def good_rows(table: pa.Table) -> Bools:
-    """Which rows have a vector: bool [N]."""
-    return np.array([not error for error in table["error"].to_pylist()], bool)
-
-
-def texts(output: StageOutput, kind: str = "scenarios") -> list[dict[str, Any]]:
-    """Raw id, prompt, answer and error of each scenario (or user)."""
-    columns = ["raw_id", "prompt", "answer", "error"]
-    tables = [index.read(part, ["id", *columns]) for part in parts(output, kind)]
-    if kind == "scenarios" and tables:
-        tables = [pa.concat_tables(tables).sort_by("id")]
-    return [row for table in tables for row in table.select(columns).to_pylist()]
-
-
-def texts_of(output: StageOutput, raw_ids: Sequence[str]) -> list[dict[str, Any]]:
-    """The same of these users alone; who was not asked about is not there."""
-    return index.lookup(
-        output.folder, output.manifest.files, "users", raw_ids, ["prompt", "answer", "error"]
-    ).to_pylist()
-
-
 def cache_of(output: StageOutput) -> Path:
     """Where this machine keeps the vectors of a version, memory-mapped; the suffix is the number of users."""
     digests = {name: part.digest for name, part in output.manifest.files.items()}
@@ -198,48 +157,48 @@ def _instead_of_past(past: Past, instead_N: Ints, own: bool) -> Ints:
 
 
 def _write_past(output: StageOutput, width: int, folder: Path) -> None:
-    """`past.npy` and what goes with it, where the extraction has points in time; never more than a part in memory."""
-    where = parts(output, "past")
-    if not where:
+    """`past.npy` and its companions, where the extraction has points in time; one row group in memory at a time."""
+    groups = row_groups(output, "past")
+    if not groups:
         return
-    rows = sum(output.manifest.files[f"pooled/{index.place(part)[0].name}"].rows for part in where)
-    vectors_RZ = _mapped(folder / "past.npy", (rows, width))
-    known_R, user_R, at = np.zeros(rows, bool), np.zeros(rows, np.int64), 0
-    for part in where:
-        table = index.read(part, ["user", "known", "vector"])
-        here = slice(at, at + len(table))
-        vectors_RZ[here] = to_matrix(table["vector"])
-        known_R[here], user_R[here] = table["known"].to_numpy(), table["user"].to_numpy()
-        at += len(table)
+    rows = sum(output.manifest.files[f"pooled/{group.file.name}"].rows for group in groups)
+    vectors_RZ = _map_file(folder / "past.npy", (rows, width))
+    known_R, user_R, start = np.zeros(rows, bool), np.zeros(rows, np.int64), 0
+    for group in groups:
+        table = read_rows(group, ["user", "known", "vector"])
+        written = slice(start, start + len(table))
+        vectors_RZ[written] = to_matrix(table["vector"])
+        known_R[written], user_R[written] = table["known"].to_numpy(), table["user"].to_numpy()
+        start += len(table)
     vectors_RZ.flush()
     np.save(folder / "past_known.npy", known_R)
     np.save(folder / "past_user.npy", user_R)
 
 
-def _mapped(file: Path, shape: tuple[int, int]) -> "np.memmap[Any, np.dtype[np.float16]]":
+def _map_file(file: Path, shape: tuple[int, int]) -> "np.memmap[Any, np.dtype[np.float16]]":
     """A new file of zeros as a matrix, with room on the disk for all of it."""
     matrix_NZ: np.memmap[Any, np.dtype[np.float16]] = np.lib.format.open_memmap(file, "w+", np.float16, shape)
     cache.reserve(file, file.stat().st_size)
     return matrix_NZ
 
 
-def _fill(matrix: Halves, where: list[str]) -> Bools:
-    """Write the good rows of the parts to their places; gives back which rows were written."""
-    known = np.zeros(len(matrix), bool)
-    for part in where:
-        table = index.read(part, ["id", "error", "vector"])
+def _fill(matrix_NZ: Halves, groups: list[RowGroup]) -> Bools:
+    """Write each good row of the row groups to the row of its id; gives back which rows were written, [N]."""
+    known_N = np.zeros(len(matrix_NZ), bool)
+    for group in groups:
+        table = read_rows(group, ["id", "error", "vector"])
         width = table["vector"].type.list_size
-        if width != matrix.shape[1]:
+        if width != matrix_NZ.shape[1]:
             raise StorageError(
-                f"{index.place(part)[0]}: vectors of width {width}, expected {matrix.shape[1]}; it is another model's: "
+                f"{group.file}: vectors of width {width}, expected {matrix_NZ.shape[1]}; it is another model's: "
                 "delete it and its version's manifest.json, then run `llm4msr extract` again"
             )
         ids = table["id"].to_numpy()
-        if len(ids) and ids.max() >= len(matrix):
+        if len(ids) and ids.max() >= len(matrix_NZ):
             raise StorageError(
-                f"{index.place(part)[0]}: id {ids.max()} is beyond the {len(matrix) - 1} prepared ones; extract again"
+                f"{group.file}: id {ids.max()} is beyond the {len(matrix_NZ) - 1} prepared ones; extract again"
             )
         good = good_rows(table)
-        matrix[ids[good]] = to_matrix(table["vector"])[good]
-        known[ids[good]] = True
-    return known
+        matrix_NZ[ids[good]] = to_matrix(table["vector"])[good]
+        known_N[ids[good]] = True
+    return known_N

@@ -4,7 +4,7 @@
 have a row for each row of `seen`, in its order: what was known of its user before it.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,17 +15,30 @@ from llm4msr import ray_session, schema, storage
 from llm4msr.arrays import Bools, Halves, Ints, Singles
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import index, pooling, store
-from llm4msr.knowledge.forget import forgotten
+from llm4msr.knowledge import pooling
+from llm4msr.knowledge.forget import ids_to_forget
+from llm4msr.knowledge.index import RowGroup
 from llm4msr.knowledge.prompts import templates
-from llm4msr.knowledge.prompts.render import slice_rows, user_windows, window_name
+from llm4msr.knowledge.prompts.render import Window, slice_rows, user_windows
+from llm4msr.knowledge.rows import good_rows, read_rows
 from llm4msr.progress import track
 from llm4msr.storage import FileRecord, StageOutput
 from llm4msr.storage.vectors import to_column, to_matrix
 
 
-def pool_users(config: Config, data: StageOutput, folder: UPath, items: int, parts: list[str]) -> dict[str, FileRecord]:
-    """Write the pools of the items' vectors, which lie in `parts`; gives back what was written.
+class UserRows(NamedTuple):
+    """Users [start, stop) of `histories.parquet`, and where their rows [first, last) lie in `seen.parquet`."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def pool_users(
+    config: Config, data: StageOutput, folder: UPath, items: int, groups: list[RowGroup]
+) -> dict[str, FileRecord]:
+    """Write the pools of the vectors of `items` items, which lie in `groups`; gives back what was written, by name.
 
     Raises:
         StorageError: no item has a vector.
@@ -33,30 +46,33 @@ def pool_users(config: Config, data: StageOutput, folder: UPath, items: int, par
     import ray
 
     ray_session.connect()
-    shared = ray.put(_item_vectors(config, folder, items, parts))
+    shared = ray.put(_item_vectors(config, folder, items, groups))
     counts = data.table("histories.parquet", ["interactions"])["interactions"].to_numpy()
-    ends = np.cumsum(counts)
-    todo = user_windows(config, len(counts))
-    for shard in todo:  # where the users' rows lie in `seen`
-        shard |= {"first": int(ends[shard["start"]] - counts[shard["start"]]), "last": int(ends[shard["stop"] - 1])}
-    done: dict[str, FileRecord] = {}
-    settled = {"config": config, "data": data, "folder_uri": str(folder), "shared": shared}
-    with track("pool", todo[-1]["stop"]) as progress:
-        for result in ray_session.run_each(_pool_window, todo, **settled):
-            done[result["file"]] = FileRecord.model_validate(result)
+    bounds = np.concatenate([[0], np.cumsum(counts)])
+    todo = [
+        UserRows(window.start, window.stop, int(bounds[window.start]), int(bounds[window.stop]))
+        for window in user_windows(config, len(counts))
+    ]
+    written: dict[str, FileRecord] = {}
+    with track("pool", todo[-1].stop) as progress:
+        jobs = [users._asdict() for users in todo]
+        for result in ray_session.run_each(
+            _pool_window, jobs, config=config, data=data, folder_uri=str(folder), shared=shared
+        ):
+            written[result["file"]] = FileRecord.model_validate(result)
             if result["file"].startswith("pooled/users"):
                 progress.advance(result["rows"])
-    return done
+    return written
 
 
-def _item_vectors(config: Config, folder: UPath, items: int, parts: list[str]) -> tuple[Singles, Bools]:
-    """float32 [items + 1, D], whitened (or random numbers, for the control), and which items have one."""
+def _item_vectors(config: Config, folder: UPath, items: int, groups: list[RowGroup]) -> tuple[Singles, Bools]:
+    """float32 [items + 1, D], whitened (or random numbers, for the control), and which items have one: [items + 1]."""
     dim = config.extract.pool_dim
     if config.extract.item_vectors == "random":
         known_I = np.arange(items + 1) > 0
         return np.random.default_rng(4711).standard_normal((items + 1, dim), np.float32), known_I
-    table = pa.concat_tables(index.read(part, ["id", "error", "vector"]) for part in parts)
-    good = store.good_rows(table)
+    table = pa.concat_tables(read_rows(group, ["id", "error", "vector"]) for group in groups)
+    good = good_rows(table)
     if not good.any():
         raise StorageError(f"{folder / 'vectors'}: no item has a vector; look at the errors in its shards")
     vectors = to_matrix(table["vector"])
@@ -73,17 +89,17 @@ def _pool_window(batch: pa.Table, config: Config, data: StageOutput, folder_uri:
     """One window's users, pooled and written; gives back the files and what was noted of them."""
     import ray
 
-    (window,) = batch.to_pylist()
+    (at,) = (UserRows(**row) for row in batch.to_pylist())
     folder = storage.path(folder_uri)
     items = ray.get(shared)
-    users = slice_rows(data, "histories.parquet", window["start"], window["stop"])
-    seen = slice_rows(data, "seen.parquet", window["first"], window["last"])
-    gone_N = pc.is_in(users["user_id"], value_set=forgotten(config))
-    wanted = {"users": pooled_rows(users, seen, *items).filter(pc.invert(gone_N))}
+    users = slice_rows(data, "histories.parquet", at.start, at.stop)
+    seen = slice_rows(data, "seen.parquet", at.first, at.last)
+    forgotten_N = pc.is_in(users["user_id"], value_set=ids_to_forget(config))
+    tables = {"users": pooled_rows(users, seen, *items).filter(pc.invert(forgotten_N))}
     if config.extract.point_in_time:
-        wanted["past"] = past_rows(users, seen, gone_N.to_numpy(zero_copy_only=False), *items)
-    files = {f"pooled/{window_name(window | {'kind': kind})}": rows for kind, rows in wanted.items()}
-    written = [{"file": name} | storage.write_table(folder / name, rows).model_dump() for name, rows in files.items()]
+        tables["past"] = past_rows(users, seen, forgotten_N.to_numpy(), *items)
+    files = {f"pooled/{Window(kind, at.start, at.stop).file}": table for kind, table in tables.items()}
+    written = [{"file": name} | storage.write_table(folder / name, table).model_dump() for name, table in files.items()]
     return pa.Table.from_pylist(written)
 
 
@@ -100,20 +116,20 @@ def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: Singles, known_I: B
         "answer": blank,
         "tokens": pa.array(np.zeros(len(users), np.int64)),
         "error": pa.array(["" if known else "no item with a vector" for known in known_N]),
-        "vector": _column(vectors_NZ),
+        "vector": to_column(vectors_NZ),
     }
     layout = schema.knowledge(vectors_NZ.shape[1])
     return schema.check(pa.table(columns).select(layout.names), layout, "pooled")
 
 
-def past_rows(users: pa.Table, seen: pa.Table, gone_N: Bools, vectors_ID: Singles, known_I: Bools) -> pa.Table:
-    """`schema.past` of these users' rows: pools of the rows before each; nothing is known of who is gone."""
+def past_rows(users: pa.Table, seen: pa.Table, forgotten_N: Bools, vectors_ID: Singles, known_I: Bools) -> pa.Table:
+    """`schema.past` of these users' rows: pools of the rows before each; nothing is known of the forgotten."""
     counts_N = users["interactions"].to_numpy()
     first_R = np.repeat(np.cumsum(counts_N) - counts_N, counts_N)
     vectors_RZ, known_R = _pools(seen, vectors_ID, known_I, first_R, first_R + seen["before"].to_numpy())
-    known_R &= ~np.repeat(gone_N, counts_N)
+    known_R &= ~np.repeat(forgotten_N, counts_N)
     vectors_RZ[~known_R] = 0
-    columns = {"user": seen["user"], "known": pa.array(known_R), "vector": _column(vectors_RZ)}
+    columns = {"user": seen["user"], "known": pa.array(known_R), "vector": to_column(vectors_RZ)}
     return schema.check(pa.table(columns), schema.past(vectors_RZ.shape[1]), "past")
 
 
@@ -123,7 +139,3 @@ def _pools(seen: pa.Table, vectors_ID: Singles, known_I: Bools, first_N: Ints, l
     pooled_NZ = pooling.pool(vectors_ID[item_R], liked_R, known_I[item_R], first_N, last_N).astype(np.float16)
     known_R = np.r_[0, np.cumsum(known_I[item_R])]
     return pooled_NZ, known_R[last_N] > known_R[first_N]
-
-
-def _column(vectors_NZ: Halves) -> pa.Array:
-    return to_column(vectors_NZ)

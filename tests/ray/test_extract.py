@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import llm4msr
 from llm4msr import pipeline
 from llm4msr.cli import main
-from llm4msr.knowledge import pooling, store
+from llm4msr.knowledge import pooling
+from llm4msr.knowledge.rows import read_vectors, row_groups
 from llm4msr.pipeline import extracted as open_extracted
 from llm4msr.storage.vectors import to_matrix
 from llm4msr.training.batches import to_batch
@@ -227,7 +228,7 @@ def test_each_training_row_sees_what_was_known_of_its_user_before_it(
     seen = pq.read_table(Path(str(prepared.folder)) / "seen.parquet").to_pandas()
     past = pa.concat_tables([pq.read_table(file) for file in sorted(Path(str(output.folder)).glob("pooled/past-*"))])
     assert past["user"].to_pylist() == seen["user"].tolist()
-    assert len(pa.concat_tables([store.read_part(p) for p in store.user_parts(output)])) < len(past)
+    assert len(pa.concat_tables([read_vectors(group) for group in row_groups(output)])) < len(past)
     data = Data.open(config, prepared, output)
     assert data.knowledge is not None
     gone = seen["user"].unique()[1]
@@ -283,7 +284,7 @@ def test_weights_changed_in_place_are_asked_again(
     assert not again.reused
     assert again.manifest.info["kept"] == 0
     assert again.manifest.inputs["revision"] != first.manifest.inputs["revision"]
-    parts = store.user_parts(again) + store.parts(again, "scenarios")
-    now = pa.concat_tables([store.read_part(part) for part in parts])
+    groups = row_groups(again) + row_groups(again, "scenarios")
+    now = pa.concat_tables([read_vectors(group) for group in groups])
     assert len(now) == len(before)
     assert not np.allclose(np.sort(before, axis=0), np.sort(to_matrix(now["vector"]).astype(float), axis=0))

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from llm4msr import pipeline, storage
-from llm4msr.knowledge import store
+from llm4msr.knowledge.rows import read_vectors, row_groups
 from llm4msr.storage import MANIFEST, StageOutput, lock
 from tests.conftest import Spine
 from tests.support.experiments import ROOT, MakeExperiment, kill_all, own_ray, wait_until
@@ -77,7 +77,7 @@ def test_a_driver_killed_in_a_stage_continues(
 
 
 def users(output: StageOutput) -> pa.Table:
-    return pa.concat_tables([store.read_part(part) for part in store.user_parts(output)]).sort_by("id")
+    return pa.concat_tables([read_vectors(group) for group in row_groups(output)]).sort_by("id")
 
 
 def digests(output: StageOutput) -> dict[str, str]:

@@ -16,7 +16,8 @@ import pytest
 import llm4msr
 from llm4msr import pipeline, storage
 from llm4msr.cli import main
-from llm4msr.knowledge import index, store
+from llm4msr.knowledge import index
+from llm4msr.knowledge.rows import good_rows, read_rows, read_texts, row_groups
 from llm4msr.pipeline import plan
 from llm4msr.storage import StageOutput
 from tests.conftest import Spine
@@ -66,8 +67,8 @@ def days(spine: Spine, table: Path, experiment: MakeExperiment, tmp_path_factory
 
 
 def users(output: StageOutput, *columns: str) -> pa.Table:
-    parts = [index.read(part, ["raw_id", *columns]) for part in store.user_parts(output)]
-    return pa.concat_tables(parts).sort_by("raw_id")
+    tables = [read_rows(group, ["raw_id", *columns]) for group in row_groups(output)]
+    return pa.concat_tables(tables).sort_by("raw_id")
 
 
 def test_the_next_day_asks_about_new_and_changed_users_alone(days: Days) -> None:
@@ -91,7 +92,7 @@ def test_scenarios_whose_statistics_moved_little_are_not_asked_again(days: Days)
     assert new.equals(old)
     config = days.experiment.config
     assert not pipeline.prepare(config).table("scenarios.parquet").equals(old), "the statistics moved"
-    (first, second) = (store.texts(output) for output in (days.first, days.second))
+    (first, second) = (read_texts(output) for output in (days.first, days.second))
     assert first == second
 
 
@@ -176,7 +177,7 @@ def test_a_user_is_shown(days: Days, call: Call) -> None:
     assert found["prompt"] == row["prompt"]
     assert row["prompt"] in out
     table = users(days.second, "error", "vector")
-    table = table.filter(pa.array(store.good_rows(table)))
+    table = table.filter(pa.array(good_rows(table)))
     centred = matrix(table) - matrix(table).mean(0)
     at = table["raw_id"].to_pylist().index("user-8")
     cosine = cosines(centred, np.broadcast_to(centred[at], centred.shape))
@@ -226,7 +227,7 @@ def note_again(manifest: Path) -> None:
             table = storage.read_table(file)
             now = [storage.digest_file(storage.path(manifest.parents[1] / s)) for s in table["shard"].to_pylist()]
             changed = table.set_column(table.column_names.index("checksum"), "checksum", pa.array(now))
-            storage.write_table(file, changed, index.PART_ROWS)
+            storage.write_table(file, changed, index.GROUP_ROWS)
         about["files"][name] = storage.record_file(file).model_dump()
     manifest.write_text(json.dumps(about))
 

@@ -15,7 +15,7 @@ from scipy import sparse, stats
 from llm4msr.arrays import Floats
 from llm4msr.explain.finished_run import FinishedRun, ScenarioStatistics
 from llm4msr.explain.report.tables import Table
-from llm4msr.knowledge import store
+from llm4msr.knowledge.rows import read_texts
 from llm4msr.model.net import RankerNet
 from llm4msr.text import shorten, signed
 
@@ -87,7 +87,7 @@ class ScenarioSection:
 
 def scenario_section(run: FinishedRun) -> ScenarioSection:
     """Texts, heat maps, and how far they agree."""
-    answers = {text["raw_id"]: text["answer"] for text in store.texts(run.extracted)}
+    answers = {text["raw_id"]: text["answer"] for text in read_texts(run.extracted)}
     rows: list[ScenarioRow] = [{**row, "answer": answers.get(row["scenario_id"], "")} for row in run.scenarios]
     maps, missing = [], []
     if len(rows) > 1:

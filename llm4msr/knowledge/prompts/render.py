@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,14 +18,27 @@ from llm4msr.storage import StageOutput
 _PROMPTS = pa.schema([("id", pa.int64()), ("raw_id", pa.string()), ("prompt", pa.string())])
 
 
-def windows(config: Config, users: int, items: int, rows: int) -> list[dict[str, Any]]:
+class Window(NamedTuple):
+    """Rows [start, stop) of `users` or `items`, the first row being 0; or all `scenarios`."""
+
+    kind: str
+    start: int = 0
+    stop: int = 0
+
+    @property
+    def file(self) -> str:
+        """Name of the file that holds what is made of these rows."""
+        return f"{self.kind}-{self.start:09d}.parquet"
+
+
+def windows(config: Config, users: int, items: int, rows: int) -> list[Window]:
     """What the LLM reads: the scenarios, then ranges of `rows` of the most active users, or of all items."""
     e = config.extract
     if e.reads == "items":
         ranges = _ranges("items", items, rows) if e.item_vectors == "llm" else []
     else:
         ranges = _ranges("users", users_to_read(config, users), rows)
-    return [{"kind": "scenarios", "start": 0, "stop": 0}, *ranges]
+    return [Window("scenarios"), *ranges]
 
 
 def users_to_read(config: Config, users: int) -> int:
@@ -33,28 +46,23 @@ def users_to_read(config: Config, users: int) -> int:
     return min(users, config.extract.max_users or users)
 
 
-def user_windows(config: Config, users: int) -> list[dict[str, Any]]:
+def user_windows(config: Config, users: int) -> list[Window]:
     """Ranges of `rows_per_shard` of the users that get knowledge."""
     return _ranges("users", users_to_read(config, users), config.extract.rows_per_shard)
 
 
-def window_name(window: Mapping[str, Any]) -> str:
-    """Its file."""
-    return f"{window['kind']}-{window['start']:09d}.parquet"
+def _ranges(kind: str, count: int, rows: int) -> list[Window]:
+    return [Window(kind, start, min(start + rows, count)) for start in range(0, count, rows)]
 
 
-def _ranges(kind: str, count: int, rows: int) -> list[dict[str, Any]]:
-    return [{"kind": kind, "start": at, "stop": min(at + rows, count)} for at in range(0, count, rows)]
-
-
-def render(window: Mapping[str, Any], config: Config, data: StageOutput, scenarios: UPath) -> pa.Table:
+def render(window: Window, config: Config, data: StageOutput, scenarios: UPath) -> pa.Table:
     """id, raw_id and prompt of a window's rows, read from the prepared `data` or the file of `scenarios`."""
-    if window["kind"] == "scenarios":
+    if window.kind == "scenarios":
         return scenario_prompts(storage.read_table(scenarios), config)
-    if window["kind"] == "items":
-        rows = slice_rows(data, "items.parquet", window["start"] + 1, window["stop"] + 1)  # row 0: the unknown item
+    if window.kind == "items":
+        rows = slice_rows(data, "items.parquet", window.start + 1, window.stop + 1)  # row 0: the unknown item
         return item_prompts(rows, item_fields(data), config)
-    return user_prompts(slice_rows(data, "histories.parquet", window["start"], window["stop"]), config)
+    return user_prompts(slice_rows(data, "histories.parquet", window.start, window.stop), config)
 
 
 def scenario_prompts(scenarios: pa.Table, config: Config) -> pa.Table:

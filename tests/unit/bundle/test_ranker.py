@@ -17,7 +17,7 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError, StorageError
 from llm4msr.export import user_codes
 from llm4msr.export.write import write
-from llm4msr.knowledge import store
+from llm4msr.knowledge.rows import read_vectors, row_groups
 from llm4msr.storage import StageOutput
 from llm4msr.text import MAX_ID
 from llm4msr.training.batches import RowReader, to_batch
@@ -50,7 +50,7 @@ def publish(world: World, variant: str, folder: Path, **model: Any) -> tuple[Sta
 
 def encoded(output: StageOutput, net: Any) -> pa.Table:
     """What `codes.encoded` makes on Ray."""
-    parts = [store.read_part(part) for part in store.user_parts(output)]
+    parts = [read_vectors(group) for group in row_groups(output)]
     return user_codes.encode(pa.concat_tables(parts), net.eval().user_code).sort_by("id")
 
 

@@ -23,7 +23,7 @@ from llm4msr.explain.report.layers import layer_section, score_test_levels
 from llm4msr.explain.stage import REPORT
 from llm4msr.export import user_codes
 from llm4msr.export.write import write
-from llm4msr.knowledge import store
+from llm4msr.knowledge.rows import read_texts, read_vectors, row_groups
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.pipeline import evaluate, explain, extracted, seeds
 from llm4msr.storage import StageOutput
@@ -94,7 +94,7 @@ def test_contributions_on_the_page_add_up_to_the_logit_shown(report: Report):
 def test_what_is_shown_is_what_serving_answers(report: Report, tmp_path: Path):
     config, output = report
     run = open_run(config)
-    parts = pa.concat_tables([store.read_part(part) for part in store.user_parts(run.extracted)])
+    parts = pa.concat_tables([read_vectors(group) for group in row_groups(run.extracted)])
     encoded = [user_codes.encode(parts, run.net.user_code).sort_by("id")]  # what `export` does on Ray
 
     def build(folder: Any) -> storage.StageResult:
@@ -290,7 +290,7 @@ def test_a_spreadsheet_runs_no_cell(report: Report):
 
 def test_an_answer_and_a_prompt_are_those_of_the_user(report: Report):
     config, _ = report
-    texts = {row["raw_id"]: row for row in store.texts(extracted(config), "users")}
+    texts = {row["raw_id"]: row for row in read_texts(extracted(config), "users")}
     for case in cases_of(open_run(config)).values():
         assert (case.prompt, case.answer) == (texts[case.user_id]["prompt"], texts[case.user_id]["answer"])
         assert any(HOSTILE[i] in case.answer for i in range(10))

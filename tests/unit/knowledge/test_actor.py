@@ -18,9 +18,17 @@ from llm4msr.knowledge.engines.transformers import TransformersEngine
 from llm4msr.knowledge.failures import refuse_failures
 from llm4msr.knowledge.passes import finished_shards
 from llm4msr.knowledge.prompts import templates
-from llm4msr.knowledge.prompts.render import item_prompts, items_to_read, render, slice_rows, user_prompts, windows
+from llm4msr.knowledge.prompts.render import (
+    Window,
+    item_prompts,
+    items_to_read,
+    render,
+    slice_rows,
+    user_prompts,
+    windows,
+)
 from llm4msr.knowledge.reader import Reader
-from llm4msr.knowledge.work_list import Shard, Work
+from llm4msr.knowledge.work import Shard, Work
 from llm4msr.pipeline import extracted
 from tests.support.data import config_of, flip_a_bit, published
 from tests.unit.conftest import World
@@ -99,20 +107,18 @@ def test_windows_are_the_scenarios_and_ranges_of_users(
     tmp_path: Path, users: int, max_users: int, per_shard: int, ranges: list[tuple[int, int]]
 ):
     found = windows(config_of(tmp_path, extract={"max_users": max_users}), users, 0, per_shard)
-    assert found[0] == {"kind": "scenarios", "start": 0, "stop": 0}
-    assert [(s["start"], s["stop"]) for s in found[1:]] == ranges
-    assert {s["kind"] for s in found[1:]} <= {"users"}
+    assert found == [Window("scenarios"), *(Window("users", *rows) for rows in ranges)]
 
 
 @pytest.mark.parametrize(("vectors", "ranges"), [("llm", [(0, 4), (4, 8), (8, 9)]), ("random", [])])
 def test_windows_of_items_know_no_limit_of_users(tmp_path: Path, vectors: str, ranges: list[tuple[int, int]]):
     extract = {"max_users": 2, "reads": "items", "item_vectors": vectors}
     found = windows(config_of(tmp_path, extract=extract), 10, 9, 4)
-    assert [(s["kind"], s["start"], s["stop"]) for s in found[1:]] == [("items", *range_) for range_ in ranges]
+    assert found == [Window("scenarios"), *(Window("items", *rows) for rows in ranges)]
 
 
 def test_a_window_of_items_begins_after_the_unknown_item(world: World):
-    table = render({"kind": "items", "start": 2, "stop": 5}, world.config, world.data, NO_FILE)
+    table = render(Window("items", 2, 5), world.config, world.data, NO_FILE)
     items = storage.read_table(world.data.folder / "items.parquet")
     assert table["id"].to_pylist() == [3, 4, 5]
     assert table["raw_id"].to_pylist() == items["item_id"].to_pylist()[3:6]
@@ -140,7 +146,7 @@ def test_items_to_read_are_those_of_training_rows():
 def test_windows_of_users_are_slices_of_the_whole(world: World):
     whole = user_prompts(storage.read_table(world.data.folder / "histories.parquet"), world.config)
     ranges = [(0, 6), (6, 40)]
-    found = [render({"kind": "users", "start": a, "stop": b}, world.config, world.data, NO_FILE) for a, b in ranges]
+    found = [render(Window("users", a, b), world.config, world.data, NO_FILE) for a, b in ranges]
     assert [len(table) for table in found] == [6, 34]
     assert pa.concat_tables(found).equals(whole)
 

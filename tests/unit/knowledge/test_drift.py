@@ -58,7 +58,7 @@ def test_a_row_is_kept_within_the_tolerance(change: dict[str, Any], alike: bool)
     old = table(row(1), row(2), row(3))
     changed = row(1, **change)
     new = table(changed, row(2), row(3))
-    found, kept = drift.steady(new, [old], 0.1)
+    found, kept = drift.keep_steady(new, [old], 0.1)
     assert kept == int(alike)
     assert found.to_pylist() == [row(1) if alike else changed, row(2), row(3)]
 
@@ -67,7 +67,7 @@ def test_small_moves_do_not_add_up():
     versions = [table(row(1))]
     asked = []
     for day in range(1, 8):
-        effective, _ = drift.steady(table(row(1, users=100 + 4 * day)), versions, 0.1)
+        effective, _ = drift.keep_steady(table(row(1, users=100 + 4 * day)), versions, 0.1)
         versions.insert(0, effective)
         asked.append(effective["users"][0].as_py())
     assert asked == [100, 100, 112, 112, 112, 124, 124]
@@ -76,7 +76,7 @@ def test_small_moves_do_not_add_up():
 def test_numbers_are_those_of_the_new_data_and_others_are_untouched():
     old = table(row(2), row(3))
     new = table(row(1), row(2, users=104, scenario=3), row(3, users=500, scenario=2))
-    found, kept = drift.steady(new, [old], 0.1)
+    found, kept = drift.keep_steady(new, [old], 0.1)
     assert kept == 1
     assert [(r["scenario"], r["scenario_id"], r["users"]) for r in found.to_pylist()] == [
         (1, "home", 100),
@@ -89,21 +89,21 @@ def test_numbers_are_those_of_the_new_data_and_others_are_untouched():
 def test_the_first_version_that_is_near_answers():
     """Two experiments can share a storage, and one of them has other statistics."""
     far, near = table(row(1, users=900)), table(row(1, users=98))
-    found, kept = drift.steady(table(row(1)), [far, near], 0.1)
+    found, kept = drift.keep_steady(table(row(1)), [far, near], 0.1)
     assert (kept, found["users"].to_pylist()) == (1, [98])
 
 
 def test_without_tolerance_or_earlier_version_the_new_ones_stand():
     old, new = table(row(1)), table(row(1, interactions=1001))
-    assert drift.steady(new, [old], 0) == (new, 0)
-    assert drift.steady(new, [], 0.1) == (new, 0)
-    assert drift.steady(table(row(1)), [old], 0.1) == (table(row(1)), 0)
+    assert drift.keep_steady(new, [old], 0) == (new, 0)
+    assert drift.keep_steady(new, [], 0.1) == (new, 0)
+    assert drift.keep_steady(table(row(1)), [old], 0.1) == (table(row(1)), 0)
 
 
 def test_the_same_statistics_are_the_same_prompt(tmp_path: Path):
     old = table(row(1), row(2), row(3))
     moved = [row(at, interactions=1003, users=101, titles=[f"t{at}" for at in range(1, 11)]) for at in (1, 2, 3)]
-    found, kept = drift.steady(table(*moved), [old], 0.1)
+    found, kept = drift.keep_steady(table(*moved), [old], 0.1)
     config = config_of(tmp_path)
     assert kept == 3
     assert scenario_prompts(found, config).equals(scenario_prompts(table(row(1), row(2), row(3)), config))
@@ -115,11 +115,11 @@ def test_a_new_scenario_of_few_users_changes_no_other_prompt(tmp_path: Path):
     more = [{"scenario_id": "brand new", "fraction": 0.01}]
     new = [one | {"shared_users": one["shared_users"] + more} for one in old] + [tiny]
     before = scenario_prompts(table(*old), config)
-    found, kept = drift.steady(table(*new), [table(*old)], 0.1)
+    found, kept = drift.keep_steady(table(*new), [table(*old)], 0.1)
     assert kept == 3
     assert scenario_prompts(found, config)["prompt"][:3].equals(before["prompt"])
     more[0]["fraction"] = 0.2
-    large, _ = drift.steady(table(*new), [table(*old)], 0.1)
+    large, _ = drift.keep_steady(table(*new), [table(*old)], 0.1)
     assert "brand new 20%" in scenario_prompts(large, config)["prompt"][0].as_py()
 
 
@@ -130,6 +130,6 @@ def test_earlier_statistics_are_those_of_finished_versions_and_ones_own(tmp_path
         published(root / name, {} if name == "bare" else {drift.FILE: 1}, "extract")
     flip_a_bit(tmp_path / "damaged" / drift.FILE, 0.4)
     storage.write_table(root / "own" / drift.FILE, table(row(1, users=9)))
-    found = list(drift.earlier(root / "own", ["damaged", "b", "bare", "a", "gone"]))
+    found = list(drift.read_earlier(root / "own", ["damaged", "b", "bare", "a", "gone"]))
     assert [one["users"][0].as_py() for one in found] == [9, 2, 1]
-    assert [one["users"][0].as_py() for one in drift.earlier(root / "new", ["a"])] == [1]
+    assert [one["users"][0].as_py() for one in drift.read_earlier(root / "new", ["a"])] == [1]

@@ -8,8 +8,7 @@ from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
 from llm4msr.knowledge import forget
-from llm4msr.knowledge.work_list import with_index
-from llm4msr.schema import INDEX
+from llm4msr.knowledge.versions import index_files
 from tests.support.data import published
 from tests.unit.conftest import World
 from tests.unit.knowledge.test_work_list import make
@@ -29,15 +28,15 @@ def listing(config: Config, folder: Path, content: bytes) -> Config:
 )
 def test_a_list_is_the_same_with_any_line_end(world: World, tmp_path: Path, content: bytes):
     config = listing(world.config, tmp_path, content)
-    assert forget.forgotten(config).to_pylist() == ["u5", "u9"]
+    assert forget.ids_to_forget(config).to_pylist() == ["u5", "u9"]
     assert forget.check_list(config, world.data, []) == (["u5", "u9"], [])
-    assert len(forget.forgotten(config, "scenarios")) == 0
+    assert len(forget.ids_to_forget(config, "scenarios")) == 0
 
 
 def test_ids_are_taken_exactly_as_given(world: World, tmp_path: Path):
     lines = [" u5", "u9\t", "Ü7", "a,b", '"u1"', "u1\u2028", "u5"]
     config = listing(world.config, tmp_path, "\n".join(lines).encode())
-    assert forget.forgotten(config).to_pylist() == sorted(lines)
+    assert forget.ids_to_forget(config).to_pylist() == sorted(lines)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,7 @@ def test_an_empty_list_is_told(world: World, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize("buckets", [1, 8])
 def test_who_is_gone_from_the_data_and_not_yet_from_the_store_is_known(world: World, tmp_path: Path, buckets: int):
     make(world, tmp_path / "store", "one", buckets)
-    bases = with_index(storage.path(tmp_path / "store"), storage.files_below(storage.path(tmp_path / "store")))
+    bases = index_files(storage.path(tmp_path / "store"), storage.files_below(storage.path(tmp_path / "store")))
     users = world.data.table("users.parquet")
     later = users.filter([name != "u5" for name in users["user_id"].to_pylist()])
     storage.write_table(storage.path(tmp_path / "later" / "users.parquet"), later)
@@ -99,4 +98,3 @@ def test_who_is_gone_from_the_data_and_not_yet_from_the_store_is_known(world: Wo
     config = listing(world.config, tmp_path, b"u5\nu9\nx1")
     assert forget.check_list(config, data, []).known == ["u9"]
     assert forget.check_list(config, data, bases.values()) == (["u5", "u9"], ["x1"])
-    assert "hash" in INDEX.names

@@ -6,7 +6,8 @@ import torch
 
 from llm4msr import storage
 from llm4msr.errors import StorageError
-from llm4msr.knowledge.store import KnowledgeStore, Past, texts
+from llm4msr.knowledge.rows import read_texts
+from llm4msr.knowledge.store import KnowledgeStore, Past
 from llm4msr.storage import StageOutput
 from tests.support.data import WIDTH, publish_knowledge, shard
 
@@ -149,10 +150,10 @@ def test_controls_follow_the_seed_and_leave_the_store_alone(store: KnowledgeStor
 
 
 def test_texts_are_read_in_order(output: StageOutput):
-    found = texts(output)
+    found = read_texts(output)
     assert [row["raw_id"] for row in found] == ["raw1", "raw2", "raw3"]
     assert found[0] == {"raw_id": "raw1", "prompt": "prompt 1", "answer": "answer 1", "error": ""}
-    errors = [row["error"] for row in texts(output, "users")]
+    errors = [row["error"] for row in read_texts(output, "users")]
     assert errors == ["", "", "", "Boom: x", *[""] * 6]
 
 

@@ -13,12 +13,13 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import index, store, work_list
-from llm4msr.knowledge.index import INDEX, IndexFile, State
+from llm4msr.knowledge import index, versions, work_list
+from llm4msr.knowledge.index import Bucket, State
 from llm4msr.knowledge.prompts import templates
-from llm4msr.knowledge.prompts.render import user_prompts, window_name, windows
+from llm4msr.knowledge.prompts.render import user_prompts, windows
 from llm4msr.knowledge.reader import Reader
-from llm4msr.knowledge.store import read_part, user_parts
+from llm4msr.knowledge.rows import find_texts, read_texts, read_vectors, row_groups
+from llm4msr.schema import INDEX
 from llm4msr.storage import StageOutput, StageResult
 from llm4msr.storage.vectors import to_column, to_matrix
 from tests.unit.conftest import World
@@ -33,7 +34,7 @@ def vectors(fingerprints: list[str]) -> np.ndarray:
 
 
 def write_shard(folder: UPath, shard: dict[str, Any], failed: tuple[str, ...] = ()) -> None:
-    rows = work_list.prompts_of(pa.Table.from_pylist([shard]), str(folder))
+    rows = work_list.read_prompts(pa.Table.from_pylist([shard]), str(folder))
     halves = vectors(rows["fingerprint"].to_pylist())
     errors = ["Boom" if raw_id in failed else "" for raw_id in rows["raw_id"].to_pylist()]
     columns = {name: rows[name] for name in ("id", "raw_id", "fingerprint", "prompt")}
@@ -46,29 +47,27 @@ def make(
     world: World, root: Path, name: str, buckets: int, failed: tuple[str, ...] = (), **extract: Any
 ) -> StageOutput:
     """A version of the world's users, made step by step in this process; its manifest tells what was asked."""
-    config = with_extract(world.config, rows_per_shard=3, **extract)
+    config = with_extract(world.config, **extract)
     folder = storage.path(root) / name
     todo = windows(config, 40, 0, 16)[1:]
-    counts = {"users": buckets}
-    settled: dict[str, Any] = {"config": config, "folder_uri": str(folder), "reader": READS}
     for window in todo:
-        work_list._render(table_of(window), data=world.data, counts=counts, **settled)
-    there = storage.files_below(folder.parent)
-    present = pa.array([name for name in there if "/vectors/" in name], pa.string())
-    bases = list(work_list.with_index(folder.parent, there).values())
+        row = table_of(window._asdict())
+        work_list.render_window(row, config, world.data, str(folder), READS, {"users": buckets})
+    names = storage.files_below(folder.parent)
+    bases = list(versions.index_files(folder.parent, names).values())
+    spilled, present = [window.file for window in todo], versions.shards(names)
     files: dict[str, int] = {}
     kept = asked = 0
-    for bucket in range(buckets):
-        at = IndexFile("users", bucket, buckets)._asdict()
-        spilled = [window_name(window) for window in todo]
-        (done,) = work_list._match(table_of(at), spilled=spilled, bases=bases, present=present, **settled).to_pylist()
+    for number in range(buckets):
+        bucket = Bucket("users", number, buckets)._asdict()
+        (done,) = work_list.match_bucket(table_of(bucket), str(folder), spilled, bases, present, 3).to_pylist()
         shards = json.loads(done["shards"])
         for shard in shards:
             write_shard(folder, shard, failed)
             files[f"vectors/{shard['name']}"] = shard["rows"]
-        job = at | {"shards": [s["name"] for s in shards], "checksums": [""] * len(shards)}
-        (one,) = work_list.seal(table_of(job), str(folder)).to_pylist()
-        files[one["file"]] = one["rows"]
+        job = bucket | {"shards": [s["name"] for s in shards], "checksums": [""] * len(shards)}
+        (sealed,) = work_list.seal_bucket(table_of(job), str(folder)).to_pylist()
+        files[sealed["file"]] = sealed["rows"]
         kept, asked = kept + done["kept"], asked + sum(shard["rows"] for shard in shards)
     info = {"width": WIDTH, "kept": kept, "asked": asked, "version": len(bases) + 1}
     return storage.publish(
@@ -85,7 +84,7 @@ def with_extract(config: Config, **changes: Any) -> Config:
 
 
 def users(output: StageOutput) -> pa.Table:
-    return pa.concat_tables([read_part(part) for part in user_parts(output)]).sort_by("raw_id")
+    return pa.concat_tables([read_vectors(group) for group in row_groups(output)]).sort_by("raw_id")
 
 
 def expected(config: Config, world: World) -> pa.Table:
@@ -165,21 +164,21 @@ def test_rows_of_a_lost_shard_are_asked_again(world: World, tmp_path: Path):
 def test_a_lookup_reads_no_more_than_the_bucket_and_the_shards_of_its_users(world: World, tmp_path: Path, buckets: int):
     output = make(world, tmp_path, "one", buckets)
     rows = {name: part.rows for name, part in output.manifest.files.items()}
-    everybody = store.texts(output, "users")
+    everybody = read_texts(output, "users")
     wanted = everybody[5]["raw_id"]
-    assert store.texts_of(output, [wanted, "nobody"]) == [everybody[5]]
-    assert store.texts_of(output, ["nobody"]) == store.texts_of(output, []) == []
+    assert find_texts(output, [wanted, "nobody"]) == [everybody[5]]
+    assert find_texts(output, ["nobody"]) == find_texts(output, []) == []
     by_id = {row["raw_id"]: row for row in everybody}
-    assert {row["raw_id"]: row for row in store.texts_of(output, list(by_id))} == by_id
+    assert {row["raw_id"]: row for row in find_texts(output, list(by_id))} == by_id
 
-    bucket = int(index.bucket_of(index.hashes([wanted]), buckets)[0])
-    at = IndexFile("users", bucket, buckets)
-    entries = storage.read_table(output.folder / at.name)
-    (shard,) = entries.filter(pc.equal(entries["hash"], index.hashes([wanted])[0]))["shard"].to_pylist()
+    hash_1 = index.hash_ids([wanted])
+    bucket = Bucket("users", int(index.bucket_numbers(hash_1, buckets)[0]), buckets)
+    entries = storage.read_table(output.folder / bucket.index_file)
+    (shard,) = entries.filter(pc.equal(entries["hash"], hash_1[0]))["shard"].to_pylist()
     for name in rows:
-        if name.startswith(("index/users", "vectors/")) and name != at.name and not shard.endswith(name):
+        if name.startswith(("index/users", "vectors/")) and name != bucket.index_file and not shard.endswith(name):
             (output.folder / name).unlink()
-    assert store.texts_of(output, [wanted]) == [everybody[5]]
+    assert find_texts(output, [wanted]) == [everybody[5]]
 
 
 # --- what is damaged ----------------------------------------------------------------------------------------------
@@ -253,10 +252,10 @@ def test_a_shard_of_another_width_is_refused(two_versions: tuple[StageOutput, UP
 
 
 def test_buckets_are_ranges_of_hashes():
-    some = index.hashes([f"u{i}" for i in range(1000)])
+    some = index.hash_ids([f"u{i}" for i in range(1000)])
     assert len(set(some.tolist())) == 1000
-    assert set(index.bucket_of(some, 1)) == {0}
-    eight, two = index.bucket_of(some, 8), index.bucket_of(some, 2)
+    assert set(index.bucket_numbers(some, 1)) == {0}
+    eight, two = index.bucket_numbers(some, 8), index.bucket_numbers(some, 2)
     assert set(eight) == set(range(8))
     np.testing.assert_array_equal(eight // 4, two)
     assert (np.diff(eight[np.argsort(some)]) >= 0).all()
@@ -272,18 +271,18 @@ def test_number_of_buckets(rows: int, buckets: int):
 def test_overlap_of_buckets_is_that_of_their_ranges():
     for a in range(4):
         for b in range(8):
-            assert IndexFile("users", a, 4).overlaps(IndexFile("users", b, 8)) == (b // 2 == a)
-            assert IndexFile("users", b, 8).overlaps(IndexFile("users", a, 4)) == (b // 2 == a)
-    assert not IndexFile("users", 0, 1).overlaps(IndexFile("items", 0, 1))
-    assert IndexFile.of(IndexFile("users", 3, 8).name) == IndexFile("users", 3, 8)
-    assert IndexFile.of("vectors/users-0.parquet") is None
+            assert Bucket("users", a, 4).overlaps(Bucket("users", b, 8)) == (b // 2 == a)
+            assert Bucket("users", b, 8).overlaps(Bucket("users", a, 4)) == (b // 2 == a)
+    assert not Bucket("users", 0, 1).overlaps(Bucket("items", 0, 1))
+    assert Bucket.parse(Bucket("users", 3, 8).index_file) == Bucket("users", 3, 8)
+    assert Bucket.parse("vectors/users-0.parquet") is None
 
 
 def test_keys_tell_rows_apart():
-    plain = index.keys(["a"], ["f"], "")
-    assert plain == index.keys(["a"], ["f"], "")
-    others = [index.keys(["b"], ["f"], ""), index.keys(["a"], ["g"], ""), index.keys(["a"], ["f"], "x")]
-    others += [index.keys(["af"], [""], ""), index.keys(["a"], ["fx"], "")]
+    plain = index.row_keys(["a"], ["f"], "")
+    assert plain == index.row_keys(["a"], ["f"], "")
+    others = [index.row_keys(["b"], ["f"], ""), index.row_keys(["a"], ["g"], ""), index.row_keys(["a"], ["f"], "x")]
+    others += [index.row_keys(["af"], [""], ""), index.row_keys(["a"], ["fx"], "")]
     assert all(not plain.equals(other) for other in others)
 
 
@@ -293,6 +292,6 @@ def test_states_follow_errors():
 
 def test_rows_come_shard_by_shard():
     rows = pa.table({"shard": ["a", "a", "b", "c", "c"], "row": [0, 1, 0, 4, 9]})
-    found = {shard: part["row"].to_pylist() for shard, part in index.by_shard(rows)}
+    found = {shard: part["row"].to_pylist() for shard, part in index.split_by_shard(rows)}
     assert found == {"a": [0, 1], "b": [0], "c": [4, 9]}
-    assert dict(index.by_shard(INDEX.empty_table())) == {}
+    assert dict(index.split_by_shard(INDEX.empty_table())) == {}

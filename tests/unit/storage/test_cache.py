@@ -93,7 +93,7 @@ def test_what_a_killed_process_had_begun_is_no_part_of_the_folder(tmp_path: Path
 
 def test_room_is_taken_before_a_file_is_mapped(tmp_path: Path) -> None:
     file = tmp_path / "a.npy"
-    matrix = store._mapped(file, (1000, 64))
+    matrix = store._map_file(file, (1000, 64))
     assert file.stat().st_blocks * 512 >= matrix.nbytes
     with pytest.raises(OSError, match=r"No space left|File too large"):
         cache.reserve(file, 1 << 62)

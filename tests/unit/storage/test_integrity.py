@@ -7,15 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from llm4msr import Ranker, storage
 from llm4msr.bundle import files
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import index, store, versions
-from llm4msr.knowledge.index import IndexFile
+from llm4msr.knowledge import index
+from llm4msr.knowledge.index import read_index, split_by_shard
 from llm4msr.knowledge.prompts.render import slice_rows
+from llm4msr.knowledge.prune import Live, erase
+from llm4msr.knowledge.rows import find_texts, read_shard, read_texts, read_vectors, row_groups
 from llm4msr.pipeline import trained
 from llm4msr.storage import StageOutput, parquet
 from llm4msr.training.dataset import Data
@@ -94,7 +97,7 @@ def test_weights(world: World, tmp_path: Path) -> None:
 
 
 def read_all(output: StageOutput) -> list[Any]:
-    return [store.read_part(part) for part in store.user_parts(output)]
+    return [read_vectors(group) for group in row_groups(output)]
 
 
 @pytest.fixture
@@ -111,7 +114,7 @@ def test_indexes_and_shards_of_this_and_of_earlier_versions(two_versions: tuple[
     never_read(one, shards[0], read_all)
     never_read(one, shards[-1], lambda _: read_all(two))
     raw_ids = read_all(two)[0]["raw_id"].to_pylist()
-    never_read(one, shards[0], lambda _: store.texts_of(two, raw_ids), 20)
+    never_read(one, shards[0], lambda _: find_texts(two, raw_ids), 20)
 
 
 def test_shards_without_an_index(world: World, tmp_path: Path) -> None:
@@ -119,7 +122,7 @@ def test_shards_without_an_index(world: World, tmp_path: Path) -> None:
     (name,) = (name for name in output.manifest.files if "users" in name)
     never_read(output, name, read_all)
     (name,) = (name for name in output.manifest.files if "scenarios" in name)
-    never_read(output, name, store.texts)
+    never_read(output, name, read_texts)
 
 
 def test_an_index_that_a_new_version_compares_itself_with(
@@ -138,42 +141,40 @@ def test_an_index_may_name_no_file_but_shards(two_versions: tuple[StageOutput, S
     for foreign in ("../one/vectors/users-0.parquet", "/etc/passwd", "one/manifest.json", "one/vectors/../x.parquet"):
         at = table.column_names.index("shard")
         changed = table.set_column(at, "shard", pa.array([foreign] * len(table)))
-        two.manifest.files[name] = storage.write_table(two.folder / name, changed, index.PART_ROWS)
+        two.manifest.files[name] = storage.write_table(two.folder / name, changed, index.GROUP_ROWS)
         with pytest.raises(StorageError, match="which is no shard; do not use this version"):
             read_all(two)
 
 
 def test_what_prune_leaves_of_a_shard_is_read_and_checked(two_versions: tuple[StageOutput, StageOutput]) -> None:
     one, two = two_versions
-    entries = index.read_entries(store.user_parts(two)[0])
-    shard, rows = next(iter(index.by_shard(entries)))
+    shard, rows = next(split_by_shard(read_index(row_groups(two)[0])))
     file, checksum = two.folder.parent / shard, rows["checksum"][0].as_py()
-    whole = index.read_shard(file, None, checksum, "")
+    whole = read_shard(file, None, checksum, "")
     for live in ([0, 1], [1]):  # again and again, as later versions come
-        live_rows = pa.array(live).to_numpy().astype("int32")
-        versions._erase(file, live_rows, checksum, file.stat().st_size, dry_run=False)
-        assert versions._erase(file, live_rows, checksum, file.stat().st_size, dry_run=False) == 0
-        left = index.read_shard(file, None, checksum, "")
+        rows_left = Live(np.array(live, np.int32), checksum)
+        erase(file, rows_left, file.stat().st_size)
+        assert erase(file, rows_left, file.stat().st_size) == 0
+        left = read_shard(file, None, checksum, "")
         assert left["raw_id"].to_pylist() == [
             raw if i in live else "" for i, raw in enumerate(whole["raw_id"].to_pylist())
         ]
         assert left.take(live).equals(whole.take(live))
-    never_read(one, shard.partition("/")[2], lambda _: index.read_shard(file, None, checksum, ""))
+    never_read(one, shard.partition("/")[2], lambda _: read_shard(file, None, checksum, ""))
     flipped(Path(str(file)), random.Random(0))
     with pytest.raises(StorageError, match=re.escape(str(file))):  # prune itself does not make damage sound
-        versions._erase(file, pa.array([0]).to_numpy().astype("int32"), checksum, 1, dry_run=False)
+        erase(file, Live(np.array([0], np.int32), checksum), 1)
 
 
 def test_a_version_of_an_earlier_release_is_taken_over(world: World, tmp_path: Path) -> None:
     one = make(world, tmp_path, "one", 1)
     (name,) = (name for name in one.manifest.files if name.startswith("index/"))
     old = storage.read_table(one.folder / name).drop_columns(["checksum"])
-    one.manifest.files[name] = storage.write_table(one.folder / name, old, index.PART_ROWS)
+    one.manifest.files[name] = storage.write_table(one.folder / name, old, index.GROUP_ROWS)
     storage.write_bytes(one.folder / storage.MANIFEST, one.manifest.model_dump_json().encode())
     two = make(world, tmp_path, "two", 1)
     assert (two.manifest.info["asked"], two.manifest.info["kept"]) == (0, 40)
     assert sum(map(len, read_all(two))) == 40
-    assert IndexFile.of(name) is not None
     assert read_all(noted_again(two)) == read_all(two)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from llm4msr import storage
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import work_list
+from llm4msr.knowledge.work import Work
 from llm4msr.storage import StageResult, outputs, stage_files
 
 HOSTILE = [
@@ -146,7 +146,7 @@ def test_a_plan_that_names_files_elsewhere_counts_as_none(tmp_path: Path, values
     reader = {"revision": "r", "frame": "f", "reads": "r", "writes": {}}
     plan = {"reader": reader, "bases": ["one"], "planned": True, "buckets": [["users", 0, 1]]} | values
     storage.write_bytes(storage.path(tmp_path / "work" / "work.json"), json.dumps(plan).encode())
-    assert (work_list.unfinished(storage.path(tmp_path)) is None) == bool(values)
+    assert (Work.load(storage.path(tmp_path)) is None) == bool(values)
 
 
 def test_a_stage_cannot_publish_what_nobody_could_read(tmp_path: Path) -> None:
