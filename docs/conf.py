@@ -8,7 +8,7 @@ import llm4msr.pipeline  # noqa: F401 - before autodoc sets TYPE_CHECKING, with 
 project = html_title = "llm4msr"
 html_theme = "furo"
 root_doc = "docs/index"
-include_patterns = ["docs/**.md", "README.md", "CHANGELOG.md", "cluster/*.md", "benchmarks/**.md"]
+include_patterns = ["*.md", "docs/**.md", "cluster/*.md", "benchmarks/**.md"]
 exclude_patterns = [".*", "runs", "site", "data", "build", "tests"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinxcontrib.mermaid"]
 myst_heading_anchors = 3

@@ -56,7 +56,7 @@ class ExtractConfig(Section):
     user_template: Annotated[str, Key.URI] = ""
     scenario_template: Annotated[str, Key.URI] = ""
     item_template: Annotated[str, Key.URI] = ""
-    """URIs of your own templates; empty = the ones in llm4msr/prompts."""
+    """URIs of your own templates; empty = the ones in llm4msr/knowledge/prompts."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @model_validator(mode="after")

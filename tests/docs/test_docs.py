@@ -16,7 +16,7 @@ from llm4msr import Config, RankRequest, load
 from llm4msr.cli.main import app
 from tests.support.experiments import ROOT
 
-DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("*/*.md"))]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md")])
 CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.toml"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]

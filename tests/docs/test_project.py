@@ -105,3 +105,9 @@ def test_the_hooks_before_a_commit_are_make_targets() -> None:
     assert [repo["repo"] for repo in repos] == ["local"]
     assert [hook["entry"].split() for hook in hooks] == [["make", "check"]]
     assert "check" in prerequisites()
+
+
+@pytest.mark.parametrize("name", ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md"])
+def test_the_readme_or_its_neighbours_lead_to(name: str) -> None:
+    others = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    assert any(f"]({name})" in file.read_text() for file in others if file.name != name)
