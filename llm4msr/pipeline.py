@@ -244,7 +244,7 @@ def plan(config: Config, verb: str) -> dict[str, Any]:
     """The plan of one verb, or of all stages for `run`; reads the source, writes nothing."""
     parts: dict[str, Any] = {}
     if verb in ("prepare", "extract", "run"):
-        data = prepare_stage.to_ask(config, sampler)
+        data = prepare_stage.prompt_data(config, sampler)
         parts |= {"prepare": _of_prepare(config, data)} if verb != "extract" else {}
         parts |= {"extract": estimate.estimate(config, data, _is_extracted(config))} if verb != "prepare" else {}
         if verb == "run" and len(of_seeds := [one.seed for one in datasets(config)]) > 1:

@@ -2,6 +2,8 @@
 
 The users and items that the source describes in files of their own are all kept, so that a new item with known
 features can be ranked; but only those of training rows get an id embedding of their own.
+
+Shape suffix: R rows of the interactions.
 """
 
 import json
@@ -13,12 +15,13 @@ import pyarrow as pa
 from upath import UPath
 
 from llm4msr import schema, storage
-from llm4msr.arrays import Ints
+from llm4msr.arrays import Column, Ints, strings
 from llm4msr.config import Config
-from llm4msr.data import catalogue, data_report, data_warnings, histories, sources, split
-from llm4msr.data.data_report import DataReport
-from llm4msr.data.scenario_table import scenario_table
-from llm4msr.data.survey import PromptSample, PromptSampler, Survey
+from llm4msr.data import catalogue, histories, sources, split
+from llm4msr.data.report import DataReport, report_lines
+from llm4msr.data.report_figures import PromptSampler, ReportBuilder, SamplerOpener
+from llm4msr.data.report_warnings import find_warnings
+from llm4msr.data.scenarios import scenario_table
 from llm4msr.errors import ConfigError, DataError
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput, StageResult
@@ -28,10 +31,11 @@ SEEN = "seen"
 """A column of ours among those of the source, whose own names have a prefix."""
 
 
-def prepare(config: Config, sampler: PromptSampler) -> StageOutput:
+def prepare(config: Config, open_sampler: SamplerOpener) -> StageOutput:
     """Publish `train`, `valid`, `test`, `users`, `items`, `scenarios`, `histories`, `seen` and `fields.json`.
 
-    The data report goes to standard error and into the manifest; of an output that is found, its warnings are told.
+    The data report goes to standard error and into the manifest; if the output is there already, only its warnings
+    are repeated.
 
     Raises:
         DataError: the source is wrong; the message names file, column and row.
@@ -43,15 +47,15 @@ def prepare(config: Config, sampler: PromptSampler) -> StageOutput:
         config.seed,
         config.model_dump(include={"source", "split"}),
         {"source": sources.fingerprint(config.source)},
-        lambda at: _build(config, sampler, at),
+        lambda at: _build(config, open_sampler, at),
     )
-    _tell(output)
+    _print_report(output)
     return output
 
 
-def _tell(output: StageOutput) -> None:
+def _print_report(output: StageOutput) -> None:
     info = output.manifest.info
-    for line in [] if output.reused else data_report.lines(DataReport.model_validate(info["report"])):
+    for line in [] if output.reused else report_lines(DataReport.model_validate(info["report"])):
         say(line)
     for warning in info.get("warnings", []):
         say(f"warning: {warning}")
@@ -65,8 +69,8 @@ def goes_by_seed(config: Config) -> bool:
 def folder(config: Config) -> UPath:
     """Where this config's prepared data lies, or will."""
     seed = config.seed if goes_by_seed(config) else 0
-    wanted = [VERSION, sources.fingerprint(config.source), config.split.identity(), seed]
-    return storage.path(config.root) / "prepare" / storage.digest_json(wanted)[:12]
+    identity = [VERSION, sources.fingerprint(config.source), config.split.identity(), seed]
+    return storage.path(config.root) / "prepare" / storage.digest_json(identity)[:12]
 
 
 class PromptData(NamedTuple):
@@ -77,30 +81,30 @@ class PromptData(NamedTuple):
     warnings: list[str]
 
 
-def to_ask(config: Config, sampler: PromptSampler) -> PromptData:
-    """Found where it was published, else computed in memory; writes nothing."""
-    found = storage.open_output(folder(config))
-    if found is None:
-        made = _made(config, sampler(config))
-        return PromptData(made.tables, made.fields["item"], data_warnings.warnings(made.report, config))
-    tables = {name: found.table(f"{name}.parquet") for name in ("histories", "scenarios", "items")}
-    return PromptData(tables, catalogue.item_fields(found), found.manifest.info.get("warnings", []))
+def prompt_data(config: Config, open_sampler: SamplerOpener) -> PromptData:
+    """Read from the published output, or computed in memory if there is none; writes nothing."""
+    output = storage.open_output(folder(config))
+    if output is None:
+        data = _prepare_tables(config, open_sampler(config))
+        return PromptData(data.tables, data.fields["item"], find_warnings(data.report, config))
+    tables = {name: output.table(f"{name}.parquet") for name in ("histories", "scenarios", "items")}
+    return PromptData(tables, catalogue.item_fields(output), output.manifest.info.get("warnings", []))
 
 
-def _build(config: Config, sampler: PromptSampler, folder: UPath) -> StageResult:
-    made = _made(config, sampler(config))
-    for name, table in made.tables.items():
+def _build(config: Config, open_sampler: SamplerOpener, folder: UPath) -> StageResult:
+    data = _prepare_tables(config, open_sampler(config))
+    for name, table in data.tables.items():
         storage.write_table(
             folder / f"{name}.parquet", table, schema.TRAIN_GROUP_ROWS if name == "train" else storage.GROUP_ROWS
         )
-    storage.write_bytes(folder / "fields.json", json.dumps(made.fields, ensure_ascii=False).encode())
-    counts = {name: table.num_rows for name, table in made.tables.items()}
-    info = {"report": made.report.model_dump(), "warnings": data_warnings.warnings(made.report, config)}
+    storage.write_bytes(folder / "fields.json", json.dumps(data.fields, ensure_ascii=False).encode())
+    counts = {name: table.num_rows for name, table in data.tables.items()}
+    info = {"report": data.report.model_dump(), "warnings": find_warnings(data.report, config)}
     files = {f"{name}.parquet": count for name, count in counts.items()} | {"fields.json": 1}
-    return StageResult(files=files, rows=sum(counts[name] for name in split.PARTS), info=counts | info)
+    return StageResult(files=files, rows=sum(counts[name] for name in split.SPLITS), info=counts | info)
 
 
-class Made(NamedTuple):
+class PreparedTables(NamedTuple):
     """The tables to publish, the vocabulary of each field of each side, and what there is to say about the data."""
 
     tables: dict[str, pa.Table]
@@ -108,8 +112,46 @@ class Made(NamedTuple):
     report: DataReport
 
 
-def _made(config: Config, sample: PromptSample) -> Made:
+def _prepare_tables(config: Config, sample_prompt: PromptSampler) -> PreparedTables:
     raw = sources.read(config.source)
+    rows = _used_rows(raw, config)
+    report = ReportBuilder(config, raw, rows)
+    split_R = split.assign(rows, config.split, config.seed)
+    history_R = split.history_rows(rows, split_R, config.split)
+    train = rows[split_R == split.TRAIN]
+    users, user_fields = catalogue.build(raw.users, "user", raw.user_features, train["user_id"])
+    items = catalogue.complete_items(raw.items, train)
+    items, item_fields = catalogue.build(items, "item", raw.item_features, train["item_id"])
+    context_fields = {name: catalogue.vocabulary(train[f"c:{name}"]) for name in raw.context}
+    past = rows[history_R]
+    user_H, item_H = _dense_ids(past["user_id"], users["user_id"]), _dense_ids(past["item_id"], items["item_id"])
+    scenarios = scenario_table(sorted(train["scenario_id"].unique()), past, items, item_H, item_fields)
+    liked = histories.history_table(past, user_H, item_H, users, items)
+    seen = histories.seen_rows(past, user_H, item_H, liked, users.num_rows)
+    tables = {
+        "users": schema.check(users, schema.USERS, "users"),
+        "items": schema.check(items, schema.ITEMS, "items"),
+        "scenarios": schema.check(scenarios, schema.SCENARIOS, "scenarios"),
+        "histories": schema.check(liked, schema.HISTORIES, "histories"),
+        "seen": schema.check(seen.table, schema.SEEN, "seen"),
+    }
+    rows[SEEN] = 0
+    rows.loc[history_R, SEEN] = seen.place_H + 1
+    if config.split.history_share < 1 and history_R[split_R == split.TRAIN].all():
+        raise DataError(f"split.history_share = {config.split.history_share}: prompts hold all training rows; lower it")
+    negatives = split.draw_negatives(rows, split_R, config.split.negatives, config.seed)
+    data_report = report.build(split_R, history_R, negatives.split_N, tables, item_fields, sample_prompt)
+    rows, split_R = pd.concat([rows, negatives.rows], ignore_index=True), np.r_[split_R, negatives.split_N]
+    for name, code in split.SPLITS.items():
+        encoded = _encode(rows[split_R == code], users, items, scenarios, context_fields)
+        tables[name] = schema.check(encoded, schema.INTERACTIONS, name)
+    tables["train"] = tables["train"].take(np.random.default_rng(0).permutation(tables["train"].num_rows))
+    fields = {"user": user_fields, "item": item_fields, "context": context_fields}
+    return PreparedTables(tables, fields, data_report)
+
+
+def _used_rows(raw: sources.RawData, config: Config) -> pd.DataFrame:
+    """The interactions, or the latest of them; in the order of the source."""
     if raw.implicit and not config.split.negatives:
         raise ConfigError("all rows of this source are positives; set split.negatives, such as 4")
     if not raw.implicit and config.split.negatives:
@@ -118,54 +160,23 @@ def _made(config: Config, sample: PromptSample) -> Made:
     if config.split.latest:
         rows = rows.loc[rows["order"].sort_values(kind="stable").index[-config.split.latest :].sort_values()]
         rows = rows.reset_index(drop=True)
-    survey = Survey(config, raw, rows)
-    part = split.assign(rows, config.split, config.seed)
-    history = split.history_rows(rows, part, config.split)
-    train = rows[part == split.TRAIN]
-    users, user_fields = catalogue.numbered(raw.users, "user", raw.user_features, train["user_id"])
-    items, item_fields = catalogue.numbered(catalogue.titled(raw, train), "item", raw.item_features, train["item_id"])
-    context_fields = {name: catalogue.vocabulary(train[f"c:{name}"]) for name in raw.context}
-    past = rows[history]
-    user_H, item_H = _numbers(past["user_id"], users["user_id"]), _numbers(past["item_id"], items["item_id"])
-    scenarios = scenario_table(sorted(train["scenario_id"].unique()), past, items, item_H, item_fields)
-    lists = histories.histories(past, user_H, item_H, users, items)
-    seen = histories.seen(past, user_H, item_H, lists, users.num_rows)
-    tables = {
-        "users": schema.check(users, schema.USERS, "users"),
-        "items": schema.check(items, schema.ITEMS, "items"),
-        "scenarios": schema.check(scenarios, schema.SCENARIOS, "scenarios"),
-        "histories": schema.check(lists, schema.HISTORIES, "histories"),
-        "seen": schema.check(seen.table, schema.SEEN, "seen"),
-    }
-    rows[SEEN] = 0
-    rows.loc[history, SEEN] = seen.place_H + 1
-    if config.split.history_share < 1 and history[part == split.TRAIN].all():
-        raise DataError(f"split.history_share = {config.split.history_share}: prompts hold all training rows; lower it")
-    drawn = split.negatives(rows, part, config.split.negatives, config.seed)
-    report = survey.report(part, history, drawn.part, tables, item_fields, sample)
-    rows, part = pd.concat([rows, drawn.rows], ignore_index=True), np.concatenate([part, drawn.part])
-    for name, code in split.PARTS.items():
-        encoded = _encode(rows[part == code], users, items, scenarios, context_fields)
-        tables[name] = schema.check(encoded, schema.INTERACTIONS, name)
-    tables["train"] = tables["train"].take(np.random.default_rng(0).permutation(tables["train"].num_rows))
-    return Made(tables, {"user": user_fields, "item": item_fields, "context": context_fields}, report)
+    return rows
 
 
 def _encode(
     rows: pd.DataFrame, users: pa.Table, items: pa.Table, scenarios: pa.Table, context: dict[str, list[str]]
 ) -> pa.Table:
-    columns = {
-        "user": _numbers(rows["user_id"], users["user_id"]),
-        "item": _numbers(rows["item_id"], items["item_id"]),
-        "scenario": _numbers(rows["scenario_id"], scenarios["scenario_id"]),
+    columns: dict[str, Column | Ints] = {
+        "user": _dense_ids(rows["user_id"], users["user_id"]),
+        "item": _dense_ids(rows["item_id"], items["item_id"]),
+        "scenario": _dense_ids(rows["scenario_id"], scenarios["scenario_id"]),
         "label": pa.array(rows["label"], pa.float32()),
         "seen": pa.array(rows[SEEN], pa.int64()),
     }
-    return pa.table(
-        columns | {f"c:{n}": _numbers(rows[f"c:{n}"], pa.array(["", *values])) for n, values in context.items()}
-    )
+    columns |= {f"c:{n}": _dense_ids(rows[f"c:{n}"], pa.array(["", *words])) for n, words in context.items()}
+    return pa.Table.from_pydict(columns)
 
 
-def _numbers(values: "pd.Series[str]", ids: pa.Array) -> Ints:
+def _dense_ids(values: "pd.Series[str]", ids: Column) -> Ints:
     """Place of each value among ids[1:], counted from 1; 0 = not there."""
-    return pd.Index(ids.to_pylist()[1:]).get_indexer(values).astype(np.int64) + 1
+    return pd.Index(strings(ids)[1:]).get_indexer(pd.Index(values)).astype(np.int64) + 1

@@ -1,10 +1,25 @@
-"""Raw data -> three Arrow tables in the layout of `llm4msr.schema`."""
+"""The kinds of raw data that can be read: one module for each, named as `source.kind` names it.
+
+To add a kind, write `sources/KIND.py` with two functions, `read(config) -> RawData` and `fingerprint(config) -> str`,
+and add `"KIND"` to `SourceConfig.kind` in `llm4msr/config/data.py` (its options, if it has any, become a section
+there). `data/reading/` has what a reader needs: columns with checks, CSV files in blocks, files larger than memory.
+"""
+
+import importlib
+from typing import Protocol, cast
 
 from llm4msr.config import SourceConfig
-from llm4msr.data.sources import amazon, kuaisar, movielens, table
-from llm4msr.data.sources.base import RawData
+from llm4msr.data.reading.raw_data import RawData
 
-_READERS = {"amazon": amazon, "kuaisar": kuaisar, "movielens": movielens, "table": table}
+
+class Source(Protocol):
+    """What the module of a kind has."""
+
+    def read(self, config: SourceConfig) -> RawData:
+        """The tables of raw data."""
+
+    def fingerprint(self, config: SourceConfig) -> str:
+        """Hash that changes when a file or an option changes."""
 
 
 def read(config: SourceConfig) -> RawData:
@@ -14,15 +29,19 @@ def read(config: SourceConfig) -> RawData:
         DataError: a file, column or cell is wrong; named in the message.
         StorageError: a URI cannot be read.
     """
-    return _READERS[config.kind].read(config)
+    return _module(config.kind).read(config)
 
 
 def fingerprint(config: SourceConfig) -> str:
     """A hash that changes when the content of the source's files changes.
 
-    Reads all of them, but those of an object store that gives ETags.
+    Reads all of them, except those of an object store that gives ETags.
     """
-    return _READERS[config.kind].fingerprint(config)
+    return _module(config.kind).fingerprint(config)
+
+
+def _module(kind: str) -> Source:
+    return cast(Source, importlib.import_module(f"{__name__}.{kind}"))
 
 
 __all__ = ["RawData", "fingerprint", "read"]

@@ -22,8 +22,9 @@ from upath import UPath
 from llm4msr import schema, storage
 from llm4msr.arrays import Bools
 from llm4msr.config import AmazonOptions, SourceConfig
-from llm4msr.data.sources import amazon_lines, kcore, stream
-from llm4msr.data.sources.base import RawData, file_fingerprint
+from llm4msr.data.reading import stream
+from llm4msr.data.reading.raw_data import RawData, file_fingerprint
+from llm4msr.data.sources import amazon_core, amazon_lines
 from llm4msr.errors import DataError, StorageError
 
 _REVIEWS_FILE = re.compile(r"(?!meta_|\.)(?:reviews_)?(?P<category>.+?)(?:_5)?\.json(?:\.gz)?")
@@ -111,14 +112,14 @@ def _shelf(file: UPath) -> pa.Table:
 def _kept(shelves: list[pa.Table], options: AmazonOptions) -> tuple[Bools, pa.Array]:
     """Which reviews stay, and the distinct items that they name."""
     reviews = pa.concat_tables(shelves)
-    user, _ = kcore.codes(reviews["user_id"])
-    item, item_ids = kcore.codes(reviews["item_id"])
+    user, _ = amazon_core.codes(reviews["user_id"])
+    item, item_ids = amazon_core.codes(reviews["item_id"])
     ends = itertools.accumulate(map(len, shelves))
     parts = [(slice(end - len(shelf), end), shelf) for end, shelf in zip(ends, shelves, strict=True)]
-    kept = np.concatenate([kcore.latest(user[at], item[at], shelf["order"].to_numpy()) for at, shelf in parts])
+    kept = np.concatenate([amazon_core.latest(user[at], item[at], shelf["order"].to_numpy()) for at, shelf in parts])
     if options.implicit:
         kept &= reviews["rating"].to_numpy() > options.liked_above
-    kept = kcore.k_core(user, item, kept, options.k_core)
+    kept = amazon_core.k_core(user, item, kept, options.k_core)
     named = np.bincount(item[kept], minlength=len(item_ids)) > 0
     return kept, item_ids.filter(pa.array(named))
 

@@ -15,10 +15,10 @@ from upath import UPath
 
 from llm4msr import schema, storage
 from llm4msr.config import KuaiSAROptions, SourceConfig
-from llm4msr.data.sources import stream
-from llm4msr.data.sources.base import RawData, file_fingerprint, refuse_duplicates
-from llm4msr.data.sources.columns import Rows
-from llm4msr.data.sources.text_table import csv_rows
+from llm4msr.data.reading import stream
+from llm4msr.data.reading.columns import Rows
+from llm4msr.data.reading.csv_blocks import csv_rows
+from llm4msr.data.reading.raw_data import RawData, file_fingerprint, refuse_duplicates
 from llm4msr.errors import DataError
 
 RECOMMENDATION, SEARCH = "recommendation", "search"

@@ -18,9 +18,9 @@ from upath import UPath
 
 from llm4msr import schema, storage
 from llm4msr.config import SourceConfig
-from llm4msr.data.sources.base import RawData, file_fingerprint, refuse_duplicates
-from llm4msr.data.sources.columns import Rows
-from llm4msr.data.sources.stream import Bound
+from llm4msr.data.reading.columns import Rows
+from llm4msr.data.reading.raw_data import RawData, file_fingerprint, refuse_duplicates
+from llm4msr.data.reading.stream import Bound
 from llm4msr.errors import DataError, StorageError
 from llm4msr.storage import wheels
 from llm4msr.storage.s3 import FAULTS

@@ -8,9 +8,9 @@ from upath import UPath
 
 from llm4msr import schema, storage
 from llm4msr.config import SourceConfig, TableColumns
-from llm4msr.data.sources.base import RawData, file_fingerprint, refuse_duplicates
-from llm4msr.data.sources.columns import Rows, refuse_missing
-from llm4msr.data.sources.text_table import csv_rows
+from llm4msr.data.reading.columns import Rows, refuse_missing
+from llm4msr.data.reading.csv_blocks import csv_rows
+from llm4msr.data.reading.raw_data import RawData, file_fingerprint, refuse_duplicates
 from llm4msr.errors import DataError, StorageError
 from llm4msr.storage import arrow_files
 from llm4msr.storage.s3 import FAULTS

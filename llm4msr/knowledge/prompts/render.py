@@ -11,7 +11,7 @@ from upath import UPath
 from llm4msr import schema, storage
 from llm4msr.config import Config
 from llm4msr.data.catalogue import item_fields
-from llm4msr.data.scenario_table import MAX_SHARED
+from llm4msr.data.scenarios import MAX_SHARED
 from llm4msr.knowledge.prompts import templates
 from llm4msr.storage import StageOutput
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm4msr.config import Config
-from llm4msr.data.survey import PromptSample
+from llm4msr.data.report_figures import PromptSampler
 from llm4msr.knowledge.prompts import render, templates
 from llm4msr.text import quote
 
@@ -13,7 +13,7 @@ MAX_PROMPT = 4000
 """Characters that are kept of it."""
 
 
-def sampler(config: Config) -> PromptSample:
+def sampler(config: Config) -> PromptSampler:
     """Read the template of the prompt that is shown, so that a wrong one is told before the work.
 
     Raises:

@@ -14,8 +14,8 @@ from llm4msr.config import Config
 from llm4msr.data import split
 from llm4msr.data.catalogue import MAX_VALUES
 from llm4msr.data.histories import MAX_TITLES
-from llm4msr.data.prepare import to_ask
-from llm4msr.data.scenario_table import MAX_SHARED
+from llm4msr.data.prepare import prompt_data
+from llm4msr.data.scenarios import MAX_SHARED
 from llm4msr.errors import ConfigError, DataError, StorageError
 from llm4msr.knowledge.prompts.render import scenario_prompts, user_prompts
 from llm4msr.knowledge.prompts.sample import sampler
@@ -119,7 +119,7 @@ def test_rows_that_feed_prompts_are_told_apart(tmp_path: Path, by: str):
 def test_only_the_latest_interactions_are_used(tmp_path: Path):
     rows = [[f"u{at % 4}", f"i{at % 9}", "home", 1, 1000 - at, "tv"] for at in range(200)]
     config = config_of(write_data(tmp_path, rows), split={"latest": 60})
-    tables = {name: storage.read_table(prepare(config).folder / f"{name}.parquet") for name in split.PARTS}
+    tables = {name: storage.read_table(prepare(config).folder / f"{name}.parquet") for name in split.SPLITS}
     assert sum(table.num_rows for table in tables.values()) == 60
     everything = prepare(config_of(write_data(tmp_path / "b", rows[:60]))).folder  # the later the earlier in the file
     for name, table in tables.items():
@@ -361,7 +361,7 @@ def test_labelled_data_refuses_negatives(tmp_path: Path):
 def test_implicit_data_gets_negatives_in_every_part(tmp_path: Path):
     config = config_of(write_data(tmp_path), table={"label": ""}, split={"negatives": 2})
     output = prepare(config)
-    for part in split.PARTS:
+    for part in split.SPLITS:
         labels = table(output, part)["label"].to_numpy()
         assert set(labels) == {0, 1}
         assert 0.25 < labels.mean() < 0.5
@@ -469,10 +469,10 @@ def test_prepare_refuses_a_source_that_is_not_there(tmp_path: Path):
 
 
 def test_what_prompts_are_made_of_is_the_same_before_and_after_preparing(small: Config):
-    before, fields, warnings = to_ask(small, sampler)
+    before, fields, warnings = prompt_data(small, sampler)
     assert not Path(small.root).exists()
     published = prepare(small)
-    after, found_fields, found_warnings = to_ask(small, sampler)
+    after, found_fields, found_warnings = prompt_data(small, sampler)
     assert {name: before[name].to_pylist() for name in after} == {n: t.to_pylist() for n, t in after.items()}
     assert fields == found_fields
     assert warnings == found_warnings == published.manifest.info["warnings"] != []

@@ -11,8 +11,8 @@ from llm4msr.errors import DataError
 
 
 def with_negatives(rows, part, per_positive, seed):
-    drawn = split.negatives(rows, part, per_positive, seed)
-    return pd.concat([rows, drawn.rows], ignore_index=True), np.concatenate([part, drawn.part])
+    drawn = split.draw_negatives(rows, part, per_positive, seed)
+    return pd.concat([rows, drawn.rows], ignore_index=True), np.concatenate([part, drawn.split_N])
 
 
 def rows_of(users: list[str], order: list[float] | None = None, **columns: Any) -> pd.DataFrame:

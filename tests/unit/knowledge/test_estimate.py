@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llm4msr.config import Config
-from llm4msr.data.prepare import to_ask
+from llm4msr.data.prepare import prompt_data
 from llm4msr.knowledge import estimate as module
 from llm4msr.knowledge.engines.tokens import PromptTokenizer
 from llm4msr.knowledge.prompts.render import item_prompts, user_prompts
@@ -44,7 +44,7 @@ def test_a_split_that_goes_by_the_seed_is_asked_about_for_each(config: Config):
 
 def test_prompts_and_tokens_are_counted(config: Config, llama: Path):
     found = plan(config, "extract")["extract"]
-    tables = to_ask(config, sampler).tables
+    tables = prompt_data(config, sampler).tables
     tokenizer = PromptTokenizer(llama, 1 << 20)
     counts = sorted(len(tokenizer(row["prompt"])) for row in user_prompts(tables["histories"], config).to_pylist())
     assert len(counts) == 40
@@ -60,7 +60,7 @@ def test_prompts_and_tokens_are_counted(config: Config, llama: Path):
 def test_items_are_counted_where_the_llm_reads_items(config: Config, llama: Path):
     of_items = config.model_copy(update={"extract": config.extract.model_copy(update={"reads": "items"})})
     found = plan(of_items, "extract")["extract"]
-    tables, fields, _ = to_ask(config, sampler)
+    tables, fields, _ = prompt_data(config, sampler)
     tokenizer = PromptTokenizer(llama, 1 << 20)
     counts = [
         len(tokenizer(row["prompt"])) for row in item_prompts(tables["items"].slice(1), fields, config).to_pylist()

@@ -17,7 +17,8 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.config import Config, SourceConfig
 from llm4msr.data import sources, split
-from llm4msr.data.sources import RawData, amazon_lines, kcore, stream
+from llm4msr.data.reading import stream
+from llm4msr.data.sources import RawData, amazon_core, amazon_lines
 from llm4msr.errors import ConfigError, DataError, InputError, StorageError
 from llm4msr.pipeline import prepare
 
@@ -249,7 +250,7 @@ def test_k_core_is_what_is_left_when_weak_rows_go_one_by_one(k: int, seed: int):
     rng = np.random.default_rng(seed)
     user, item = (rng.integers(size, size=300).astype(np.int32) for size in (80, 60))
     kept = rng.random(300) < 0.9
-    found = kcore.k_core(user, item, kept, k)
+    found = amazon_core.k_core(user, item, kept, k)
     alive = [(u, i, at) for at, (u, i) in enumerate(zip(user, item, strict=True)) if kept[at]]
     expected = [at for _, _, at in brute_core(alive, k)]
     assert np.flatnonzero(found).tolist() == expected
@@ -279,7 +280,7 @@ def test_latest_holds_for_many_rows_at_random():
     for at, pair in enumerate(zip(user.tolist(), item.tolist(), strict=True)):
         if pair not in best or order[at] >= order[best[pair]]:
             best[pair] = at
-    assert np.flatnonzero(kcore.latest(user, item, order)).tolist() == sorted(best.values())
+    assert np.flatnonzero(amazon_core.latest(user, item, order)).tolist() == sorted(best.values())
 
 
 def test_options_that_leave_nothing_are_refused(tmp_path: Path):
@@ -525,7 +526,7 @@ def experiment(folder: Path, split_by: dict[str, Any], **options: Any) -> Config
 def test_prepare_runs_to_its_end(tmp_path: Path):
     output = prepare(experiment(tmp_path, {"by": "user"}, k_core=3))
     read = {
-        name: storage.read_table(output.folder / f"{name}.parquet") for name in (*split.PARTS, "items", "scenarios")
+        name: storage.read_table(output.folder / f"{name}.parquet") for name in (*split.SPLITS, "items", "scenarios")
     }
     assert read["scenarios"]["scenario_id"].to_pylist() == ["", "Books", "Toys"]
     assert set(read["train"]["label"].to_pylist()) == {0, 1}

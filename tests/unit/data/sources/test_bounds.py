@@ -16,7 +16,8 @@ import pytest
 
 from llm4msr.config import SourceConfig
 from llm4msr.data import sources
-from llm4msr.data.sources import amazon_lines, stream
+from llm4msr.data.reading import stream
+from llm4msr.data.sources import amazon_lines
 from llm4msr.errors import DataError
 from llm4msr.text import MAX_ID, MAX_TEXT
 from tests.support.data import write_csv

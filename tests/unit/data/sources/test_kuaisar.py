@@ -9,7 +9,8 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.config import Config, SourceConfig
 from llm4msr.data import sources, split
-from llm4msr.data.sources import RawData, stream
+from llm4msr.data.reading import stream
+from llm4msr.data.sources import RawData
 from llm4msr.errors import ConfigError, DataError, InputError, StorageError
 from llm4msr.pipeline import prepare
 from tests.support.data import write_csv
@@ -330,9 +331,9 @@ def test_prepare_runs_to_its_end(tmp_path: Path):
     document = {"name": "tiny", "storage": str(tmp_path / "out"), "source": source(tmp_path / "data")}
     config = Config.model_validate(document | {"split": {"by": "user"}})
     output = prepare(config)
-    names = (*split.PARTS, "users", "items", "scenarios")
+    names = (*split.SPLITS, "users", "items", "scenarios")
     read = {name: storage.read_table(output.folder / f"{name}.parquet") for name in names}
-    assert sum(read[part].num_rows for part in split.PARTS) == 600
+    assert sum(read[part].num_rows for part in split.SPLITS) == 600
     assert read["scenarios"]["scenario_id"].to_pylist() == ["", "recommendation", "search"]
     assert read["scenarios"]["categories"][2].as_py()[0] == "Funny"
     titles = dict(zip(read["items"]["item_id"].to_pylist(), read["items"]["title"].to_pylist(), strict=True))

@@ -16,9 +16,9 @@ from llm4msr import storage
 from llm4msr.cli.main import app
 from llm4msr.config import Config
 from llm4msr.data import split
-from llm4msr.data.data_report import DataReport, lines
-from llm4msr.data.prepare import to_ask
-from llm4msr.data.survey import Ids, repeats
+from llm4msr.data.prepare import prompt_data
+from llm4msr.data.report import DataReport, report_lines
+from llm4msr.data.report_figures import Ids, count_repeats
 from llm4msr.errors import ConfigError, DataError
 from llm4msr.knowledge.prompts import render
 from llm4msr.knowledge.prompts.sample import sampler
@@ -87,7 +87,7 @@ def test_figures_are_those_of_a_plain_count(tmp_path: Path, latest: int):
     used = rows[-latest:]
     frame = pd.DataFrame({"user_id": [r[0] for r in used], "order": [float(r[4]) for r in used]})
     parts = split.assign(frame, config.split, config.seed)
-    of = {name: [r for r, p in zip(used, parts, strict=True) if p == code] for name, code in split.PARTS.items()}
+    of = {name: [r for r, p in zip(used, parts, strict=True) if p == code] for name, code in split.SPLITS.items()}
     known = {row[0] for row in of["train"]}
     for name, part in report.parts.items():
         here = of[name]
@@ -123,7 +123,7 @@ def test_drawn_negatives_are_counted_apart(tmp_path: Path):
         labels = storage.read_table(output.folder / f"{name}.parquet")["label"].to_numpy()
         assert (part.rows, part.positives, part.drawn) == (len(labels), labels.sum(), (labels == 0).sum())
     assert warnings == []
-    assert any("drawn as negatives" in line for line in lines(report))
+    assert any("drawn as negatives" in line for line in report_lines(report))
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_ids_written_otherwise_in_the_two_files_are_an_error_with_examples_of_bo
     assert f"{str(first)!r}," in message
     assert repr(WRITTEN[written](first)) in message
     with pytest.raises(DataError, match="none of the"):
-        to_ask(config, sampler)
+        prompt_data(config, sampler)
     assert not list(tmp_path.rglob("manifest.json"))
 
 
@@ -252,7 +252,7 @@ def test_a_few_items_without_a_description_are_counted_without_a_warning(tmp_pat
     report, warnings = said(write(tmp_path, healthy(), described()[:-2]))
     assert report.described["item"].missing == 2
     assert warnings == []
-    assert any("38 of 40 are described" in line and "'i38'" in line for line in lines(report))
+    assert any("38 of 40 are described" in line and "'i38'" in line for line in report_lines(report))
 
 
 # --- one warning for each likely mistake ------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def test_all_labels_of_one_class_are_told_and_the_run_goes_on(tmp_path: Path):
     report, warnings = said(write(tmp_path / "0", none))
     assert "no label is above 0.5" in warnings[0]
     assert report.prompt == ""
-    assert any("no user has liked anything" in line for line in lines(report))
+    assert any("no user has liked anything" in line for line in report_lines(report))
 
 
 @pytest.mark.parametrize(("label", "part", "first"), [(1, "validation", 720), (0, "test", 810)])
@@ -385,7 +385,7 @@ def test_the_report_is_told_once_and_its_warnings_each_time(tmp_path: Path, caps
     config = write(tmp_path, [[*row[:3], 1, *row[4:]] for row in healthy()])
     report, (warning,) = said(config)
     told = capsys.readouterr().err
-    assert all(line in told for line in lines(report))
+    assert all(line in told for line in report_lines(report))
     assert f"warning: {warning}" in told
     prepare(config)
     again = capsys.readouterr().err
@@ -415,11 +415,11 @@ def test_hostile_and_long_texts_are_shown_harmlessly_and_bounded(tmp_path: Path)
     config = write(tmp_path, rows, items, [bad + f"u{u}" for u in range(USERS)])
     info = prepare(config).manifest.info
     report = DataReport.model_validate_json(json.dumps(info["report"]))
-    for text in (*lines(report), *info["warnings"]):
+    for text in (*report_lines(report), *info["warnings"]):
         assert text.isprintable(), text
         assert len(text) < 1000
     assert len(json.dumps(info)) < 20_000
-    assert len(lines(report)) <= 20
+    assert len(report_lines(report)) <= 20
 
 
 def test_no_id_is_taken_for_another_that_is_cut_alike():
@@ -432,5 +432,5 @@ def test_no_id_is_taken_for_another_that_is_cut_alike():
 def test_repeats_are_counted_where_the_numbers_of_ids_multiply_beyond_64_bits():
     big = pa.array(["x"], pa.large_string())
     sides = [Ids(np.array([0, 1, 0, 1]), big), Ids(np.array([5, 5, 5, 6]), big), Ids(np.array([1, 1, 1, 1]), big)]
-    assert repeats(*sides) == 1
-    assert repeats(*(Ids(side.number_R << 40, side.distinct) for side in sides)) == 1
+    assert count_repeats(*sides) == 1
+    assert count_repeats(*(Ids(side.number_R << 40, side.distinct) for side in sides)) == 1

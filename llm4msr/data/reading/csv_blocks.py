@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 from upath import UPath
 
-from llm4msr.data.sources import stream
-from llm4msr.data.sources.columns import Rows, refuse_missing
+from llm4msr.data.reading import stream
+from llm4msr.data.reading.columns import Rows, refuse_missing
 from llm4msr.errors import DataError
 from llm4msr.text import shorten
 

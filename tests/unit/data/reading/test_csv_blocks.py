@@ -13,7 +13,8 @@ from upath import UPath
 
 from llm4msr.config import SourceConfig, TableColumns
 from llm4msr.data import sources
-from llm4msr.data.sources import RawData, text_table
+from llm4msr.data.reading import csv_blocks
+from llm4msr.data.sources import RawData
 from llm4msr.errors import DataError
 from llm4msr.pipeline import prepare
 from tests.support.data import config_of, interactions, write_data
@@ -103,7 +104,7 @@ def test_another_encoding_is_found_behind_the_first_block_and_a_character_may_li
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.tsv", "rows.tsv.gz"])
-@pytest.mark.parametrize("delimiter", text_table.DELIMITERS)
+@pytest.mark.parametrize("delimiter", csv_blocks.DELIMITERS)
 @pytest.mark.parametrize("key", [True, False])
 def test_a_delimiter_is_found_or_given(tmp_path: Path, delimiter: str, name: str, key: bool):
     data = TEXT.replace(",", delimiter).encode()

@@ -1,7 +1,7 @@
-"""What `prepare` says about the data: its size, what ids and titles lack, how it was split, and a prompt made of it.
+"""The data report of `prepare`: how large the data is, what ids and titles lack, how it was split, and one prompt.
 
-Examples are few and short, and written as Python writes text, so that a blank at an end, or `'7'` beside `'7.0'`, is
-seen.
+Examples are few and short, and written as Python literals, so that a blank at an end, or `'7'` beside `'7.0'`, can be
+seen. The report is bounded, whatever the data.
 """
 
 from pydantic import BaseModel
@@ -16,17 +16,17 @@ PROMPT_LINES = 6
 
 
 class Described(BaseModel):
-    """How the ids of the interactions meet those of the file that describes users or items."""
+    """How many ids of the interactions are found in the file that describes users or items."""
 
     file: str
     in_file: int
     ids: int
     """Distinct ids of the interactions."""
     missing: int
-    """So many of them are not in the file, in so many rows."""
+    """Of these, how many are not in the file; `missing_rows` are their rows."""
     missing_rows: int
     alike: int
-    """So many of those are in the file in another spelling: `examples` and `theirs` are then pairs."""
+    """Of the missing, how many are in the file in another spelling: `examples` and `theirs` are then pairs."""
     examples: list[str]
     theirs: list[str]
 
@@ -36,9 +36,9 @@ class Titles(BaseModel):
 
     items: int
     ids: int
-    """So many titles are the item's id, which is what an item without a title shows."""
+    """Titles that are the item's id, which is what an item without a title shows."""
     codes: int
-    """So many more look like a code, not like a name."""
+    """Other titles that look like a code, not like a name."""
     commonest: str
     commonest_items: int
     """The title that most items have, and how many."""
@@ -46,24 +46,24 @@ class Titles(BaseModel):
 
 
 class Scenarios(BaseModel):
-    """How rows lie on scenarios."""
+    """How many rows the scenarios have, as {scenario: rows}; the lists are cut to a few examples."""
 
     largest: dict[str, int]
     smallest_rows: int
     small: dict[str, int]
-    """Some with few training rows; there are `small_count`."""
+    """Examples with few training rows; there are `small_count`."""
     small_count: int
     untrained: dict[str, int]
-    """Some that no training row has, with their rows; there are `untrained_count`."""
+    """Examples that no training row has, with their rows; there are `untrained_count`."""
     untrained_count: int
 
 
-class Part(BaseModel):
-    """One part of the split. A user's past are those training rows that may reach a prompt."""
+class Split(BaseModel):
+    """One split (train, valid or test). A user's past are those training rows that may reach a prompt."""
 
     rows: int
     drawn: int
-    """Rows of these that are drawn negatives."""
+    """How many of these are drawn negatives."""
     positives: int
     users: int
     users_with_past: int
@@ -71,7 +71,7 @@ class Part(BaseModel):
 
 
 class DataReport(BaseModel):
-    """See the module; bounded, whatever the data."""
+    """The figures and examples; the manifest of `prepare` holds it as `report`."""
 
     rows: int
     users: int
@@ -79,7 +79,7 @@ class DataReport(BaseModel):
     scenarios: int
     users_with_one_row: int
     repeats: int
-    """Rows whose user, item and scenario stand in an earlier row."""
+    """Rows with the user, item and scenario of an earlier row."""
     order_restarts: bool
     """Whether `order` counts from 0 or 1 for each user anew."""
     orders: int
@@ -87,18 +87,18 @@ class DataReport(BaseModel):
     longest_path: int
     """Steps of the longest category path; 0 where there are no paths."""
     other_separator: str
-    """What paths that never split have inside instead, where that is plain."""
+    """The mark that most paths have inside, if the configured separator splits none; else empty."""
     described: dict[str, Described]
     titles: Titles
     by_scenario: Scenarios
-    parts: dict[str, Part]
+    parts: dict[str, Split]
     prompt_of: str
     prompt: str
 
 
-def lines(report: DataReport) -> list[str]:
-    """The report in lines, each of them fit for a terminal."""
-    about = {
+def report_lines(report: DataReport) -> list[str]:
+    """The report as lines of text for a terminal."""
+    sections = {
         "data": [_data(report)],
         "scenarios": [_scenarios(report)],
         **{f"{side}s": [_described(described)] for side, described in report.described.items()},
@@ -106,15 +106,15 @@ def lines(report: DataReport) -> list[str]:
         "split": _split(report.parts),
         "prompt": _prompt(report),
     }
-    width = max(map(len, about))
+    width = max(map(len, sections))
     return [
         f"  {'' if number else name:<{width}}  {line}".rstrip()
-        for name, block_ in about.items()
-        for number, line in enumerate(block_)
+        for name, lines in sections.items()
+        for number, line in enumerate(lines)
     ]
 
 
-def some(examples: dict[str, int], count: int) -> str:
+def name_examples(examples: dict[str, int], count: int) -> str:
     """Named examples with their rows, and how many more there are."""
     named = ", ".join(f"{name} ({rows:,})" for name, rows in examples.items())
     return named + (f" and {count - len(examples):,} more" if count > len(examples) else "")
@@ -129,7 +129,7 @@ def _data(report: DataReport) -> str:
 def _scenarios(report: DataReport) -> str:
     by = report.by_scenario
     smallest = f"; the smallest has {by.smallest_rows:,} rows" if report.scenarios > len(by.largest) else ""
-    return f"{report.scenarios:,}: {some(by.largest, report.scenarios)}{smallest}"
+    return f"{report.scenarios:,}: {name_examples(by.largest, report.scenarios)}{smallest}"
 
 
 def _described(described: Described) -> str:
@@ -147,18 +147,20 @@ def _titles(titles: Titles) -> str:
     return named + (f"; others show their id, such as {', '.join(titles.examples)}" if titles.ids else "")
 
 
-def _split(parts: dict[str, Part]) -> list[str]:
-    total = sum(part.rows for part in parts.values())
+def _split(splits: dict[str, Split]) -> list[str]:
+    total = sum(split.rows for split in splits.values())
     table = [("", "rows", "", "positive", "", "users", "with a past", "", "rows of these")]
-    for name, p in parts.items():
-        counts = (f"{p.rows:,}", percent(p.rows, total), f"{p.positives:,}", percent(p.positives, p.rows))
-        past = (f"{p.users_with_past:,}", percent(p.users_with_past, p.users))
-        table.append((name, *counts, f"{p.users:,}", *past, percent(p.rows_with_past, p.rows - p.drawn)))
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    shown = ["  ".join(f"{cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True)) for row in table]
-    drawn = ", ".join(f"{part.drawn:,} of {name}" for name, part in parts.items() if part.drawn)
-    told = [f"{row[0]:<{widths[0]}}  {line}" for row, line in zip(table, shown, strict=True)]
-    return told + ([f"drawn as negatives: {drawn}"] if drawn else [])
+    for name, s in splits.items():
+        counts = (f"{s.rows:,}", percent(s.rows, total), f"{s.positives:,}", percent(s.positives, s.rows))
+        past = (f"{s.users_with_past:,}", percent(s.users_with_past, s.users))
+        table.append((name, *counts, f"{s.users:,}", *past, percent(s.rows_with_past, s.rows - s.drawn)))
+    first, *widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [
+        "  ".join([f"{name:<{first}}", *(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))])
+        for name, *cells in table
+    ]
+    drawn = ", ".join(f"{split.drawn:,} of {name}" for name, split in splits.items() if split.drawn)
+    return lines + ([f"drawn as negatives: {drawn}"] if drawn else [])
 
 
 def _prompt(report: DataReport) -> list[str]:

@@ -1,37 +1,37 @@
-"""What in a data report is likely a mistake; each warning says what to do."""
+"""Warnings about what is likely a mistake in a data report; each says what to do."""
 
 from collections.abc import Iterator
 from itertools import chain
 
 from llm4msr.config import Config
-from llm4msr.data.data_report import FEW_ROWS, DataReport, Part, some
+from llm4msr.data.report import FEW_ROWS, DataReport, Split, name_examples
 from llm4msr.text import percent
 
 MANY_SCENARIOS = 200
 RARE = 1e-3
 """Share of positives (or of others) below which metrics rest on a handful of rows."""
-NAMES = {"train": "training", "valid": "validation", "test": "test"}
+SPLIT_NAMES = {"train": "training", "valid": "validation", "test": "test"}
 
 
-def warnings(report: DataReport, config: Config) -> list[str]:
-    """One text each."""
+def find_warnings(report: DataReport, config: Config) -> list[str]:
+    """One text for each likely mistake."""
     return list(chain.from_iterable(check(report, config) for check in _CHECKS))
 
 
 def _ids(report: DataReport, config: Config) -> Iterator[str]:
-    for side, found in report.described.items():
-        lost = f"{found.missing:,} of {found.ids:,} {side} ids ({percent(found.missing_rows, report.rows)} of rows)"
-        if found.alike:
-            pairs = zip(found.examples, found.theirs, strict=False)
+    for side, ids in report.described.items():
+        lost = f"{ids.missing:,} of {ids.ids:,} {side} ids ({percent(ids.missing_rows, report.rows)} of rows)"
+        if ids.alike:
+            pairs = zip(ids.examples, ids.theirs, strict=False)
             named = ", ".join(f"{ours} for the file's {theirs}" for ours, theirs in pairs)
             yield (
-                f"{lost} are not in {found.file}, and {found.alike:,} of them differ from an id there only in how it "
+                f"{lost} are not in {ids.file}, and {ids.alike:,} of them differ from an id there only in how it "
                 f"is written: {named}. Ids are compared exactly as given: write them the same way in both files"
             )
-        elif max(found.missing / found.ids, found.missing_rows / report.rows) > 0.5:
+        elif max(ids.missing / ids.ids, ids.missing_rows / report.rows) > 0.5:
             yield (
-                f"{lost} are not in {found.file}: the interactions have {', '.join(found.examples)}, the file has "
-                f"{', '.join(found.theirs)}. Describe them there, or name the right column"
+                f"{lost} are not in {ids.file}: the interactions have {', '.join(ids.examples)}, the file has "
+                f"{', '.join(ids.theirs)}. Describe them there, or name the right column"
             )
 
 
@@ -65,8 +65,8 @@ def _title_remedy(config: Config) -> str:
 
 def _paths(report: DataReport, config: Config) -> Iterator[str]:
     if report.longest_path == 1 and config.source.kind == "table":
-        wanted = f"set source.table.category_separator = '{report.other_separator}'"
-        remedy = wanted if report.other_separator else "set source.table.category_separator if they are paths"
+        exact = f"set source.table.category_separator = '{report.other_separator}'"
+        remedy = exact if report.other_separator else "set source.table.category_separator if they are paths"
         yield f"no category has '{config.source.table.category_separator}' inside, so each is one step: {remedy}"
 
 
@@ -89,19 +89,19 @@ def _order(report: DataReport, config: Config) -> Iterator[str]:
 def _sizes(report: DataReport, config: Config) -> Iterator[str]:
     if config.split.kind != "time" or config.split.by != "global":
         return
-    total = sum(part.rows - part.drawn for part in report.parts.values())
-    given = {name: (part.rows - part.drawn) / total for name, part in report.parts.items() if name != "train"}
-    wanted = {"valid": config.split.valid, "test": config.split.test}
-    if any(not 0.5 < given[name] / wanted[name] < 2 for name in wanted):
-        found = ", ".join(f"{name} {100 * given[name]:.1f}% for {100 * wanted[name]:.1f}%" for name in wanted)
+    rows = {name: split.rows - split.drawn for name, split in report.parts.items()}
+    actual = {name: rows[name] / sum(rows.values()) for name in ("valid", "test")}
+    shares = {"valid": config.split.valid, "test": config.split.test}
+    if any(not 0.5 < actual[name] / shares[name] < 2 for name in shares):
+        named = ", ".join(f"{name} {100 * actual[name]:.1f}% for {100 * shares[name]:.1f}%" for name in shares)
         yield (
             f"parts are not as large as set, since rows of one time stay together and there are {report.orders:,} "
-            f"times: {found}. Name a finer source.table.order, or set split.by = 'user'"
+            f"times: {named}. Name a finer source.table.order, or set split.by = 'user'"
         )
 
 
 def _past(report: DataReport, config: Config) -> Iterator[str]:
-    few = [NAMES[name] for name in ("valid", "test") if _mostly_new(report.parts[name])]
+    few = [SPLIT_NAMES[name] for name in ("valid", "test") if _mostly_new(report.parts[name])]
     if few:
         by_time = config.split.kind == "time" and config.split.by == "global" and not _mostly_alone(report)
         remedy = (
@@ -110,8 +110,8 @@ def _past(report: DataReport, config: Config) -> Iterator[str]:
         yield f"most {' and '.join(few)} users have no past in the training rows, so no knowledge: {remedy}"
 
 
-def _mostly_new(part: Part) -> bool:
-    return part.users_with_past < part.users / 2
+def _mostly_new(split: Split) -> bool:
+    return split.users_with_past < split.users / 2
 
 
 def _mostly_alone(report: DataReport) -> bool:
@@ -127,27 +127,28 @@ def _users(report: DataReport, config: Config) -> Iterator[str]:
 
 
 def _labels(report: DataReport, config: Config) -> Iterator[str]:
-    rows, positives = (sum(getattr(part, name) for part in report.parts.values()) for name in ("rows", "positives"))
-    one = _one_class(rows, positives)
-    if one == "1" and config.split.negatives:
+    rows = sum(split.rows for split in report.parts.values())
+    positives = sum(split.positives for split in report.parts.values())
+    only_label = _only_label(rows, positives)
+    if only_label == "1" and config.split.negatives:
         yield (
             "no negative could be drawn, since users have taken all items that their scenario has in the training "
             "rows, so there is nothing to tell apart and metrics are n/a: bring data with more items, or with labels"
         )
-    elif one == "1":
+    elif only_label == "1":
         where = "source.amazon.implicit = true" if config.source.kind == "amazon" else "leave label out"
         yield (
             "all labels are 1, so there is nothing to tell apart and metrics are n/a: "
             f"{where} and set split.negatives, such as 4"
         )
-    elif one == "0":
+    elif only_label == "0":
         yield "no label is above 0.5, so nothing is liked, there are no prompts and metrics are n/a; mend the labels"
     else:
-        for name, part in report.parts.items():
-            if of := _one_class(part.rows, part.positives):
+        for name, split in report.parts.items():
+            if label := _only_label(split.rows, split.positives):
                 effect = "nothing can be learned" if name == "train" else "its AUC is n/a"
                 yield (
-                    f"all {part.rows:,} {NAMES[name]} rows have label {of}, so {effect}: "
+                    f"all {split.rows:,} {SPLIT_NAMES[name]} rows have label {label}, so {effect}: "
                     "make that part larger, or set another split.kind"
                 )
         if not RARE <= positives / rows <= 1 - RARE:
@@ -158,17 +159,20 @@ def _labels(report: DataReport, config: Config) -> Iterator[str]:
 
 
 def _drawn(report: DataReport, config: Config) -> Iterator[str]:
-    wanted = {name: (part.rows - part.drawn) * config.split.negatives for name, part in report.parts.items()}
-    short = [name for name, part in report.parts.items() if part.drawn < wanted[name] / 2]
-    if short and any(part.drawn for part in report.parts.values()):
-        named = ", ".join(f"{report.parts[name].drawn:,} of {wanted[name]:,} for {NAMES[name]} rows" for name in short)
+    wanted = {name: (split.rows - split.drawn) * config.split.negatives for name, split in report.parts.items()}
+    short = [name for name, split in report.parts.items() if split.drawn < wanted[name] / 2]
+    if short and any(split.drawn for split in report.parts.values()):
+        named = ", ".join(
+            f"{report.parts[name].drawn:,} of {wanted[name]:,} for {SPLIT_NAMES[name]} rows" for name in short
+        )
         yield (
             "most negatives could not be drawn, since users have taken most items that their scenario has in the "
             f"training rows: {named}. Lower split.negatives, or bring data with more items"
         )
 
 
-def _one_class(rows: int, positives: int) -> str:
+def _only_label(rows: int, positives: int) -> str:
+    """The one label that all rows have, or an empty text."""
     return {0: "0", rows: "1"}.get(positives, "")
 
 
@@ -189,13 +193,13 @@ def _scenarios(report: DataReport, config: Config) -> Iterator[str]:
         )
     if by.untrained_count:
         yield (
-            f"no training row has the scenario {some(by.untrained, by.untrained_count)}, so it is ranked as an unknown "
-            "one: set split.by = 'user' or split.kind = 'random', or leave it out"
+            f"no training row has the scenario {name_examples(by.untrained, by.untrained_count)}, so it is ranked as "
+            "an unknown one: set split.by = 'user' or split.kind = 'random', or leave it out"
         )
     if by.small_count:
         yield (
-            f"fewer than {FEW_ROWS} training rows have the scenario {some(by.small, by.small_count)}, too few to learn "
-            "from: join it with another, or leave it out"
+            f"fewer than {FEW_ROWS} training rows have the scenario {name_examples(by.small, by.small_count)}, too few "
+            "to learn from: join it with another, or leave it out"
         )
 
 

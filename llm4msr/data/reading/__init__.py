@@ -1,0 +1,1 @@
+"""How files become checked columns, whatever the kind of source."""
