@@ -1,6 +1,6 @@
 """Pictures of a real run for the site: the quickstart's report and explorer, in light and dark.
 
-    python docs/pictures.py jobs/configs/quickstart.toml
+    python -m docs.pictures jobs/configs/quickstart.toml
 
 The run must be finished (`make quickstart`). Writes docs/pictures, which is no part of the repository; `make docs`
 takes what is there.

@@ -30,6 +30,6 @@ def test_the_guides_backbone_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     trained = loop.fit(config, data)
     assert trained.progress.epoch == 1
-    assert trained.progress.best_auc > 0.55  # every other item is liked: see tests/unit/helpers.py
+    assert trained.progress.best_auc > 0.55  # every other item is liked: see tests/support/data.py
     for name, parameter in untrained.backbone.named_parameters():
         assert not torch.equal(trained.net[f"backbone.{name}"], parameter), name

@@ -50,7 +50,7 @@ def kept_a_checkpoint(root: Path) -> bool:
 def test_two_workers_killed_with_sigkill_continue_and_train_the_model_of_one(
     ready: dict[str, Path], experiment: MakeExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """That a run which goes on ends in the very same weights is shown without Ray, in unit/test_fit.py."""
+    """That a run which goes on ends in the very same weights is shown without Ray, in unit/training/test_loop.py."""
     killed = experiment({"train.workers": 2, **NO_CHANCE}, ready)
     config = killed.config
     alone = fit(config, Data.open(config, prepared(config), extracted(config)))

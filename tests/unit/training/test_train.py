@@ -1,4 +1,4 @@
-"""What training says before it begins; the loop is in test_fit.py, Ray Train in tests/ray."""
+"""What training says before it begins; the loop is in test_loop.py, Ray Train in tests/ray."""
 
 from pathlib import Path
 
