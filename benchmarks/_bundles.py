@@ -19,7 +19,7 @@ from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.pipeline import prepare
 from llm4msr.storage import StageResult
 from llm4msr.storage.vectors import to_column
-from llm4msr.training.dataset import Data
+from llm4msr.training.dataset import Dataset
 
 Z = 64
 """Width of the made-up LLM's vectors; serving never sees them."""
@@ -38,7 +38,7 @@ def made(root: Path, name: str, seed: int = 1, **model: Any) -> str:
         }
     )
     prepared = prepare(config)
-    data = Data.open(config.using("none", seed), prepared, None)
+    data = Dataset.open(config.using("none", seed), prepared, None)
     users, scenarios = len(data.tables.users_US), data.tables.scenarios
     rng = np.random.default_rng(seed)
     vectors = [rng.standard_normal((rows, Z)).astype(np.float16) for rows in (users, scenarios)]
@@ -56,7 +56,7 @@ def made(root: Path, name: str, seed: int = 1, **model: Any) -> str:
 
 
 @torch.inference_mode()
-def _codes(net: Any, data: Data) -> pa.Table:
+def _codes(net: Any, data: Dataset) -> pa.Table:
     assert data.knowledge is not None
     ids = data.prepared.table("users.parquet", ["user_id"])["user_id"].to_pylist()
     codes = net.eval().user_codes(*data.knowledge.lookup(torch.arange(1, len(ids)))).half().numpy()

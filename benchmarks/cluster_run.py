@@ -33,7 +33,7 @@ from llm4msr.config import Config
 from llm4msr.errors import StorageError
 from llm4msr.pipeline import evaluate, extracted, trained
 from llm4msr.storage import StageOutput
-from llm4msr.training.evaluate import compared
+from llm4msr.training.evaluate import compared_runs
 from tests.support.experiments import ROOT
 from tests.support.s3_server import s3_server
 
@@ -192,7 +192,7 @@ def _begun(log: Path) -> Counter[str]:
 def judged(here: Config, there: Config, facts: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """What the run on the cluster gave beside the undisturbed one, and what of it is wrong."""
     users, scenarios = (_store.compare(rows(there), rows(here)) for rows in (_store.users, _store.scenarios))
-    read, trainings = extracted(there).manifest, [trained(run).output for _, run in compared(there)]
+    read, trainings = extracted(there).manifest, [trained(run).output for _, run in compared_runs(there)]
     calm, table = evaluate(here), evaluate(there)
     auc = {name: (calm.manifest.info["compared_auc"][name], own) for name, own in _auc(table).items()}
     starts = {output.folder.name: output.manifest.info["starts"] for output in trainings}

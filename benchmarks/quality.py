@@ -33,7 +33,7 @@ from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.pipeline import extract, extracted, prepare, prepared
 from llm4msr.progress import say, track
 from llm4msr.training import metrics, popularity
-from llm4msr.training.dataset import Data
+from llm4msr.training.dataset import Dataset
 from llm4msr.training.loop import fit, predict
 from llm4msr.training.metrics import Predictions
 
@@ -272,7 +272,7 @@ def _run(config_json: str, test: bool, file: str) -> str:
     run = Config.model_validate_json(config_json)
     start = time.process_time()
     source = run.model_copy(update={"seed": DATA_SEED})
-    data = Data.open(run, prepared(source), None if run.model.knowledge == "none" else extracted(source))
+    data = Dataset.open(run, prepared(source), None if run.model.knowledge == "none" else extracted(source))
     fitted = fit(run, data)
     train_seconds = time.process_time() - start
     result = {
@@ -293,7 +293,7 @@ def _run(config_json: str, test: bool, file: str) -> str:
     return f"{run.name} {run.model.backbone} {run.model.variant} seed {run.seed}"
 
 
-def _test_metrics(scored: Predictions, source: Config, data: Data) -> dict[str, Any]:
+def _test_metrics(scored: Predictions, source: Config, data: Dataset) -> dict[str, Any]:
     """AUC, GAUC and logloss of all test rows; AUC of each scenario, and of the users whom the LLM read."""
     report = metrics.report(scored, data.scenario_names)
     found = {f"test_{name}": report["overall"][name] for name in ("auc", "gauc", "logloss", "rows")}

@@ -41,7 +41,7 @@ from llm4msr import Config, load, storage
 from llm4msr.pipeline import prepare
 from llm4msr.storage import StageOutput
 from llm4msr.training import metrics
-from llm4msr.training.dataset import Data
+from llm4msr.training.dataset import Dataset
 from llm4msr.training.loop import fit, predict
 from llm4msr.training.train import WEIGHTS
 
@@ -117,7 +117,7 @@ def measure_auc(work: Path, found: dict[str, Any], seeds: int, patience: int) ->
 
 def test_auc(config: Config, prepared: StageOutput, output: StageOutput) -> float | None:
     """Of the published weights."""
-    data = Data.open(config, prepared, None)
+    data = Dataset.open(config, prepared, None)
     net = data.new_net(config)
     net.load_state_dict(safetensors.torch.load(storage.read_bytes(output.folder / WEIGHTS)))
     scored = predict(net, data, data.rows("test"), 4096)
@@ -240,7 +240,7 @@ def beside(config: Config) -> Iterator[None]:
 
 def _train_on_and_on(config: Config) -> None:
     torch.set_num_threads(1)
-    data = Data.open(config, prepare(config), None)
+    data = Dataset.open(config, prepare(config), None)
     while True:
         fit(config, data)
 

@@ -31,7 +31,7 @@ from llm4msr import Config, storage
 from llm4msr.model.embedding import Field
 from llm4msr.storage import StageResult
 from llm4msr.training.batches import RowReader, Rows
-from llm4msr.training.dataset import Data
+from llm4msr.training.dataset import Dataset
 from llm4msr.training.feature_tables import FeatureTables
 from llm4msr.training.loop import fit
 
@@ -82,7 +82,7 @@ class Clocked(RowReader):
             yield batch
 
 
-class ClockedData(Data):
+class ClockedData(Dataset):
     """Its training rows are clocked."""
 
     train: Clocked

@@ -50,7 +50,7 @@ from llm4msr.pipeline import prepare
 from llm4msr.storage import StageResult
 from llm4msr.training import metrics
 from llm4msr.training.batches import RowReader, Rows, to_batch
-from llm4msr.training.dataset import Data
+from llm4msr.training.dataset import Dataset
 from llm4msr.training.feature_tables import FeatureTables
 from llm4msr.training.loop import fit, new_optimizers, predict
 
@@ -119,9 +119,9 @@ def aside(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def open_data(config: Config) -> Data:
+def open_data(config: Config) -> Dataset:
     torch.set_num_threads(1)
-    return Data.open(config, prepare(config), None)
+    return Dataset.open(config, prepare(config), None)
 
 
 def say(text: str) -> None:
@@ -337,19 +337,19 @@ def _chunks(rows: RowReader, batches: int) -> Iterator[list[Rows]]:
             yield chunk
 
 
-def _stepper(config: Config, data: Data, model: dict[str, Any], use: str) -> Callable[[list[Rows]], float]:
+def _stepper(config: Config, data: Dataset, model: dict[str, Any], use: str) -> Callable[[list[Rows]], float]:
     """Runs the loop's steps on some rows; gives back CPU-seconds."""
     level, _, full = use.partition(", ")
     settings = config.model.model_copy(update=model | {"knowledge": level} | ({"meta_rank": 0} if full else {}))
     config = config.model_copy(update={"model": settings})
-    own = Data(data.prepared, data.tables, data.scenario_names, None if level == "none" else _made_up(data.tables))
+    own = Dataset(data.prepared, data.tables, data.scenario_names, None if level == "none" else _made_up(data.tables))
     net = own.new_net(config).train()
     (optimizer,) = new_optimizers(net, config)
 
     def run(parts: list[Rows]) -> float:
         start = time.process_time()
         for rows in parts:
-            batch = to_batch(rows, own.tables, own.knowledge if net.uses_users else None)
+            batch = own.batch(rows, net)
             slots_BS = net.embedding.hide(batch.slots_BS, config.train.id_dropout)
             step(net, optimizer, batch._replace(slots_BS=slots_BS), rows.label_B)
         return time.process_time() - start
@@ -409,7 +409,7 @@ def peak_of_epoch(folder: Path) -> tuple[int, int]:
     tables = FeatureTables(fields, np.arange(users)[:, None], np.arange(items)[:, None], scenarios)
     built = StageResult(files={f"{part}.parquet": -1 for part in ("train", "valid")}, rows=0)
     made = storage.publish(storage.path(folder), "prepare", 1, {}, {}, lambda _: built, resumable=True)
-    data = Data(made, tables, [str(s) for s in range(scenarios)], None)
+    data = Dataset(made, tables, [str(s) for s in range(scenarios)], None)
     config = config_of("generated", folder, MODELS["mmoe"], epochs=1)
     fit_small = config.model_copy(update={"model": config.model.model_copy(update={"embedding_dim": 8})})
     net = data.new_net(fit_small)

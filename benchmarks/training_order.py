@@ -36,7 +36,7 @@ from llm4msr.pipeline import prepare
 from llm4msr.storage import GROUP_ROWS, StageOutput
 from llm4msr.training import metrics, popularity
 from llm4msr.training.batches import WINDOW, RowReader, Rows
-from llm4msr.training.dataset import Data
+from llm4msr.training.dataset import Dataset
 from llm4msr.training.loop import fit, predict
 
 RESULT = Path(__file__).parent / "results" / "training-order.md"
@@ -153,7 +153,7 @@ class Before(Counted):
         return [groups[window_of == number] for number in range(int(window_of[-1]) + 1)]
 
 
-class Ordered(Data):
+class Ordered(Dataset):
     """Its training rows come in one of the orders."""
 
     order: str
@@ -183,7 +183,7 @@ def trained(work: Path, size: str, order: str, seed: int, prepared: StageOutput)
     file = work / "found" / f"{size}-{order}-{seed}.json".replace(" ", "-")
     if not file.exists():
         config, begun = config_of(work, size, seed), time.process_time()
-        data = Ordered(**vars(Data.open(config, prepared, None)))
+        data = Ordered(**vars(Dataset.open(config, prepared, None)))
         data.order = order
         last = fit(config, data)
         net = data.new_net(config)

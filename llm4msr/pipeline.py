@@ -32,7 +32,7 @@ from llm4msr.serve.gates import token
 from llm4msr.storage import StageOutput, cache, local_copy
 from llm4msr.training import evaluate as evaluate_stage
 from llm4msr.training import train as train_stage
-from llm4msr.training.evaluate import compared
+from llm4msr.training.evaluate import compared_runs
 from llm4msr.training.trained import TrainedModel
 
 # --- what is finished ---------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def train(config: Config) -> StageOutput:
 
 def evaluate(config: Config) -> StageOutput:
     """Compare the trained models on the test rows; see `training.evaluate`."""
-    return evaluate_stage.evaluate(config, [trained(run) for _, run in compared(config)])
+    return evaluate_stage.evaluate(config, [trained(run) for _, run in compared_runs(config)])
 
 
 def export(config: Config) -> StageOutput:
@@ -210,14 +210,14 @@ def stages(config: Config) -> Iterator[StageOutput]:
         output = train_stage.train(training, data, vectors)
         models[name, training.seed] = TrainedModel(training, data, vectors, output)
         yield _tell(3, f"train {name}, seed {training.seed}", output)
-    beside = [models[name, training.seed] for name, training in compared(config)]
+    beside = [models[name, training.seed] for name, training in compared_runs(config)]
     yield _tell(4, "evaluate", evaluate_stage.evaluate(config, beside))
     yield _tell(5, "export", export_stage.export(config, models[config.model.variant, config.seed]))
 
 
 def trainings(config: Config) -> list[tuple[str, Config]]:
     """Name and config of every model to train: those that are compared, and the one that is exported."""
-    runs = compared(config)
+    runs = compared_runs(config)
     exported = config.model.variant, config.seed
     return runs if exported in [(run.model.variant, run.seed) for _, run in runs] else [*runs, (exported[0], config)]
 
@@ -253,7 +253,7 @@ def plan(config: Config, verb: str) -> dict[str, Any]:
         runs = [(config.model.variant, config)] if verb == "train" else trainings(config)
         parts["train"] = [f"{config.model.backbone} {name}, seed {run.seed}" for name, run in runs]
     if verb in ("evaluate", "run"):
-        parts["evaluate"] = f"{len(compared(config))} models on the test rows"
+        parts["evaluate"] = f"{len(compared_runs(config))} models on the test rows"
     if verb in ("export", "run"):
         parts["export"] = f"bundle of {config.model.backbone} {config.model.variant}, seed {config.seed}"
     if verb == "explain":

@@ -23,7 +23,7 @@ from llm4msr.bundle.files import TOLERANCE, SelfTest
 from llm4msr.bundle.id_table import IdTable, Place
 from llm4msr.bundle.messages import ModelInfo, RankedItem, RankRequest, RankResponse, Unknown
 from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
-from llm4msr.model.embedding import starts
+from llm4msr.model.embedding import slot_starts
 from llm4msr.storage.local_copy import open_local
 from llm4msr.text import shorten
 
@@ -69,11 +69,11 @@ class Ranker:
         self.titles: dict[str, str] = dict(zip(ids, items["title"].to_pylist(), strict=True))
         slots = items["slots"].combine_chunks()
         self._items_IS = slots.flatten().to_numpy().reshape(len(ids), -1)
-        self._nobody_S = starts(self.config.fields, "user")
+        self._nobody_S = slot_starts(self.config.fields, "user")
         self._scenarios = {name: number for number, name in enumerate(self.config.scenarios) if number}
-        self._scenario_start = int(starts(self.config.fields, "scenario")[0])
+        self._scenario_start = int(slot_starts(self.config.fields, "scenario")[0])
         self._context = {n: {v: i for i, v in enumerate(known, 1)} for n, known in self.config.context.items()}
-        self._context_start = starts(self.config.fields, "context")
+        self._context_start = slot_starts(self.config.fields, "context")
         self._folder = folder
         self._repeat_self_test()
 

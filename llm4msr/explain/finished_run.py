@@ -14,8 +14,8 @@ from llm4msr.knowledge.rows import find_texts
 from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
 from llm4msr.storage import StageOutput
-from llm4msr.training.batches import Rows, to_batch
-from llm4msr.training.dataset import Data
+from llm4msr.training.batches import Rows
+from llm4msr.training.dataset import Dataset
 from llm4msr.training.trained import TrainedModel
 
 
@@ -47,7 +47,7 @@ class FinishedRun:
     extracted: StageOutput
     pairs: Sequence[ModelPair]
     net: RankerNet
-    data: Data
+    data: Dataset
     users: pd.DataFrame
     """A row per user number (0 = unknown): `user_id`, `rows` (of training), `main` (scenario, 0 = none), `outside`
     (share of the rows outside the main scenario), `known` (has knowledge)."""
@@ -106,7 +106,7 @@ class FinishedRun:
         return np.concatenate(parts) if parts else np.zeros((0, self.config.model.code_dim))
 
 
-def batch_of(data: Data, net: RankerNet, user: int, items: Ints, scenario: int) -> Batch:
+def batch_of(data: Dataset, net: RankerNet, user: int, items: Ints, scenario: int) -> Batch:
     """Rows of one user with these items [B] in one scenario; their context is unknown, as in a request without one."""
     item_B = torch.from_numpy(np.asarray(items, np.int64))
     contexts = sum(field.side == "context" for field in data.tables.fields)
@@ -114,7 +114,7 @@ def batch_of(data: Data, net: RankerNet, user: int, items: Ints, scenario: int) 
     rows = Rows(
         torch.full_like(item_B, user), item_B, torch.full_like(item_B, scenario), torch.zeros(len(item_B)), context_BC
     )
-    return to_batch(rows, data.tables, data.knowledge if net.uses_users else None)
+    return data.batch(rows, net)
 
 
 def _activity(train: pd.DataFrame, users: int) -> pd.DataFrame:

@@ -33,15 +33,15 @@ from llm4msr.model.net import RankerNet
 from llm4msr.model.serving_net import ServingNet
 from llm4msr.storage import StageResult
 from llm4msr.storage.vectors import to_column
-from llm4msr.training.batches import Rows, to_batch
-from llm4msr.training.dataset import Data
+from llm4msr.training.batches import Rows
+from llm4msr.training.dataset import Dataset
 from llm4msr.training.feature_tables import FeatureTables
 
 
 def write(
     config: Config,
     net: RankerNet,
-    data: Data,
+    data: Dataset,
     codes: Iterable[pa.Table],
     llm: dict[str, str],
     card: str,
@@ -59,7 +59,7 @@ def write(
         context=fields["context"],
         llm=llm,
     )
-    serving = ServingNet.of(net, tables.fields, tables.scenarios, model)
+    serving = ServingNet.from_trained(net, tables.fields, tables.scenarios, model)
     storage.write_bytes(folder / DESCRIPTION, described.model_dump_json(indent=1).encode())
     storage.write_bytes(folder / NET, safetensors.torch.save(serving.state_dict()))
     coder = net.user_code.state_dict() if serving.uses_users else {}
@@ -79,7 +79,7 @@ def _users_schema(tables: FeatureTables) -> pa.Schema:
     return id_table.schema({"slots": pa.list_(pa.int32(), tables.users_US.shape[1])}, {})
 
 
-def _users(data: Data) -> pa.Table:
+def _users(data: Dataset) -> pa.Table:
     """The users of the training rows, sorted by id; whoever is not there has the features of the unknown one."""
     raw = data.prepared.table("users.parquet", ["user_id"])["user_id"].combine_chunks()
     order = np.asarray(pc.sort_indices(raw))
@@ -88,7 +88,7 @@ def _users(data: Data) -> pa.Table:
     return pa.table({"id": raw.take(pa.array(order)).cast(pa.large_string()), "slots": to_column(slots_US)})
 
 
-def _write_items(file: UPath, data: Data) -> int:
+def _write_items(file: UPath, data: Dataset) -> int:
     table = data.prepared.table("items.parquet", ["item_id", "title"])
     slots_IS = data.tables.items_IS.numpy().astype(np.int32)
     storage.write_table(file, table.append_column("slots", to_column(slots_IS)))
@@ -100,7 +100,7 @@ CASE_USERS, CASE_ITEMS = 4, 8
 
 
 @torch.inference_mode()
-def self_test(net: RankerNet, data: Data, context: dict[str, list[str]]) -> SelfTest:
+def self_test(net: RankerNet, data: Dataset, context: dict[str, list[str]]) -> SelfTest:
     """Cases of every scenario, for users spread over the vocabulary and the unknown one, scored by the trained net."""
     net.eval()
     raw = {
@@ -129,6 +129,6 @@ def self_test(net: RankerNet, data: Data, context: dict[str, list[str]]) -> Self
             torch.zeros(len(items)),
             known_C.expand(len(items), -1),
         )
-        batch = to_batch(rows, data.tables, data.knowledge if net.uses_users else None)
+        batch = data.batch(rows, net)
         cases.append(Case(request=request, scores=torch.sigmoid(net(batch)).tolist()))
     return SelfTest(cases=cases)

@@ -35,7 +35,7 @@ class Field:
     slots: int
 
 
-def starts(fields: list[Field], side: Side) -> Ints:
+def slot_starts(fields: list[Field], side: Side) -> Ints:
     """[S]: where the range of each slot's field begins in the embedding table, for the fields of one side."""
     begins = np.cumsum([0, *(field.size for field in fields)])
     slots = [np.full(f.slots, begin) for f, begin in zip(fields, begins, strict=False) if f.side == side]

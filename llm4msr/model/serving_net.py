@@ -56,7 +56,7 @@ class ServingNet(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def of(cls, net: RankerNet, fields: list[Field], scenarios: int, config: ModelConfig) -> Self:
+    def from_trained(cls, net: RankerNet, fields: list[Field], scenarios: int, config: ModelConfig) -> Self:
         """The trained net with its scenario level folded; scores are equal."""
         made = cls(fields, scenarios, config)
         weights = net.state_dict()

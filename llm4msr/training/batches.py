@@ -39,7 +39,7 @@ class Rows(NamedTuple):
     """int64: as the column `seen`; None = nowhere."""
 
     @classmethod
-    def unpacked(cls, packed_BC: Tensor) -> "Rows":
+    def unpack(cls, packed_BC: Tensor) -> "Rows":
         """From rows as a window holds them."""
         user_B, item_B, scenario_B = (packed_BC[:, i].long() for i in range(3))
         label_B = packed_BC[:, 3].contiguous().view(torch.float32)
@@ -100,11 +100,11 @@ class RowReader:
             rows_BC = torch.cat([rest_BC, window_BC]) if len(rest_BC) else window_BC
             whole = len(rows_BC) - len(rows_BC) % size
             for start in range(0, whole, size):
-                yield Rows.unpacked(rows_BC[start : start + size][rank::world]), size
+                yield Rows.unpack(rows_BC[start : start + size][rank::world]), size
             rest_BC = rows_BC[whole:].clone()
             del window_BC, rows_BC  # before the next window is read
         if len(rest_BC):
-            yield Rows.unpacked(rest_BC[rank::world]), len(rest_BC)
+            yield Rows.unpack(rest_BC[rank::world]), len(rest_BC)
 
     def _chunks_of_windows(self, rng: np.random.Generator | None) -> Iterable[Ints]:
         """The chunks of each window: consecutive ones, or one of every stretch of as many chunks as there are windows.

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a net is trained and measured on: rows of prepared data, features to look up, and knowledge."""
 
 from dataclasses import dataclass
 
@@ -6,15 +6,16 @@ import torch
 
 from llm4msr.config import Config
 from llm4msr.knowledge.store import KnowledgeStore
+from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
 from llm4msr.storage import StageOutput
-from llm4msr.training.batches import RowReader
+from llm4msr.training.batches import RowReader, Rows, to_batch
 from llm4msr.training.feature_tables import FeatureTables
 
 
 @dataclass
-class Data:
-    """Everything the loop reads: feature tables, rows, and knowledge where the model uses any."""
+class Dataset:
+    """Rows with their features, and knowledge where the model uses any."""
 
     prepared: StageOutput
     tables: FeatureTables
@@ -22,7 +23,7 @@ class Data:
     knowledge: KnowledgeStore | None
 
     @classmethod
-    def open(cls, config: Config, prepared: StageOutput, extracted: StageOutput | None) -> "Data":
+    def open(cls, config: Config, prepared: StageOutput, extracted: StageOutput | None) -> "Dataset":
         """`extracted` is needed unless `model.knowledge` is `none`; the control is applied here."""
         tables = FeatureTables.open(prepared)
         names = prepared.table("scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()
@@ -38,6 +39,10 @@ class Data:
         """Rows of `train`, `valid` or `test`."""
         name, context = f"{part}.parquet", [f.name for f in self.tables.fields if f.side == "context"]
         return RowReader(self.prepared.folder / name, context, checksum=self.prepared.checksum(name))
+
+    def batch(self, rows: Rows, net: RankerNet) -> Batch:
+        """What `net` reads of these rows."""
+        return to_batch(rows, self.tables, self.knowledge if net.uses_users else None)
 
     def new_net(self, config: Config) -> RankerNet:
         """An untrained net; the same seed gives the same embeddings and backbone whatever knowledge is added."""

@@ -12,13 +12,13 @@ from llm4msr.progress import say, track
 from llm4msr.storage import StageOutput, StageResult, cache
 from llm4msr.training import metrics, popularity
 from llm4msr.training.loop import predict
-from llm4msr.training.results import means_of, results, table
+from llm4msr.training.results import compare, means_of, table
 from llm4msr.training.trained import TrainedModel
 
 VERSION = 2
 
 
-def compared(config: Config) -> list[tuple[str, Config]]:
+def compared_runs(config: Config) -> list[tuple[str, Config]]:
     """Every training run that the table needs: name of the variant and its config, the configured model last."""
     own = config.model.variant
     seeds = config.evaluate.seeds or (config.seed,)
@@ -34,7 +34,7 @@ def evaluate(config: Config, models: Sequence[TrainedModel]) -> StageOutput:
 
     Args:
         config: says what is compared.
-        models: those that `compared` names, in its order.
+        models: those that `compared_runs` names, in its order.
     """
     if any(model.extracted for model in models):
         cache.root()  # told here where it cannot be written, not after the first models
@@ -68,7 +68,7 @@ def _build(config: Config, models: Sequence[TrainedModel], folder: UPath) -> Sta
                 read = int(data.knowledge.known_N[scored.user].sum()), rows
             progress.advance(1, model.variant)
     baselines = {name: [one[name] for one in beside.values()] for name in popularity.BASELINES}
-    found = results(reports, baselines, read)
+    found = compare(reports, baselines, read)
     storage.write_bytes(folder / "metrics.json", json.dumps(found, indent=1, allow_nan=False).encode())
     storage.write_bytes(folder / "table.md", table(config.model.backbone, found).encode())
     own = found["summary"][config.model.variant]

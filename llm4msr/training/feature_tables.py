@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from llm4msr.arrays import Ints
-from llm4msr.model.embedding import Field, starts
+from llm4msr.model.embedding import Field, slot_starts
 from llm4msr.storage import StageOutput
 
 
@@ -27,10 +27,10 @@ class FeatureTables:
         scenarios: int,
     ):
         self.fields, self.scenarios = fields, scenarios
-        self.users_US = torch.from_numpy(users_US + starts(fields, "user"))
-        self.items_IS = torch.from_numpy(items_IS + starts(fields, "item"))
-        self.scenario_start = int(starts(fields, "scenario")[0])
-        self.context_start = torch.from_numpy(starts(fields, "context"))
+        self.users_US = torch.from_numpy(users_US + slot_starts(fields, "user"))
+        self.items_IS = torch.from_numpy(items_IS + slot_starts(fields, "item"))
+        self.scenario_start = int(slot_starts(fields, "scenario")[0])
+        self.context_start = torch.from_numpy(slot_starts(fields, "context"))
 
     @classmethod
     def open(cls, prepared: StageOutput) -> "FeatureTables":

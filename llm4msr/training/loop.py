@@ -20,15 +20,15 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.model.net import RankerNet
 from llm4msr.training import metrics
-from llm4msr.training.batches import RowReader, to_batch
+from llm4msr.training.batches import RowReader
 from llm4msr.training.checkpoint import Checkpoint, Progress, Tensors
-from llm4msr.training.dataset import Data
+from llm4msr.training.dataset import Dataset
 from llm4msr.training.metrics import Predictions
 
 
 def fit(
     config: Config,
-    data: Data,
+    data: Dataset,
     resume: Checkpoint | None = None,
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
 ) -> Checkpoint:
@@ -96,28 +96,30 @@ def new_optimizers(net: RankerNet, config: Config) -> list[torch.optim.Optimizer
     ]
 
 
-def predict(net: RankerNet, data: Data, rows: RowReader, batch_size: int, rank: int = 0, world: int = 1) -> Predictions:
+def predict(
+    net: RankerNet, data: Dataset, rows: RowReader, batch_size: int, rank: int = 0, world: int = 1
+) -> Predictions:
     """Score all rows in evaluation mode; with several workers each scores its part and all get the whole."""
     net.eval()
     device, parts = _device(net), []
     with torch.inference_mode():
         for part, _ in rows.batches(batch_size, None, rank, world):
-            logits = net(to_batch(part, data.tables, data.knowledge if net.uses_users else None).to(device))
+            logits = net(data.batch(part, net).to(device))
             columns = (part.user_B, part.scenario_B, part.label_B, logits.cpu())
             parts.append(Predictions(*(column.numpy() for column in columns)))
-    mine = Predictions.merged(parts)
+    mine = Predictions.concatenate(parts)
     if world == 1:
         return mine
     gathered: list[Any] = [None] * world
     dist.all_gather_object(gathered, mine)
-    return Predictions.merged(gathered)
+    return Predictions.concatenate(gathered)
 
 
 def _train_epoch(
     wrapped: nn.Module,
     net: RankerNet,
     optimizers: list[torch.optim.Optimizer],
-    data: Data,
+    data: Dataset,
     train: RowReader,
     config: Config,
     progress: Progress,
@@ -132,7 +134,7 @@ def _train_epoch(
     wrapped.train()
     for part, global_rows in train.batches(t.batch_size, seed, rank, world, skip=progress.batch):
         _seed_draws(device, draws + progress.batch)  # dropout does not ask where a run began
-        batch = to_batch(part, data.tables, data.knowledge if net.uses_users else None).to(device)
+        batch = data.batch(part, net).to(device)
         if t.id_dropout:
             slots = net.embedding.hide(batch.slots_BS, t.id_dropout)
             batch = batch._replace(slots_BS=slots, scenario_B=net.embedding.scenarios(slots))

@@ -18,7 +18,7 @@ class Predictions(NamedTuple):
     logit: npt.NDArray[np.floating[Any]]
 
     @classmethod
-    def merged(cls, parts: Sequence["Predictions"]) -> "Predictions":
+    def concatenate(cls, parts: Sequence["Predictions"]) -> "Predictions":
         """The rows of several batches or workers as one; the metrics do not depend on their order."""
         return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 

@@ -22,7 +22,7 @@ Report = dict[str, Any]
 """As `metrics.report` gives it, and `seed`."""
 
 
-def results(runs: dict[str, list[Report]], baselines: dict[str, list[Report]], read: tuple[int, int]) -> dict[str, Any]:
+def compare(runs: dict[str, list[Report]], baselines: dict[str, list[Report]], read: tuple[int, int]) -> dict[str, Any]:
     """All that `metrics.json` holds; `read` is how many test rows are of users with knowledge, and how many there are.
 
     `baselines` hold a report for each prepared data set: seeds of training may share one.
@@ -91,12 +91,12 @@ def table(backbone: str, found: dict[str, Any]) -> str:
         _line(["---:", "---", *["---:"] * (1 + len(columns))]),
     ]
     for number, name, rows, places in _rows(summary):
-        cells = [shown(places[model][metric]) if model in places else NONE for model, metric in columns]
+        cells = [format_spread(places[model][metric]) if model in places else NONE for model, metric in columns]
         lines.append(_line([number, name, rows, *cells]))
     return "\n".join([*lines, "", *_notes(backbone, found), ""])
 
 
-def shown(value: dict[str, float | None], sign: bool = False) -> str:
+def format_spread(value: dict[str, float | None], sign: bool = False) -> str:
     """`0.7000 ± 0.0100`, without the deviation where there is none."""
     mean, std = value["mean"], value["std"]
     if mean is None:
@@ -107,7 +107,7 @@ def shown(value: dict[str, float | None], sign: bool = False) -> str:
 def difference(found: dict[str, Any], name: str) -> str:
     """One phrase on a model against the plain one."""
     told = found["against_none"][name]
-    gains = ", ".join(f"{label} {shown(told[m], sign=True)}" for m, label in (("auc", "AUC"), ("gauc", "GAUC")))
+    gains = ", ".join(f"{label} {format_spread(told[m], sign=True)}" for m, label in (("auc", "AUC"), ("gauc", "GAUC")))
     return f"`{name}` {gains}"
 
 
@@ -130,7 +130,7 @@ def _notes(backbone: str, found: dict[str, Any]) -> list[str]:
     over = "mean ± standard deviation over the seeds"
     if seeds == 1:
         over = f"one seed, so differences below {LITTLE} say little"
-    gauc = ", ".join(f"{name} {shown(one['overall']['gauc'])}" for name, one in summary.items())
+    gauc = ", ".join(f"{name} {format_spread(one['overall']['gauc'])}" for name, one in summary.items())
     notes = [
         f"Backbone {markdown(backbone)}, {seeds} seed{'s' * (seeds > 1)}: {over}. "
         f"GAUC (mean AUC within a user): {gauc}.",

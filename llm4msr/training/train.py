@@ -23,7 +23,7 @@ from llm4msr.text import number
 from llm4msr.training import checkpoint, popularity
 from llm4msr.training.batches import RowReader
 from llm4msr.training.checkpoint import Checkpoint, weights_as_bytes
-from llm4msr.training.dataset import Data
+from llm4msr.training.dataset import Dataset
 from llm4msr.training.loop import fit
 
 VERSION = 5
@@ -211,7 +211,7 @@ def worker_loop(job: dict[str, Any]) -> LLM4MSRError | None:
     prepared_data = storage.open_output(storage.path(job["data"]))
     knowledge = storage.open_output(storage.path(job["knowledge"])) if job["knowledge"] else None
     assert prepared_data is not None
-    data = Data.open(config, prepared_data, knowledge)
+    data = Dataset.open(config, prepared_data, knowledge)
     first = ray_train.get_context().get_world_rank() == 0
     resume = None
     if (saved := ray_train.get_checkpoint()) is not None:

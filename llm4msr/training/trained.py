@@ -7,7 +7,7 @@ import safetensors.torch
 from llm4msr.config import Config
 from llm4msr.model.net import RankerNet
 from llm4msr.storage import StageOutput
-from llm4msr.training.dataset import Data
+from llm4msr.training.dataset import Dataset
 from llm4msr.training.train import WEIGHTS
 
 
@@ -31,13 +31,13 @@ class TrainedModel:
         """Checksum of the weights."""
         return self.output.checksum(WEIGHTS)
 
-    def load(self) -> tuple[RankerNet, Data]:
+    def load(self) -> tuple[RankerNet, Dataset]:
         """The net, ready to score, and the data it was trained on.
 
         Raises:
             StorageError: a file is missing or damaged.
         """
-        data = Data.open(self.config, self.prepared, self.extracted)
+        data = Dataset.open(self.config, self.prepared, self.extracted)
         net = data.new_net(self.config)
         net.load_state_dict(safetensors.torch.load(self.output.read(WEIGHTS)))
         return net.eval(), data

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llm4msr.training import loop
+from llm4msr.training.dataset import Dataset
 from tests.support.data import config_of, prepare_and_make_knowledge, write_data
 from tests.support.experiments import ROOT
 
@@ -24,7 +25,7 @@ def test_the_guides_backbone_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("LLM4MSR_CACHE", str(tmp_path / "cache"))
     config = config_of(write_data(tmp_path), model={"backbone": path}, train={"epochs": 1}, split={"by": "user"})
-    data = loop.Data.open(config, *prepare_and_make_knowledge(config))
+    data = Dataset.open(config, *prepare_and_make_knowledge(config))
     untrained = data.new_net(config)
     assert f"{type(untrained.backbone).__module__}:{type(untrained.backbone).__name__}" == path
 

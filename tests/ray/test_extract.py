@@ -22,8 +22,7 @@ from llm4msr.knowledge import pooling
 from llm4msr.knowledge.rows import read_vectors, row_groups
 from llm4msr.pipeline import extracted as open_extracted
 from llm4msr.storage.vectors import to_matrix
-from llm4msr.training.batches import to_batch
-from llm4msr.training.dataset import Data
+from llm4msr.training.dataset import Dataset
 from tests.conftest import Spine
 from tests.support.experiments import (
     SAD_USER,
@@ -196,7 +195,7 @@ def test_users_pooled_from_items_that_the_llm_read_once(experiment: MakeExperime
     before = stamps(folder)
     pipeline.extract(made.config)
     assert stamps(folder) == before
-    data = Data.open(made.config, prepared, open_extracted(made.config))
+    data = Dataset.open(made.config, prepared, open_extracted(made.config))
     assert data.knowledge is not None
     assert data.knowledge.known_N.sum() == len(users)
     assert data.new_net(made.config).user_code.project.in_features == matrix(users).shape[1]
@@ -229,12 +228,12 @@ def test_each_training_row_sees_what_was_known_of_its_user_before_it(
     past = pa.concat_tables([pq.read_table(file) for file in sorted(Path(str(output.folder)).glob("pooled/past-*"))])
     assert past["user"].to_pylist() == seen["user"].tolist()
     assert len(pa.concat_tables([read_vectors(group) for group in row_groups(output)])) < len(past)
-    data = Data.open(config, prepared, output)
+    data = Dataset.open(config, prepared, output)
     assert data.knowledge is not None
     gone = seen["user"].unique()[1]
     assert not data.knowledge.known_N[gone]
     rows, _ = next(data.rows("train").batches(1 << 20, None))
-    batch = to_batch(rows, data.tables, data.knowledge)
+    batch = data.batch(rows, data.new_net(config))
     assert rows.seen_B is not None
     place = rows.seen_B.numpy() - 1
     known = (seen["before"].to_numpy() > 0) & (seen["user"].to_numpy() != gone)

@@ -14,7 +14,7 @@ import llm4msr
 from llm4msr import pipeline
 from llm4msr.errors import ConfigError
 from llm4msr.pipeline import extracted, prepared, trained
-from llm4msr.training.dataset import Data
+from llm4msr.training.dataset import Dataset
 from llm4msr.training.loop import fit
 from tests.conftest import Spine
 from tests.support.experiments import MakeExperiment, command_line, kill_all, own_ray, wait_until
@@ -53,7 +53,7 @@ def test_two_workers_killed_with_sigkill_continue_and_train_the_model_of_one(
     """That a run which goes on ends in the very same weights is shown without Ray, in unit/training/test_loop.py."""
     killed = experiment({"train.workers": 2, **NO_CHANCE}, ready)
     config = killed.config
-    alone = fit(config, Data.open(config, prepared(config), extracted(config)))
+    alone = fit(config, Dataset.open(config, prepared(config), extracted(config)))
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             command_line("train", str(killed)), env=own_ray(), stderr=log, stdout=log, start_new_session=True
@@ -122,7 +122,7 @@ def test_a_run_that_loses_a_node_goes_on_with_fewer_workers(
     starts = output.manifest.info["starts"]
     assert [start["workers"] for start in starts] == [2, 1], (tmp_path / "log").read_text()
     assert (starts[1]["epoch"], starts[1]["batch"]) > (0, 0)
-    alone = fit(config, Data.open(config, prepared(config), extracted(config)))
+    alone = fit(config, Dataset.open(config, prepared(config), extracted(config)))
     history = json.loads((Path(str(output.folder)) / "history.json").read_text())
     assert [epoch["epoch"] for epoch in history] == list(range(1, 21))
     for ours, theirs in zip(history, alone.progress.history, strict=True):

@@ -21,8 +21,7 @@ from llm4msr.errors import ConfigError
 from llm4msr.serve import app
 from llm4msr.serve.middleware import OPENAPI
 from llm4msr.text import MAX_ID
-from llm4msr.training.batches import to_batch
-from llm4msr.training.dataset import Data
+from llm4msr.training.dataset import Dataset
 from llm4msr.training.train import WEIGHTS
 from tests.conftest import Spine
 from tests.support.experiments import SAD_USER, SCENARIOS, free_port
@@ -83,12 +82,12 @@ def test_http_answers_what_python_answers(client: httpx.Client, ranker: Ranker, 
 
 def test_the_whole_test_set_scores_over_http_as_in_training(client: httpx.Client, spine: Spine) -> None:
     config, prepared = spine.experiment.config, spine.one("prepare")
-    data = Data.open(config, prepared, spine.one("extract"))
+    data = Dataset.open(config, prepared, spine.one("extract"))
     net = data.new_net(config)
     net.load_state_dict(safetensors.torch.load(storage.read_bytes(spine.one("train").folder / WEIGHTS)))
     rows, _ = next(data.rows("test").batches(10_000, None))
     with torch.inference_mode():
-        expected = torch.sigmoid(net.eval()(to_batch(rows, data.tables, data.knowledge))).tolist()
+        expected = torch.sigmoid(net.eval()(data.batch(rows, net))).tolist()
     raw = [
         storage.read_table(prepared.folder / f"{side}s.parquet", [f"{side}_id"])[f"{side}_id"].to_pylist()
         for side in ("user", "item", "scenario")

@@ -22,6 +22,7 @@ from llm4msr.pipeline import inputs, prepare
 from llm4msr.storage import StageOutput, StageResult
 from llm4msr.training import loop
 from llm4msr.training.checkpoint import weights_as_bytes
+from llm4msr.training.dataset import Dataset
 from llm4msr.training.train import WEIGHTS, quality
 from llm4msr.training.train import folder as train_folder
 
@@ -165,7 +166,7 @@ def publish_trained(config: Config) -> StageOutput:
     data, knowledge = inputs(config)
 
     def build(folder: Any) -> StageResult:
-        best = loop.fit(config, loop.Data.open(config, data, knowledge))
+        best = loop.fit(config, Dataset.open(config, data, knowledge))
         storage.write_bytes(folder / WEIGHTS, weights_as_bytes(best.best))
         info = quality(config, data, best.progress.best_report) | {
             "best_epoch": best.progress.best_epoch,

@@ -21,7 +21,7 @@ from llm4msr.training import metrics, popularity
 from llm4msr.training.loop import predict
 from llm4msr.training.metrics import Predictions
 from llm4msr.training.popularity import Popularity
-from llm4msr.training.results import PLAIN, UNKNOWN, Report, results, shown
+from llm4msr.training.results import PLAIN, UNKNOWN, Report, compare, format_spread
 
 NEW = 5
 """A user with fewer training rows is new."""
@@ -141,7 +141,7 @@ def _results(run: FinishedRun, logits: Logits) -> dict[str, Any]:
     runs[run.config.model.variant] = reports([levels.both for levels in logits.levels])
     baselines = popularity.reports(run.prepared, "test", names)
     read = int(run.users["known"].to_numpy()[user_B].sum()), len(run.test)
-    return results(runs, {name: [report] for name, report in baselines.items()}, read)
+    return compare(runs, {name: [report] for name, report in baselines.items()}, read)
 
 
 def row_groups(run: FinishedRun, test: pd.DataFrame) -> list[tuple[str, int | None, str, Bools]]:
@@ -183,8 +183,8 @@ def _headline(pairs: Sequence[ModelPair], results: dict[str, Any], gain: Interva
     model, plain = (results["summary"][name]["overall"] for name in (variant, PLAIN))
     difference = results["against_none"][variant]
     numbers = "; ".join(
-        f"{label} {shown(model[metric])} ({variant}) and {shown(plain[metric])} (plain), difference "
-        f"{shown(difference[metric], sign=True)}"
+        f"{label} {format_spread(model[metric])} ({variant}) and {format_spread(plain[metric])} (plain), difference "
+        f"{format_spread(difference[metric], sign=True)}"
         for metric, label in (("auc", "Test AUC"), ("gauc", "GAUC"))
     )
     read = count_of(results["test_rows_of_users_with_knowledge"], results["test_rows"])

@@ -15,8 +15,7 @@ from llm4msr.explain.finished_run import FinishedRun
 from llm4msr.explain.report.tables import Table
 from llm4msr.model.net import RankerNet
 from llm4msr.training import metrics
-from llm4msr.training.batches import to_batch
-from llm4msr.training.dataset import Data
+from llm4msr.training.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,10 @@ def layer_section(run: FinishedRun, levels: list[Levels], plain: list[Floats]) -
     return LayerSection(_parts(run, levels[0]), _left_out(run, levels, plain))
 
 
-def score_test_levels(net: RankerNet, data: Data, batch_size: int) -> Levels:
+def score_test_levels(net: RankerNet, data: Dataset, batch_size: int) -> Levels:
     """Logits of all test rows with each level in and out."""
-    knowledge = data.knowledge if net.uses_users else None
     batches = data.rows("test").batches(batch_size, None)
-    return Levels.concatenate([score_levels(net, to_batch(rows, data.tables, knowledge)) for rows, _ in batches])
+    return Levels.concatenate([score_levels(net, data.batch(rows, net)) for rows, _ in batches])
 
 
 def _parts(run: FinishedRun, levels: Levels) -> list[LevelParts]:

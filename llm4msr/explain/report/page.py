@@ -17,7 +17,7 @@ from llm4msr.explain.report.scenarios import ScenarioSection
 from llm4msr.explain.report.tables import Section, Table
 from llm4msr.explain.report.users import UserSection
 from llm4msr.text import block, count_of, number, percent, shorten, signed
-from llm4msr.training.results import UNKNOWN, shown
+from llm4msr.training.results import UNKNOWN, format_spread
 
 MAP_WIDTH, MAP_HEIGHT, MARGIN = 720, 460, 24
 MOST_ROWS = 24
@@ -68,7 +68,7 @@ def html(header: Header, sections: Sections, tables: dict[str, Table]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"short": shorten, "block": block, "signed": signed, "percent": percent, "auc": number}
-    environment.globals |= {"count_of": count_of, "shown": shown, "unknown": UNKNOWN}
+    environment.globals |= {"count_of": count_of, "format_spread": format_spread, "unknown": UNKNOWN}
     colours = colours_of_scenarios(sections.users)
     return environment.get_template("report.html.j2").render(
         header=header,

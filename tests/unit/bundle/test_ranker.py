@@ -20,8 +20,8 @@ from llm4msr.export.write import write
 from llm4msr.knowledge.rows import read_vectors, row_groups
 from llm4msr.storage import StageOutput
 from llm4msr.text import MAX_ID
-from llm4msr.training.batches import RowReader, to_batch
-from llm4msr.training.dataset import Data
+from llm4msr.training.batches import RowReader
+from llm4msr.training.dataset import Dataset
 from tests.unit.conftest import World
 
 VARIANTS = ("none", "user", "scenario", "both", "feature")
@@ -32,10 +32,10 @@ def config_with(world: World, variant: str, **model: Any) -> Config:
     return world.config.model_copy(update={"model": changed})
 
 
-def publish(world: World, variant: str, folder: Path, **model: Any) -> tuple[StageOutput, Data, Any]:
+def publish(world: World, variant: str, folder: Path, **model: Any) -> tuple[StageOutput, Dataset, Any]:
     """A bundle of a net whose parameters were moved at random, so that nothing is zero."""
     config = config_with(world, variant, **model)
-    data = Data.open(config, world.data, world.knowledge)
+    data = Dataset.open(config, world.data, world.knowledge)
     net = data.new_net(config)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -55,17 +55,17 @@ def encoded(output: StageOutput, net: Any) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def published(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[StageOutput, Data, Any]:
+def published(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[StageOutput, Dataset, Any]:
     return publish(world, "both", tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture(scope="module")
-def ranker(published: tuple[StageOutput, Data, Any]) -> Ranker:
+def ranker(published: tuple[StageOutput, Dataset, Any]) -> Ranker:
     return Ranker.load(str(published[0].folder))
 
 
 @pytest.fixture
-def copied(published: tuple[StageOutput, Data, Any], tmp_path: Path) -> Path:
+def copied(published: tuple[StageOutput, Dataset, Any], tmp_path: Path) -> Path:
     """A bundle to be damaged."""
     return Path(shutil.copytree(str(published[0].folder), tmp_path / "copy"))
 
@@ -101,7 +101,7 @@ def test_scores_are_those_of_the_net_in_evaluation(world: World, tmp_path: Path,
     ranker = Ranker.load(str(output.folder))
     rows, _ = next(RowReader(world.data.folder / "test.parquet", ["device"]).batches(40, None))
     with torch.inference_mode():
-        expected = torch.sigmoid(net(to_batch(rows, data.tables, data.knowledge if net.uses_users else None)))
+        expected = torch.sigmoid(net(data.batch(rows, net)))
     raw = {
         side: storage.read_table(world.data.folder / f"{side}s.parquet")[f"{side}_id"].to_pylist()
         for side in ("user", "item", "scenario")

@@ -123,7 +123,7 @@ def test_the_serving_net_equals_the_trained_one_with_every_switch(changes: dict[
 def _serving_net_equals(**changes: object) -> None:
     """For rows of all users together, and for those of each alone; who has no vector gets the default code."""
     moved, batch = net(0.1, **changes).eval(), random_batch()
-    served = ServingNet.of(moved, FIELDS, SCENARIOS, model_config(**changes))
+    served = ServingNet.from_trained(moved, FIELDS, SCENARIOS, model_config(**changes))
     with torch.inference_mode():
         expected = moved(batch if moved.uses_users else without_vectors(batch))
         code_NK = torch.zeros(len(batch.z_NZ), 0)

@@ -21,7 +21,7 @@ from llm4msr.knowledge.prune import Live, erase
 from llm4msr.knowledge.rows import find_texts, read_shard, read_texts, read_vectors, row_groups
 from llm4msr.pipeline import trained
 from llm4msr.storage import StageOutput, parquet
-from llm4msr.training.dataset import Data
+from llm4msr.training.dataset import Dataset
 from llm4msr.training.feature_tables import FeatureTables
 from llm4msr.training.popularity import Popularity
 from llm4msr.training.train import WEIGHTS
@@ -53,7 +53,7 @@ def never_read(output: StageOutput, name: str, read: Callable[[StageOutput], Any
 
 def batches(world: World, part: str) -> Callable[[StageOutput], Any]:
     tables = FeatureTables.open(world.data)
-    return lambda output: list(Data(output, tables, [], None).rows(part).batches(64, 1))
+    return lambda output: list(Dataset(output, tables, [], None).rows(part).batches(64, 1))
 
 
 def readers(world: World) -> dict[str, Callable[[StageOutput], Any]]:

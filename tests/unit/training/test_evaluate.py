@@ -10,7 +10,7 @@ from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.pipeline import datasets, evaluate, export, exported, prepare, run, trainings
-from llm4msr.training.evaluate import compared
+from llm4msr.training.evaluate import compared_runs
 from llm4msr.training.results import table
 from tests.support.data import config_of, interactions, prepare_and_make_knowledge, publish_trained, write_data
 
@@ -27,13 +27,13 @@ from tests.support.data import config_of, interactions, prepare_and_make_knowled
     ],
 )
 def test_what_is_compared(tmp_path: Path, model: dict[str, Any], evaluate: dict[str, Any], expected: list[Any]):
-    runs = compared(config_of(tmp_path, model=model, evaluate=evaluate))
+    runs = compared_runs(config_of(tmp_path, model=model, evaluate=evaluate))
     assert [(name, run.seed) for name, run in runs] == expected
     assert all(run.model.variant == name for name, run in runs)
 
 
 def test_a_variant_that_is_named_twice_is_compared_once(tmp_path: Path):
-    runs = compared(config_of(tmp_path, evaluate={"variants": ["none", "none"]}))
+    runs = compared_runs(config_of(tmp_path, evaluate={"variants": ["none", "none"]}))
     assert [name for name, _ in runs] == ["none", "both"]
 
 
@@ -76,7 +76,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Config:
         write_data(tmp_path_factory.mktemp("evaluate")), split={"by": "user"}, evaluate={"seeds": [1, 2]}
     )
     prepare_and_make_knowledge(config)
-    for _, training in compared(config):
+    for _, training in compared_runs(config):
         publish_trained(training)
     return config
 

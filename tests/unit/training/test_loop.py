@@ -18,7 +18,7 @@ from llm4msr.errors import ConfigError
 from llm4msr.model.net import RankerNet
 from llm4msr.training import metrics
 from llm4msr.training.checkpoint import Checkpoint, Progress, Tensors, weights_as_bytes
-from llm4msr.training.dataset import Data
+from llm4msr.training.dataset import Dataset
 from llm4msr.training.loop import fit, predict
 from tests.unit.conftest import World
 
@@ -32,8 +32,8 @@ def config(world: World, **changes: Any) -> Config:
     return world.config.model_copy(update=update | changes)
 
 
-def data(world: World, wanted: Config) -> Data:
-    return Data.open(wanted, world.data, world.knowledge)
+def data(world: World, wanted: Config) -> Dataset:
+    return Dataset.open(wanted, world.data, world.knowledge)
 
 
 def run(world: World, wanted: Config, **options: Any) -> Checkpoint:
@@ -146,7 +146,7 @@ def test_best_holds_the_weights_of_the_best_epoch(world: World, saved: Any):
     assert metrics.report(scored, opened.scenario_names) == last.progress.best_report
 
 
-class Overflow(Data):
+class Overflow(Dataset):
     """Gradients overflow in one batch, counted from 1."""
 
     at = 0
@@ -214,7 +214,7 @@ def test_validation_rows_of_one_class_choose_the_epoch_by_logloss(
     valid = valid.set_column(valid.column_names.index("label"), "label", ones)
     files = world.data.manifest.files | {"valid.parquet": storage.write_table(folder / "valid.parquet", valid)}
     prepared = storage.StageOutput(folder, world.data.manifest.model_copy(update={"files": files}))
-    last = fit(wanted, Data(**vars(data(world, wanted)) | {"prepared": prepared}), on_checkpoint=saved)
+    last = fit(wanted, Dataset(**vars(data(world, wanted)) | {"prepared": prepared}), on_checkpoint=saved)
     losses = [epoch["valid_logloss"] for epoch in last.progress.history]
     assert last.progress.best_auc is None
     assert [epoch["valid_auc"] for epoch in last.progress.history] == [None] * 8
@@ -291,7 +291,7 @@ def test_a_control_trains_on_wrong_vectors(world: World):
 
 def test_a_model_without_knowledge_reads_none(world: World):
     wanted = config(world, model={"knowledge": "none"})
-    assert Data.open(wanted, world.data, None).knowledge is None
+    assert Dataset.open(wanted, world.data, None).knowledge is None
 
 
 def test_checkpoint_survives_saving_without_pickle(world: World, tmp_path: Path):

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.training.checkpoint import Checkpoint
-from llm4msr.training.dataset import Data
+from llm4msr.training.dataset import Dataset
 from llm4msr.training.loop import fit
 from tests.unit.conftest import World
 
@@ -21,7 +21,9 @@ def work(rank: int, workers: int, folder: Path, config: Config, world: World) ->
     """One of several workers: goes on from the checkpoint in `folder/begun`, leaves another in `folder/ended`."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder / 'store'}", rank=rank, world_size=workers)
-    state = fit(config, Data.open(config, world.data, world.knowledge), Checkpoint.load(storage.path(folder / "begun")))
+    state = fit(
+        config, Dataset.open(config, world.data, world.knowledge), Checkpoint.load(storage.path(folder / "begun"))
+    )
     if rank == 0:
         state.save(folder / "ended")
     dist.destroy_process_group()
@@ -44,7 +46,7 @@ def test_more_workers_go_on_with_the_next_batch_of_one(world: World, tmp_path: P
             (tmp_path / "begun").mkdir()
             state.save(tmp_path / "begun")
 
-    alone = fit(config, Data.open(config, world.data, world.knowledge), on_checkpoint=save)
+    alone = fit(config, Dataset.open(config, world.data, world.knowledge), on_checkpoint=save)
     (tmp_path / "ended").mkdir()
     torch.multiprocessing.spawn(work, (2, tmp_path, config, world), nprocs=2)
     found = Checkpoint.load(storage.path(tmp_path / "ended"))

@@ -129,7 +129,7 @@ def test_parts_in_any_order_give_the_same_report():
     parts = [take(rows, np.arange(start, 600, 3)) for start in range(3)]
     whole = metrics.report(rows, NAMES)
     for order in permutations(parts):
-        merged = metrics.report(Predictions.merged(order), NAMES)
+        merged = metrics.report(Predictions.concatenate(order), NAMES)
         assert merged["overall"]["rows"] == 600
         assert merged["overall"] == pytest.approx(whole["overall"], abs=1e-12)
         for one, two in zip(whole["scenarios"], merged["scenarios"], strict=True):

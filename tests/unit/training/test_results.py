@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llm4msr.training.popularity import CONSTANT, POPULARITY
-from llm4msr.training.results import UNKNOWN, results, summarise, table
+from llm4msr.training.results import UNKNOWN, compare, summarise, table
 
 NAMES = ["", "home", "overall", "**all**", "a|b\n| 9 | c", "<img src=x>`x`", UNKNOWN, "\x1b[2J\u202e"]
 """By number."""
@@ -27,7 +27,7 @@ def found(
     runs = {name: reports for name, reports in (("none", none), ("both", both)) if reports}
     scenarios = {place["scenario"]: 0.5 for place in next(iter(runs.values()))[0]["scenarios"]}
     baselines = {CONSTANT: [report(0.5, scenarios)], POPULARITY: [report(popular, scenarios)]}
-    return results(runs, baselines, (read, 10))
+    return compare(runs, baselines, (read, 10))
 
 
 def cells(text: str) -> list[list[str]]:
@@ -150,5 +150,5 @@ def test_a_share_of_few_users_is_not_shown_as_none():
     assert "3 of 10 (30.0%)" in table("mmoe", found([report(0.6, {})], [report(0.6, {})]))
     runs = {"none": [report(0.6, {})], "both": [report(0.6, {})]}
     beside = {CONSTANT: [report(0.5, {})], POPULARITY: [report(0.5, {})]}
-    assert "150 of 30,431 (0.5%)" in table("mmoe", results(runs, beside, (150, 30_431)))
-    assert "1 of 30,431 (< 0.1%)" in table("mmoe", results(runs, beside, (1, 30_431)))
+    assert "150 of 30,431 (0.5%)" in table("mmoe", compare(runs, beside, (150, 30_431)))
+    assert "1 of 30,431 (< 0.1%)" in table("mmoe", compare(runs, beside, (1, 30_431)))
