@@ -158,7 +158,7 @@ def main() -> None:
         backbones=tuple(given.backbones or grid.backbones),
         overrides=(*grid.overrides, *given.set),
     )
-    cells = list(_cells(grid, given.root))
+    cells = list(cells_of(grid, given.root))
     _inputs(cells)
     tuned = _tuned(cells, TRIALS[: given.trials] or [()], given.root)
     jobs = [[(cell, trial.model_copy(update={"seed": seed}), True) for cell, trial in tuned] for seed in seeds]
@@ -170,11 +170,11 @@ def main() -> None:
     chosen += [f"--set {setting}" for setting in given.set]
     command = " ".join(["python -m benchmarks.quality", name, *chosen, f"--seeds {len(seeds)} --trials {given.trials}"])
     title = "-".join(["quality", name, *(given.sets or [])])
-    about = {data: _about(data) for data in grid.sets}
+    about = {data: description_of(data) for data in grid.sets}
     quality_report.write(given.results, title, runs, command, given.trials, about, _baselines(cells))
 
 
-def _cells(grid: Grid, root: str) -> Iterable[Cell]:
+def cells_of(grid: Grid, root: str) -> Iterable[Cell]:
     for data, backbone, (switch, settings) in itertools.product(grid.sets, grid.backbones, grid.switches.items()):
         common = [f"storage={root}/{data}", f"model.backbone={backbone}", *grid.overrides]
         for variant in grid.variants:
@@ -197,7 +197,7 @@ def _baselines(cells: list[Cell]) -> quality_report.Baselines:
     return found
 
 
-def _about(data: str) -> str:
+def description_of(data: str) -> str:
     """The comment that its config begins with."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), (CONFIGS / f"{data}.toml").read_text().splitlines())
     return " ".join(line.lstrip("# ") for line in lines)
@@ -218,7 +218,7 @@ def _inputs(cells: list[Cell]) -> None:
 
 def _tuned(cells: list[Cell], trials: list[tuple[str, ...]], root: str) -> list[tuple[Cell, Config]]:
     """Each cell's config with the trial that is best on validation rows."""
-    tried = [(cell, _with(cell.config, trial), False) for cell in cells for trial in trials]
+    tried = [(cell, with_settings(cell.config, trial), False) for cell in cells for trial in trials]
     found = _all(tried, root, "tune") if len(trials) > 1 else [{"valid_auc": 0.0} for _ in tried]
     best = []
     for at, cell in enumerate(cells):
@@ -228,7 +228,7 @@ def _tuned(cells: list[Cell], trials: list[tuple[str, ...]], root: str) -> list[
     return best
 
 
-def _with(base: Config, settings: Iterable[str]) -> Config:
+def with_settings(base: Config, settings: Iterable[str]) -> Config:
     document = base.model_dump()
     for setting in settings:
         key, value = setting.split("=")
@@ -238,7 +238,7 @@ def _with(base: Config, settings: Iterable[str]) -> Config:
 
 
 def _files(jobs: list[Job], root: str) -> list[UPath]:
-    return [storage.path(root) / "runs" / f"{_key(run, test)}.json" for _, run, test in jobs]
+    return [storage.path(root) / "runs" / f"{run_key(run, test)}.json" for _, run, test in jobs]
 
 
 def _all(jobs: list[Job], root: str, what: str) -> list[dict[str, Any]]:
@@ -255,7 +255,7 @@ def _all(jobs: list[Job], root: str, what: str) -> list[dict[str, Any]]:
     return [cell.names | result for (cell, _, _), result in zip(jobs, results, strict=True)]
 
 
-def _key(run: Config, test: bool) -> str:
+def run_key(run: Config, test: bool) -> str:
     """Names a run by all settings that decide its outcome and are not the default; so a plain backbone is the same run
     in every grid, and a new switch leaves the runs without it what they are."""
     same: dict[str, Any] = dict.fromkeys(("name", "storage", "evaluate", "explain", "serve"), True)

@@ -7,8 +7,6 @@ import pandas as pd
 import pytest
 
 from benchmarks import quality_report
-from benchmarks.quality import CONFIGS, GRIDS, TRIALS, _about, _cells, _key, _with
-from llm4msr import config
 
 PLAIN = {"shared_bottom": 0.70, "mmoe": 0.72}
 ABOUT = {"made": "Made-up rows."}
@@ -120,24 +118,3 @@ def test_all_files_are_written_and_the_runs_are_whole(tmp_path: Path) -> None:
     assert "`python -m benchmarks.quality made`" in text
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1
-
-
-@pytest.mark.parametrize("name", sorted(GRIDS))
-def test_every_cell_of_a_grid_is_a_config(name: str) -> None:
-    grid = GRIDS[name]
-    cells = list(_cells(grid, "runs"))
-    assert {cell.backbone for cell in cells} == set(grid.backbones) <= set(config.BACKBONES)
-    keys = [_key(_with(cell.config, trial), True) for cell in cells for trial in TRIALS]
-    assert len({(key, cell.data) for key, cell in zip(keys, [c for c in cells for _ in TRIALS], strict=True)}) == len(
-        keys
-    )
-
-
-def test_the_quality_grids_name_every_backbone() -> None:
-    assert set(GRIDS["plain"].backbones) == set(config.BACKBONES)
-
-
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.toml")), ids=lambda file: file.stem)
-def test_every_config_of_the_benchmarks_loads_and_names_itself(file: Path) -> None:
-    assert config.load(str(file)).name == file.stem
-    assert _about(file.stem).endswith(".")

@@ -8,7 +8,6 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from benchmarks import _cluster, cluster_run
 from llm4msr.config import ServeConfig
 from llm4msr.serve.metrics import METRICS
 from tests.support.experiments import ROOT
@@ -48,10 +47,3 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
         for name in re.findall(r"ray_(\w+?)(?:_bucket|_total)?[{\[]", target["expr"])
     }
     assert asked == {*METRICS, *RAY_SERVE}
-
-
-def test_the_cluster_test_gives_the_command_of_the_readme() -> None:
-    readme = (ROOT / "cluster" / "README.md").read_text()
-    assert f"--runtime-env-json '{json.dumps({'excludes': _cluster.EXCLUDED})}'" in readme
-    assert f"-- python -m llm4msr run {cluster_run.CONFIG} --set storage=" in readme
-    assert "-m benchmarks.cluster_run" in (ROOT / "Makefile").read_text()

@@ -5,7 +5,6 @@ import importlib
 import json
 import pkgutil
 import re
-import shlex
 import tomllib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +14,10 @@ import typer
 
 from llm4msr import Config, RankRequest, load
 from llm4msr.cli.main import app
+from tests.support.documents import DOCUMENTS, FENCE, blocks, shell_lines
 from tests.support.experiments import ROOT
 
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md")])
 CONFIGS = sorted((ROOT / "jobs" / "configs").glob("*.toml"))
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 TREE_NAME = re.compile(r"[\w.-]+(/|\.\w+)(, [\w.-]+(/|\.\w+))*")
 
@@ -41,19 +39,6 @@ class Command(NamedTuple):
         return [value for flag, value in zip(self.arguments, self.arguments[1:], strict=False) if flag == "--set"]
 
 
-def blocks(document: Path, *languages: str) -> list[str]:
-    return [text for language, text in FENCE.findall(document.read_text()) if language in languages]
-
-
-def shell_lines(document: Path) -> list[list[str]]:
-    """The words of each command in shell blocks and, where it is one of ours, in inline code."""
-    text = "\n".join(blocks(document, "bash", "sh", "shell", "console"))
-    lines = [line.removeprefix("$ ") for line in text.replace("\\\n", " ").splitlines()]
-    prose = FENCE.sub("", document.read_text())
-    lines += [span for span in re.findall(r"`([^`\n]+)`", prose) if span.startswith(("llm4msr ", "make "))]
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
 def commands() -> list[Command]:
     found = []
     for document in DOCUMENTS:
@@ -64,14 +49,6 @@ def commands() -> list[Command]:
                 elif word == "-m" and words[at + 1].startswith("jobs."):
                     found.append(Command(document, "jobs", words[at + 1].removeprefix("jobs."), words[at + 2 :]))
     return found
-
-
-def benchmarks() -> list[tuple[str, list[str]]]:
-    """Module and arguments of each `python -m benchmarks.MODULE ...` that a document shows."""
-    lines = [words for document in DOCUMENTS for words in shell_lines(document)]
-    pairs = [(words, at) for words in lines for at, word in enumerate(words[:-1]) if word == "-m"]
-    named = [(words[at + 1], words[at + 2 :]) for words, at in pairs]
-    return [(module, arguments) for module, arguments in named if module.startswith("benchmarks.")]
 
 
 def shown_tables() -> list[tuple[Path, dict[str, Any]]]:
@@ -95,11 +72,6 @@ def test_commands_parse(command: Command) -> None:
         assert context.params["config"]
     else:  # a verb named in a sentence, `llm4msr --help`, or the quickstart's own parser
         assert command.verb in {*COMMANDS, "--help", "quickstart"}
-
-
-@pytest.mark.parametrize(("module", "arguments"), benchmarks())
-def test_commands_of_benchmarks_parse(module: str, arguments: list[str]) -> None:
-    importlib.import_module(module).parser().parse_args(arguments)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import pytest
 
 from llm4msr import storage
 from llm4msr.cli import main
-from tests.conftest import Spine
 from tests.support.experiments import (
     ITEMS,
     USERS,
@@ -26,6 +25,7 @@ from tests.support.experiments import (
     wait_until,
     write_csv,
 )
+from tests.support.fixtures import Spine
 
 Call = Callable[..., tuple[int, str, str]]
 

@@ -23,7 +23,6 @@ from llm4msr.knowledge.rows import read_vectors, row_groups
 from llm4msr.pipeline import extracted as open_extracted
 from llm4msr.storage.vectors import to_matrix
 from llm4msr.training.dataset import Dataset
-from tests.conftest import Spine
 from tests.support.experiments import (
     SAD_USER,
     SCENARIOS,
@@ -38,6 +37,7 @@ from tests.support.experiments import (
     stamps,
     wait_until,
 )
+from tests.support.fixtures import Spine
 
 FEW_USERS = {"extract.max_users": 6}
 

@@ -11,9 +11,9 @@ import pytest
 from llm4msr import pipeline, storage
 from llm4msr.errors import FullDiskError
 from llm4msr.storage import MANIFEST, StageOutput, lock
-from tests.conftest import Spine
 from tests.ray.test_killed import digests
 from tests.support.experiments import Experiment, MakeExperiment
+from tests.support.fixtures import Spine
 
 STAGES = ("extract", "train", "evaluate", "export", "explain", "refresh")
 """`prepare`, which needs no Ray, has a test of its own."""

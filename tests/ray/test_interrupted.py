@@ -8,8 +8,8 @@ import pytest
 
 from llm4msr import pipeline, storage
 from llm4msr.storage import StageOutput
-from tests.conftest import Spine
 from tests.support.experiments import ROOT, MakeExperiment, command_line, own_ray, wait_until
+from tests.support.fixtures import Spine
 
 SECONDS_TO_END = 30
 """Far more than the stage may take, since the machine is busy."""

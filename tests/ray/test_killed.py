@@ -14,9 +14,9 @@ import pytest
 from llm4msr import pipeline, storage
 from llm4msr.knowledge.rows import read_vectors, row_groups
 from llm4msr.storage import MANIFEST, StageOutput, lock
-from tests.conftest import Spine
 from tests.support.experiments import ROOT, MakeExperiment, kill_all, own_ray, wait_until
 from tests.support.fault_proxy import FaultProxy
+from tests.support.fixtures import Spine
 
 STAGES = ("prepare", "extract", "train", "evaluate", "export")
 HELD = {

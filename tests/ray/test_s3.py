@@ -11,9 +11,9 @@ from upath import UPath
 import llm4msr
 from llm4msr import Ranker, RankRequest, pipeline, storage
 from llm4msr.knowledge.engines import models
-from tests.conftest import Spine
 from tests.support.experiments import Experiment, MakeExperiment
 from tests.support.fault_proxy import FAULTS, FaultProxy
+from tests.support.fixtures import Spine
 
 
 @pytest.fixture(scope="module")

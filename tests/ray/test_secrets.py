@@ -17,8 +17,8 @@ from upath import UPath
 
 from llm4msr import storage
 from llm4msr.errors import StorageError
-from tests.conftest import Spine
 from tests.support.experiments import ROOT, MakeExperiment, free_port, own_ray
+from tests.support.fixtures import Spine
 from tests.support.s3_server import environment
 
 SECRETS = {

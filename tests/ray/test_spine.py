@@ -8,8 +8,8 @@ import pytest
 
 import llm4msr
 from llm4msr import Ranker, RankRequest, pipeline
-from tests.conftest import Spine
 from tests.support.experiments import ITEMS, SAD_USER, SCENARIOS, USERS, read_store
+from tests.support.fixtures import Spine
 
 STAGES = ["prepare", "extract", "train", "train", "evaluate", "export"]
 

@@ -16,8 +16,8 @@ from llm4msr.errors import ConfigError
 from llm4msr.pipeline import extracted, prepared, trained
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.loop import fit
-from tests.conftest import Spine
 from tests.support.experiments import MakeExperiment, command_line, kill_all, own_ray, wait_until
+from tests.support.fixtures import Spine
 
 NO_CHANCE = {"model.dropout": 0.0, "model.knowledge_dropout": 0.0, "train.id_dropout": 0.0}
 SOON = {

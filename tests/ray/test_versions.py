@@ -20,8 +20,8 @@ from llm4msr.knowledge import index
 from llm4msr.knowledge.rows import good_rows, read_rows, read_texts, row_groups
 from llm4msr.pipeline import plan
 from llm4msr.storage import StageOutput
-from tests.conftest import Spine
 from tests.support.experiments import SAD_USER, SCENARIOS, USERS, Experiment, MakeExperiment, cosines, matrix
+from tests.support.fixtures import Spine
 
 CHANGED, NEW, GONE, FORGOTTEN = {"user-3", "user-10"}, "user-00", "user-5", {"user-20", "user-21"}
 

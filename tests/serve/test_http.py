@@ -23,8 +23,8 @@ from llm4msr.serve.middleware import OPENAPI
 from llm4msr.text import MAX_ID
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.train import WEIGHTS
-from tests.conftest import Spine
 from tests.support.experiments import SAD_USER, SCENARIOS, free_port
+from tests.support.fixtures import Spine
 
 MAX_CANDIDATES = 200
 ITEMS = [f"item-{i}" for i in range(20)]

@@ -1,4 +1,4 @@
-"""The quality benchmark end to end on a small table: resumable, and the same seed gives the same numbers."""
+"""The quality benchmark: its grids, and a small one end to end, which continues and gives the same numbers again."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import quality
+from llm4msr import config
 from tests.support.experiments import MakeExperiment
 
 
@@ -27,11 +28,34 @@ def test_a_grid_runs_continues_and_repeats_itself(
     assert (first["test_rows"] > first["read_rows"]).all()  # one user liked nothing, so the LLM read nothing
     files = {file: file.stat().st_mtime_ns for file in (root / "runs").glob("*.json")}
     assert len(files) == 4 + 2 * 2  # every run, and two trials for each cell
-    again = min(files)
-    again.unlink()
+    deleted = min(files)
+    deleted.unlink()
     quality.main()
-    assert all(file.stat().st_mtime_ns == time for file, time in files.items() if file != again)
+    assert all(file.stat().st_mtime_ns == time for file, time in files.items() if file != deleted)
     second = pd.read_parquet(results / "quality-small.parquet")
     pd.testing.assert_frame_equal(
         first.drop(columns="train_cpu_seconds"), second.drop(columns="train_cpu_seconds"), check_exact=True
     )
+
+
+@pytest.mark.parametrize("name", sorted(quality.GRIDS))
+def test_every_cell_of_a_grid_is_a_config(name: str) -> None:
+    grid = quality.GRIDS[name]
+    cells = list(quality.cells_of(grid, "runs"))
+    assert {cell.backbone for cell in cells} == set(grid.backbones) <= set(config.BACKBONES)
+    keys = {
+        (cell.data, quality.run_key(quality.with_settings(cell.config, trial), True))
+        for cell in cells
+        for trial in quality.TRIALS
+    }
+    assert len(keys) == len(cells) * len(quality.TRIALS)
+
+
+def test_the_quality_grids_name_every_backbone() -> None:
+    assert set(quality.GRIDS["plain"].backbones) == set(config.BACKBONES)
+
+
+@pytest.mark.parametrize("file", sorted(quality.CONFIGS.glob("*.toml")), ids=lambda file: file.stem)
+def test_every_config_of_the_benchmarks_loads_and_names_itself(file: Path) -> None:
+    assert config.load(str(file)).name == file.stem
+    assert quality.description_of(file.stem).endswith(".")

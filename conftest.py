@@ -1,0 +1,3 @@
+"""Fixtures of all tests, those below `tests` and those below `benchmarks`."""
+
+pytest_plugins = ["tests.support.fixtures"]
