@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 AnyFloats = npt.NDArray[np.floating]
 
 Column: TypeAlias = "pa.Array[Any] | pa.ChunkedArray[Any]"
+VectorColumn: TypeAlias = "pa.FixedSizeListArray[Any, int]"
 
 
 def strings(column: Column) -> list[str]:

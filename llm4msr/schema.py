@@ -10,112 +10,95 @@ import pyarrow as pa
 from llm4msr.errors import DataError
 
 CONTEXT, FEATURE = "c:", "f:"
-"""What stands before a context field's or a feature's name where it names a column."""
+"""A column's name is one of these and then the name of a context field or of a feature."""
 
 TRAIN_GROUP_ROWS = 1 << 12
-"""Rows of a row group of the training rows: what their random order moves about as one."""
+"""Rows of a row group of the training rows, which their random order moves together."""
 
-RAW_INTERACTIONS = pa.schema(
-    [
-        ("user_id", pa.string()),
-        ("item_id", pa.string()),
-        ("scenario_id", pa.string()),
-        ("label", pa.float32()),
-        ("order", pa.int64()),
-    ]
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema(columns)
+
+
+RAW_INTERACTIONS = _schema(
+    user_id=pa.string(), item_id=pa.string(), scenario_id=pa.string(), label=pa.float32(), order=pa.int64()
 )
-"""What a source gives, besides one string column `c:NAME` for each context field. `order` grows with time, and
-only what is before what counts."""
+"""What a source gives, besides one string column `c:NAME` for each context field. `order` grows with time; only the
+order of its values matters."""
 
-RAW_USERS = pa.schema([("user_id", pa.string())])
+RAW_USERS = _schema(user_id=pa.string())
 """Besides one string or list<string> column `f:NAME` for each feature; so for items."""
 
-RAW_ITEMS = pa.schema([("item_id", pa.string()), ("title", pa.string())])
+RAW_ITEMS = _schema(item_id=pa.string(), title=pa.string())
 
-INTERACTIONS = pa.schema(
-    [
-        ("user", pa.int64()),
-        ("item", pa.int64()),
-        ("scenario", pa.int64()),
-        ("label", pa.float32()),
-        ("seen", pa.int64()),
-    ]
-)
+INTERACTIONS = _schema(user=pa.int64(), item=pa.int64(), scenario=pa.int64(), label=pa.float32(), seen=pa.int64())
 """Rows of train, valid and test, besides one int64 column `c:NAME` for each context field. `seen` is the row's place in
 `SEEN`, counted from 1, or that of the row that a negative was drawn for; 0 where knowledge has not seen it."""
 
-USERS = pa.schema([("user", pa.int64()), ("user_id", pa.string())])
+USERS = _schema(user=pa.int64(), user_id=pa.string())
 """Row i is user i, row 0 the unknown user; besides int64 or list<int64> features `f:NAME`; so for items."""
 
-ITEMS = pa.schema([("item", pa.int64()), ("item_id", pa.string()), ("title", pa.string())])
+ITEMS = _schema(item=pa.int64(), item_id=pa.string(), title=pa.string())
 
-SCENARIOS = pa.schema(
-    [
-        ("scenario", pa.int64()),
-        ("scenario_id", pa.string()),
-        ("interactions", pa.int64()),
-        ("users", pa.int64()),
-        ("items", pa.int64()),
-        ("positive_rate", pa.float64()),
-        ("shared_users", pa.list_(pa.struct([("scenario_id", pa.string()), ("fraction", pa.float64())]))),
-        ("categories", pa.list_(pa.string())),
-        ("titles", pa.list_(pa.string())),
-    ]
+SCENARIOS = _schema(
+    scenario=pa.int64(),
+    scenario_id=pa.string(),
+    interactions=pa.int64(),
+    users=pa.int64(),
+    items=pa.int64(),
+    positive_rate=pa.float64(),
+    shared_users=pa.list_(pa.struct([("scenario_id", pa.string()), ("fraction", pa.float64())])),
+    categories=pa.list_(pa.string()),
+    titles=pa.list_(pa.string()),
 )
 """Statistics of the training rows. `fraction` of this scenario's users are also users of the other one."""
 
-HISTORIES = pa.schema(
-    [
-        ("user", pa.int64()),
-        ("user_id", pa.string()),
-        ("interactions", pa.int64()),
-        ("history", pa.list_(pa.struct([("scenario_id", pa.string()), ("titles", pa.list_(pa.string()))]))),
-    ]
+HISTORIES = _schema(
+    user=pa.int64(),
+    user_id=pa.string(),
+    interactions=pa.int64(),
+    history=pa.list_(pa.struct([("scenario_id", pa.string()), ("titles", pa.list_(pa.string()))])),
 )
 """One row per user of the training rows, the most active first; titles liked in each scenario, oldest first."""
 
-SEEN = pa.schema([("user", pa.int64()), ("item", pa.int64()), ("label", pa.float32()), ("before", pa.int64())])
-"""The rows that histories are made of: users in the order of `HISTORIES`, each one's together, oldest first. `before`
-of the user's rows are older than this one, those of the same moment not counted."""
+SEEN = _schema(user=pa.int64(), item=pa.int64(), label=pa.float32(), before=pa.int64())
+"""The rows that histories are made of: users in the order of `HISTORIES`, each user's rows together, oldest first.
+`before` counts the user's rows that are older than this one, without those of the same moment."""
 
-
-INDEX = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("hash", pa.uint64()),
-        ("key", pa.binary(16)),
-        ("shard", pa.string()),
-        ("checksum", pa.string()),
-        ("row", pa.int32()),
-        ("state", pa.int8()),
-    ]
+INDEX = _schema(
+    id=pa.int64(),
+    hash=pa.uint64(),
+    key=pa.binary(16),
+    shard=pa.string(),
+    checksum=pa.string(),
+    row=pa.int32(),
+    state=pa.int8(),
 )
-"""Where a version's rows lie: `id` as this version numbers it; hash of the raw id; hash of the raw id with all that
-decides the row; shard as `<version>/vectors/<file>`, whoever wrote it, and its checksum; row in it; and its `State`."""
+"""Where a version's rows lie: `id` as this version numbers it; `hash` of the raw id; `key`, the hash of the raw id with
+all that decides the row; `shard` as `<version>/vectors/<file>`, whichever version wrote it, and its `checksum`; `row`
+in it; and its `State`."""
 
 
 def knowledge(width: int) -> pa.Schema:
-    """A shard of the knowledge store: one row per user (or scenario), `width` numbers each.
+    """A shard of the knowledge store: one row per user (or item, or scenario) with a vector of `width` numbers.
 
     `error` is empty for a good row; the vector of a bad row is zero.
     """
-    return pa.schema(
-        [
-            ("id", pa.int64()),
-            ("raw_id", pa.string()),
-            ("fingerprint", pa.string()),
-            ("prompt", pa.string()),
-            ("answer", pa.string()),
-            ("tokens", pa.int64()),
-            ("error", pa.string()),
-            ("vector", pa.list_(pa.float16(), width)),
-        ]
+    return _schema(
+        id=pa.int64(),
+        raw_id=pa.string(),
+        fingerprint=pa.string(),
+        prompt=pa.string(),
+        answer=pa.string(),
+        tokens=pa.int64(),
+        error=pa.string(),
+        vector=pa.list_(pa.float16(), width),
     )
 
 
 def past(width: int) -> pa.Schema:
     """A row for each row of `SEEN`, in its order: the vector of its user's history before it, zero if not `known`."""
-    return pa.schema([("user", pa.int64()), ("known", pa.bool_()), ("vector", pa.list_(pa.float16(), width))])
+    return _schema(user=pa.int64(), known=pa.bool_(), vector=pa.list_(pa.float16(), width))
 
 
 def category_field(items: pa.Table, fields: Iterable[str]) -> str | None:
@@ -125,7 +108,7 @@ def category_field(items: pa.Table, fields: Iterable[str]) -> str | None:
 
 
 def check(table: pa.Table, expected: pa.Schema, where: str) -> pa.Table:
-    """The table itself, once it has the expected columns with the expected types and no nulls in them.
+    """The table itself, if it has the expected columns with the expected types and no nulls in them.
 
     Raises:
         DataError: names the place, the column and, for a null, the first row.

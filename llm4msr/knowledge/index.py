@@ -217,7 +217,7 @@ def read_index(group: RowGroup, columns: Sequence[str] = INDEX.names) -> pa.Tabl
     try:
         return storage.read_table(group.file, list(columns), group.repair, group.checksum)
     except StorageError:
-        table = storage.read_table(group.file, repair=group.repair, checksum=group.checksum)
+        table = storage.read_table(group.file, advice=group.repair, checksum=group.checksum)
         if "checksum" in table.column_names:
             raise
     shards = strings(table["shard"])

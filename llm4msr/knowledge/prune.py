@@ -43,7 +43,7 @@ def prune(
         `kept` and `removed` versions, `unfinished` ones left, and bytes `freed`.
     """
     root = versions.root(config)
-    sizes = storage.files_below(root, whole=True)
+    sizes = storage.files_below(root, temporary=True)
     running = _running_versions(root, sizes, unfinished)
     stay, go = _divide(config, current, keep, running)
     in_use = {f"{version.folder.name}/{name}" for version in stay for name in (MANIFEST, *version.manifest.files)}

@@ -6,6 +6,7 @@ bytes first, before Arrow reads it.
 """
 
 import base64
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,7 +39,8 @@ def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
     footer = end[-8 - length : -8] if length <= len(end) - 8 else _read(source, size - 8 - length, size - 8)
     _refuse_extensions(footer, _MARKS_IN_PARQUET)
     source.seek(0)
-    return pq.ParquetFile(source, page_checksum_verification=True, arrow_extensions_enabled=False)
+    no_extensions: dict[str, Any] = {"arrow_extensions_enabled": False}  # an option that pyarrow's stubs lack
+    return pq.ParquetFile(source, page_checksum_verification=True, **no_extensions)
 
 
 def open_arrow(source: pa.NativeFile) -> pa.ipc.RecordBatchFileReader:

@@ -14,11 +14,16 @@ from llm4msr.storage import arrow_files, files
 from llm4msr.storage.s3 import FAULTS
 
 GROUP_ROWS = 1 << 16
-"""Rows of a row group where nothing else is asked for."""
+"""Rows of a row group by default."""
+_FAULTS: tuple[type[Exception], ...] = (*FAULTS, pa.ArrowException, KeyError)
+CHECKED_AT_ONCE = 1 << 26
+"""Bytes up to which a file is read once, checked, and used from memory."""
+_checked: set[tuple[str, str, int]] = set()
+"""Larger files that this process has read through once: place, checksum, and time of the last change."""
 
 
 class FileRecord(BaseModel):
-    """One file of an output: its rows, bytes and content hash."""
+    """What a manifest says of one file: its rows, its bytes and the digest of its content."""
 
     rows: int = Field(ge=0)
     bytes: int = Field(ge=0)
@@ -49,25 +54,25 @@ def parquet_bytes(groups: Sequence[pa.Table]) -> bytes:
 
 
 def read_table(
-    file: UPath, columns: list[str] | None = None, repair: str = files.AGAIN, checksum: str = ""
+    file: UPath, columns: list[str] | None = None, advice: str = files.RERUN, checksum: str = ""
 ) -> pa.Table:
-    """Read a Parquet file; `repair` is what an error says to do.
+    """Read a Parquet file; an error ends with the `advice`.
 
     Raises:
         StorageError: it is missing, damaged, or lacks a column.
     """
     try:
-        with open_parquet(file, repair, checksum) as parquet:
+        with open_parquet(file, advice, checksum) as parquet:
             table = parquet.read(columns)
             if missing := set(columns or ()) - set(table.column_names):  # Arrow passes over them
                 raise KeyError(f"no column '{min(missing)}'")
             return table
-    except (*FAULTS, pa.ArrowException, KeyError) as error:
-        raise StorageError(f"{file}: damaged or of another layout ({error}); {repair}") from None
+    except _FAULTS as error:
+        raise StorageError(f"{file}: damaged or of another layout ({error}); {advice}") from None
 
 
-def open_parquet(file: UPath, repair: str = files.AGAIN, checksum: str = "") -> pq.ParquetFile:
-    """A Parquet file opened for reading row groups, its content compared with its `checksum`; close it after use.
+def open_parquet(file: UPath, advice: str = files.RERUN, checksum: str = "") -> pq.ParquetFile:
+    """Open a Parquet file for reading row groups, its content compared with its `checksum`; close it after use.
 
     Raises:
         StorageError: it is missing or damaged.
@@ -75,37 +80,29 @@ def open_parquet(file: UPath, repair: str = files.AGAIN, checksum: str = "") -> 
     filesystem, inner = files.arrow_filesystem(file)
     try:
         source = filesystem.open_input_file(inner)
-        return arrow_files.open_parquet(_checked(source, file, checksum, repair) if checksum else source)
-    except (*FAULTS, pa.ArrowException) as error:
-        raise StorageError(f"{file}: not a readable Parquet file ({error}); {repair}") from None
+        return arrow_files.open_parquet(_check(source, file, checksum, advice) if checksum else source)
+    except _FAULTS as error:
+        raise StorageError(f"{file}: not a readable Parquet file ({error}); {advice}") from None
 
 
-_WHOLE = 1 << 26
-"""Bytes of a file that is read once, checked, and used from memory."""
+def _check(source: pa.NativeFile, file: UPath, checksum: str, advice: str) -> pa.NativeFile:
+    """Where to read the file's content from, once it is known to be what its checksum says.
 
-
-_CHECKED: set[tuple[str, str, int]] = set()
-"""Larger files that this process has read through once: place, checksum, and time of the last change."""
-
-
-def _checked(source: pa.NativeFile, file: UPath, checksum: str, repair: str) -> pa.NativeFile:
-    """Where to read the file's content from, now that it is what its checksum says.
-
-    Checksums of pages, which Parquet has too, leave out what says how to read a page, and the footer.
+    Parquet's own checksums of pages are not enough: they cover neither the headers of pages nor the footer.
     """
-    if source.size() <= _WHOLE:
+    if source.size() <= CHECKED_AT_ONCE:
         data = source.read()
-        files.compare(file, files.digest(data), checksum, repair)
+        files.compare(file, files.digest(data), checksum, advice)
         return pa.BufferReader(data)
     key = (str(file), checksum, os.stat(file).st_mtime_ns if isinstance(file, Path) else source.size())
-    if key not in _CHECKED:
-        files.compare(file, files.digest_file(file), checksum, repair)
-        _CHECKED.add(key)
+    if key not in _checked:
+        files.compare(file, files.digest_file(file), checksum, advice)
+        _checked.add(key)
     return source
 
 
 def record_file(file: UPath, rows: int = -1) -> FileRecord:
-    """What is to be noted of a file that lies there already; the rows of a Parquet file need not be given."""
+    """The record of a file that exists; the rows of a Parquet file need not be given."""
     if rows < 0:
         with open_parquet(file) as parquet:
             rows = parquet.metadata.num_rows

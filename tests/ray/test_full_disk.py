@@ -68,7 +68,7 @@ def test_a_stage_whose_disk_is_full_says_so_and_goes_on_once_there_is_room(
     assert Path(str(output.folder)) == folder
     assert not output.reused
     assert comparable(output) == comparable(undisturbed)
-    there = {name for name in storage.files_below(output.folder, whole=True) if not name.startswith("tensorboard/")}
+    there = {name for name in storage.files_below(output.folder, temporary=True) if not name.startswith("tensorboard/")}
     assert there == {*output.manifest.files, MANIFEST}
     assert not [place for place in made.root.rglob("*") if place.suffix == ".tmp" or place.name == lock.NAME]
     if stage == "extract":

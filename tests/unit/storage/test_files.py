@@ -256,7 +256,7 @@ def test_a_stream_that_fails_leaves_nothing(folder):
 
     with pytest.raises(RuntimeError, match="died"):
         fail()
-    assert storage.files_below(folder, whole=True) == {}
+    assert storage.files_below(folder, temporary=True) == {}
 
 
 def text(file: Path) -> None:

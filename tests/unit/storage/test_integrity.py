@@ -80,7 +80,7 @@ def test_rows_that_baselines_are_counted_from(world: World, tmp_path: Path) -> N
 def test_a_file_that_is_too_large_to_be_read_at_once(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet, "_WHOLE", 100)
+    monkeypatch.setattr(parquet, "CHECKED_AT_ONCE", 100)
     never_read(copied(world.data, tmp_path), "train.parquet", batches(world, "train"))
 
 

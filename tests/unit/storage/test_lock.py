@@ -137,7 +137,7 @@ def test_of_two_runs_one_works_and_the_other_takes_its_result(
     theirs = other.communicate(timeout=60)[0]
     assert f"{folder}: another run works here (process {os.getpid()} on " in told[0]
     assert theirs.splitlines()[-1].split() == ["True", mine.manifest.files["metrics.json"].digest]
-    assert set(storage.files_below(folder, whole=True)) == {"asked-0", "metrics.json", MANIFEST}
+    assert set(storage.files_below(folder, temporary=True)) == {"asked-0", "metrics.json", MANIFEST}
 
 
 @pytest.mark.parametrize("folder", ["disk", "s3"], indirect=True)
@@ -159,20 +159,20 @@ def test_a_killed_run_is_replaced_at_once(
     assert output.manifest.continued
     assert not output.reused
     assert not lock.is_held(folder)
-    left = set(storage.files_below(folder, whole=isinstance(folder, Path)))
+    left = set(storage.files_below(folder, temporary=isinstance(folder, Path)))
     assert left == {"asked-0", "asked-1", "metrics.json", MANIFEST}
 
 
 def test_the_lock_goes_with_the_run_also_if_it_fails(folder: UPath):
     def fail(at: UPath) -> StageResult:
         assert lock.is_held(at)
-        assert lock.NAME in storage.files_below(at, whole=True)
+        assert lock.NAME in storage.files_below(at, temporary=True)
         assert lock.NAME not in storage.files_below(at)
         raise RuntimeError("died")
 
     with pytest.raises(RuntimeError, match="died"):
         publish(folder, fail)
-    assert not storage.files_below(folder, whole=True)
+    assert not storage.files_below(folder, temporary=True)
     assert not publish(folder).manifest.continued
 
 
