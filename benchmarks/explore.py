@@ -19,7 +19,7 @@ from benchmarks._endpoint import free_port
 from benchmarks._machine import described
 from llm4msr import config as configs
 from llm4msr import pipeline
-from llm4msr.serve import app
+from llm4msr.serve import endpoint
 
 RESULT = Path(__file__).parent / "results" / "explore.md"
 
@@ -40,7 +40,7 @@ def main() -> None:
         with httpx.Client(base_url=f"{address}/explore/api/", timeout=300) as client:
             moves, edits, opening = measure(client, wanted.moves, wanted.edits)
     finally:
-        app.stop()
+        endpoint.stop()
     RESULT.write_text(report(moves, edits, opening, config.extract.model, wanted))
     print(RESULT.read_text())
 

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis import GenerationMode
 
 from benchmarks._machine import described
-from llm4msr.serve.middleware import OPENAPI
+from llm4msr.serve.web_app import OPENAPI
 
 RESULT = Path(__file__).parent / "results" / "serve-hostile.md"
 ROUTES = (("/v1/rank", "POST"), ("/v1/rank:batch", "POST"))

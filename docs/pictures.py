@@ -15,7 +15,7 @@ from llm4msr import config as configs
 from llm4msr import pipeline
 from llm4msr.explain.stage import REPORT
 from llm4msr.pipeline import explain
-from llm4msr.serve import app
+from llm4msr.serve import endpoint
 from tests.support.browser import CHROMIUM, FLAGS, SCHEMES, WIDTHS
 
 FOLDER = Path(__file__).parent / "pictures"
@@ -45,7 +45,7 @@ def main(file: str) -> None:
                     page.close()
             browser.close()
     finally:
-        app.stop()
+        endpoint.stop()
     (FOLDER / "index.md").write_text(PAGE)
 
 

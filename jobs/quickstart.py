@@ -12,8 +12,7 @@ from llm4msr.explain.stage import REPORT
 from llm4msr.knowledge.rows import read_texts
 from llm4msr.pipeline import explain, exported, extracted, prepared, stages
 from llm4msr.progress import say
-from llm4msr.serve import app
-from llm4msr.serve.gates import token
+from llm4msr.serve import api_token, endpoint
 from llm4msr.text import shorten
 
 USERS, SCENARIOS, SHOWN = 3, 2, 5
@@ -31,11 +30,12 @@ def main(uri: str, overrides: list[str]) -> None:
     say("\nstarting the endpoint ...")
     address = pipeline.serve(loaded)
     try:
-        headers = {b"authorization": b"Bearer " + token()} if token() else {}
+        token = api_token.read()
+        headers = {b"authorization": b"Bearer " + token} if token else {}
         with httpx.Client(base_url=address, timeout=30, headers=headers, trust_env=False) as client:  # no proxy between
             show_rankings(loaded, client)
     finally:
-        app.stop()
+        endpoint.stop()
     say("\nwriting the report ...")
     report = explain(loaded).folder / REPORT if loaded.model.knowledge != "none" else None
     print(_next_steps(uri, loaded))

@@ -27,8 +27,7 @@ from llm4msr.knowledge import extract as extract_stage
 from llm4msr.knowledge.prompts.sample import sampler
 from llm4msr.model import backbones
 from llm4msr.progress import say
-from llm4msr.serve import app
-from llm4msr.serve.gates import token
+from llm4msr.serve import api_token, endpoint
 from llm4msr.storage import StageOutput, cache, local_copy
 from llm4msr.training import evaluate as evaluate_stage
 from llm4msr.training import train as train_stage
@@ -128,7 +127,7 @@ def refresh(config: Config) -> StageOutput:
 
 
 def serve(config: Config) -> str:
-    """Serve the bundle, and the explorer where it is asked for, until `serve.app.stop`; gives back the address.
+    """Serve the bundle, and the explorer where it is asked for, until `serve.endpoint.stop`; gives back the address.
 
     Raises:
         ConfigError: nothing is exported yet, the host or port cannot be listened at, or Ray Serve refuses.
@@ -136,13 +135,14 @@ def serve(config: Config) -> str:
     """
     bundle = config.serve.bundle or str(exported(config).folder)
     if not config.serve.explore:
-        return app.start(config.serve, bundle, [config.model.backbone])
+        return endpoint.start(config.serve, bundle, [config.model.backbone])
     from llm4msr.explain.explorer import app as explorer
 
     check_explainable(config)
     model = trained(config)
-    address = app.start(config.serve, bundle, [config.model.backbone])
-    app.deploy(explorer.application(model, bool(token())), explorer.NAME, explorer.PREFIX, config.serve)
+    address = endpoint.start(config.serve, bundle, [config.model.backbone])
+    explorer_app = explorer.application(model, token_required=bool(api_token.read()))
+    endpoint.deploy(explorer_app, explorer.NAME, explorer.PREFIX, config.serve)
     return address
 
 

@@ -173,13 +173,13 @@ class SelfTest(BaseModel):
 LATEST = "latest.json"
 
 
-def latest(served: str) -> str:
+def latest_codes(bundle_uri: str) -> str:
     """URI of the codes that endpoints of this bundle shall use; empty for the bundle's own.
 
     Raises:
         StorageError: the pointer cannot be read.
     """
-    pointer = codes_root(storage.path(served)) / LATEST
+    pointer = codes_root(storage.path(bundle_uri)) / LATEST
     if not pointer.exists():
         return ""
     try:

@@ -8,9 +8,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, mo
 
 from llm4msr.text import MAX_ID, shorten
 
-TOKEN = "LLM4MSR_API_TOKEN"
-"""The environment variable that holds the API token; without it everybody may ask."""
-
 CONTEXT_FIELDS = 64
 
 Text = Annotated[str, Field(max_length=MAX_ID)]

@@ -28,7 +28,7 @@ from llm4msr.storage.local_copy import open_local
 from llm4msr.text import shorten
 
 
-def not_loaded(uri: str, error: BaseException) -> StorageError:
+def load_error(uri: str, error: BaseException) -> StorageError:
     """What is said of a bundle or codes that cannot be loaded for a reason that this package does not foresee."""
     return StorageError(f"{uri}: cannot be loaded ({type(error).__name__}: {error})"[:1000])
 
@@ -40,7 +40,7 @@ def _loading(uri: str) -> Iterator[None]:
     except LLM4MSRError:
         raise
     except Exception as error:  # a backbone of somebody else's, no memory, a full disk
-        raise not_loaded(uri, error) from error
+        raise load_error(uri, error) from error
 
 
 class Ranker:

@@ -100,7 +100,7 @@ def serve(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> 
 
     def until_interrupted(loaded: Config) -> list[StageOutput]:
         from llm4msr import pipeline
-        from llm4msr.serve.app import stop
+        from llm4msr.serve import endpoint
 
         nonlocal code
         bundle = pipeline.exported(loaded)
@@ -114,7 +114,7 @@ def serve(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> 
             code = 128 + (signal.SIGTERM if isinstance(ended, Terminated) else signal.SIGINT)
             say("ending: what is in flight is answered")
         finally:
-            stop()
+            endpoint.stop()
         return [bundle]
 
     _execute("serve", config, set_, dry_run, until_interrupted)

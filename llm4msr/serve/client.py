@@ -12,30 +12,31 @@ from typing import Self
 import httpx
 from httpx_retries import Retry, RetryTransport
 
-from llm4msr.bundle.messages import TOKEN, ModelInfo, RankBatchRequest, RankBatchResponse, RankRequest, RankResponse
+from llm4msr.bundle.messages import ModelInfo, RankBatchRequest, RankBatchResponse, RankRequest, RankResponse
+from llm4msr.serve import api_token
 
 RETRIED = (429, 500, 502, 503, 504)
 
 
 class RankClient:
-    """Ranking changes nothing, so what did not arrive is asked again: after 429 when the endpoint says, else soon.
+    """Ranking changes nothing, so a call that failed is sent again: after 429 when the endpoint says, else soon.
 
     Args:
-        address: where the endpoint is.
+        address: of the endpoint, such as http://127.0.0.1:8000.
         token: the API token; by default the variable LLM4MSR_API_TOKEN, where it is set.
-        retries: how often one request is asked again.
+        retries: how often one call is sent again.
         timeout_s: for one call, with all its tries and the waits between them.
     """
 
     def __init__(self, address: str, token: str | None = None, retries: int = 4, timeout_s: float = 10.0):
-        token = (os.environ.get(TOKEN, "") if token is None else token).strip()
-        again = Retry(total=retries, allowed_methods=["GET", "POST"], status_forcelist=RETRIED, backoff_factor=0.1)
+        token = (os.environ.get(api_token.VARIABLE, "") if token is None else token).strip()
+        retry = Retry(total=retries, allowed_methods=["GET", "POST"], status_forcelist=RETRIED, backoff_factor=0.1)
         self._timeout_s = timeout_s
         self._http = httpx.AsyncClient(
             base_url=address,
             timeout=timeout_s,
             headers={b"authorization": b"Bearer " + os.fsencode(token)} if token else {},
-            transport=RetryTransport(transport=_Patience(timeout_s), retry=again),
+            transport=RetryTransport(transport=_BoundedTransport(timeout_s), retry=retry),
         )
 
     async def __aenter__(self) -> Self:
@@ -72,21 +73,21 @@ class RankClient:
             async with asyncio.timeout(self._timeout_s):
                 return (await self._http.send(request)).raise_for_status().content
         except TimeoutError:
-            told = f"no answer from {request.url} within {self._timeout_s:g} s, tries and waits together"
-            raise httpx.TimeoutException(told, request=request) from None
+            message = f"no answer from {request.url} within {self._timeout_s:g} s, tries and waits together"
+            raise httpx.TimeoutException(message, request=request) from None
 
 
-class _Patience(httpx.AsyncHTTPTransport):
-    """Where the endpoint asks for a longer wait than a call may take, its answer is the last one."""
+class _BoundedTransport(httpx.AsyncHTTPTransport):
+    """Gives up at once when the endpoint asks for a longer wait than a call may take."""
 
-    def __init__(self, patience_s: float):
+    def __init__(self, timeout_s: float):
         super().__init__()
-        self._patience_s = patience_s
+        self._timeout_s = timeout_s
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """One try."""
         response = await super().handle_async_request(request)
-        if response.status_code in RETRIED and self._wait_s(response) > self._patience_s:
+        if response.status_code in RETRIED and self._wait_s(response) > self._timeout_s:
             response.request = request
             await response.aread()
             response.raise_for_status()

@@ -1,7 +1,7 @@
 """The model that a replica has in service, and how a newer one takes its place without a restart.
 
-A `Ranker` is swapped as a whole: a bundle together with the newest users' codes for it, when Ray Serve hands over a
-new `user_config` or `llm4msr refresh` has published codes. Whoever took `ranker` before keeps what it took.
+A `Ranker` is swapped as a whole, a bundle together with the newest users' codes for it: when Ray Serve hands over a
+new `user_config`, or when `llm4msr refresh` has published codes. Whoever took `ranker` before keeps that one.
 """
 
 import asyncio
@@ -10,35 +10,39 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from llm4msr.bundle.files import latest
-from llm4msr.bundle.ranker import Ranker, not_loaded
+from llm4msr.bundle.files import latest_codes
+from llm4msr.bundle.ranker import Ranker, load_error
 from llm4msr.errors import LLM4MSRError
 
 log = logging.getLogger("ray.serve")
 
 
 class InService(NamedTuple):
-    """What is served: a bundle, its ranker with its own codes, and the ranker with the codes that are used."""
+    """A bundle that is served, and its codes."""
 
     bundle: str
     codes: str
     """URI; empty for the bundle's own."""
     with_own_codes: Ranker
     ranker: Ranker
+    """The one that answers, with `codes`."""
     problem: str = ""
     """Why the bundle's own codes are used though there are newer ones: at the start no older ones can serve on."""
 
 
 class LiveModel:
-    """See the module. `on_refusal` is called for each bundle or set of codes that could not be loaded.
+    """The model in service.
 
-    `allow_backbones` are as in `Ranker.load`.
+    Args:
+        on_refusal: called for each bundle or set of codes that could not be loaded.
+        allow_backbones: as in `Ranker.load`.
     """
 
     def __init__(self, on_refusal: Callable[[], None], allow_backbones: Sequence[str] = ()):
-        self._on_refusal, self._allowed = on_refusal, allow_backbones
-        self._served: InService | None = None
-        self._wanted = ""
+        self._on_refusal, self._allow_backbones = on_refusal, allow_backbones
+        self._in_service: InService | None = None
+        self._bundle = ""
+        """The bundle that was asked for last; another one may be in service still."""
         self._loading: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
         self.problem = ""
@@ -46,77 +50,77 @@ class LiveModel:
 
     @property
     def ranker(self) -> Ranker:
-        """The one in service."""
-        assert self._served is not None, "Ray Serve configures a replica before any request"
-        return self._served.ranker
+        """The ranker in service."""
+        assert self._in_service is not None, "Ray Serve configures a replica before any request"
+        return self._in_service.ranker
 
     async def load(self, bundle: str) -> bool:
-        """Bring a bundle and its newest codes into service, as far as they are not; says whether the ranker changed.
+        """Bring a bundle and its newest codes into service unless they are already; says whether the ranker changed.
 
-        What cannot be loaded, for whatever reason, leaves the old one in service. Of two loads the later one counts.
+        If they cannot be loaded, for whatever reason, the old ones stay in service. Of two loads the later one counts.
 
         Raises:
-            StorageError: it cannot be loaded, and there is no old one.
+            StorageError: they cannot be loaded, and there are no old ones.
         """
-        before = self._served
-        if self._loading is None or self._loading.done() or bundle != self._wanted:
+        before = self._in_service
+        if self._loading is None or self._loading.done() or bundle != self._bundle:
             if self._loading is not None:
-                self._loading.cancel()  # its thread runs to its end, but nobody takes what it brings
-            self._wanted = bundle
-            self._loading = asyncio.create_task(self._bring(bundle))
-        waited = None
-        while waited is not self._loading:  # who waits for a load that another one has replaced waits for that one
-            waited = self._loading
-            await asyncio.wait([waited])
-        waited.result()
+                self._loading.cancel()  # its thread runs to its end, but its result is dropped
+            self._bundle = bundle
+            self._loading = asyncio.create_task(self._swap(bundle))
+        awaited = None
+        while awaited is not self._loading:  # a load may be replaced by another one while we wait for it
+            awaited = self._loading
+            await asyncio.wait([awaited])
+        awaited.result()
         return before is None or self.ranker is not before.ranker
 
     def follow(self, seconds: float) -> None:
-        """From now on look for newer codes now and then; replicas do so at different moments."""
+        """From now on look for newer codes about every so many seconds, each replica at moments of its own."""
 
-        async def forever() -> None:
+        async def follow_forever() -> None:
             while True:
                 await asyncio.sleep(seconds * random.uniform(0.8, 1.2))
                 await self.take_latest_codes()
 
         if self._following is None and seconds:
-            self._following = asyncio.create_task(forever())
+            self._following = asyncio.create_task(follow_forever())
 
     async def take_latest_codes(self) -> None:
         """Swap to the codes that endpoints shall use now; a bundle that could not be loaded before is tried again."""
-        await self.load(self._wanted)
+        await self.load(self._bundle)
 
-    async def _bring(self, bundle: str) -> None:
-        ready = await asyncio.to_thread(_ready, bundle, self._served, self._allowed)
-        if isinstance(ready, InService):
-            self._served = ready
-        elif self._served is None:
-            raise ready
-        self.problem = ready.problem if isinstance(ready, InService) else _told(ready)
+    async def _swap(self, bundle: str) -> None:
+        result = await asyncio.to_thread(_load, bundle, self._in_service, self._allow_backbones)
+        if isinstance(result, InService):
+            self._in_service = result
+        elif self._in_service is None:
+            raise result
+        self.problem = result.problem if isinstance(result, InService) else _describe(result)
         if self.problem:
             self._on_refusal()
             log.error(f"serving {self.ranker.model_version} all the same: {self.problem}")
 
 
-def _ready(bundle: str, served: InService | None, allowed: Sequence[str]) -> InService | LLM4MSRError:
-    """What shall be in service for this bundle now, or why that cannot be. In a thread, which signals do not reach."""
+def _load(bundle: str, current: InService | None, allow_backbones: Sequence[str]) -> InService | LLM4MSRError:
+    """What shall be in service for this bundle now, or why it cannot be. Runs in a thread, which no signal reaches."""
     try:
-        same = served is not None and served.bundle == bundle
-        own = served.with_own_codes if served and same else Ranker.load(bundle, allow_backbones=allowed)
+        same = current is not None and current.bundle == bundle
+        own = current.with_own_codes if current and same else Ranker.load(bundle, allow_backbones=allow_backbones)
         try:
-            codes = latest(bundle)
-            if served and same and codes == served.codes:
-                return served._replace(problem="")
+            codes = latest_codes(bundle)
+            if current and same and codes == current.codes:
+                return current._replace(problem="")
             return InService(bundle, codes, own, own.with_codes(codes) if codes else own)
         except Exception as error:
-            if served is not None:
+            if current is not None:
                 raise
-            return InService(bundle, "", own, own, _told(error))
+            return InService(bundle, "", own, own, _describe(error))
     except LLM4MSRError as error:
         return error
-    except BaseException as error:  # a backbone of somebody else's may raise anything, and a library may panic
-        return not_loaded(bundle, error)
+    except BaseException as error:  # a foreign backbone may raise anything, and a library may panic
+        return load_error(bundle, error)
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:1000]

@@ -2,9 +2,12 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from llm4msr.bundle.messages import RankResponse
+
+if TYPE_CHECKING:
+    from ray.serve.metrics import Counter
 
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
 CANDIDATES = [1, 10, 30, 100, 300, 1000, 3000, 10_000]
@@ -26,10 +29,10 @@ class ServeMetrics:
     def __init__(self) -> None:
         from ray.serve.metrics import Counter, Histogram
 
-        def histogram(name: str, boundaries: Sequence[float], *tags: str) -> Any:
+        def histogram(name: str, boundaries: Sequence[float], *tags: str) -> Histogram:
             return Histogram(name, description=METRICS[name], boundaries=list(boundaries), tag_keys=tags)
 
-        def counter(name: str, *tags: str) -> Any:
+        def counter(name: str, *tags: str) -> Counter:
             return Counter(name, description=METRICS[name], tag_keys=tags)
 
         self._seconds = histogram("llm4msr_rank_seconds", SECONDS, "stage")
@@ -39,27 +42,39 @@ class ServeMetrics:
         self._unknown = counter("llm4msr_unknown_ids", "kind")
         self.refused = counter("llm4msr_refused_models")
 
-    def batch(self, calls: Sequence[Any], begun: float, answers: Sequence[Sequence[RankResponse]]) -> None:
-        """One scored batch; `begun` in monotonic seconds."""
+    def observe_batch(
+        self,
+        begun: float,
+        waits: Sequence[float],
+        candidates: Sequence[int],
+        responses: Sequence[Sequence[RankResponse]],
+    ) -> None:
+        """Count one scored batch, call by call.
+
+        Args:
+            begun: when scoring began, in monotonic seconds.
+            waits: seconds from each call's arrival to `begun`.
+            candidates: items of each call.
+            responses: of each call, one for each of its requests.
+        """
         self._seconds.observe(time.monotonic() - begun, {"stage": "score"})
-        sizes = [sum(len(request.items) for request in call.requests) for call in calls]
-        self._batch.observe(sum(sizes))
-        for call, size in zip(calls, sizes, strict=True):
-            self._seconds.observe(begun - call.arrived, {"stage": "wait"})
-            self._candidates.observe(size)
-        given = [answer for call in answers for answer in call]
-        known = sum(answer.knowledge == "used" for answer in given)
-        _add(self._requests, "knowledge", used=known, none=len(given) - known)
+        self._batch.observe(sum(candidates))
+        for wait, count in zip(waits, candidates, strict=True):
+            self._seconds.observe(wait, {"stage": "wait"})
+            self._candidates.observe(count)
+        ranked = [response for call in responses for response in call]
+        used = sum(response.knowledge == "used" for response in ranked)
+        _add(self._requests, "knowledge", used=used, none=len(ranked) - used)
         _add(
             self._unknown,
             "kind",
-            user=sum(answer.unknown.user for answer in given),
-            scenario=sum(answer.unknown.scenario for answer in given),
-            item=sum(len(answer.unknown.items) for answer in given),
+            user=sum(response.unknown.user for response in ranked),
+            scenario=sum(response.unknown.scenario for response in ranked),
+            item=sum(len(response.unknown.items) for response in ranked),
         )
 
 
-def _add(counter: Any, tag: str, **numbers: int) -> None:
-    for name, number in numbers.items():
+def _add(counter: "Counter", tag: str, **numbers: int) -> None:
+    for value, number in numbers.items():
         if number:  # Ray refuses to add nothing
-            counter.inc(number, {tag: name})
+            counter.inc(number, {tag: value})

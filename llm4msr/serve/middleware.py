@@ -1,157 +1,162 @@
-"""What a request meets before the model does: the gates, JSON read strictly, and errors that say what was wrong.
+"""What stands before every route, as plain ASGI: headers of each response, the Host, the token, limits of a body."""
 
-Plain FastAPI; Ray Serve is in `serve.py`, and the gates are in `gates.py`.
-"""
-
-import gc
+import asyncio
+import ipaddress
 import json
 import re
-from collections.abc import Callable, Coroutine
-from pathlib import Path
-from typing import Annotated, Any
+import secrets
+from collections.abc import Collection
+from fnmatch import fnmatchcase
+from typing import Any
 
-from fastapi import FastAPI, Header, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
-from fastapi.routing import APIRoute
-from pydantic import BeforeValidator
+from starlette.datastructures import MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llm4msr.config import ServeConfig
-from llm4msr.errors import ConfigError
-from llm4msr.serve.gates import PROBES, AnswerHeaders, BodyLimits, HostGate, Plain, TokenGate
+from llm4msr.serve import api_token
 from llm4msr.text import shorten
 
-OPENAPI = Path(__file__).with_name("openapi.json")
-"""The committed description of the routes; a test compares it with what the endpoint says of itself."""
-
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    401: {"description": "An API token is set, and was not given."},
-    403: {"description": "No API token is set, and the Host is neither local nor allowed."},
-    408: {"description": "The body did not arrive in time."},
-    413: {"description": "Too many candidates, or too large a body."},
-    429: {"description": "Overload: ask again after Retry-After seconds."},
-    504: {"description": "No answer in time."},
-}
-"""What ranking may answer instead, beside 422 for a request that is wrong."""
-
-OPEN = PROBES | {"/docs", "/redoc", "/openapi.json"}
-"""Paths that need no token: they tell nothing of the model."""
-
-ERRORS_SHOWN, KEY_SHOWN = 10, 64
-
-MOST_OBJECTS = 2_000
-"""In one body; a batch has two for each request, an edited history one for each scenario."""
-
-MOST_LISTS = 2_000
-"""In one body; a batch has one for each request, an edited history one for each scenario."""
-
-_TEXT = re.compile(rb'"(?:[^"\\]|\\.?)*+"?', re.DOTALL)
-"""A JSON text, or what begins as one; the pattern never fails where it has begun, so that its time is linear."""
+RESPONSE_HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
+PROBES = frozenset({"/healthz", "/readyz"})
+"""Health checks come by the address of a machine or pod, and are told nothing else."""
 
 
-def _readable(raw: str) -> str:
+class ASCIIResponse(JSONResponse):
+    """JSON in ASCII: what a client sent and gets back in a message may be no valid Unicode."""
+
+    def __init__(self, content: Any, status: int, headers: dict[str, str] | None = None):
+        super().__init__(content, status, RESPONSE_HEADERS | (headers or {}))
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return json.dumps(content, ensure_ascii=True, allow_nan=False).encode()
+
+
+class ResponseHeaders:
+    """Lets no browser guess at the type of a response, and nobody on the way keep it."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(RESPONSE_HEADERS)
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+class HostGate:
+    """Without a token, 403 for whoever calls this endpoint by a foreign name, as a page in a browser may do.
+
+    Such a page points a name of its own to this machine (DNS rebinding) and then reads what the endpoint answers.
+    `names` are allowed besides those of this machine, and may hold `*`.
+    """
+
+    def __init__(self, app: ASGIApp, names: Collection[str]):
+        self.app, self.names = app, [host_name(name) or name.lower() for name in names]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        if scope["type"] != "http" or path_of(scope) in PROBES or api_token.read() or self._allows(_hosts(scope)):
+            await self.app(scope, receive, send)
+            return
+        message = (
+            f"without {api_token.VARIABLE}, requests for host '{shorten(', '.join(_hosts(scope)))}' are not answered; "
+            "set it, or serve.allowed_hosts"
+        )
+        await ASCIIResponse({"detail": message}, 403)(scope, receive, send)
+
+    def _allows(self, hosts: list[str]) -> bool:
+        name = host_name(hosts[0]) if len(hosts) == 1 else ""
+        return bool(name) and (_is_local(name) or any(fnmatchcase(name, allowed) for allowed in self.names))
+
+
+def _hosts(scope: Scope) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == b"host"]
+
+
+def host_name(host: str) -> str:
+    """The name or address in a Host header, without port, brackets and last dot; empty where it is malformed."""
+    match = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([^\s:\[\]@/]+?)\.?)(?::\d*)?", host.strip().lower())
+    return "" if match is None else match[1] or match[2]
+
+
+def _is_local(name: str) -> bool:
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
     try:
-        text = raw.encode("latin-1").decode()  # headers are bytes, which ASGI frameworks read as latin-1
-    except UnicodeError:
-        raise ValueError("write it in UTF-8") from None
-    if not text.isprintable():
-        raise ValueError("write it without control characters")
-    return text
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
-RequestId = Annotated[str, Header(max_length=128), BeforeValidator(_readable)]
-"""Ray Serve gives every request an id, the client's own X-Request-ID where there is one, and sends it back."""
+class TokenGate:
+    """Where a token is set, 401 for requests without it, except for `open_paths`."""
+
+    def __init__(self, app: ASGIApp, open_paths: Collection[str]):
+        self.app, self.open_paths = app, open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        token = api_token.read()
+        if token and scope["type"] == "http" and path_of(scope) not in self.open_paths:
+            credentials = dict(scope["headers"]).get(b"authorization", b"")
+            if not secrets.compare_digest(credentials, b"Bearer " + token):
+                refusal = ASCIIResponse({"detail": "wrong or missing token"}, 401, {"www-authenticate": "Bearer"})
+                await refusal(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
-def web_app(config: ServeConfig, open_paths: frozenset[str] = OPEN) -> FastAPI:
-    """An application without routes: documents, gates and errors. `open_paths` need no token."""
-    app = FastAPI(title="llm4msr", version="1", description="A multi-scenario ranker with LLM knowledge.")
-    app.router.route_class = StrictRoute
-    app.add_middleware(BodyLimits, max_bytes=config.max_body_bytes, timeout_s=config.timeout_s)
-    app.add_middleware(TokenGate, open_paths=open_paths)
-    app.add_middleware(HostGate, names=[config.host, *config.allowed_hosts])
-    app.add_middleware(AnswerHeaders)  # the last one is the first to be met
-
-    @app.exception_handler(ConfigError)
-    async def bad_request(request: Request, error: ConfigError) -> Response:
-        return Plain({"detail": str(error)}, 422)
-
-    @app.exception_handler(RequestValidationError)
-    async def malformed(request: Request, error: RequestValidationError) -> Response:
-        """Where and what, without what was sent: it may be huge, or no JSON at all."""
-        if isinstance(error.body, bytes):  # FastAPI has not read it: it was not declared as JSON
-            return Plain({"detail": "no JSON by its content-type; send it with content-type: application/json"}, 422)
-        told = [
-            {"loc": [shorten(str(part), KEY_SHOWN) for part in e["loc"]], "msg": e["msg"], "type": e["type"]}
-            for e in error.errors()[:ERRORS_SHOWN]
-        ]
-        return Plain({"detail": told}, 422)
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> Response:
-        """A fault of ours, which the log of the replica tells; it stands outside of all gates."""
-        return Plain({"detail": "internal error"}, 500)
-
-    return app
+def path_of(scope: Scope) -> str:
+    """The request's path below the root path, which is Ray Serve's route prefix."""
+    path: str = scope.get("path", "")
+    return path.removeprefix(scope.get("root_path", ""))
 
 
-class StrictRequest(Request):
-    """A request whose body is JSON as RFC 8259 has it between machines."""
+class BodyLimits:
+    """Reads the whole body first: 413 if it is larger than `max_bytes`, 408 if it takes longer than `timeout_s`."""
 
-    async def json(self) -> Any:
-        """The value.
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float):
+        self.app, self.max_bytes, self.timeout_s = app, max_bytes, timeout_s
 
-        Raises:
-            HTTPException: 422, it is no JSON, not in UTF-8, compressed, too deep, or has objects or lists without end,
-                or a key twice in an object.
-        """
-        if (coding := self.headers.get("content-encoding", "identity")) != "identity":
-            raise HTTPException(422, f"content-encoding: {shorten(coding)} is not read here; send the body as it is")
-        body = await self.body()
-        if body.count(b"[") > MOST_LISTS and _TEXT.sub(b"", body).count(b"[") > MOST_LISTS:
-            raise HTTPException(422, f"the body has more than {MOST_LISTS} lists")
-        collects = gc.isenabled()
-        gc.disable()  # else it looks through all that is there again and again while many small lists are made
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
+            await self.app(scope, receive, send)
+            return
         try:
-            return json.loads(body.decode("utf-8-sig"), object_pairs_hook=Objects())
-        except RecursionError:
-            raise HTTPException(422, "the body is nested too deep") from None
-        except ValueError as error:
-            raise HTTPException(422, f"the body is no JSON in UTF-8: {shorten(str(error), 200)}") from None
-        finally:
-            if collects:
-                gc.enable()
+            async with asyncio.timeout(self.timeout_s):
+                body = await self._read(receive)
+        except TimeoutError:
+            refusal = ASCIIResponse({"detail": f"the body did not arrive within {self.timeout_s:g} s"}, 408)
+            await refusal(scope, receive, send)
+            return
+        if body is None:
+            return  # the client is gone
+        if len(body) > self.max_bytes:
+            refusal = ASCIIResponse({"detail": f"the body is larger than {self.max_bytes} bytes"}, 413)
+            await refusal(scope, receive, send)
+            return
+        waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
+        async def replay() -> Message:
+            return waiting.pop() if waiting else await receive()
 
-class Objects:
-    """Makes the objects of one body: not too many, and each key once."""
+        await self.app(scope, replay, send)
 
-    def __init__(self) -> None:
-        self.made = 0
-
-    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """One object."""
-        self.made += 1
-        if self.made > MOST_OBJECTS:
-            raise ValueError(f"more than {MOST_OBJECTS} objects")
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            before: set[str] = set()
-            for key, _ in pairs:
-                if key in before:
-                    raise ValueError(f"the key '{shorten(key)}' stands twice in an object")
-                before.add(key)
-        return found
-
-
-class StrictRoute(APIRoute):
-    """A route that reads JSON strictly."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """What FastAPI calls with each request."""
-        handler = super().get_route_handler()
-
-        async def handle(request: Request) -> Response:
-            return await handler(StrictRequest(request.scope, request.receive))
-
-        return handle
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The body, cut off once it is too large; None if the client hung up."""
+        body = bytearray()
+        while len(body) <= self.max_bytes:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            if not message.get("more_body", False):
+                break
+        return bytes(body)

@@ -9,7 +9,7 @@ import yaml
 from llm4msr.config import ServeConfig
 from llm4msr.errors import ConfigError
 from llm4msr.serve.app import build, openapi
-from llm4msr.serve.middleware import OPENAPI
+from llm4msr.serve.web_app import OPENAPI
 from tests.support.experiments import ROOT
 
 

@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, expect
 
 from llm4msr import Config, pipeline
 from llm4msr.errors import ConfigError
-from llm4msr.serve import app
+from llm4msr.serve import endpoint
 from tests.support.browser import Opened, browser, needs_chromium
 from tests.support.experiments import free_port
 
@@ -27,7 +27,7 @@ def address(config: Config) -> Iterator[str]:
     pipeline.train(config)
     pipeline.export(config)
     yield pipeline.serve(config)
-    app.stop()
+    endpoint.stop()
 
 
 def test_what_is_not_trained_is_told_before_anything_starts(config: Config) -> None:

@@ -18,8 +18,8 @@ from ray.serve import get_deployment_handle
 
 from llm4msr import Config, Ranker, RankRequest, pipeline, storage
 from llm4msr.errors import ConfigError
-from llm4msr.serve import app
-from llm4msr.serve.middleware import OPENAPI
+from llm4msr.serve import app, endpoint
+from llm4msr.serve.web_app import OPENAPI
 from llm4msr.text import MAX_ID
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.train import WEIGHTS
@@ -49,7 +49,7 @@ def config(spine: Spine) -> Config:
 def address(config: Config) -> Iterator[str]:
     """One Ray Serve for this module; it is ended afterwards, since it holds a CPU."""
     yield pipeline.serve(config)
-    app.stop()
+    endpoint.stop()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from llm4msr.explain.explorer.view import View
 from llm4msr.knowledge.engines import Engine, PromptTokenizer, open_engine, open_tokenizer
 from llm4msr.knowledge.engines.tokens import ControlTokenError, PromptTooLongError
 from llm4msr.knowledge.extract import check_same_model
-from llm4msr.serve.gates import require_token
+from llm4msr.serve import api_token
 from llm4msr.storage import StageOutput
 from llm4msr.training.trained import TrainedModel
 
@@ -63,7 +63,7 @@ def application(model: TrainedModel, token_required: bool) -> Any:
     from ray import serve
 
     def page() -> FastAPI:
-        require_token(token_required)
+        api_token.check_node(token_required)
 
         @ray_session.unwrap_errors
         def read_prompt(prompt: str) -> Singles:

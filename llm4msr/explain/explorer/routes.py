@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from llm4msr.config import ServeConfig
 from llm4msr.errors import LLM4MSRError
 from llm4msr.explain.explorer.view import Id, Ranking, RankingRequest, UserDetails, UserSummary, View
-from llm4msr.serve.middleware import web_app
+from llm4msr.serve.web_app import web_app
 
 FILES = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 HEADERS = {

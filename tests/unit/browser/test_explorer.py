@@ -13,7 +13,6 @@ import uvicorn
 from playwright.sync_api import Browser, Page, expect
 from starlette.types import Receive, Scope, Send
 
-from llm4msr.bundle.messages import TOKEN
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.explain.candidates import choose_candidates, frequent_items
@@ -21,6 +20,7 @@ from llm4msr.explain.explorer.routes import explorer_app
 from llm4msr.explain.explorer.view import RankingRequest, ScenarioHistory, View
 from llm4msr.explain.report.cases import ranking
 from llm4msr.pipeline import trained
+from llm4msr.serve import api_token
 from llm4msr.storage import StageOutput
 from llm4msr.text import MAX_ID
 from tests.support.browser import SCHEMES, WIDTHS, Opened, browser, needs_chromium, serious
@@ -174,7 +174,7 @@ def test_errors_say_what_is_wrong(address: str):
 
 
 def test_with_a_token_the_page_opens_and_asks_for_it(address: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(TOKEN, "secret")
+    monkeypatch.setenv(api_token.VARIABLE, "secret")
     assert httpx.get(f"{address}/").status_code == 200
     assert httpx.get(f"{address}/page.js").status_code == 200
     for path in ("api/run", "api/users", "api/user?user_id=x", "docs", "openapi.json"):
@@ -263,7 +263,7 @@ def test_hostile_texts_are_text(browser: Browser, address: str, view: View):
 
 @needs_chromium
 def test_the_token_is_asked_for_and_kept_in_memory(browser: Browser, address: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv(TOKEN, "secret")
+    monkeypatch.setenv(api_token.VARIABLE, "secret")
     page = browser.new_page()
     page.goto(f"{address}/", wait_until="networkidle")
     page.get_by_label("API token").fill("secret")

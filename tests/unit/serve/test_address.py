@@ -29,20 +29,20 @@ def test_a_port_is_free_or_taken_in_its_own_family(host: str) -> None:
             pytest.skip(f"no such address here: {error}")
         port = other.getsockname()[1]
         other.listen(1)
-        assert address.why_taken(host, port) == "Address already in use"
-    assert address.why_taken(host, free_port()) == ""
+        assert address.bind_error(host, port) == "Address already in use"
+    assert address.bind_error(host, free_port()) == ""
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "", "a b", "[::1]", "http://localhost", "x" * 300, "\ud800"])
 def test_a_host_that_is_none_is_blamed_and_not_the_port(host: str) -> None:
     with pytest.raises(ConfigError, match=r"^serve\.host: '.*' cannot be resolved"):
-        address.why_taken(host, free_port())
+        address.bind_error(host, free_port())
 
 
 @pytest.mark.parametrize("host", ["203.0.113.9", "2001:db8::9"])
 def test_an_address_of_another_machine_is_blamed(host: str) -> None:
     with pytest.raises(ConfigError, match=r"^serve\.host: '.*' is no address of this machine"):
-        address.why_taken(host, free_port())
+        address.bind_error(host, free_port())
 
 
 def through_proxy(*headers: tuple[bytes, bytes]) -> tuple[int, dict[bytes, bytes]]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llm4msr import Ranker, storage
-from llm4msr.bundle.files import latest
+from llm4msr.bundle.files import latest_codes
 from llm4msr.errors import ConfigError, StorageError
 from llm4msr.serve.live_model import LiveModel
 from tests.unit.bundle.test_ranker import publish, publish_codes, read_codes, request, turned
@@ -157,7 +157,7 @@ def test_a_pointer_names_a_folder_beside_it(served: Served, text: str):
     served.point_to("n1")
     (served.codes / "latest.json").write_text(text)
     with pytest.raises(StorageError, match=r"latest\.json: damaged; run `llm4msr refresh` again"):
-        latest(str(served.bundle))
+        latest_codes(str(served.bundle))
 
 
 @pytest.mark.parametrize("spoil", ["pointer", "codes", "absent"])

@@ -17,12 +17,13 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from llm4msr.bundle.messages import TOKEN, RankBatchRequest, RankRequest, RankResponse, Unknown
+from llm4msr.bundle.messages import RankBatchRequest, RankRequest, RankResponse, Unknown
 from llm4msr.config import ServeConfig
 from llm4msr.errors import ConfigError
+from llm4msr.serve import api_token
 from llm4msr.serve.client import RankClient
-from llm4msr.serve.gates import require_token
-from llm4msr.serve.middleware import MOST_LISTS, RequestId, StrictRequest, web_app
+from llm4msr.serve.strict_json import MAX_LISTS, StrictRequest
+from llm4msr.serve.web_app import RequestId, web_app
 from llm4msr.text import MAX_ID
 from tests.support.experiments import free_port
 
@@ -89,14 +90,14 @@ def _below(prefix: str, app: ASGIApp) -> ASGIApp:
 
 @pytest.fixture(params=["", "/ranker"])
 def server(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Server]:
-    monkeypatch.delenv(TOKEN, raising=False)
+    monkeypatch.delenv(api_token.VARIABLE, raising=False)
     made = Server(request.param)
     yield made
     made.server.should_exit = True
 
 
 def test_without_the_token_nothing_is_ranked(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(TOKEN, "secret")
+    monkeypatch.setenv(api_token.VARIABLE, "secret")
     server.refusals = []
     for header in (
         {},
@@ -115,7 +116,7 @@ def test_without_the_token_nothing_is_ranked(server: Server, monkeypatch: pytest
 def test_a_token_is_bytes_without_the_line_end_of_its_file(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.refusals = []
     for token, given in ((b"abc\n", b"Bearer abc"), ("ü".encode(), "Bearer ü".encode()), (b"\xff", b"Bearer \xff")):
-        monkeypatch.setitem(os.environb, TOKEN.encode(), token)
+        monkeypatch.setitem(os.environb, api_token.VARIABLE.encode(), token)
         for header, status in ((given, 200), (given + b"x", 401), (b"Bearer", 401)):
             headers = {b"authorization": header, b"content-type": b"application/json"}
             answer = httpx.post(f"{server.address}/v1/rank", content=ASKED.model_dump_json(), headers=headers)
@@ -123,15 +124,15 @@ def test_a_token_is_bytes_without_the_line_end_of_its_file(server: Server, monke
 
 
 def test_a_node_without_the_token_of_the_others_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(TOKEN, raising=False)
-    require_token(False)
+    monkeypatch.delenv(api_token.VARIABLE, raising=False)
+    api_token.check_node(False)
     with pytest.raises(ConfigError, match="LLM4MSR_API_TOKEN is set where this was started but not on this node"):
-        require_token(True)
-    monkeypatch.setenv(TOKEN, " \n")
+        api_token.check_node(True)
+    monkeypatch.setenv(api_token.VARIABLE, " \n")
     with pytest.raises(ConfigError, match="set but blank"):
-        require_token(False)
-    monkeypatch.setenv(TOKEN, "x")
-    require_token(True)
+        api_token.check_node(False)
+    monkeypatch.setenv(api_token.VARIABLE, "x")
+    api_token.check_node(True)
 
 
 LOCAL = [
@@ -172,7 +173,7 @@ def test_without_a_token_only_local_and_allowed_names_are_answered(
     rank = httpx.post(f"{server.address}/v1/rank", content=b"{}", headers=headers | {b"content-type": b"text/json"})
     assert rank.status_code == (403 if host in FOREIGN else 422)
     assert httpx.get(f"{server.address}/healthz", headers=headers).status_code == 200
-    monkeypatch.setenv(TOKEN, "secret")
+    monkeypatch.setenv(api_token.VARIABLE, "secret")
     assert httpx.get(f"{server.address}/docs", headers=headers).status_code == 200
     assert server.asked == 0
 
@@ -190,7 +191,7 @@ def test_every_answer_is_neither_guessed_at_nor_kept(server: Server, monkeypatch
     answers += [httpx.post(post, content=b"{", headers=json_type), httpx.post(post, content=b"x" * 9_000)]
     answers += [httpx.get(f"{server.address}/{path}") for path in ("healthz", "docs", "nowhere", "v1/rank", "fails")]
     answers += [httpx.get(f"{server.address}/docs", headers={"host": "evil.example"})]
-    monkeypatch.setenv(TOKEN, "secret")
+    monkeypatch.setenv(api_token.VARIABLE, "secret")
     answers += [httpx.post(post, content=ASKED.model_dump_json())]
     assert [a.status_code for a in answers] == [429, 503, 200, 422, 413, 200, 200, 404, 405, 500, 403, 401]
     for answer in answers:
@@ -271,12 +272,12 @@ def body_with(items: list[Any]) -> Request:
 
 
 def test_lists_are_counted_before_they_are_made_and_brackets_in_texts_are_none() -> None:
-    for items in ([[]] * MOST_LISTS, [[[[[]]]]] * MOST_LISTS, ["[", '"', "\\", *[[]] * MOST_LISTS]):
+    for items in ([[]] * MAX_LISTS, [[[[[]]]]] * MAX_LISTS, ["[", '"', "\\", *[[]] * MAX_LISTS]):
         with pytest.raises(HTTPException, match="more than 2000 lists"):
             asyncio.run(body_with(items).json())
-    for item in ("[" * MOST_LISTS, '"[\\"[' * MOST_LISTS, "\\"):
+    for item in ("[" * MAX_LISTS, '"[\\"[' * MAX_LISTS, "\\"):
         assert asyncio.run(body_with([item, "["]).json())["items"] == [item, "["]
-    assert len(asyncio.run(body_with([[]] * (MOST_LISTS - 1)).json())["items"]) == MOST_LISTS - 1
+    assert len(asyncio.run(body_with([[]] * (MAX_LISTS - 1)).json())["items"]) == MAX_LISTS - 1
 
 
 MANY = 200_000
@@ -392,7 +393,7 @@ def test_the_client_gives_up_and_says_what_was_answered(server: Server) -> None:
 
 
 def test_the_client_brings_the_token_of_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(TOKEN, "secret")
+    monkeypatch.setenv(api_token.VARIABLE, "secret")
     server.refusals = []
 
     async def ask(token: str | None) -> RankResponse:
