@@ -9,7 +9,7 @@ import pytest
 from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
-from llm4msr.pipeline import datasets, evaluate, export, exported, prepare, run, trainings
+from llm4msr.pipeline import datasets, evaluate, export, prepare, run, trainings
 from llm4msr.training.evaluate import compared_runs
 from llm4msr.training.results import table
 from tests.support.data import config_of, interactions, prepare_and_make_knowledge, publish_trained, write_data
@@ -108,24 +108,6 @@ def test_evaluate_names_the_model_that_is_not_trained(trained: Config):
     more = trained.model_copy(update={"evaluate": trained.evaluate.model_copy(update={"variants": ("user",)})})
     with pytest.raises(ConfigError, match=r"'user' with seed 1 is not trained yet; .*--set model\.knowledge=user"):
         evaluate(more)
-
-
-def test_export_finds_what_it_published(trained: Config):
-    plain = trained.using("none", 1)
-    with pytest.raises(ConfigError, match="no bundle for this config yet; run `llm4msr export` first"):
-        exported(plain)
-    output = export(plain)
-    assert exported(plain).folder == output.folder
-    assert export(plain).reused
-    card = storage.read_bytes(output.folder / "README.md").decode()
-    assert card.startswith("# tiny: a multi-scenario ranker")
-    assert "Backbone `mmoe`, knowledge `none`, seed 1" in card
-    assert "- Frozen LLM: none." in card
-
-
-def test_nobody_serves_a_control(trained: Config):
-    with pytest.raises(ConfigError, match="'shuffled': wrong vectors are for measuring, not for serving"):
-        export(trained.using("shuffled", 1))
 
 
 def test_one_class_only_is_not_applicable_from_table_to_card(tmp_path: Path):

@@ -1,0 +1,49 @@
+"""What a request may hold."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from llm4msr.bundle.messages import RankBatchRequest, RankRequest
+from llm4msr.text import MAX_ID
+
+MANY = 200_000
+GOOD = {"user_id": "u", "scenario": "s", "items": ["a"]}
+WRONG = {
+    "items": GOOD | {"items": [0] * MANY},
+    "long items": GOOD | {"items": ["x" * (MAX_ID + 1)] * 300},
+    "too many items": GOOD | {"items": ["a"] * MANY},
+    "no items": GOOD | {"items": []},
+    "a long id": GOOD | {"user_id": "x" * (MAX_ID + 1)},
+    "none of them": GOOD | {"top_k": 0},
+    "fields": GOOD | {str(i): i for i in range(MANY)},
+    "context": GOOD | {"context": {str(i): i for i in range(MANY)}},
+    "context of lists": GOOD | {"context": {str(i): [] for i in range(60)}},
+    "all at once": {"user_id": 1, "scenario": 2, "items": [3] * 9, "context": {"a": 1}, "top_k": "x"},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("body", WRONG.values(), ids=WRONG)
+def test_a_message_is_not_wrong_in_more_than_ten_ways(body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as one:
+        RankRequest.model_validate(body)
+    assert one.value.error_count() <= 10
+    for requests in ([body] * 256, [GOOD, body] * 100, [None] * MANY, [GOOD] * 257):
+        with pytest.raises(ValidationError) as batch:
+            RankBatchRequest.model_validate({"requests": requests})
+        assert batch.value.error_count() <= 10
+
+
+def test_the_context_that_is_wrong_is_named() -> None:
+    for context, message in (
+        ({"a": "b", "c\x1b": 1}, "'c�'"),
+        ({str(i): "" for i in range(65)}, "65 fields, allowed are 64"),
+        *((wrong, "texts of up to 8192 characters") for wrong in ({"a": "x" * (MAX_ID + 1)}, {"x" * 9_000: "a"})),
+        ({1: "a"}, "texts of up to 8192 characters"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            RankRequest.model_validate(GOOD | {"context": context})
+    longest = "x" * MAX_ID
+    assert RankRequest.model_validate({"user_id": longest, "scenario": longest, "items": [longest]}).user_id == longest

@@ -1,0 +1,105 @@
+"""What is exported scores as the trained net does, holds the codes of who has knowledge, and says what it is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llm4msr import Ranker, RankRequest, storage
+from llm4msr.bundle import files
+from llm4msr.bundle.id_table import IdTable
+from llm4msr.config import Config
+from llm4msr.errors import ConfigError, StorageError
+from llm4msr.pipeline import export, exported
+from llm4msr.training.batches import RowReader
+from tests.support.bundles import publish_bundle, rank_request, read_codes
+from tests.support.data import config_of, prepare_and_make_knowledge, publish_trained, write_data
+from tests.unit.conftest import World
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *({"knowledge": variant} for variant in ("none", "user", "scenario", "both", "feature")),
+        {"meta_rank": 0},
+        {"meta_layers": 2, "fusion": "gate"},
+        {"meta_residual": False, "fusion": "concat", "backbone": "star"},
+        {"knowledge": "scenario", "meta_layers": 2, "meta_rank": 0},
+    ],
+)
+def test_scores_are_those_of_the_net_in_evaluation(world: World, tmp_path: Path, model: dict[str, Any]):
+    output, data, net = publish_bundle(world, tmp_path, **model)
+    ranker = Ranker.load(str(output.folder))
+    rows, _ = next(RowReader(world.data.folder / "test.parquet", ["device"]).batches(40, None))
+    with torch.inference_mode():
+        expected = torch.sigmoid(net(data.batch(rows, net)))
+    raw = {
+        side: storage.read_table(world.data.folder / f"{side}s.parquet")[f"{side}_id"].to_pylist()
+        for side in ("user", "item", "scenario")
+    }
+    devices = ["", *json.loads(storage.read_bytes(world.data.folder / "fields.json"))["context"]["device"]]
+    columns = (rows.user_B, rows.item_B, rows.scenario_B, rows.context_BC[:, 0], expected)
+    for user, item, scenario, device, score in zip(*(c.tolist() for c in columns), strict=True):
+        request = RankRequest(
+            user_id=raw["user"][user],
+            scenario=raw["scenario"][scenario],
+            items=[raw["item"][item]],
+            context={"device": devices[device]} if device else {},
+        )
+        assert ranker.rank(request).ranked[0].score == pytest.approx(score, abs=1e-5)
+    assert expected.std() > 1e-3
+
+
+def test_codes_are_one_row_per_user_with_knowledge(world: World, tmp_path: Path):
+    output, data, net = publish_bundle(world, tmp_path)
+    table = read_codes(output.folder)
+    ids = storage.read_table(world.data.folder / "users.parquet")["user_id"].to_pylist()
+    assert data.knowledge is not None
+    known = np.flatnonzero(data.knowledge.known_N)
+    assert table["id"].to_pylist() == sorted(ids[user] for user in known)
+    assert output.manifest.info["users_with_knowledge"] == table.num_rows == 37
+    assert output.manifest.rows == len(ids) - 1
+    expected_NK = net.user_codes(*data.knowledge.lookup(torch.from_numpy(known)))
+    codes = IdTable(Path(str(output.folder)) / files.CODES)
+    for user, expected_K in zip(known, expected_NK.tolist(), strict=True):
+        code_K = codes.numbers("code", codes.find(ids[user]))
+        assert (code_K.dtype, code_K.tolist()) == (np.float16, pytest.approx(expected_K, abs=1e-3))
+
+
+@pytest.mark.parametrize("knowledge", ["none", "scenario"])
+def test_a_model_without_user_level_uses_no_users_knowledge(world: World, tmp_path: Path, knowledge: str):
+    output, *_ = publish_bundle(world, tmp_path, knowledge=knowledge)
+    ranker = Ranker.load(str(output.folder))
+    assert ranker.rank(rank_request()).knowledge == "none"
+    assert ranker.info().users_with_knowledge == 0
+    with pytest.raises(StorageError, match="no user level"):
+        files.read_coder(output.folder, ranker.config)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    config = config_of(write_data(tmp_path_factory.mktemp("export")), split={"by": "user"})
+    prepare_and_make_knowledge(config)
+    publish_trained(config.using("none", 1))
+    return config
+
+
+def test_export_finds_what_it_published(trained: Config):
+    plain = trained.using("none", 1)
+    with pytest.raises(ConfigError, match="no bundle for this config yet; run `llm4msr export` first"):
+        exported(plain)
+    output = export(plain)
+    assert exported(plain).folder == output.folder
+    assert export(plain).reused
+    card = storage.read_bytes(output.folder / "README.md").decode()
+    assert card.startswith("# tiny: a multi-scenario ranker")
+    assert "Backbone `mmoe`, knowledge `none`, seed 1" in card
+    assert "- Frozen LLM: none." in card
+
+
+def test_nobody_serves_a_control(trained: Config):
+    with pytest.raises(ConfigError, match="'shuffled': wrong vectors are for measuring, not for serving"):
+        export(trained.using("shuffled", 1))
