@@ -14,7 +14,8 @@ from llm4msr.storage.files import (
     write_bytes,
 )
 from llm4msr.storage.local_files import full_disk_errors
-from llm4msr.storage.outputs import MANIFEST, Manifest, StageOutput, StageResult, open_output, publish, repair_advice
+from llm4msr.storage.manifest import MANIFEST, Manifest
+from llm4msr.storage.outputs import StageOutput, StageResult, open_output, publish, repair_advice
 from llm4msr.storage.parquet import (
     GROUP_ROWS,
     FileRecord,

@@ -1,8 +1,8 @@
-"""Parquet and Arrow files opened only once their raw schema is known to have plain types alone.
+"""Parquet and Arrow files, opened only if their raw schema has nothing but plain types.
 
-A file may name Arrow extension types. Opening it hands what the file says of them to whoever registered such a type
-in this process, and Ray registers types whose values are pickled Python objects. So the schema is looked through as
-bytes first, before Arrow reads it.
+A file may name Arrow extension types. Opening it passes what the file says about them to whoever registered such a
+type in this process, and Ray registers types whose values are pickled Python objects. So the bytes of the schema are
+searched before Arrow reads it.
 """
 
 import base64
@@ -12,18 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 _MARK = b"ARROW:extension"
-"""With this the key begins under which a field names its extension type."""
+"""How the key begins under which a field names its extension type."""
 _MARKS_IN_PARQUET = (
     _MARK,
-    # a Parquet file holds its Arrow schema in base64, in which the bytes before the mark shift it in three ways
+    # a Parquet file holds its Arrow schema in base64, where the mark looks different at each of three offsets
     *(base64.b64encode(bytes(n) + _MARK)[(0, 2, 3)[n] : (n + len(_MARK)) // 3 * 4] for n in range(3)),
 )
 _FOOTER_READ = 1 << 16
-"""Bytes of a Parquet file's end that are read at once; a footer is seldom longer."""
+"""Bytes that are read at once from the end of a Parquet file; a footer is seldom longer."""
 
 
 def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
-    """A Parquet file (or a `pa.BufferReader` of one) opened for reading; its pages are checked as they are read.
+    """Open a Parquet file (or a `pa.BufferReader` of one) for reading; its pages are checked as they are read.
 
     Raises:
         pa.ArrowInvalid: it is damaged, encrypted, or has a column of an extension type.
@@ -44,7 +44,7 @@ def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
 
 
 def open_arrow(source: pa.NativeFile) -> pa.ipc.RecordBatchFileReader:
-    """An Arrow IPC file opened for reading.
+    """Open an Arrow IPC file for reading.
 
     Raises:
         pa.ArrowInvalid: it is damaged, or has a column of an extension type.

@@ -1,5 +1,5 @@
-"""Files of outputs on this machine's disks: they appear whole, others than owner and group cannot read them, and what
-a finished output names has reached the disk."""
+"""Files of outputs on this machine's disks: each appears whole, only the owner and the group can read it, and what a
+finished output names has reached the disk."""
 
 import errno
 import os
@@ -12,10 +12,10 @@ from pathlib import Path
 from llm4msr.errors import FullDiskError, LLM4MSRError
 
 OTHERS = 0o007
-"""What the owner and the group may, as the umask says; others may nothing, for outputs hold users' histories."""
+"""Permissions that nobody but the owner and the group gets, since outputs hold users' histories."""
 
 MANY = 256
-"""Files, from which on all disks are flushed at once: one by one, 100,000 small files took 150 s, all at once 3 s."""
+"""More files than this are flushed with all disks at once: 100,000 small files took 150 s one by one, and so 3 s."""
 
 _FULL = re.compile(
     r"os error (28|122)\b"  # as libraries in Rust say it, safetensors among them
@@ -26,7 +26,7 @@ _FULL = re.compile(
 
 @contextmanager
 def full_disk_errors(place: object) -> Iterator[None]:
-    """A disk that is full, whichever library found it so, as one message; `place` is named where it names no file.
+    """Turn a full disk, whichever library noticed it, into one message; it names `place` if the library names no file.
 
     Raises:
         FullDiskError: no space is left.
@@ -42,7 +42,7 @@ def full_disk_errors(place: object) -> Iterator[None]:
 
 
 def full_disk(error: Exception, place: object) -> FullDiskError | None:
-    """The error of a full disk if that is what another one means."""
+    """The error to raise instead if `error` means that a disk is full."""
     if getattr(error, "errno", 0) not in (errno.ENOSPC, errno.EDQUOT) and not _FULL.search(str(error)):
         return None
     where = getattr(error, "filename", None) or place
@@ -50,7 +50,7 @@ def full_disk(error: Exception, place: object) -> FullDiskError | None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder, and those above it, where they are not there."""
+    """Create a folder and those above it, unless they exist."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(mode=0o777 & ~OTHERS, exist_ok=True)
@@ -58,9 +58,9 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_write(file: Path, durable: bool = False) -> Iterator[Path]:
-    """A place to write to; what lies there takes the file's name when the block ends without error.
+    """A place to write to, which gets the file's name when the block ends without error.
 
-    If it is to be `durable`, it stands on the disk before it has its name, and the name after that.
+    With `durable` the content is on the disk before it has its name, and then the name is.
     """
     make_folder(file.parent)
     aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -77,33 +77,33 @@ def atomic_write(file: Path, durable: bool = False) -> Iterator[Path]:
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether a file of this name was not finished by who wrote it."""
+    """Whether a file of this name is one that its writer has not finished."""
     return name.startswith(".") and name.endswith(".tmp")
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed writers left of files that they had not finished, and close all others to others."""
+    """Delete the files that killed writers had not finished, and let only the owner and the group read the others."""
     for where, folders, files in os.walk(folder):
         for name in files:
             file = Path(where, name)
             if is_unfinished(name):
                 file.unlink(missing_ok=True)
             else:
-                _close(file)
+                _restrict(file)
         for name in folders:
-            _close(Path(where, name))
-    _close(folder)
+            _restrict(Path(where, name))
+    _restrict(folder)
 
 
-def _close(place: Path) -> None:
+def _restrict(place: Path) -> None:
     mode = place.lstat().st_mode
     if mode & OTHERS and not place.is_symlink():
-        with suppress(PermissionError):  # another member of the group began this output: it is for them to close it
+        with suppress(PermissionError):  # another member of the group began this output: only they can
             place.chmod(mode & 0o7777 & ~OTHERS)
 
 
 def flush(folder: Path, names: Sequence[str]) -> None:
-    """Be sure that these files below a folder are on the disk, whatever happens to the machine from now on."""
+    """Make sure that these files below a folder are on the disk, whatever happens to the machine from now on."""
     if len(names) > MANY:
         os.sync()
         return

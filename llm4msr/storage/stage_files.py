@@ -1,6 +1,6 @@
-"""Which files each stage publishes. A manifest comes from storage: it is believed only as far as it names these.
+"""Which files each stage publishes. A manifest comes from storage and is trusted only as far as it names these.
 
-Else a manifest could have any file of the machine read as a part of its output, or a message tell to delete it.
+Otherwise a manifest could have any file of the machine read as part of its output, or have a message say to delete it.
 """
 
 import os
@@ -23,13 +23,13 @@ FILES = {
 }
 """Names relative to the output, as patterns of the whole name."""
 SHARD = re.compile(r"\w[\w.-]*/vectors/(users|items|scenarios)-[\w-]+\.parquet", re.ASCII)
-"""Name of a shard, relative to the folder of all versions: an index may name those of other versions."""
+"""Name of a shard relative to the folder of all versions, since an index may name shards of other versions."""
 NAME = re.compile(r"\w[\w.-]*")
-"""Name of one output's folder."""
+"""Name of the folder of one output."""
 
 
-def problem(stage: str, names: Iterable[str], folder: UPath) -> str:
-    """What is wrong with these names of files of an output of that stage; empty where they are as they should be."""
+def find_problem(stage: str, names: Iterable[str], folder: UPath) -> str:
+    """What is wrong with these names of the files of that stage's output; empty if nothing is."""
     if stage not in FILES:
         return f"names no stage of this package ('{shorten(stage)}')"
     known = re.compile(FILES[stage], re.ASCII)

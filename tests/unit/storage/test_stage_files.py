@@ -126,7 +126,7 @@ def test_a_manifest_too_long_or_too_deep_is_damaged(tmp_path: Path, monkeypatch:
     refused(folder, "damaged manifest")
     (folder / storage.MANIFEST).write_text(text)
     assert storage.open_output(storage.path(folder)) is not None
-    monkeypatch.setattr(outputs, "_MANIFEST_BYTES", len(text) - 1)
+    monkeypatch.setattr(outputs, "MAX_BYTES", len(text) - 1)
     refused(folder, "damaged manifest")
 
 
