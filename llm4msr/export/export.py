@@ -65,7 +65,7 @@ def llm_of(config: Config, knowledge: StageOutput) -> dict[str, str]:
     }
     if e.reads == "items":  # their principal components are those of one extraction
         return found | {"items": knowledge.manifest.fingerprint}
-    return found | {"template": storage.digest(templates.template("user", e.user_template).template)}
+    return found | {"template": storage.digest(templates.read("user", e.user_template).template)}
 
 
 def folder(config: Config, model: StageOutput) -> UPath:

@@ -100,7 +100,7 @@ def folder(config: Config, data: StageOutput) -> UPath:
     if e.reads == "items":
         names, uris = ["seen", "items", "scenarios"], {"item": e.item_template, "scenario": e.scenario_template}
     content = [data.manifest.files[f"{name}.parquet"].digest for name in names]
-    texts = [templates.template(kind, uri).template for kind, uri in uris.items()]
+    texts = [templates.read(kind, uri).template for kind, uri in uris.items()]
     identity = [VERSION, e.identity(), texts, content, *ids_to_forget(config).to_pylist()]
     return storage.path(config.root) / "extract" / storage.digest_json(identity)[:12]
 

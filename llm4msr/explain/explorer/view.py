@@ -110,7 +110,7 @@ class View:
         self.titles_read = config.extract.titles_per_scenario
         self._max_length = TOKEN_LENGTH * config.extract.max_prompt_tokens
         self.editable = config.extract.reads == "users" and config.extract.pooling != "answer"
-        self._template = templates.template("user", config.extract.user_template)
+        self._template = templates.read("user", config.extract.user_template)
         self._numbers = self.run.user_numbers
         self._frequent = frequent_items(self.run)
         self._read_prompt = lru_cache(maxsize=256)(read_prompt)  # a slider that moves does not ask the LLM again
@@ -139,7 +139,7 @@ class View:
             user_id=user_id,
             known=bool(self.run.users["known"].iloc[user]),
             history=[
-                ScenarioHistory(scenario=likes["scenario_id"], titles=templates.cleaned(likes["titles"]))
+                ScenarioHistory(scenario=likes["scenario_id"], titles=templates.clean(likes["titles"]))
                 for likes in history
             ],
             scenario=self.run.scenario_names[main_scenario(self.run, user)],

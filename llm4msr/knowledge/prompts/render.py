@@ -67,7 +67,7 @@ def render(window: Window, config: Config, data: StageOutput, scenarios: UPath) 
 
 def scenario_prompts(scenarios: pa.Table, config: Config) -> pa.Table:
     """id, raw_id and prompt of each scenario in a table of `schema.SCENARIOS`."""
-    instruction = templates.template("scenario", config.extract.scenario_template)
+    instruction = templates.read("scenario", config.extract.scenario_template)
     rows = [row for row in scenarios.to_pylist() if row["scenario"]]
     names = [row["scenario_id"] for row in rows]
     most = config.extract.max_prompt_tokens
@@ -84,14 +84,14 @@ def _named(row: Mapping[str, Any], names: list[str]) -> list[str]:
 def user_prompts(histories: pa.Table, config: Config) -> pa.Table:
     """id, raw_id and prompt of each user in a table of `schema.HISTORIES`."""
     e = config.extract
-    instruction = templates.template("user", e.user_template)
+    instruction = templates.read("user", e.user_template)
     texts = templates.user_prompts(instruction, histories["history"].combine_chunks(), e.titles_per_scenario)
     return _prompts(histories["user"], histories["user_id"], texts)
 
 
 def item_prompts(items: pa.Table, fields: dict[str, list[str]], config: Config) -> pa.Table:
     """id, raw_id and prompt of each item; `fields` are the vocabularies of its features."""
-    instruction = templates.template("item", config.extract.item_template)
+    instruction = templates.read("item", config.extract.item_template)
     shown = schema.category_field(items, fields)
     numbers = items[f"f:{shown}"].to_pylist() if shown else [[]] * len(items)
     words = [[fields[shown][number - 1] for number in row] if shown else [] for row in numbers]

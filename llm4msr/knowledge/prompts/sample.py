@@ -21,7 +21,7 @@ def sampler(config: Config) -> PromptSampler:
         StorageError: it cannot be read.
     """
     kind = "item" if config.extract.reads == "items" else "user"
-    templates.template(kind, getattr(config.extract, f"{kind}_template"))
+    templates.read(kind, getattr(config.extract, f"{kind}_template"))
     return lambda tables, fields: _sample(config, tables, fields)
 
 
