@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 
 from llm4msr import config, pipeline, storage
-from llm4msr.cli import main as cli
+from llm4msr.cli.process import run_command
 from llm4msr.config import Config
 from llm4msr.explain.stage import REPORT
 from llm4msr.knowledge.rows import read_texts
@@ -99,4 +99,4 @@ if __name__ == "__main__":
     parser.add_argument("config", help="TOML file: a path or any URI")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key")
     given = parser.parse_args()
-    cli.guarded(lambda: main(given.config, given.set), "the quickstart")
+    run_command(lambda: main(given.config, given.set), "the quickstart")

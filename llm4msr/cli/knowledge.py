@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from llm4msr import config as configs
-from llm4msr.cli.options import ConfigPath, Overrides
+from llm4msr.cli.options import ConfigPath, Overrides, load_config
 from llm4msr.errors import ConfigError
 from llm4msr.progress import say
 from llm4msr.text import as_json, mask, sanitize
@@ -23,7 +22,7 @@ def ls(config: ConfigPath, set_: Overrides = []) -> None:
     """List the versions below the config's storage, the newest first, with rows and sizes."""
     from llm4msr.knowledge import versions
 
-    rows = versions.list_versions(configs.load(config, set_))
+    rows = versions.list_versions(load_config(config, set_))
     print(
         f"{'':>3} {'version':<14}{'created':<27}{'users':>12}{'by reference':>14}{'failed':>9}"
         f"{'forgotten':>11}{'MiB':>10}  model"
@@ -46,13 +45,13 @@ def show(
     from llm4msr import pipeline
     from llm4msr.knowledge import inspect
 
-    found = inspect.show(pipeline.extracted(configs.load(config, set_)), user)
-    lines = [found["prompt"], "", f"answer: {found['answer'] or '(none was asked for)'}"]
-    lines += [f"{scenario}: {', '.join(words)}" for scenario, words in found["interests"].items()]
-    lines += [f"error: {found['error']}"] if found["error"] else []
-    lines += [f"near: {near['raw_id']} {near['cosine']:.4f}" for near in found.get("nearest", [])]
+    shown = inspect.show(pipeline.extracted(load_config(config, set_)), user)
+    lines = [shown["prompt"], "", f"answer: {shown['answer'] or '(none was asked for)'}"]
+    lines += [f"{scenario}: {', '.join(words)}" for scenario, words in shown["interests"].items()]
+    lines += [f"error: {shown['error']}"] if shown["error"] else []
+    lines += [f"near: {near['raw_id']} {near['cosine']:.4f}" for near in shown.get("nearest", [])]
     print(sanitize("\n".join(lines)))
-    print(as_json(found))
+    print(as_json(shown))
 
 
 @app.command()
@@ -72,9 +71,9 @@ def prune(
     from llm4msr import pipeline
     from llm4msr.knowledge.prune import prune as prune_versions
 
-    loaded = configs.load(config, set_)
+    loaded = load_config(config, set_)
     current = None
-    with suppress(ConfigError):  # nothing is made for this config: then the newest are all that stays
+    with suppress(ConfigError):  # this config has no version of its own: only the newest ones stay
         current = pipeline.extracted(loaded)
     report = prune_versions(loaded, current, keep, unfinished, dry_run)
     if report["unfinished"]:
@@ -92,5 +91,5 @@ def verify(
     from llm4msr import pipeline
     from llm4msr.knowledge import inspect
 
-    loaded = configs.load(config, set_)
+    loaded = load_config(config, set_)
     print(mask(as_json(inspect.verify(loaded, pipeline.extracted(loaded), sample))))

@@ -1,8 +1,11 @@
-"""Arguments and options that every verb has."""
+"""Arguments and options that every verb has, and the config that they name."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from llm4msr.config import Config
 
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="TOML file: a path or any URI.")]
 Overrides = Annotated[
@@ -10,3 +13,14 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key: train.epochs=5. Can be repeated."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with its numbers, and do nothing.")]
+
+
+def load_config(uri: str, overrides: list[str]) -> "Config":
+    """The config of a command; imported on demand, so that help needs nothing that reads files.
+
+    Raises:
+        ConfigError: it cannot be read, or a key or value is wrong.
+    """
+    from llm4msr import config
+
+    return config.load(uri, overrides)

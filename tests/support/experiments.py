@@ -191,7 +191,7 @@ def stamps(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def command_line(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "llm4msr.cli.main", *arguments]
+    return [sys.executable, "-m", "llm4msr", *arguments]
 
 
 def own_ray() -> dict[str, str]:

@@ -1,0 +1,54 @@
+"""How the process of a command ends: after a signal or an error of ours, with one message and an exit code."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from llm4msr.errors import InterruptedRunError, LLM4MSRError
+from llm4msr.progress import say
+
+SECONDS_TO_END = 8.0
+"""After Ctrl-C or SIGTERM; then the process ends without waiting for what does not let go."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a run as Ctrl-C does, with an exit code of its own."""
+
+
+def signal_code(interrupt: KeyboardInterrupt) -> int:
+    """The exit code of an interrupted run: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+
+
+@contextmanager
+def interrupts_as_errors(name: str) -> Iterator[None]:
+    """Raise Ctrl-C and SIGTERM in the block as an InterruptedRunError about what has this name."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        message = f"{name} was interrupted; run again to continue: what is finished is kept"
+        raise InterruptedRunError(message, signal_code(interrupt)) from None
+
+
+def run_command(command: Callable[[], None], name: str = "it") -> None:
+    """Run a command; an error of ours is one message and an exit code, without a stack trace."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        with interrupts_as_errors(name):
+            command()
+    except LLM4MSRError as error:
+        say(f"error: {error}")
+        if isinstance(error, InterruptedRunError):
+            end = threading.Timer(SECONDS_TO_END, os._exit, [error.exit_code])
+            end.daemon = True
+            end.start()
+        sys.exit(error.exit_code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated

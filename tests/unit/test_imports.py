@@ -1,0 +1,45 @@
+"""What an import brings into a fresh process: serving nothing of training, the command line's help nothing heavy."""
+
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = "import sys; sys.argv = ['llm4msr', *{arguments!r}]\ntry:\n    from llm4msr.cli.main import main; main()\n"
+COMMAND += "except SystemExit as end:\n    assert not end.code"
+
+
+def modules_after(code: str) -> set[str]:
+    """All modules of a fresh process once it has run the code."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules, sep='\\n')"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.splitlines())
+
+
+def packages_after(code: str) -> set[str]:
+    return {name.split(".")[0] for name in modules_after(code)}
+
+
+@pytest.mark.parametrize("module", ["serve.app", "serve.endpoint", "bundle.ranker"])
+def test_what_serves_loads_nothing_of_what_trains_asks_or_explains(module: str):
+    ours = {name for name in modules_after(f"import llm4msr.{module}") if name.startswith("llm4msr.")}
+    assert f"llm4msr.{module}" in ours
+    rooms = {name.split(".")[1] for name in ours}
+    assert not rooms & {"training", "knowledge", "data", "explain", "export", "cli", "pipeline"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["knowledge", "--help"]])
+def test_help_loads_nothing_heavy(arguments: list[str]):
+    packages = packages_after(COMMAND.format(arguments=arguments))
+    assert "llm4msr" in packages
+    assert not packages & {"torch", "ray", "pandas", "pyarrow", "vllm", "transformers", "fastapi"}
+
+
+@pytest.mark.parametrize("module", ["serve.client", "serve.proxy"])
+def test_a_client_and_a_proxy_are_light(module: str):
+    packages = packages_after(f"import llm4msr.{module}")
+    assert not packages & {"torch", "ray", "pandas", "pyarrow", "numpy", "fastapi"}
