@@ -3,7 +3,7 @@
 And a column of an Arrow table, of whatever it holds.
 """
 
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +24,14 @@ AnyFloats = npt.NDArray[np.floating]
 
 Column: TypeAlias = "pa.Array[Any] | pa.ChunkedArray[Any]"
 VectorColumn: TypeAlias = "pa.FixedSizeListArray[Any, int]"
+Row = TypeVar("Row")
 
 
 def strings(column: Column) -> list[str]:
     """The values of a string column without nulls."""
     return cast("list[str]", column.to_pylist())  # its type would allow for None
+
+
+def typed_rows(table: pa.Table, row: type[Row]) -> list[Row]:
+    """The rows of a table as dicts of this type, which names the table's columns."""
+    return cast("list[Row]", table.to_pylist())

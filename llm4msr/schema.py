@@ -4,6 +4,7 @@ Ids are strings at the edges and dense int64 inside, where 0 means unknown.
 """
 
 from collections.abc import Iterable
+from typing import TypedDict
 
 import pyarrow as pa
 
@@ -53,6 +54,28 @@ SCENARIOS = _schema(
 )
 """Statistics of the training rows. `fraction` of this scenario's users are also users of the other one."""
 
+
+class SharedUsers(TypedDict):
+    """An element of `shared_users` in a row of `SCENARIOS`."""
+
+    scenario_id: str
+    fraction: float
+
+
+class ScenarioStatistics(TypedDict):
+    """A row of `SCENARIOS`."""
+
+    scenario: int
+    scenario_id: str
+    interactions: int
+    users: int
+    items: int
+    positive_rate: float
+    shared_users: list[SharedUsers]
+    categories: list[str]
+    titles: list[str]
+
+
 HISTORIES = _schema(
     user=pa.int64(),
     user_id=pa.string(),
@@ -64,6 +87,8 @@ HISTORIES = _schema(
 SEEN = _schema(user=pa.int64(), item=pa.int64(), label=pa.float32(), before=pa.int64())
 """The rows that histories are made of: users in the order of `HISTORIES`, each user's rows together, oldest first.
 `before` counts the user's rows that are older than this one, without those of the same moment."""
+PROMPTS = _schema(id=pa.int64(), raw_id=pa.string(), prompt=pa.string())
+"""What the LLM reads of each user, scenario or item; `id` as the prepared data number them."""
 
 INDEX = _schema(
     id=pa.int64(),

@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 import numpy as np
 import pandas as pd
 import torch
 
-from llm4msr.arrays import Floats, Ints
+from llm4msr.arrays import Floats, Ints, typed_rows
 from llm4msr.config import Config
 from llm4msr.knowledge.rows import find_texts
 from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
+from llm4msr.schema import ScenarioStatistics
 from llm4msr.storage import StageOutput
 from llm4msr.training.batches import Rows
 from llm4msr.training.dataset import Dataset
@@ -25,17 +25,6 @@ class ModelPair:
 
     model: TrainedModel
     plain: TrainedModel | None
-
-
-class ScenarioStatistics(TypedDict):
-    """A known scenario; one row of `schema.SCENARIOS`."""
-
-    scenario: int
-    scenario_id: str
-    interactions: int
-    users: int
-    items: int
-    positive_rate: float
 
 
 @dataclass
@@ -76,7 +65,7 @@ class FinishedRun:
         users = prepared.table("users.parquet", ["user_id"]).to_pandas()
         users = users.join(_activity(train, len(users))).assign(known=data.knowledge.known_N)
         items = prepared.table("items.parquet", ["item_id", "title"]).to_pandas()
-        scenarios = prepared.table("scenarios.parquet").to_pylist()[1:]
+        scenarios = typed_rows(prepared.table("scenarios.parquet"), ScenarioStatistics)[1:]
         return cls(model.config, prepared, extracted, pairs, net, data, users, items, scenarios, train, test)
 
     @property

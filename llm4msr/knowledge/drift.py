@@ -6,15 +6,16 @@ with what was asked, not with yesterday's, so that many small moves do not add u
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
 
 import pyarrow as pa
 from upath import UPath
 
 from llm4msr import storage
+from llm4msr.arrays import typed_rows
 from llm4msr.errors import StorageError
+from llm4msr.schema import ScenarioStatistics
 
 FILE = "scenarios.parquet"
 VERSIONS = 8
@@ -46,32 +47,35 @@ def keep_steady(new: pa.Table, versions: Iterable[pa.Table], tolerance: float) -
     """
     if not tolerance:
         return new, 0
-    before: dict[str, list[dict[str, Any]]] = {}
+    before: dict[str, list[ScenarioStatistics]] = {}
     for table in islice(versions, VERSIONS):
-        for row in table.to_pylist():
+        for row in typed_rows(table, ScenarioStatistics):
             before.setdefault(row["scenario_id"], []).append(row)
-    rows, kept = [], 0
-    for row in new.to_pylist():
+    rows: list[ScenarioStatistics] = []
+    kept = 0
+    for row in typed_rows(new, ScenarioStatistics):
         near = next((old for old in before.get(row["scenario_id"], []) if are_alike(old, row, tolerance)), row)
-        kept += _in_prompt(near) != _in_prompt(row)
-        rows.append(near | {"scenario": row["scenario"]})
+        renumbered: ScenarioStatistics = {**near, "scenario": row["scenario"]}
+        kept += renumbered != row
+        rows.append(renumbered)
     return pa.Table.from_pylist(rows, new.schema), kept
 
 
-def are_alike(old: Mapping[str, Any], new: Mapping[str, Any], tolerance: float) -> bool:
+def are_alike(old: ScenarioStatistics, new: ScenarioStatistics, tolerance: float) -> bool:
     """Whether counts and shares are within the tolerance, and half of the named titles and categories the same."""
     room = tolerance + 1e-9
-    counts = all(abs(new[name] - old[name]) <= room * max(old[name], 1) for name in ("interactions", "users", "items"))
-    shares = abs(new["positive_rate"] - old["positive_rate"]) <= room
-    before, after = ({other["scenario_id"]: other["fraction"] for other in row["shared_users"]} for row in (old, new))
-    shared = all(abs(after.get(other, 0.0) - before.get(other, 0.0)) <= room for other in before | after)
-    return counts and shares and shared and all(_half_alike(old[name], new[name]) for name in ("categories", "titles"))
+    counts, new_counts = ((row["interactions"], row["users"], row["items"]) for row in (old, new))
+    shared, new_shared = (
+        {other["scenario_id"]: other["fraction"] for other in row["shared_users"]} for row in (old, new)
+    )
+    return (
+        all(abs(after - before) <= room * max(before, 1) for before, after in zip(counts, new_counts, strict=True))
+        and abs(new["positive_rate"] - old["positive_rate"]) <= room
+        and all(abs(new_shared.get(other, 0.0) - shared.get(other, 0.0)) <= room for other in shared | new_shared)
+        and _half_alike(old["categories"], new["categories"])
+        and _half_alike(old["titles"], new["titles"])
+    )
 
 
 def _half_alike(old: list[str], new: list[str]) -> bool:
     return 2 * len(set(old) & set(new)) >= max(len(set(old)), len(set(new)))
-
-
-def _in_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What the prompt tells of a scenario: all but its number."""
-    return {name: value for name, value in row.items() if name != "scenario"}

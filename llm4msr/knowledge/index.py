@@ -12,7 +12,8 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -129,7 +130,7 @@ def hash_ids(raw_ids: Iterable[str]) -> Hashes:
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
 
 
-def row_keys(raw_ids: Sequence[str], fingerprints: Sequence[str], writes: str) -> Column:
+def row_keys(raw_ids: Sequence[str], fingerprints: Sequence[str], writes: str) -> "pa.Array[Any]":
     """128 bits of the raw id, the vector's fingerprint, and what is written beside the vector: binary(16) [N].
 
     Rows with the same key are the same row.
@@ -152,7 +153,7 @@ def states(errors: Iterable[str]) -> Column:
 def index_shard(shard: str, table: pa.Table, checksum: str) -> pa.Table:
     """Rows of `schema.INDEX` for a whole shard: its columns id, raw_id, fingerprint and error, and its metadata."""
     raw_ids = strings(table["raw_id"])
-    columns = {
+    columns: dict[str, Column] = {
         "id": table["id"],
         "hash": pa.array(hash_ids(raw_ids)),
         "key": row_keys(raw_ids, strings(table["fingerprint"]), texts_to_write(table)),
@@ -235,8 +236,7 @@ def _current_checksum(root: UPath, shard: str) -> str:
 
 def split_by_shard(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
     """Each shard and its rows, of index rows that are sorted by shard."""
-    runs = pc.run_end_encode(rows["shard"].combine_chunks())
-    start = 0
-    for shard, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
-        yield shard, rows.slice(start, end - start)
-        start = end
+    shards = np.array(strings(rows["shard"]), object)
+    changes = np.flatnonzero(shards[1:] != shards[:-1]) + 1
+    for start, end in pairwise([*([0] if len(shards) else []), *changes.tolist(), len(shards)]):
+        yield shards[start], rows.slice(start, end - start)

@@ -1,13 +1,13 @@
 """One version looked into: what it knows of a user, and whether the LLM still says what is stored. No Ray here."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm4msr.arrays import Floats, Halves, strings
+from llm4msr.arrays import Floats, Halves, strings, typed_rows
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError, StorageError
 from llm4msr.knowledge import interests
@@ -24,23 +24,45 @@ SAME = 0.999
 """Least cosine of two vectors that count as the same."""
 
 
-def show(output: StageOutput, raw_id: str, neighbours: int = 5) -> dict[str, Any]:
-    """A user's prompt, answer, the interests in it and error in a version, and who is nearest.
+class Neighbour(TypedDict):
+    """A user whose vector is near another's, and the cosine of the two."""
+
+    raw_id: str
+    cosine: float
+
+
+class User(TypedDict):
+    """What a version knows of a user."""
+
+    raw_id: str
+    prompt: str
+    answer: str
+    tokens: int
+    error: str
+    interests: dict[str, list[str]]
+    """Words by scenario, as the answer has them."""
+    nearest: NotRequired[list[Neighbour]]
+    """Users with the nearest vectors, where this one has a vector."""
+
+
+def show(output: StageOutput, raw_id: str, neighbours: int = 5) -> User:
+    """What a version knows of a user, and who is nearest.
 
     Nearest by the cosine of vectors less the mean of all, since hidden states have a large part in common.
 
     Raises:
         ConfigError: no such user.
+        StorageError: a shard is missing or damaged.
     """
     table = _read_group_with(output, raw_id)
     row = strings(table["raw_id"]).index(raw_id)
+    scenarios = [scenario["raw_id"] for scenario in read_texts(output)]
     columns = ["raw_id", "prompt", "answer", "tokens", "error"]
-    user = {name: table[name][row].as_py() for name in columns}
-    scenarios = [str(scenario["raw_id"]) for scenario in read_texts(output)]
+    (user,) = typed_rows(table.slice(row, 1).select(columns), User)
     user["interests"] = interests.read(user["answer"], scenarios)
-    if user["error"]:
-        return user
-    return user | {"nearest": _nearest(output, raw_id, to_matrix(table["vector"])[row], neighbours)}
+    if not user["error"]:
+        user["nearest"] = _nearest(output, raw_id, to_matrix(table["vector"])[row], neighbours)
+    return user
 
 
 def _read_group_with(output: StageOutput, raw_id: str) -> pa.Table:
@@ -59,7 +81,7 @@ def _read_group_with(output: StageOutput, raw_id: str) -> pa.Table:
     raise ConfigError(f"{output.folder}: knows no user '{raw_id}'; ids are those of the source's files")
 
 
-def _nearest(output: StageOutput, raw_id: str, vector_Z: Halves, count: int) -> list[dict[str, Any]]:
+def _nearest(output: StageOutput, raw_id: str, vector_Z: Halves, count: int) -> list[Neighbour]:
     mean_Z, best = _mean(output), pa.table({"raw_id": pa.array([], pa.string()), "cosine": pa.array([], pa.float64())})
     centred_Z = vector_Z.astype(np.float64) - mean_Z
     for table in _read_good(output):
@@ -86,7 +108,16 @@ def _mean(output: StageOutput) -> Floats:
     return total_Z / max(count, 1)
 
 
-def verify(config: Config, output: StageOutput, sample: int = 16) -> dict[str, Any]:
+class Verified(TypedDict):
+    """A version, its rows, how many of them were compared, and the least cosine of a stored and a new vector."""
+
+    uri: str
+    rows: int
+    compared: int
+    least_cosine: float
+
+
+def verify(config: Config, output: StageOutput, sample: int = 16) -> Verified:
     """Ask the LLM again about some of the rows that it read, and compare fingerprints and vectors.
 
     Raises:
@@ -123,4 +154,4 @@ def _sample(output: StageOutput, kind: str, count: int, seed: int) -> pa.Table:
     columns = ["raw_id", "fingerprint", "prompt", "answer", "error", "vector"]
     tables = [read_rows(groups[i], columns) for i in rng.permutation(len(groups))[:4]]
     table = pa.concat_tables([table.filter(pa.array(good_rows(table))) for table in tables])
-    return table.take(pa.array(rng.permutation(len(table))[:count])).combine_chunks()
+    return table.take(rng.permutation(len(table))[:count]).combine_chunks()

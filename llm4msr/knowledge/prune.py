@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -31,16 +31,27 @@ class Live(NamedTuple):
     checksum: str
 
 
+class Pruned(TypedDict):
+    """Names of the versions that were `kept` and `removed`, of `unfinished` ones that stay, and the bytes `freed`."""
+
+    kept: list[str]
+    removed: list[str]
+    unfinished: list[str]
+    freed: int
+    dry_run: bool
+
+
 def prune(
     config: Config, current: StageOutput | None, keep: int = 1, unfinished: bool = False, dry_run: bool = False
-) -> dict[str, Any]:
+) -> Pruned:
     """Delete all but the newest `keep` versions and the `current` one, and every row that none of them refers to.
 
     Versions from before the newest one with a list of users to forget go too, whatever `keep` says. What unfinished
-    runs refer to stays, unless `unfinished` says that they go as well; what is at work stays in any case.
+    runs refer to stays, unless `unfinished` says that they go as well; what is at work stays in any case. A `dry_run`
+    deletes nothing.
 
-    Returns:
-        `kept` and `removed` versions, `unfinished` ones left, and bytes `freed`.
+    Raises:
+        StorageError: a version or a shard is damaged, or this machine's cache cannot be written.
     """
     root = versions.root(config)
     sizes = storage.files_below(root, temporary=True)
@@ -70,8 +81,8 @@ def prune(
             if name not in live and not dry_run and name + CHECKSUMS in sizes:
                 (root / (name + CHECKSUMS)).unlink()
             freed += erase(root / name, live.get(name), sizes[name], dry_run)
-    report: dict[str, Any] = {"kept": [v.folder.name for v in stay], "removed": [v.folder.name for v in go]}
-    return report | {"unfinished": sorted(running), "freed": freed, "dry_run": dry_run}
+    kept, removed = ([version.folder.name for version in group] for group in (stay, go))
+    return Pruned(kept=kept, removed=removed, unfinished=sorted(running), freed=freed, dry_run=dry_run)
 
 
 def _version_of(name: str) -> str:

@@ -7,7 +7,6 @@ checksum, and each row with the key, that the index has of it.
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,7 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from llm4msr import storage
-from llm4msr.arrays import Bools, strings
+from llm4msr.arrays import Bools, strings, typed_rows
 from llm4msr.errors import StorageError
 from llm4msr.knowledge.index import (
     GROUP_ROWS,
@@ -81,34 +80,38 @@ def good_rows(table: pa.Table) -> Bools:
     return np.array([not error for error in strings(table["error"])], bool)
 
 
-def read_texts(output: StageOutput, kind: str = "scenarios") -> list[dict[str, Any]]:
-    """Raw id, prompt, answer and error of each scenario (or user)."""
-    columns = ["raw_id", "prompt", "answer", "error"]
-    tables = [read_rows(group, ["id", *columns]) for group in row_groups(output, kind)]
+TEXTS = ["raw_id", "prompt", "answer", "error"]
+"""Whom the LLM was asked about, what it read, what it said, and why that failed, if it did."""
+
+
+def read_texts(output: StageOutput, kind: str = "scenarios") -> list[dict[str, str]]:
+    """`TEXTS` of all scenarios (or users); scenarios come in the order of their numbers."""
+    tables = [read_rows(group, ["id", *TEXTS]) for group in row_groups(output, kind)]
     if kind == "scenarios" and tables:
         tables = [pa.concat_tables(tables).sort_by("id")]
-    return [row for table in tables for row in table.select(columns).to_pylist()]
+    return [row for table in tables for row in typed_rows(table.select(TEXTS), dict[str, str])]
 
 
-def find_texts(output: StageOutput, raw_ids: Sequence[str]) -> list[dict[str, Any]]:
-    """The same of these users alone, less those that the version does not have.
+def find_texts(output: StageOutput, raw_ids: Sequence[str]) -> list[dict[str, str]]:
+    """`TEXTS` of these users, less those that the version does not have.
 
     It reads their buckets and the shards that they lie in; without an index, all shards of users.
 
     Raises:
         StorageError: a shard is missing, damaged, or holds other rows than the version was made of.
     """
-    files, hash_N, columns = output.manifest.files, hash_ids(raw_ids), ["raw_id", "prompt", "answer", "error"]
+    files, hash_N = output.manifest.files, hash_ids(raw_ids)
     buckets = [bucket for name in sorted(files) if (bucket := Bucket.parse(name)) and bucket.kind == "users"]
-    tables = [] if buckets else [read_rows(group, columns) for group in row_groups(output)]
+    tables = [] if buckets else [read_rows(group, TEXTS) for group in row_groups(output)]
     for bucket in buckets:
         sought = hash_N[bucket.holds(hash_N)]
         if len(sought):
             index = read_index(RowGroup(str(output.folder / bucket.index_file), files[bucket.index_file].digest))
             hits = index.filter(pc.is_in(index["hash"], value_set=pa.array(sought))).sort_by("shard")
-            tables += [_read_indexed(output.folder, shard, rows, columns) for shard, rows in split_by_shard(hits)]
-    sought_ids = set(raw_ids)  # a hash may be another id's too
-    return [row for table in tables for row in table.to_pylist() if row["raw_id"] in sought_ids]
+            tables += [_read_indexed(output.folder, shard, rows, TEXTS) for shard, rows in split_by_shard(hits)]
+    exact = pa.array(raw_ids, pa.string())  # a hash may be another id's too
+    tables = [table.filter(pc.is_in(table["raw_id"], value_set=exact)) for table in tables]
+    return [row for table in tables for row in typed_rows(table, dict[str, str])]
 
 
 def _refuse_other_widths(version: UPath, tables: Mapping[str, pa.Table]) -> None:

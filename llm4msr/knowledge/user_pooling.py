@@ -4,7 +4,7 @@
 have a row for each row of `seen`, in its order: what was known of its user before it.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from llm4msr import ray_session, schema, storage
-from llm4msr.arrays import Bools, Halves, Ints, Singles
+from llm4msr.arrays import Bools, Column, Halves, Ints, Singles
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
 from llm4msr.knowledge import pooling
@@ -24,6 +24,9 @@ from llm4msr.knowledge.rows import good_rows, read_rows
 from llm4msr.progress import track
 from llm4msr.storage import FileRecord, StageOutput
 from llm4msr.storage.vectors import to_column, to_matrix
+
+if TYPE_CHECKING:
+    import ray
 
 
 class UserRows(NamedTuple):
@@ -85,7 +88,9 @@ def _item_vectors(config: Config, folder: UPath, items: int, groups: list[RowGro
     return vectors_ID, known_I
 
 
-def _pool_window(batch: pa.Table, config: Config, data: StageOutput, folder_uri: str, shared: Any) -> pa.Table:
+def _pool_window(
+    batch: pa.Table, config: Config, data: StageOutput, folder_uri: str, shared: "ray.ObjectRef"
+) -> pa.Table:
     """One window's users, pooled and written; gives back the files and what was noted of them."""
     import ray
 
@@ -108,7 +113,7 @@ def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: Singles, known_I: B
     last_N = np.cumsum(users["interactions"].to_numpy())
     vectors_NZ, known_N = _pools(seen, vectors_ID, known_I, last_N - users["interactions"].to_numpy(), last_N)
     blank = pa.array([""] * len(users))
-    columns = {
+    columns: dict[str, Column] = {
         "id": users["user"],
         "raw_id": users["user_id"],
         "fingerprint": pa.array([templates.fingerprint("pooled", vector.tobytes().hex()) for vector in vectors_NZ]),
@@ -119,7 +124,7 @@ def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: Singles, known_I: B
         "vector": to_column(vectors_NZ),
     }
     layout = schema.knowledge(vectors_NZ.shape[1])
-    return schema.check(pa.table(columns).select(layout.names), layout, "pooled")
+    return schema.check(pa.Table.from_arrays([columns[name] for name in layout.names], layout.names), layout, "pooled")
 
 
 def past_rows(users: pa.Table, seen: pa.Table, forgotten_N: Bools, vectors_ID: Singles, known_I: Bools) -> pa.Table:
@@ -129,8 +134,9 @@ def past_rows(users: pa.Table, seen: pa.Table, forgotten_N: Bools, vectors_ID: S
     vectors_RZ, known_R = _pools(seen, vectors_ID, known_I, first_R, first_R + seen["before"].to_numpy())
     known_R &= ~np.repeat(forgotten_N, counts_N)
     vectors_RZ[~known_R] = 0
-    columns = {"user": seen["user"], "known": pa.array(known_R), "vector": to_column(vectors_RZ)}
-    return schema.check(pa.table(columns), schema.past(vectors_RZ.shape[1]), "past")
+    columns: list[Column] = [seen["user"], pa.array(known_R), to_column(vectors_RZ)]
+    layout = schema.past(vectors_RZ.shape[1])
+    return schema.check(pa.Table.from_arrays(columns, layout.names), layout, "past")
 
 
 def _pools(seen: pa.Table, vectors_ID: Singles, known_I: Bools, first_N: Ints, last_N: Ints) -> tuple[Halves, Bools]:

@@ -1,7 +1,7 @@
 """Versions of the knowledge below one storage: listed, numbered, and their index files. No Ray here."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TypedDict
 
 import pyarrow as pa
 from pydantic import ValidationError
@@ -32,17 +32,44 @@ def finished_versions(config: Config) -> list[StageOutput]:
     return sorted(outputs, key=lambda v: (v.manifest.info.get("version", 0), v.manifest.created), reverse=True)
 
 
-def list_versions(config: Config) -> list[dict[str, Any]]:
-    """A row per version: number, name, when, whose vectors, rows, how many of them by reference, bytes of its own."""
-    rows = []
-    for version in finished_versions(config):
-        m = version.manifest
-        row = {"version": m.info.get("version", 0), "name": version.folder.name, "created": m.created}
-        row |= {"model": m.inputs["model"], "users": m.info["users"], "kept": m.info.get("kept", 0)}
-        row |= {"forgotten": m.info.get("forgotten", 0)}
-        row |= {"failed": m.failed, "bytes": sum(part.bytes for part in m.files.values())}
-        rows.append(row)
-    return rows
+class VersionSummary(TypedDict):
+    """A version in the list of all."""
+
+    version: int
+    name: str
+    created: str
+    model: str
+    users: int
+    kept: int
+    """Rows of earlier versions that it refers to."""
+    forgotten: int
+    failed: int
+    bytes: int
+    """Of its own files."""
+
+
+def list_versions(config: Config) -> list[VersionSummary]:
+    """A summary of each finished version, the newest first.
+
+    Raises:
+        StorageError: one is damaged.
+    """
+    return [_summarize(version) for version in finished_versions(config)]
+
+
+def _summarize(version: StageOutput) -> VersionSummary:
+    m = version.manifest
+    return {
+        "version": m.info.get("version", 0),
+        "name": version.folder.name,
+        "created": m.created,
+        "model": m.inputs["model"],
+        "users": m.info["users"],
+        "kept": m.info.get("kept", 0),
+        "forgotten": m.info.get("forgotten", 0),
+        "failed": m.failed,
+        "bytes": sum(record.bytes for record in m.files.values()),
+    }
 
 
 def index_files(root: UPath, names: Iterable[str]) -> dict[str, list[RowGroup]]:

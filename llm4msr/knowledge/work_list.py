@@ -10,6 +10,7 @@ What the first two write lies below `work/` of the new version, and goes when it
 """
 
 import json
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -108,7 +109,7 @@ def render_window(
     bucket_N = index.bucket_numbers(hash_N, counts[window.kind])
     order_N = np.argsort(bucket_N, kind="stable")
     filled, starts = np.unique(bucket_N[order_N], return_index=True)
-    kept = kept.take(pa.array(order_N)).replace_schema_metadata({"buckets": json.dumps(filled.tolist())})
+    kept = kept.take(order_N).replace_schema_metadata({"buckets": json.dumps(filled.tolist())})
     groups = [kept.slice(start, end - start) for start, end in zip(starts, [*starts[1:], len(kept)], strict=True)]
     storage.write_groups(storage.path(folder_uri) / "work" / "spill" / window.file, groups or [kept])
     return pa.table({"rows": [len(rows)]})
@@ -136,7 +137,8 @@ def match_bucket(
     groups = [left.slice(start, rows_per_shard) for start in range(0, len(left), rows_per_shard)]
     shards = []
     for number, group in enumerate(groups):
-        content = storage.digest(*group["key"].to_pylist())[:12]
+        keys = cast("list[bytes]", group["key"].to_pylist())  # the stubs allow for None
+        content = storage.digest(*keys)[:12]
         name = f"{bucket.file.removesuffix('.parquet')}-{content}.parquet"
         shards.append({"name": name, "kind": bucket.kind, "todo": bucket.file, "group": number, "rows": len(group)})
     if groups:

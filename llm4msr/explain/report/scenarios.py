@@ -13,10 +13,11 @@ import torch
 from scipy import sparse, stats
 
 from llm4msr.arrays import Floats
-from llm4msr.explain.finished_run import FinishedRun, ScenarioStatistics
+from llm4msr.explain.finished_run import FinishedRun
 from llm4msr.explain.report.tables import Table
 from llm4msr.knowledge.rows import read_texts
 from llm4msr.model.net import RankerNet
+from llm4msr.schema import ScenarioStatistics
 from llm4msr.text import shorten, signed
 
 MAX_SHOWN = 10

@@ -1,21 +1,20 @@
 """Rows of the prepared tables rendered with the templates."""
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from upath import UPath
 
 from llm4msr import schema, storage
+from llm4msr.arrays import Column, typed_rows
 from llm4msr.config import Config
 from llm4msr.data.catalogue import item_fields
 from llm4msr.data.scenarios import MAX_SHARED
 from llm4msr.knowledge.prompts import templates
+from llm4msr.schema import PROMPTS, ScenarioStatistics
 from llm4msr.storage import StageOutput
-
-_PROMPTS = pa.schema([("id", pa.int64()), ("raw_id", pa.string()), ("prompt", pa.string())])
 
 
 class Window(NamedTuple):
@@ -68,14 +67,15 @@ def render(window: Window, config: Config, data: StageOutput, scenarios: UPath) 
 def scenario_prompts(scenarios: pa.Table, config: Config) -> pa.Table:
     """id, raw_id and prompt of each scenario in a table of `schema.SCENARIOS`."""
     instruction = templates.read("scenario", config.extract.scenario_template)
-    rows = [row for row in scenarios.to_pylist() if row["scenario"]]
+    rows = [row for row in typed_rows(scenarios, ScenarioStatistics) if row["scenario"]]
     names = [row["scenario_id"] for row in rows]
     most = config.extract.max_prompt_tokens
     texts = [templates.scenario_prompt(instruction, row, _named(row, names), most) for row in rows]
-    return _prompts([row["scenario"] for row in rows], names, texts)
+    numbers = pa.array([row["scenario"] for row in rows], pa.int64())
+    return _prompts(numbers, pa.array(names, pa.string()), pa.array(texts, pa.string()))
 
 
-def _named(row: Mapping[str, Any], names: list[str]) -> list[str]:
+def _named(row: ScenarioStatistics, names: list[str]) -> list[str]:
     """All scenarios as a row's statistics have them: one that came since then, with few users, changes no prompt."""
     others = [other["scenario_id"] for other in row["shared_users"]]
     return sorted([row["scenario_id"], *others]) if len(others) < MAX_SHARED else names
@@ -94,13 +94,13 @@ def item_prompts(items: pa.Table, fields: dict[str, list[str]], config: Config) 
     instruction = templates.read("item", config.extract.item_template)
     shown = schema.category_field(items, fields)
     numbers = items[f"f:{shown}"].to_pylist() if shown else [[]] * len(items)
-    words = [[fields[shown][number - 1] for number in row] if shown else [] for row in numbers]
+    words = [[fields[shown][number - 1] for number in row or ()] if shown else [] for row in numbers]
     texts = map(partial(templates.item_prompt, instruction), items["title"].to_pylist(), words)
-    return _prompts(items["item"], items["item_id"], list(texts))
+    return _prompts(items["item"], items["item_id"], pa.array(list(texts), pa.string()))
 
 
-def _prompts(ids: Any, raw_ids: Any, texts: Any) -> pa.Table:
-    return pa.table({"id": ids, "raw_id": raw_ids, "prompt": texts}).cast(_PROMPTS)
+def _prompts(ids: Column, raw_ids: Column, texts: Column) -> pa.Table:
+    return pa.Table.from_arrays([ids, raw_ids, texts], PROMPTS.names).cast(PROMPTS)
 
 
 def items_to_read(items: pa.Table) -> int:
