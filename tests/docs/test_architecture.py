@@ -64,7 +64,8 @@ def test_every_file_and_folder_that_it_names_exists() -> None:
     files = re.findall(r"`([\w/.]+\.(?:py|json|j2|toml))`", TEXT)
     folders = re.findall(r"`([\w/]+)/`", TEXT)
     assert len(files) > 40
-    known = {str(place.relative_to(PACKAGE)) for place in PACKAGE.rglob("*")} | {"llm4msr", "manifest.json"}
-    missing = [name for name in files if name not in known and not (ROOT / name).exists()]
-    missing += [name for name in folders if not any(f"/{place}".endswith(f"/{name}") for place in known)]
+    known = {f"/{place.name}" for place in ROOT.iterdir()} | {"/manifest.json"}
+    known |= {f"/{place.relative_to(PACKAGE)}" for place in PACKAGE.rglob("*")}
+    missing = [name for name in files if f"/{name}" not in known]
+    missing += [name for name in folders if not any(place.endswith(f"/{name}") for place in known)]
     assert missing == []
