@@ -1,7 +1,7 @@
-"""Every error that this package raises on purpose; each message says what, where, and what to do.
+"""Every error that this package raises on purpose; each message says what is wrong, where, and what to do.
 
 LLM4MSRError               exit code 1
- ├─ InputError              2   the user can mend it
+ ├─ InputError              2   the user can correct it
  │   ├─ ConfigError             an unknown key, a wrong value, a missing section
  │   ├─ DataError               a missing column, a bad cell, an empty file
  │   ├─ StorageError            a URI that cannot be read, a damaged or unfinished output
@@ -15,7 +15,7 @@ from llm4msr.text import mask
 
 
 class LLM4MSRError(Exception):
-    """Base of this package's errors; `exit_code` is what the command line ends with. No message holds a password."""
+    """Base of this package's errors; `exit_code` is what the command line returns. No message contains a password."""
 
     exit_code = 1
 
@@ -28,7 +28,7 @@ class LLM4MSRError(Exception):
 
 
 class InputError(LLM4MSRError):
-    """Something the user gave is wrong and the user can mend it."""
+    """Something that the user provided is wrong, and the user can correct it."""
 
     exit_code = 2
 
@@ -46,7 +46,7 @@ class StorageError(InputError):
 
 
 class FullDiskError(StorageError):
-    """No space is left on a disk; the same command goes on once there is some."""
+    """No space is left on a disk; the same command continues once there is some."""
 
 
 class MissingExtraError(InputError):
@@ -54,13 +54,13 @@ class MissingExtraError(InputError):
 
 
 class TooManyFailedError(LLM4MSRError):
-    """More rows failed than the configuration allows."""
+    """More rows failed than `max_failed_fraction` allows."""
 
     exit_code = 3
 
 
 class InterruptedRunError(LLM4MSRError):
-    """Ctrl-C or SIGTERM ended a stage before its end; what is finished is kept."""
+    """Ctrl-C or SIGTERM stopped a stage; what is finished is kept."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)

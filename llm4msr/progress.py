@@ -1,4 +1,4 @@
-"""Progress with an estimate of what is left: a bar on a terminal, a line now and then in a job's log."""
+"""Progress with an estimate of the time left: a bar on a terminal, a line now and then in a job's log."""
 
 import sys
 import time
@@ -21,39 +21,34 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 def say(text: str) -> None:
-    """A line for the reader, on standard error: standard output is for results."""
+    """Print a line for the reader, on standard error: standard output is for results."""
     print(sanitize(text), file=sys.stderr, flush=True)
 
 
 class Track:
-    """Counts what is done of `total`. The rate is that since the first result: start-up does not enter it."""
+    """Counts what is done of `total`. The rate is measured from the first result, so that start-up does not count."""
 
     def __init__(self, name: str, total: int, done: int = 0):
         self.name, self.total, self.done = name, total, done
-        self._begun, self._told = time.monotonic(), 0.0
+        self._start, self._last_line = time.monotonic(), 0.0
         self._first: tuple[float, int] | None = None
         self._bar: Progress | None = None
         if Console(stderr=True).is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-            )
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
             self._bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
             self._task = self._bar.add_task(name, total=total, completed=done)
             self._bar.start()
 
     def advance(self, count: int, note: str = "") -> None:
-        """`count` more are done."""
+        """Count so many more as done."""
         self.done += count
         self._first = self._first or (time.monotonic(), self.done)
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, description=f"{self.name} {note}".strip())
             return
         now = time.monotonic()
-        if self.done >= self.total or now - self._told >= SECONDS_BETWEEN_LINES:
-            self._told = now
+        if self.done >= self.total or now - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
             say(f"  {self.name}: {self.done} of {self.total}, {self._left(now)} {note}".rstrip())
 
     def close(self) -> None:
@@ -62,17 +57,17 @@ class Track:
             self._bar.stop()
 
     def _left(self, now: float) -> str:
-        since, done_then = self._first or (now, self.done)
-        if self.done == done_then or self.done >= self.total:
-            return f"{now - self._begun:.0f} s"
-        return f"about {(self.total - self.done) * (now - since) / (self.done - done_then):.0f} s left"
+        first, done_first = self._first or (now, self.done)
+        if self.done == done_first or self.done >= self.total:
+            return f"{now - self._start:.0f} s"
+        return f"about {(self.total - self.done) * (now - first) / (self.done - done_first):.0f} s left"
 
 
 @contextmanager
 def track(name: str, total: int, done: int = 0) -> Iterator[Track]:
     """A `Track` that is closed at the end, whatever happens."""
-    tracked = Track(name, total, done)
+    progress = Track(name, total, done)
     try:
-        yield tracked
+        yield progress
     finally:
-        tracked.close()
+        progress.close()

@@ -23,7 +23,7 @@ from llm4msr.errors import ConfigError, LLM4MSRError
 from llm4msr.progress import say
 from llm4msr.storage.local_files import full_disk
 
-# A warning of every `ray` command in a virtual environment made by uv, and a prompt for usage statistics.
+# No warning from each `ray` command in uv's virtual environments, and no question about usage statistics.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -33,7 +33,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 CONNECT_SECONDS, ANSWER_SECONDS = 10.0, 45.0
-"""How long a cluster may take to accept a connection, and then to say that it is one."""
+"""How long a cluster may take to accept a connection, and then to answer as a cluster."""
 
 
 def connect() -> None:
@@ -48,22 +48,22 @@ def connect() -> None:
         address, origin = _cluster_address()
         if address:
             _refuse_dead_cluster(address, origin)
-        in_main = threading.current_thread() is threading.main_thread()
+        in_main_thread = threading.current_thread() is threading.main_thread()
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             with _without_lines(b"logging.cc"):
                 ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            named = address or ("auto" if os.environ.get("RAY_ADDRESS") == "auto" else "")
-            if not named:
+            shown_address = address or ("auto" if os.environ.get("RAY_ADDRESS") == "auto" else "")
+            if not shown_address:
                 raise
-            raise ConfigError(_no_cluster(named, origin, str(error).splitlines()[0])) from None
-        if in_main and callable(on_terminate):
-            signal.signal(signal.SIGTERM, on_terminate)  # Ray sets its own, which ends with code 15 and no word
+            raise ConfigError(_no_cluster(shown_address, origin, str(error).splitlines()[0])) from None
+        if in_main_thread and callable(on_terminate):
+            signal.signal(signal.SIGTERM, on_terminate)  # Ray sets its own, which exits with code 15 and no message
     context = ray.data.DataContext.get_current()  # also sets up the loggers that are turned down next
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # so that an error of ours comes back as an object, not as text
+    context.raise_original_map_exception = True  # so that our errors come back as objects, not as text
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions too
     for name in ("ray.train", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -71,9 +71,9 @@ def connect() -> None:
 
 @contextmanager
 def _without_lines(mark: bytes) -> Iterator[None]:
-    """Standard error without the lines that hold the mark, those of C++ code included, shown when the block ends.
+    """Show standard error when the block ends, C++ code's included, without the lines that contain the mark.
 
-    Ray's core says there that it took its log level from the environment, and no setting turns that off.
+    Ray's core writes there that it took its log level from the environment, and no setting turns that off.
     """
     sys.stderr.flush()
     stderr = os.dup(2)
@@ -90,15 +90,15 @@ def _without_lines(mark: bytes) -> Iterator[None]:
 
 
 def _cluster_address() -> tuple[str, str]:
-    """The cluster that `ray.init` would join, empty if it would start one of its own; and who says so."""
-    if given := os.environ.get("RAY_ADDRESS", ""):
-        return ("" if given in ("local", "auto") else given), "RAY_ADDRESS"
-    left = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
-    return (left.read_text().strip() if left.exists() else ""), str(left)
+    """The cluster that `ray.init` would join, empty if it would start its own; and where the address comes from."""
+    if address := os.environ.get("RAY_ADDRESS", ""):
+        return ("" if address in ("local", "auto") else address), "RAY_ADDRESS"
+    file = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+    return (file.read_text().strip() if file.exists() else ""), str(file)
 
 
 def _refuse_dead_cluster(address: str, origin: str) -> None:
-    """A ConfigError within a minute where no cluster answers; `ray.init` alone would wait for many."""
+    """Raise a ConfigError within a minute if no cluster answers; `ray.init` alone would wait for many."""
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         host, port = parts.hostname or "", parts.port or 0
@@ -122,9 +122,9 @@ def _refuse_dead_cluster(address: str, origin: str) -> None:
         raise ConfigError(_no_cluster(address, origin, why))
 
 
-def _why_unhealthy(told: bytes) -> str:
-    """From what the check's process, whose exception is not at hand, has told of it."""
-    if b"ray.exceptions.AuthenticationError" in told:
+def _why_unhealthy(stderr: bytes) -> str:
+    """Why the health check failed, from what its process wrote: its exception is out of reach."""
+    if b"ray.exceptions.AuthenticationError" in stderr:
         return (
             "it asks for a token that was not given: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token "
             "to the token of its head node"
@@ -140,45 +140,46 @@ def _no_cluster(address: str, origin: str, why: str) -> str:
 
 
 def require_resources(key: str, needed: Mapping[str, float]) -> None:
-    """Refuse what this Ray can never give: more CPUs or GPUs than it has, where no autoscaler brings any.
+    """Refuse what this Ray can never provide: more CPUs or GPUs than it has, if no autoscaler brings any.
 
     Args:
         key: the config key that asks for it, and its value, as the message shows them.
         needed: resource -> how much of it, all at once.
 
     Raises:
-        ConfigError: names the key, what is there, and what to do.
+        ConfigError: names the key, what there is, and what to do.
     """
     import ray
 
     connect()
-    there = ray.cluster_resources()
+    resources = ray.cluster_resources()
     for resource, amount in needed.items():
-        if amount > there.get(resource, 0.0) and not _grows():
+        total = resources.get(resource, 0.0)
+        if amount > total and not _can_grow():
             raise ConfigError(
-                f"{key} needs {amount:g} {resource}s and this Ray has {there.get(resource, 0.0):g}, with no autoscaler "
-                "to bring more; lower it, or join a cluster that has them (RAY_ADDRESS)"
+                f"{key} needs {amount:g} {resource}s and this Ray has {total:g}, with no autoscaler to bring more; "
+                "lower it, or join a cluster that has them (RAY_ADDRESS)"
             )
 
 
-def _grows() -> bool:
+def _can_grow() -> bool:
     """Whether an autoscaler may bring machines. Where there is none, Ray names each node as a type of its own."""
     from ray.experimental import internal_kv
 
     if internal_kv._internal_kv_get("__autoscaler_v2_enabled") == b"1":
-        return True  # it tells nothing more
+        return True  # and it says no more than that
     status = json.loads(internal_kv._internal_kv_get("__autoscaling_status") or b"{}")
     kinds = (status.get("autoscaler_report") or {}).get("node_type_mapping") or {}
     return any(kind != f"node_{node}" for node, kind in kinds.items())
 
 
-def run_each(function: Callable[..., Any], items: list[dict[str, Any]], **settled: Any) -> Iterator[dict[str, Any]]:
-    """The rows that `function` gives for each item: a task of Ray Data each, results as they come.
+def run_each(function: Callable[..., Any], items: list[dict[str, Any]], **shared: Any) -> Iterator[dict[str, Any]]:
+    """Run a task of Ray Data for each item, and yield the rows that they return as they come.
 
     Args:
-        function: takes an item as an Arrow table of one row, and `settled`; gives back a small table.
-        items: what the tasks are about.
-        settled: the same for all.
+        function: takes an item as an Arrow table of one row, and `shared`; returns a small table.
+        items: one for each task.
+        shared: the same arguments for all tasks.
     """
     import ray
 
@@ -186,47 +187,47 @@ def run_each(function: Callable[..., Any], items: list[dict[str, Any]], **settle
         return
     connect()
     results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        function, fn_kwargs=settled, batch_size=1, batch_format="pyarrow"
+        function, fn_kwargs=shared, batch_size=1, batch_format="pyarrow"
     )
     for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
 
 
 def say_if_busy(needed: int, what: str = "CPU") -> None:
-    """Say so if Ray has fewer free CPUs (or GPUs) than a stage asks for: the stage then waits until they come."""
+    """Say so if Ray has fewer free CPUs (or GPUs) than a stage asks for: the stage then waits for them."""
     import ray
 
-    for _ in range(20):  # what an earlier stage held is free a moment after its end
+    for _ in range(20):  # an earlier stage's CPUs become free a moment after its end
         free = ray.available_resources().get(what, 0.0)
         if free >= needed:
             return
-        gc.collect()  # with Ray Data's executor go the actors
+        gc.collect()  # Ray Data's actors end with its executor
         time.sleep(0.5)
     say(f"  waiting for {needed} {what}s, {free:g} are free: something else runs on this Ray, such as an endpoint")
 
 
 def unwrap_errors(stage: Callable[P, T]) -> Callable[P, T]:
-    """The same function, raising the error of ours that lies behind one of Ray's, and a full disk as one of ours."""
+    """The same function, but instead of an error of Ray's it raises ours that caused it, for a full disk too."""
 
     @functools.wraps(stage)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return stage(*args, **kwargs)
         except Exception as error:
-            ours = _ours(error)
+            ours = _our_error(error)
             if ours is None:
                 raise
-        # Ray's actors keep their CPUs as long as anybody holds them, and a notebook keeps the last error: nothing of
-        # the run that failed may hang on ours. So it is raised here, where Ray's is no longer being handled.
+        # Ray's actors keep their CPUs as long as anything refers to them, and a notebook keeps the last error: ours
+        # must not refer to anything of the failed run. So it is raised here, after Ray's has been handled.
         traceback.clear_frames(ours.__traceback__)
         ours.__cause__ = ours.__context__ = None
-        gc.collect()  # the actors lie in circles of references
+        gc.collect()  # the actors are in reference cycles
         raise ours
 
     return run
 
 
-def _ours(error: BaseException) -> LLM4MSRError | None:
+def _our_error(error: BaseException) -> LLM4MSRError | None:
     import ray.exceptions
 
     for cause in _causes(error):
@@ -239,12 +240,12 @@ def _ours(error: BaseException) -> LLM4MSRError | None:
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """The error itself and all behind it: causes, what a task raised, what the workers of a training raised."""
-    waiting, known = [error], {id(error)}
-    for one in waiting:
-        yield one
-        behind = [getattr(one, name, None) for name in ("cause", "__cause__", "controller_failure")]
-        behind += list((getattr(one, "worker_failures", None) or {}).values())
-        for cause in behind:
+    errors, known = [error], {id(error)}
+    for effect in errors:
+        yield effect
+        causes = [getattr(effect, name, None) for name in ("cause", "__cause__", "controller_failure")]
+        causes += list((getattr(effect, "worker_failures", None) or {}).values())
+        for cause in causes:
             if isinstance(cause, BaseException) and id(cause) not in known:
                 known.add(id(cause))
-                waiting.append(cause)
+                errors.append(cause)

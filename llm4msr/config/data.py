@@ -22,15 +22,15 @@ class TableColumns(Section):
     category: str = ""
     category_separator: str = Field(" > ", min_length=1)
     delimiter: str = Field("", pattern=r"^[^\w\s\"]?$|^\t$")
-    """What stands between the cells of CSV files, one character; empty = comma, tab, semicolon or `|`, as each file's
-    header shows."""
+    """The character between the cells of CSV files; empty = comma, tab, semicolon or `|`, as each file's header
+    shows."""
     context: tuple[str, ...] = ()
     """Columns of the interactions that are known when a list is ranked, such as the device."""
     user_features: tuple[str, ...] = ()
     item_features: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _each_field_has_a_name_of_its_own(self) -> Self:
+    def _check_names_are_unique(self) -> Self:
         taken = {"user_features": {"user_id": "the id itself"}, "item_features": {"item_id": "the id itself"}}
         if self.category:
             taken["item_features"]["category"] = "the path that the key `category` names"
@@ -51,13 +51,13 @@ class AmazonOptions(Section):
     """`kind = "amazon"`: which of the files below `source.path`, and what of them."""
 
     categories: tuple[str, ...] = ()
-    """Names as the files have them, such as `Movies_and_TV`; empty = all whose reviews are there."""
+    """Names as in the files, such as `Movies_and_TV`; empty = all that have reviews there."""
     k_core: int = Field(0, ge=0)
-    """Users and items with fewer interactions over all categories go, again and again; 0 = all stay."""
+    """Users and items with fewer interactions over all categories are removed, repeatedly; 0 = all stay."""
     liked_above: float = 3.0
     """A rating above it is a like."""
     implicit: bool = False
-    """Whether likes alone are kept, so that `split.negatives` draws what was not liked."""
+    """Whether only likes are kept, so that `split.negatives` draws what was not liked."""
     meta: bool = True
     """Whether the files of titles, categories and brands are read; without them an item shows its id."""
 
@@ -88,20 +88,20 @@ class SplitConfig(Section):
 
     kind: Literal["time", "leave_last_out", "random"] = "time"
     by: Literal["global", "user"] = "global"
-    """`time` only: one cut for all, or each user's own time line is cut. With `global`, users who come after
-    the cut have no history, so no knowledge; with `user` everybody has one."""
+    """`time` only: one cut for all, or one for each user's own rows. With `global`, users who come after the cut have
+    no history and so no knowledge; with `user` everybody has one."""
     valid: float = Field(0.1, gt=0, lt=1)
     test: float = Field(0.1, gt=0, lt=1)
     latest: int = Field(0, ge=0)
-    """Only the latest so many interactions are used at all; 0 = all."""
+    """How many of the latest interactions are used at all; 0 = all."""
     negatives: int = Field(0, ge=0, le=100)
     history_share: float = Field(1.0, gt=0, le=1)
-    """The earliest share of the training period that feeds prompts. 1 is the paper's: a user's vector then has the
-    labels of the very rows in it that it trains beside, and where users have few rows a model reads them off. Below
-    1, those rows train as rows of a user without knowledge."""
+    """The earliest share of the training period that feeds prompts. 1 is the paper's: a user's vector then contains the
+    labels of the very rows that it trains with, and where users have few rows a model can read them off. Below 1,
+    those rows train as rows of a user without knowledge."""
 
     @model_validator(mode="after")
-    def _shares_leave_room(self) -> Self:
+    def _check_shares_leave_room(self) -> Self:
         if self.valid + self.test >= 1:
             raise ValueError(f"valid + test = {self.valid + self.test:g} leaves no training rows")
         return self

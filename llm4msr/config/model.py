@@ -30,10 +30,10 @@ BACKBONES = {name: f"llm4msr.model.backbones.{name}:{class_name}" for name, clas
 
 
 def check_backbone(name: str) -> str:
-    """The name again, if it is a known backbone's or an import path; whether the path leads anywhere is not looked up.
+    """The same name, if it is that of a known backbone or an import path; nothing is imported.
 
     Raises:
-        ValueError: with the nearest known name.
+        ValueError: it is neither; with the nearest known name.
     """
     module, colon, attribute = name.partition(":")
     if name in BACKBONES or (colon and all(part.isidentifier() for part in (*module.split("."), attribute))):
@@ -48,7 +48,7 @@ class ModelConfig(Section):
     """The ranker: a backbone and how knowledge enters it."""
 
     backbone: Annotated[str, AfterValidator(check_backbone)] = "mmoe"
-    """A name of `BACKBONES`, or the import path of your own, `package.module:Class`."""
+    """A key of `BACKBONES`, or the import path of your own class, `package.module:Class`."""
     knowledge: Knowledge = "both"
     control: Control = "none"
     embedding_dim: int = Field(16, ge=1)
@@ -61,7 +61,7 @@ class ModelConfig(Section):
     """Rank of the generated weights; 0 = full."""
     meta_layers: int = Field(1, ge=1)
     meta_residual: bool = True
-    """Whether the user level adds to the features, starting at zero, or takes their place."""
+    """Whether the user level adds to the features, starting at zero, or replaces them."""
     fusion: Literal["add", "gate", "concat"] = "add"
     """How the scenario level meets the backbone: logits added, added through a gate, or a vector beside the logit."""
     knowledge_dropout: float = Field(0.1, ge=0, lt=1)

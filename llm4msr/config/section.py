@@ -1,4 +1,4 @@
-"""What every section of the configuration is: frozen, typed, and with keys that say what they mean to a fingerprint."""
+"""What every section of the configuration is: frozen, typed, with keys that say how they enter a fingerprint."""
 
 from enum import Enum
 from typing import Any
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Key(Enum):
-    """What a key's value is to a fingerprint; a key without such a mark enters it as it is."""
+    """How the value of a key enters a fingerprint, if not as it is."""
 
     HOW = "says how to run, not what comes out: it enters no fingerprint"
     URI = "names a file whose content enters the fingerprint instead of its name"

@@ -6,21 +6,21 @@ from llm4msr.config.section import Section
 
 
 class ServeConfig(Section):
-    """The HTTP endpoint. Limits are for one replica unless it is said otherwise."""
+    """The HTTP endpoint. Limits are for one replica unless they say otherwise."""
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     allowed_hosts: tuple[str, ...] = ()
-    """Without an API token, only requests whose Host is local, `host`, or one of these are answered: the name of a
-    service, say, and `*` stands for any letters. With a token every Host is."""
+    """Without an API token, only requests whose Host is local, `host`, or one of these are answered, such as a
+    service's name; `*` stands for any characters. With a token every Host is."""
     bundle: str = ""
     """URI of the bundle; empty = the one that this config exported."""
     allow_backbones: tuple[str, ...] = ()
-    """Import paths of backbones that a bundle may name: to load it runs their code. `model.backbone` of a config that
-    is served is one of them."""
+    """Import paths of backbones that a bundle may name: loading it runs their code. `model.backbone` of the served
+    config is one of them."""
     replicas: int = Field(1, ge=1)
     max_replicas: int = Field(0, ge=0)
-    """More than `replicas`: as many as the load asks for, up to so many; 0 = always `replicas`."""
+    """If more than `replicas`: as many replicas as the load needs, up to this many; 0 = always `replicas`."""
     max_candidates: int = Field(1000, ge=1, le=100_000)
     """Of one HTTP request; more are refused with 413."""
     batch_candidates: int = Field(4000, ge=1)
@@ -28,11 +28,11 @@ class ServeConfig(Section):
     max_body_bytes: int = Field(1 << 20, ge=1024)
     max_ongoing_requests: int = Field(64, ge=1)
     max_queued_requests: int = Field(256, ge=1)
-    """That wait for a replica, at each proxy; more are refused with 429."""
+    """Requests that wait for a replica, at each proxy; more are refused with 429."""
     timeout_s: float = Field(10.0, gt=0)
     """For the body to arrive (else 408), and from then to the answer (else 504)."""
     follow_s: float = Field(60.0, ge=0)
-    """How often a replica looks whether `llm4msr refresh` has published newer codes; 0 = never."""
+    """Seconds between a replica's looks for newer codes from `llm4msr refresh`; 0 = never."""
     explore: bool = False
     """Whether `llm4msr serve` shows the explorer, a page below /explore. It opens this config's run and its LLM."""
     access_log: bool = False

@@ -47,16 +47,16 @@ def _apply(document: dict[str, Any], override: str) -> None:
 
 
 def _value(text: str) -> Any:
-    """A TOML value; a bare word is a string, in a list too, so that quotes need no escaping in a shell."""
+    """A TOML value; a bare word is a string, in a list too, so that no quotes need escaping in a shell."""
     try:
-        found = tomllib.loads(f"value = {text}")
+        document = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        found = {}
-    if list(found) == ["value"]:  # not what a line break brought in besides
-        return found["value"]
-    bare = text.strip()
-    if bare.startswith("[") and bare.endswith("]"):
-        return [_value(word.strip()) for word in bare[1:-1].split(",") if word.strip()]
+        document = {}
+    if list(document) == ["value"]:  # and no key after a line break
+        return document["value"]
+    stripped = text.strip()
+    if stripped.startswith("[") and stripped.endswith("]"):
+        return [_value(word.strip()) for word in stripped[1:-1].split(",") if word.strip()]
     return text
 
 

@@ -1,4 +1,4 @@
-"""The training loop, and what is compared."""
+"""The training loop, and what its model is compared with."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,39 +8,38 @@ from llm4msr.config.section import Key, Section
 
 Variant = Literal["none", "feature", "user", "scenario", "both", "shuffled", "random"]
 
-
 MAX_SEED = 2**63 - 1
-"""What every generator of random numbers takes."""
+"""The largest that every generator of random numbers takes."""
 
 
-def check_workers(given: int | tuple[int, int]) -> int | tuple[int, int]:
-    """The same again: a number, or the least and the most.
+def check_workers(workers: int | tuple[int, int]) -> int | tuple[int, int]:
+    """The same workers, if they are a number, or the least and the most.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: they are neither.
     """
-    least, most = (given, given) if isinstance(given, int) else given
+    least, most = (workers, workers) if isinstance(workers, int) else workers
     if not 1 <= least <= most:
         raise ValueError("write a number from 1 on, or the least and the most, such as [2, 4]")
-    return given
+    return workers
 
 
-def check_seeds(given: tuple[int, ...]) -> tuple[int, ...]:
-    """The same again, if each stands there once.
+def check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """The same seeds, if none is repeated.
 
     Raises:
-        ValueError: one stands there twice; its model would be counted twice, and the deviation be too small.
+        ValueError: one is; its model would be counted twice, and the deviation would be too small.
     """
-    if len(set(given)) < len(given):
+    if len(set(seeds)) < len(seeds):
         raise ValueError("a seed stands there twice; write each once")
-    return given
+    return seeds
 
 
 class TrainConfig(Section):
     """The training loop."""
 
     workers: Annotated[Annotated[int | tuple[int, int], AfterValidator(check_workers)], Key.HOW] = 1
-    """Data-parallel. `[2, 4]` is elastic: starts with as many as the cluster has room for, goes on with fewer when
+    """Data-parallel. `[2, 4]` is elastic: it starts with as many as the cluster has room for, continues with fewer when
     machines go, and takes more when they come. The result stays the same but for noise."""
     device: Annotated[Literal["cpu", "gpu"], Key.HOW] = "cpu"
     """What each worker trains on: one core, or one GPU, which pays for large batches and models."""
@@ -68,7 +67,7 @@ class TrainConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """What stands beside the configured model in the table of results."""
+    """What the table of results compares the configured model with."""
 
     variants: tuple[Variant, ...] = ("none",)
     """`shuffled` and `random` are the configured knowledge with wrong vectors."""
