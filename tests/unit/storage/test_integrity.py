@@ -25,8 +25,8 @@ from llm4msr.training.dataset import Dataset
 from llm4msr.training.feature_tables import FeatureTables
 from llm4msr.training.popularity import Popularity
 from llm4msr.training.train import WEIGHTS
+from tests.support.bundles import publish_bundle, publish_codes, read_codes
 from tests.support.data import flipped, publish_trained
-from tests.unit.bundle.test_ranker import publish, publish_codes, read_codes
 from tests.unit.conftest import World
 from tests.unit.knowledge.test_work_list import make, noted_again
 
@@ -183,20 +183,20 @@ def test_a_version_of_an_earlier_release_is_taken_over(world: World, tmp_path: P
 
 @pytest.mark.parametrize("name", ["bundle.json", "net.safetensors", "coder.safetensors", "users.arrow", "codes.arrow"])
 def test_bundles(world: World, tmp_path: Path, name: str) -> None:
-    output, _, _ = publish(world, "both", tmp_path)
+    output = publish_bundle(world, tmp_path).output
     never_read(output, name, lambda found: Ranker.load(str(found.folder)))
 
 
 @pytest.mark.parametrize("name", ["items.parquet", "selftest.json", "README.md"])
 def test_the_rest_of_a_bundle(world: World, tmp_path: Path, name: str) -> None:
-    output, _, _ = publish(world, "both", tmp_path)
+    output = publish_bundle(world, tmp_path).output
     never_read(output, name, lambda found: Ranker.load(str(found.folder)))
 
 
 def test_codes_of_newer_knowledge(world: World, tmp_path: Path) -> None:
-    published = publish(world, "both", tmp_path / "bundle")
-    ranker = Ranker.load(str(published[0].folder))
-    codes = publish_codes(published, tmp_path / "codes", read_codes(Path(str(published[0].folder))))
+    bundle = publish_bundle(world, tmp_path / "bundle").output
+    ranker = Ranker.load(str(bundle.folder))
+    codes = publish_codes(bundle, tmp_path / "codes", read_codes(bundle.folder))
     output = storage.open_output(storage.path(codes))
     assert output is not None
     never_read(output, files.CODES, lambda found: ranker.with_codes(str(found.folder)))
