@@ -98,7 +98,7 @@ def _running_versions(root: UPath, names: Collection[str], only_busy: bool) -> s
 
 def _delete_cache(version: StageOutput) -> None:
     """Delete this machine's memory-mapped copies of a version's vectors."""
-    cached = store.cache_of(version)
+    cached = store.cache_path(version)
     for copy in cached.parent.glob(f"{cached.name}.*"):
         storage.remove(storage.path(copy))
 

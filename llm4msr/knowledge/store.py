@@ -1,6 +1,7 @@
-"""The knowledge store: a user's or scenario's number -> the LLM's vector, its text and its fingerprint.
+"""The knowledge store: a user's or scenario's number -> the LLM's vector, memory-mapped from this machine's cache.
 
-Shape suffixes: N users with the unknown one as row 0, S scenarios likewise, Z width of the LLM's vector.
+Shape suffixes: N users with the unknown one as row 0, S scenarios likewise, Z width of the LLM's vector, R rows that
+knowledge has seen, B rows of a batch.
 """
 
 from pathlib import Path
@@ -21,24 +22,33 @@ from llm4msr.storage.vectors import to_matrix
 
 
 class Past(NamedTuple):
-    """What was known of a user before each row that knowledge has seen: R rows, a user's together, oldest first."""
+    """What was known of a user before each row that knowledge has seen: each user's rows together, oldest first."""
 
     vectors_RZ: Halves
     known_R: Bools
+    """Whether anything was known."""
     user_R: Ints
+    """Whose row it is."""
 
 
 class KnowledgeStore:
     """Vectors by number; they are memory-mapped, so workers on a machine share them.
 
     A user's number is their dense id; with `past`, number N + r is what was known before row r.
+
+    Args:
+        users_NZ: float16, zero where a user is not known.
+        known_N: bool, whether a user is known.
+        scenarios_SZ: float16.
+        past: where the extraction has points in time.
     """
 
     def __init__(self, users_NZ: Halves, known_N: Bools, scenarios_SZ: Halves, past: Past | None = None):
         self.users_NZ, self.known_N, self.scenarios_SZ, self.past = users_NZ, known_N, scenarios_SZ, past
         self.hides_seen = False
         """Whether a row that knowledge has seen is shown as that of an unknown user (`split.history_share`)."""
-        self._instead: Ints | None = None
+        self._stand_ins: Ints | None = None
+        """Whose vector stands in for that of each number, where it is another's: [N], or [N + R] with a past."""
 
     @classmethod
     def open(cls, output: StageOutput, users: int, scenarios: int) -> "KnowledgeStore":
@@ -49,10 +59,10 @@ class KnowledgeStore:
         """
         info = output.manifest.info
         width = int(info["width"])
-        cached = cache_of(output).with_suffix(f".{users}")
+        cached = cache_path(output).with_suffix(f".{users}")
 
         def build(new: Path) -> None:
-            users_NZ = _map_file(new / "users.npy", (users, width))
+            users_NZ = map_zeros(new / "users.npy", (users, width))
             np.save(new / "known.npy", _fill(users_NZ, row_groups(output)))
             users_NZ.flush()
             _write_past(output, width, new)
@@ -66,24 +76,29 @@ class KnowledgeStore:
             past = Past(np.load(cached / "past.npy", mmap_mode="r"), known_R, user_R)
         return cls(np.load(cached / "users.npy", mmap_mode="r"), np.load(cached / "known.npy"), scenarios_SZ, past)
 
-    def shown(self, user_B: Tensor, seen_B: Tensor | None) -> Tensor:
-        """The number of the vector that each row is shown with: int64 [B]; `seen` as in `schema.INTERACTIONS`."""
+    def vector_numbers(self, user_B: Tensor, seen_B: Tensor | None) -> Tensor:
+        """The number of the vector that each row is shown with: int64 [B].
+
+        Args:
+            user_B: int64, the rows' users.
+            seen_B: int64, as in `schema.INTERACTIONS`; None for rows that knowledge cannot have seen.
+        """
         if seen_B is None:
             return user_B
         if self.past is not None:
-            there_B = (seen_B > 0) & (seen_B <= len(self.past.known_R))
-            return torch.where(there_B, len(self.known_N) - 1 + seen_B, user_B)
+            has_past_B = (seen_B > 0) & (seen_B <= len(self.past.known_R))
+            return torch.where(has_past_B, len(self.known_N) - 1 + seen_B, user_B)
         return user_B.masked_fill(seen_B > 0, 0) if self.hides_seen else user_B
 
     def lookup(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors float16 [B, Z] and whether each is known, bool [B], of numbers int64 [B]."""
-        asked = numbers.numpy()
-        found = asked if self._instead is None else self._instead[asked]
-        past = self.past or Past(self.users_NZ[:0], self.known_N[:0], found[:0])
-        known_B = _either(asked, self.known_N, past.known_R) & _either(found, self.known_N, past.known_R)
-        return torch.from_numpy(_either(found, self.users_NZ, past.vectors_RZ)), torch.from_numpy(known_B)
+        number_B = numbers.numpy()
+        source_B = number_B if self._stand_ins is None else self._stand_ins[number_B]
+        past = self.past or Past(self.users_NZ[:0], self.known_N[:0], source_B[:0])
+        known_B = _take(number_B, self.known_N, past.known_R) & _take(source_B, self.known_N, past.known_R)
+        return torch.from_numpy(_take(source_B, self.users_NZ, past.vectors_RZ)), torch.from_numpy(known_B)
 
-    def controlled(self, control: str, seed: int) -> "KnowledgeStore":
+    def with_control(self, control: str, seed: int) -> "KnowledgeStore":
         """The same store with wrong vectors: `shuffled` among the known users, or `random` normal numbers.
 
         What was known of a user in the past becomes what was known of the other user as far into their history, or
@@ -93,18 +108,20 @@ class KnowledgeStore:
             return self
         rng = np.random.default_rng([seed, 4711])
         users_NZ, scenarios_SZ = self.users_NZ, self.scenarios_SZ.copy()
-        instead_N = np.arange(len(self.known_N))
+        stand_in_N = np.arange(len(self.known_N))
         if control == "random":
             users_NZ = rng.standard_normal(self.users_NZ.shape, np.float32).astype(np.float16)
             scenarios_SZ[1:] = rng.standard_normal(scenarios_SZ[1:].shape).astype(np.float16)
         else:
             scenarios_SZ[1:] = scenarios_SZ[1:][rng.permutation(len(scenarios_SZ) - 1)]
             known = np.flatnonzero(self.known_N)
-            instead_N[known] = known[rng.permutation(len(known))]
+            stand_in_N[known] = known[rng.permutation(len(known))]
         wrong = KnowledgeStore(users_NZ, self.known_N, scenarios_SZ, self.past)
         wrong.hides_seen = self.hides_seen
-        instead_R = instead_N[:0] if self.past is None else _instead_of_past(self.past, instead_N, control == "random")
-        wrong._instead = np.concatenate([instead_N, instead_R])
+        stand_in_R = stand_in_N[:0]
+        if self.past is not None:
+            stand_in_R = self.past.user_R if control == "random" else _shuffle_past(self.past, stand_in_N)
+        wrong._stand_ins = np.concatenate([stand_in_N, stand_in_R])
         return wrong
 
     def statistics(self) -> KnowledgeStatistics:
@@ -122,38 +139,36 @@ class KnowledgeStore:
             total, square = total + block.sum(0), square + (block**2).sum(0)
         mean = total / len(known)
         scale = np.sqrt(np.maximum(square / len(known) - mean**2, 0)) + 1e-6
-        as_float = (torch.from_numpy(part.astype(np.float32)) for part in (mean, scale, self.scenarios_SZ))
-        return KnowledgeStatistics(*as_float)
+        singles = (torch.from_numpy(array.astype(np.float32)) for array in (mean, scale, self.scenarios_SZ))
+        return KnowledgeStatistics(*singles)
 
 
-def cache_of(output: StageOutput) -> Path:
+def cache_path(output: StageOutput) -> Path:
     """Where this machine keeps the vectors of a version, memory-mapped; the suffix is the number of users."""
     digests = {name: part.digest for name, part in output.manifest.files.items()}
     return cache.root() / "knowledge" / storage.digest_json(digests)
 
 
-def _either(numbers: Ints, of_users: Array, of_past: Array) -> Array:
-    """Rows of the one array, and beyond its end of the other."""
-    past = numbers >= len(of_users)
-    if not past.any():
-        return np.asarray(of_users[numbers])
-    rows = np.empty((len(numbers), *of_users.shape[1:]), of_users.dtype)
-    rows[~past] = of_users[numbers[~past]]
-    rows[past] = of_past[numbers[past] - len(of_users)]
+def _take(number_B: Ints, users: Array, past: Array) -> Array:
+    """Rows of the users' array [N, ...], and for numbers beyond its end of the past's [R, ...]."""
+    is_past_B = number_B >= len(users)
+    if not is_past_B.any():
+        return np.asarray(users[number_B])
+    rows = np.empty((len(number_B), *users.shape[1:]), users.dtype)
+    rows[~is_past_B] = users[number_B[~is_past_B]]
+    rows[is_past_B] = past[number_B[is_past_B] - len(users)]
     return rows
 
 
-def _instead_of_past(past: Past, instead_N: Ints, own: bool) -> Ints:
-    """The number that stands for each past: of the user's `own` vector, or of one as far into the other's history."""
-    if own:
-        return past.user_R
-    count_N = np.bincount(past.user_R, minlength=len(instead_N))
+def _shuffle_past(past: Past, stand_in_N: Ints) -> Ints:
+    """For each past the number of that of the user who stands in, as far into their history: int64 [R]."""
+    count_N = np.bincount(past.user_R, minlength=len(stand_in_N))
     starts = np.flatnonzero(np.diff(past.user_R, prepend=-1))
-    first_N = np.zeros(len(instead_N), np.int64)
+    first_N = np.zeros(len(stand_in_N), np.int64)
     first_N[past.user_R[starts]] = starts
-    other_R = instead_N[past.user_R]
+    other_R = stand_in_N[past.user_R]
     place_R = (np.arange(len(other_R)) - first_N[past.user_R]) * count_N[other_R] // count_N[past.user_R]
-    return np.asarray(len(instead_N) + first_N[other_R] + place_R)
+    return np.asarray(len(stand_in_N) + first_N[other_R] + place_R)
 
 
 def _write_past(output: StageOutput, width: int, folder: Path) -> None:
@@ -162,7 +177,7 @@ def _write_past(output: StageOutput, width: int, folder: Path) -> None:
     if not groups:
         return
     rows = sum(output.manifest.files[f"pooled/{group.file.name}"].rows for group in groups)
-    vectors_RZ = _map_file(folder / "past.npy", (rows, width))
+    vectors_RZ = map_zeros(folder / "past.npy", (rows, width))
     known_R, user_R, start = np.zeros(rows, bool), np.zeros(rows, np.int64), 0
     for group in groups:
         table = read_rows(group, ["user", "known", "vector"])
@@ -175,7 +190,7 @@ def _write_past(output: StageOutput, width: int, folder: Path) -> None:
     np.save(folder / "past_user.npy", user_R)
 
 
-def _map_file(file: Path, shape: tuple[int, int]) -> "np.memmap[Any, np.dtype[np.float16]]":
+def map_zeros(file: Path, shape: tuple[int, int]) -> "np.memmap[Any, np.dtype[np.float16]]":
     """A new file of zeros as a matrix, with room on the disk for all of it."""
     matrix_NZ: np.memmap[Any, np.dtype[np.float16]] = np.lib.format.open_memmap(file, "w+", np.float16, shape)
     cache.reserve(file, file.stat().st_size)

@@ -164,7 +164,7 @@ def to_batch(rows: Rows, tables: FeatureTables, knowledge: KnowledgeStore | None
     if knowledge is None:
         nobody = torch.zeros((1, 0), dtype=torch.float16)
         return Batch(slots_BS, rows.scenario_B, torch.zeros_like(rows.user_B), nobody, torch.zeros(1, dtype=torch.bool))
-    vectors_N, owner_B = torch.unique(knowledge.shown(rows.user_B, rows.seen_B), return_inverse=True)
+    vectors_N, owner_B = torch.unique(knowledge.vector_numbers(rows.user_B, rows.seen_B), return_inverse=True)
     return Batch(slots_BS, rows.scenario_B, owner_B, *knowledge.lookup(vectors_N))
 
 

@@ -32,7 +32,7 @@ class Dataset:
             assert extracted is not None
             store = KnowledgeStore.open(extracted, len(tables.users_US), tables.scenarios)
             store.hides_seen = config.split.history_share < 1
-            knowledge = store.controlled(config.model.control, config.seed)
+            knowledge = store.with_control(config.model.control, config.seed)
         return cls(prepared, tables, names, knowledge)
 
     def rows(self, part: str) -> RowReader:

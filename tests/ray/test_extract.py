@@ -240,7 +240,7 @@ def test_each_training_row_sees_what_was_known_of_its_user_before_it(
     np.testing.assert_array_equal(batch.known_N[batch.owner_B].numpy(), known[place])
     np.testing.assert_array_equal(batch.z_NZ[batch.owner_B].numpy(), matrix(past)[place].astype(np.float16))
     later, _ = next(data.rows("test").batches(1 << 20, None))
-    np.testing.assert_array_equal(data.knowledge.shown(later.user_B, later.seen_B), later.user_B)
+    np.testing.assert_array_equal(data.knowledge.vector_numbers(later.user_B, later.seen_B), later.user_B)
     pipeline.train(config)
 
 

@@ -115,11 +115,11 @@ def test_statistics_of_nobody_are_refused(tmp_path: Path):
 
 
 def test_no_control_is_the_store_itself(store: KnowledgeStore):
-    assert store.controlled("none", 1) is store
+    assert store.with_control("none", 1) is store
 
 
 def test_shuffled_gives_known_users_each_others_vectors(store: KnowledgeStore):
-    mixed = store.controlled("shuffled", 1)
+    mixed = store.with_control("shuffled", 1)
     before, after = looked_up(store, KNOWN), looked_up(mixed, KNOWN)
     assert {row.tobytes() for row in after} == {row.tobytes() for row in before}
     assert (before != after).any(1).mean() > 0.5
@@ -129,7 +129,7 @@ def test_shuffled_gives_known_users_each_others_vectors(store: KnowledgeStore):
 
 
 def test_random_vectors_are_others_for_the_same_users(store: KnowledgeStore):
-    noise = store.controlled("random", 1)
+    noise = store.with_control("random", 1)
     np.testing.assert_array_equal(noise.known_N, store.known_N)
     assert (looked_up(noise, KNOWN) != looked_up(store, KNOWN)).mean() > 0.9
     assert noise.users_NZ.dtype == np.float16
@@ -142,7 +142,7 @@ def test_random_vectors_are_others_for_the_same_users(store: KnowledgeStore):
 @pytest.mark.parametrize("control", ["shuffled", "random"])
 def test_controls_follow_the_seed_and_leave_the_store_alone(store: KnowledgeStore, control: str):
     before = looked_up(store, KNOWN)
-    one, same, other = (looked_up(store.controlled(control, seed), KNOWN) for seed in (1, 1, 2))
+    one, same, other = (looked_up(store.with_control(control, seed), KNOWN) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
     np.testing.assert_array_equal(looked_up(store, KNOWN), before)
@@ -189,7 +189,7 @@ def in_time(store: KnowledgeStore) -> KnowledgeStore:
 def past_of(store: KnowledgeStore) -> tuple[np.ndarray, np.ndarray]:
     """Vectors and whether they are known, of each row that was seen."""
     user_B = torch.from_numpy(np.repeat(list(LENGTHS), list(LENGTHS.values())))
-    vectors, known = store.lookup(store.shown(user_B, torch.arange(len(user_B)) + 1))
+    vectors, known = store.lookup(store.vector_numbers(user_B, torch.arange(len(user_B)) + 1))
     return vectors.numpy(), known.numpy()
 
 
@@ -203,11 +203,11 @@ def test_a_seen_row_is_shown_with_what_was_known_before_it(in_time: KnowledgeSto
 def test_later_rows_and_users_beyond_the_seen_rows_are_shown_with_the_whole(in_time: KnowledgeStore):
     users = torch.tensor([3, 1, 2, 4])
     for seen in (None, torch.tensor([0, 0, 0, 0]), torch.tensor([15, 99, 0, 15])):
-        assert torch.equal(in_time.shown(users, seen), users)
+        assert torch.equal(in_time.vector_numbers(users, seen), users)
 
 
 def test_shuffled_takes_another_users_past_as_far_into_the_history(in_time: KnowledgeStore):
-    vectors, known = past_of(in_time.controlled("shuffled", 3))
+    vectors, known = past_of(in_time.with_control("shuffled", 3))
     for user, count in LENGTHS.items():
         rows = np.repeat(list(LENGTHS), list(LENGTHS.values())) == user
         (other,) = set(vectors[rows, 0].tolist())
@@ -218,7 +218,7 @@ def test_shuffled_takes_another_users_past_as_far_into_the_history(in_time: Know
 
 
 def test_random_numbers_of_a_user_are_the_same_at_all_times(in_time: KnowledgeStore):
-    noise = in_time.controlled("random", 1)
+    noise = in_time.with_control("random", 1)
     vectors, known = past_of(noise)
     np.testing.assert_array_equal(known, past_of(in_time)[1])
     np.testing.assert_array_equal(vectors, noise.users_NZ[np.repeat(list(LENGTHS), list(LENGTHS.values()))])

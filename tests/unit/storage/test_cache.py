@@ -93,7 +93,7 @@ def test_what_a_killed_process_had_begun_is_no_part_of_the_folder(tmp_path: Path
 
 def test_room_is_taken_before_a_file_is_mapped(tmp_path: Path) -> None:
     file = tmp_path / "a.npy"
-    matrix = store._map_file(file, (1000, 64))
+    matrix = store.map_zeros(file, (1000, 64))
     assert file.stat().st_blocks * 512 >= matrix.nbytes
     with pytest.raises(OSError, match=r"No space left|File too large"):
         cache.reserve(file, 1 << 62)
@@ -105,7 +105,7 @@ def test_room_is_taken_before_a_file_is_mapped(tmp_path: Path) -> None:
 def test_no_flipped_bit_of_the_mapped_vectors_is_used(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = KnowledgeStore.open(world.knowledge, 41, 3)
     users_NZ, known_N = np.array(opened.users_NZ), opened.known_N
-    (folder,) = store.cache_of(world.knowledge).parent.glob(f"{store.cache_of(world.knowledge).name}.41")
+    (folder,) = store.cache_path(world.knowledge).parent.glob(f"{store.cache_path(world.knowledge).name}.41")
     rng = random.Random(2)
     for flip in range(FLIPS):
         flipped(folder / ("users.npy", "known.npy")[flip % 2], rng)
