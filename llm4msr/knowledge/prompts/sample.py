@@ -10,14 +10,14 @@ from llm4msr.knowledge.prompts import render, templates
 from llm4msr.text import quote
 
 MAX_PROMPT = 4000
-"""Characters that are kept of it."""
+"""Characters of the prompt that the report shows."""
 
 
 def sampler(config: Config) -> PromptSampler:
-    """Read the template of the prompt that is shown, so that a wrong one is told before the work.
+    """Read the template of the sample's prompt at once, so that a wrong one is refused before the work.
 
     Raises:
-        ConfigError: it cannot be used.
+        ConfigError: the template cannot be used.
         StorageError: it cannot be read.
     """
     kind = "item" if config.extract.reads == "items" else "user"
@@ -26,16 +26,16 @@ def sampler(config: Config) -> PromptSampler:
 
 
 def _sample(config: Config, tables: dict[str, pa.Table], fields: dict[str, list[str]]) -> tuple[str, str]:
-    """Whose prompt it is, and the prompt: that of the middle one among those that have one."""
+    """Whose prompt it is, and the prompt: the middle one of those that are read and not empty."""
     if config.extract.reads == "items":
-        rows = tables["items"].filter(pc.greater(tables["items"]["f:item_id"], 0))
+        rows = tables["items"].filter(pc.greater(tables["items"]["f:item_id"], pa.scalar(0)))
         rows = rows.slice(len(rows) // 2, 1)
-        shown = render.item_prompts(rows, fields, config)
+        sample = render.item_prompts(rows, fields, config)
     else:
         rows = tables["histories"]
-        places = np.flatnonzero(pc.list_value_length(rows["history"]).to_numpy())
-        rows = rows.take(pa.array(places[len(places) // 2 :][:1]))
-        shown = render.user_prompts(rows, config)
-    if not len(shown):
+        active = np.flatnonzero(pc.list_value_length(rows["history"]).to_numpy())
+        rows = rows.take(active[len(active) // 2 :][:1])
+        sample = render.user_prompts(rows, config)
+    if not len(sample):
         return "", ""
-    return quote(shown["raw_id"][0].as_py()), shown["prompt"][0].as_py()[:MAX_PROMPT]
+    return quote(sample["raw_id"][0].as_py()), sample["prompt"][0].as_py()[:MAX_PROMPT]

@@ -162,7 +162,7 @@ def _bounds(lists: "pa.ListArray[Any]") -> tuple[Ints, Ints]:
     return offsets[:-1], offsets[1:]
 
 
-def _lists(values: pa.StringArray, length_N: Ints) -> "pa.ListArray[pa.StringScalar]":
+def _lists(values: pa.StringArray, length_N: Ints) -> "pa.ListArray[Any]":
     """Consecutive values as N lists of these lengths."""
     return pa.ListArray.from_arrays(pa.array(np.r_[0, np.cumsum(length_N)], pa.int32()), values)
 
