@@ -3,14 +3,14 @@
 Shape suffix: H rows that may reach a prompt.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from llm4msr import schema
-from llm4msr.arrays import Column, Ints
+from llm4msr.arrays import Ints
 
 MAX_TITLES = 50
 """Latest liked titles kept for each user and scenario."""
@@ -50,7 +50,7 @@ def history_table(past: pd.DataFrame, user_H: Ints, item_H: Ints, users: pa.Tabl
         "interactions": pa.array(count[active]),
         "history": _lists(shelves, np.bincount(shelf // len(names), minlength=len(active))),
     }
-    return pa.table(columns, schema.HISTORIES)
+    return pa.Table.from_pydict(columns, schema.HISTORIES)
 
 
 def seen_rows(past: pd.DataFrame, user_H: Ints, item_H: Ints, histories: pa.Table, users: int) -> SeenRows:
@@ -69,5 +69,5 @@ def _inverse(places: Ints, size: int) -> Ints:
     return inverse
 
 
-def _lists(values: Column, lengths: Ints) -> Column:
+def _lists(values: "pa.Array[Any]", lengths: Ints) -> "pa.ListArray[Any]":
     return pa.ListArray.from_arrays(pa.array(np.r_[0, np.cumsum(lengths)], pa.int32()), values)

@@ -141,8 +141,8 @@ def _rank_in_user(rows: pd.DataFrame) -> tuple[Ints, Ints]:
     """Each row's place in its user's time line (ties in file order), and that line's length: [R] each."""
     in_order = rows["order"].reset_index(drop=True).sort_values(kind="stable").index
     user = rows["user_id"].reset_index(drop=True)
-    rank = user.loc[in_order].groupby(user.loc[in_order]).cumcount().sort_index().to_numpy(np.int64)
-    return rank, user.groupby(user).transform("size").to_numpy(np.int64)
+    rank = user.loc[in_order].groupby(user.loc[in_order]).cumcount().sort_index().to_numpy()
+    return rank.astype(np.int64), user.groupby(user).transform("size").to_numpy().astype(np.int64)
 
 
 def _ceil(numbers: AnyFloats | float) -> AnyFloats:

@@ -1,17 +1,18 @@
-"""CSV files of any delimiter, as text and block by block: UTF-8, quoted cells, any line end."""
+"""CSV files of any delimiter, read as text and block by block: UTF-8, quoted cells, any line end."""
 
 import codecs
 import csv
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Literal, cast
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
 from upath import UPath
 
 from llm4msr.data.reading import stream
-from llm4msr.data.reading.columns import Rows, refuse_missing
+from llm4msr.data.reading.columns import Rows, require_column
 from llm4msr.errors import DataError
 from llm4msr.text import shorten
 
@@ -27,7 +28,7 @@ _NO_TEXT = {
     b"\x28\xb5\x2f\xfd": "packed with zstd; unpack it",
     b"BZh9": "packed with bzip2; unpack it",
 }
-"""How a file begins that is no UTF-8 text, and what to do."""
+"""How files begin that are no UTF-8 text, and what to do."""
 
 
 def csv_rows(file: UPath, wanted: Sequence[str], delimiter: str = "") -> Iterator[Rows]:
@@ -52,7 +53,13 @@ def csv_rows(file: UPath, wanted: Sequence[str], delimiter: str = "") -> Iterato
     for block, fault in _blocks(itertools.chain([first[len(line) :]], chunks), delimiter):
         if fault:
             raise DataError(f"{file}: row {before + 1}: {fault}")
-        table = _parse(block, names, wanted, delimiter, before, file)
+        try:
+            table = parse(block, names, delimiter, wanted)
+        except RowError as error:
+            number, row = before + error.number, f"{error.cells} cells; expected {len(names)}"
+            raise DataError(f"{file}: row {number}: {row}") from None
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{file}: not readable as CSV after row {before}: {error!s:.200}") from None
         if table.num_rows:
             yield Rows(table, file, before)
         before += table.num_rows
@@ -105,7 +112,7 @@ def _header(line: str, wanted: Sequence[str], delimiter: str, file: UPath) -> tu
         )
     [(delimiter, names)] = possible.items()
     for name in wanted:
-        refuse_missing(name, names, file)
+        require_column(name, names, file)
     return delimiter, names
 
 
@@ -138,29 +145,48 @@ def _last_end(data: bytes, rows: re.Pattern[bytes], cut_row: re.Pattern[bytes]) 
     return end, rest is None or rest.end() < len(data)
 
 
-def _parse(block: bytes, names: list[str], wanted: Sequence[str], delimiter: str, before: int, file: UPath) -> pa.Table:
+class RowError(Exception):
+    """A row with too many or too few cells; its number counts from 1 within what was parsed."""
+
+    def __init__(self, number: int, cells: int):
+        super().__init__(f"row {number}: {cells} cells")
+        self.number, self.cells = number, cells
+
+
+def parse(
+    data: bytes, names: Sequence[str], delimiter: str, wanted: Sequence[str] = (), quotes: bool = True
+) -> pa.Table:
+    """The wanted columns (none named = all) of whole rows as text; with `quotes`, an empty cell is null.
+
+    Raises:
+        RowError: a row has too many or too few cells.
+        pa.ArrowInvalid: anything else is wrong.
+    """
     refused: list[pacsv.InvalidRow] = []
 
-    def refuse(row: pacsv.InvalidRow) -> str:
+    def refuse(row: pacsv.InvalidRow) -> Literal["error"]:
         refused.append(row)
         return "error"
 
     # only an empty cell is missing: an id may well be "NA" or "null"
     as_text = pacsv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()),
-        include_columns=wanted,
-        strings_can_be_null=True,
+        include_columns=list(wanted),
+        strings_can_be_null=quotes,
         null_values=[""],
     )
     # one thread, since only then pyarrow counts rows
-    read = pacsv.ReadOptions(column_names=names, use_threads=False, block_size=len(block))
-    parse = pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse)
+    read = pacsv.ReadOptions(column_names=list(names), use_threads=False, block_size=max(len(data), 1))
+    cells = pacsv.ParseOptions(
+        delimiter=delimiter,
+        quote_char='"' if quotes else False,
+        newlines_in_values=quotes,
+        invalid_row_handler=refuse,
+    )
+    source = cast(IO[bytes], pa.BufferReader(data))  # Arrow's stubs know no reader of its own here
     try:
-        return pacsv.read_csv(pa.BufferReader(block), read, parse, as_text)
-    except pa.ArrowInvalid as error:
+        return pacsv.read_csv(source, read, cells, as_text)
+    except pa.ArrowInvalid:
         if not refused:
-            raise DataError(f"{file}: not readable as CSV after row {before}: {error!s:.200}") from None
-        row = refused[0]
-        raise DataError(
-            f"{file}: row {before + row.number}: {row.actual_columns} cells; expected {row.expected_columns}"
-        ) from None
+            raise
+        raise RowError(refused[0].number or 0, refused[0].actual_columns) from None

@@ -1,4 +1,4 @@
-"""What every source gives, and the checks that all of them share."""
+"""The raw data that every kind of source gives, and the checks that all of them share."""
 
 from dataclasses import dataclass
 
@@ -7,37 +7,42 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from llm4msr import schema, storage
+from llm4msr.arrays import Column, strings
 from llm4msr.errors import DataError, StorageError
 from llm4msr.storage.s3 import FAULTS
 
 
 @dataclass(frozen=True)
 class RawData:
-    """Three tables with string ids. What the source names itself stands under a prefix, so it never meets our names."""
+    """Three tables with string ids. Names that the source chose have a prefix, so that they never clash with ours."""
 
     interactions: pa.Table
     users: pa.Table
     items: pa.Table
     implicit: bool
-    """Only positives are known, so negatives must be drawn."""
+    """Whether only positives are known, so that negatives must be drawn."""
 
     @property
     def context(self) -> tuple[str, ...]:
         """Names of the context fields; the column of `device` is `c:device`."""
-        return _named(self.interactions, schema.CONTEXT)
+        return _names(self.interactions, schema.CONTEXT)
 
     @property
     def user_features(self) -> tuple[str, ...]:
         """Names of the users' features; the column of `country` is `f:country`."""
-        return _named(self.users, schema.FEATURE)
+        return _names(self.users, schema.FEATURE)
 
     @property
     def item_features(self) -> tuple[str, ...]:
         """The same of the items."""
-        return _named(self.items, schema.FEATURE)
+        return _names(self.items, schema.FEATURE)
 
-    def checked(self, where: str) -> "RawData":
-        """Itself, once its tables keep the schema and there is an interaction."""
+    def check(self, where: str) -> "RawData":
+        """The raw data itself, once its tables have the schema's columns.
+
+        Raises:
+            DataError: they have not, or there is no interaction; `where` is named.
+        """
         schema.check(self.interactions, schema.RAW_INTERACTIONS, where)
         if not self.interactions.num_rows:
             raise DataError(f"{where}: no interactions; the file is empty")
@@ -46,21 +51,21 @@ class RawData:
         return self
 
 
-def _named(table: pa.Table, prefix: str) -> tuple[str, ...]:
+def _names(table: pa.Table, prefix: str) -> tuple[str, ...]:
     return tuple(name.removeprefix(prefix) for name in table.column_names if name.startswith(prefix))
 
 
-def refuse_duplicates(column: pa.ChunkedArray, where: str, name: str) -> None:
+def require_unique(column: Column, where: str, name: str) -> None:
     """Raise a DataError that names the first value that stands twice, and its row."""
     counts = pc.value_counts(column)
     if len(counts) == len(column):
         return
-    twice = set(counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist())
+    repeated = set(strings(counts.field("values").filter(counts.field("counts").to_numpy() > 1)))
     seen = set()
-    for row, value in enumerate(column.to_pylist(), start=1):
+    for row, value in enumerate(strings(column), start=1):
         if value in seen:
             raise DataError(f"{where}: column '{name}': '{value}' stands again in row {row}; ids must be unique")
-        if value in twice:
+        if value in repeated:
             seen.add(value)
 
 

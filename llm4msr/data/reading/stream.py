@@ -1,4 +1,4 @@
-"""Files larger than memory: read block by block, with what is wanted written aside and mapped back.
+"""Files larger than memory: read block by block; the wanted columns are written to a temporary file and mapped.
 
 Memory holds a few blocks of the file. The tables lie in temporary files, so `TMPDIR` needs room for the wanted
 columns, and they last as long as the tables that map them.
@@ -46,14 +46,14 @@ def find(folder: UPath, *names: str) -> UPath:
     Raises:
         StorageError: it holds none; the message says what was looked for and what is there.
     """
-    there = names_in(folder)
+    names_there = names_in(folder)
     for name in names:
-        if name in there:
+        if name in names_there:
             return folder / name
-    raise StorageError(f"{folder}: no {' or '.join(names)}; {shown(there)}")
+    raise StorageError(f"{folder}: no {' or '.join(names)}; {describe(names_there)}")
 
 
-def shown(names: list[str]) -> str:
+def describe(names: list[str]) -> str:
     """What a folder holds, as an error message says it."""
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return f"it holds {', '.join(names[:20]) or 'nothing'}{more}"
@@ -102,17 +102,17 @@ def unpacked(file: UPath) -> Iterator[bytes]:
 
 
 class Bound:
-    """How much a packed file may unpack to: 200 times its own size, or 1 GiB if that is more."""
+    """A limit on what a packed file may unpack to: 200 times its own size, or 1 GiB if that is more."""
 
     def __init__(self, file: UPath | str, packed: int):
         self.file, self.left = file, max(200 * packed, MIN_UNPACKED)
         self.limit = self.left
 
     def add(self, size: int) -> None:
-        """Count so many unpacked bytes.
+        """Count `size` more unpacked bytes.
 
         Raises:
-            DataError: they are too many.
+            DataError: the file has unpacked to too many.
         """
         self.left -= size
         if self.left < 0:
@@ -122,7 +122,7 @@ class Bound:
             )
 
 
-def spooled(layout: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
+def spool(layout: pa.Schema, record_batches: Iterable[pa.RecordBatch]) -> pa.Table:
     """The batches as a table that is mapped from a temporary file, which is gone once the table is.
 
     Raises:
@@ -132,7 +132,7 @@ def spooled(layout: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
         with tempfile.TemporaryDirectory(prefix="llm4msr-") as folder:
             file = str(Path(folder) / "table.arrow")
             with pa.OSFile(file, "wb") as sink, pa.ipc.new_file(sink, layout) as writer:
-                for batch in batches:
+                for batch in record_batches:
                     writer.write_batch(batch)
             # the map keeps the file's data although its name goes with the folder
             return pa.ipc.open_file(pa.memory_map(file)).read_all()
@@ -140,7 +140,7 @@ def spooled(layout: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
         raise StorageError(f"temporary file: cannot be written ({error}); set TMPDIR to a folder with room") from None
 
 
-def batched(layout: pa.Schema, rows: Iterable[tuple[Any, ...]]) -> Iterator[pa.RecordBatch]:
+def batches(layout: pa.Schema, rows: Iterable[tuple[Any, ...]]) -> Iterator[pa.RecordBatch]:
     """Rows of plain values as batches of bounded length."""
     rest = iter(rows)
     while chunk := list(itertools.islice(rest, _ROWS)):

@@ -1,30 +1,33 @@
-"""Which rows stay: the latest of each user and item, and the k-core. Ids are numbers here."""
+"""Which reviews stay: the latest of each user and item, and the k-core.
+
+Users and items are numbers here, one for each row: int32 [R]; a mask of rows is bool [R].
+"""
+
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from llm4msr.arrays import Bools, Ints, Ints32
+from llm4msr.arrays import Bools, Column, Ints, Ints32
 
 
-def codes(column: pa.ChunkedArray) -> tuple[Ints32, pa.Array]:
-    """Each value's place among the distinct values, and these in the order in which they come."""
-    encoded = pc.dictionary_encode(column)
-    places = [chunk.indices.to_numpy() for chunk in encoded.chunks]
-    return np.concatenate(places), encoded.chunk(0).dictionary
+def number(column: "pa.ChunkedArray[Any]") -> tuple[Ints32, Column]:
+    """Each value's place among the distinct values, and these in the order in which they first come."""
+    chunks = cast("list[pa.DictionaryArray[Any, Any]]", column.dictionary_encode().chunks)
+    return np.concatenate([chunk.indices.to_numpy() for chunk in chunks]), chunks[0].dictionary
 
 
 def latest(user: Ints32, item: Ints32, order: Ints) -> Bools:
-    """The row of each (user, item) whose order is the greatest; of equal ones the last.
+    """The one row of each (user, item) with the greatest order; of equal ones the last.
 
     Holds 32 bytes a row besides what it is given.
     """
     pair = user.astype(np.int64) * (int(item.max(initial=0)) + 1) + item
     by_pair = np.lexsort((order, pair))
     pair = pair[by_pair]
-    found = np.zeros(len(pair), bool)
-    found[by_pair[np.append(pair[1:] != pair[:-1], True)]] = True
-    return found
+    is_latest = np.zeros(len(pair), bool)
+    is_latest[by_pair[np.append(pair[1:] != pair[:-1], True)]] = True
+    return is_latest
 
 
 def k_core(user: Ints32, item: Ints32, kept: Bools, k: int) -> Bools:

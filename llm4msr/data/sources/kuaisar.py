@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from llm4msr import schema, storage
+from llm4msr.arrays import Column
 from llm4msr.config import KuaiSAROptions, SourceConfig
 from llm4msr.data.reading import stream
-from llm4msr.data.reading.columns import Rows
+from llm4msr.data.reading.columns import Rows, join_texts, split_texts
 from llm4msr.data.reading.csv_blocks import csv_rows
-from llm4msr.data.reading.raw_data import RawData, file_fingerprint, refuse_duplicates
+from llm4msr.data.reading.raw_data import RawData, file_fingerprint, require_unique
 from llm4msr.errors import DataError
 
 RECOMMENDATION, SEARCH = "recommendation", "search"
@@ -27,7 +28,7 @@ _FILES = ("rec_inter.csv", "src_inter.csv", "user_features.csv", "item_features.
 _USER_FEATURES = ("search_active_level", "rec_active_level", "onehot_feat1", "onehot_feat2")
 _LEVELS = tuple(f"{level}_level_category_name_en" for level in ("first", "second", "third", "fourth"))
 _NO_NAME = pa.array(["", "empty", "unknown"])
-_NO_AUTHOR = "0"
+_NO_AUTHOR, _EMPTY, _VIDEO = pa.scalar("0"), pa.scalar(""), pa.scalar("VIDEO")
 _STEP = " > "
 
 
@@ -44,32 +45,32 @@ def read(config: SourceConfig) -> RawData:
         StorageError: a file is missing or cannot be read.
     """
     recommended, searched, user_file, item_file = _files(config)
-    rows = itertools.chain(_recommended(recommended), _searched(searched, config.kuaisar))
-    interactions = stream.spooled(schema.RAW_INTERACTIONS, rows)
-    users = _spooled(_users(user_file))
-    refuse_duplicates(users["user_id"], str(user_file), "user_id")
-    items = _spooled(_items(item_file, config.kuaisar.author))
-    refuse_duplicates(items["item_id"], str(item_file), "item_id")
+    rows = itertools.chain(_recommendations(recommended), _searches(searched, config.kuaisar))
+    interactions = stream.spool(schema.RAW_INTERACTIONS, rows)
+    users = _spool(_users(user_file))
+    require_unique(users["user_id"], str(user_file), "user_id")
+    items = _spool(_items(item_file, config.kuaisar.author))
+    require_unique(items["item_id"], str(item_file), "item_id")
     raw = RawData(interactions, users, items, implicit=False)
-    return raw.checked(config.path)
+    return raw.check(config.path)
 
 
 def _files(config: SourceConfig) -> list[UPath]:
     return [stream.find(storage.path(config.path), name, f"{name}.gz") for name in _FILES]
 
 
-def _recommended(file: UPath) -> Iterator[pa.RecordBatch]:
+def _recommendations(file: UPath) -> Iterator[pa.RecordBatch]:
     for rows in csv_rows(file, ("user_id", "item_id", "timestamp", "click"), ","):
         table = _interactions(rows, rows.ids("item_id"), RECOMMENDATION, rows.labels("click"), "timestamp")
         yield from table.to_batches()
 
 
-def _searched(file: UPath, options: KuaiSAROptions) -> Iterator[pa.RecordBatch]:
+def _searches(file: UPath, options: KuaiSAROptions) -> Iterator[pa.RecordBatch]:
     time, kept = "search_session_timestamp", 0
     for rows in csv_rows(file, ("user_id", "item_id", time, "click_cnt", "item_type"), ","):
         kinds, ids = rows.texts("item_type"), rows.ids("item_id")
-        ids = pc.if_else(pc.equal(kinds, "VIDEO"), ids, pc.binary_join_element_wise(kinds, ids, ":"))
-        label = pc.greater(rows.numbers("click_cnt"), 0).cast(pa.int8()).cast(pa.float32())
+        ids = pc.if_else(pc.equal(kinds, _VIDEO), ids, join_texts([kinds, ids], ":"))
+        label = pc.greater(rows.numbers("click_cnt"), pa.scalar(0)).cast(pa.int8()).cast(pa.float32())
         table = _interactions(rows, ids, SEARCH, label, time)
         if options.search_item_types:
             table = table.filter(pc.is_in(kinds, pa.array(options.search_item_types, pa.string())))
@@ -80,38 +81,39 @@ def _searched(file: UPath, options: KuaiSAROptions) -> Iterator[pa.RecordBatch]:
         raise DataError(f"{file}: no row has item_type {wanted}; change source.kuaisar.search_item_types")
 
 
-def _interactions(rows: Rows, ids: pa.ChunkedArray, scenario: str, label: pa.ChunkedArray, time: str) -> pa.Table:
-    columns = [rows.ids("user_id"), ids, pa.repeat(scenario, len(ids)), label, rows.whole(time)]
-    return pa.table(columns, schema=schema.RAW_INTERACTIONS)
+def _interactions(rows: Rows, ids: Column, scenario: str, label: Column, time: str) -> pa.Table:
+    columns = [rows.ids("user_id"), ids, pa.repeat(scenario, len(ids)), label, rows.whole_numbers(time)]
+    return pa.Table.from_arrays(columns, schema=schema.RAW_INTERACTIONS)
 
 
 def _users(file: UPath) -> Iterator[pa.Table]:
     for rows in csv_rows(file, ("user_id", *_USER_FEATURES), ","):
-        yield pa.table({"user_id": rows.ids("user_id")} | {f"f:{name}": rows.texts(name) for name in _USER_FEATURES})
+        columns = {"user_id": rows.ids("user_id")} | {f"f:{name}": rows.texts(name) for name in _USER_FEATURES}
+        yield pa.Table.from_pydict(columns)
 
 
 def _items(file: UPath, with_author: bool) -> Iterator[pa.Table]:
     author = ("author_id",) if with_author else ()
     for rows in csv_rows(file, ("item_id", "item_type", "upload_type", *author, *_LEVELS), ","):
-        path = pc.binary_join_element_wise(*(_step(rows, level) for level in _LEVELS), "")
+        path = join_texts([_step(rows, level) for level in _LEVELS])
         path = pc.utf8_slice_codeunits(path, len(_STEP))
-        steps = pc.if_else(pc.equal(path, ""), pa.scalar([], pa.list_(pa.string())), pc.split_pattern(path, _STEP))
+        steps = pc.if_else(pc.equal(path, _EMPTY), pa.scalar([], pa.list_(pa.string())), split_texts(path, _STEP))
         columns = {"item_id": rows.ids("item_id"), "title": path, "f:category": steps}
         columns |= {f"f:{name}": rows.texts(name) for name in ("upload_type", "item_type")}
         if with_author:
             ids = rows.texts("author_id")
             columns["f:author_id"] = pc.if_else(pc.equal(ids, _NO_AUTHOR), "", ids)
-        yield pa.table(columns)
+        yield pa.Table.from_pydict(columns)
 
 
-def _step(rows: Rows, level: str) -> pa.ChunkedArray:
+def _step(rows: Rows, level: str) -> Column:
     """ " > " and the English name of a level; empty where there is none."""
     # and no null, since binary_join_element_wise can skip nulls but then loses rows of nothing else
     names = pc.utf8_trim_whitespace(rows.texts(level))
     absent = pc.is_in(pc.utf8_lower(names), _NO_NAME)
-    return pc.if_else(absent, "", pc.binary_join_element_wise(_STEP, names, ""))
+    return pc.if_else(absent, "", join_texts([_STEP, names]))
 
 
-def _spooled(tables: Iterator[pa.Table]) -> pa.Table:
+def _spool(tables: Iterator[pa.Table]) -> pa.Table:
     first = next(tables)
-    return stream.spooled(first.schema, (batch for t in itertools.chain([first], tables) for batch in t.to_batches()))
+    return stream.spool(first.schema, (batch for t in itertools.chain([first], tables) for batch in t.to_batches()))

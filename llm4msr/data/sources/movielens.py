@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 from upath import UPath
 
 from llm4msr import schema, storage
+from llm4msr.arrays import Column
 from llm4msr.config import SourceConfig
-from llm4msr.data.reading.columns import Rows
-from llm4msr.data.reading.raw_data import RawData, file_fingerprint, refuse_duplicates
+from llm4msr.data.reading import csv_blocks
+from llm4msr.data.reading.columns import Rows, split_texts
+from llm4msr.data.reading.raw_data import RawData, file_fingerprint, require_unique
 from llm4msr.data.reading.stream import Bound
 from llm4msr.errors import DataError, StorageError
 from llm4msr.storage import wheels
@@ -62,31 +63,32 @@ def read(config: SourceConfig) -> RawData:
     """
     place = storage.path(config.path)
     ratings, films, users = _read_100k() if config.path == "ml-100k" else _read_dat(place)
-    rated = {
+    rated: dict[str, Column] = {
         "user_id": ratings.ids("user_id"),
         "item_id": ratings.ids("item_id"),
-        "label": pc.greater(ratings.numbers("rating"), 3).cast(pa.int8()).cast(pa.float32()),
-        "order": ratings.whole("order"),
+        "label": pc.greater(ratings.numbers("rating"), pa.scalar(3)).cast(pa.int8()).cast(pa.float32()),
+        "order": ratings.whole_numbers("order"),
     }
     user_table = _user_table(users)
     item_table = _item_table(films)
     for table, rows, key in ((item_table, films, "item_id"), (user_table, users, "user_id")):
-        refuse_duplicates(table[key], str(rows.file), key)
-    frames = (pa.table({key: rated[key] for key in ("user_id", "item_id")}), item_table, user_table)
+        require_unique(table[key], str(rows.file), key)
+    frames = (pa.Table.from_pydict({key: rated[key] for key in ("user_id", "item_id")}), item_table, user_table)
     names = _scenarios(config.scenario, *(frame.to_pandas() for frame in frames))
-    interactions = pa.table(rated | {"scenario_id": pa.array(names, pa.string())}).select(schema.RAW_INTERACTIONS.names)
-    return RawData(interactions, user_table, item_table, implicit=False).checked(config.path)
+    rated["scenario_id"] = pa.array(names, pa.string())
+    interactions = pa.Table.from_pydict(rated).select(schema.RAW_INTERACTIONS.names)
+    return RawData(interactions, user_table, item_table, implicit=False).check(config.path)
 
 
 def _user_table(rows: Rows) -> pa.Table:
-    rows.whole("age")  # the files' age groups, by their first year
-    return pa.table(
+    rows.whole_numbers("age")  # the files' age groups, by their first year
+    return pa.Table.from_pydict(
         {"user_id": rows.ids("user_id")} | {f"f:{n}": rows.texts(n) for n in ("age", "gender", "occupation")}
     )
 
 
 def _item_table(rows: Rows) -> pa.Table:
-    title = pc.utf8_trim_whitespace(rows.texts("title"))
+    title: Column = pc.utf8_trim_whitespace(rows.texts("title"))
     if "year" in rows.table.column_names:
         year = rows.texts("year")
         year = pc.if_else(pc.match_substring_regex(year, r"^\d{4}$"), year, "")
@@ -95,8 +97,8 @@ def _item_table(rows: Rows) -> pa.Table:
         year = pc.if_else(dated, pc.utf8_slice_codeunits(title, -5, -1), "")
         title = pc.if_else(dated, pc.utf8_rtrim_whitespace(pc.utf8_slice_codeunits(title, 0, -6)), title)
     title = pc.replace_substring_regex(title, _ARTICLE, r"\2 \1")
-    genres = pc.split_pattern(rows.texts("genres"), "|")
-    return pa.table({"item_id": rows.ids("item_id"), "title": title, "f:genres": genres, "f:year": year})
+    genres = split_texts(rows.texts("genres"), "|")
+    return pa.Table.from_pydict({"item_id": rows.ids("item_id"), "title": title, "f:genres": genres, "f:year": year})
 
 
 def _scenarios(kind: str, ratings: pd.DataFrame, films: pd.DataFrame, users: pd.DataFrame) -> "pd.Series[str]":
@@ -128,20 +130,20 @@ def _read_100k() -> list[Rows]:
     for name in ("ml-100k.inter", "ml-100k.item", "ml-100k.user"):
         header, _, data = storage.read_bytes(folder / name).partition(b"\n")
         columns = [column.split(":")[0] for column in header.decode().rstrip().split("\t")]
-        tables.append(_parsed(data, [renamed.get(column, column) for column in columns], str(folder / name)))
+        tables.append(_parse(data, [renamed.get(column, column) for column in columns], str(folder / name)))
     ratings, films, users = tables
     genres = pc.replace_substring(films.texts("genres"), " ", "|")
     return [ratings, _with(films, "genres", genres), _with(users, "age", _age_groups(users))]
 
 
-def _with(rows: Rows, name: str, column: pa.ChunkedArray | pa.Array) -> Rows:
+def _with(rows: Rows, name: str, column: Column) -> Rows:
     return Rows(rows.table.set_column(rows.table.column_names.index(name), name, column), rows.file)
 
 
-def _age_groups(users: Rows) -> pa.Array:
+def _age_groups(users: Rows) -> Column:
     """The groups of ML-1M, by their first year."""
     firsts = np.array([1, 18, 25, 35, 45, 50, 56])
-    places = np.searchsorted(firsts, users.whole("age").to_numpy(), side="right") - 1
+    places = np.searchsorted(firsts, users.whole_numbers("age").to_numpy(), side="right") - 1
     return pa.array(firsts[places.clip(0)]).cast(pa.string())
 
 
@@ -153,14 +155,14 @@ _DAT_FILES = {
 
 
 def _read_dat(place: UPath) -> list[Rows]:
-    return [_parsed(_content(place, name), columns, _shown(place, name)) for name, columns in _DAT_FILES.items()]
+    return [_parse(_read_member(place, name), columns, _file_name(place, name)) for name, columns in _DAT_FILES.items()]
 
 
-def _shown(place: UPath, name: str) -> str:
+def _file_name(place: UPath, name: str) -> str:
     return f"{place}: {name}" if place.suffix == ".zip" else str(place / name)
 
 
-def _content(place: UPath, name: str) -> bytes:
+def _read_member(place: UPath, name: str) -> bytes:
     if place.suffix != ".zip":
         return storage.read_bytes(place / name)
     try:
@@ -168,14 +170,14 @@ def _content(place: UPath, name: str) -> bytes:
             member = next((m for m in archive.namelist() if Path(m).name == name), None)
             if member is None:
                 raise DataError(f"{place}: no {name} inside; this is not the MovieLens 1M zip")
-            return _unpacked(archive, member, Bound(_shown(place, name), archive.getinfo(member).compress_size))
+            return _unpack(archive, member, Bound(_file_name(place, name), archive.getinfo(member).compress_size))
     except (FileNotFoundError, PermissionError) as error:
         raise StorageError(f"{place}: cannot be read ({type(error).__name__}); check source.path and access") from None
     except _FAULTS_OF_A_ZIP as error:
         raise DataError(f"{place}: not a zip file that can be read ({error}); fetch it again") from None
 
 
-def _unpacked(archive: zipfile.ZipFile, member: str, bound: Bound) -> bytes:
+def _unpack(archive: zipfile.ZipFile, member: str, bound: Bound) -> bytes:
     data = bytearray()
     with archive.open(member) as stream:  # what the archive says of its sizes is not believed
         while chunk := stream.read(1 << 20):
@@ -195,25 +197,16 @@ def _in_utf8(data: bytes, where: str) -> bytes:
     return data.removeprefix(codecs.BOM_UTF8)
 
 
-def _parsed(data: bytes, columns: list[str], where: str) -> Rows:
+def _parse(data: bytes, columns: list[str], where: str) -> Rows:
     """The rows of a file whose cells are separated by '::' or tabs, and never quoted."""
     expected = f"expected {len(columns)} fields separated by '::'"
     data = _in_utf8(data, where).replace(b"::", b"\t")
-    refused: list[pacsv.InvalidRow] = []
-
-    def refuse(row: pacsv.InvalidRow) -> str:
-        refused.append(row)
-        return "error"
-
-    read = pacsv.ReadOptions(column_names=columns, use_threads=False)
-    parse = pacsv.ParseOptions(delimiter="\t", quote_char=False, invalid_row_handler=refuse)
-    as_text = pacsv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()))
     try:
-        table = pacsv.read_csv(pa.BufferReader(data), read, parse, as_text)
+        table = csv_blocks.parse(data, columns, "\t", quotes=False)
+    except csv_blocks.RowError as error:
+        raise DataError(f"{where}: row {error.number}: {error.cells} fields; {expected}") from None
     except pa.ArrowInvalid as error:
-        row = refused[0] if refused else None
-        fault = f"row {row.number}: {row.actual_columns} fields" if row else str(error)[:200]
-        raise DataError(f"{where}: {fault}; {expected}") from None
+        raise DataError(f"{where}: {error!s:.200}; {expected}") from None
     if not table.num_rows:
         raise DataError(f"{where}: no rows; {expected}")
     return Rows(table, where)

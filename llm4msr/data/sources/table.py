@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from upath import UPath
 
 from llm4msr import schema, storage
+from llm4msr.arrays import Column
 from llm4msr.config import SourceConfig, TableColumns
-from llm4msr.data.reading.columns import Rows, refuse_missing
+from llm4msr.data.reading.columns import Rows, require_column, split_texts
 from llm4msr.data.reading.csv_blocks import csv_rows
-from llm4msr.data.reading.raw_data import RawData, file_fingerprint, refuse_duplicates
+from llm4msr.data.reading.raw_data import RawData, file_fingerprint, require_unique
 from llm4msr.errors import DataError, StorageError
 from llm4msr.storage import arrow_files
 from llm4msr.storage.s3 import FAULTS
 from llm4msr.text import MAX_ID
+
+# the names of columns are decoded too
+_FAULTS_OF_PARQUET: tuple[type[Exception], ...] = (pa.ArrowException, UnicodeDecodeError, *FAULTS)
 
 
 def fingerprint(config: SourceConfig) -> str:
@@ -38,7 +41,7 @@ def read(config: SourceConfig) -> RawData:
     numbers = [name for name in (columns.label, columns.order) if name]
     rows = _read_file(file, [*ids.values(), *numbers, *columns.context], columns.delimiter)
     count = rows.table.num_rows
-    interactions = pa.table(
+    interactions = pa.Table.from_pydict(
         {ours: rows.ids(name) for ours, name in ids.items()}
         | {
             "label": rows.labels(columns.label) if columns.label else pa.array([1.0] * count, pa.float32()),
@@ -47,29 +50,29 @@ def read(config: SourceConfig) -> RawData:
         | {schema.CONTEXT + name: rows.texts(name, MAX_ID) for name in columns.context}
     )
     raw = RawData(interactions, _users(folder, columns), _items(folder, columns), implicit=not columns.label)
-    return raw.checked(str(file))
+    return raw.check(str(file))
 
 
 def _users(folder: UPath, columns: TableColumns) -> pa.Table:
     if not columns.users:
         return _without_file("users", columns.user_features, schema.RAW_USERS)
     rows = _read_file(folder / columns.users, [columns.user, *columns.user_features], columns.delimiter)
-    return pa.table({"user_id": _unique(rows, columns.user)} | _features(rows, columns.user_features))
+    return pa.Table.from_pydict({"user_id": _unique_ids(rows, columns.user)} | _features(rows, columns.user_features))
 
 
 def _items(folder: UPath, columns: TableColumns) -> pa.Table:
     if not columns.items:
         return _without_file("items", columns.item_features, schema.RAW_ITEMS)
-    told = [name for name in (columns.title, columns.category) if name]
-    rows = _read_file(folder / columns.items, [columns.item, *told, *columns.item_features], columns.delimiter)
-    ids = _unique(rows, columns.item)
+    texts = [name for name in (columns.title, columns.category) if name]
+    rows = _read_file(folder / columns.items, [columns.item, *texts, *columns.item_features], columns.delimiter)
+    ids = _unique_ids(rows, columns.item)
     table = {"item_id": ids, "title": rows.texts(columns.title) if columns.title else ids}
     table |= _features(rows, columns.item_features)
     if columns.category:
         path = rows.features(columns.category)
         is_text = pa.types.is_string(path.type)
-        table["f:category"] = pc.split_pattern(path, columns.category_separator) if is_text else path
-    return pa.table(table)
+        table["f:category"] = split_texts(path, columns.category_separator) if is_text else path
+    return pa.Table.from_pydict(table)
 
 
 def _without_file(side: str, features: tuple[str, ...], layout: pa.Schema) -> pa.Table:
@@ -79,13 +82,13 @@ def _without_file(side: str, features: tuple[str, ...], layout: pa.Schema) -> pa
     return layout.empty_table()
 
 
-def _unique(rows: Rows, name: str) -> pa.ChunkedArray:
+def _unique_ids(rows: Rows, name: str) -> Column:
     ids = rows.ids(name)
-    refuse_duplicates(ids, str(rows.file), name)
+    require_unique(ids, str(rows.file), name)
     return ids
 
 
-def _features(rows: Rows, names: tuple[str, ...]) -> dict[str, pa.ChunkedArray | pa.Array]:
+def _features(rows: Rows, names: tuple[str, ...]) -> dict[str, Column]:
     return {schema.FEATURE + name: rows.features(name) for name in names}
 
 
@@ -98,11 +101,11 @@ def _read_file(file: UPath, wanted: Sequence[str], delimiter: str) -> Rows:
     try:
         with arrow_files.open_parquet(filesystem.open_input_file(inner)) as parquet:
             for name in wanted:
-                refuse_missing(name, parquet.schema_arrow.names, file)
+                require_column(name, parquet.schema_arrow.names, file)
             table = parquet.read(wanted)
     except (FileNotFoundError, PermissionError) as error:
         raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check source.path and access") from None
-    except (pa.ArrowException, UnicodeDecodeError, *FAULTS) as error:  # names of columns are decoded too
+    except _FAULTS_OF_PARQUET as error:
         raise DataError(f"{file}: not readable as Parquet: {error}") from None
     if not table.num_rows:
         raise DataError(f"{file}: no rows")
