@@ -1,12 +1,15 @@
-"""How many engines extraction starts, and on what, from the machines that Ray knows."""
+"""How many engines a pass starts, and on what, from the machines that Ray knows; and which shards are finished."""
 
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from llm4msr import storage
 from llm4msr.errors import ConfigError
-from llm4msr.knowledge.passes import plan_pool
+from llm4msr.knowledge.passes import finished_shards, plan_pool
+from llm4msr.knowledge.work import Shard
 from tests.support.data import config_of
 
 CPUS = {"CPU": 8.0}
@@ -31,12 +34,29 @@ def test_engines_fit_the_machines(tmp_path: Path, extract: dict[str, Any], nodes
 
 
 @pytest.mark.parametrize(
-    ("extract", "nodes", "told"),
+    ("extract", "nodes", "message"),
     [
         ({"device": "gpu"}, [CPUS], "give extract.actors"),
         ({"tensor_parallel": 8}, [GPUS], "no machine of this cluster has so many GPUs"),
     ],
 )
-def test_what_cannot_be_had_is_told(tmp_path: Path, extract: dict[str, Any], nodes: Any, told: str):
-    with pytest.raises(ConfigError, match=told):
+def test_an_engine_that_fits_no_machine_is_refused(tmp_path: Path, extract: dict[str, Any], nodes: Any, message: str):
+    with pytest.raises(ConfigError, match=message):
         plan_pool(config_of(tmp_path, extract=extract), nodes, 100)
+
+
+def test_a_shard_is_finished_if_no_row_of_it_is_to_be_tried_again(tmp_path: Path):
+    folder, name = storage.path(tmp_path), "users-000000000.parquet"
+    shards = [Shard(name=name, kind="users", todo=name, group=0, rows=5)]
+
+    def write(*errors: str) -> None:
+        storage.write_table(folder / name, pa.table({"error": errors}))
+
+    assert finished_shards(folder, shards) == {}
+    write("", "nothing liked before the cut", "", "RuntimeError: broke down")
+    assert finished_shards(folder, shards) == {}
+    write("", "nothing liked before the cut", "", "")
+    assert finished_shards(folder, shards) == {name: (4, 1, 1)}
+    (folder / name).write_bytes((folder / name).read_bytes()[:-7])  # as a crash of the machine may leave it
+    assert finished_shards(folder, shards) == {}
+    assert finished_shards(folder, []) == {}

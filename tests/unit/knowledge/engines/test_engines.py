@@ -1,4 +1,3 @@
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,11 +23,6 @@ PROMPTS = ["a", "Some longer prompt, with a comma.", "b" * 90, "Ünïcode", "two
 def tokens(llama: Path) -> list[list[int]]:
     tokenizer = PromptTokenizer(llama, 1000)
     return [tokenizer(prompt) for prompt in PROMPTS]
-
-
-@pytest.fixture
-def copied(llama: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(llama, tmp_path / "copy"))
 
 
 @pytest.fixture

@@ -11,8 +11,6 @@ import pytest
 from llm4msr import schema, storage
 from llm4msr.errors import ConfigError, StorageError
 from llm4msr.knowledge.prompts import templates
-from llm4msr.knowledge.reader import Reader
-from tests.support.data import config_of
 
 SCENARIO: dict[str, Any] = {
     "scenario": 1,
@@ -47,17 +45,17 @@ def test_all_users_prompts_begin_with_the_whole_instruction():
     instruction = template.template.split("$history")[0]
     assert len(instruction) > 100
     users = [history(home=["A"]), history(home=["A", "B"], search=["C"]), history(search=["$x"]), history(a=["Z"])]
-    made = [user_prompt(template, user, 4) for user in users]
-    assert len(set(made)) == len(made)
-    for one, two in combinations(made, 2):
+    prompts = [user_prompt(template, user, 4) for user in users]
+    assert len(set(prompts)) == len(prompts)
+    for one, two in combinations(prompts, 2):
         assert os.path.commonprefix([one, two]).startswith(instruction)
 
 
 def test_all_scenarios_prompts_begin_with_the_instruction_and_end_with_their_own_facts():
     template = templates.read("scenario")
     names = ["home", "search"]
-    made = [templates.scenario_prompt(template, SCENARIO | {"scenario_id": name}, names) for name in names]
-    shared = os.path.commonprefix(made)
+    prompts = [templates.scenario_prompt(template, SCENARIO | {"scenario_id": name}, names) for name in names]
+    shared = os.path.commonprefix(prompts)
     assert "home, search" in shared
     assert shared.endswith("Scenario: ")
 
@@ -237,44 +235,3 @@ def test_fingerprint_changes_with_the_prompt_and_with_its_reader():
         len({first, templates.fingerprint("q", "r"), templates.fingerprint("p", "s"), templates.fingerprint("pr", "")})
         == 4
     )
-
-
-@pytest.mark.parametrize(
-    ("change", "same"),
-    [
-        ({"pooling": "mean"}, False),
-        ({"pooling": "answer"}, False),
-        ({"dtype": "bfloat16"}, False),
-        ({"engine": "vllm"}, True),
-        ({"actors": 3}, True),
-        ({"rows_per_shard": 3}, True),
-        ({"answer_tokens": 3}, True),
-        ({"answers": "all"}, True),
-    ],
-)
-def test_reader_holds_what_decides_a_vector(tmp_path: Path, change: dict[str, Any], same: bool):
-    plain = Reader.of(config_of(tmp_path), "rev", "frame").reads
-    assert (Reader.of(config_of(tmp_path, extract=change), "rev", "frame").reads == plain) == same
-    assert Reader.of(config_of(tmp_path), "other", "frame").reads != plain
-
-
-@pytest.mark.parametrize(
-    ("change", "users", "scenarios"),
-    [
-        ({"answers": "none"}, False, False),
-        ({"answers": "scenarios"}, False, True),
-        ({"answers": "all"}, True, True),
-    ],
-)
-def test_reader_holds_what_is_written_beside_the_vectors(
-    tmp_path: Path, change: dict[str, Any], users: bool, scenarios: bool
-):
-    writes = Reader.of(config_of(tmp_path, extract=change), "rev", "frame").writes
-    assert (bool(writes["users"]), bool(writes["scenarios"])) == (users, scenarios)
-    longer = Reader.of(config_of(tmp_path, extract=change | {"answer_tokens": 7}), "rev", "frame").writes
-    assert (longer["users"] != writes["users"], longer["scenarios"] != writes["scenarios"]) == (users, scenarios)
-
-
-def test_reader_knows_the_length_of_answers_that_are_pooled(tmp_path: Path):
-    short, long = (config_of(tmp_path, extract={"pooling": "answer", "answer_tokens": n}) for n in (8, 16))
-    assert Reader.of(short, "rev", "frame").reads != Reader.of(long, "rev", "frame").reads
