@@ -16,12 +16,12 @@ import pytest
 import llm4msr
 from llm4msr import pipeline, storage
 from llm4msr.cli import main
-from llm4msr.knowledge import index
 from llm4msr.knowledge.rows import good_rows, read_rows, read_texts, row_groups
 from llm4msr.pipeline import plan
 from llm4msr.storage import StageOutput
 from tests.support.experiments import SAD_USER, SCENARIOS, USERS, Experiment, MakeExperiment, cosines, matrix
 from tests.support.fixtures import Spine
+from tests.support.versions import record_again
 
 CHANGED, NEW, GONE, FORGOTTEN = {"user-3", "user-10"}, "user-00", "user-5", {"user-20", "user-21"}
 
@@ -210,26 +210,12 @@ def test_verify_finds_wrong_vectors(days: Days, copied: Path, monkeypatch: pytes
         pq.write_table(table.set_column(at, "vector", turned), shard)
     arguments = ["verify", str(days.experiment), "--set", f"storage={copied}"]
     for manifest in copied.glob("extract/*/manifest.json"):
-        note_again(manifest)
+        record_again(storage.path(manifest.parent))
     monkeypatch.setattr(sys, "argv", ["llm4msr", "knowledge", *arguments])
     with pytest.raises(SystemExit) as ended:
         main.main()
     assert ended.value.code == 2
     assert "has cosine -" in capsys.readouterr().err
-
-
-def note_again(manifest: Path) -> None:
-    """Give a version the checksums that its files, and the shards that its index refers to, have now."""
-    about = json.loads(manifest.read_text())
-    for name in about["files"]:
-        file = storage.path(manifest.parent / name)
-        if name.startswith("index/"):
-            table = storage.read_table(file)
-            now = [storage.digest_file(storage.path(manifest.parents[1] / s)) for s in table["shard"].to_pylist()]
-            changed = table.set_column(table.column_names.index("checksum"), "checksum", pa.array(now))
-            storage.write_table(file, changed, index.GROUP_ROWS)
-        about["files"][name] = storage.record_file(file).model_dump()
-    manifest.write_text(json.dumps(about))
 
 
 def test_prune_leaves_the_newest_version_and_nothing_of_forgotten_users(days: Days, copied: Path, call: Call) -> None:

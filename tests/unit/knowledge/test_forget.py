@@ -10,8 +10,8 @@ from llm4msr.errors import StorageError
 from llm4msr.knowledge import forget
 from llm4msr.knowledge.versions import index_files
 from tests.support.data import published
+from tests.support.versions import make_version
 from tests.unit.conftest import World
-from tests.unit.knowledge.test_work_list import make
 
 
 def listing(config: Config, folder: Path, content: bytes) -> Config:
@@ -89,7 +89,7 @@ def test_an_empty_list_is_told(world: World, tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("buckets", [1, 8])
 def test_who_is_gone_from_the_data_and_not_yet_from_the_store_is_known(world: World, tmp_path: Path, buckets: int):
-    make(world, tmp_path / "store", "one", buckets)
+    make_version(world, tmp_path / "store", "one", buckets)
     bases = index_files(storage.path(tmp_path / "store"), storage.files_below(storage.path(tmp_path / "store")))
     users = world.data.table("users.parquet")
     later = users.filter([name != "u5" for name in users["user_id"].to_pylist()])

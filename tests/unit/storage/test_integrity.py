@@ -27,8 +27,8 @@ from llm4msr.training.popularity import Popularity
 from llm4msr.training.train import WEIGHTS
 from tests.support.bundles import publish_bundle, publish_codes, read_codes
 from tests.support.data import flipped, publish_trained
+from tests.support.versions import make_version, record_again
 from tests.unit.conftest import World
-from tests.unit.knowledge.test_work_list import make, noted_again
 
 FLIPS = 200
 
@@ -103,7 +103,7 @@ def read_all(output: StageOutput) -> list[Any]:
 @pytest.fixture
 def two_versions(world: World, tmp_path: Path) -> tuple[StageOutput, StageOutput]:
     """The second one refers to the shards of the first."""
-    return make(world, tmp_path, "one", 1), make(world, tmp_path, "two", 1)
+    return make_version(world, tmp_path, "one", 1), make_version(world, tmp_path, "two", 1)
 
 
 def test_indexes_and_shards_of_this_and_of_earlier_versions(two_versions: tuple[StageOutput, StageOutput]) -> None:
@@ -131,7 +131,7 @@ def test_an_index_that_a_new_version_compares_itself_with(
     (at,) = (name for name in two_versions[1].manifest.files if name.startswith("index/"))
     flipped(Path(str(two_versions[1].folder / at)), random.Random(0))
     with pytest.raises(StorageError, match=re.escape(str(two_versions[1].folder / at))):
-        make(world, tmp_path, "three", 1)
+        make_version(world, tmp_path, "three", 1)
 
 
 def test_an_index_may_name_no_file_but_shards(two_versions: tuple[StageOutput, StageOutput]) -> None:
@@ -167,15 +167,15 @@ def test_what_prune_leaves_of_a_shard_is_read_and_checked(two_versions: tuple[St
 
 
 def test_a_version_of_an_earlier_release_is_taken_over(world: World, tmp_path: Path) -> None:
-    one = make(world, tmp_path, "one", 1)
+    one = make_version(world, tmp_path, "one", 1)
     (name,) = (name for name in one.manifest.files if name.startswith("index/"))
     old = storage.read_table(one.folder / name).drop_columns(["checksum"])
     one.manifest.files[name] = storage.write_table(one.folder / name, old, index.GROUP_ROWS)
     storage.write_bytes(one.folder / storage.MANIFEST, one.manifest.model_dump_json().encode())
-    two = make(world, tmp_path, "two", 1)
+    two = make_version(world, tmp_path, "two", 1)
     assert (two.manifest.info["asked"], two.manifest.info["kept"]) == (0, 40)
     assert sum(map(len, read_all(two))) == 40
-    assert read_all(noted_again(two)) == read_all(two)
+    assert read_all(record_again(two.folder)) == read_all(two)
 
 
 # --- bundles --------------------------------------------------------------------------------------------------------
