@@ -1,8 +1,8 @@
 """Statistics of scenarios from version to version: where they moved little, a prompt keeps those that the LLM has read.
 
 Each scenario's prompt holds counts and shares, which one new user moves. So a version keeps the statistics of its
-prompts in `scenarios.parquet`, and the next one takes them over within `extract.scenario_tolerance`. They are compared
-with what was asked, not with yesterday's, so that many small moves do not add up unseen.
+prompts in `scenarios.parquet`, and the next one takes them over within `extract.scenario_tolerance`. New statistics are
+compared with those that the LLM has read, not with yesterday's, so that many small moves do not add up unseen.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ VERSIONS = 8
 def read_earlier(folder: UPath, versions: Iterable[str]) -> Iterator[pa.Table]:
     """The statistics that the version in `folder` has, where it is made again, and those of `versions` beside it.
 
-    What is damaged is left out: its scenarios are asked about again.
+    Damaged ones are left out: the scenarios are asked about again.
     """
     if (folder / FILE).exists():
         with contextlib.suppress(StorageError):
@@ -43,7 +43,7 @@ def keep_steady(new: pa.Table, versions: Iterable[pa.Table], tolerance: float) -
     Args:
         new: the statistics of the data.
         versions: those of earlier versions, the newest first.
-        tolerance: of a count relative to what was asked, of a share absolute; 0 = always the new ones.
+        tolerance: of a count relative to the old one, of a share absolute; 0 always takes the new ones.
     """
     if not tolerance:
         return new, 0

@@ -47,7 +47,7 @@ def _first_error(folder: UPath, shards: Mapping[str, Counts]) -> str:
 
 
 def refuse_failed_rows(config: Config, output: StageOutput) -> None:
-    """The same for an extraction that is finished already.
+    """Compare the failures of an extraction that is finished already with what is allowed now.
 
     Raises:
         TooManyFailedError: more rows of a kind had failed than is allowed now.

@@ -15,8 +15,8 @@ from llm4msr.knowledge.index import RowGroup, hash_ids, read_index
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput
 
-SHOWN = 3
-"""Unknown ids that a message names."""
+MAX_NAMED = 3
+"""Ids that are nobody's and that a message names."""
 
 
 class Listed(NamedTuple):
@@ -65,8 +65,8 @@ def check_list(config: Config, data: StageOutput, bases: Iterable[Sequence[RowGr
 
 def _message(listed: Listed, data: StageOutput) -> str:
     total, nobodys = len(listed.known) + len(listed.nobodys), listed.nobodys
-    first = ", ".join(repr(raw_id[:60]) for raw_id in nobodys[:SHOWN])
-    more = f" and {len(nobodys) - SHOWN} more" if len(nobodys) > SHOWN else ""
+    first = ", ".join(repr(raw_id[:60]) for raw_id in nobodys[:MAX_NAMED])
+    more = f" and {len(nobodys) - MAX_NAMED} more" if len(nobodys) > MAX_NAMED else ""
     text = f"{len(nobodys)} of {total} ids to forget are nobody's: {first}{more}"
     stripped = {raw_id.strip() for raw_id in nobodys if raw_id != raw_id.strip()}
     if stripped and (likely := _find_in_data(stripped, data)):

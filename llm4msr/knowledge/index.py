@@ -34,7 +34,7 @@ GROUP_ROWS = 8192
 
 BUCKET_ROWS = 1 << 16
 MOST_BUCKETS = 1 << 10
-"""Rows of a bucket, until there are so many buckets; beyond that (67 million rows) the buckets grow."""
+"""A bucket has at most this many rows, until there are this many buckets; beyond that (67 million rows) they grow."""
 
 
 class State(IntEnum):
@@ -46,7 +46,7 @@ class State(IntEnum):
 
 
 class Bucket(NamedTuple):
-    """A range of hashes, number `number` of `total`, of one kind (`users`, `scenarios`, `items`): an index file."""
+    """A range of hashes of raw ids of one kind (`users`, `scenarios`, `items`): one of `total` equal ranges."""
 
     kind: str
     number: int
@@ -101,7 +101,7 @@ class RowGroup(NamedTuple):
         return self.file.parent.parent
 
     @property
-    def repair(self) -> str:
+    def advice(self) -> str:
         """What to do if it is damaged."""
         return storage.repair_advice(self.version, "extract", self.file)
 
@@ -131,9 +131,9 @@ def hash_ids(raw_ids: Iterable[str]) -> Hashes:
 
 
 def row_keys(raw_ids: Sequence[str], fingerprints: Sequence[str], writes: str) -> "pa.Array[Any]":
-    """128 bits of the raw id, the vector's fingerprint, and what is written beside the vector: binary(16) [N].
+    """128 bits of raw id, vector's fingerprint and how texts are written beside it: binary(16) [N].
 
-    Rows with the same key are the same row.
+    Rows with the same key are the same row, in whatever version.
     """
     end = writes.encode()
     digests = [
@@ -151,7 +151,13 @@ def states(errors: Iterable[str]) -> Column:
 
 
 def index_shard(shard: str, table: pa.Table, checksum: str) -> pa.Table:
-    """Rows of `schema.INDEX` for a whole shard: its columns id, raw_id, fingerprint and error, and its metadata."""
+    """Rows of `schema.INDEX` for a whole shard.
+
+    Args:
+        shard: its name, `<version>/vectors/<file>`.
+        table: its columns id, raw_id, fingerprint and error, with its metadata.
+        checksum: of its file.
+    """
     raw_ids = strings(table["raw_id"])
     columns: dict[str, Column] = {
         "id": table["id"],
@@ -166,7 +172,7 @@ def index_shard(shard: str, table: pa.Table, checksum: str) -> pa.Table:
 
 
 def texts_to_write(shard: pa.Table) -> str:
-    """What was to be written beside the vectors of a shard."""
+    """How texts were to be written beside the vectors of a shard, as its metadata say; see `Reader.writes`."""
     return (shard.schema.metadata or {}).get(b"writes", b"").decode()
 
 
@@ -174,10 +180,13 @@ def match(rows: pa.Table, bucket: Bucket, versions: Iterable[Sequence[RowGroup]]
     """Rows of `schema.INDEX` for those of `rows` (id, hash, key) that a version holds already.
 
     Args:
-        rows: all of the bucket.
-        bucket: which it is.
-        versions: index files of each version, the one to ask first in front.
+        rows: all rows of the bucket.
+        bucket: the bucket.
+        versions: index files of each version; where several hold a row, the first one counts.
         present: names of the shards that exist; rows of others are not matched.
+
+    Raises:
+        StorageError: an index file is damaged.
     """
     matches = [INDEX.empty_table()]
     for files in versions:
@@ -213,12 +222,12 @@ def read_index(group: RowGroup, columns: Sequence[str] = INDEX.names) -> pa.Tabl
         StorageError: it is missing or damaged.
     """
     if group.number is not None:
-        with storage.open_parquet(group.file, group.repair, group.checksum) as parquet:
+        with storage.open_parquet(group.file, group.advice, group.checksum) as parquet:
             return parquet.read_row_group(group.number, list(columns))
     try:
-        return storage.read_table(group.file, list(columns), group.repair, group.checksum)
+        return storage.read_table(group.file, list(columns), group.advice, group.checksum)
     except StorageError:
-        table = storage.read_table(group.file, advice=group.repair, checksum=group.checksum)
+        table = storage.read_table(group.file, advice=group.advice, checksum=group.checksum)
         if "checksum" in table.column_names:
             raise
     shards = strings(table["shard"])
@@ -230,7 +239,7 @@ def read_index(group: RowGroup, columns: Sequence[str] = INDEX.names) -> pa.Tabl
 def _current_checksum(root: UPath, shard: str) -> str:
     try:
         return storage.digest_file(root / shard) if stage_files.SHARD.fullmatch(shard) else ""
-    except StorageError:  # gone: its rows are asked anew
+    except StorageError:  # it is gone, so its rows are asked about again
         return ""
 
 

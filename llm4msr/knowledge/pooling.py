@@ -17,7 +17,13 @@ PRIOR = 3.0
 def whiten(vectors_IZ: AnyFloats, dim: int) -> Singles:
     """The first `dim` principal components, each of unit variance: float32 [I, D], D at most I - 1 and Z.
 
-    Hidden states share a few directions of huge variance that say little; without this they drown the rest.
+    Hidden states share a few directions of huge variance that say little; without this they drown the rest. It is the
+    whitening of Su et al., "Whitening Sentence Representations for Better Semantics and Faster Retrieval",
+    arXiv:2103.15316.
+
+    Args:
+        vectors_IZ: the LLM's vectors of the items that have one, float16 to float64.
+        dim: components to keep, if there are so many of a variance that is not zero.
     """
     centred_IZ = vectors_IZ.astype(np.float64) - vectors_IZ.mean(0, dtype=np.float64)
     variances, directions_ZZ = np.linalg.eigh(centred_IZ.T @ centred_IZ / len(centred_IZ))
@@ -28,8 +34,15 @@ def whiten(vectors_IZ: AnyFloats, dim: int) -> Singles:
 
 
 def pool(vector_RD: Singles, liked_R: Bools, known_R: Bools, first_N: Ints, last_N: Ints) -> Singles:
-    """float32 [N, 2 D]: of the rows from `first` up to `last` (not included) the liked items' pool beside that of the
-    others. Rows whose item is not known do not count."""
+    """Pools of ranges of rows: float32 [N, 2 D], the liked items' pool and then that of the others.
+
+    Args:
+        vector_RD: float32, the whitened vector of each row's item.
+        liked_R: bool, whether the user liked it.
+        known_R: bool, whether the item has a vector; rows without one do not count.
+        first_N: int64, the first row of each range.
+        last_N: int64, the row after its last.
+    """
     halves = []
     for chosen_R in (liked_R & known_R, ~liked_R & known_R):
         sum_RD = np.zeros((len(chosen_R) + 1, vector_RD.shape[1]))

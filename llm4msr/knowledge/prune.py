@@ -90,7 +90,7 @@ def _version_of(name: str) -> str:
 
 
 def _running_versions(root: UPath, names: Collection[str], only_busy: bool) -> set[str]:
-    """Versions that are being made, or were when their run was interrupted; or `only_busy` ones, at work now."""
+    """Versions that a run is making, or was making when it was interrupted; with `only_busy` the former alone."""
     begun = {_version_of(name) for name in names if name.endswith(("/work/work.json", f"/{lock.NAME}"))}
     running = {version for version in begun if f"{version}/{MANIFEST}" not in names}
     return {version for version in running if not only_busy or lock.is_held(root / version)}

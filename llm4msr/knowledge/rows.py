@@ -42,7 +42,7 @@ def row_groups(output: StageOutput, kind: str = "users") -> list[RowGroup]:
 
 
 def list_row_groups(folder: UPath, files: Mapping[str, FileRecord], kind: str) -> list[RowGroup]:
-    """The same of a version that is not published yet; without an index, they are its shards of that kind."""
+    """The row groups of a version that is not published yet; without an index, its shards of that kind."""
     indexed = sorted(name for name in files if name.startswith(f"index/{kind}-"))
     if indexed:
         groups = [(name, number) for name in indexed for number in range(-(-files[name].rows // GROUP_ROWS))]
@@ -58,7 +58,7 @@ def read_rows(group: RowGroup, columns: Sequence[str]) -> pa.Table:
         StorageError: a shard is missing, damaged, or holds other rows than the version was made of.
     """
     if group.number is None:
-        return storage.read_table(group.file, list(columns), group.repair, group.checksum)
+        return storage.read_table(group.file, list(columns), group.advice, group.checksum)
     index = read_index(group)
     tables = {shard: _read_indexed(group.version, shard, rows, columns) for shard, rows in split_by_shard(index)}
     _refuse_other_widths(group.version, tables)
@@ -135,40 +135,46 @@ def _read_indexed(version: UPath, shard: str, index: pa.Table, columns: Sequence
     if not stage_files.SHARD.fullmatch(shard):
         raise StorageError(f"{version / 'index'}: names '{shorten(shard)}', which is no shard; do not use this version")
     file = version.parent / shard
-    repair = storage.repair_advice(version, "extract", file)
+    advice = storage.repair_advice(version, "extract", file)
     columns = [name for name in columns if name != "id"]
     table = read_shard(
-        file, list(dict.fromkeys([*columns, "raw_id", "fingerprint"])), index["checksum"][0].as_py(), repair
+        file, list(dict.fromkeys([*columns, "raw_id", "fingerprint"])), index["checksum"][0].as_py(), advice
     )
     if pc.max(index["row"]).as_py() >= len(table):
-        raise StorageError(f"{file}: {len(table)} rows, not all that {version} refers to; {repair}")
+        raise StorageError(f"{file}: {len(table)} rows, not all that {version} refers to; {advice}")
     writes, table = texts_to_write(table), table.take(index["row"])
     keys = row_keys(strings(table["raw_id"]), strings(table["fingerprint"]), writes)
     if not keys.equals(index["key"].combine_chunks()):
         raise StorageError(
-            f"{file}: other rows than {version} was made of, such as another model's or another prompt's; {repair}"
+            f"{file}: other rows than {version} was made of, such as another model's or another prompt's; {advice}"
         )
     return table.select(columns).replace_schema_metadata()
 
 
-def read_shard(file: UPath, columns: list[str] | None, checksum: str, repair: str) -> pa.Table:
-    """A shard's columns; its content is what an index says, or what `prune` has left of that since.
+def read_shard(file: UPath, columns: list[str] | None, checksum: str, advice: str) -> pa.Table:
+    """These columns of a shard (None: all), whose content is what an index says, or what `prune` has left of that.
+
+    Args:
+        file: the shard.
+        columns: their names.
+        checksum: what the index says.
+        advice: what a message says to do if the shard is damaged.
 
     Raises:
         StorageError: it is missing or damaged.
     """
     try:
-        return storage.read_table(file, columns, repair, checksum)
+        return storage.read_table(file, columns, advice, checksum)
     except StorageError:
         history = read_checksums(file)
         current = storage.digest_file(file) if checksum in history else ""
         if current not in history:
             raise
-        return storage.read_table(file, columns, repair, current)
+        return storage.read_table(file, columns, advice, current)
 
 
 def read_checksums(shard: UPath) -> list[str]:
-    """Those that a shard has had, the oldest first, where `prune` has erased rows in it; else none."""
+    """The checksums that a shard has had, the oldest first, if `prune` has erased rows in it; else none."""
     try:
         checksums = json.loads(storage.read_bytes(shard.with_name(shard.name + CHECKSUMS)))
     except (StorageError, ValueError, RecursionError):

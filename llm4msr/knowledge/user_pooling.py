@@ -41,7 +41,17 @@ class UserRows(NamedTuple):
 def pool_users(
     config: Config, data: StageOutput, folder: UPath, items: int, groups: list[RowGroup]
 ) -> dict[str, FileRecord]:
-    """Write the pools of the vectors of `items` items, which lie in `groups`; gives back what was written, by name.
+    """Write the vectors of all users (and of their past) as pools of the items' vectors.
+
+    Args:
+        config: the run's.
+        data: what was prepared.
+        folder: of the new version.
+        items: number of items that the LLM read.
+        groups: row groups that hold their vectors.
+
+    Returns:
+        The files that were written, by name.
 
     Raises:
         StorageError: no item has a vector.
@@ -69,7 +79,10 @@ def pool_users(
 
 
 def _item_vectors(config: Config, folder: UPath, items: int, groups: list[RowGroup]) -> tuple[Singles, Bools]:
-    """float32 [items + 1, D], whitened (or random numbers, for the control), and which items have one: [items + 1]."""
+    """Whitened vectors (random numbers, for the control), float32 [I, D], and which items have one, bool [I].
+
+    I is one more than `items`: row 0 is the unknown item.
+    """
     dim = config.extract.pool_dim
     if config.extract.item_vectors == "random":
         known_I = np.arange(items + 1) > 0
@@ -82,16 +95,16 @@ def _item_vectors(config: Config, folder: UPath, items: int, groups: list[RowGro
     known_I = np.zeros(items + 1, bool)
     ids = table["id"].to_numpy()[good]
     known_I[ids] = True
-    white = pooling.whiten(vectors[good], dim)
-    vectors_ID = np.zeros((items + 1, white.shape[1]), np.float32)
-    vectors_ID[ids] = white
+    whitened = pooling.whiten(vectors[good], dim)
+    vectors_ID = np.zeros((items + 1, whitened.shape[1]), np.float32)
+    vectors_ID[ids] = whitened
     return vectors_ID, known_I
 
 
 def _pool_window(
     batch: pa.Table, config: Config, data: StageOutput, folder_uri: str, shared: "ray.ObjectRef"
 ) -> pa.Table:
-    """One window's users, pooled and written; gives back the files and what was noted of them."""
+    """Pool and write the users of one window; gives back a row for each file, with its name and record."""
     import ray
 
     (at,) = (UserRows(**row) for row in batch.to_pylist())
@@ -109,7 +122,14 @@ def _pool_window(
 
 
 def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: Singles, known_I: Bools) -> pa.Table:
-    """Rows of the knowledge store for these users; who met no item with a vector is an error row."""
+    """Rows of `schema.knowledge` for these users; a user who met no item with a vector has an error.
+
+    Args:
+        users: rows of `schema.HISTORIES`.
+        seen: their rows of `schema.SEEN`, in the same order of users.
+        vectors_ID: float32, by item number.
+        known_I: bool, which items have a vector.
+    """
     last_N = np.cumsum(users["interactions"].to_numpy())
     vectors_NZ, known_N = _pools(seen, vectors_ID, known_I, last_N - users["interactions"].to_numpy(), last_N)
     blank = pa.array([""] * len(users))
@@ -128,7 +148,10 @@ def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: Singles, known_I: B
 
 
 def past_rows(users: pa.Table, seen: pa.Table, forgotten_N: Bools, vectors_ID: Singles, known_I: Bools) -> pa.Table:
-    """`schema.past` of these users' rows: pools of the rows before each; nothing is known of the forgotten."""
+    """Rows of `schema.past`, one for each of `seen`: pools of its user's rows before it.
+
+    Nothing is known of users to forget, bool [N]; the rest as in `pooled_rows`.
+    """
     counts_N = users["interactions"].to_numpy()
     first_R = np.repeat(np.cumsum(counts_N) - counts_N, counts_N)
     vectors_RZ, known_R = _pools(seen, vectors_ID, known_I, first_R, first_R + seen["before"].to_numpy())

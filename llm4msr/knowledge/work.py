@@ -20,11 +20,13 @@ FileName = Annotated[str, Field(pattern=r"^(users|items|scenarios)-[A-Za-z0-9_-]
 
 
 class Shard(BaseModel):
-    """Rows that are asked and written in one piece: a row group of prompts, and the file that is to be."""
+    """Rows that the LLM is asked about, and that are written, in one piece."""
 
     name: FileName
+    """Of the file that will hold them."""
     kind: Kind
     todo: FileName
+    """The file below `work/todo` that holds their prompts, in the row group `group`."""
     group: int = Field(ge=0)
     rows: int = Field(ge=0)
 
@@ -42,10 +44,10 @@ class Work(BaseModel):
     steady: int = 0
     """Scenarios whose statistics moved, but by too little to ask again."""
     forgotten: int = 0
-    """Ids of the list to forget that somebody has."""
+    """Ids of the list to forget that the data or an earlier version knows."""
     shards: list[Shard] = []
     files: dict[str, int] = {}
-    """What the plan consists of besides, and its bytes."""
+    """The other files of the plan, and the bytes of each."""
 
     @field_validator("buckets")
     @classmethod
@@ -63,7 +65,7 @@ class Work(BaseModel):
             return None
 
     def save(self, folder: UPath, durable: bool = False) -> None:
-        """Note the plan in the folder; `durable` holds even if the machine fails right after."""
+        """Write the plan to the folder; `durable` holds even if the machine fails right after."""
         storage.write_bytes(_file(folder), self.model_dump_json().encode(), durable=durable)
 
 

@@ -32,6 +32,7 @@ from llm4msr.schema import INDEX
 from llm4msr.storage import StageOutput
 
 WINDOW_ROWS = 1 << 16
+"""Rows whose prompts one task renders, at most."""
 
 
 def plan_work(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> Work:
@@ -91,7 +92,16 @@ def _planned_files(folder: UPath) -> dict[str, int]:
 def render_window(
     batch: pa.Table, config: Config, data: StageOutput, folder_uri: str, reader: Reader, counts: dict[str, int]
 ) -> pa.Table:
-    """Prompts, fingerprints and keys of one window, in a file with a row group for each bucket that has rows."""
+    """Write prompts, fingerprints and keys of one window, with a row group for each bucket that has rows.
+
+    Args:
+        batch: one row, the `Window`.
+        config: the run's.
+        data: what was prepared.
+        folder_uri: of the new version.
+        reader: who will read the prompts.
+        counts: number of buckets by kind.
+    """
     (window,) = (Window(**row) for row in batch.to_pylist())
     rows = render(window, config, data, storage.path(folder_uri) / drift.FILE)
     kept = rows.filter(pc.invert(pc.is_in(rows["raw_id"], value_set=ids_to_forget(config, window.kind))))
@@ -123,7 +133,19 @@ def match_bucket(
     present: Column,
     rows_per_shard: int,
 ) -> pa.Table:
-    """One bucket: rows that earlier versions hold to `work/kept`, the others to `work/todo`, a row group each shard."""
+    """Write a bucket's rows: those that earlier versions hold to `work/kept`, the others to `work/todo`, by shard.
+
+    Args:
+        batch: one row, the `Bucket`.
+        folder_uri: of the new version.
+        spilled: names of the files that `render_window` wrote.
+        bases: index files of each earlier version, the newest first.
+        present: names of the shards that exist.
+        rows_per_shard: rows of a shard, which is a row group in `work/todo`.
+
+    Returns:
+        One row: the bucket's kind, how many rows were kept, and the new `Shard`s as JSON.
+    """
     (bucket,) = (Bucket(**row) for row in batch.to_pylist())
     work = storage.path(folder_uri) / "work"
     windows_of_kind = [work / "spill" / name for name in spilled if name.startswith(f"{bucket.kind}-")]
@@ -163,16 +185,23 @@ def read_prompts(batch: pa.Table, folder_uri: str) -> pa.Table:
 
 
 def seal_bucket(batch: pa.Table, folder_uri: str) -> pa.Table:
-    """Write one index file from the rows that were kept and those of the new shards; gives back its rows by state."""
+    """Write one index file from the rows that were kept and those of the new shards.
+
+    Returns:
+        One row: the file's name and record, its kind, its `empty` and `failed` rows, and the version's `own` shards.
+
+    Raises:
+        StorageError: a shard is missing or damaged.
+    """
     (job,) = batch.to_pylist()
     folder, bucket = storage.path(folder_uri), Bucket(job["kind"], job["number"], job["total"])
     kept = folder / "work" / "kept" / bucket.file
     tables = [storage.read_table(kept)] if kept.exists() else [INDEX.empty_table()]
     for name, noted in zip(job["shards"], job["checksums"], strict=True):
         file = folder / "vectors" / name
-        checksum = noted or storage.digest_file(file)  # an earlier run wrote it, and ended before it noted anything
-        fix = storage.repair_advice(folder, "extract", file)
-        table = storage.read_table(file, ["id", "raw_id", "fingerprint", "error"], fix, checksum)
+        checksum = noted or storage.digest_file(file)  # a run that was interrupted wrote it, and noted no checksum
+        advice = storage.repair_advice(folder, "extract", file)
+        table = storage.read_table(file, ["id", "raw_id", "fingerprint", "error"], advice, checksum)
         tables.append(index.index_shard(f"{folder.name}/vectors/{name}", table, checksum))
     rows = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("row", "ascending")])
     shards = strings(pc.unique(rows["shard"]))
