@@ -14,6 +14,7 @@ from scipy import stats
 
 from benchmarks._machine import described
 from llm4msr.text import NONE, number
+from llm4msr.training.metrics import Metrics
 from llm4msr.training.popularity import BASELINES, CONSTANT, POPULARITY
 
 CONTROLS = ("none", "feature", "shuffled", "random", "history")
@@ -28,7 +29,7 @@ KNOWLEDGE_NOTE = (
 )
 
 
-Baselines = dict[str, dict[str, dict[str, Any]]]
+Baselines = dict[str, dict[str, Metrics]]
 """Data set -> `constant` and `popularity` -> overall metrics on the test rows, as `popularity.reports` gives them."""
 
 
@@ -88,7 +89,7 @@ def _tuned(trials: int) -> str:
     return f"{trials} settings of learning rate and dropout were tried for every cell alike, judged on validation rows"
 
 
-def _losers(rows: pd.DataFrame, baselines: dict[str, dict[str, Any]]) -> list[str]:
+def _losers(rows: pd.DataFrame, baselines: dict[str, Metrics]) -> list[str]:
     """The cells that a baseline beats: nothing that is said of them means much."""
     means = rows.groupby(["backbone", "switch", "system"], sort=False)[["test_auc", "test_logloss"]].mean()
     auc, logloss = baselines[POPULARITY]["auc"], baselines[CONSTANT]["logloss"]
@@ -104,7 +105,7 @@ def _losers(rows: pd.DataFrame, baselines: dict[str, dict[str, Any]]) -> list[st
     return [*lines, ""] if lines else []
 
 
-def _comparison(rows: pd.DataFrame, baselines: dict[str, dict[str, Any]]) -> list[str]:
+def _comparison(rows: pd.DataFrame, baselines: dict[str, Metrics]) -> list[str]:
     """A line for each baseline and each system."""
     switches = rows["switch"].any()
     head = ["backbone", *(["switch"] if switches else []), "knowledge", "test AUC", "change", "p", "read AUC", "GAUC"]

@@ -15,7 +15,6 @@ machine's cores. Writes benchmarks/results/train-scaling.md from all parts there
 
 import argparse
 import contextlib
-import importlib
 import itertools
 import json
 import multiprocessing
@@ -25,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
@@ -38,7 +38,7 @@ import torch
 
 from benchmarks.train_scaling_report import BATCHES, NO_DROPOUT, SPARSE, WORKERS, report
 from llm4msr import Config, load, storage
-from llm4msr.pipeline import prepare
+from llm4msr.pipeline import prepare, train
 from llm4msr.storage import StageOutput
 from llm4msr.training import metrics
 from llm4msr.training.dataset import Dataset
@@ -94,8 +94,7 @@ def run_train(config: Config) -> StageOutput:
 
     if not ray.is_initialized():
         ray.init("local", num_cpus=max(WORKERS), include_dashboard=False, logging_level="error", log_to_driver=False)
-    output: StageOutput = importlib.import_module("llm4msr.training.train").train(config)
-    return output
+    return train(config)
 
 
 # --- the same AUC ------------------------------------------------------------------------------------------------
@@ -185,30 +184,27 @@ def steps_config(work: Path, source: Path, batch: int, workers: int) -> Config:
 
 def step_seconds(config: Config) -> list[float]:
     """Of each worker, the CPU-seconds between its first two checkpoints."""
-    train: Any = importlib.import_module("llm4msr.training.train")
-    real = train.worker_loop
     with tempfile.TemporaryDirectory() as folder:
-        train.worker_loop = _timed(folder)
-        try:
+        with mock.patch("llm4msr.training.driver.worker_loop", _timed(folder)):
             storage.remove(run_train(config).folder)
-        finally:
-            train.worker_loop = real
         seconds = [float(file.read_text()) for file in Path(folder).iterdir()]
     assert len(seconds) == config.train.workers
     return seconds
 
 
 def _timed(folder: str) -> Timed:
-    """`train.worker_loop`, leaving the CPU-seconds as a file."""
+    """`worker_loop`, leaving the CPU-seconds as a file."""
 
-    def worker_loop(job: dict[str, Any]) -> None:
-        import importlib
+    def timed_loop(job: Any) -> None:
         import os
         import pathlib
         import time
+        from unittest import mock
 
-        train: Any = importlib.import_module("llm4msr.training.train")
-        real, marks = train.fit, []
+        from llm4msr.training.loop import fit
+        from llm4msr.training.worker import worker_loop
+
+        marks: list[float] = []
 
         def timed(config: Any, data: Any, resume: Any, on_checkpoint: Any) -> Any:
             def told(state: Any) -> None:
@@ -216,14 +212,14 @@ def _timed(folder: str) -> Timed:
                 on_checkpoint(state)
                 marks.append(time.process_time())
 
-            state = real(config, data, resume, told)
+            state = fit(config, data, resume, told)
             pathlib.Path(folder, str(os.getpid())).write_text(str(marks[2] - marks[1]))
             return state
 
-        train.fit = timed
-        train.worker_loop(job)
+        with mock.patch("llm4msr.training.worker.fit", timed):
+            worker_loop(job)
 
-    return worker_loop
+    return timed_loop
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ the machine disturbs them less than a clock. Writes benchmarks/results/train-thr
 """
 
 import argparse
-import importlib
 import itertools
 import json
 import multiprocessing
@@ -29,6 +28,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  not 15, or caches would be cold for the real path alone
@@ -46,13 +46,14 @@ from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.model.embedding import Field
 from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
-from llm4msr.pipeline import prepare
+from llm4msr.pipeline import prepare, train
 from llm4msr.storage import StageResult
 from llm4msr.training import metrics
 from llm4msr.training.batches import RowReader, Rows, to_batch
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.feature_tables import FeatureTables
-from llm4msr.training.loop import fit, new_optimizers, predict
+from llm4msr.training.loop import fit, predict
+from llm4msr.training.optimizers import new_optimizers
 
 RESULTS = Path(__file__).parent / "results" / "train-throughput.md"
 DRIVER = Path(__file__).parent / "_peer_train.py"
@@ -258,13 +259,8 @@ def real_path(config: Config) -> float:
     data = prepare(config)
     spent = Path(config.storage) / "spent"
     spent.mkdir(parents=True, exist_ok=True)
-    train: Any = importlib.import_module("llm4msr.training.train")  # `llm4msr.training.train` itself is the function
-    loop = train.worker_loop
-    train.worker_loop = _timed(str(spent))
-    try:
-        output = train.train(config)
-    finally:
-        train.worker_loop = loop
+    with mock.patch("llm4msr.training.driver.worker_loop", _timed(str(spent))):
+        output = train(config)
     seconds = [float(file.read_text()) for file in spent.iterdir()]
     assert len(seconds) == config.train.workers
     for folder in (storage.path(spent), output.folder):  # the next round trains it again
@@ -273,16 +269,18 @@ def real_path(config: Config) -> float:
 
 
 def _timed(folder: str) -> Callable[[dict[str, Any]], None]:
-    """`train.worker_loop`, leaving as a file the CPU-seconds from the end of the first epoch to that of the last."""
+    """`worker_loop`, leaving as a file the CPU-seconds from the end of the first epoch to that of the last."""
 
-    def worker_loop(job: dict[str, Any]) -> None:
-        import importlib
+    def timed_loop(job: Any) -> None:
         import os
         import pathlib
         import time
+        from unittest import mock
 
-        train: Any = importlib.import_module("llm4msr.training.train")
-        real, ends = train.fit, []
+        from llm4msr.training.loop import fit
+        from llm4msr.training.worker import worker_loop
+
+        ends: list[float] = []
 
         def timed(config: Any, data: Any, resume: Any, on_checkpoint: Any) -> Any:
             def told(state: Any) -> None:
@@ -290,14 +288,14 @@ def _timed(folder: str) -> Callable[[dict[str, Any]], None]:
                 if state.progress.batch == 0:
                     ends.append(time.process_time())
 
-            state = real(config, data, resume, told)
+            state = fit(config, data, resume, told)
             pathlib.Path(folder, str(os.getpid())).write_text(str(ends[-1] - ends[0]))
             return state
 
-        train.fit = timed
-        train.worker_loop(job)
+        with mock.patch("llm4msr.training.worker.fit", timed):
+            worker_loop(job)
 
-    return worker_loop
+    return timed_loop
 
 
 def measure_workers(given: argparse.Namespace, work: Path) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def text(numbers: Ints) -> pa.Array:
     return pa.array(numbers).cast(pa.string())
 
 
-def popular(prepared: StageOutput) -> dict[str, float]:
+def popular(prepared: StageOutput) -> dict[str, float | None]:
     """AUC of item popularity on validation and test rows."""
     names = [""] * (SCENARIOS + 1)
     parts = ("valid", "test")

@@ -29,6 +29,7 @@ from llm4msr.model import backbones
 from llm4msr.progress import say
 from llm4msr.serve import api_token, endpoint
 from llm4msr.storage import StageOutput, cache, local_copy
+from llm4msr.training import driver
 from llm4msr.training import evaluate as evaluate_stage
 from llm4msr.training import train as train_stage
 from llm4msr.training.evaluate import compared_runs
@@ -190,7 +191,7 @@ def stages(config: Config) -> Iterator[StageOutput]:
     runs = trainings(config)
     backbones.find(config.model.backbone)  # a wrong import path is told before the LLM's hours
     knows = any(run.model.knowledge != "none" for _, run in runs)
-    train_stage.require_machines(config)  # so are machines that can never come,
+    driver.require_machines(config)  # so are machines that can never come,
     if knows:
         extract_stage.require_machines(config)
         cache.root()  # and a cache that cannot be written, which training needs

@@ -1,9 +1,9 @@
-"""TODO."""
+"""What training goes on from after a crash: saved without pickle, and used only where every file is whole."""
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import safetensors.torch
 from torch import Tensor
@@ -12,8 +12,34 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.errors import StorageError
 from llm4msr.progress import say
+from llm4msr.training.metrics import Report
+
+FOLDER = "checkpoints"
+"""Of Ray Train, below a training's output; gone when the training is published."""
+_STATE = "checkpoint_manager_snapshot.json"
+"""Ray Train's own record of the checkpoints that it keeps."""
+_FILES = ("net.safetensors", "best.safetensors", "optimizer.safetensors", "progress.json")
 
 Tensors = dict[str, Tensor]
+
+
+class Epoch(TypedDict):
+    """One line of `history.json`: the mean loss of the training rows, and the metrics of the validation rows."""
+
+    epoch: int
+    loss: float
+    valid_auc: float | None
+    valid_gauc: float | None
+    valid_logloss: float | None
+    valid_rows: int
+
+
+class Start(TypedDict):
+    """Where a run of the loop began, and with how many workers."""
+
+    epoch: int
+    batch: int
+    workers: int
 
 
 @dataclass
@@ -27,12 +53,11 @@ class Progress:
     loss_sum: float = 0.0
     """Over the rows of those batches, of all workers."""
     best_epoch: int = 0
-    best_report: dict[str, Any] = field(default_factory=dict)
-    """Validation metrics of the best epoch, as `metrics.report` gives them."""
-    history: list[dict[str, float | None]] = field(default_factory=list)
-    starts: list[dict[str, int]] = field(default_factory=list)
-    """`epoch`, `batch` and `workers` of every start that left a checkpoint: the first, and each after a crash or with
-    another number of workers."""
+    best_report: Report | None = None
+    """Validation metrics of the best epoch; None before the first has ended."""
+    history: list[Epoch] = field(default_factory=list)
+    starts: list[Start] = field(default_factory=list)
+    """Every start that left a checkpoint: the first, and each after a crash or with another number of workers."""
 
     @property
     def best_auc(self) -> float | None:
@@ -42,7 +67,7 @@ class Progress:
 
 @dataclass
 class Checkpoint:
-    """All that another process needs to go on: no pickle, only tensors and JSON."""
+    """All that another process needs to go on: tensors by name, on the CPU, and the progress as JSON."""
 
     progress: Progress
     net: Tensors
@@ -59,7 +84,7 @@ class Checkpoint:
             for name in ("net", "best", "optimizer"):
                 safetensors.torch.save_file(getattr(self, name), folder / f"{name}.safetensors")
             (folder / "progress.json").write_text(json.dumps(asdict(self.progress), allow_nan=False))
-            digests = {name: storage.digest_file(folder / name) for name in _CHECKPOINT}
+            digests = {name: storage.digest_file(folder / name) for name in _FILES}
             (folder / "digests.json").write_text(json.dumps(digests))
 
     @classmethod
@@ -71,28 +96,19 @@ class Checkpoint:
         """
         try:
             digests = json.loads(storage.read_bytes(folder / "digests.json"))
-            files = {name: storage.read_bytes(folder / name) for name in _CHECKPOINT}
+            files = {name: storage.read_bytes(folder / name) for name in _FILES}
             whole = digests == {name: storage.digest(data) for name, data in files.items()}
             progress = Progress(**json.loads(files["progress.json"])) if whole else None
         except (ValueError, TypeError):
             progress = None
         if progress is None:
             raise StorageError(f"{folder}: a damaged checkpoint")
-        return cls(progress, *(safetensors.torch.load(files[name]) for name in _CHECKPOINT[:3]))
-
-
-_CHECKPOINT = ("net.safetensors", "best.safetensors", "optimizer.safetensors", "progress.json")
+        return cls(progress, *(safetensors.torch.load(files[name]) for name in _FILES[:3]))
 
 
 def weights_as_bytes(tensors: Tensors) -> bytes:
-    """In safetensors' format."""
+    """The tensors in safetensors' format."""
     return safetensors.torch.save(tensors)
-
-
-FOLDER = "checkpoints"
-
-
-_STATE = "checkpoint_manager_snapshot.json"
 
 
 def forget_unreadable(folder: UPath) -> None:
@@ -100,19 +116,19 @@ def forget_unreadable(folder: UPath) -> None:
 
     If the latest checkpoint is whole, it stays, and only what is left of unfinished ones goes.
     """
-    kept = folder / FOLDER
-    there = storage.files_below(kept)
-    if not there:
+    checkpoints = folder / FOLDER
+    files = storage.files_below(checkpoints)
+    if not files:
         return
     try:
-        state = json.loads(storage.read_bytes(kept / _STATE))
-        named = {str(one["checkpoint_dir_name"]) for one in state["checkpoint_results"]}
+        state = json.loads(storage.read_bytes(checkpoints / _STATE))
+        finished = {str(one["checkpoint_dir_name"]) for one in state["checkpoint_results"]}
         latest = str(state["latest_checkpoint_result"]["checkpoint_dir_name"])
-        Checkpoint.load(kept / latest)
+        Checkpoint.load(checkpoints / latest)
     except (StorageError, ValueError, KeyError, TypeError):
         say(f"  {folder.name}: no checkpoint that can be read; training begins anew")
-        storage.remove(kept)
+        storage.remove(checkpoints)
         return
-    there_too = {name.partition("/")[0] for name in there if "/" in name}
-    for name in there_too - named:
-        storage.remove(kept / name)
+    folders = {name.partition("/")[0] for name in files if "/" in name}
+    for name in folders - finished:
+        storage.remove(checkpoints / name)

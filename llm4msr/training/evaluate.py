@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from upath import UPath
 
@@ -12,7 +11,9 @@ from llm4msr.progress import say, track
 from llm4msr.storage import StageOutput, StageResult, cache
 from llm4msr.training import metrics, popularity
 from llm4msr.training.loop import predict
-from llm4msr.training.results import compare, means_of, table
+from llm4msr.training.metrics import Report
+from llm4msr.training.results import SeedReport, compare, means_of
+from llm4msr.training.table import markdown_table
 from llm4msr.training.trained import TrainedModel
 
 VERSION = 2
@@ -51,8 +52,8 @@ def evaluate(config: Config, models: Sequence[TrainedModel]) -> StageOutput:
 
 
 def _build(config: Config, models: Sequence[TrainedModel], folder: UPath) -> StageResult:
-    reports: dict[str, list[dict[str, Any]]] = {}
-    beside: dict[str, dict[str, dict[str, Any]]] = {}
+    reports: dict[str, list[SeedReport]] = {}
+    baselines: dict[str, dict[str, Report]] = {}  # by prepared data, of which each seed may have its own
     rows, read = 0, (0, 0)
     with track("evaluate", len(models)) as progress:
         for model in models:
@@ -62,21 +63,25 @@ def _build(config: Config, models: Sequence[TrainedModel], folder: UPath) -> Sta
             reports.setdefault(model.variant, []).append(
                 {"seed": model.config.seed, **metrics.report(scored, data.scenario_names)}
             )
-            if str(data.prepared.folder) not in beside:  # each seed may have a split of its own
-                beside[str(data.prepared.folder)] = popularity.reports(data.prepared, "test", data.scenario_names)
+            if str(data.prepared.folder) not in baselines:
+                baselines[str(data.prepared.folder)] = popularity.reports(data.prepared, "test", data.scenario_names)
             if data.knowledge is not None:
                 read = int(data.knowledge.known_N[scored.user].sum()), rows
             progress.advance(1, model.variant)
-    baselines = {name: [one[name] for one in beside.values()] for name in popularity.BASELINES}
-    found = compare(reports, baselines, read)
-    storage.write_bytes(folder / "metrics.json", json.dumps(found, indent=1, allow_nan=False).encode())
-    storage.write_bytes(folder / "table.md", table(config.model.backbone, found).encode())
-    own = found["summary"][config.model.variant]
-    places = [{"scenario": p["scenario"], "scenario_id": p["scenario_id"], **means_of(p)} for p in own["scenarios"]]
+    by_name = {name: [one[name] for one in baselines.values()] for name in popularity.BASELINES}
+    results = compare(reports, by_name, read)
+    storage.write_bytes(folder / "metrics.json", json.dumps(results, indent=1, allow_nan=False).encode())
+    storage.write_bytes(folder / "table.md", markdown_table(config.model.backbone, results).encode())
+    summary = results["summary"]
+    configured = summary[config.model.variant]
+    places = [
+        {"scenario": place["scenario"], "scenario_id": place["scenario_id"], **means_of(place)}
+        for place in configured["scenarios"]
+    ]
     info = {
-        "metrics": {"on": "test", "overall": means_of(own["overall"]), "scenarios": places},
-        "baselines": {name: means_of(found["summary"][name]["overall"]) for name in baselines},
-        "compared_auc": {name: found["summary"][name]["overall"]["auc"]["mean"] for name in reports},
-        "warnings": found["warnings"],
+        "metrics": {"on": "test", "overall": means_of(configured["overall"]), "scenarios": places},
+        "baselines": {name: means_of(summary[name]["overall"]) for name in by_name},
+        "compared_auc": {name: summary[name]["overall"]["auc"]["mean"] for name in reports},
+        "warnings": results["warnings"],
     }
     return StageResult(files={"metrics.json": len(models), "table.md": 1}, rows=rows, info=info)

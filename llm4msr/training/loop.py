@@ -8,7 +8,6 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +19,11 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.model.net import RankerNet
 from llm4msr.training import metrics
-from llm4msr.training.batches import RowReader
-from llm4msr.training.checkpoint import Checkpoint, Progress, Tensors
+from llm4msr.training.batches import RowReader, Rows
+from llm4msr.training.checkpoint import Checkpoint, Progress, Start, Tensors
 from llm4msr.training.dataset import Dataset
-from llm4msr.training.metrics import Predictions
+from llm4msr.training.metrics import Predictions, Report
+from llm4msr.training.optimizers import load_states, new_optimizers, optimizer_states
 
 
 def fit(
@@ -43,63 +43,131 @@ def fit(
         ConfigError: a loss or a weight is no finite number any more, on every worker after the same batch; what
             `on_checkpoint` was given before is sound.
     """
-    world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    net = data.new_net(config).to("cuda" if config.train.device == "gpu" else "cpu")
-    wrapped = _distributed(net) if world > 1 else net
-    t = config.train
-    optimizers = new_optimizers(net, config)
-    state = Checkpoint(Progress(), {}, {}, {})
-    if resume is not None:
-        state = replace(resume, progress=copy.deepcopy(resume.progress))
-        net.load_state_dict(resume.net)
-        _load_optimizers(optimizers, resume.optimizer)
-    train, valid, progress = data.rows("train"), data.rows("valid"), state.progress
-    start = {"epoch": progress.epoch, "batch": progress.batch, "workers": world}
+    trainer = Trainer(config, data, resume, on_checkpoint)
+    progress = trainer.state.progress
+    while progress.epoch < config.train.epochs and progress.epoch - progress.best_epoch < config.train.patience:
+        trainer.train_epoch()
+        trainer.validate()
+        trainer.save()
+    return trainer.state
 
-    def save() -> None:
-        if start not in progress.starts[-1:]:
-            progress.starts.append(start)
-        state.net, state.optimizer = _copy(net), _optimizer_tensors(optimizers)
-        epoch = progress.epoch + (progress.batch > 0)
-        _check(math.isfinite(progress.loss_sum), "the loss", epoch, config)
-        _check(_finite(state.net) and _finite(state.optimizer), "a weight or its average", epoch, config)
-        if on_checkpoint is not None:
-            on_checkpoint(state)
 
-    while progress.epoch < t.epochs and progress.epoch - progress.best_epoch < t.patience:
-        _train_epoch(wrapped, net, optimizers, data, train, config, progress, save, rank, world)
-        loss = progress.loss_sum / max(train.rows, 1)
+class Trainer:
+    """One worker's part of a training: the net and its optimizers, the rows, and the state that checkpoints hold."""
+
+    def __init__(
+        self,
+        config: Config,
+        data: Dataset,
+        resume: Checkpoint | None,
+        on_checkpoint: Callable[[Checkpoint], None] | None,
+    ):
+        self.config, self.data, self.on_checkpoint = config, data, on_checkpoint
+        self.world, self.rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+        self.net = data.new_net(config).to("cuda" if config.train.device == "gpu" else "cpu")
+        self.device = _device(self.net)
+        self.parallel_net = _distribute(self.net) if self.world > 1 else self.net
+        self.optimizers = new_optimizers(self.net, config)
+        self.state = Checkpoint(Progress(), {}, {}, {})
+        if resume is not None:
+            self.state = replace(resume, progress=copy.deepcopy(resume.progress))
+            self.net.load_state_dict(resume.net)
+            load_states(self.optimizers, resume.optimizer)
+        self.train_rows, self.valid_rows = data.rows("train"), data.rows("valid")
+        progress = self.state.progress
+        self.start: Start = {"epoch": progress.epoch, "batch": progress.batch, "workers": self.world}
+
+    def train_epoch(self) -> None:
+        """The global batches of an epoch, from `progress.batch` on."""
+        t, progress = self.config.train, self.state.progress
+        epoch, seed = progress.epoch + 1, self.config.seed
+        order, draws = _seed(seed, epoch), _seed(seed, epoch, self.rank)
+        loss_sum = torch.zeros((), device=self.device)
+        self.parallel_net.train()
+        for rows, global_rows in self.train_rows.batches(
+            t.batch_size, order, self.rank, self.world, skip=progress.batch
+        ):
+            _seed_draws(self.device, draws + progress.batch)  # so that dropout does not depend on where a run began
+            loss_sum += self._step(rows, global_rows)
+            progress.batch += 1
+            if t.checkpoint_batches and progress.batch % t.checkpoint_batches == 0:
+                progress.loss_sum += self._take_sum(loss_sum)
+                self.save()
+        progress.loss_sum += self._take_sum(loss_sum)
+
+    def _step(self, rows: Rows, global_rows: int) -> Tensor:
+        """Move the weights by this worker's rows of a global batch; gives back the sum of the rows' losses."""
+        batch = self.data.batch(rows, self.net).to(self.device)
+        if self.config.train.id_dropout:
+            slots_BS = self.net.embedding.hide(batch.slots_BS, self.config.train.id_dropout)
+            batch = batch._replace(slots_BS=slots_BS, scenario_B=self.net.embedding.scenarios(slots_BS))
+        label_B = rows.label_B.to(self.device, non_blocking=True)
+        loss = F.binary_cross_entropy_with_logits(self.parallel_net(batch), label_B, reduction="sum")
+        self.net.zero_grad(set_to_none=True)
+        (loss * (self.world / global_rows)).backward()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return loss.detach()
+
+    def _take_sum(self, loss_sum: Tensor) -> float:
+        """The sum over all workers; `loss_sum` starts again at zero."""
+        if self.world > 1:
+            dist.all_reduce(loss_sum)
+        total = float(loss_sum)
+        loss_sum.zero_()
+        return total
+
+    def validate(self) -> None:
+        """End the epoch: score the validation rows, add to the history, and keep the weights if they are the best."""
+        progress = self.state.progress
+        loss = progress.loss_sum / max(self.train_rows.rows, 1)
         progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
-        _check(math.isfinite(loss), "the loss", progress.epoch, config)
-        scored = predict(net, data, valid, t.batch_size, rank, world)
-        _check(bool(np.isfinite(scored.logit).all()), "the validation loss", progress.epoch, config)
-        report = metrics.report(scored, data.scenario_names)
-        values = {f"valid_{name}": value for name, value in report["overall"].items()}
-        progress.history.append({"epoch": progress.epoch, "loss": loss, **values})
+        self._check(math.isfinite(loss), "the loss")
+        scored = predict(self.net, self.data, self.valid_rows, self.config.train.batch_size, self.rank, self.world)
+        self._check(bool(np.isfinite(scored.logit).all()), "the validation loss")
+        report = metrics.report(scored, self.data.scenario_names)
+        valid = report["overall"]
+        progress.history.append(
+            {
+                "epoch": progress.epoch,
+                "loss": loss,
+                "valid_auc": valid["auc"],
+                "valid_gauc": valid["gauc"],
+                "valid_logloss": valid["logloss"],
+                "valid_rows": valid["rows"],
+            }
+        )
         if not progress.best_report or _is_better(report, progress.best_report):
-            progress.best_epoch, progress.best_report, state.best = progress.epoch, report, _copy(net)
-        save()
-    return state
+            progress.best_epoch, progress.best_report = progress.epoch, report
+            self.state.best = _copy(self.net)
 
+    def save(self) -> None:
+        """Hand the state on as a checkpoint if all of it is finite."""
+        state, progress = self.state, self.state.progress
+        if self.start not in progress.starts[-1:]:
+            progress.starts.append(self.start)
+        state.net, state.optimizer = _copy(self.net), optimizer_states(self.optimizers)
+        self._check(math.isfinite(progress.loss_sum), "the loss")
+        self._check(_finite(state.net) and _finite(state.optimizer), "a weight or its average")
+        if self.on_checkpoint is not None:
+            self.on_checkpoint(state)
 
-def new_optimizers(net: RankerNet, config: Config) -> list[torch.optim.Optimizer]:
-    """AdamW, all parameters in one pass; with `train.sparse` the embedding table has an Adam of its own, which touches
-    only the rows of the batch (and knows no weight decay)."""
-    rate, decay = config.train.learning_rate, config.train.weight_decay
-    if not config.train.sparse:
-        return [torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay, fused=True)]
-    table = net.embedding.table.weight
-    dense = [parameter for parameter in net.parameters() if parameter is not table]
-    return [
-        torch.optim.AdamW(dense, lr=rate, weight_decay=decay, fused=True),
-        torch.optim.SparseAdam([table], lr=rate),
-    ]
+    def _check(self, finite: bool, what: str) -> None:
+        if finite:
+            return
+        epoch = self.state.progress.epoch + (self.state.progress.batch > 0)
+        backbone, t = self.config.model.backbone, self.config.train
+        mend = f", or mend {backbone}" if ":" in backbone else ""
+        # then a step of the decay turns a weight's sign and makes it larger
+        grows = t.learning_rate * t.weight_decay > 2 and t.weight_decay > t.learning_rate
+        key = f"weight_decay (it is {t.weight_decay:g})" if grows else f"learning_rate (it is {t.learning_rate:g})"
+        raise ConfigError(f"{what} is not finite in epoch {epoch}; lower train.{key}{mend}")
 
 
 def predict(
     net: RankerNet, data: Dataset, rows: RowReader, batch_size: int, rank: int = 0, world: int = 1
 ) -> Predictions:
-    """Score all rows in evaluation mode; with several workers each scores its part and all get the whole."""
+    """Score all rows in evaluation mode; each of several workers scores its part, and all get the whole."""
     net.eval()
     device, parts = _device(net), []
     with torch.inference_mode():
@@ -107,77 +175,26 @@ def predict(
             logits = net(data.batch(part, net).to(device))
             columns = (part.user_B, part.scenario_B, part.label_B, logits.cpu())
             parts.append(Predictions(*(column.numpy() for column in columns)))
-    mine = Predictions.concatenate(parts)
+    predictions = Predictions.concatenate(parts)
     if world == 1:
-        return mine
-    gathered: list[Any] = [None] * world
-    dist.all_gather_object(gathered, mine)
+        return predictions
+    gathered = [predictions] * world
+    dist.all_gather_object(gathered, predictions)
     return Predictions.concatenate(gathered)
 
 
-def _train_epoch(
-    wrapped: nn.Module,
-    net: RankerNet,
-    optimizers: list[torch.optim.Optimizer],
-    data: Dataset,
-    train: RowReader,
-    config: Config,
-    progress: Progress,
-    save: Callable[[], None],
-    rank: int,
-    world: int,
-) -> None:
-    """The global batches of an epoch from `progress.batch` on, which it moves along, as it does `progress.loss_sum`."""
-    t, epoch = config.train, progress.epoch + 1
-    seed, draws, device = _seed(config.seed, epoch), _seed(config.seed, epoch, rank), _device(net)
-    loss_sum = torch.zeros((), device=device)
-    wrapped.train()
-    for part, global_rows in train.batches(t.batch_size, seed, rank, world, skip=progress.batch):
-        _seed_draws(device, draws + progress.batch)  # dropout does not ask where a run began
-        batch = data.batch(part, net).to(device)
-        if t.id_dropout:
-            slots = net.embedding.hide(batch.slots_BS, t.id_dropout)
-            batch = batch._replace(slots_BS=slots, scenario_B=net.embedding.scenarios(slots))
-        label_B = part.label_B.to(device, non_blocking=True)
-        loss = F.binary_cross_entropy_with_logits(wrapped(batch), label_B, reduction="sum")
-        net.zero_grad(set_to_none=True)
-        (loss * (world / global_rows)).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        loss_sum += loss.detach()
-        progress.batch += 1
-        if t.checkpoint_batches and progress.batch % t.checkpoint_batches == 0:
-            progress.loss_sum += _over_workers(loss_sum, world)
-            save()
-    progress.loss_sum += _over_workers(loss_sum, world)
-
-
-def _check(finite: bool, what: str, epoch: int, config: Config) -> None:
-    if not finite:
-        own = f", or mend {config.model.backbone}" if ":" in config.model.backbone else ""
-        rate, decay = config.train.learning_rate, config.train.weight_decay
-        grows = rate * decay > 2 and decay > rate  # a step then turns a weight's sign and makes it larger
-        key = f"weight_decay (it is {decay:g})" if grows else f"learning_rate (it is {rate:g})"
-        raise ConfigError(f"{what} is not finite in epoch {epoch}; lower train.{key}{own}")
+def _is_better(report: Report, best: Report) -> bool:
+    """By AUC, or by logloss where the rows are of one class."""
+    one, other = report["overall"], best["overall"]
+    if one["auc"] is None or other["auc"] is None:
+        assert one["logloss"] is not None  # scores are finite and there are rows
+        assert other["logloss"] is not None
+        return one["logloss"] < other["logloss"]
+    return one["auc"] > other["auc"]
 
 
 def _finite(tensors: Tensors) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors.values())
-
-
-def _is_better(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """By AUC, or by logloss where the rows are of one class."""
-    a, b = one["overall"], other["overall"]
-    return bool(a["logloss"] < b["logloss"] if a["auc"] is None else a["auc"] > b["auc"])
-
-
-def _over_workers(sum_: Tensor, world: int) -> float:
-    """The sum over all workers; `sum_` starts anew."""
-    if world > 1:
-        dist.all_reduce(sum_)
-    total = float(sum_)
-    sum_.zero_()
-    return total
 
 
 def _seed_draws(device: torch.device, seed: int) -> None:
@@ -191,7 +208,7 @@ def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _distributed(net: RankerNet) -> nn.Module:
+def _distribute(net: RankerNet) -> nn.Module:
     """Gradients are averaged in place; the buffers are constants and need no sending."""
     return nn.parallel.DistributedDataParallel(net, broadcast_buffers=False, gradient_as_bucket_view=True)
 
@@ -203,22 +220,3 @@ def _device(net: nn.Module) -> torch.device:
 def _copy(net: nn.Module) -> Tensors:
     """The weights, where they do not change and every machine can read them."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in net.state_dict().items()}
-
-
-def _optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> Tensors:
-    return {
-        f"{number}.{index}.{name}": torch.as_tensor(value).detach().to("cpu", copy=True)
-        for number, optimizer in enumerate(optimizers)
-        for index, one in optimizer.state_dict()["state"].items()
-        for name, value in one.items()
-    }
-
-
-def _load_optimizers(optimizers: list[torch.optim.Optimizer], tensors: Tensors) -> None:
-    for number, optimizer in enumerate(optimizers):
-        state: dict[int, dict[str, Any]] = {}
-        for key, tensor in tensors.items():
-            of, index, name = key.split(".", 2)
-            if int(of) == number:  # SparseAdam counts its steps in a plain int
-                state.setdefault(int(index), {})[name] = tensor.item() if tensor.dtype == torch.int64 else tensor
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -1,12 +1,45 @@
 """AUC, GAUC and logloss, per scenario and overall, exact, and the same however the rows were divided."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from llm4msr.arrays import Floats, Ints, Singles
+from llm4msr.arrays import AnyFloats, Floats, Ints, Singles
+
+Metric = Literal["auc", "gauc", "logloss"]
+
+
+class Scores(TypedDict):
+    """How well rows are ordered and predicted; None where the rows do not define it (one class only, say)."""
+
+    auc: float | None
+    gauc: float | None
+    """Mean AUC within a user, weighted by rows (Zhu et al., KDD 2017, https://arxiv.org/abs/1703.02091)."""
+    logloss: float | None
+    """In nats."""
+
+
+class Metrics(Scores):
+    """Scores, and of how many rows."""
+
+    rows: int
+
+
+class ScenarioMetrics(Metrics):
+    """Metrics of the rows of one scenario."""
+
+    scenario: int
+    """0 stands for all scenarios that the training rows lack."""
+    scenario_id: str
+
+
+class Report(TypedDict):
+    """Metrics of one model on one set of rows."""
+
+    overall: Metrics
+    scenarios: list[ScenarioMetrics]
 
 
 class Predictions(NamedTuple):
@@ -15,7 +48,7 @@ class Predictions(NamedTuple):
     user: Ints
     scenario: Ints
     label: Singles
-    logit: npt.NDArray[np.floating[Any]]
+    logit: AnyFloats
 
     @classmethod
     def concatenate(cls, parts: Sequence["Predictions"]) -> "Predictions":
@@ -23,13 +56,12 @@ class Predictions(NamedTuple):
         return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def report(predictions: Predictions, names: Sequence[str]) -> dict[str, Any]:
-    """`{"overall": {auc, gauc, logloss, rows}, "scenarios": [{scenario, scenario_id, auc, gauc, logloss, rows}]}`.
+def report(predictions: Predictions, names: Sequence[str]) -> Report:
+    """The metrics of all rows, and of each scenario that has any, by number; `names[i]` is the id of scenario i.
 
-    The scenarios that there are, by number; `names[i]` is the id of scenario i, and scenario 0 stands for all that the
-    training rows lack. A metric that the rows do not define (one class only, a score that is not finite) is None.
+    Rows with a score that is not finite have no metric.
     """
-    scenarios = [
+    scenarios: list[ScenarioMetrics] = [
         {"scenario": int(number), "scenario_id": names[number], **_metrics(_of_scenario(predictions, number))}
         for number in np.unique(predictions.scenario)
     ]
@@ -37,9 +69,10 @@ def report(predictions: Predictions, names: Sequence[str]) -> dict[str, Any]:
 
 
 def auc_by_group(group: Ints, label: npt.ArrayLike, logit: npt.ArrayLike) -> tuple[Ints, Floats, Ints]:
-    """AUC within each group (ties count half), for groups that have both classes: group ids, AUCs, row counts.
+    """AUC within each group that has both classes: group ids int64 [G], AUCs float64 [G], row counts int64 [G].
 
-    Group ids are 0 or more. There is no group at all where a score is no finite number: such scores have no order.
+    A tie counts half (the Mann-Whitney U statistic divided by the number of pairs). `group` (ids, 0 or more), `label`
+    and `logit` are [B]. There is no group at all where a score is not finite: such scores have no order.
     """
     if not np.isfinite(logit).all():
         return np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64)
@@ -64,7 +97,7 @@ def auc_by_group(group: Ints, label: npt.ArrayLike, logit: npt.ArrayLike) -> tup
 
 
 def auc(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
-    """Probability that a positive row scores above a negative one, ties counting half.
+    """Probability that a positive row scores above a negative one, ties counting half; `label` and `logit` are [B].
 
     None with one class only, and where a score is no finite number.
     """
@@ -80,7 +113,7 @@ def logloss(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
     return float(np.mean(np.logaddexp(0, x) - x * np.asarray(label)))
 
 
-def _metrics(rows: Predictions) -> dict[str, Any]:
+def _metrics(rows: Predictions) -> Metrics:
     _, aucs, weights = auc_by_group(rows.user, rows.label, rows.logit)
     return {
         "auc": auc(rows.label, rows.logit),
@@ -91,5 +124,5 @@ def _metrics(rows: Predictions) -> dict[str, Any]:
 
 
 def _of_scenario(rows: Predictions, scenario: int) -> Predictions:
-    here = rows.scenario == scenario
-    return Predictions(*(column[here] for column in rows))
+    mask_B = rows.scenario == scenario
+    return Predictions(*(column[mask_B] for column in rows))

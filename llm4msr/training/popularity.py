@@ -9,9 +9,8 @@ Constant: the share of positives of the scenario's training rows (in scenario 0:
 It ranks nothing: its AUC is 0.5 wherever there are two classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -19,25 +18,27 @@ from llm4msr.arrays import Array, Floats, Ints
 from llm4msr.storage import StageOutput
 from llm4msr.text import number
 from llm4msr.training import metrics
-from llm4msr.training.metrics import Predictions
+from llm4msr.training.metrics import Metric, Metrics, Predictions, Report, Scores
 
 Counts = tuple[Ints, Ints]
-"""Sorted keys, and how often each came."""
+"""Sorted keys [K], and how often each came [K]."""
 
 POPULARITY, CONSTANT = "popularity", "constant"
 BASELINES = (CONSTANT, POPULARITY)
-_ITEMS = 1 << 40
-"""A key is scenario * _ITEMS + item."""
-_PENDING = 1 << 22
+ITEMS = 1 << 40
+"""A key is scenario * ITEMS + item."""
+PENDING = 1 << 22
 """Keys that wait to be added up: what is in memory is bounded by this and the pairs of scenario and item."""
 
 
 @dataclass(frozen=True)
 class Popularity:
-    """Counts of the training rows; see the module. S scenarios with the unknown one as row 0, B rows."""
+    """Counts of the training rows. S scenarios with the unknown one as row 0, B rows."""
 
     by_pair: Counts
+    """Positives by scenario and item."""
     by_item: Counts
+    """Positives by item, in all scenarios."""
     rows_S: Ints
     positives_S: Floats
 
@@ -50,17 +51,17 @@ class Popularity:
             rows_S += np.bincount(scenario_B, minlength=scenarios)
             positives_S += np.bincount(scenario_B, label_B, minlength=scenarios)
             liked_B = label_B > 0.5
-            pending.append(np.unique(scenario_B[liked_B] * _ITEMS + item_B[liked_B], return_counts=True))
-            if sum(len(keys) for keys, _ in pending) > _PENDING:
-                pending = [_added(pending)]
-        by_pair = _added(pending)
-        return cls(by_pair, _added([(by_pair[0] % _ITEMS, by_pair[1])]), rows_S, positives_S)
+            pending.append(np.unique(scenario_B[liked_B] * ITEMS + item_B[liked_B], return_counts=True))
+            if sum(len(keys) for keys, _ in pending) > PENDING:
+                pending = [_add_up(pending)]
+        by_pair = _add_up(pending)
+        return cls(by_pair, _add_up([(by_pair[0] % ITEMS, by_pair[1])]), rows_S, positives_S)
 
     def scores(self, scenario_B: Ints, item_B: Ints) -> Floats:
-        """float64 [B]: what popularity ranks by."""
-        everywhere_B = _looked_up(self.by_item, item_B)
-        here_B = np.where(scenario_B > 0, _looked_up(self.by_pair, scenario_B * _ITEMS + item_B), everywhere_B)
-        return np.asarray(here_B + everywhere_B / (1 + self.by_item[1].max(initial=0)), np.float64)
+        """float64 [B]: what popularity ranks rows by, from their scenario and item numbers, int64 [B]."""
+        all_B = _look_up(self.by_item, item_B)
+        scenario_only_B = np.where(scenario_B > 0, _look_up(self.by_pair, scenario_B * ITEMS + item_B), all_B)
+        return np.asarray(scenario_only_B + all_B / (1 + self.by_item[1].max(initial=0)), np.float64)
 
     def log_odds(self, scenario_B: Ints) -> Floats:
         """float64 [B]: the constant's logit; finite, as a share is kept half a row away from none and from all."""
@@ -71,7 +72,7 @@ class Popularity:
         return np.asarray(np.log(rate_S / (1 - rate_S))[scenario_B], np.float64)
 
 
-def reports(prepared: StageOutput, part: str, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def reports(prepared: StageOutput, part: str, names: Sequence[str]) -> dict[str, Report]:
     """Of each baseline, the same as `metrics.report` gives of a model: on `valid` or `test` of prepared data."""
     counts = Popularity.read(prepared, len(names))
     user_B, scenario_B, item_B, label_B = (
@@ -79,7 +80,7 @@ def reports(prepared: StageOutput, part: str, names: Sequence[str]) -> dict[str,
         for column in zip(*_columns(prepared, part, ["user", "scenario", "item", "label"]), strict=True)
     )
 
-    def report(logit_B: Floats) -> dict[str, Any]:
+    def report(logit_B: Floats) -> Report:
         return metrics.report(Predictions(user_B, scenario_B, label_B, logit_B), names)
 
     popular, constant = report(counts.scores(scenario_B, item_B)), report(np.zeros(len(label_B)))
@@ -90,37 +91,43 @@ def reports(prepared: StageOutput, part: str, names: Sequence[str]) -> dict[str,
     return {CONSTANT: constant, POPULARITY: popular}
 
 
-def warnings(name: str, model: dict[str, Any], baselines: dict[str, dict[str, Any]], rows: str) -> list[str]:
-    """What to tell of a model that loses to a baseline; all are the overall metrics on the same `rows`."""
-    told = []
-    for baseline, what in ((POPULARITY, "item popularity within the scenario"), (CONSTANT, "a constant")):
-        lost = [
+def warnings(name: str, model: Scores, baselines: Mapping[str, Scores], rows: str) -> list[str]:
+    """What to say of a model that loses to a baseline; all are the overall metrics on the same `rows`."""
+    lines = []
+    for baseline, description in ((POPULARITY, "item popularity within the scenario"), (CONSTANT, "a constant")):
+        losses = [
             f"{label} {number(model[metric])} against {number(baselines[baseline][metric])}"
-            for metric, label, sign in (("auc", "AUC", 1), ("gauc", "GAUC", 1), ("logloss", "logloss", -1))
+            for metric, label, sign in _COMPARED
             if _loses(model[metric], baselines[baseline][metric], sign)
         ]
-        if lost:
-            told.append(f"'{name}' loses to {what} on the {rows} rows: {', '.join(lost)}. {_REMEDY}")
-    return told
+        if losses:
+            lines.append(f"'{name}' loses to {description} on the {rows} rows: {', '.join(losses)}. {_REMEDY}")
+    return lines
 
 
+_COMPARED: tuple[tuple[Metric, str, int], ...] = (
+    ("auc", "AUC", 1),
+    ("gauc", "GAUC", 1),
+    ("logloss", "logloss", -1),
+)
+"""Each metric, its label, and whether more of it is better (1) or worse (-1)."""
 _REMEDY = (
     "Do not serve it as it is: look in its history.json whether valid_auc still rises (train.epochs, train.patience), "
     "try another train.learning_rate, and check labels and split of the prepared data"
 )
 
 
-def phrase(metrics: dict[str, Any]) -> str:
-    """One model's (or baseline's) overall metrics within a sentence."""
-    return f"AUC {number(metrics['auc'])}, GAUC {number(metrics['gauc'])}, logloss {number(metrics['logloss'])}"
+def phrase(scores: Scores) -> str:
+    """The overall metrics of a model or baseline, to stand within a sentence."""
+    return f"AUC {number(scores['auc'])}, GAUC {number(scores['gauc'])}, logloss {number(scores['logloss'])}"
 
 
-def _loses(mine: float | None, other: float | None, sign: int) -> bool:
-    """Scores that are no numbers have no metric, which is worse than any."""
-    return other is not None and (mine is None or sign * mine < sign * other)
+def _loses(model: float | None, baseline: float | None, sign: int) -> bool:
+    """Whether the baseline is better; a model whose scores are not finite has no metric, which is worse than any."""
+    return baseline is not None and (model is None or sign * model < sign * baseline)
 
 
-def _places(report: dict[str, Any]) -> list[dict[str, Any]]:
+def _places(report: Report) -> list[Metrics]:
     return [report["overall"], *report["scenarios"]]
 
 
@@ -132,13 +139,13 @@ def _columns(prepared: StageOutput, part: str, names: list[str]) -> Iterator[tup
             yield tuple(table[name].to_numpy() for name in names)
 
 
-def _added(parts: Sequence[Counts]) -> Counts:
+def _add_up(parts: Sequence[Counts]) -> Counts:
     keys, place = np.unique(np.concatenate([keys for keys, _ in parts]), return_inverse=True)
     counts = np.bincount(place, np.concatenate([counts for _, counts in parts]), len(keys))
     return keys, counts.astype(np.int64)
 
 
-def _looked_up(counts: Counts, key_B: Ints) -> Ints:
+def _look_up(counts: Counts, key_B: Ints) -> Ints:
     """How often each key came; 0 where it did not."""
     keys, times = counts
     if not len(keys):

@@ -5,7 +5,7 @@ Nothing is said of what knowledge brings unless the plain model, the same backbo
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,9 +19,9 @@ from llm4msr.explain.report.tables import Table
 from llm4msr.text import count_of, percent, shorten, signed
 from llm4msr.training import metrics, popularity
 from llm4msr.training.loop import predict
-from llm4msr.training.metrics import Predictions
+from llm4msr.training.metrics import Metric, Predictions
 from llm4msr.training.popularity import Popularity
-from llm4msr.training.results import PLAIN, UNKNOWN, Report, compare, format_spread
+from llm4msr.training.results import PLAIN, UNKNOWN, Results, SeedReport, compare, format_spread
 
 NEW = 5
 """A user with fewer training rows is new."""
@@ -49,7 +49,7 @@ class EffectSection:
     headline: str
     detail: str
     """In which groups of rows the difference is clear."""
-    results: dict[str, Any]
+    results: Results
     """As `training.results` gives them, this model last."""
     rows: list[GroupAuc]
     seeds: list[int]
@@ -126,14 +126,17 @@ def effect_section(run: FinishedRun, logits: Logits) -> EffectSection:
     return EffectSection(_headline(run.pairs, results, rows[0].gain), _detail(rows), results, rows, seeds, len(test))
 
 
-def _results(run: FinishedRun, logits: Logits) -> dict[str, Any]:
+def _results(run: FinishedRun, logits: Logits) -> Results:
     """Means over the seeds on all test rows, as `evaluate` computes them."""
     names = run.data.scenario_names
     user_B, scenario_B, label_B = (run.test[name].to_numpy() for name in ("user", "scenario", "label"))
 
-    def reports(logits_SB: list[Floats]) -> list[Report]:
+    def reports(logits_SB: list[Floats]) -> list[SeedReport]:
         return [
-            {"seed": pair.model.config.seed} | metrics.report(Predictions(user_B, scenario_B, label_B, logit_B), names)
+            {
+                "seed": pair.model.config.seed,
+                **metrics.report(Predictions(user_B, scenario_B, label_B, logit_B), names),
+            }
             for pair, logit_B in zip(run.pairs, logits_SB, strict=True)
         ]
 
@@ -170,7 +173,7 @@ def row_groups(run: FinishedRun, test: pd.DataFrame) -> list[tuple[str, int | No
     return groups
 
 
-def _headline(pairs: Sequence[ModelPair], results: dict[str, Any], gain: Interval | None) -> str:
+def _headline(pairs: Sequence[ModelPair], results: Results, gain: Interval | None) -> str:
     """The numbers of both models, or what to train before anything can be said."""
     variant = list(results["runs"])[-1]
     missing = [str(pair.model.config.seed) for pair in pairs if pair.plain is None]
@@ -182,10 +185,11 @@ def _headline(pairs: Sequence[ModelPair], results: dict[str, Any], gain: Interva
         )
     model, plain = (results["summary"][name]["overall"] for name in (variant, PLAIN))
     difference = results["against_none"][variant]
+    labels: tuple[tuple[Metric, str], ...] = (("auc", "Test AUC"), ("gauc", "GAUC"))
     numbers = "; ".join(
         f"{label} {format_spread(model[metric])} ({variant}) and {format_spread(plain[metric])} (plain), difference "
         f"{format_spread(difference[metric], sign=True)}"
-        for metric, label in (("auc", "Test AUC"), ("gauc", "GAUC"))
+        for metric, label in labels
     )
     read = count_of(results["test_rows_of_users_with_knowledge"], results["test_rows"])
     note = f"± is the standard deviation over {len(pairs)} seeds."

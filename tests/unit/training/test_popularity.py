@@ -52,7 +52,7 @@ def slow_scores(train: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
 def test_popularity_counts_positives_of_the_scenario_then_of_all(
     tmp_path: Path, train: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, pending: int
 ):
-    monkeypatch.setattr(popularity, "_PENDING", pending)
+    monkeypatch.setattr(popularity, "PENDING", pending)
     test = rows(500, 1)
     counts = Popularity.read(published(tmp_path, train, test), 4)
     found = counts.scores(test["scenario"].to_numpy(), test["item"].to_numpy())

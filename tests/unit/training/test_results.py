@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from llm4msr.training.popularity import CONSTANT, POPULARITY
-from llm4msr.training.results import UNKNOWN, compare, summarise, table
+from llm4msr.training.results import UNKNOWN, compare, summarise
+from llm4msr.training.table import markdown_table
 
 NAMES = ["", "home", "overall", "**all**", "a|b\n| 9 | c", "<img src=x>`x`", UNKNOWN, "\x1b[2J\u202e"]
 """By number."""
@@ -64,7 +65,7 @@ def test_a_scenario_is_the_same_whatever_number_a_seeds_split_gave_it():
 
 
 def test_table_of_one_seed():
-    text = table("star", found([report(0.6, {1: 0.7, 2: None})], [report(0.65, {1: 0.75})]))
+    text = markdown_table("star", found([report(0.6, {1: 0.7, 2: None})], [report(0.65, {1: 0.75})]))
     assert text == (
         "| no. | test rows of | rows | constant AUC | popularity AUC | none AUC | both AUC "
         "| constant logloss | none logloss | both logloss |\n"
@@ -89,7 +90,7 @@ def test_table_of_several_seeds_shows_deviations_and_pairs_seeds():
     both = [report(0.6, {1: None}, seed=1), report(0.8, {1: 0.5}, seed=2)]
     none = [report(0.7, {1: None}, seed=2), report(0.6, {1: None}, seed=1)]
     result = found(none, both)
-    text = table("mmoe", result)
+    text = markdown_table("mmoe", result)
     assert "| 0.6500 ± 0.0707 | 0.7000 ± 0.1414 |" in text
     assert "2 seeds: mean ± standard deviation over the seeds" in text
     assert "`both` AUC +0.0500 ± 0.0707" in text
@@ -98,7 +99,7 @@ def test_table_of_several_seeds_shows_deviations_and_pairs_seeds():
 
 def test_names_are_shown_and_never_mixed_up():
     aucs = {number: 0.3 + number / 100 for number in range(len(NAMES))}
-    text = table("mmoe", found(None, [report(0.9, aucs)]))
+    text = markdown_table("mmoe", found(None, [report(0.9, aucs)]))
     rows = cells(text)
     assert {len(row) for row in rows} == {8}
     body = rows[2:]
@@ -121,11 +122,11 @@ def test_names_are_shown_and_never_mixed_up():
 
 def test_without_a_plain_model_nothing_is_said_of_knowledge():
     result = found(None, [report(0.9, {1: 0.9})])
-    text = table("mmoe", result)
+    text = markdown_table("mmoe", result)
     assert result["against_none"] == {}
     assert 'this table says nothing about what knowledge brings: add "none" to evaluate.variants' in text
     assert "Against the plain model" not in text
-    alone = table("mmoe", found([report(0.9, {1: 0.9})], None))
+    alone = markdown_table("mmoe", found([report(0.9, {1: 0.9})], None))
     assert "knowledge" not in alone
 
 
@@ -134,21 +135,21 @@ def test_a_model_that_loses_is_told_below_the_table():
     assert [line.split(" on ")[0] for line in result["warnings"]] == [
         "'both' loses to item popularity within the scenario"
     ]
-    text = table("mmoe", result)
+    text = markdown_table("mmoe", result)
     assert f"\n\n**Warning**: {result['warnings'][0]}.\n" in text
     assert "AUC 0.5500 against 0.6000" in text
 
 
 def test_metrics_that_are_nowhere_defined_are_not_applicable():
-    text = table("mmoe", found([report(None, {1: None})], [report(None, {1: None})]))
+    text = markdown_table("mmoe", found([report(None, {1: None})], [report(None, {1: None})]))
     assert "`both` AUC n/a, GAUC n/a" in text
     assert {"none AUC", "both AUC"} <= set(cells(text)[0])
     assert cells(text)[2][5:7] == ["n/a", "n/a"]
 
 
 def test_a_share_of_few_users_is_not_shown_as_none():
-    assert "3 of 10 (30.0%)" in table("mmoe", found([report(0.6, {})], [report(0.6, {})]))
+    assert "3 of 10 (30.0%)" in markdown_table("mmoe", found([report(0.6, {})], [report(0.6, {})]))
     runs = {"none": [report(0.6, {})], "both": [report(0.6, {})]}
     beside = {CONSTANT: [report(0.5, {})], POPULARITY: [report(0.5, {})]}
-    assert "150 of 30,431 (0.5%)" in table("mmoe", compare(runs, beside, (150, 30_431)))
-    assert "1 of 30,431 (< 0.1%)" in table("mmoe", compare(runs, beside, (1, 30_431)))
+    assert "150 of 30,431 (0.5%)" in markdown_table("mmoe", compare(runs, beside, (150, 30_431)))
+    assert "1 of 30,431 (< 0.1%)" in markdown_table("mmoe", compare(runs, beside, (1, 30_431)))

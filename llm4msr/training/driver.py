@@ -1,0 +1,152 @@
+"""The driver's side of Ray Train: start the workers, show how far they are, and bring back the last checkpoint."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from upath import UPath
+
+from llm4msr import ray_session, storage
+from llm4msr.config import Config
+from llm4msr.errors import ConfigError
+from llm4msr.progress import say, track
+from llm4msr.storage import StageOutput
+from llm4msr.text import number
+from llm4msr.training import checkpoint
+from llm4msr.training.checkpoint import Checkpoint, Epoch
+from llm4msr.training.worker import Job, worker_loop
+
+if TYPE_CHECKING:
+    from ray.train import Result
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
+
+MAX_FAILURES = 3
+"""Times that dead workers are replaced, going on from the last checkpoint."""
+RESIZE_SECONDS = 20.0
+"""How often an elastic run looks for room for more workers: as often as Ray itself counts the nodes."""
+
+
+def require_machines(config: Config) -> None:
+    """Refuse a config whose workers can never all run on this cluster, before any work.
+
+    Raises:
+        ConfigError: names the keys, what is there, and what to do.
+    """
+    least, device = _least_workers(config), config.train.device
+    asks = f"train.device = '{device}' with train.workers = {least}"
+    ray_session.require_resources(asks, {"CPU": least, "GPU": least if device == "gpu" else 0})
+
+
+def run_workers(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> Checkpoint:
+    """Train on Ray Train workers with checkpoints below `folder`, from the last of them on; gives back the last.
+
+    Raises:
+        ConfigError: the cluster can never hold the workers, or a loss is no finite number.
+    """
+    import ray
+    from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    ray_session.connect()
+    checkpoint.forget_unreadable(folder)
+    require_machines(config)
+    ray_session.say_if_busy(_least_workers(config), "GPU" if config.train.device == "gpu" else "CPU")
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    epochs = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": this_node})  # other nodes may go
+    job = Job(
+        config=config,
+        data=str(data.folder),
+        knowledge=str(knowledge.folder) if knowledge else "",
+        output=str(folder),
+        epochs=epochs,
+    )
+    label = f"train {config.model.backbone} {config.model.variant} seed {config.seed}"
+    with _show_progress(epochs, label, config.train.epochs):
+        result = _fit(_trainer(config, job, folder))
+    if result.error is not None:
+        raise result.error
+    if result.return_value is not None:
+        raise result.return_value
+    if result.checkpoint is None:
+        raise ConfigError(f"{folder}: training ended without a checkpoint; delete that folder and run again")
+    with result.checkpoint.as_directory() as saved:
+        return Checkpoint.load(storage.path(saved))
+
+
+def _least_workers(config: Config) -> int:
+    workers = config.train.workers
+    return workers if isinstance(workers, int) else workers[0]
+
+
+def _trainer(config: Config, job: Job, folder: UPath) -> "TorchTrainer":
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    gpu = config.train.device == "gpu"
+    filesystem, path = storage.arrow_filesystem(folder)
+    return TorchTrainer(
+        worker_loop,
+        train_loop_config=job,
+        # one thread each: the layers are small, and threads that wait for each other suffer most on a busy machine
+        scaling_config=ScalingConfig(
+            num_workers=config.train.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": 1, "GPU": 1} if gpu else {"CPU": 1},
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        ),
+        run_config=RunConfig(
+            name=checkpoint.FOLDER,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
+    )
+
+
+def _fit(trainer: "TorchTrainer") -> "Result":
+    """`trainer.fit()` in a thread: in the main one Ray Train takes Ctrl-C for itself, and the process would not end."""
+    outcome: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return outcome.result()
+
+
+@contextlib.contextmanager
+def _show_progress(queue: "Queue", label: str, epochs: int) -> Iterator[None]:
+    """Show every epoch that the first worker puts into the queue, while the block runs."""
+    from ray.util.queue import Empty
+
+    over = threading.Event()
+
+    def listen() -> None:
+        with track(label, epochs) as progress:
+            while not over.is_set():
+                try:
+                    epoch: Epoch = queue.get(timeout=0.5)
+                except Empty:
+                    continue
+                except Exception as error:  # the queue went with its node: training goes on unseen
+                    say(f"  {label}: no more progress shown ({type(error).__name__})")
+                    return
+                note = f"valid AUC {number(epoch['valid_auc'])}, logloss {number(epoch['valid_logloss'])}"
+                progress.advance(epoch["epoch"] - progress.done, note)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        over.set()
+        listener.join(timeout=10)
+        with contextlib.suppress(Exception):  # it may be gone already
+            queue.shutdown(force=True)
