@@ -43,7 +43,7 @@ def slot_starts(fields: list[Field], side: Side) -> Ints:
 
 
 class FeatureEmbedding(nn.Module):
-    """Rows' slots -> the concatenated embeddings of their fields (METHOD: `x`)."""
+    """Rows' slots -> the concatenated embeddings of their fields, `x` in the formulas of `net`."""
 
     _first_F: Tensor
     _id_columns: Tensor

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What the nets read: a batch of rows, how much of each level of knowledge counts, and what a net is built from."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -38,9 +38,11 @@ WHOLE = Strengths()
 
 @dataclass(frozen=True)
 class KnowledgeStatistics:
-    """What a model with knowledge is built from: statistics of the training users' vectors, the scenarios' vectors."""
+    """What a model with knowledge is built from; all float32."""
 
     mean_Z: Tensor
+    """Of the training users' vectors."""
     scale_Z: Tensor
+    """Their standard deviation."""
     scenarios_SZ: Tensor
-    """float32, row 0 for the unknown scenario."""
+    """The scenarios' vectors, row 0 for the unknown scenario."""

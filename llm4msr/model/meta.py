@@ -1,4 +1,5 @@
-"""Meta networks: a code of knowledge generates the weights of a layer (METHOD, step 2).
+"""Meta networks: a code of knowledge generates the weights of a layer (Wang et al., CIKM 2024,
+https://arxiv.org/abs/2406.12529).
 
 `W(c) = A_0 + sum_j c_j A_j`, `b(c) = b_0 + B c`. Since `W(c) x` is linear in `c` and in `x`, a training batch is
 one matrix product over the outer products `c x` and no weight matrix per row is ever built. For many rows under
@@ -105,7 +106,7 @@ class MetaStack(nn.Module):
         """The same for many rows under few codes, row i under `code_SK[group_B[i]]`: weights are generated once."""
         return through_generated(self.generate(code_SK), x_BD, group_B)
 
-    def generate(self, code_SK: Tensor) -> "Generated":
+    def generate(self, code_SK: Tensor) -> "GeneratedLayers":
         """The plain layers that a few codes stand for."""
         return [layer.generate(code_SK) for layer in self.layers if isinstance(layer, MetaLayer)]
 
@@ -120,11 +121,11 @@ class MetaStack(nn.Module):
         return x_BD
 
 
-Generated = list[tuple[Tensor, Tensor]]
+GeneratedLayers = list[tuple[Tensor, Tensor]]
 """Weights [S, O, D] and biases [S, O] of each layer of a stack."""
 
 
-def through_generated(layers: Generated, x_BD: Tensor, group_B: Tensor) -> Tensor:
+def through_generated(layers: GeneratedLayers, x_BD: Tensor, group_B: Tensor) -> Tensor:
     """[B, O]: each row through the generated layers of its own group."""
     groups = len(layers[0][0])
     rows = RowGroups(group_B, groups) if groups > 1 else None

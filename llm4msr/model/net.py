@@ -16,11 +16,11 @@ from llm4msr.model import backbones
 from llm4msr.model.backbones.base import RowGroups
 from llm4msr.model.embedding import FeatureEmbedding, Field
 from llm4msr.model.inputs import WHOLE, Batch, KnowledgeStatistics, Strengths
-from llm4msr.model.meta import Generated, KnowledgeCode, MetaStack, through_generated
+from llm4msr.model.meta import GeneratedLayers, KnowledgeCode, MetaStack, through_generated
 
 
 class RankerNet(nn.Module):
-    """See the module.
+    """The net that is trained: a backbone, and the levels of knowledge that the config asks for.
 
     Args:
         fields: the features, in the order of the slots.
@@ -131,11 +131,11 @@ class ScenarioLevel(nn.Module):
         self.meta = MetaStack(width, out, zero=config.fusion != "concat", **meta_shape(config))
         self.fusion = Fusion(width, out, config)
 
-    def generate(self, code_SK: Tensor) -> Generated:
+    def generate(self, code_SK: Tensor) -> GeneratedLayers:
         """The scenarios' layers."""
         return self.meta.generate(code_SK)
 
-    def forward(self, logits_B: Tensor, x_BD: Tensor, generated: Generated, scenario_B: Tensor) -> Tensor:
+    def forward(self, logits_B: Tensor, x_BD: Tensor, generated: GeneratedLayers, scenario_B: Tensor) -> Tensor:
         """Logits [B] from the backbone's, the features that it read, and the scenarios' layers."""
         return self.fusion(logits_B, x_BD, through_generated(generated, x_BD, scenario_B))
 

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from llm4msr.config.model import ModelConfig
 from llm4msr.model import backbones
 from llm4msr.model.embedding import FeatureEmbedding, Field
-from llm4msr.model.meta import Generated, MetaStack, through_generated
+from llm4msr.model.meta import GeneratedLayers, MetaStack, through_generated
 from llm4msr.model.net import Fusion, RankerNet, meta_shape
 
 
 class ServingNet(nn.Module):
-    """See the module. `of` makes it from a trained net; the constructor makes one to load saved weights into."""
+    """The net that serves: `from_trained` folds a trained net, the constructor makes one to load saved weights into."""
 
     default_K: Tensor
 
@@ -31,9 +31,9 @@ class ServingNet(nn.Module):
         self.backbone = backbones.build(width, scenarios, config)
         if self.uses_users:
             self.register_buffer("default_K", torch.zeros(config.code_dim))
-        if self._bottom:
+        if self._has_user_level:
             self.user_meta = MetaStack(width, width, zero=config.meta_residual, **meta_shape(config))
-        if self._beside:
+        if self._has_scenario_level:
             out = config.tower if config.fusion == "concat" else 1
             widths = [width] * config.meta_layers + [out]
             for i in range(config.meta_layers):
@@ -47,39 +47,43 @@ class ServingNet(nn.Module):
         return self.config.knowledge in ("user", "both", "feature")
 
     @property
-    def _bottom(self) -> bool:
+    def _has_user_level(self) -> bool:
         return self.config.knowledge in ("user", "both")
 
     @property
-    def _beside(self) -> bool:
+    def _has_scenario_level(self) -> bool:
         return self.config.knowledge in ("scenario", "both")
 
     @classmethod
     @torch.no_grad()
     def from_trained(cls, net: RankerNet, fields: list[Field], scenarios: int, config: ModelConfig) -> Self:
         """The trained net with its scenario level folded; scores are equal."""
-        made = cls(fields, scenarios, config)
+        serving = cls(fields, scenarios, config)
         weights = net.state_dict()
-        if made.uses_users:
+        if net.uses_users:
             weights["default_K"] = torch.tanh(net.user_code.default_K).half().float()
-        if made._beside:
+        if net.has_scenario_level:
             known_S = torch.arange(scenarios) > 0
             generated = net.scenario_meta.generate(net.scenario_code(net.scenarios_SZ, known_S))
             for i, (weight_SOD, bias_SO) in enumerate(generated):
                 weights[f"scenario_weight_{i}"], weights[f"scenario_bias_{i}"] = weight_SOD, bias_SO
             weights |= {k.removeprefix("scenario_meta."): v for k, v in weights.items() if ".fusion." in k}
-        made.load_state_dict({name: weights[name] for name in made.state_dict()})
-        return made.eval()
+        serving.load_state_dict({name: weights[name] for name in serving.state_dict()})
+        return serving.eval()
 
     def forward(self, slots_BS: Tensor, scenario_B: Tensor, code_NK: Tensor, owner_B: Tensor) -> Tensor:
         """Logits [B] of candidates of N requests, row i for the user whose code is `code_NK[owner_B[i]]`."""
         x_BD = self.embedding(slots_BS)
         if self.config.knowledge == "feature":
             x_BD = torch.cat([x_BD, code_NK.index_select(0, owner_B)], dim=1)
-        if self._bottom:
+        if self._has_user_level:
             x_BD = self._at_bottom(x_BD, code_NK, owner_B)
         logits_B = self.backbone(x_BD, scenario_B)
-        return self.fusion(logits_B, x_BD, self._beside_backbone(x_BD, scenario_B)) if self._beside else logits_B
+        return (
+            self.fusion(logits_B, x_BD, self._beside_backbone(x_BD, scenario_B))
+            if self._has_scenario_level
+            else logits_B
+        )
 
     def _at_bottom(self, x_BD: Tensor, code_NK: Tensor, owner_B: Tensor) -> Tensor:
         """One request's layer is generated; those of several share their products where the rank is low."""
@@ -89,7 +93,7 @@ class ServingNet(nn.Module):
         return x_BD + generated_BD if self.config.meta_residual else F.silu(generated_BD)
 
     def _beside_backbone(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
-        layers: Generated = [
+        layers: GeneratedLayers = [
             (self.get_buffer(f"scenario_weight_{i}"), self.get_buffer(f"scenario_bias_{i}"))
             for i in range(self.config.meta_layers)
         ]

@@ -18,7 +18,7 @@ THRESHOLD = 0.25
 
 
 class AdaSparse(nn.Module):
-    """See the module."""
+    """A network whose neurons a row and its scenario scale or switch off, layer by layer."""
 
     def __init__(self, width: int, scenarios: int, config: ModelConfig):
         super().__init__()

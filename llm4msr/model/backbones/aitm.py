@@ -14,7 +14,7 @@ from llm4msr.model.backbones.base import RowGroups, mix, mlp, tower
 
 
 class AITM(nn.Module):
-    """See the module."""
+    """A network and a tower per scenario; a row's tower attends to what another scenario's network passes on."""
 
     def __init__(self, width: int, scenarios: int, config: ModelConfig):
         super().__init__()

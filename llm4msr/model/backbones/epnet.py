@@ -11,7 +11,7 @@ from llm4msr.model.backbones.base import GateUnit, tower
 
 
 class EPNet(nn.Module):
-    """See the module."""
+    """One network, whose input the scenario scales by a gate for each feature."""
 
     def __init__(self, width: int, scenarios: int, config: ModelConfig):
         super().__init__()

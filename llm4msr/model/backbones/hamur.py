@@ -29,7 +29,7 @@ class GeneratedLinear(nn.Module):
 
 
 class Hamur(nn.Module):
-    """See the module."""
+    """A network per scenario, and after it an adapter whose weights are generated for each row."""
 
     def __init__(self, width: int, scenarios: int, config: ModelConfig):
         super().__init__()

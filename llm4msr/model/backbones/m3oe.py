@@ -15,7 +15,7 @@ from llm4msr.model.backbones.star import StarLayer
 
 
 class M3oE(nn.Module):
-    """See the module."""
+    """A star layer, then shared experts and the scenario's own, weighted by a learned balance."""
 
     def __init__(self, width: int, scenarios: int, config: ModelConfig):
         super().__init__()

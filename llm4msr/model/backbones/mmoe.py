@@ -7,7 +7,7 @@ from llm4msr.model.backbones.base import RowGroups, mix, mlp, tower
 
 
 class MMoE(nn.Module):
-    """See the module."""
+    """Shared experts, a gate and a tower per scenario."""
 
     def __init__(self, width: int, scenarios: int, config: ModelConfig):
         super().__init__()

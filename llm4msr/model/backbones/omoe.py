@@ -9,7 +9,7 @@ from llm4msr.model.backbones.base import RowGroups, mix, mlp, tower
 
 
 class OMoE(nn.Module):
-    """See the module."""
+    """Shared experts, one gate for all scenarios, a tower per scenario."""
 
     def __init__(self, width: int, scenarios: int, config: ModelConfig):
         super().__init__()

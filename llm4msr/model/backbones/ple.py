@@ -38,7 +38,7 @@ class Extraction(nn.Module):
 
 
 class PLE(nn.Module):
-    """See the module."""
+    """Layers of shared experts and the scenario's own, then a tower per scenario."""
 
     def __init__(self, width: int, scenarios: int, config: ModelConfig):
         super().__init__()

@@ -16,7 +16,7 @@ from llm4msr.model.backbones.base import Dropout, GateUnit, RowGroups
 
 
 class PPNet(nn.Module):
-    """See the module."""
+    """A tower per scenario, whose hidden layers the row's own gates scale."""
 
     def __init__(self, width: int, scenarios: int, config: ModelConfig):
         super().__init__()

@@ -12,7 +12,7 @@ from llm4msr.model.backbones.base import Affine, RowGroups, mix, mlp, tower
 
 
 class SarNet(nn.Module):
-    """See the module."""
+    """The scenario's affine map of the features, then shared experts and the scenario's own, one gate, one tower."""
 
     def __init__(self, width: int, scenarios: int, config: ModelConfig):
         super().__init__()

@@ -7,7 +7,7 @@ from llm4msr.model.backbones.base import RowGroups, mlp, tower
 
 
 class SharedBottom(nn.Module):
-    """See the module."""
+    """One network for all scenarios, then a tower per scenario."""
 
     def __init__(self, width: int, scenarios: int, config: ModelConfig):
         super().__init__()

@@ -7,7 +7,7 @@ from llm4msr.model.backbones.base import tower
 
 
 class Single(nn.Module):
-    """See the module."""
+    """One network for all scenarios."""
 
     def __init__(self, width: int, scenarios: int, config: ModelConfig):
         super().__init__()

@@ -53,7 +53,7 @@ class ScenarioNorm(nn.Module):
 
 
 class Star(nn.Module):
-    """See the module."""
+    """Per scenario a norm and a tower, whose weights are the shared ones times its own; plus a shared logit."""
 
     def __init__(self, width: int, scenarios: int, config: ModelConfig):
         super().__init__()
