@@ -112,7 +112,7 @@ def _build(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> 
         say(f"  {kept} rows are as an earlier version has them, {sum(s.rows for s in work.shards)} are to be asked")
     if work.steady:
         say(f"  {work.steady} scenarios moved by no more than extract.scenario_tolerance and keep their prompts")
-    info: dict[str, Any] = {"version": _next_version(folder)}
+    info: dict[str, object] = {"version": _next_version(folder)}
     scenarios = strings(data.table("scenarios.parquet", ["scenario_id"])["scenario_id"])[1:]
     results = {
         task: run_pass(Pass(task, config, str(folder), reader, scenarios), shards)
@@ -121,7 +121,7 @@ def _build(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> 
     refuse_failures(config, folder, {task: result.counts for task, result in results.items()}, work)
     files, sealed = _seal(folder, work, results["vectors"].written)
     files[drift.FILE] = storage.record_file(folder / drift.FILE)
-    by_kind = {kind: total(one for one in sealed if one["kind"] == kind) for kind in reader.writes}
+    by_kind = {kind: total(part for part in sealed if part["kind"] == kind) for kind in reader.writes}
     rows = {kind: total["rows"] for kind, total in by_kind.items()}
     width = _width(list_row_groups(folder, files, "scenarios"))
     if "answers" in results:
@@ -129,7 +129,7 @@ def _build(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> 
         info["answers_failed"] = sum(shard.failed - shard.empty for shard in counts)
     info |= {"width": width, "scenario_width": width, "users": rows["users"], "kept": kept}
     info |= {"shards": len(results["vectors"].counts), "by_kind": by_kind}
-    info |= {"users_without_likes": sum(one["empty"] for one in sealed)}
+    info |= {"users_without_likes": sum(part["empty"] for part in sealed)}
     info |= {"spent": {task: dict(result.spent) for task, result in results.items()}}
     if config.extract.forget:
         info |= {"forgotten": work.forgotten, "forget": len(ids_to_forget(config))}
@@ -142,7 +142,7 @@ def _build(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> 
             "items": rows["items"],
             "width": _width(list_row_groups(folder, pooled, "users")),
         }
-    failed = sum(one["empty"] + one["failed"] for one in sealed)
+    failed = sum(part["empty"] + part["failed"] for part in sealed)
     skipped = results["vectors"].skipped + kept
     return StageResult(files=files, rows=sum(rows.values()), failed=failed, skipped=skipped, info=info)
 
@@ -166,18 +166,18 @@ def _next_version(folder: UPath) -> int:
 def _seal(
     folder: UPath, work: Work, written: dict[str, FileRecord]
 ) -> tuple[dict[str, FileRecord], list[dict[str, Any]]]:
-    """Index all rows; gives back the version's files, and the rows of each index file by state."""
-    new = defaultdict(list)
+    """Index all rows; gives back the version's files, and what `work_list.seal_bucket` says of each index file."""
+    names = defaultdict(list)
     for shard in work.shards:
-        new[shard.todo].append(shard.name)
-    noted = {name.partition("/")[2]: part.digest for name, part in written.items()}
-    jobs = [
-        bucket._asdict() | {"shards": new[bucket.file], "checksums": [noted.get(name, "") for name in new[bucket.file]]}
-        for bucket in work.buckets
-    ]
+        names[shard.todo].append(shard.name)
+    checksums = {name.partition("/")[2]: part.digest for name, part in written.items()}
+    jobs = []
+    for bucket in work.buckets:
+        shards = names[bucket.file]
+        jobs.append(bucket._asdict() | {"shards": shards, "checksums": [checksums.get(name, "") for name in shards]})
     sealed = list(ray_session.run_each(work_list.seal_bucket, jobs, folder_uri=str(folder)))
-    files: dict[str, FileRecord] = {one["file"]: FileRecord.model_validate(one) for one in sealed}
-    for name in sorted({name for one in sealed for name in one["own"]}):
+    files: dict[str, FileRecord] = {part["file"]: FileRecord.model_validate(part) for part in sealed}
+    for name in sorted({name for part in sealed for name in part["own"]}):
         files[name] = written.get(name) or storage.record_file(folder / name)
     return files, sealed
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 from upath import UPath
 
 from llm4msr import schema, storage
-from llm4msr.arrays import Column, typed_rows
+from llm4msr.arrays import Column, strings, typed_rows
 from llm4msr.config import Config
 from llm4msr.data.catalogue import item_fields
 from llm4msr.data.scenarios import MAX_SHARED
@@ -66,17 +66,17 @@ def render(window: Window, config: Config, data: StageOutput, scenarios: UPath) 
 
 def scenario_prompts(scenarios: pa.Table, config: Config) -> pa.Table:
     """id, raw_id and prompt of each scenario in a table of `schema.SCENARIOS`."""
-    instruction = templates.read("scenario", config.extract.scenario_template)
+    template = templates.read("scenario", config.extract.scenario_template)
     rows = [row for row in typed_rows(scenarios, ScenarioStatistics) if row["scenario"]]
     names = [row["scenario_id"] for row in rows]
     most = config.extract.max_prompt_tokens
-    texts = [templates.scenario_prompt(instruction, row, _named(row, names), most) for row in rows]
+    texts = [templates.scenario_prompt(template, row, _named(row, names), most) for row in rows]
     numbers = pa.array([row["scenario"] for row in rows], pa.int64())
     return _prompts(numbers, pa.array(names, pa.string()), pa.array(texts, pa.string()))
 
 
 def _named(row: ScenarioStatistics, names: list[str]) -> list[str]:
-    """All scenarios as a row's statistics have them: one that came since then, with few users, changes no prompt."""
+    """All scenarios as a row's statistics know them: one that came later, with few users, changes no prompt."""
     others = [other["scenario_id"] for other in row["shared_users"]]
     return sorted([row["scenario_id"], *others]) if len(others) < MAX_SHARED else names
 
@@ -84,18 +84,18 @@ def _named(row: ScenarioStatistics, names: list[str]) -> list[str]:
 def user_prompts(histories: pa.Table, config: Config) -> pa.Table:
     """id, raw_id and prompt of each user in a table of `schema.HISTORIES`."""
     e = config.extract
-    instruction = templates.read("user", e.user_template)
-    texts = templates.user_prompts(instruction, histories["history"].combine_chunks(), e.titles_per_scenario)
+    template = templates.read("user", e.user_template)
+    texts = templates.user_prompts(template, histories["history"].combine_chunks(), e.titles_per_scenario)
     return _prompts(histories["user"], histories["user_id"], texts)
 
 
 def item_prompts(items: pa.Table, fields: dict[str, list[str]], config: Config) -> pa.Table:
     """id, raw_id and prompt of each item; `fields` are the vocabularies of its features."""
-    instruction = templates.read("item", config.extract.item_template)
-    shown = schema.category_field(items, fields)
-    numbers = items[f"f:{shown}"].to_pylist() if shown else [[]] * len(items)
-    words = [[fields[shown][number - 1] for number in row or ()] if shown else [] for row in numbers]
-    texts = map(partial(templates.item_prompt, instruction), items["title"].to_pylist(), words)
+    template = templates.read("item", config.extract.item_template)
+    field = schema.category_field(items, fields)
+    numbers = items[f"f:{field}"].to_pylist() if field else [[]] * len(items)
+    categories = [[fields[field][number - 1] for number in row or ()] if field else [] for row in numbers]
+    texts = map(partial(templates.item_prompt, template), strings(items["title"]), categories)
     return _prompts(items["item"], items["item_id"], pa.array(list(texts), pa.string()))
 
 
@@ -104,7 +104,7 @@ def _prompts(ids: Column, raw_ids: Column, texts: Column) -> pa.Table:
 
 
 def items_to_read(items: pa.Table) -> int:
-    """How many items stand in training rows; they are the first."""
+    """How many items stand in training rows; they are the first after the unknown one."""
     return int((items["f:item_id"].to_numpy() > 0).sum())
 
 

@@ -7,7 +7,7 @@ The fingerprint of a prompt and of its reader identifies a vector: same fingerpr
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 from typing import Any, cast
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from llm4msr import storage
 from llm4msr.arrays import Column, Ints
 from llm4msr.errors import ConfigError
+from llm4msr.schema import ScenarioStatistics
 
 MAX_TITLE = 80
 """Characters kept of a title, a category or a scenario's name; shop titles can run to hundreds."""
@@ -107,9 +108,9 @@ def item_prompt(template: Template, title: str, categories: Sequence[str]) -> st
 
 
 def scenario_prompt(
-    template: Template, scenario: Mapping[str, Any], names: Sequence[str], max_tokens: int = 1024
+    template: Template, scenario: ScenarioStatistics, names: Sequence[str], max_tokens: int = 1024
 ) -> str:
-    """One scenario's prompt from its row of `schema.SCENARIOS`; `names` are all scenarios, however many.
+    """One scenario's prompt from its row of statistics; `names` are all scenarios, however many.
 
     Where the prompt could have more than `max_tokens`, it names fewer other scenarios, titles and categories.
     """
@@ -125,7 +126,7 @@ def _most_tokens(text: str) -> float:
     return ascii_ / CHARACTERS_PER_TOKEN + len(text.encode()) - ascii_
 
 
-def _scenario_prompt(template: Template, scenario: Mapping[str, Any], names: Sequence[str], share: float) -> str:
+def _scenario_prompt(template: Template, scenario: ScenarioStatistics, names: Sequence[str], share: float) -> str:
     """The prompt with this share of the usual number of other scenarios, titles and categories."""
     name, shared = scenario["scenario_id"], {s["scenario_id"]: s["fraction"] for s in scenario["shared_users"]}
     others, rest, listed = [other for other in names if other != name], list[str](), names
