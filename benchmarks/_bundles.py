@@ -14,7 +14,7 @@ import torch
 from llm4msr import storage
 from llm4msr.bundle import files
 from llm4msr.config import Config, ModelConfig
-from llm4msr.export.write import write
+from llm4msr.export.write import write_bundle
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.pipeline import prepare
 from llm4msr.storage import StageResult
@@ -50,7 +50,7 @@ def made(root: Path, name: str, seed: int = 1, **model: Any) -> str:
     codes = [_codes(net, data)] if net.uses_users else []
 
     def build(folder: Any) -> StageResult:
-        return write(config, net, data, codes, {}, "# made for a benchmark", folder)
+        return write_bundle(config, net, data, codes, {}, "# made for a benchmark", folder)
 
     return str(storage.publish(storage.path(root) / "export" / name, "export", seed, {}, {}, build).folder)
 

@@ -39,7 +39,7 @@ NET, CODER, USERS, CODES = "net.safetensors", "coder.safetensors", "users.arrow"
 ITEMS, DESCRIPTION, SELF_TEST = "items.parquet", "bundle.json", "selftest.json"
 
 
-class BundleConfig(BaseModel):
+class BundleDescription(BaseModel):
     """What is needed to build the net again, and to understand a request."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -57,39 +57,36 @@ class BundleConfig(BaseModel):
 
 
 def code_schema(bundle: UPath) -> pa.Schema:
-    """Of codes that this bundle's coder makes: id and code float16 [K]; they are of use to its net alone."""
+    """The schema of codes that this bundle's coder makes, id and code float16 [K]; no other net can use them."""
+    width = read_description(bundle).model.code_dim
     coder = storage.digest_file(bundle / CODER)
-    return id_table.schema({"code": pa.list_(pa.float16(), _code_dim(bundle))}, {"coder": coder})
+    return id_table.table_schema({"code": pa.list_(pa.float16(), width)}, {"coder": coder})
 
 
-def _code_dim(bundle: UPath) -> int:
-    return read_description(bundle).model.code_dim
-
-
-def read_description(bundle: UPath | Path, checksum: str = "") -> BundleConfig:
-    """What `bundle.json` says.
+def read_description(bundle: UPath | Path, checksum: str = "") -> BundleDescription:
+    """What `bundle.json` says; `checksum` is the manifest's, empty where the file was checked already.
 
     Raises:
         StorageError: it is damaged, or of another version.
     """
     file = bundle / DESCRIPTION
     try:
-        found = json.loads(storage.read_bytes(file, checksum, "export again"))
-        version = found.get("version") if isinstance(found, dict) else None
+        fields = json.loads(storage.read_bytes(file, checksum, "export again"))
+        version = fields.get("version") if isinstance(fields, dict) else None
         if version != VERSION:
             raise StorageError(f"{file}: bundle version {version}, this package reads {VERSION}; export again")
-        return BundleConfig.model_validate(found)
+        return BundleDescription.model_validate(fields)
     except (ValidationError, ValueError, RecursionError) as error:
         raise StorageError(f"{file}: damaged ({str(error)[:200]}); export again") from None
 
 
-def check_backbone(bundle: UPath | Path, described: BundleConfig, allowed: Sequence[str]) -> None:
+def check_backbone(bundle: UPath | Path, description: BundleDescription, allowed: Sequence[str]) -> None:
     """Refuse a backbone that is neither one of this package nor allowed, before anything of it is imported.
 
     Raises:
         ConfigError: the message names it, and says how to allow it.
     """
-    backbone = described.model.backbone
+    backbone = description.model.backbone
     if backbone not in (*BACKBONES, *allowed):
         raise ConfigError(
             f"{bundle}: its backbone '{shorten(backbone, 200)}' is code from outside of this package, which loading "
@@ -98,19 +95,19 @@ def check_backbone(bundle: UPath | Path, described: BundleConfig, allowed: Seque
         )
 
 
-def read_net(bundle: Path, described: BundleConfig) -> ServingNet:
-    """The net in evaluation.
+def read_net(bundle: Path, description: BundleDescription) -> ServingNet:
+    """The net, in evaluation mode.
 
     Raises:
         StorageError: the weights do not fit the description.
     """
-    net = ServingNet(described.fields, len(described.scenarios), described.model)
+    net = ServingNet(description.fields, len(description.scenarios), description.model)
     _load(net, bundle / NET)
     return net.eval()
 
 
-def read_coder(bundle: UPath, described: BundleConfig, checksum: str = "") -> KnowledgeCode:
-    """What makes codes of LLM vectors, in evaluation.
+def read_coder(bundle: UPath, description: BundleDescription, checksum: str = "") -> KnowledgeCode:
+    """What turns an LLM vector, float16 [N, Z], into a user's code [N, K]; in evaluation mode.
 
     Raises:
         StorageError: the weights do not fit the description, or the model has no user level.
@@ -123,7 +120,7 @@ def read_coder(bundle: UPath, described: BundleConfig, checksum: str = "") -> Kn
     if not weights:
         raise StorageError(f"{file}: this model has no user level, so there are no codes to make")
     width = len(weights["mean_Z"])
-    coder = KnowledgeCode(torch.zeros(width), torch.ones(width), described.model.code_dim)
+    coder = KnowledgeCode(torch.zeros(width), torch.ones(width), description.model.code_dim)
     _load(coder, file)
     return coder.eval()
 
@@ -140,7 +137,7 @@ def _load(module: torch.nn.Module, file: UPath | Path) -> None:
 
 
 def read_codes(folder: Path, bundle: Path) -> IdTable:
-    """Codes by user id.
+    """Codes by user id: float16 [K] each.
 
     Raises:
         StorageError: damaged, or made for another bundle.
@@ -154,23 +151,24 @@ def read_codes(folder: Path, bundle: Path) -> IdTable:
 
 
 TOLERANCE = 1e-5
-"""Between probabilities of this net in training's layout and in serving's, or on another machine."""
+"""The most that a probability may differ between the net as it trained and as it serves, or on another machine."""
 
 
 class Case(BaseModel):
-    """One request and its items' scores, in the request's order."""
+    """One request and the probabilities of its items, in the request's order."""
 
     request: RankRequest
     scores: list[float]
 
 
 class SelfTest(BaseModel):
-    """All cases."""
+    """Requests and the scores that the trained net gave."""
 
     cases: list[Case]
 
 
 LATEST = "latest.json"
+"""Beside the codes of a bundle: which of them endpoints shall use."""
 
 
 def latest_codes(bundle_uri: str) -> str:
@@ -191,6 +189,6 @@ def latest_codes(bundle_uri: str) -> str:
     return str(pointer.parent / name)
 
 
-def codes_root(served: UPath) -> UPath:
-    """Where newer codes of a bundle lie, beside the bundles."""
-    return served.parent.parent / "codes" / served.name
+def codes_root(bundle: UPath) -> UPath:
+    """The folder of newer codes for a bundle, beside the folder of bundles."""
+    return bundle.parent.parent / "codes" / bundle.name

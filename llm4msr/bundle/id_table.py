@@ -7,7 +7,9 @@ touches a few pages, so the operating system's page cache is the only copy howev
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
+from io import IOBase
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 from upath import UPath
@@ -24,23 +26,23 @@ Place = tuple[int, int]
 
 ROWS_PER_BATCH = 1 << 20
 SAMPLED = 4096
-"""One id of so many is kept in memory, so that a lookup reads a few neighbouring pages and not the whole file's."""
+"""Every so many ids one is kept in memory, so that a lookup reads a few neighbouring pages of the file."""
 
 
-def schema(columns: Mapping[str, pa.DataType], metadata: Mapping[str, str]) -> pa.Schema:
-    """Of a table with these columns beside `id`."""
-    return pa.schema([("id", pa.large_string()), *columns.items()], metadata=dict(metadata))
+def table_schema(columns: Mapping[str, pa.DataType], metadata: dict[bytes | str, bytes | str]) -> pa.Schema:
+    """The schema of a table with these columns beside `id`."""
+    return pa.schema([("id", pa.large_string()), *columns.items()], metadata=metadata)
 
 
-def write(file: UPath, tables: Iterable[pa.Table], of: pa.Schema) -> int:
-    """Write tables that follow one another in the order of ids; gives back the number of rows.
+def write(file: UPath, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
+    """Write tables whose ids ascend from one to the next; gives back the number of rows.
 
     Raises:
         StorageError: the ids do not ascend, or one stands twice; or the place cannot be written.
     """
     rows, last = 0, ""
-    with storage.create(file) as stream, pa.ipc.new_file(stream, of) as writer:
-        for batch in _in_batches(tables, of):
+    with storage.create(file) as stream, pa.ipc.new_file(cast("IOBase", stream), schema) as writer:
+        for batch in _rebatch(tables, schema):
             ids = batch["id"].to_numpy(zero_copy_only=False)
             if (rows and ids[0] <= last) or (ids[1:] <= ids[:-1]).any():
                 raise StorageError(f"{file}: ids do not ascend, or one stands twice, after row {rows}; nothing written")
@@ -49,11 +51,11 @@ def write(file: UPath, tables: Iterable[pa.Table], of: pa.Schema) -> int:
     return rows
 
 
-def _in_batches(tables: Iterable[pa.Table], of: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _rebatch(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Batches of `ROWS_PER_BATCH`, whatever the tables' own sizes."""
     waiting: list[pa.Table] = []
     for table in tables:
-        waiting.append(table.select(of.names).cast(of))
+        waiting.append(table.select(schema.names).cast(schema))
         if sum(map(len, waiting)) >= ROWS_PER_BATCH:
             joined = pa.concat_tables(waiting)
             whole = len(joined) - len(joined) % ROWS_PER_BATCH
@@ -64,12 +66,12 @@ def _in_batches(tables: Iterable[pa.Table], of: pa.Schema) -> Iterator[pa.Record
 
 
 def _cut(table: pa.Table) -> list[pa.RecordBatch]:
-    """Of equal size; a column's chunks are joined first, since a batch ends where a chunk does."""
+    """Batches of equal size. Chunks of a column are joined first, since a batch ends where a chunk does."""
     return table.combine_chunks().to_batches(ROWS_PER_BATCH)
 
 
 class IdTable:
-    """See the module. `find` an id's place, then read numbers at that place."""
+    """A memory-mapped table: `find` the place of an id, then read its `numbers`."""
 
     def __init__(self, file: Path):
         """Map the file.
@@ -89,7 +91,7 @@ class IdTable:
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"{file}: not a table of ids ({error}); export again") from None
         self.metadata = {k.decode(): v.decode() for k, v in (reader.schema.metadata or {}).items()}
-        self._ids = [_Ids(batch["id"]) for batch in batches]
+        self._ids = [_Ids(cast("pa.LargeStringArray", batch["id"])) for batch in batches]
         self._windows = [(b, row) for b, ids in enumerate(self._ids) for row in range(0, len(ids), SAMPLED)]
         self._firsts = [self._ids[b][row] for b, row in self._windows]
         self._columns: dict[str, list[Array]] = {
@@ -103,14 +105,14 @@ class IdTable:
 
     def find(self, raw_id: str) -> Place | None:
         """Batch and row of an id, None where it is not in the table."""
-        wanted = raw_id.encode()
-        window = bisect_right(self._firsts, wanted) - 1
+        key = raw_id.encode()
+        window = bisect_right(self._firsts, key) - 1
         if window < 0:
             return None
         batch, first = self._windows[window]
         ids = self._ids[batch]
-        row = bisect_left(ids, wanted, first, min(first + SAMPLED, len(ids)))
-        return (batch, row) if row < len(ids) and ids[row] == wanted else None
+        row = bisect_left(ids, key, first, min(first + SAMPLED, len(ids)))
+        return (batch, row) if row < len(ids) and ids[row] == key else None
 
     def numbers(self, column: str, place: Place) -> Array:
         """The numbers of one row, [width]: a view of the file."""
@@ -119,10 +121,11 @@ class IdTable:
 
 
 class _Ids:
-    """A column of strings as a sequence of bytes, each read from the file when it is asked for."""
+    """A column of strings as a sequence of bytes, each read from the file on access."""
 
     def __init__(self, column: pa.LargeStringArray):
         _, offsets, data = column.buffers()
+        assert offsets is not None, "a string column has offsets"
         first = column.offset
         self._ends = memoryview(offsets).cast("q")[first : first + len(column) + 1]
         self._data = memoryview(data) if data is not None else memoryview(b"")

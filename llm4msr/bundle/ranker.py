@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 
 from llm4msr import storage
-from llm4msr.arrays import Ints, Singles
+from llm4msr.arrays import Ints, Singles, strings
 from llm4msr.bundle import files
 from llm4msr.bundle.files import TOLERANCE, SelfTest
 from llm4msr.bundle.id_table import IdTable, Place
@@ -25,6 +25,7 @@ from llm4msr.bundle.messages import ModelInfo, RankedItem, RankRequest, RankResp
 from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
 from llm4msr.model.embedding import slot_starts
 from llm4msr.storage.local_copy import open_local
+from llm4msr.storage.vectors import to_matrix
 from llm4msr.text import shorten
 
 
@@ -44,11 +45,11 @@ def _loading(uri: str) -> Iterator[None]:
 
 
 class Ranker:
-    """See the module."""
+    """A model and its users' codes, loaded from a bundle."""
 
     codes: IdTable
     _holds: tuple[object, ...] = ()
-    """Keep the copies whose files are mapped from being deleted."""
+    """What keeps the local copies whose files are mapped from being deleted."""
 
     def __init__(self, folder: Path, version: str, allow_backbones: Sequence[str] = ()):
         """From a bundle's files on this machine.
@@ -64,11 +65,10 @@ class Ranker:
         self.users = IdTable(folder / files.USERS)
         self.codes = files.read_codes(folder, folder)
         items = storage.read_table(storage.path(folder / files.ITEMS))
-        ids = items["item_id"].to_pylist()
+        ids = strings(items["item_id"])
         self._items = {raw: number for number, raw in enumerate(ids) if number}
-        self.titles: dict[str, str] = dict(zip(ids, items["title"].to_pylist(), strict=True))
-        slots = items["slots"].combine_chunks()
-        self._items_IS = slots.flatten().to_numpy().reshape(len(ids), -1)
+        self.titles: dict[str, str] = dict(zip(ids, strings(items["title"]), strict=True))
+        self._items_IS = to_matrix(items["slots"])
         self._nobody_S = slot_starts(self.config.fields, "user")
         self._scenarios = {name: number for number, name in enumerate(self.config.scenarios) if number}
         self._scenario_start = int(slot_starts(self.config.fields, "scenario")[0])
@@ -176,12 +176,12 @@ class Ranker:
         )
 
     def _codes(self, places: Sequence[Place | None]) -> torch.Tensor:
-        """float32 [N, K], the learned default for who has no code; [N, 0] without user level."""
+        """float32 [N, K]: the user's code or, for who has none, the learned default; [N, 0] without user level."""
         if not self.net.uses_users:
             return torch.zeros(len(places), 0)
         default_K = self.net.default_K.numpy()
-        found = [default_K if place is None else self.codes.numbers("code", place) for place in places]
-        return torch.from_numpy(np.stack(found, dtype=np.float32))
+        codes = [default_K if place is None else self.codes.numbers("code", place) for place in places]
+        return torch.from_numpy(np.stack(codes, dtype=np.float32))
 
     def _slots(
         self, requests: Sequence[RankRequest], users: Sequence[Place | None], item_B: Ints, owner_B: Ints
@@ -189,8 +189,8 @@ class Ranker:
         """int64: places in the embedding table [B, S], and scenarios [B]."""
         user_NS = np.stack([self._nobody_S if u is None else self.users.numbers("slots", u) for u in users])
         scenario_N = np.array([self._scenarios.get(request.scenario, 0) for request in requests])
-        own_N = [[values.get(r.context.get(n, ""), 0) for n, values in self._context.items()] for r in requests]
-        context_NC = np.array(own_N, np.int64).reshape(len(requests), -1) + self._context_start
+        values_NC = [[values.get(r.context.get(n, ""), 0) for n, values in self._context.items()] for r in requests]
+        context_NC = np.array(values_NC, np.int64).reshape(len(requests), -1) + self._context_start
         last_NS = np.concatenate([scenario_N[:, None] + self._scenario_start, context_NC], axis=1)
         sides = [user_NS[owner_B], self._items_IS[item_B], last_NS[owner_B]]
         slots_BS = np.concatenate(sides, axis=1, dtype=np.int64)
@@ -228,9 +228,9 @@ class Ranker:
         except (OSError, ValidationError) as error:
             raise StorageError(f"{file}: damaged ({str(error)[:200]}); export again") from None
         for case in cases:
-            found = {one.item_id: one.score for one in self.rank(case.request).ranked}
+            scores = {item.item_id: item.score for item in self.rank(case.request).ranked}
             expected = dict(zip(case.request.items, case.scores, strict=True))
-            worst = max(abs(found[item] - score) for item, score in expected.items())
+            worst = max(abs(scores[item] - score) for item, score in expected.items())
             if not worst <= TOLERANCE:
                 raise StorageError(
                     f"{self._folder}: the self-test of user '{case.request.user_id}' in '{case.request.scenario}' is "

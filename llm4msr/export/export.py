@@ -7,7 +7,7 @@ from llm4msr.bundle.files import VERSION
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.export import user_codes
-from llm4msr.export.write import write
+from llm4msr.export.write import write_bundle
 from llm4msr.knowledge.prompts import templates
 from llm4msr.storage import StageOutput, StageResult
 from llm4msr.text import markdown, mask, shorten
@@ -15,7 +15,7 @@ from llm4msr.training import popularity
 from llm4msr.training.train import WEIGHTS
 from llm4msr.training.trained import TrainedModel
 
-_CARD = """# {name}: a multi-scenario ranker{knowing}
+_CARD = """# {name}: a multi-scenario ranker{suffix}
 
 - Backbone `{backbone}`, knowledge `{variant}`, seed {seed}; {parameters:,} parameters.
 - Trained on {rows:,} rows, the best of {epochs} epochs by {by} on validation rows (epoch {best}).
@@ -41,8 +41,8 @@ def export(config: Config, model: TrainedModel) -> StageOutput:
     def build(at: UPath) -> StageResult:
         net, data = model.load()
         encoded = user_codes.encode_all(knowledge, net.user_code) if knowledge is not None and net.uses_users else ()
-        llm = {} if knowledge is None else llm_of(config, knowledge)
-        return write(config, net, data, encoded, llm, card, at)
+        llm = {} if knowledge is None else llm_identity(config, knowledge)
+        return write_bundle(config, net, data, encoded, llm, card, at)
 
     settings, inputs = config.model_dump(include={"model"}), {"train": model.output.folder.name}
     return storage.publish(folder(config, model.output), "export", config.seed, settings, inputs, build)
@@ -54,22 +54,22 @@ def check_servable(config: Config) -> None:
         raise ConfigError(f"model.control = '{config.model.control}': wrong vectors are for measuring, not for serving")
 
 
-def llm_of(config: Config, knowledge: StageOutput) -> dict[str, str]:
+def llm_identity(config: Config, knowledge: StageOutput) -> dict[str, str]:
     """What decides whether two extractions' vectors mean the same to a net."""
     e = config.extract
-    found = {
+    identity = {
         "model": mask(e.model),
         "revision": knowledge.manifest.inputs["revision"],
         "pooling": e.pooling,
         "dtype": e.dtype,
     }
     if e.reads == "items":  # their principal components are those of one extraction
-        return found | {"items": knowledge.manifest.fingerprint}
-    return found | {"template": storage.digest(templates.read("user", e.user_template).template)}
+        return identity | {"items": knowledge.manifest.fingerprint}
+    return identity | {"template": storage.digest(templates.read("user", e.user_template).template)}
 
 
 def folder(config: Config, model: StageOutput) -> UPath:
-    """Where this config's bundle lies, or will."""
+    """The folder of this config's bundle, exported or not."""
     name = storage.digest_json([VERSION, config.name, model.folder.name, model.checksum(WEIGHTS)])
     return storage.path(config.root) / "export" / name[:12]
 
@@ -78,12 +78,12 @@ def _card(config: Config, model: StageOutput, knowledge: StageOutput | None) -> 
     info = model.manifest.info
     llm = "none"
     if knowledge is not None:
-        asked = knowledge.manifest.inputs
-        revision = markdown(asked["revision"])
-        llm = f"{markdown(asked['model'], 200)} (revision {revision}), pooling {config.extract.pooling}"
+        inputs = knowledge.manifest.inputs
+        model_name, revision = markdown(inputs["model"], 200), markdown(inputs["revision"])
+        llm = f"{model_name} (revision {revision}), pooling {config.extract.pooling}"
     return _CARD.format(
         name=config.name,
-        knowing="" if knowledge is None else " with LLM knowledge",
+        suffix="" if knowledge is None else " with LLM knowledge",
         backbone=shorten(config.model.backbone).replace("`", ""),
         variant=config.model.variant,
         seed=config.seed,
@@ -91,7 +91,7 @@ def _card(config: Config, model: StageOutput, knowledge: StageOutput | None) -> 
         rows=model.manifest.rows,
         epochs=info["epochs"],
         metrics=popularity.phrase(info["metrics"]["overall"]),
-        baselines="; ".join(f"{name}: {popularity.phrase(one)}" for name, one in info["baselines"].items()),
+        baselines="; ".join(f"{name}: {popularity.phrase(metrics)}" for name, metrics in info["baselines"].items()),
         warnings="".join(f"- **Warning**: {line}.\n" for line in info["warnings"]),
         best=info["best_epoch"],
         by="AUC" if info["metrics"]["overall"]["auc"] is not None else "logloss",

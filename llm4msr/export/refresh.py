@@ -1,8 +1,8 @@
-"""Newer knowledge for a bundle that is being served: codes are made again, nothing is trained, nothing restarts.
+"""Codes of newer knowledge for a bundle that is being served: nothing is trained, and no endpoint restarts.
 
 <storage>/export/<bundle>/                   what endpoints serve
-<storage>/codes/<bundle>/<knowledge>/        codes of newer knowledge, one folder for each refresh
-<storage>/codes/<bundle>/latest.json         which of them endpoints shall use; they look from time to time
+<storage>/codes/<bundle>/<knowledge>/        codes of newer knowledge, a folder for each refresh
+<storage>/codes/<bundle>/latest.json         which of them endpoints shall use; they look now and then
 """
 
 import json
@@ -15,7 +15,7 @@ from llm4msr.bundle.files import LATEST, codes_root
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.export import user_codes
-from llm4msr.export.export import llm_of
+from llm4msr.export.export import llm_identity
 from llm4msr.storage import StageOutput, StageResult
 
 
@@ -28,13 +28,13 @@ def refresh(config: Config, knowledge: StageOutput, bundle: StageOutput) -> Stag
         StorageError: the bundle is damaged, or its model has no user level.
     """
     served = bundle.folder
-    described = files.read_description(served, bundle.checksum(files.DESCRIPTION))
-    if (llm := llm_of(config, knowledge)) != described.llm:
+    description = files.read_description(served, bundle.checksum(files.DESCRIPTION))
+    if (llm := llm_identity(config, knowledge)) != description.llm:
         differ = ", ".join(
-            f"{k}: {described.llm.get(k)} there, {v} here" for k, v in llm.items() if described.llm.get(k) != v
+            f"{k}: {description.llm.get(k)} there, {v} here" for k, v in llm.items() if description.llm.get(k) != v
         )
         raise ConfigError(f"{served}: trained on vectors of another origin ({differ}); train and export again")
-    coder = files.read_coder(served, described, bundle.checksum(files.CODER))
+    coder = files.read_coder(served, description, bundle.checksum(files.CODER))
     folder = codes_root(served) / knowledge.manifest.fingerprint
 
     def build(at: UPath) -> StageResult:
@@ -42,6 +42,6 @@ def refresh(config: Config, knowledge: StageOutput, bundle: StageOutput) -> Stag
         return StageResult(files={files.CODES: rows}, rows=rows)
 
     inputs = {"extract": knowledge.manifest.fingerprint, "export": served.name}
-    out = storage.publish(folder, "refresh", config.seed, {}, inputs, build)
+    output = storage.publish(folder, "refresh", config.seed, {}, inputs, build)
     storage.write_bytes(codes_root(served) / LATEST, json.dumps({"codes": folder.name}).encode())
-    return out
+    return output

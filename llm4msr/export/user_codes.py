@@ -6,20 +6,19 @@ A code is what serving keeps of a user's knowledge: K float16 numbers.
 from collections.abc import Iterator
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from llm4msr import ray_session
 from llm4msr.bundle import id_table
 from llm4msr.knowledge.index import RowGroup
-from llm4msr.knowledge.rows import read_vectors, row_groups
+from llm4msr.knowledge.rows import good_rows, read_vectors, row_groups
 from llm4msr.model.meta import KnowledgeCode
 from llm4msr.storage import StageOutput
 from llm4msr.storage.vectors import to_column, to_matrix
 
 
 def encode_all(output: StageOutput, coder: KnowledgeCode) -> Iterator[pa.Table]:
-    """Tables of id and code, ascending by id, of all users of an extraction who have a vector; runs on all of Ray."""
+    """Tables as of `encode`, ids ascending from one to the next, of all users who have a vector; uses all of Ray."""
     import ray
 
     ray_session.connect()
@@ -36,8 +35,8 @@ def _encode_groups(batch: pa.Table, coder: KnowledgeCode) -> pa.Table:
 
 @torch.inference_mode()
 def encode(part: pa.Table, coder: KnowledgeCode) -> pa.Table:
-    """id large_string and code fixed_size_list<float16>[K] of the good rows of a table of `read_vectors`."""
-    good = part.filter(pc.equal(part["error"], ""))
+    """Codes of the good rows of a table of `read_vectors`: id large_string, code fixed_size_list<float16>[K]."""
+    good = part.filter(pa.array(good_rows(part)))
     z_NZ = torch.from_numpy(to_matrix(good["vector"]).copy())  # torch wants memory that it may write to
     code_NK = coder(z_NZ, torch.ones(len(good), dtype=torch.bool)).half().numpy()
-    return pa.table({"id": good["raw_id"].cast(pa.large_string()), "code": to_column(code_NK)})
+    return pa.table([good["raw_id"].cast(pa.large_string()), to_column(code_NK)], ["id", "code"])

@@ -9,7 +9,7 @@ from llm4msr.bundle import id_table
 from llm4msr.bundle.id_table import IdTable
 from llm4msr.errors import StorageError
 
-OF = id_table.schema({"code": pa.list_(pa.float16(), 3)}, {"coder": "c1"})
+SCHEMA = id_table.table_schema({"code": pa.list_(pa.float16(), 3)}, {"coder": "c1"})
 
 
 def table(ids: list[str], start: int = 0) -> pa.Table:
@@ -17,9 +17,9 @@ def table(ids: list[str], start: int = 0) -> pa.Table:
     return pa.table({"id": pa.array(ids), "code": pa.FixedSizeListArray.from_arrays(pa.array(numbers), 3)})
 
 
-def written(folder: Path, tables: list[pa.Table], monkeypatch: pytest.MonkeyPatch, batch: int = 4) -> IdTable:
+def write(folder: Path, tables: list[pa.Table], monkeypatch: pytest.MonkeyPatch, batch: int = 4) -> IdTable:
     monkeypatch.setattr(id_table, "ROWS_PER_BATCH", batch)
-    id_table.write(storage.path(folder / "t.arrow"), tables, OF)
+    id_table.write(storage.path(folder / "t.arrow"), tables, SCHEMA)
     return IdTable(folder / "t.arrow")
 
 
@@ -29,19 +29,19 @@ def test_each_id_is_found_in_its_batch_and_no_other(
 ) -> None:
     ids = sorted(["", "a", "ab", "b", "ä", "𝔘", "\uffff", "z" * 300, *(f"user-{i}" for i in range(40))])
     parts = [table(ids[:5]), table([]), table(ids[5:6], 15), table(ids[6:], 18)]
-    found = written(tmp_path, parts, monkeypatch, batch)
-    assert len(found) == len(ids)
-    assert found.metadata == {"coder": "c1"}
+    opened = write(tmp_path, parts, monkeypatch, batch)
+    assert len(opened) == len(ids)
+    assert opened.metadata == {"coder": "c1"}
     for row, raw in enumerate(ids):
-        place = found.find(raw)
+        place = opened.find(raw)
         assert place is not None
-        assert found.numbers("code", place).tolist() == [3 * row, 3 * row + 1, 3 * row + 2]
-    assert [found.find(raw) for raw in ("aa", "user-", "user-400", "zz", "\U0010ffff")] == [None] * 5
+        assert opened.numbers("code", place).tolist() == [3 * row, 3 * row + 1, 3 * row + 2]
+    assert [opened.find(raw) for raw in ("aa", "user-", "user-400", "zz", "\U0010ffff")] == [None] * 5
 
 
 def test_an_empty_table_knows_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = written(tmp_path, [], monkeypatch)
-    assert (len(found), found.find("a")) == (0, None)
+    empty = write(tmp_path, [], monkeypatch)
+    assert (len(empty), empty.find("a")) == (0, None)
 
 
 @pytest.mark.parametrize("ids", [[["b", "a"]], [["a"], ["a"]], [["a", "c"], ["b"]], [list("abcd"), ["d"]]])
@@ -49,12 +49,12 @@ def test_ids_that_do_not_ascend_are_refused_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids: list[list[str]]
 ) -> None:
     with pytest.raises(StorageError, match=r"t\.arrow: ids do not ascend, or one stands twice"):
-        written(tmp_path, [table(part) for part in ids], monkeypatch)
+        write(tmp_path, [table(part) for part in ids], monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_table_that_is_cut_or_has_other_columns_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written(tmp_path, [table([f"user-{i:03d}" for i in range(40)])], monkeypatch)
+    write(tmp_path, [table([f"user-{i:03d}" for i in range(40)])], monkeypatch)
     file, whole = tmp_path / "t.arrow", (tmp_path / "t.arrow").read_bytes()
     for length in range(0, len(whole), 7):
         (tmp_path / "cut.arrow").write_bytes(whole[:length])

@@ -1,0 +1,49 @@
+"""The self-test of a bundle: requests and the scores of the trained net, which every load repeats."""
+
+import numpy as np
+import torch
+
+from llm4msr.arrays import strings
+from llm4msr.bundle.files import Case, SelfTest
+from llm4msr.bundle.messages import RankRequest
+from llm4msr.model.net import RankerNet
+from llm4msr.training.batches import Rows
+from llm4msr.training.dataset import Dataset
+
+CASE_USERS, CASE_ITEMS = 4, 8
+"""Users of all cases, the unknown one among them, and items of each case at most."""
+
+
+@torch.inference_mode()
+def self_test(net: RankerNet, data: Dataset, context: dict[str, list[str]]) -> SelfTest:
+    """A case for every scenario, its users and items spread over the vocabularies, scored by the trained net.
+
+    `context` are the known values of each context field; cases have the first one.
+    """
+    net.eval()
+    user_ids = strings(data.prepared.table("users.parquet", ["user_id"])["user_id"])
+    item_ids = strings(data.prepared.table("items.parquet", ["item_id"])["item_id"])
+    users = np.linspace(0, len(user_ids) - 1, CASE_USERS).astype(int).tolist()
+    items = np.unique(np.linspace(0, len(item_ids) - 1, CASE_ITEMS).astype(int))[1:].tolist() or [0]
+    item_B = torch.tensor(items)
+    first = {field: values[0] if values else "" for field, values in context.items()}
+    known_C = torch.tensor([int(bool(value)) for value in first.values()], dtype=torch.int64)
+    cases = []
+    for scenario, name in enumerate(data.scenario_names):
+        user = users[scenario % len(users)]
+        request = RankRequest(
+            user_id=user_ids[user],
+            scenario=name,
+            items=[item_ids[item] for item in items],
+            context={field: value for field, value in first.items() if value},
+        )
+        rows = Rows(
+            torch.full_like(item_B, user),
+            item_B,
+            torch.full_like(item_B, scenario),
+            torch.zeros(len(items)),
+            known_C.expand(len(items), -1),
+        )
+        scores_B = torch.sigmoid(net(data.batch(rows, net)))
+        cases.append(Case(request=request, scores=scores_B.tolist()))
+    return SelfTest(cases=cases)
