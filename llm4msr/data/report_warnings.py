@@ -159,11 +159,11 @@ def _labels(report: DataReport, config: Config) -> Iterator[str]:
 
 
 def _drawn(report: DataReport, config: Config) -> Iterator[str]:
-    wanted = {name: (split.rows - split.drawn) * config.split.negatives for name, split in report.parts.items()}
-    short = [name for name, split in report.parts.items() if split.drawn < wanted[name] / 2]
+    expected = {name: (split.rows - split.drawn) * config.split.negatives for name, split in report.parts.items()}
+    short = [name for name, split in report.parts.items() if split.drawn < expected[name] / 2]
     if short and any(split.drawn for split in report.parts.values()):
         named = ", ".join(
-            f"{report.parts[name].drawn:,} of {wanted[name]:,} for {SPLIT_NAMES[name]} rows" for name in short
+            f"{report.parts[name].drawn:,} of {expected[name]:,} for {SPLIT_NAMES[name]} rows" for name in short
         )
         yield (
             "most negatives could not be drawn, since users have taken most items that their scenario has in the "

@@ -147,7 +147,7 @@ class Rows:
         if types.is_string(column.type):
             bad = pc.or_kleene(pc.is_null(column), pc.invert(pc.match_substring_regex(column, _NUMBER)))
             self._refuse_where(bad, column, name, rule)
-            shown, text = column, pc.utf8_trim_whitespace(column)
+            cells, text = column, pc.utf8_trim_whitespace(column)
             column = text.cast(pa.float64())
             if len(text) and pc.max(pc.abs(column)).as_py() < 1e20:  # beyond, Arrow's decimals overflow in silence
                 exact = _cast_if_exact(text, _DECIMAL)
@@ -155,13 +155,13 @@ class Rows:
         elif types.is_temporal(column.type):
             raise DataError(f"{self.file}: column '{name}' holds {column.type}; expected numbers")
         else:
-            shown = column
+            cells = column
             column = column.cast(pa.int8()) if types.is_boolean(column.type) else column
             column = column.cast(pa.float64()) if types.is_null(column.type) else column
         bad = pc.is_null(column)
         if types.is_floating(column.type):
             bad = pc.or_kleene(bad, pc.invert(pc.is_finite(column)))
-        self._refuse_where(bad, shown, name, rule)
+        self._refuse_where(bad, cells, name, rule)
         return column
 
     def _to_times_or_numbers(self, column: Column, name: str) -> Column:
@@ -202,13 +202,13 @@ class Rows:
                     end = middle
             self._refuse(first, column, name, rule)
 
-    def _refuse_where(self, bad: Column, shown: Column, name: str, rule: str) -> None:
+    def _refuse_where(self, bad: Column, cells: Column, name: str, rule: str) -> None:
         if pc.any(bad).as_py():
-            self._refuse(pc.index(bad, True).as_py(), shown, name, rule)
+            self._refuse(pc.index(bad, True).as_py(), cells, name, rule)
 
-    def _refuse(self, place: int, shown: Column, name: str, rule: str) -> NoReturn:
+    def _refuse(self, place: int, cells: Column, name: str, rule: str) -> NoReturn:
         row = self.before + 1 + (place if self.owner is None else int(self.owner[place]))
-        raise DataError(f"{self.file}: column '{name}': {_show(shown[place])} in row {row}; {rule}")
+        raise DataError(f"{self.file}: column '{name}': {_show(cells[place])} in row {row}; {rule}")
 
 
 def _show(cell: "pa.Scalar[pa.DataType]") -> str:

@@ -31,30 +31,30 @@ _NO_TEXT = {
 """How files begin that are no UTF-8 text, and what to do."""
 
 
-def csv_rows(file: UPath, wanted: Sequence[str], delimiter: str = "") -> Iterator[Rows]:
-    """The wanted columns of a plain or .gz file as text, block by block; an empty cell is null.
+def csv_rows(file: UPath, columns: Sequence[str], delimiter: str = "") -> Iterator[Rows]:
+    """Columns of a plain or .gz file as text, block by block; an empty cell is null.
 
     Args:
         delimiter: what stands between cells; empty = one of `DELIMITERS`, as the header shows.
 
     Raises:
-        DataError: a wanted column is missing, a row has too many or too few cells, an open quote, another encoding than
+        DataError: a column is missing, a row has too many or too few cells, an open quote, another encoding than
             UTF-8, no rows, a damaged file.
         StorageError: the file cannot be opened.
     """
-    wanted = tuple(dict.fromkeys(wanted))
+    columns = tuple(dict.fromkeys(columns))
     chunks = decoded(file)
     first = next(chunks, b"").lstrip(b"\r\n")
     if not first.strip():
         raise DataError(f"{file}: the file is empty")
     line = re.split(rb"[\r\n]", first, maxsplit=1)[0]
-    delimiter, names = _header(line.decode(errors="replace"), wanted, delimiter, file)
+    delimiter, names = _header(line.decode(errors="replace"), columns, delimiter, file)
     before = 0
     for block, fault in _blocks(itertools.chain([first[len(line) :]], chunks), delimiter):
         if fault:
             raise DataError(f"{file}: row {before + 1}: {fault}")
         try:
-            table = parse(block, names, delimiter, wanted)
+            table = parse(block, names, delimiter, columns)
         except RowError as error:
             number, row = before + error.number, f"{error.cells} cells; expected {len(names)}"
             raise DataError(f"{file}: row {number}: {row}") from None
@@ -92,7 +92,7 @@ def decoded(file: UPath) -> Iterator[bytes]:
         mark = b""
 
 
-def _header(line: str, wanted: Sequence[str], delimiter: str, file: UPath) -> tuple[str, list[str]]:
+def _header(line: str, columns: Sequence[str], delimiter: str, file: UPath) -> tuple[str, list[str]]:
     """The delimiter and the names of the columns."""
     if "\0" in line:
         raise DataError(f"{file}: the encoding is not UTF-8 (the header has zero bytes); save it as UTF-8")
@@ -104,14 +104,14 @@ def _header(line: str, wanted: Sequence[str], delimiter: str, file: UPath) -> tu
         itertools.islice(rows.items(), 1)
     )
     if len(possible) > 1:
-        possible = {mark: names for mark, names in possible.items() if set(wanted) <= set(names)} or possible
+        possible = {mark: names for mark, names in possible.items() if set(columns) <= set(names)} or possible
     if len(possible) > 1:
         raise DataError(
             f"{file}: columns may be separated by {' or '.join(map(repr, possible))}: {shorten(line, 200)}; "
             "set source.table.delimiter"
         )
     [(delimiter, names)] = possible.items()
-    for name in wanted:
+    for name in columns:
         require_column(name, names, file)
     return delimiter, names
 
@@ -154,9 +154,9 @@ class RowError(Exception):
 
 
 def parse(
-    data: bytes, names: Sequence[str], delimiter: str, wanted: Sequence[str] = (), quotes: bool = True
+    data: bytes, names: Sequence[str], delimiter: str, columns: Sequence[str] = (), quotes: bool = True
 ) -> pa.Table:
-    """The wanted columns (none named = all) of whole rows as text; with `quotes`, an empty cell is null.
+    """Columns (none named = all) of whole rows as text; with `quotes`, an empty cell is null.
 
     Raises:
         RowError: a row has too many or too few cells.
@@ -171,7 +171,7 @@ def parse(
     # only an empty cell is missing: an id may well be "NA" or "null"
     as_text = pacsv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()),
-        include_columns=list(wanted),
+        include_columns=list(columns),
         strings_can_be_null=quotes,
         null_values=[""],
     )

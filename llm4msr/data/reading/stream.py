@@ -8,7 +8,6 @@ import itertools
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 from upath import UPath
@@ -140,7 +139,7 @@ def spool(layout: pa.Schema, record_batches: Iterable[pa.RecordBatch]) -> pa.Tab
         raise StorageError(f"temporary file: cannot be written ({error}); set TMPDIR to a folder with room") from None
 
 
-def batches(layout: pa.Schema, rows: Iterable[tuple[Any, ...]]) -> Iterator[pa.RecordBatch]:
+def batches(layout: pa.Schema, rows: Iterable[tuple[object, ...]]) -> Iterator[pa.RecordBatch]:
     """Rows of plain values as batches of bounded length."""
     rest = iter(rows)
     while chunk := list(itertools.islice(rest, _ROWS)):

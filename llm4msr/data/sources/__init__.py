@@ -29,7 +29,7 @@ def read(config: SourceConfig) -> RawData:
         DataError: a file, column or cell is wrong; named in the message.
         StorageError: a URI cannot be read.
     """
-    return _module(config.kind).read(config)
+    return find(config.kind).read(config)
 
 
 def fingerprint(config: SourceConfig) -> str:
@@ -37,11 +37,12 @@ def fingerprint(config: SourceConfig) -> str:
 
     Reads all of them, except those of an object store that gives ETags.
     """
-    return _module(config.kind).fingerprint(config)
+    return find(config.kind).fingerprint(config)
 
 
-def _module(kind: str) -> Source:
+def find(kind: str) -> Source:
+    """The module that reads this kind."""
     return cast(Source, importlib.import_module(f"{__name__}.{kind}"))
 
 
-__all__ = ["RawData", "fingerprint", "read"]
+__all__ = ["RawData", "Source", "find", "fingerprint", "read"]

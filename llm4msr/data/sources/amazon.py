@@ -12,7 +12,7 @@ import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,8 @@ _REVIEW_TYPES: dict[str, pa.DataType] = {
 }
 _REVIEWS = pa.schema(_REVIEW_TYPES)
 _ITEMS = schema.RAW_ITEMS.append(pa.field("f:category", pa.list_(pa.string()))).append(pa.field("f:brand", pa.string()))
+
+_Row = TypeVar("_Row")
 
 
 class Category(NamedTuple):
@@ -147,7 +149,7 @@ def _interactions(
             yield pa.record_batch(columns, schema=schema.RAW_INTERACTIONS)
 
 
-def _items(categories: list[Category], wanted: set[str]) -> Iterator[tuple[Any, ...]]:
+def _items(categories: list[Category], wanted: set[str]) -> Iterator[tuple[object, ...]]:
     """A row for each wanted item, from the first line that names it; takes from `wanted` what it finds."""
     expected = "a JSON object or a Python dict with asin"
     parse = functools.partial(amazon_lines.item, wanted=wanted)
@@ -156,7 +158,7 @@ def _items(categories: list[Category], wanted: set[str]) -> Iterator[tuple[Any, 
             yield from filter(None, _parse_lines(category.meta, parse, expected))
 
 
-def _parse_lines(file: UPath, parse: Callable[[bytes], Any], expected: str) -> Iterator[Any]:
+def _parse_lines(file: UPath, parse: Callable[[bytes], _Row], expected: str) -> Iterator[_Row]:
     for number, line in stream.lines(file):
         try:
             row = parse(line)

@@ -1,4 +1,4 @@
-"""One line of Amazon's files: a review, or what is said of an item."""
+"""One line of Amazon's files: a review, or the description of an item."""
 
 import ast
 import contextlib
@@ -6,7 +6,6 @@ import html
 import itertools
 import json
 import re
-from typing import Any
 
 from llm4msr.text import MAX_ID, MAX_TEXT
 
@@ -52,7 +51,7 @@ def item(line: bytes, wanted: set[str]) -> tuple[str, str, list[str], str] | Non
     return asin, "" if "getTime" in title else title, _steps(record), _text(record.get("brand"))
 
 
-def _record(line: bytes, or_literal: bool = False) -> dict[str, Any]:
+def _record(line: bytes, or_literal: bool = False) -> dict[str, object]:
     try:
         record = json.loads(line.decode())
     except UnicodeDecodeError:
@@ -70,7 +69,7 @@ def _record(line: bytes, or_literal: bool = False) -> dict[str, Any]:
     return record
 
 
-def _literal(line: bytes) -> Any:
+def _literal(line: bytes) -> object:
     if len(line) > MAX_LITERAL:
         raise ValueError(f"not JSON, and too long for a Python literal (over {MAX_LITERAL} bytes)")
     try:
@@ -79,13 +78,13 @@ def _literal(line: bytes) -> Any:
         raise ValueError("neither JSON nor a Python literal") from None
 
 
-def _value(record: dict[str, Any], key: str) -> Any:
+def _value(record: dict[str, object], key: str) -> object:
     if key not in record:
         raise ValueError(f"'{key}' is missing")
     return record[key]
 
 
-def _id(record: dict[str, Any], key: str) -> str:
+def _id(record: dict[str, object], key: str) -> str:
     value = _value(record, key)
     if not (isinstance(value, str) and value and value.isprintable()):
         raise ValueError(f"'{key}' is {value!r:.60}, not an id")
@@ -94,21 +93,21 @@ def _id(record: dict[str, Any], key: str) -> str:
     return value
 
 
-def _number(record: dict[str, Any], key: str) -> float:
+def _number(record: dict[str, object], key: str) -> float:
     value = _value(record, key)
-    if type(value) not in (int, float) or not -1e15 < value < 1e15:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e15 < value < 1e15:
         raise ValueError(f"'{key}' is {value!r:.60}, not a number")
     return float(value)
 
 
-def _whole(record: dict[str, Any], key: str) -> int:
+def _whole(record: dict[str, object], key: str) -> int:
     value = _number(record, key)
     if not value.is_integer():
         raise ValueError(f"'{key}' is {value!r}, not a whole number")
     return int(value)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """Without HTML and with single blanks; what is no text counts as none."""
     if not isinstance(value, str):
         return ""
@@ -120,7 +119,7 @@ def _text(value: Any) -> str:
     return plain.encode(errors="replace").decode()
 
 
-def _steps(record: dict[str, Any]) -> list[str]:
+def _steps(record: dict[str, object]) -> list[str]:
     """The steps of the item's category paths, each once."""
     paths = record["categories"] if "categories" in record else [record.get("category")]
     lists = [path for path in paths if isinstance(path, list)] if isinstance(paths, list) else []

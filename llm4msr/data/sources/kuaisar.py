@@ -77,8 +77,8 @@ def _searches(file: UPath, options: KuaiSAROptions) -> Iterator[pa.RecordBatch]:
         kept += table.num_rows
         yield from table.to_batches()
     if not kept:
-        wanted = " or ".join(options.search_item_types)
-        raise DataError(f"{file}: no row has item_type {wanted}; change source.kuaisar.search_item_types")
+        kinds_kept = " or ".join(options.search_item_types)
+        raise DataError(f"{file}: no row has item_type {kinds_kept}; change source.kuaisar.search_item_types")
 
 
 def _interactions(rows: Rows, ids: Column, scenario: str, label: Column, time: str) -> pa.Table:

@@ -92,17 +92,17 @@ def _features(rows: Rows, names: tuple[str, ...]) -> dict[str, Column]:
     return {schema.FEATURE + name: rows.features(name) for name in names}
 
 
-def _read_file(file: UPath, wanted: Sequence[str], delimiter: str) -> Rows:
-    """The wanted columns: of a CSV as text, of a Parquet file as they are."""
-    wanted = list(dict.fromkeys(wanted))
+def _read_file(file: UPath, names: Sequence[str], delimiter: str) -> Rows:
+    """Columns of a CSV as text, or of a Parquet file as they are."""
+    names = list(dict.fromkeys(names))
     if file.suffix.lower() != ".parquet":
-        return Rows(pa.concat_tables(rows.table for rows in csv_rows(file, wanted, delimiter)), file)
+        return Rows(pa.concat_tables(rows.table for rows in csv_rows(file, names, delimiter)), file)
     filesystem, inner = storage.arrow_filesystem(file)
     try:
         with arrow_files.open_parquet(filesystem.open_input_file(inner)) as parquet:
-            for name in wanted:
+            for name in names:
                 require_column(name, parquet.schema_arrow.names, file)
-            table = parquet.read(wanted)
+            table = parquet.read(names)
     except (FileNotFoundError, PermissionError) as error:
         raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check source.path and access") from None
     except _FAULTS_OF_PARQUET as error:
