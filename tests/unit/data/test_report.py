@@ -56,14 +56,14 @@ def write(
     return config_of(folder, **sections)
 
 
-def said(config: Config) -> tuple[DataReport, list[str]]:
+def report_of(config: Config) -> tuple[DataReport, list[str]]:
     info = prepare(config).manifest.info
     return DataReport.model_validate(info["report"]), info["warnings"]
 
 
-def the_warning(config: Config, *parts: str) -> str:
+def only_warning(config: Config, *parts: str) -> str:
     """The one warning there is; it has all these parts."""
-    _, warnings = said(config)
+    _, warnings = report_of(config)
     assert len(warnings) == 1, warnings
     for part in parts:
         assert part in warnings[0]
@@ -75,7 +75,7 @@ def the_warning(config: Config, *parts: str) -> str:
 
 def test_nothing_is_warned_of_where_nothing_is_wrong(tmp_path: Path):
     for kind in ({"kind": "time"}, {"kind": "time", "by": "user"}, {"kind": "random"}, {"kind": "leave_last_out"}):
-        assert said(write(tmp_path, healthy(), split=kind))[1] == []
+        assert report_of(write(tmp_path, healthy(), split=kind))[1] == []
 
 
 @pytest.mark.parametrize("latest", [0, 500])
@@ -83,7 +83,7 @@ def test_figures_are_those_of_a_plain_count(tmp_path: Path, latest: int):
     rows = healthy()
     rows += [[f"late{i}", f"i{i}", "search", i % 2, 1_600_900_000 + i, "tv"] for i in range(20)]
     config = write(tmp_path, rows, split={"latest": latest}, table={"users": "", "user_features": []})
-    report, _ = said(config)
+    report, _ = report_of(config)
     used = rows[-latest:]
     frame = pd.DataFrame({"user_id": [r[0] for r in used], "order": [float(r[4]) for r in used]})
     parts = split.assign(frame, config.split, config.seed)
@@ -108,7 +108,7 @@ def test_the_past_is_what_prompts_may_hold(tmp_path: Path):
     rows = healthy(rows=600) + [[f"new{i % 9}", f"i{i}", "home", 1, 1_600_950_000 + i, "tv"] for i in range(30)]
     rows = [row if at % 7 else [*row[:4], row[4], "phone"] for at, row in enumerate(sorted(rows, key=lambda r: r[4]))]
     config = write(tmp_path, rows, split={"history_share": 0.5}, table={"users": "", "user_features": []})
-    report, _ = said(config)
+    report, _ = report_of(config)
     reached = set(storage.read_table(prepare(config).folder / "histories.parquet")["user_id"].to_pylist())
     assert report.parts["train"].users_with_past == len(reached)
     assert report.parts["test"].users_with_past == len(reached & {row[0] for row in rows[-63:]})
@@ -117,7 +117,7 @@ def test_the_past_is_what_prompts_may_hold(tmp_path: Path):
 def test_drawn_negatives_are_counted_apart(tmp_path: Path):
     rows = [[*row[:3], 1, *row[4:]] for row in healthy()]
     config = write(tmp_path, rows, table={"label": ""}, split={"negatives": 2})
-    report, warnings = said(config)
+    report, warnings = report_of(config)
     output = prepare(config)
     for name, part in report.parts.items():
         labels = storage.read_table(output.folder / f"{name}.parquet")["label"].to_numpy()
@@ -137,7 +137,7 @@ def test_negatives_that_cannot_be_drawn_are_told(tmp_path: Path, items: int, lac
         [f"u{u}", f"i{i}", "home", 1, 1_600_000_000 + (7 * at) % len(pairs), "tv"] for at, (u, i) in enumerate(pairs)
     ]
     config = write(tmp_path, rows, table={"label": ""}, split={"negatives": 4, "kind": "random"})
-    _, warnings = said(config)
+    _, warnings = report_of(config)
     assert len([line for line in warnings if told in line]) == 1
     assert not any("leave label out" in line for line in warnings)
 
@@ -148,7 +148,7 @@ def test_the_sampled_prompt_is_the_one_that_extraction_asks_and_holds_training_r
     rows = [row if at < 720 or row[1] != "i8" else [row[0], "i7", *row[2:]] for at, row in enumerate(rows)]
     rows = [row for at, row in enumerate(rows) if at >= 720 or row[1] != "i7"]
     config = write(tmp_path, rows, items, split={"kind": "time"})
-    report, _ = said(config)
+    report, _ = report_of(config)
     histories = storage.read_table(prepare(config).folder / "histories.parquet")
     prompts = {quote(p["raw_id"]): p["prompt"] for p in render.user_prompts(histories, config).to_pylist()}
     assert report.prompt == prompts[report.prompt_of]
@@ -157,7 +157,7 @@ def test_the_sampled_prompt_is_the_one_that_extraction_asks_and_holds_training_r
 
 
 def test_where_items_are_read_an_items_prompt_is_shown(tmp_path: Path):
-    report, _ = said(write(tmp_path, healthy(), extract={"reads": "items"}))
+    report, _ = report_of(write(tmp_path, healthy(), extract={"reads": "items"}))
     number = report.prompt_of.strip("'").removeprefix("i")
     assert f"Thing number {number}\n" in report.prompt
 
@@ -216,10 +216,10 @@ def test_some_ids_written_otherwise_are_told_in_pairs(tmp_path: Path, written: s
     rows = numbered(lambda i: change(i) if i < 4 else str(i), 1)
     items = [[str(i), *row[1:]] for i, row in enumerate(described())]
     config = write(tmp_path, rows, items)
-    warning = the_warning(config, "4 of 40 item ids", "4 of them differ", "exactly as given")
+    warning = only_warning(config, "4 of 40 item ids", "4 of them differ", "exactly as given")
     first = next(row[1] for row in rows if row[1] in {change(i) for i in range(4)})
     assert repr(first) in warning
-    report, _ = said(config)
+    report, _ = report_of(config)
     found = report.described["item"]
     assert (found.ids, found.missing, found.alike, found.in_file) == (40, 4, 4, 40)
     assert found.missing_rows == sum(row[1] in {change(i) for i in range(4)} for row in rows)
@@ -242,14 +242,14 @@ def test_ids_that_are_quite_other_are_an_error_if_all_are_and_a_warning_if_most(
     other = [[f"product {i}", *row[1:]] for i, row in enumerate(described())]
     with pytest.raises(DataError, match=r"they have 'i\d+', 'i\d+', 'i\d+', this file has 'product 0', 'product 1'"):
         prepare(write(tmp_path / "a", healthy(), other))
-    _, warnings = said(write(tmp_path / "b", healthy(), [*other, *described()[:10]]))
+    _, warnings = report_of(write(tmp_path / "b", healthy(), [*other, *described()[:10]]))
     assert "30 of 40 item ids" in warnings[0]
     assert "the file has 'product 0'" in warnings[0]
     assert "30 of 40 items have no title" in warnings[1]
 
 
 def test_a_few_items_without_a_description_are_counted_without_a_warning(tmp_path: Path):
-    report, warnings = said(write(tmp_path, healthy(), described()[:-2]))
+    report, warnings = report_of(write(tmp_path, healthy(), described()[:-2]))
     assert report.described["item"].missing == 2
     assert warnings == []
     assert any("38 of 40 are described" in line and "'i38'" in line for line in report_lines(report))
@@ -269,13 +269,13 @@ def in_user(rows: list[Row], first: int = 1) -> list[Row]:
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_position_within_the_user_is_no_global_time(tmp_path: Path, first: int):
     rows = in_user(healthy(), first)
-    _, warnings = said(write(tmp_path, rows))
+    _, warnings = report_of(write(tmp_path, rows))
     assert any(
         "'ts' looks like a position within the user" in text and "split.by = 'user'" in text for text in warnings
     )
-    assert said(write(tmp_path, rows, split={"by": "user"}))[1] == []
-    assert said(write(tmp_path, rows, split={"kind": "leave_last_out"}))[1] == []
-    latest = said(write(tmp_path, rows, split={"by": "user", "latest": 800}))[1]
+    assert report_of(write(tmp_path, rows, split={"by": "user"}))[1] == []
+    assert report_of(write(tmp_path, rows, split={"kind": "leave_last_out"}))[1] == []
+    latest = report_of(write(tmp_path, rows, split={"by": "user", "latest": 800}))[1]
     assert any("position within the user" in text for text in latest)
 
 
@@ -283,20 +283,20 @@ def test_days_that_count_from_one_are_no_position(tmp_path: Path):
     rows = healthy()
     for at, row in enumerate(rows):
         row[4] = 1 + at // 9
-    assert said(write(tmp_path, rows))[1] == []
+    assert report_of(write(tmp_path, rows))[1] == []
 
 
 def test_rows_without_an_order_are_no_silent_time_line(tmp_path: Path):
     for kind in ("time", "leave_last_out"):
-        the_warning(write(tmp_path, healthy(), table={"order": ""}, split={"kind": kind}), "there is no", "'random'")
-    assert said(write(tmp_path, healthy(), table={"order": ""}, split={"kind": "random"}))[1] == []
+        only_warning(write(tmp_path, healthy(), table={"order": ""}, split={"kind": kind}), "there is no", "'random'")
+    assert report_of(write(tmp_path, healthy(), table={"order": ""}, split={"kind": "random"}))[1] == []
 
 
 def test_parts_of_another_size_than_set_are_told(tmp_path: Path):
     rows = healthy()
     for at, row in enumerate(rows):
         row[4] = 2020 + at // 250
-    the_warning(write(tmp_path, rows), "4 times", "valid 27.8% for 10.0%, test 16.7% for 10.0%")
+    only_warning(write(tmp_path, rows), "4 times", "valid 27.8% for 10.0%, test 16.7% for 10.0%")
     for row in rows:
         row[4] = 2020
     with pytest.raises(DataError, match=r"1 different times.*split.by = 'user'"):
@@ -305,9 +305,9 @@ def test_parts_of_another_size_than_set_are_told(tmp_path: Path):
 
 def test_all_labels_of_one_class_are_told_and_the_run_goes_on(tmp_path: Path):
     likes = [[*row[:3], 1, *row[4:]] for row in healthy()]
-    the_warning(write(tmp_path / "1", likes), "all labels are 1", "leave label out and set split.negatives")
+    only_warning(write(tmp_path / "1", likes), "all labels are 1", "leave label out and set split.negatives")
     none = [[*row[:3], 0, *row[4:]] for row in healthy()]
-    report, warnings = said(write(tmp_path / "0", none))
+    report, warnings = report_of(write(tmp_path / "0", none))
     assert "no label is above 0.5" in warnings[0]
     assert report.prompt == ""
     assert any("no user has liked anything" in line for line in report_lines(report))
@@ -316,7 +316,7 @@ def test_all_labels_of_one_class_are_told_and_the_run_goes_on(tmp_path: Path):
 @pytest.mark.parametrize(("label", "part", "first"), [(1, "validation", 720), (0, "test", 810)])
 def test_a_part_of_one_class_is_told(tmp_path: Path, label: int, part: str, first: int):
     rows = [[*r[:3], label if first <= at < first + 90 else r[3], *r[4:]] for at, r in enumerate(healthy())]
-    the_warning(write(tmp_path, rows), f"all 90 {part} rows have label {label}", "AUC is n/a")
+    only_warning(write(tmp_path, rows), f"all 90 {part} rows have label {label}", "AUC is n/a")
 
 
 def test_a_handful_of_positives_is_told(tmp_path: Path):
@@ -324,37 +324,37 @@ def test_a_handful_of_positives_is_told(tmp_path: Path):
     rows = [[f"u{at % 30}", f"i{rng.randrange(40)}", f"s{at % 2}", 0, 1_600_000_000 + at, "tv"] for at in range(4000)]
     for at in (10, 3300, 3900):
         rows[at][3] = 1
-    _, warnings = said(write(tmp_path, rows))
+    _, warnings = report_of(write(tmp_path, rows))
     assert any("3 of 4,000 labels are 1 (< 0.1%)" in text for text in warnings)
 
 
 def test_many_scenarios_are_told_and_those_with_few_rows_or_only_later_ones(tmp_path: Path):
     rows = [[*r[:2], f"s{at % 250}", *r[3:]] for at, r in enumerate(healthy())]
-    _, warnings = said(write(tmp_path / "many", rows))
+    _, warnings = report_of(write(tmp_path / "many", rows))
     assert any("there are 250 scenarios" in text for text in warnings)
     rare = [[*r[:2], "rare" if at in (3, 4) else r[2], *r[3:]] for at, r in enumerate(healthy())]
-    the_warning(write(tmp_path / "rare", rare), "fewer than 30 training rows", "'rare' (2)")
+    only_warning(write(tmp_path / "rare", rare), "fewer than 30 training rows", "'rare' (2)")
     late = [[*r[:2], "late" if at >= 850 else r[2], *r[3:]] for at, r in enumerate(healthy())]
-    the_warning(write(tmp_path / "late", late), "no training row has the scenario 'late' (50)")
+    only_warning(write(tmp_path / "late", late), "no training row has the scenario 'late' (50)")
 
 
 @pytest.mark.parametrize(("path", "remedy"), [("All|c{}", "= '|'"), ("c{}", "if they are paths")])
 def test_a_category_that_never_splits_is_told(tmp_path: Path, path: str, remedy: str):
     items = [[*row[:2], path.format(i % 5), row[3]] for i, row in enumerate(described())]
-    the_warning(write(tmp_path, healthy(), items), "no category has ' > ' inside", remedy)
+    only_warning(write(tmp_path, healthy(), items), "no category has ' > ' inside", remedy)
 
 
 def test_titles_that_are_ids_or_codes_are_told(tmp_path: Path):
     blank = [[row[0], row[1] if i % 3 else "", *row[2:]] for i, row in enumerate(described())]
-    the_warning(write(tmp_path / "blank", healthy(), blank), "14 of 40 items have no title", "fill its column 'title'")
+    only_warning(write(tmp_path / "blank", healthy(), blank), "14 of 40 items have no title", "fill its column 'title'")
     codes = [[row[0], f"SKU-{1000 + i}", *row[2:]] for i, row in enumerate(described())]
-    the_warning(write(tmp_path / "codes", healthy(), codes), "40 of 40 titles look like codes", "'SKU-10")
+    only_warning(write(tmp_path / "codes", healthy(), codes), "40 of 40 titles look like codes", "'SKU-10")
     same = [[row[0], "Thing" if i % 3 else row[1], *row[2:]] for i, row in enumerate(described())]
-    the_warning(write(tmp_path / "same", healthy(), same), "26 of 40 items have the title 'Thing'")
+    only_warning(write(tmp_path / "same", healthy(), same), "26 of 40 items have the title 'Thing'")
     unnamed = write(tmp_path / "unnamed", healthy(), table={"title": ""})
-    the_warning(unnamed, "40 of 40 items have no title", "Name source.table.title")
+    only_warning(unnamed, "40 of 40 items have no title", "Name source.table.title")
     bare = {"items": "", "title": "", "category": "", "item_features": []}
-    the_warning(write(tmp_path / "bare", healthy(), table=bare), "40 of 40 items have no title", "items (a file)")
+    only_warning(write(tmp_path / "bare", healthy(), table=bare), "40 of 40 items have no title", "items (a file)")
 
 
 def test_users_who_come_after_the_cut_are_told(tmp_path: Path):
@@ -362,20 +362,20 @@ def test_users_who_come_after_the_cut_are_told(tmp_path: Path):
     for at, row in enumerate(rows[720:]):
         row[0] = f"v{at % 15}"
     users = [f"{letter}{i}" for letter in "uv" for i in range(30)]
-    the_warning(write(tmp_path, rows, users=users), "most validation and test users have no past", "split.by = 'user'")
-    assert said(write(tmp_path, rows, users=users, split={"by": "user"}))[1] == []
+    only_warning(write(tmp_path, rows, users=users), "most validation and test users have no past", "split.by = 'user'")
+    assert report_of(write(tmp_path, rows, users=users, split={"by": "user"}))[1] == []
 
 
 def test_users_with_one_row_are_told(tmp_path: Path):
     rows = [[f"w{at}" if at % 4 == 0 else row[0], *row[1:]] for at, row in enumerate(healthy())]
-    _, warnings = said(write(tmp_path, rows, table={"users": "", "user_features": []}))
+    _, warnings = report_of(write(tmp_path, rows, table={"users": "", "user_features": []}))
     assert any("225 of 255 users have a single row" in text for text in warnings)
 
 
 def test_rows_that_repeat_are_told(tmp_path: Path):
     rows = healthy()
     rows = sorted(rows + rows[::5], key=lambda row: row[4])
-    the_warning(write(tmp_path, rows), "180 of 1,080 rows have the user, item and scenario of an earlier row")
+    only_warning(write(tmp_path, rows), "180 of 1,080 rows have the user, item and scenario of an earlier row")
 
 
 # --- how it is told ---------------------------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ def test_rows_that_repeat_are_told(tmp_path: Path):
 
 def test_the_report_is_told_once_and_its_warnings_each_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = write(tmp_path, [[*row[:3], 1, *row[4:]] for row in healthy()])
-    report, (warning,) = said(config)
+    report, (warning,) = report_of(config)
     told = capsys.readouterr().err
     assert all(line in told for line in report_lines(report))
     assert f"warning: {warning}" in told
