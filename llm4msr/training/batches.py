@@ -16,7 +16,7 @@ from torch import Tensor
 from upath import UPath
 
 from llm4msr import schema, storage
-from llm4msr.arrays import Bools, Ints, Ints32
+from llm4msr.arrays import Bools, Column, Ints, Ints32
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.model.inputs import Batch
 from llm4msr.training.feature_tables import FeatureTables
@@ -172,13 +172,14 @@ def _least_and_greatest(metadata: pq.FileMetaData, column: str) -> tuple[float, 
     """By the file's footer; None where it does not say."""
     at = metadata.schema.names.index(column)
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
-    found = [group.column(at).statistics for group in groups if group.num_rows]
-    if not found or any(one is None or not one.has_min_max for one in found):
-        return None
-    return min(one.min for one in found), max(one.max for one in found)
+    statistics = [group.column(at).statistics for group in groups if group.num_rows]
+    bounds = [(one.min, one.max) for one in statistics if one is not None and one.has_min_max]
+    least = [low for low, _ in bounds if low is not None]
+    greatest = [high for _, high in bounds if high is not None]
+    return (min(least), max(greatest)) if bounds and len(bounds) == len(statistics) else None
 
 
-def _as_int32(column: pa.Array) -> Ints32:
+def _as_int32(column: Column) -> Ints32:
     if pa.types.is_floating(column.type):
         return np.asarray(column.to_numpy()).view(np.int32)
     return np.asarray(column.cast(pa.int32()).to_numpy())

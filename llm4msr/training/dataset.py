@@ -13,6 +13,11 @@ from llm4msr.training.batches import RowReader, Rows, to_batch
 from llm4msr.training.feature_tables import FeatureTables
 
 
+def scenario_names(prepared: StageOutput) -> list[str]:
+    """The scenarios' ids by number; that of number 0, the unknown one, is empty."""
+    return [str(name) for name in prepared.table("scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()]
+
+
 @dataclass
 class Dataset:
     """Rows with their features, and knowledge where the model uses any."""
@@ -26,14 +31,13 @@ class Dataset:
     def open(cls, config: Config, prepared: StageOutput, extracted: StageOutput | None) -> "Dataset":
         """`extracted` is needed unless `model.knowledge` is `none`; the control is applied here."""
         tables = FeatureTables.open(prepared)
-        names = prepared.table("scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()
         knowledge = None
         if config.model.knowledge != "none":
             assert extracted is not None
             store = KnowledgeStore.open(extracted, len(tables.users_US), tables.scenarios)
             store.hides_seen = config.split.history_share < 1
             knowledge = store.with_control(config.model.control, config.seed)
-        return cls(prepared, tables, names, knowledge)
+        return cls(prepared, tables, scenario_names(prepared), knowledge)
 
     def rows(self, part: str) -> RowReader:
         """Rows of `train`, `valid` or `test`."""

@@ -1,11 +1,11 @@
-"""TODO."""
+"""The numbers of users', items' and scenarios' features, looked up row by row."""
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from llm4msr.arrays import Ints
+from llm4msr.arrays import Column, Ints
 from llm4msr.model.embedding import Field, slot_starts
 from llm4msr.storage import StageOutput
 
@@ -53,15 +53,15 @@ class FeatureTables:
     def slots(self, user_B: Tensor, item_B: Tensor, scenario_B: Tensor, context_BC: Tensor) -> Tensor:
         """int64 [B, S]: places of the rows' features in the embedding table."""
         sides = [self.users_US.index_select(0, user_B), self.items_IS.index_select(0, item_B)]
-        own = [(scenario_B + self.scenario_start)[:, None], context_BC + self.context_start]
-        return torch.cat([*sides, *own], dim=1)
+        rest = [(scenario_B + self.scenario_start)[:, None], context_BC + self.context_start]
+        return torch.cat([*sides, *rest], dim=1)
 
 
-def _slots(column: pa.ChunkedArray) -> Ints:
-    """[N, slots] from a column of numbers, or of lists of numbers padded with 0."""
-    if not pa.types.is_list(column.type):
+def _slots(column: Column) -> Ints:
+    """int64 [N, slots] from a column of numbers, or of lists of numbers padded with 0."""
+    lists = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not isinstance(lists, pa.ListArray):
         return np.asarray(column.to_numpy())[:, None]
-    lists = column.combine_chunks()
     ends = lists.offsets.to_numpy()
     lengths = np.diff(ends)
     padded = np.zeros((len(lists), max(int(lengths.max(initial=0)), 1)), np.int64)

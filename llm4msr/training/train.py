@@ -13,6 +13,7 @@ from llm4msr.storage import StageOutput, StageResult, cache
 from llm4msr.training import checkpoint, driver, popularity
 from llm4msr.training.batches import RowReader
 from llm4msr.training.checkpoint import weights_as_bytes
+from llm4msr.training.dataset import scenario_names
 from llm4msr.training.metrics import Metrics, Report
 
 VERSION = 5
@@ -104,8 +105,8 @@ class Quality(TypedDict):
 
 def quality(config: Config, data: StageOutput, report: Report) -> Quality:
     """The best epoch's metrics on validation rows, those of the baselines, and what to warn of."""
-    names = data.table("scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()
-    baselines = {name: one["overall"] for name, one in popularity.reports(data, "valid", names).items()}
+    reports = popularity.reports(data, "valid", scenario_names(data))
+    baselines = {name: baseline["overall"] for name, baseline in reports.items()}
     warnings = popularity.warnings(config.model.variant, report["overall"], baselines, "validation")
     return {"metrics": {"on": "valid", **report}, "baselines": baselines, "warnings": warnings}
 
