@@ -18,7 +18,6 @@ from llm4msr.knowledge.index import Bucket
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import item_prompts, items_to_read, user_prompts, users_to_read
 from llm4msr.knowledge.reader import Reader
-from llm4msr.storage import Manifest
 
 CHARACTERS_PER_TOKEN = 4.0
 """Where the model's tokenizer is not on this machine."""
@@ -76,7 +75,7 @@ def _count_tokens(config: Config, texts: list[str]) -> tuple[list[int], int, boo
 def _known_share(config: Config, prompts: pa.Table, kind: str, count: int) -> float:
     """The share of these prompts, a sample of `count`, that earlier versions below this storage have read already."""
     model = models.find_local(config.extract.model)
-    root = storage.path(config.root) / "extract"
+    root = versions.root(config)
     if model is None or not root.exists() or not len(prompts):
         return 0.0
     names = storage.files_below(root)
@@ -124,7 +123,8 @@ def _rate(config: Config) -> tuple[float, str]:
     e = config.extract
     if e.tokens_per_second:
         return e.tokens_per_second, "as extract.tokens_per_second states"
-    for manifest in _manifests(config):
+    for version in versions.finished_versions(config):
+        manifest = version.manifest
         spent = manifest.info.get("spent", {}).get("vectors", {})
         if manifest.inputs.get("model") == e.model and spent.get("seconds"):
             return (spent["tokens"] - spent["cached"]) / spent["seconds"], f"as version {manifest.fingerprint} measured"
@@ -133,14 +133,6 @@ def _rate(config: Config) -> tuple[float, str]:
     if not weights:
         return 0.0, "unknown until the model is on this machine"
     return EFFICIENCY * _matrix_rate() / 2.0 / weights, f"on this machine's CPU ({weights / 1e6:.0f}M weights)"
-
-
-def _manifests(config: Config) -> list[Manifest]:
-    """Those of the finished extractions below this storage, the newest first."""
-    root = storage.path(config.root) / "extract"
-    outputs = [storage.open_output(folder) for folder in root.iterdir()] if root.exists() else []
-    manifests = [output.manifest for output in outputs if output]
-    return sorted(manifests, key=lambda m: int(m.info.get("version", 0)), reverse=True)
 
 
 def _matrix_rate() -> float:

@@ -195,14 +195,14 @@ def match(rows: pa.Table, bucket: Bucket, versions: Iterable[Sequence[RowGroup]]
         known = _read_bucket(files, bucket)
         usable = pc.less(known["state"], pa.scalar(int(State.FAILED), pa.int8()))
         known = known.filter(pc.and_(usable, pc.is_in(known["shard"], value_set=present)))
-        place = pc.index_in(rows["key"], value_set=known["key"])
-        hit = pc.is_valid(place)
-        places = known.take(pc.drop_null(place))
-        matched = rows.filter(hit).select(["id", "hash", "key"])
+        positions = pc.index_in(rows["key"], value_set=known["key"])
+        is_known = pc.is_valid(positions)
+        places = known.take(pc.drop_null(positions))
+        matched = rows.filter(is_known).select(["id", "hash", "key"])
         for name in ("shard", "checksum", "row", "state"):
             matched = matched.append_column(name, places[name])
         matches.append(matched.cast(INDEX))
-        rows = rows.filter(pc.invert(hit))
+        rows = rows.filter(pc.invert(is_known))
     return pa.concat_tables(matches)
 
 

@@ -108,7 +108,7 @@ def _mean(output: StageOutput) -> Floats:
     return total_Z / max(count, 1)
 
 
-class Verified(TypedDict):
+class VerifyReport(TypedDict):
     """A version, its rows, how many of them were compared, and the least cosine of a stored and a new vector."""
 
     uri: str
@@ -117,7 +117,7 @@ class Verified(TypedDict):
     least_cosine: float
 
 
-def verify(config: Config, output: StageOutput, sample: int = 16) -> Verified:
+def verify(config: Config, output: StageOutput, sample: int = 16) -> VerifyReport:
     """Ask the LLM again about some of the rows that it read, and compare fingerprints and vectors.
 
     Raises:

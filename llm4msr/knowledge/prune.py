@@ -31,7 +31,7 @@ class Live(NamedTuple):
     checksum: str
 
 
-class Pruned(TypedDict):
+class PruneReport(TypedDict):
     """Names of the versions that were `kept` and `removed`, of `unfinished` ones that stay, and the bytes `freed`."""
 
     kept: list[str]
@@ -43,7 +43,7 @@ class Pruned(TypedDict):
 
 def prune(
     config: Config, current: StageOutput | None, keep: int = 1, unfinished: bool = False, dry_run: bool = False
-) -> Pruned:
+) -> PruneReport:
     """Delete all but the newest `keep` versions and the `current` one, and every row that none of them refers to.
 
     Versions from before the newest one with a list of users to forget go too, whatever `keep` says. What unfinished
@@ -82,7 +82,7 @@ def prune(
                 (root / (name + CHECKSUMS)).unlink()
             freed += erase(root / name, live.get(name), sizes[name], dry_run)
     kept, removed = ([version.folder.name for version in group] for group in (stay, go))
-    return Pruned(kept=kept, removed=removed, unfinished=sorted(running), freed=freed, dry_run=dry_run)
+    return PruneReport(kept=kept, removed=removed, unfinished=sorted(running), freed=freed, dry_run=dry_run)
 
 
 def _version_of(name: str) -> str:
@@ -109,10 +109,10 @@ def _divide(
     """Versions that stay, and versions that go."""
     finished = versions.finished_versions(config)
     forgetting = next((i for i, v in enumerate(finished) if v.manifest.info.get("forget")), len(finished))
-    wanted = {version.folder.name for version in finished[:keep]} | ({current.folder.name} if current else set())
+    recent = {version.folder.name for version in finished[:keep]} | ({current.folder.name} if current else set())
     needed = {base for name in running for base in _bases(versions.root(config) / name)}
     stay = [
-        v for i, v in enumerate(finished) if v.folder.name in needed or (v.folder.name in wanted and i <= forgetting)
+        v for i, v in enumerate(finished) if v.folder.name in needed or (v.folder.name in recent and i <= forgetting)
     ]
     return stay, [version for version in finished if version not in stay]
 
