@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import yaml
 
 from benchmarks import _bundles
 from llm4msr.serve import proxy
+from tests.support.experiments import free_port
 
 
 class Endpoint:
@@ -91,10 +91,3 @@ def endpoint(**args: Any) -> Iterator[Endpoint]:
         finally:
             serve.shutdown()
             ray.shutdown()
-
-
-def free_port() -> int:
-    """A port that nothing listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

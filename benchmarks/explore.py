@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks._endpoint import free_port
 from benchmarks._machine import described
 from llm4msr import config as configs
 from llm4msr import pipeline
 from llm4msr.serve import endpoint
+from tests.support.experiments import free_port
 
 RESULT = Path(__file__).parent / "results" / "explore.md"
 

@@ -25,9 +25,11 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 import psutil
 
 from benchmarks._machine import described
+from benchmarks._stage_process import start_stage
 from benchmarks._store import compare, shards, users
-from benchmarks.extract_scale import make_prepared, tiny_llama
+from benchmarks.extract_scale import make_prepared
 from llm4msr.config import Config
+from tests.support.experiments import tiny_llama
 from tests.support.fault_proxy import FaultProxy
 from tests.support.s3_server import s3_server
 
@@ -112,15 +114,8 @@ def _config(folder: Path, where: str, model: Path, wanted: argparse.Namespace) -
 
 def _start(config: Config, folder: Path, cluster: Any) -> subprocess.Popen[bytes]:
     """The driver: `extract(config)` in a process of its own, on the cluster."""
-    (folder / "config.json").write_text(config.model_dump_json())
-    code = "import sys, llm4msr; pipeline.extract(llm4msr.Config.model_validate_json(open(sys.argv[1]).read()))"
     with (folder / "driver.log").open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-c", code, str(folder / "config.json")],
-            env=os.environ | {"RAY_ADDRESS": cluster.address},
-            stdout=log,
-            stderr=log,
-        )
+        return start_stage("extract", config, folder, {"RAY_ADDRESS": cluster.address}, stdout=log, stderr=log)
 
 
 def _disturbed(config: Config, folder: Path, cluster: Any, victim: str, moment: float) -> Row:

@@ -38,6 +38,7 @@ from llm4msr.knowledge.prompts.render import Window, windows
 from llm4msr.knowledge.reader import Reader
 from llm4msr.pipeline import extract, extracted, prepared
 from llm4msr.storage import StageResult
+from tests.support.experiments import tiny_llama
 
 RESULT = Path(__file__).parent / "results" / "extract-scale.md"
 SCENARIOS = ("feed", "search")
@@ -148,13 +149,6 @@ def _histories(start: int, stop: int, changed: bool) -> pa.Table:
     history = pa.ListArray.from_arrays(pa.array(np.arange(len(user_N) + 1) * 2, pa.int32()), lists)
     ids = pa.array([f"user{user:012d}" for user in user_N], pa.string())
     return pa.table([pa.array(user_N + 1), ids, pa.array(np.full(len(user_N), 6)), history], schema.HISTORIES)
-
-
-def tiny_llama(folder: Path) -> Path:
-    from tests.support.experiments import tiny_llama as made
-
-    folder.mkdir()
-    return made(folder)
 
 
 def one_run(config: Config) -> Measured:

@@ -25,6 +25,7 @@ import pandas as pd
 
 from benchmarks import extract_scale
 from benchmarks._machine import described
+from tests.support.experiments import tiny_llama
 
 RESULT = Path(__file__).parent / "scaling.md"
 ACTORS = (1, 2, 4)
@@ -87,7 +88,7 @@ def extract_once(actors: int) -> dict[str, float]:
     ray_session.connect()
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        model = extract_scale.tiny_llama(here / "llama")
+        model = tiny_llama(here / "llama")
         (here / "template.txt").write_text("Likes: $history")
         wanted = argparse.Namespace(engine="transformers", shard=SHARD)
         config = extract_scale.config_of(here, "same", model, wanted)

@@ -26,6 +26,7 @@ from benchmarks import _bundles, _load
 from benchmarks._machine import described
 from llm4msr.bundle.messages import RankRequest
 from llm4msr.bundle.ranker import Ranker
+from tests.support.experiments import free_port
 
 RESULT = Path(__file__).parent / "results" / "serve-load.md"
 Numbers = dict[str, list[float]]
@@ -91,7 +92,7 @@ def endpoints(bundles: dict[str, str], bodies: Path, root: Path) -> Iterator[dic
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ray_session.connect()
-    port, quiet = _free_port(), {"log_level": "ERROR", "enable_access_log": False}
+    port, quiet = free_port(), {"log_level": "ERROR", "enable_access_log": False}
     serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
     config = ServeConfig(max_queued_requests=10_000, max_ongoing_requests=256, follow_s=0)
     answer = Ranker.load(bundles["both"]).rank(_requests(bodies)[0]).model_dump_json()
@@ -103,7 +104,7 @@ def endpoints(bundles: dict[str, str], bodies: Path, root: Path) -> Iterator[dic
     for name, app in apps.items():
         serve.run(app, name=name, route_prefix=f"/{name}", logging_config=quiet)
     urls = {name: f"http://127.0.0.1:{port}/{name}/v1/rank" for name in apps}
-    other = _free_port()
+    other = free_port()
     words = [sys.executable, "-m", "benchmarks.serve_load", "--bare", bundles["both"], str(other)]
     bare = subprocess.Popen(words)
     try:
@@ -287,14 +288,6 @@ def _wait(url: str, bodies: Path) -> None:
                 return
         time.sleep(0.1)
     raise RuntimeError(f"{url} does not answer")
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ from typing import Any
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 from benchmarks._machine import described
+from benchmarks._stage_process import start_stage
 from llm4msr import Config, load
 from llm4msr.pipeline import prepare, trained
 from llm4msr.storage import StageOutput
 
 RESULT = Path(__file__).parent / "results" / "train-elastic.md"
 CONFIG = Path(__file__).parent / "configs" / "ml-100k.toml"
-DRIVER = "import sys, llm4msr; pipeline.train(llm4msr.Config.model_validate_json(open(sys.argv[1]).read()))"
 Event = tuple[float, str]
 
 
@@ -83,7 +83,7 @@ def elastic(config: Config) -> tuple[list[Event], StageOutput]:
 
     try:
         _, lost = (cluster.add_node(num_cpus=2) for _ in range(2))
-        driver = start(config, {"RAY_ADDRESS": cluster.address})
+        driver = start_stage("train", config, Path(config.root), {"RAY_ADDRESS": cluster.address})
         until([4], 2)
         cluster.remove_node(lost, allow_graceful=False)
         note(f"a node with two workers killed, the last checkpoint was {where(position(config))}")
@@ -100,15 +100,8 @@ def elastic(config: Config) -> tuple[list[Event], StageOutput]:
 
 def undisturbed(config: Config) -> StageOutput:
     """The same on two workers of a Ray of its own."""
-    assert start(config, {"RAY_ADDRESS": "local"}).wait() == 0
+    assert start_stage("train", config, Path(config.root), {"RAY_ADDRESS": "local"}).wait() == 0
     return trained(config).output
-
-
-def start(config: Config, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """`train(config)` in a process of its own, which writes to stderr."""
-    file = Path(config.root) / "config.json"
-    file.write_text(config.model_dump_json())
-    return subprocess.Popen([sys.executable, "-c", DRIVER, str(file)], env=os.environ | environment)
 
 
 def wait(driver: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:

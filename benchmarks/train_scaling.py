@@ -19,12 +19,10 @@ import itertools
 import json
 import multiprocessing
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
@@ -33,17 +31,15 @@ os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"  # every report waits fo
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import safetensors.torch
 import torch
 
+from benchmarks._cpu_clock import train_with_clock
 from benchmarks.train_scaling_report import BATCHES, NO_DROPOUT, SPARSE, WORKERS, report
 from llm4msr import Config, load, storage
-from llm4msr.pipeline import prepare, train
-from llm4msr.storage import StageOutput
+from llm4msr.pipeline import prepare, train, trained
 from llm4msr.training import metrics
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.loop import fit, predict
-from llm4msr.training.train import WEIGHTS
 
 RESULTS = Path(__file__).parent / "results" / "train-scaling.md"
 CONFIG = Path(__file__).parent / "configs" / "ml-100k.toml"
@@ -55,7 +51,6 @@ KINDS: dict[str, tuple[str, ...]] = {
     SPARSE: ("train.sparse=true",),
     **{f"{n}{NO_DROPOUT}": (f"train.workers={n}", *CALM) for n in WORKERS},
 }
-Timed = Callable[[dict[str, Any]], None]
 
 
 def main() -> None:
@@ -88,13 +83,12 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_train(config: Config) -> StageOutput:
-    """`train(config)` on a Ray of this process with room for four workers."""
+def start_ray() -> None:
+    """A Ray of this process with room for the most workers."""
     import ray
 
     if not ray.is_initialized():
         ray.init("local", num_cpus=max(WORKERS), include_dashboard=False, logging_level="error", log_to_driver=False)
-    return train(config)
 
 
 # --- the same AUC ------------------------------------------------------------------------------------------------
@@ -109,18 +103,18 @@ def measure_auc(work: Path, found: dict[str, Any], seeds: int, patience: int) ->
             place = work / f"patience-{patience}" / kind.replace(" ", "-")
             settings = [f"storage={place}", f"seed={seed}", *always, *changes]
             config = load(str(CONFIG), settings)  # split by time, so the rows are the same whatever the seed
-            prepared = prepare(config)
-            known[str(seed)] = test_auc(config, prepared, run_train(config))
+            prepare(config)
+            start_ray()
+            train(config)
+            known[str(seed)] = test_auc(config)
             yield
 
 
-def test_auc(config: Config, prepared: StageOutput, output: StageOutput) -> float | None:
+def test_auc(config: Config) -> float | None:
     """Of the published weights."""
-    data = Dataset.open(config, prepared, None)
-    net = data.new_net(config)
-    net.load_state_dict(safetensors.torch.load(storage.read_bytes(output.folder / WEIGHTS)))
-    scored = predict(net, data, data.rows("test"), 4096)
-    return metrics.auc(scored.label, scored.logit)
+    net, data = trained(config).load()
+    predictions = predict(net, data, data.rows("test"), 4096)
+    return metrics.auc(predictions.label, predictions.logit)
 
 
 # --- CPU-seconds of a step ---------------------------------------------------------------------------------------
@@ -147,12 +141,11 @@ def generate(folder: Path) -> None:
     """Random rows, about as many users and items as MovieLens-1M has."""
     rng, rows = np.random.default_rng(1), int(2.6 * STEP_ROWS)
     folder.mkdir(parents=True)
+    sizes = {"user": 6000, "item": 4000, "scenario": 4}
     columns = {
-        "user": rng.integers(6000, size=rows).astype(str),
-        "item": rng.integers(4000, size=rows).astype(str),
-        "scenario": rng.integers(4, size=rows).astype(str),
-        "label": rng.integers(2, size=rows),
-        "time": np.arange(rows),
+        **{name: pa.array(rng.integers(size, size=rows)).cast(pa.string()) for name, size in sizes.items()},
+        "label": pa.array(rng.integers(2, size=rows)),
+        "time": pa.array(np.arange(rows)),
     }
     pq.write_table(pa.table(columns), folder / "interactions.parquet")
 
@@ -184,42 +177,10 @@ def steps_config(work: Path, source: Path, batch: int, workers: int) -> Config:
 
 def step_seconds(config: Config) -> list[float]:
     """Of each worker, the CPU-seconds between its first two checkpoints."""
-    with tempfile.TemporaryDirectory() as folder:
-        with mock.patch("llm4msr.training.driver.worker_loop", _timed(folder)):
-            storage.remove(run_train(config).folder)
-        seconds = [float(file.read_text()) for file in Path(folder).iterdir()]
-    assert len(seconds) == config.train.workers
-    return seconds
-
-
-def _timed(folder: str) -> Timed:
-    """`worker_loop`, leaving the CPU-seconds as a file."""
-
-    def timed_loop(job: Any) -> None:
-        import os
-        import pathlib
-        import time
-        from unittest import mock
-
-        from llm4msr.training.loop import fit
-        from llm4msr.training.worker import worker_loop
-
-        marks: list[float] = []
-
-        def timed(config: Any, data: Any, resume: Any, on_checkpoint: Any) -> Any:
-            def told(state: Any) -> None:
-                marks.append(time.process_time())
-                on_checkpoint(state)
-                marks.append(time.process_time())
-
-            state = fit(config, data, resume, told)
-            pathlib.Path(folder, str(os.getpid())).write_text(str(marks[2] - marks[1]))
-            return state
-
-        with mock.patch("llm4msr.training.worker.fit", timed):
-            worker_loop(job)
-
-    return timed_loop
+    start_ray()
+    output, workers = train_with_clock(config)
+    storage.remove(output.folder)
+    return [second.begin - first.end for first, second, *_ in workers]
 
 
 @contextlib.contextmanager

@@ -21,18 +21,15 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from benchmarks._machine import described
+from benchmarks._random_rows import open_dataset, peak_memory, random_rows
 from llm4msr import Config, storage
-from llm4msr.model.embedding import Field
-from llm4msr.storage import StageResult
 from llm4msr.training.batches import RowReader, Rows
 from llm4msr.training.dataset import Dataset
-from llm4msr.training.feature_tables import FeatureTables
 from llm4msr.training.loop import fit
 
 RESULT = Path(__file__).parent / "results" / "train-tables.md"
@@ -75,14 +72,14 @@ class Clocked(RowReader):
 
     marks: list[float]
 
-    def batches(self, *given: Any, **named: Any) -> Iterator[tuple[Rows, int]]:
+    def batches(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Rows, int]]:
         self.marks = []
-        for batch in super().batches(*given, **named):
+        for batch in super().batches(*args, **kwargs):
             self.marks.append(time.process_time())
             yield batch
 
 
-class ClockedData(Dataset):
+class ClockedDataset(Dataset):
     """Its training rows are clocked."""
 
     train: Clocked
@@ -99,24 +96,16 @@ def work(rank: int, workers: int, folder: str, values: int, sparse: bool) -> Non
     torch.set_num_threads(1)
     if workers > 1:
         dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=workers)
-    rng = np.random.default_rng(0)
-    sizes = {"user": int(0.7 * values), "item": values - int(0.7 * values), "scenario": 5}
-    own = storage.path(f"{folder}/{rank}")
-    for part, rows in (("train", STEPS * BATCH), ("valid", 1000)):
-        columns = {name: rng.integers(size, size=rows) for name, size in sizes.items()}
-        columns |= {"label": (columns["user"] % 2).astype("f4"), "seen": np.zeros(rows, int)}
-        storage.write_table(own / f"{part}.parquet", pa.table(columns))
-    fields = [Field("user_id", "user", sizes["user"], 1), Field("item_id", "item", sizes["item"], 1)]
-    fields.append(Field("scenario_id", "scenario", 5, 1))
-    tables = FeatureTables(fields, np.arange(sizes["user"])[:, None], np.arange(sizes["item"])[:, None], 5)
-    built = StageResult(files={f"{part}.parquet": -1 for part in ("train", "valid")}, rows=0)
-    made = storage.publish(own, "prepare", 1, {}, {}, lambda _: built, resumable=True)
-    data = ClockedData(made, tables, [str(scenario) for scenario in range(5)], None)
+    rng, users = np.random.default_rng(0), int(0.7 * values)
+    root = storage.path(f"{folder}/{rank}")
+    for split, rows in (("train", STEPS * BATCH), ("valid", 1000)):
+        storage.write_table(root / f"{split}.parquet", random_rows(rng, rows, users, values - users))
+    data = ClockedDataset(**vars(open_dataset(root, users, values - users)))
     settings = {"epochs": 1, "batch_size": BATCH, "sparse": sparse, "checkpoint_batches": 0}
     source = {"kind": "table", "path": "made up"}
     document = {"name": "tables", "source": source, "model": {"knowledge": "none"}, "train": settings}
     fit(Config.model_validate(document), data)
-    peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / (1 << 20)
+    peak = peak_memory() / (1 << 30)
     Path(folder, f"spent{rank}").write_text(f"{1000 * median(np.diff(data.train.marks)[2:])} {peak}")
 
 

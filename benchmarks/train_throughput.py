@@ -28,26 +28,24 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
-from unittest import mock
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  not 15, or caches would be cold for the real path alone
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch.nn import functional as F
 
+from benchmarks._cpu_clock import train_with_clock
+from benchmarks._random_rows import open_dataset, peak_memory, random_rows
 from benchmarks.train_throughput_report import BATCH, EPOCHS, KNOWLEDGE_WIDTH, RATES, SEEDS, report
 from llm4msr import schema, storage
 from llm4msr.config import Config
 from llm4msr.knowledge.store import KnowledgeStore
-from llm4msr.model.embedding import Field
 from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
-from llm4msr.pipeline import prepare, train
-from llm4msr.storage import StageResult
+from llm4msr.pipeline import prepare
 from llm4msr.training import metrics
 from llm4msr.training.batches import RowReader, Rows, to_batch
 from llm4msr.training.dataset import Dataset
@@ -66,6 +64,8 @@ OUR_DEFAULTS: dict[str, dict[str, Any]] = {"star": {"backbone": "star"}, "mmoe":
 TIMED_EPOCHS = 3
 USES = ("none", "feature", "user", "scenario", "both", "both, full rank")
 GENERATED_ROWS = (10**5, 10**6, 10**7)
+USERS, ITEMS = 100_001, 50_001
+"""Of the generated rows, the unknown ones included."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,7 +88,7 @@ def main() -> None:
     measure: dict[str, Callable[[], Any]] = {
         "auc": lambda: measure_auc(given, work),
         "peer": lambda: measure_peer(given, work),
-        "knowledge": lambda: aside(knowledge_steps, config_of(given.data, work), given.rounds),
+        "knowledge": lambda: in_own_process(knowledge_steps, config_of(given.data, work), given.rounds),
         "workers": lambda: measure_workers(given, work),
         "memory": lambda: measure_memory(work),
     }
@@ -114,7 +114,7 @@ def config_of(data: str, work: Path, model: dict[str, Any] | None = None, **chan
     )
 
 
-def aside(function: Callable[..., Any], *arguments: Any) -> Any:
+def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """The function's value, from a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
@@ -134,11 +134,11 @@ def say(text: str) -> None:
 
 def measure_auc(given: argparse.Namespace, work: Path) -> dict[str, Any]:
     """{model: {ours | peer: {rate, valid and test AUC of each seed}}}."""
-    arrays = aside(export, config_of(given.data, work), work / "rows.npz")
+    arrays = in_own_process(export, config_of(given.data, work), work / "rows.npz")
 
     def ours(model: str, rate: float, seed: int) -> dict[str, Any]:
         config = config_of(given.data, work, MODELS[model], learning_rate=rate, epochs=EPOCHS)
-        return aside(auc_of, config, seed)
+        return in_own_process(auc_of, config, seed)
 
     def peer(model: str, rate: float, seed: int) -> dict[str, Any]:
         job = {"model": model, "learning_rate": rate, "seed": seed, "epochs": EPOCHS, "loader": "tensors"}
@@ -212,16 +212,16 @@ def _pythons(given: argparse.Namespace) -> list[str]:
 
 def measure_peer(given: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Rows per CPU-second, a list over rounds: {model: {ours, bare, peers: {versions: {workers: ..}}}}."""
-    arrays = aside(export, config_of(given.data, work), work / "rows.npz")
+    arrays = in_own_process(export, config_of(given.data, work), work / "rows.npz")
     found: dict[str, Any] = {}
     sizes = [(f"{name}, the peer's size", model, name) for name, model in MODELS.items()]
     sizes += [(f"{name}, our default", model, "") for name, model in OUR_DEFAULTS.items()]
     for _, (label, model, peer) in itertools.product(range(given.rounds), sizes):
         at = found.setdefault(label, {"ours": [], "bare": [], "peers": {}})
         config = config_of(given.data, work, model, epochs=TIMED_EPOCHS)
-        at["bare"].append(aside(bare_loop, config))
+        at["bare"].append(in_own_process(bare_loop, config))
         at["ours"].append(real_path(config))
-        at["bare"].append(aside(bare_loop, config))
+        at["bare"].append(in_own_process(bare_loop, config))
         for python, workers in itertools.product(_pythons(given) if given.peer and peer else [], (0, 8)):
             job = {"model": peer, "workers": workers, "rows": given.peer_rows, "score": False}
             run = run_peer(python, given.peer, arrays, **job)
@@ -254,48 +254,13 @@ def step(net: RankerNet, optimizer: torch.optim.Optimizer, batch: Batch, label_B
 
 def real_path(config: Config) -> float:
     """Training rows per CPU-second of `train(config)`, summed over its workers: whole epochs with their validation
-    rows, metrics, checkpoints and reports. The first one is left out, since it pays for imports.
+    rows, metrics, checkpoints and reports. The first epoch is left out, since it pays for imports.
     """
-    data = prepare(config)
-    spent = Path(config.storage) / "spent"
-    spent.mkdir(parents=True, exist_ok=True)
-    with mock.patch("llm4msr.training.driver.worker_loop", _timed(str(spent))):
-        output = train(config)
-    seconds = [float(file.read_text()) for file in spent.iterdir()]
-    assert len(seconds) == config.train.workers
-    for folder in (storage.path(spent), output.folder):  # the next round trains it again
-        storage.remove(folder)
-    return data.manifest.files["train.parquet"].rows * (config.train.epochs - 1) / sum(seconds)
-
-
-def _timed(folder: str) -> Callable[[dict[str, Any]], None]:
-    """`worker_loop`, leaving as a file the CPU-seconds from the end of the first epoch to that of the last."""
-
-    def timed_loop(job: Any) -> None:
-        import os
-        import pathlib
-        import time
-        from unittest import mock
-
-        from llm4msr.training.loop import fit
-        from llm4msr.training.worker import worker_loop
-
-        ends: list[float] = []
-
-        def timed(config: Any, data: Any, resume: Any, on_checkpoint: Any) -> Any:
-            def told(state: Any) -> None:
-                on_checkpoint(state)
-                if state.progress.batch == 0:
-                    ends.append(time.process_time())
-
-            state = fit(config, data, resume, told)
-            pathlib.Path(folder, str(os.getpid())).write_text(str(ends[-1] - ends[0]))
-            return state
-
-        with mock.patch("llm4msr.training.worker.fit", timed):
-            worker_loop(job)
-
-    return timed_loop
+    rows = prepare(config).manifest.files["train.parquet"].rows
+    output, workers = train_with_clock(config)
+    storage.remove(output.folder)  # the next round trains it again
+    ends = [[mark.end for mark in marks if mark.batch == 0] for marks in workers]
+    return rows * (config.train.epochs - 1) / sum(end[-1] - end[0] for end in ends)
 
 
 def measure_workers(given: argparse.Namespace, work: Path) -> dict[str, Any]:
@@ -372,57 +337,37 @@ def measure_memory(work: Path) -> list[dict[str, Any]]:
     cases = [(rows, 10**5) for rows in GENERATED_ROWS] + [(GENERATED_ROWS[-1], 10**6)]
     found = []
     for rows, valid in cases:
-        aside(generate, work / "generated", rows, valid)
-        before, after = aside(peak_of_epoch, work / "generated")
+        in_own_process(generate, work / "generated", rows, valid)
+        before, after = in_own_process(peak_of_epoch, work / "generated")
         found.append({"rows": rows, "valid": valid, "before": before, "after": after})
         say(f"memory {found[-1]}")
     return found
 
 
 def generate(folder: Path, rows: int, valid: int) -> None:
-    """Rows of random users, items and scenarios, a row group at a time; nothing is left of what lay there."""
+    """Write random rows a row group at a time, after removing what was in the folder."""
     storage.remove(storage.path(folder))
     folder.mkdir(parents=True)
     rng = np.random.default_rng(1)
-    for part, count in (("train", rows), ("valid", valid)):
-        with pq.ParquetWriter(folder / f"{part}.parquet", _group(rng, 0).schema, compression="zstd") as writer:
+    columns = random_rows(rng, 0, USERS, ITEMS).schema
+    for split, count in (("train", rows), ("valid", valid)):
+        with pq.ParquetWriter(folder / f"{split}.parquet", columns, compression="zstd") as writer:
             for start in range(0, count, schema.TRAIN_GROUP_ROWS):
-                writer.write_table(_group(rng, min(schema.TRAIN_GROUP_ROWS, count - start)))
-
-
-def _group(rng: np.random.Generator, rows: int) -> pa.Table:
-    columns = {name: rng.integers(1, count, rows) for name, count in _sizes().items()} | {"seen": np.zeros(rows, int)}
-    return pa.table(columns | {"label": rng.integers(0, 2, rows).astype(np.float32)})
-
-
-def _sizes() -> dict[str, int]:
-    return {"user": 100_001, "item": 50_001, "scenario": 5}
+                writer.write_table(random_rows(rng, min(schema.TRAIN_GROUP_ROWS, count - start), USERS, ITEMS))
 
 
 def peak_of_epoch(folder: Path) -> tuple[int, int]:
+    """Peak resident MiB after one step, to which torch's own memory belongs, and after an epoch."""
     torch.set_num_threads(1)
-    users, items, scenarios = _sizes().values()
-    fields = [Field("user_id", "user", users, 1), Field("item_id", "item", items, 1)]
-    fields.append(Field("scenario_id", "scenario", scenarios, 1))
-    tables = FeatureTables(fields, np.arange(users)[:, None], np.arange(items)[:, None], scenarios)
-    built = StageResult(files={f"{part}.parquet": -1 for part in ("train", "valid")}, rows=0)
-    made = storage.publish(storage.path(folder), "prepare", 1, {}, {}, lambda _: built, resumable=True)
-    data = Dataset(made, tables, [str(s) for s in range(scenarios)], None)
-    config = config_of("generated", folder, MODELS["mmoe"], epochs=1)
-    fit_small = config.model_copy(update={"model": config.model.model_copy(update={"embedding_dim": 8})})
-    net = data.new_net(fit_small)
-    (optimizer,) = new_optimizers(net, fit_small)
-    rows, _ = next(RowReader(storage.path(folder / "valid.parquet"), []).batches(BATCH, None))
-    step(net, optimizer, to_batch(rows, tables, None), rows.label_B)  # torch's own memory belongs to `before`
-    before = _peak_mib()
-    fit(fit_small, data)
-    return before, _peak_mib()
-
-
-def _peak_mib() -> int:
-    """Highest resident memory of this process so far."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) // 1024
+    data = open_dataset(storage.path(folder), USERS, ITEMS)
+    config = config_of("generated", folder, MODELS["mmoe"] | {"embedding_dim": 8}, epochs=1)
+    net = data.new_net(config)
+    (optimizer,) = new_optimizers(net, config)
+    rows, _ = next(data.rows("valid").batches(BATCH, None))
+    step(net, optimizer, to_batch(rows, data.tables, None), rows.label_B)
+    before = peak_memory()
+    fit(config, data)
+    return before >> 20, peak_memory() >> 20
 
 
 if __name__ == "__main__":

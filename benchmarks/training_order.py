@@ -137,8 +137,8 @@ class Counted(RowReader):
 
     of_one_class = 0
 
-    def batches(self, *given: Any, **named: Any) -> Iterator[tuple[Rows, int]]:
-        for rows, size in super().batches(*given, **named):
+    def batches(self, *args: Any, **kwargs: Any) -> Iterator[tuple[Rows, int]]:
+        for rows, size in super().batches(*args, **kwargs):
             self.of_one_class += int(rows.label_B.min() == rows.label_B.max())
             yield rows, size
 
