@@ -25,7 +25,7 @@ Z = 64
 """Width of the made-up LLM's vectors; serving never sees them."""
 
 
-def made(root: Path, name: str, seed: int = 1, **model: Any) -> str:
+def make_bundle(root: Path, name: str, seed: int = 1, **model: Any) -> str:
     """URI of a bundle below `root`/export."""
     config = Config.model_validate(
         {
@@ -78,10 +78,10 @@ def bodies(uri: str, file: Path, candidates: int = 100, requests: int = 500) -> 
     rng = np.random.default_rng(0)
     with file.open("w") as out:
         for _ in range(requests):
-            asked = {
+            request = {
                 "user_id": users[rng.integers(len(users))],
                 "scenario": scenarios[rng.integers(len(scenarios))],
                 "items": [items[i] for i in rng.integers(len(items), size=candidates)],
             }
-            out.write(json.dumps(asked) + "\n")
+            out.write(json.dumps(request) + "\n")
     return file

@@ -155,12 +155,12 @@ class Job:
     def wait_until(self, condition: Callable[[], Any], what: str, seconds: float = 600) -> Any:
         """Poll until `condition` gives something; the job must still run then."""
         end = time.monotonic() + seconds
-        while not (found := condition()):
+        while not (value := condition()):
             if time.monotonic() > end or self.process.poll() is not None:
                 self.process.kill()
                 raise SystemExit(f"job {self.name}: waited in vain: {what}\n{self.log.read_text()[-5000:]}")
             time.sleep(0.2)
-        return found
+        return value
 
     def _popen(self, command: list[str], **streams: Any) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=ROOT, env=self.cluster.variables | self.cluster.access, **streams)

@@ -23,7 +23,7 @@ class Endpoint:
 
     def __init__(self, root: Path, args: dict[str, Any]):
         self.root, self.args = root, args
-        self.bundle = _bundles.made(root, "first", knowledge="both")
+        self.bundle = _bundles.make_bundle(root, "first", knowledge="both")
         self.port, self.dashboard = free_port(), free_port()
         self.address = f"http://127.0.0.1:{self.port}"
 
@@ -51,8 +51,8 @@ class Endpoint:
 
     def model(self) -> dict[str, Any]:
         """What `GET /v1/model` says."""
-        found: dict[str, Any] = httpx.get(f"{self.address}/v1/model", timeout=30).raise_for_status().json()
-        return found
+        description: dict[str, Any] = httpx.get(f"{self.address}/v1/model", timeout=30).raise_for_status().json()
+        return description
 
     def replicas(self) -> list[int]:
         """Process ids of the replicas."""
@@ -72,22 +72,22 @@ def endpoint(**args: Any) -> Iterator[Endpoint]:
     os.environ |= {"RAY_worker_niceness": "0", "PYTHONPATH": os.getcwd(), "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ |= proxy.ENVIRONMENT  # as cluster/docker/Dockerfile does
     with tempfile.TemporaryDirectory() as folder:
-        made = Endpoint(Path(folder), args)
+        running = Endpoint(Path(folder), args)
         ray.init(
             num_cpus=8,
             include_dashboard=True,
-            dashboard_port=made.dashboard,
+            dashboard_port=running.dashboard,
             log_to_driver=False,
             logging_level="ERROR",
         )
         try:
-            made.deploy(made.bundle)
+            running.deploy(running.bundle)
             for _ in range(1200):
                 with contextlib.suppress(httpx.HTTPError):
-                    if made.model() and len(made.replicas()) == args.get("replicas", 1):
+                    if running.model() and len(running.replicas()) == args.get("replicas", 1):
                         break
                 time.sleep(0.1)
-            yield made
+            yield running
         finally:
             serve.shutdown()
             ray.shutdown()

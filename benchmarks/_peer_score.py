@@ -28,7 +28,7 @@ def main() -> None:
     torch.manual_seed(0)
     fields = [SparseFeature(name, vocab_size=size, embed_dim=16) for name, size in SIZES.items()]
     model = MMOE(fields, SCENARIOS, 4, {"dims": [128, 64]}, {"dims": [32]}).eval()
-    found = []
+    results = []
     for candidates in map(int, sys.argv[2:] or ("100", "1000")):
         batches = []
         for _ in range(500):
@@ -40,8 +40,8 @@ def main() -> None:
                 begun = time.perf_counter()
                 model(batch)
                 taken.append((time.perf_counter() - begun) * 1e3)
-        found.append([candidates, *(float(np.percentile(taken[50:], q)) for q in (50, 99))])
-    print(json.dumps(found))
+        results.append([candidates, *(float(np.percentile(taken[50:], q)) for q in (50, 99))])
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ def shards(config: Config) -> dict[str, str]:
     """Finished shards of users and when each was written."""
     root = storage.path(config.root) / "extract"
     root.fs.invalidate_cache()
-    found = root.fs.find(root.path, detail=True)
-    done = {name: entry for name, entry in found.items() if "/vectors/users-" in name and name.endswith(".parquet")}
+    files = root.fs.find(root.path, detail=True)
+    done = {name: entry for name, entry in files.items() if "/vectors/users-" in name and name.endswith(".parquet")}
     return {name: str(entry.get("mtime") or entry.get("LastModified")) for name, entry in done.items()}
 
 
@@ -32,10 +32,10 @@ def scenarios(config: Config) -> pa.Table:
     return _rows(row_groups(extracted(config), "scenarios"))
 
 
-def compare(found: pa.Table, expected: pa.Table) -> dict[str, Any]:
+def compare(actual: pa.Table, expected: pa.Table) -> dict[str, Any]:
     """`same`: the ids and errors are equal, each once; `cosine`: the least of two rows' vectors."""
-    same = found.select(["id", "raw_id", "error"]).equals(expected.select(["id", "raw_id", "error"]))
-    ours, theirs = (to_matrix(table["vector"]).astype(np.float64) for table in (found, expected))
+    same = actual.select(["id", "raw_id", "error"]).equals(expected.select(["id", "raw_id", "error"]))
+    ours, theirs = (to_matrix(table["vector"]).astype(np.float64) for table in (actual, expected))
     if ours.shape != theirs.shape:
         return {"same": False, "cosine": 0.0}
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)

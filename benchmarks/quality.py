@@ -147,31 +147,33 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    given = parser().parse_args()
-    name = "smoke" if given.smoke else given.grid
+    options = parser().parse_args()
+    name = "smoke" if options.smoke else options.grid
     grid = GRIDS[name]
-    seeds = list(range(1, (given.seeds or grid.seeds) + 1))
+    seeds = list(range(1, (options.seeds or grid.seeds) + 1))
     ray_session.connect()
     grid = replace(
         grid,
-        sets=tuple(given.sets or grid.sets),
-        backbones=tuple(given.backbones or grid.backbones),
-        overrides=(*grid.overrides, *given.set),
+        sets=tuple(options.sets or grid.sets),
+        backbones=tuple(options.backbones or grid.backbones),
+        overrides=(*grid.overrides, *options.set),
     )
-    cells = list(cells_of(grid, given.root))
-    _inputs(cells)
-    tuned = _tuned(cells, TRIALS[: given.trials] or [()], given.root)
+    cells = list(cells_of(grid, options.root))
+    _prepare_inputs(cells)
+    tuned = _tune(cells, TRIALS[: options.trials] or [()], options.root)
     jobs = [[(cell, trial.model_copy(update={"seed": seed}), True) for cell, trial in tuned] for seed in seeds]
-    if given.finished:
-        jobs = [of_seed for of_seed in jobs if all(file.exists() for file in _files(of_seed, given.root))]
+    if options.finished:
+        jobs = [of_seed for of_seed in jobs if all(file.exists() for file in _files(of_seed, options.root))]
         seeds = seeds[: len(jobs)]
-    runs = _all(list(itertools.chain(*jobs)), given.root, "train and test")
-    chosen = [f"--{option} {' '.join(names)}" for option in ("sets", "backbones") if (names := vars(given)[option])]
-    chosen += [f"--set {setting}" for setting in given.set]
-    command = " ".join(["python -m benchmarks.quality", name, *chosen, f"--seeds {len(seeds)} --trials {given.trials}"])
-    title = "-".join(["quality", name, *(given.sets or [])])
+    runs = _run_all(list(itertools.chain(*jobs)), options.root, "train and test")
+    chosen = [f"--{option} {' '.join(names)}" for option in ("sets", "backbones") if (names := vars(options)[option])]
+    chosen += [f"--set {setting}" for setting in options.set]
+    command = " ".join(
+        ["python -m benchmarks.quality", name, *chosen, f"--seeds {len(seeds)} --trials {options.trials}"]
+    )
+    title = "-".join(["quality", name, *(options.sets or [])])
     about = {data: description_of(data) for data in grid.sets}
-    quality_report.write(given.results, title, runs, command, given.trials, about, _baselines(cells))
+    quality_report.write(options.results, title, runs, command, options.trials, about, _baselines(cells))
 
 
 def cells_of(grid: Grid, root: str) -> Iterable[Cell]:
@@ -188,13 +190,15 @@ def cells_of(grid: Grid, root: str) -> Iterable[Cell]:
 
 def _baselines(cells: list[Cell]) -> quality_report.Baselines:
     """Of each data set, what popularity and a constant have on its test rows."""
-    found: quality_report.Baselines = {}
+    baselines: quality_report.Baselines = {}
     for cell in cells:
-        if cell.data not in found:
+        if cell.data not in baselines:
             data = prepared(cell.config)
             names = data.table("scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()
-            found[cell.data] = {name: one["overall"] for name, one in popularity.reports(data, "test", names).items()}
-    return found
+            baselines[cell.data] = {
+                name: one["overall"] for name, one in popularity.reports(data, "test", names).items()
+            }
+    return baselines
 
 
 def description_of(data: str) -> str:
@@ -203,7 +207,7 @@ def description_of(data: str) -> str:
     return " ".join(line.lstrip("# ") for line in lines)
 
 
-def _inputs(cells: list[Cell]) -> None:
+def _prepare_inputs(cells: list[Cell]) -> None:
     """Prepare each data set once, and ask the LLM where a cell uses knowledge; what is finished is found."""
     ready = set()
     for cell in cells:
@@ -216,15 +220,15 @@ def _inputs(cells: list[Cell]) -> None:
             say(f"{cell.data}: {extract(cell.config).folder}")
 
 
-def _tuned(cells: list[Cell], trials: list[tuple[str, ...]], root: str) -> list[tuple[Cell, Config]]:
+def _tune(cells: list[Cell], trials: list[tuple[str, ...]], root: str) -> list[tuple[Cell, Config]]:
     """Each cell's config with the trial that is best on validation rows."""
-    tried = [(cell, with_settings(cell.config, trial), False) for cell in cells for trial in trials]
-    found = _all(tried, root, "tune") if len(trials) > 1 else [{"valid_auc": 0.0} for _ in tried]
+    jobs = [(cell, with_settings(cell.config, trial), False) for cell in cells for trial in trials]
+    results = _run_all(jobs, root, "tune") if len(trials) > 1 else [{"valid_auc": 0.0} for _ in jobs]
     best = []
     for at, cell in enumerate(cells):
-        mine = slice(at * len(trials), (at + 1) * len(trials))
-        place = int(np.argmax([run["valid_auc"] for run in found[mine]]))
-        best.append((cell, tried[mine][place][1]))
+        places = slice(at * len(trials), (at + 1) * len(trials))
+        place = int(np.argmax([run["valid_auc"] for run in results[places]]))
+        best.append((cell, jobs[places][place][1]))
     return best
 
 
@@ -241,7 +245,7 @@ def _files(jobs: list[Job], root: str) -> list[UPath]:
     return [storage.path(root) / "runs" / f"{run_key(run, test)}.json" for _, run, test in jobs]
 
 
-def _all(jobs: list[Job], root: str, what: str) -> list[dict[str, Any]]:
+def _run_all(jobs: list[Job], root: str, what: str) -> list[dict[str, Any]]:
     """The results of all jobs in their order; those without a file yet are run."""
     files = _files(jobs, root)
     todo = {str(file): (run, test) for file, (_, run, test) in zip(files, jobs, strict=True) if not file.exists()}
@@ -296,14 +300,14 @@ def _run(config_json: str, test: bool, file: str) -> str:
 def _test_metrics(scored: Predictions, source: Config, data: Dataset) -> dict[str, Any]:
     """AUC, GAUC and logloss of all test rows; AUC of each scenario, and of the users whom the LLM read."""
     report = metrics.report(scored, data.scenario_names)
-    found: dict[str, Any] = {f"test_{name}": value for name, value in report["overall"].items()}
-    found["scenario_auc"] = {one["scenario_id"]: one["auc"] for one in report["scenarios"]}
+    result: dict[str, Any] = {f"test_{name}": value for name, value in report["overall"].items()}
+    result["scenario_auc"] = {one["scenario_id"]: one["auc"] for one in report["scenarios"]}
     try:
         store = KnowledgeStore.open(extracted(source), len(data.tables.users_US), data.tables.scenarios)
     except ConfigError:  # no knowledge of this data set was extracted
-        return found
+        return result
     read = store.known_N[scored.user]
-    return found | {"read_auc": metrics.auc(scored.label[read], scored.logit[read]), "read_rows": int(read.sum())}
+    return result | {"read_auc": metrics.auc(scored.label[read], scored.logit[read]), "read_rows": int(read.sum())}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from benchmarks._machine import described
+from benchmarks._machine import describe
 from llm4msr.text import NONE, number
 from llm4msr.training.metrics import Metrics
 from llm4msr.training.popularity import BASELINES, CONSTANT, POPULARITY
@@ -70,7 +70,7 @@ def report(
         "positives of the scenario's training rows, `popularity` ranks by the item's positives in them."
         + (KNOWLEDGE_NOTE if (table["system"] != "none").any() else ""),
         "",
-        f"Command: `{command}`. {described()}. "
+        f"Command: `{command}`. {describe()}. "
         f"CPU time of the training in this table: {table['train_cpu_seconds'].sum():.0f} s.",
         "",
     ]
@@ -134,8 +134,8 @@ def against(rows: pd.DataFrame, cell: pd.DataFrame, backbone: str, other: str = 
     """Relative change of the mean test AUC against another system of this backbone, and p of the paired t-test."""
     base = rows[(rows["backbone"] == backbone) & (rows["system"] == other)].set_index("seed")["test_auc"]
     base = base[~base.index.duplicated()]
-    mine = cell.set_index("seed")["test_auc"]
-    pair = pd.concat([mine, base], axis=1, join="inner").to_numpy(float)
+    aucs = cell.set_index("seed")["test_auc"]
+    pair = pd.concat([aucs, base], axis=1, join="inner").to_numpy(float)
     if not len(pair):
         return float("nan"), float("nan")
     p = float(stats.ttest_rel(pair[:, 0], pair[:, 1]).pvalue) if len(pair) > 1 else float("nan")
@@ -180,12 +180,12 @@ def _verdict(rows: pd.DataFrame) -> list[str]:
 def _over_backbones(rows: pd.DataFrame, system: str, others: list[str], backbones: list[str]) -> str:
     """Paired over the backbones' means: what the system adds, whatever the backbone."""
     means = rows.groupby(["system", "backbone"])["test_auc"].mean()
-    told = []
+    differences = []
     for other in others:
         ours, theirs = (means[name].reindex(backbones).to_numpy() for name in (system, other))
         p = float(stats.ttest_rel(ours, theirs).pvalue)
-        told.append(f"`{other}` {(ours - theirs).mean():+.4f} (p = {p:.3f})")
-    return f"- Paired over the means of {len(backbones)} backbones, `{system}` differs from {', '.join(told)}."
+        differences.append(f"`{other}` {(ours - theirs).mean():+.4f} (p = {p:.3f})")
+    return f"- Paired over the means of {len(backbones)} backbones, `{system}` differs from {', '.join(differences)}."
 
 
 def _beats(rows: pd.DataFrame, backbone: str, system: str, controls: Iterable[str]) -> bool:
@@ -194,8 +194,8 @@ def _beats(rows: pd.DataFrame, backbone: str, system: str, controls: Iterable[st
 
 
 def _cell(rows: pd.DataFrame, backbone: str, system: str) -> pd.DataFrame:
-    mine = rows[(rows["backbone"] == backbone) & (rows["system"] == system)]
-    return mine[mine["switch"] == mine["switch"].iloc[0]] if len(mine) else mine
+    selected = rows[(rows["backbone"] == backbone) & (rows["system"] == system)]
+    return selected[selected["switch"] == selected["switch"].iloc[0]] if len(selected) else selected
 
 
 def picture(file: Path, table: pd.DataFrame) -> None:
@@ -239,8 +239,8 @@ def _interval(rows: pd.DataFrame, cell: pd.DataFrame) -> tuple[float, float]:
 def _spread(values: "pd.Series[float] | None") -> str:
     if values is None or values.isna().all():
         return NONE
-    found = values.dropna().to_numpy(float)
-    return f"{found.mean():.4f}" + (f" ± {found.std(ddof=1):.4f}" if len(found) > 1 else "")
+    present = values.dropna().to_numpy(float)
+    return f"{present.mean():.4f}" + (f" ± {present.std(ddof=1):.4f}" if len(present) > 1 else "")
 
 
 def _line(cells: list[str]) -> str:

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks import extract_scale
-from benchmarks._machine import described
+from benchmarks._machine import describe
 from tests.support.experiments import tiny_llama
 
 RESULT = Path(__file__).parent / "scaling.md"
@@ -70,9 +70,9 @@ def _alone(what: str, count: int) -> dict[str, float]:
     """A measurement in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.scaling", what, str(count)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    print(what, count, found, file=sys.stderr, flush=True)
-    return found
+    rates: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(what, count, rates, file=sys.stderr, flush=True)
+    return rates
 
 
 def extract_once(actors: int) -> dict[str, float]:
@@ -87,22 +87,22 @@ def extract_once(actors: int) -> dict[str, float]:
     ray.init(num_cpus=actors, include_dashboard=False, log_to_driver=False)
     ray_session.connect()
     with tempfile.TemporaryDirectory() as folder:
-        here = Path(folder)
-        model = tiny_llama(here / "llama")
-        (here / "template.txt").write_text("Likes: $history")
-        wanted = argparse.Namespace(engine="transformers", shard=SHARD)
-        config = extract_scale.config_of(here, "same", model, wanted)
+        root = Path(folder)
+        model = tiny_llama(root / "llama")
+        (root / "template.txt").write_text("Likes: $history")
+        options = argparse.Namespace(engine="transformers", shard=SHARD)
+        config = extract_scale.config_of(root, "same", model, options)
         config = config.model_copy(update={"extract": config.extract.model_copy(update={"actors": actors})})
         extract_scale.make_prepared(config, USERS_MEASURED, changed=False)
-        own = time.process_time()
+        driver_seconds = time.process_time()
         output = extract(config)
-        own = time.process_time() - own
+        driver_seconds = time.process_time() - driver_seconds
         spent = output.manifest.info["spent"]["vectors"]
         stored = sum(part.bytes for part in output.manifest.files.values())
     shards = USERS_MEASURED / SHARD
     return {
         "per_cpu_second": USERS_MEASURED / spent["cpu_seconds"],
-        "driver_per_shard": own / shards,
+        "driver_per_shard": driver_seconds / shards,
         "stored_bytes": stored / USERS_MEASURED,
         "width": 128,
     }
@@ -166,8 +166,8 @@ def report(actors: dict[int, dict[str, float]], rows: dict[int, dict[str, float]
         "stored_bytes": one["stored_bytes"] + 2 * (1024 - one["width"]),
     }
     law = [
-        f"| {count} | {found['per_cpu_second']:,.0f} | {found['per_cpu_second'] / one['per_cpu_second']:.2f} |"
-        for count, found in actors.items()
+        f"| {count} | {rates['per_cpu_second']:,.0f} | {rates['per_cpu_second'] / one['per_cpu_second']:.2f} |"
+        for count, rates in actors.items()
     ]
     heads, lines = [f"{users:.0e} users, {gpus} GPUs".replace("e+0", "e") for users in USERS for gpus in GPUS], []
     cases = [predicted(users, gpus, rate) for users in USERS for gpus in GPUS]
@@ -177,7 +177,7 @@ def report(actors: dict[int, dict[str, float]], rows: dict[int, dict[str, float]
     lines.append("| memory of `prepare` | " + " | ".join(f"{m['prepare'] / 1e9:,.0f} GB" for _, m in cases) + " |")
     lines.append("| breaks or binds first | " + " | ".join(first(*case) for case in cases) + " |")
     lines.append("| if `prepare` were many processes | " + " | ".join(longest(hours) for hours, _ in cases) + " |")
-    given = [
+    assumptions = [
         f"| {name.lower().replace('_', ' ')} | {value.value:g} | {value.source} |"
         for name, value in globals().items()
         if isinstance(value, Given)
@@ -202,7 +202,7 @@ Training on 1, 2 and 4 workers: [results/train-scaling.md](results/train-scaling
 
 | what | value | source |
 | --- | ---: | --- |
-{newline.join(given)}
+{newline.join(assumptions)}
 
 ## Predicted
 
@@ -213,7 +213,7 @@ out; so is reading the raw data.
 | --- |{" ---: |" * len(cases)}
 {newline.join(lines)}
 
-`python -m benchmarks.scaling` on {described(("ray", "torch", "pyarrow", "pandas"))}.
+`python -m benchmarks.scaling` on {describe(("ray", "torch", "pyarrow", "pandas"))}.
 """
 
 

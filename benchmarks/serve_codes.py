@@ -19,7 +19,7 @@ import psutil
 import pyarrow as pa
 
 from benchmarks import _bundles
-from benchmarks._machine import described
+from benchmarks._machine import describe
 from llm4msr import storage
 from llm4msr.bundle import files, id_table
 from llm4msr.bundle.ranker import Ranker
@@ -30,47 +30,47 @@ COLUMNS = (("start", ".1f"), ("rss", ".0f"), ("own", ".0f"), ("share", ".0f"), (
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--users", type=int, default=10_000_000)
-    made.add_argument("--replicas", type=int, default=3)
-    made.add_argument("--lookups", type=int, default=100_000)
-    made.add_argument("--output", type=Path, default=RESULT)
-    return made
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=10_000_000)
+    parser.add_argument("--replicas", type=int, default=3)
+    parser.add_argument("--lookups", type=int, default=100_000)
+    parser.add_argument("--output", type=Path, default=RESULT)
+    return parser
 
 
-def main(given: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        uri, codes, seconds = published(Path(folder), given.users)
-        processes, found = [], []
-        for _ in range(given.replicas):
-            words = [sys.executable, "-m", "benchmarks.serve_codes", "--replica", uri, codes, str(given.lookups)]
+        uri, codes, seconds = publish_codes(Path(folder), options.users)
+        processes, replicas = [], []
+        for _ in range(options.replicas):
+            words = [sys.executable, "-m", "benchmarks.serve_codes", "--replica", uri, codes, str(options.lookups)]
             process = subprocess.Popen(
-                [*words, str(given.users)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [*words, str(options.users)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
             assert process.stdout is not None
-            found.append(json.loads(process.stdout.readline()) | _memory(process.pid))
+            replicas.append(json.loads(process.stdout.readline()) | _memory(process.pid))
             processes.append(process)  # it stays up while the next one starts
         for process in processes:
             process.communicate("")
-    text = report(given, found, seconds)
-    given.output.write_text(text)
+    text = report(options, replicas, seconds)
+    options.output.write_text(text)
     print(text)
 
 
-def published(root: Path, users: int) -> tuple[str, str, float]:
+def publish_codes(root: Path, users: int) -> tuple[str, str, float]:
     """URIs of a small bundle and of many users' codes for it, and the seconds that writing those took."""
-    uri = _bundles.made(root, "both", knowledge="both")
+    uri = _bundles.make_bundle(root, "both", knowledge="both")
     begun = time.perf_counter()
 
     def build(folder: Any) -> storage.StageResult:
-        rows = id_table.write(folder / files.CODES, generated(users), files.code_schema(storage.path(uri)))
+        rows = id_table.write(folder / files.CODES, generate_codes(users), files.code_schema(storage.path(uri)))
         return storage.StageResult(files={files.CODES: rows}, rows=rows)
 
     out = storage.publish(storage.path(root) / "codes" / "many", "refresh", 1, {}, {}, build)
     return uri, str(out.folder), time.perf_counter() - begun
 
 
-def generated(users: int) -> Iterator[pa.Table]:
+def generate_codes(users: int) -> Iterator[pa.Table]:
     """Codes of users `user-000000000` and so on, in the order of their ids."""
     rng = np.random.default_rng(0)
     for start in range(0, users, CHUNK):
@@ -105,14 +105,14 @@ def _memory(pid: int) -> dict[str, float]:
     return {"rss": full.rss / 2**20, "own": full.uss / 2**20, "share": full.pss / 2**20}
 
 
-def report(given: argparse.Namespace, found: list[dict[str, float]], seconds: float) -> str:
-    extra = max(one["own"] for one in found[1:])
+def report(options: argparse.Namespace, replicas: list[dict[str, float]], seconds: float) -> str:
+    extra = max(one["own"] for one in replicas[1:])
     targets = [
-        ("start-up under 20 s", max(one["start"] for one in found), 20, "s"),
+        ("start-up under 20 s", max(one["start"] for one in replicas), 20, "s"),
         ("memory per extra replica under 300 MB", extra * 2**20 / 1e6, 300, "MB"),
-        ("lookup p99 under 0.1 ms", max(one["p99"] for one in found), 0.1, "ms"),
+        ("lookup p99 under 0.1 ms", max(one["p99"] for one in replicas), 0.1, "ms"),
     ]
-    lines = [f"# {given.users:,} user codes", "", "| target | worst | held |", "| --- | --- | --- |"]
+    lines = [f"# {options.users:,} user codes", "", "| target | worst | held |", "| --- | --- | --- |"]
     lines += [f"| {what} | {v:.3g} {unit} | {'yes' if v < limit else '**no**'} |" for what, v, limit, unit in targets]
     lines += [
         "",
@@ -124,10 +124,10 @@ def report(given: argparse.Namespace, found: list[dict[str, float]], seconds: fl
         "| --- | --- | --- | --- | --- | --- | --- |",
         *(
             f"| {i} | " + " | ".join(f"{one[key]:{form}}" for key, form in COLUMNS) + " |"
-            for i, one in enumerate(found, 1)
+            for i, one in enumerate(replicas, 1)
         ),
         "",
-        f"Command: `python -m benchmarks.serve_codes`. {described(('torch', 'numpy', 'pyarrow'))}.",
+        f"Command: `python -m benchmarks.serve_codes`. {describe(('torch', 'numpy', 'pyarrow'))}.",
     ]
     return "\n".join(lines) + "\n"
 

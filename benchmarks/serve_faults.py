@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks import _bundles, _load
 from benchmarks._endpoint import Endpoint, endpoint
 from benchmarks._load import Load
-from benchmarks._machine import described
+from benchmarks._machine import describe
 from llm4msr import storage
 from llm4msr.bundle import files, id_table
 
@@ -41,48 +41,48 @@ class Row(NamedTuple):
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--seconds", type=float, default=60.0, help="of load for each fault")
-    made.add_argument("--share", type=float, default=0.4, help="of the saturating rate, while nothing overloads")
-    made.add_argument("--output", type=Path, default=RESULT)
-    return made
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of load for each fault")
+    parser.add_argument("--share", type=float, default=0.4, help="of the saturating rate, while nothing overloads")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    return parser
 
 
-def main(given: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> None:
     with endpoint(replicas=2, follow_s=1.0, timeout_s=10.0) as running:
         bodies = _bundles.bodies(running.bundle, running.root / "bodies")
         saturated = _load.load(f"{running.address}/v1/rank", bodies, 8, clients=32).rate()
-        rate = saturated * given.share
+        rate = saturated * options.share
         rows = [
-            replica_killed(running, bodies, rate, given.seconds),
-            bundle_update(running, bodies, rate, given.seconds, "second", True),
-            bundle_update(running, bodies, rate, given.seconds, "third", False),
-            code_refresh(running, bodies, rate, given.seconds),
+            replica_killed(running, bodies, rate, options.seconds),
+            bundle_update(running, bodies, rate, options.seconds, "second", True),
+            bundle_update(running, bodies, rate, options.seconds, "third", False),
+            code_refresh(running, bodies, rate, options.seconds),
             half_a_body(running, bodies, rate),
-            overload(running, bodies, saturated, given.seconds),
+            overload(running, bodies, saturated, options.seconds),
         ]
     lines = ["# Faults under load", "", "| fault | answers | failed | also | held |", "| --- | --- | --- | --- | --- |"]
     lines += [f"| {r.fault} | {r.answers} | {r.failed} | {r.also} | {'yes' if r.held else '**no**'} |" for r in rows]
     lines += [
         "",
-        f"1 user x 100 candidates, open-loop Poisson arrivals at {rate:.0f} a second ({given.share:.0%} of the "
-        f"saturating {saturated:.0f}), {given.seconds:g} s for each fault, which comes after a third of it; "
+        f"1 user x 100 candidates, open-loop Poisson arrivals at {rate:.0f} a second ({options.share:.0%} of the "
+        f"saturating {saturated:.0f}), {options.seconds:g} s for each fault, which comes after a third of it; "
         "no retries.",
         "",
-        f"Command: `python -m benchmarks.serve_faults`. {described()}.",
+        f"Command: `python -m benchmarks.serve_faults`. {describe()}.",
     ]
-    given.output.write_text("\n".join(lines) + "\n")
-    print(given.output.read_text())
+    options.output.write_text("\n".join(lines) + "\n")
+    print(options.output.read_text())
 
 
 def under_load(
     running: Endpoint, bodies: Path, rate: float, seconds: float, fault: Callable[[], Any], path: str
 ) -> Load:
     """The load, and the fault after a third of it."""
-    process = _load.begun(f"{running.address}{path}", bodies, seconds, rate=rate, versions=True)
+    process = _load.start(f"{running.address}{path}", bodies, seconds, rate=rate, versions=True)
     time.sleep(seconds / 3)
     fault()
-    return _load.finished(process)
+    return _load.wait(process)
 
 
 def replica_killed(running: Endpoint, bodies: Path, rate: float, seconds: float) -> Row:
@@ -96,25 +96,23 @@ def replica_killed(running: Endpoint, bodies: Path, rate: float, seconds: float)
             time.sleep(0.2)
         gone.append(time.monotonic() - begun)
 
-    found = under_load(running, bodies, rate, seconds, kill, "/v1/rank")
-    failed = _failed(found)
+    load = under_load(running, bodies, rate, seconds, kill, "/v1/rank")
+    failed = _failed(load)
     also = f"two replicas again after {gone[0]:.0f} s"
-    return Row(
-        "replica killed", _counts(found), _share(failed, found), also, failed <= 1e-3 * _n(found) and gone[0] < 30
-    )
+    return Row("replica killed", _counts(load), _share(failed, load), also, failed <= 1e-3 * _n(load) and gone[0] < 30)
 
 
 def bundle_update(running: Endpoint, bodies: Path, rate: float, seconds: float, name: str, in_place: bool) -> Row:
-    other = _bundles.made(running.root, name, seed=len(name), knowledge="both")
+    other = _bundles.make_bundle(running.root, name, seed=len(name), knowledge="both")
     pids = running.replicas()
-    found = under_load(running, bodies, rate, seconds, lambda: running.deploy(other, in_place), "/v1/rank")
+    load = under_load(running, bodies, rate, seconds, lambda: running.deploy(other, in_place), "/v1/rank")
     running.bundle = running.bundle if in_place else other
     now = running.replicas()
-    versions = [v.split()[0] for named in found.versions for v in named]
+    versions = [v.split()[0] for named in load.versions for v in named]
     also = f"{versions.count(name)} answers of the new bundle; replicas {'kept' if now == pids else 'replaced'}"
     how = "in place" if in_place else "replicas replaced"
-    held = _failed(found) == 0 and name in versions and (now == pids) == in_place
-    return Row(f"bundle update, {how}", _counts(found), _share(_failed(found), found), also, held)
+    held = _failed(load) == 0 and name in versions and (now == pids) == in_place
+    return Row(f"bundle update, {how}", _counts(load), _share(_failed(load), load), also, held)
 
 
 def code_refresh(running: Endpoint, bodies: Path, rate: float, seconds: float) -> Row:
@@ -138,12 +136,12 @@ def code_refresh(running: Endpoint, bodies: Path, rate: float, seconds: float) -
             storage.write_bytes(folder.parent / "latest.json", json.dumps({"codes": folder.name}).encode())
             time.sleep(seconds / 12)
 
-    found = under_load(running, pairs, rate / 2, seconds, refresh, "/v1/rank:batch")
-    mixed = sum(len(named) > 1 for named in found.versions)
-    versions = {v for named in found.versions for v in named}
+    load = under_load(running, pairs, rate / 2, seconds, refresh, "/v1/rank:batch")
+    mixed = sum(len(named) > 1 for named in load.versions)
+    versions = {v for named in load.versions for v in named}
     also = f"{mixed} answers of mixed versions; {len(versions)} versions seen"
-    held = _failed(found) == 0 and mixed == 0 and len(versions) >= 5
-    return Row("codes refreshed 5 times", _counts(found), _share(_failed(found), found), also, held)
+    held = _failed(load) == 0 and mixed == 0 and len(versions) >= 5
+    return Row("codes refreshed 5 times", _counts(load), _share(_failed(load), load), also, held)
 
 
 def pa_codes(served: Any) -> Any:
@@ -166,52 +164,52 @@ def half_a_body(running: Endpoint, bodies: Path, rate: float) -> Row:
             answered.append(half.recv(4096)[:12])
             half.close()
 
-    found = under_load(running, bodies, rate, 30, attack, "/v1/rank")
+    load = under_load(running, bodies, rate, 30, attack, "/v1/rank")
     told = Counter(answer.decode(errors="replace") for answer in answered)
     also = ", ".join(f"{n} of the 20 got `{answer or 'closed'}`" for answer, n in told.items())
-    held = _failed(found) == 0 and len(answered) == 20 and all(answer.endswith(b"408") for answer in answered)
-    return Row("half a body, 20 clients", _counts(found), _share(_failed(found), found), also, held)
+    held = _failed(load) == 0 and len(answered) == 20 and all(answer.endswith(b"408") for answer in answered)
+    return Row("half a body, 20 clients", _counts(load), _share(_failed(load), load), also, held)
 
 
 def overload(running: Endpoint, bodies: Path, saturated: float, seconds: float) -> Row:
     url, pids = f"{running.address}/v1/rank", running.replicas()
     before = _load.load(url, bodies, 10, rate=saturated / 4)
-    found = _load.load(url, bodies, seconds, rate=3 * saturated)
+    load = _load.load(url, bodies, seconds, rate=3 * saturated)
     time.sleep(10)
     after = _load.load(url, bodies, 10, rate=saturated / 4)
-    bad = int(((found.status >= 500) | (found.status == 0)).sum())
+    bad = int(((load.status >= 500) | (load.status == 0)).sum())
     same = running.replicas() == pids
     p99 = [load.percentile(99) for load in (before, after)]
     also = (
-        f"{'no process lost' if same else 'a process was lost'}; {found.rate():.0f} good answers a second; p99 at a "
+        f"{'no process lost' if same else 'a process was lost'}; {load.rate():.0f} good answers a second; p99 at a "
         f"quarter of saturation {p99[0]:.0f} ms before, {p99[1]:.0f} ms 10 s after"
     )
     held = (
-        not (found.status >= 500).any()
+        not (load.status >= 500).any()
         and same
-        and 429 in found.status
+        and 429 in load.status
         and _failed(after) == 0
         and p99[1] < max(2 * p99[0], 50)
     )
-    return Row("3 times overload", _counts(found), _share(bad, found), also, bool(held))
+    return Row("3 times overload", _counts(load), _share(bad, load), also, bool(held))
 
 
-def _n(found: Load) -> int:
-    return len(found.status)
+def _n(load: Load) -> int:
+    return len(load.status)
 
 
-def _failed(found: Load) -> int:
-    return int((found.status != 200).sum())
+def _failed(load: Load) -> int:
+    return int((load.status != 200).sum())
 
 
-def _share(failed: int, found: Load) -> str:
-    return f"{failed} ({failed / _n(found):.2%})"
+def _share(failed: int, load: Load) -> str:
+    return f"{failed} ({failed / _n(load):.2%})"
 
 
-def _counts(found: Load) -> str:
+def _counts(load: Load) -> str:
     return ", ".join(
         f"{n} x {status or 'none within 60 s'}"
-        for status, n in zip(*np.unique(found.status, return_counts=True), strict=True)
+        for status, n in zip(*np.unique(load.status, return_counts=True), strict=True)
     )
 
 

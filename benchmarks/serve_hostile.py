@@ -19,7 +19,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis import GenerationMode
 
-from benchmarks._machine import described
+from benchmarks._machine import describe
 from llm4msr.serve.web_app import OPENAPI
 
 RESULT = Path(__file__).parent / "results" / "serve-hostile.md"
@@ -38,11 +38,11 @@ class Attack(NamedTuple):
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--requests", type=int, default=20_000)
-    made.add_argument("--address", default="", help="an endpoint that is up; empty = one is started for this")
-    made.add_argument("--output", type=Path, default=RESULT)
-    return made
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--address", default="", help="an endpoint that is up; empty = one is started for this")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    return parser
 
 
 def attack(address: str, requests: int) -> tuple[Counter[str], list[str]]:
@@ -83,7 +83,7 @@ def generated(path: str, method: str, mode: GenerationMode, count: int) -> list[
     """Requests for one route, drawn from the OpenAPI document."""
     document = json.loads(OPENAPI.read_text())
     operation = schemathesis.openapi.from_dict(document)[path][method]
-    made: list[Attack] = []
+    attacks: list[Attack] = []
     checks = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
     @seed(1)
@@ -96,12 +96,12 @@ def generated(path: str, method: str, mode: GenerationMode, count: int) -> list[
         if "json" in sent:
             raw = json.dumps(body).encode()
         headers = {k: str(v).encode("latin-1", "replace") for k, v in dict(sent.get("headers") or {}).items()}
-        made.append(Attack(method, path, raw, headers | {"content-type": b"application/json"}))
+        attacks.append(Attack(method, path, raw, headers | {"content-type": b"application/json"}))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         collect()
-    return made
+    return attacks
 
 
 def by_hand() -> Iterator[Attack]:
@@ -131,14 +131,14 @@ def by_hand() -> Iterator[Attack]:
     keys = ["user_id", "scenario", "items", "context", "top_k", "extra", "", "__proto__", "\ud800"]
     content_types = [b"application/json", b"text/plain", b"application/xml", b"multipart/form-data", b"\xff", b""]
     while True:
-        asked: dict[str, Any] = {"user_id": "1", "scenario": "Comedy", "items": ["1", "2"], "context": {}}
+        request: dict[str, Any] = {"user_id": "1", "scenario": "Comedy", "items": ["1", "2"], "context": {}}
         for _ in range(draw.choice((1, 1, 2, 3))):
-            asked[draw.choice(keys)] = draw.choice(values)
-        if draw.random() < 0.2 and isinstance(asked["items"], list):
-            asked["items"] = [*asked["items"], draw.choice(values)]
+            request[draw.choice(keys)] = draw.choice(values)
+        if draw.random() < 0.2 and isinstance(request["items"], list):
+            request["items"] = [*request["items"], draw.choice(values)]
         if draw.random() < 0.2:
-            asked["context"] = {draw.choice(texts): draw.choice(values)}
-        whole: Any = {"requests": [asked] * draw.choice((0, 1, 2, 300))} if draw.random() < 0.3 else asked
+            request["context"] = {draw.choice(texts): draw.choice(values)}
+        whole: Any = {"requests": [request] * draw.choice((0, 1, 2, 300))} if draw.random() < 0.3 else request
         body = draw.choice(nonsense) if draw.random() < 0.3 else json.dumps(whole).encode()
         if draw.random() < 0.1:
             body = body[: draw.randrange(len(body) + 1)]
@@ -167,15 +167,15 @@ def by_hand() -> Iterator[Attack]:
         yield Attack(method, path, body, headers)
 
 
-def main(given: argparse.Namespace) -> None:
-    if given.address:
-        counts, wrong = attack(given.address, given.requests)
+def main(options: argparse.Namespace) -> None:
+    if options.address:
+        counts, wrong = attack(options.address, options.requests)
     else:
         from benchmarks._endpoint import endpoint
 
         with endpoint() as running:
             before = running.replicas()
-            counts, wrong = attack(running.address, given.requests)
+            counts, wrong = attack(running.address, options.requests)
             if running.replicas() != before:
                 wrong.append("a replica died")
     lines = ["# Hostile requests", "", f"{sum(counts.values()):,} requests, {len(wrong)} faults.", ""]
@@ -185,8 +185,8 @@ def main(given: argparse.Namespace) -> None:
         *(f"| {k} | {n:,} |" for k, n in sorted(counts.items())),
     ]
     lines += ["", *(f"- {one}" for one in wrong[:20])]
-    lines += ["", f"Command: `python -m benchmarks.serve_hostile`. {described()}."]
-    given.output.write_text("\n".join(lines) + "\n")
+    lines += ["", f"Command: `python -m benchmarks.serve_hostile`. {describe()}."]
+    options.output.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

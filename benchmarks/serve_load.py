@@ -23,7 +23,7 @@ import httpx
 import numpy as np
 
 from benchmarks import _bundles, _load
-from benchmarks._machine import described
+from benchmarks._machine import describe
 from llm4msr.bundle.messages import RankRequest
 from llm4msr.bundle.ranker import Ranker
 from tests.support.experiments import free_port
@@ -33,50 +33,52 @@ Numbers = dict[str, list[float]]
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--rounds", type=int, default=5, help="turns that each endpoint takes")
-    made.add_argument("--seconds", type=float, default=6.0, help="of load in each turn")
-    made.add_argument("--clients", type=int, default=32, help="that ask again at once, to find the saturating rate")
-    made.add_argument("--backbone", default="mmoe")
-    made.add_argument("--haproxy", action="store_true", help="Ray Serve behind HAProxy instead of its own proxy")
-    made.add_argument("--peer", type=Path, help="a checkout of Scenario-Wise-Rec")
-    made.add_argument("--peer-python", type=Path, default=Path(sys.executable), help="an environment with its packages")
-    made.add_argument("--ways", action="store_true", help="score with torch.compile and bfloat16 too (minutes)")
-    made.add_argument("--output", type=Path, default=RESULT)
-    return made
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="turns that each endpoint takes")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of load in each turn")
+    parser.add_argument("--clients", type=int, default=32, help="that ask again at once, to find the saturating rate")
+    parser.add_argument("--backbone", default="mmoe")
+    parser.add_argument("--haproxy", action="store_true", help="Ray Serve behind HAProxy instead of its own proxy")
+    parser.add_argument("--peer", type=Path, help="a checkout of Scenario-Wise-Rec")
+    parser.add_argument(
+        "--peer-python", type=Path, default=Path(sys.executable), help="an environment with its packages"
+    )
+    parser.add_argument("--ways", action="store_true", help="score with torch.compile and bfloat16 too (minutes)")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    return parser
 
 
-def main(given: argparse.Namespace) -> None:
-    if given.haproxy:
+def main(options: argparse.Namespace) -> None:
+    if options.haproxy:
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        bundles = {k: _bundles.made(root, k, backbone=given.backbone, knowledge=k) for k in ("none", "both")}
+        bundles = {k: _bundles.make_bundle(root, k, backbone=options.backbone, knowledge=k) for k in ("none", "both")}
         alone = {(k, n): scoring_alone(uri, root, n) for k, uri in bundles.items() for n in (100, 1000)}
-        peer = scored_by_peer(given) if given.peer else ""
-        ways = other_ways(bundles["both"], root) if given.ways else []
+        peer = scored_by_peer(options) if options.peer else ""
+        ways = other_ways(bundles["both"], root) if options.ways else []
         bodies = _bundles.bodies(bundles["both"], root / "bodies")
         with endpoints(bundles, bodies, root) as urls:
-            saturated = {name: _load.load(url, bodies, 3, clients=given.clients).rate() for name, url in urls.items()}
+            saturated = {name: _load.load(url, bodies, 3, clients=options.clients).rate() for name, url in urls.items()}
             half = saturated["c"] / 2
-            numbers = measure(given, urls, bodies, half)
-        text = report(given, numbers, alone, half, peer, ways)
-    given.output.write_text(text)
+            numbers = measure(options, urls, bodies, half)
+        text = report(options, numbers, alone, half, peer, ways)
+    options.output.write_text(text)
     print(text)
 
 
-def measure(given: argparse.Namespace, urls: dict[str, str], bodies: Path, half: float) -> dict[str, Numbers]:
+def measure(options: argparse.Namespace, urls: dict[str, str], bodies: Path, half: float) -> dict[str, Numbers]:
     """Rates with many clients, and latencies at the given rate, of each endpoint in turn."""
-    found: dict[str, Numbers] = {name: {"rate": [], "p50": [], "p99": []} for name in urls}
-    for turn in range(given.rounds):
+    results: dict[str, Numbers] = {name: {"rate": [], "p50": [], "p99": []} for name in urls}
+    for turn in range(options.rounds):
         for name, url in urls.items():
-            found[name]["rate"].append(_load.load(url, bodies, given.seconds, clients=given.clients).rate())
+            results[name]["rate"].append(_load.load(url, bodies, options.seconds, clients=options.clients).rate())
         for name, url in urls.items():
-            steady = _load.load(url, bodies, given.seconds, rate=half)
+            steady = _load.load(url, bodies, options.seconds, rate=half)
             for q in (50, 99):
-                found[name][f"p{q}"].append(steady.percentile(q))
-        print(f"turn {turn + 1} of {given.rounds} done", file=sys.stderr)
-    return found
+                results[name][f"p{q}"].append(steady.percentile(q))
+        print(f"turn {turn + 1} of {options.rounds} done", file=sys.stderr)
+    return results
 
 
 @contextlib.contextmanager
@@ -202,16 +204,16 @@ def other_ways(uri: str, root: Path) -> list[tuple[str, float, dict[int, float]]
     ]
 
 
-def scored_by_peer(given: argparse.Namespace) -> str:
+def scored_by_peer(options: argparse.Namespace) -> str:
     """(e): one line about the peer's model."""
     script = Path(__file__).with_name("_peer_score.py")
-    words = [str(given.peer_python), str(script), str(given.peer)]
-    found = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    return "; ".join(f"{n} candidates p50 {p50:.2f} ms, p99 {p99:.2f} ms" for n, p50, p99 in found)
+    words = [str(options.peer_python), str(script), str(options.peer)]
+    results = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return "; ".join(f"{n} candidates p50 {p50:.2f} ms, p99 {p99:.2f} ms" for n, p50, p99 in results)
 
 
 def report(
-    given: argparse.Namespace,
+    options: argparse.Namespace,
     numbers: dict[str, Numbers],
     alone: dict[tuple[str, int], dict[int, float]],
     half: float,
@@ -219,7 +221,7 @@ def report(
     ways: list[tuple[str, float, dict[int, float]]],
 ) -> str:
     names = {"a": "constant", "b": "plain backbone", "c": "knowledge `both`", "d": "FastAPI without Ray, `both`"}
-    middle = {name: {k: float(np.median(v)) for k, v in found.items()} for name, found in numbers.items()}
+    middle = {name: {k: float(np.median(v)) for k, v in results.items()} for name, results in numbers.items()}
     share = {
         f"c/{other}": float(np.median(np.array(numbers["c"]["rate"]) / np.array(numbers[other]["rate"])))
         for other in "abd"
@@ -235,15 +237,15 @@ def report(
     ]
     lines = ["# Serving speed", "", "| target | measured | held |", "| --- | --- | --- |"]
     lines += [f"| {what} | {value:.2f} | {'yes' if held else '**no**'} |" for what, value, held in targets]
-    proxy = "HAProxy" if given.haproxy else "Ray Serve's own proxy"
+    proxy = "HAProxy" if options.haproxy else "Ray Serve's own proxy"
     lines += [
         "",
         "## Over HTTP",
         "",
-        f"1 user x 100 candidates, {given.backbone} at the default sizes, {proxy}, one replica. Requests per second "
-        f"with {given.clients} clients that ask again at once; latencies at {half:.0f} arrivals a second (open loop, "
-        f"Poisson), from when a request was due. Medians over {given.rounds} turns of {given.seconds:g} s each; ratios "
-        "are medians of the turns' ratios.",
+        f"1 user x 100 candidates, {options.backbone} at the default sizes, {proxy}, one replica. Requests per second "
+        f"with {options.clients} clients that ask again at once; latencies at {half:.0f} arrivals a second (open loop, "
+        f"Poisson), from when a request was due. Medians over {options.rounds} turns of {options.seconds:g} s each; "
+        "ratios are medians of the turns' ratios.",
         "",
         "| endpoint | requests/s | p50 ms | p99 ms |",
         "| --- | --- | --- | --- |",
@@ -271,8 +273,8 @@ def report(
             *(f"| {way} | {ready:.0f} | {m[100]:.2f} | {m[1000]:.2f} |" for way, ready, m in ways),
             "",
         ]
-    flags = " --ways" * given.ways + " --haproxy" * given.haproxy + " --peer PATH" * bool(given.peer)
-    lines.append(f"Command: `python -m benchmarks.serve_load{flags}`. {described()}")
+    flags = " --ways" * options.ways + " --haproxy" * options.haproxy + " --peer PATH" * bool(options.peer)
+    lines.append(f"Command: `python -m benchmarks.serve_load{flags}`. {describe()}")
     return "\n".join(lines) + "\n"
 
 

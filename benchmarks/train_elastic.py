@@ -21,7 +21,7 @@ from typing import Any
 
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
-from benchmarks._machine import described
+from benchmarks._machine import describe
 from benchmarks._stage_process import start_stage
 from llm4msr import Config, load
 from llm4msr.pipeline import prepare, trained
@@ -33,31 +33,31 @@ Event = tuple[float, str]
 
 
 def main() -> None:
-    wanted = parser().parse_args()
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        events, disturbed = elastic(config_of(Path(folder) / "elastic", wanted, "[2,4]"))
-        calm = undisturbed(config_of(Path(folder) / "calm", wanted, "2"))
-        RESULT.write_text(report(events, disturbed, calm, wanted))
+        events, disturbed = elastic(config_of(Path(folder) / "elastic", options, "[2,4]"))
+        calm = undisturbed(config_of(Path(folder) / "calm", options, "2"))
+        RESULT.write_text(report(events, disturbed, calm, options))
     print(RESULT.read_text())
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    wanted = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    wanted.add_argument("--epochs", type=int, default=24, help="enough for the run to outlive what is done to it")
-    wanted.add_argument("--every", type=int, default=40, help="batches between checkpoints; an epoch has about 80")
-    return wanted
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=24, help="enough for the run to outlive what is done to it")
+    parser.add_argument("--every", type=int, default=40, help="batches between checkpoints; an epoch has about 80")
+    return parser
 
 
-def config_of(root: Path, wanted: argparse.Namespace, workers: str) -> Config:
+def config_of(root: Path, options: argparse.Namespace, workers: str) -> Config:
     """MovieLens-100K without knowledge, prepared; it trains all its epochs."""
     changes = {
         "storage": root,
         "model.knowledge": "none",
         "train.workers": workers,
-        "train.epochs": wanted.epochs,
-        "train.patience": wanted.epochs,
-        "train.checkpoint_batches": wanted.every,
+        "train.epochs": options.epochs,
+        "train.patience": options.epochs,
+        "train.checkpoint_batches": options.every,
     }
     config = load(str(CONFIG), [f"{key}={value}" for key, value in changes.items()])
     prepare(config)
@@ -140,7 +140,7 @@ def where(at: dict[str, Any]) -> str:
     return f"epoch {at['epoch'] + 1} batch {at['batch']}"
 
 
-def report(events: list[Event], ours: StageOutput, calm: StageOutput, wanted: argparse.Namespace) -> str:
+def report(events: list[Event], ours: StageOutput, calm: StageOutput, options: argparse.Namespace) -> str:
     """The page of results."""
     lines = [f"| {seconds:.0f} | {what} |" for seconds, what in events]
     info, other = ours.manifest.info, calm.manifest.info
@@ -149,7 +149,7 @@ def report(events: list[Event], ours: StageOutput, calm: StageOutput, wanted: ar
     return f"""# Training with as many workers as there are
 
 `train.workers = [2, 4]` on a head and two nodes of two CPUs, MovieLens-100K without knowledge, global batch 1024, a
-checkpoint every {wanted.every} batches, {wanted.epochs} epochs.
+checkpoint every {options.every} batches, {options.epochs} epochs.
 
 | seconds | what happened |
 | ---: | --- |
@@ -168,7 +168,7 @@ What the manifest says of its starts; an epoch has about 80 batches, and all bat
 It trained all {info["epochs"]} epochs. Best validation AUC: {aucs[0]:.4f}; undisturbed, with two workers:
 {aucs[1]:.4f}.
 
-`python -m benchmarks.train_elastic --epochs {wanted.epochs} --every {wanted.every}` on {described(("ray", "torch"))}.
+`python -m benchmarks.train_elastic --epochs {options.epochs} --every {options.every}` on {describe(("ray", "torch"))}.
 """
 
 

@@ -54,21 +54,21 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 
 def main() -> None:
-    given = parser().parse_args()
-    work = Path(given.work).absolute()
+    options = parser().parse_args()
+    work = Path(options.work).absolute()
     work.mkdir(parents=True, exist_ok=True)
     measure: dict[str, Callable[[dict[str, Any]], Iterator[None]]] = {
-        "auc": lambda found: measure_auc(work, found, given.seeds, given.patience),
-        "steps": lambda found: measure_steps(work, found, given.rounds),
+        "auc": lambda results: measure_auc(work, results, options.seeds, options.patience),
+        "steps": lambda results: measure_steps(work, results, options.rounds),
     }
-    for part in filter(None, given.parts.split(",")):
+    for part in filter(None, options.parts.split(",")):
         file = work / f"{part}.json"
-        found = json.loads(file.read_text()) if file.exists() else {}
-        for _ in measure[part](found):
-            file.write_text(json.dumps(found, indent=1))
-            print(f"{time.strftime('%H:%M:%S')} {part} {json.dumps(found)}", flush=True)
-    found = {part: json.loads(file.read_text()) for part in measure if (file := work / f"{part}.json").exists()}
-    RESULTS.write_text(report(found))
+        results = json.loads(file.read_text()) if file.exists() else {}
+        for _ in measure[part](results):
+            file.write_text(json.dumps(results, indent=1))
+            print(f"{time.strftime('%H:%M:%S')} {part} {json.dumps(results)}", flush=True)
+    results = {part: json.loads(file.read_text()) for part in measure if (file := work / f"{part}.json").exists()}
+    RESULTS.write_text(report(results))
     print(f"-> {RESULTS}")
 
 
@@ -94,11 +94,11 @@ def start_ray() -> None:
 # --- the same AUC ------------------------------------------------------------------------------------------------
 
 
-def measure_auc(work: Path, found: dict[str, Any], seeds: int, patience: int) -> Iterator[None]:
+def measure_auc(work: Path, results: dict[str, Any], seeds: int, patience: int) -> Iterator[None]:
     """{patience: {kind: {seed: test AUC}}}; a kind is a number of workers and what differs from the config."""
     always = ("model.knowledge=none", f"train.patience={patience}")
     for seed, (kind, changes) in itertools.product(range(1, seeds + 1), KINDS.items()):
-        known = found.setdefault(str(patience), {}).setdefault(kind, {})
+        known = results.setdefault(str(patience), {}).setdefault(kind, {})
         if str(seed) not in known:
             place = work / f"patience-{patience}" / kind.replace(" ", "-")
             settings = [f"storage={place}", f"seed={seed}", *always, *changes]
@@ -120,7 +120,7 @@ def test_auc(config: Config) -> float | None:
 # --- CPU-seconds of a step ---------------------------------------------------------------------------------------
 
 
-def measure_steps(work: Path, found: dict[str, Any], rounds: int) -> Iterator[None]:
+def measure_steps(work: Path, results: dict[str, Any], rounds: int) -> Iterator[None]:
     """Rows per CPU-second of the workers together, a list over rounds: {batch: {workers or "1 beside": ..}}.
 
     `1 beside` is one worker while the machine does the same work once more, as it does with several workers.
@@ -133,7 +133,7 @@ def measure_steps(work: Path, found: dict[str, Any], rounds: int) -> Iterator[No
             config = steps_config(work, source, batch, int(kind.split()[0]))
             with beside(config) if kind == "1 beside" else contextlib.nullcontext():
                 rate = STEP_ROWS / sum(step_seconds(config))
-            found.setdefault(str(batch), {}).setdefault(kind, []).append(rate)
+            results.setdefault(str(batch), {}).setdefault(kind, []).append(rate)
             yield
 
 

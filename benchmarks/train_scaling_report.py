@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import mean, median, stdev
 from typing import Any
 
-from benchmarks._machine import described
+from benchmarks._machine import describe
 
 WORKERS = (1, 2, 4)
 NO_DROPOUT, SPARSE = " without dropout", "1 with sparse gradients"
@@ -13,23 +13,23 @@ NEAR, EFFICIENT = 0.002, 0.85
 """Targets: of the AUC's distance to one worker's, and of a worker's rows per CPU-second at four against at one."""
 
 
-def report(found: dict[str, Any]) -> str:
+def report(results: dict[str, Any]) -> str:
     """The result as Markdown."""
     sections = {"auc": _auc, "steps": _steps}
     return "\n".join(
         [
             "# Training on several workers",
             "",
-            *(section(found[part]) for part, section in sections.items() if part in found),
-            f"Command: `python -m benchmarks.train_scaling`. {described(('torch', 'numpy', 'pyarrow', 'ray'))}, one "
+            *(section(results[part]) for part, section in sections.items() if part in results),
+            f"Command: `python -m benchmarks.train_scaling`. {describe(('torch', 'numpy', 'pyarrow', 'ray'))}, one "
             "thread a worker.",
             "",
         ]
     )
 
 
-def _auc(found: dict[str, Any]) -> str:
-    parts = [f"`train.patience = {patience}`:\n\n{_aucs(kinds)}\n" for patience, kinds in found.items()]
+def _auc(results: dict[str, Any]) -> str:
+    parts = [f"`train.patience = {patience}`:\n\n{_aucs(kinds)}\n" for patience, kinds in results.items()]
     return f"""## The same model
 
 MovieLens-100K as in `configs/ml-100k.toml`, without knowledge, at most 20 epochs, Ray Train. Without dropout a seed's
@@ -41,10 +41,10 @@ worker, from 0.78429 to 0.78431 with two), which ends some runs there and lets o
 {chr(10).join(parts)}"""
 
 
-def _aucs(found: dict[str, Any]) -> str:
+def _aucs(results: dict[str, Any]) -> str:
     lines = []
-    for kind, aucs in found.items():
-        base = found["1" + NO_DROPOUT * kind.endswith(NO_DROPOUT)]
+    for kind, aucs in results.items():
+        base = results["1" + NO_DROPOUT * kind.endswith(NO_DROPOUT)]
         gaps = [auc - base[seed] for seed, auc in aucs.items()]
         error = stdev(gaps) / len(gaps) ** 0.5
         gap = "" if aucs is base else f"{mean(gaps):+.4f} ± {error:.4f}"
@@ -54,9 +54,9 @@ def _aucs(found: dict[str, Any]) -> str:
     return _table(head, lines)
 
 
-def _steps(found: dict[str, Any]) -> str:
+def _steps(results: dict[str, Any]) -> str:
     lines = []
-    for batch, kinds in found.items():
+    for batch, kinds in results.items():
         rates = {kind: median(values) for kind, values in kinds.items()}
         for kind, rate in rates.items():
             shares = [f"{rate / rates[base]:.2f}" for base in ("1", "1 beside")]
@@ -64,7 +64,7 @@ def _steps(found: dict[str, Any]) -> str:
             name = "1, the same work beside it" if kind == "1 beside" else kind
             lines.append((f"{int(batch):,}", name, f"{rate / 1000:.1f}k", *shares, held))
     head = ("global batch", "workers", "rows per CPU-second", "to 1", "to 1 with company", f"{EFFICIENT} of 1")
-    rounds = len(next(iter(next(iter(found.values())).values())))
+    rounds = len(next(iter(next(iter(results.values())).values())))
     return f"""## What a worker's rows cost
 
 Ray Train, our default model without knowledge (MMoE), generated rows with 6,000 users and 4,000 items; training steps

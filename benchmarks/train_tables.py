@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from benchmarks._machine import described
+from benchmarks._machine import describe
 from benchmarks._random_rows import open_dataset, peak_memory, random_rows
 from llm4msr import Config, storage
 from llm4msr.training.batches import RowReader, Rows
@@ -42,20 +42,20 @@ TOO_LARGE = [(10**7, "dense", 2)]
 
 def main() -> None:
     tables = parser().parse_args().tables
-    found: dict[tuple[int, str, int], tuple[float, float]] = {}
+    results: dict[tuple[int, str, int], tuple[float, float]] = {}
     for values, (kind, workers) in itertools.product(tables, KINDS):
         if (case := (values, kind, workers)) not in TOO_LARGE:
-            found[case] = measure(*case)
-            print(case, found[case], file=sys.stderr, flush=True)
-    RESULT.write_text(report(tables, found))
+            results[case] = measure(*case)
+            print(case, results[case], file=sys.stderr, flush=True)
+    RESULT.write_text(report(tables, results))
     print(RESULT.read_text())
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    wanted = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    wanted.add_argument("--tables", type=int, nargs="+", default=TABLES, help="rows of each")
-    return wanted
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", type=int, nargs="+", default=TABLES, help="rows of each")
+    return parser
 
 
 def measure(values: int, kind: str, workers: int) -> tuple[float, float]:
@@ -109,12 +109,12 @@ def work(rank: int, workers: int, folder: str, values: int, sparse: bool) -> Non
     Path(folder, f"spent{rank}").write_text(f"{1000 * median(np.diff(data.train.marks)[2:])} {peak}")
 
 
-def report(tables: Sequence[int], found: dict[tuple[int, str, int], tuple[float, float]]) -> str:
+def report(tables: Sequence[int], results: dict[tuple[int, str, int], tuple[float, float]]) -> str:
     """The page of results."""
     heads = [f"{kind}, {workers} worker{'s' * (workers > 1)}" for kind, workers in KINDS]
     lines = []
     for values in tables:
-        cells = [found.get((values, *kind)) for kind in KINDS]
+        cells = [results.get((values, *kind)) for kind in KINDS]
         shown = [f"{cell[0]:.0f} ms, {cell[1]:.1f} GiB" if cell else "not tried" for cell in cells]
         lines.append(f"| {values:,} | {' | '.join(shown)} |")
     return f"""# Large embedding tables
@@ -127,7 +127,7 @@ evenly over the table, embeddings of 16, global batch {BATCH:,}, medians of {STE
 | ---: | {" | ".join(["---:"] * len(heads))} |
 {chr(10).join(lines)}
 
-`python -m benchmarks.train_tables` on {described(("torch", "numpy", "pyarrow"))}, one thread a worker.
+`python -m benchmarks.train_tables` on {describe(("torch", "numpy", "pyarrow"))}, one thread a worker.
 """
 
 

@@ -82,21 +82,21 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    given = parser().parse_args()
-    work = Path(given.work).absolute()
+    options = parser().parse_args()
+    work = Path(options.work).absolute()
     work.mkdir(parents=True, exist_ok=True)
     measure: dict[str, Callable[[], Any]] = {
-        "auc": lambda: measure_auc(given, work),
-        "peer": lambda: measure_peer(given, work),
-        "knowledge": lambda: in_own_process(knowledge_steps, config_of(given.data, work), given.rounds),
-        "workers": lambda: measure_workers(given, work),
+        "auc": lambda: measure_auc(options, work),
+        "peer": lambda: measure_peer(options, work),
+        "knowledge": lambda: in_own_process(knowledge_steps, config_of(options.data, work), options.rounds),
+        "workers": lambda: measure_workers(options, work),
         "memory": lambda: measure_memory(work),
     }
-    for part in filter(None, given.parts.split(",")):
+    for part in filter(None, options.parts.split(",")):
         (work / f"{part}.json").write_text(json.dumps(measure[part](), indent=1))
-    found = {part: json.loads(file.read_text()) for part in measure if (file := work / f"{part}.json").exists()}
+    results = {part: json.loads(file.read_text()) for part in measure if (file := work / f"{part}.json").exists()}
     command = "python -m benchmarks.train_throughput --data ml-1m.zip --peer PATH --peer-python PYTHON"
-    RESULTS.write_text(report(found, command))
+    RESULTS.write_text(report(results, command))
     print(f"-> {RESULTS}")
 
 
@@ -132,30 +132,30 @@ def say(text: str) -> None:
 # --- equal AUC ---------------------------------------------------------------------------------------------------
 
 
-def measure_auc(given: argparse.Namespace, work: Path) -> dict[str, Any]:
+def measure_auc(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """{model: {ours | peer: {rate, valid and test AUC of each seed}}}."""
-    arrays = in_own_process(export, config_of(given.data, work), work / "rows.npz")
+    arrays = in_own_process(export, config_of(options.data, work), work / "rows.npz")
 
     def ours(model: str, rate: float, seed: int) -> dict[str, Any]:
-        config = config_of(given.data, work, MODELS[model], learning_rate=rate, epochs=EPOCHS)
+        config = config_of(options.data, work, MODELS[model], learning_rate=rate, epochs=EPOCHS)
         return in_own_process(auc_of, config, seed)
 
     def peer(model: str, rate: float, seed: int) -> dict[str, Any]:
         job = {"model": model, "learning_rate": rate, "seed": seed, "epochs": EPOCHS, "loader": "tensors"}
-        return run_peer(_pythons(given)[0], given.peer, arrays, **job)
+        return run_peer(_pythons(options)[0], options.peer, arrays, **job)
 
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for model, (name, run) in itertools.product(MODELS, {"ours": ours, "peer": peer}.items()):
         tuned = {rate: run(model, rate, SEEDS[0]) for rate in RATES}
         rate = max(tuned, key=lambda r: max(tuned[r]["valid_auc"]))
         runs = [tuned[rate], *(run(model, rate, seed) for seed in SEEDS[1:])]
-        found.setdefault(model, {})[name] = {
+        results.setdefault(model, {})[name] = {
             "rate": rate,
             "valid": [max(r["valid_auc"]) for r in runs],
             "test": [r["test_auc"] for r in runs],
         }
-        say(f"auc {model} {name} {found[model][name]}")
-    return found
+        say(f"auc {model} {name} {results[model][name]}")
+    return results
 
 
 def auc_of(config: Config, seed: int) -> dict[str, Any]:
@@ -196,53 +196,53 @@ def export(config: Config, file: Path) -> Path:
 
 def run_peer(python: str, peer: str, arrays: Path, **job: Any) -> dict[str, Any]:
     """What `_peer_train.py` prints."""
-    asked = {"peer": str(Path(peer).absolute()), "arrays": str(arrays), "scenario_as_input": True} | job
-    done = subprocess.run([python, str(DRIVER), json.dumps(asked)], capture_output=True, text=True, check=False)
+    job_json = {"peer": str(Path(peer).absolute()), "arrays": str(arrays), "scenario_as_input": True} | job
+    done = subprocess.run([python, str(DRIVER), json.dumps(job_json)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{python} {DRIVER}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _pythons(given: argparse.Namespace) -> list[str]:
-    return given.peer_python or [sys.executable]
+def _pythons(options: argparse.Namespace) -> list[str]:
+    return options.peer_python or [sys.executable]
 
 
 # --- against the peer and the ceiling ----------------------------------------------------------------------------
 
 
-def measure_peer(given: argparse.Namespace, work: Path) -> dict[str, Any]:
+def measure_peer(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Rows per CPU-second, a list over rounds: {model: {ours, bare, peers: {versions: {workers: ..}}}}."""
-    arrays = in_own_process(export, config_of(given.data, work), work / "rows.npz")
-    found: dict[str, Any] = {}
+    arrays = in_own_process(export, config_of(options.data, work), work / "rows.npz")
+    results: dict[str, Any] = {}
     sizes = [(f"{name}, the peer's size", model, name) for name, model in MODELS.items()]
     sizes += [(f"{name}, our default", model, "") for name, model in OUR_DEFAULTS.items()]
-    for _, (label, model, peer) in itertools.product(range(given.rounds), sizes):
-        at = found.setdefault(label, {"ours": [], "bare": [], "peers": {}})
-        config = config_of(given.data, work, model, epochs=TIMED_EPOCHS)
+    for _, (label, model, peer) in itertools.product(range(options.rounds), sizes):
+        at = results.setdefault(label, {"ours": [], "bare": [], "peers": {}})
+        config = config_of(options.data, work, model, epochs=TIMED_EPOCHS)
         at["bare"].append(in_own_process(bare_loop, config))
         at["ours"].append(real_path(config))
         at["bare"].append(in_own_process(bare_loop, config))
-        for python, workers in itertools.product(_pythons(given) if given.peer and peer else [], (0, 8)):
-            job = {"model": peer, "workers": workers, "rows": given.peer_rows, "score": False}
-            run = run_peer(python, given.peer, arrays, **job)
+        for python, workers in itertools.product(_pythons(options) if options.peer and peer else [], (0, 8)):
+            job = {"model": peer, "workers": workers, "rows": options.peer_rows, "score": False}
+            run = run_peer(python, options.peer, arrays, **job)
             place = at["peers"].setdefault(f"pandas {run['versions']['pandas']}", {}).setdefault(str(workers), [])
             place.append(run["rows"] / run["cpu_seconds"][0])
         say(f"{label} {at}")
-    return found
+    return results
 
 
 def bare_loop(config: Config) -> float:
     """Rows per CPU-second of net, loss and optimizer over an epoch of batches that were made before."""
     data = open_data(config)
-    made = [(to_batch(rows, data.tables, None), rows.label_B) for rows, _ in data.rows("train").batches(BATCH, 1)]
+    batches = [(to_batch(rows, data.tables, None), rows.label_B) for rows, _ in data.rows("train").batches(BATCH, 1)]
     net = data.new_net(config).train()
     (optimizer,) = new_optimizers(net, config)
-    for batch, label_B in made[:20]:
+    for batch, label_B in batches[:20]:
         step(net, optimizer, batch, label_B)
     start = time.process_time()
-    for batch, label_B in made:
+    for batch, label_B in batches:
         step(net, optimizer, batch, label_B)
-    return sum(len(label_B) for _, label_B in made) / (time.process_time() - start)
+    return sum(len(label_B) for _, label_B in batches) / (time.process_time() - start)
 
 
 def step(net: RankerNet, optimizer: torch.optim.Optimizer, batch: Batch, label_B: torch.Tensor) -> None:
@@ -263,14 +263,14 @@ def real_path(config: Config) -> float:
     return rows * (config.train.epochs - 1) / sum(end[-1] - end[0] for end in ends)
 
 
-def measure_workers(given: argparse.Namespace, work: Path) -> dict[str, Any]:
+def measure_workers(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Rows per CPU-second of all workers together, a list over rounds: {model: {workers: ..}}."""
-    found: dict[str, Any] = {}
-    for _, (name, model), workers in itertools.product(range(given.rounds), OUR_DEFAULTS.items(), (1, 2)):
-        rate = real_path(config_of(given.data, work, model, epochs=TIMED_EPOCHS, workers=workers))
-        found.setdefault(name, {}).setdefault(str(workers), []).append(rate)
+    results: dict[str, Any] = {}
+    for _, (name, model), workers in itertools.product(range(options.rounds), OUR_DEFAULTS.items(), (1, 2)):
+        rate = real_path(config_of(options.data, work, model, epochs=TIMED_EPOCHS, workers=workers))
+        results.setdefault(name, {}).setdefault(str(workers), []).append(rate)
         say(f"workers {name} {workers} {rate:.0f}")
-    return found
+    return results
 
 
 # --- knowledge ---------------------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ def measure_workers(given: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 def knowledge_steps(config: Config, rounds: int) -> dict[str, Any]:
     """Milliseconds of a step, a list over rounds: {backbone: {use: ..}}. All uses take turns on the same rows."""
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     data = open_data(config)
     chunks = _chunks(data.rows("train"), 10)
     for name, model in OUR_DEFAULTS.items():
@@ -288,9 +288,9 @@ def knowledge_steps(config: Config, rounds: int) -> dict[str, Any]:
             for use, run in steppers.items():
                 spent = run(parts) * 1000 / len(parts)
                 if number:  # the first turn warms up
-                    found.setdefault(name, {}).setdefault(use, []).append(spent)
-        say(f"knowledge {name} { {use: round(median(v), 1) for use, v in found[name].items()} }")
-    return found
+                    results.setdefault(name, {}).setdefault(use, []).append(spent)
+        say(f"knowledge {name} { {use: round(median(v), 1) for use, v in results[name].items()} }")
+    return results
 
 
 def _chunks(rows: RowReader, batches: int) -> Iterator[list[Rows]]:
@@ -305,14 +305,16 @@ def _stepper(config: Config, data: Dataset, model: dict[str, Any], use: str) -> 
     level, _, full = use.partition(", ")
     settings = config.model.model_copy(update=model | {"knowledge": level} | ({"meta_rank": 0} if full else {}))
     config = config.model_copy(update={"model": settings})
-    own = Dataset(data.prepared, data.tables, data.scenario_names, None if level == "none" else _made_up(data.tables))
-    net = own.new_net(config).train()
+    dataset = Dataset(
+        data.prepared, data.tables, data.scenario_names, None if level == "none" else _made_up(data.tables)
+    )
+    net = dataset.new_net(config).train()
     (optimizer,) = new_optimizers(net, config)
 
     def run(parts: list[Rows]) -> float:
         start = time.process_time()
         for rows in parts:
-            batch = own.batch(rows, net)
+            batch = dataset.batch(rows, net)
             slots_BS = net.embedding.hide(batch.slots_BS, config.train.id_dropout)
             step(net, optimizer, batch._replace(slots_BS=slots_BS), rows.label_B)
         return time.process_time() - start
@@ -335,13 +337,13 @@ def _made_up(tables: FeatureTables) -> KnowledgeStore:
 def measure_memory(work: Path) -> list[dict[str, Any]]:
     """Peak resident MiB before and after an epoch, for growing training rows."""
     cases = [(rows, 10**5) for rows in GENERATED_ROWS] + [(GENERATED_ROWS[-1], 10**6)]
-    found = []
+    results = []
     for rows, valid in cases:
         in_own_process(generate, work / "generated", rows, valid)
         before, after = in_own_process(peak_of_epoch, work / "generated")
-        found.append({"rows": rows, "valid": valid, "before": before, "after": after})
-        say(f"memory {found[-1]}")
-    return found
+        results.append({"rows": rows, "valid": valid, "before": before, "after": after})
+        say(f"memory {results[-1]}")
+    return results
 
 
 def generate(folder: Path, rows: int, valid: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._machine import described
+from benchmarks._machine import describe
 
 BATCH = 4096
 EPOCHS, RATES, SEEDS = 2, (1e-3, 3e-3, 1e-2), (1, 2, 3)
@@ -16,7 +16,7 @@ KNOWLEDGE_WIDTH = 576
 Target = tuple[str, str, bool]
 
 
-def report(found: dict[str, Any], command: str) -> str:
+def report(results: dict[str, Any], command: str) -> str:
     """The result as Markdown."""
     sections: dict[str, Callable[[Any], tuple[str, list[Target]]]] = {
         "auc": _auc,
@@ -25,17 +25,17 @@ def report(found: dict[str, Any], command: str) -> str:
         "workers": _workers,
         "memory": _memory,
     }
-    made = [section(found[part]) for part, section in sections.items() if part in found]
+    texts = [section(results[part]) for part, section in sections.items() if part in results]
     lines = [
         "# Training speed",
         "",
         _table(
             ["target", "measured", "held"],
-            [(what, value, "yes" if held else "**no**") for _, targets in made for what, value, held in targets],
+            [(what, value, "yes" if held else "**no**") for _, targets in texts for what, value, held in targets],
         ),
         "",
-        *(text for text, _ in made),
-        f"Command: `{command}`. {described(('torch', 'numpy', 'pandas', 'pyarrow', 'ray'))} "
+        *(text for text, _ in texts),
+        f"Command: `{command}`. {describe(('torch', 'numpy', 'pandas', 'pyarrow', 'ray'))} "
         "that other work shared while this was measured, so only numbers of one table may be compared. One thread "
         "everywhere. What is compared took turns; with more than one round, numbers are medians over rounds.",
         "",
@@ -43,9 +43,9 @@ def report(found: dict[str, Any], command: str) -> str:
     return "\n".join(lines)
 
 
-def _auc(found: dict[str, Any]) -> tuple[str, list[Target]]:
+def _auc(results: dict[str, Any]) -> tuple[str, list[Target]]:
     lines, targets = [], []
-    for model, sides in found.items():
+    for model, sides in results.items():
         for name, side in sides.items():
             means = [f"{np.mean(side[p]):.4f} ± {np.std(side[p], ddof=1):.4f}" for p in ("valid", "test")]
             lines.append((model, name, f"{side['rate']:g}", *means))
@@ -65,9 +65,9 @@ mean and deviation over {len(SEEDS)} seeds. Ours reads all genres of a film, the
     return text, targets
 
 
-def _peer(found: dict[str, Any]) -> tuple[str, list[Target]]:
+def _peer(results: dict[str, Any]) -> tuple[str, list[Target]]:
     lines, targets = [], []
-    for label, at in found.items():
+    for label, at in results.items():
         bare = [sum(pair) / 2 for pair in zip(at["bare"][::2], at["bare"][1::2], strict=True)]
         ceiling = _ratio(at["ours"], bare)
         lines.append((label, "ours, the real path", _thousands(median(at["ours"])), ""))
@@ -85,16 +85,16 @@ def _peer(found: dict[str, Any]) -> tuple[str, list[Target]]:
 Ours is `train(config)` on Ray Train with one worker: Parquet in, and the validation rows with their metrics, the
 checkpoint and the report of each epoch are paid by the training rows. The bare loop is the same net, loss and
 optimizer over batches that were made before. Of the peer only its `train_one_epoch` is counted, loader included.
-Rounds: {min(len(at["ours"]) for at in found.values())}.
+Rounds: {min(len(at["ours"]) for at in results.values())}.
 
 {_table(["model", "what", "rows per CPU-second", "ours is .. times"], lines)}
 """
     return text, targets
 
 
-def _knowledge(found: dict[str, Any]) -> tuple[str, list[Target]]:
+def _knowledge(results: dict[str, Any]) -> tuple[str, list[Target]]:
     lines, targets = [], []
-    for backbone, uses in found.items():
+    for backbone, uses in results.items():
         for use, spent in uses.items():
             ratio = _ratio(spent, uses["none"])
             lines.append((backbone, use, f"{median(spent):.1f}", f"{ratio:.2f}"))
@@ -111,9 +111,9 @@ batch {BATCH}, with vectors of width {KNOWLEDGE_WIDTH} for every user.
     return text, targets
 
 
-def _workers(found: dict[str, Any]) -> tuple[str, list[Target]]:
+def _workers(results: dict[str, Any]) -> tuple[str, list[Target]]:
     lines, targets = [], []
-    for name, rates in found.items():
+    for name, rates in results.items():
         worth = 2 * _ratio(rates["2"], rates["1"])
         lines += [(name, count, _thousands(median(values))) for count, values in rates.items()]
         targets.append((f"{name}: 2 workers are worth 1.7", f"{worth:.2f}", worth >= 1.7))
@@ -121,16 +121,16 @@ def _workers(found: dict[str, Any]) -> tuple[str, list[Target]]:
 
 Ray Train, one thread each, our default sizes without knowledge, one global batch of {BATCH}. The cores were short, so
 what counts is how much CPU the rows cost: two workers are worth twice the ratio of these numbers.
-Rounds: {min(len(rates["2"]) for rates in found.values())}.
+Rounds: {min(len(rates["2"]) for rates in results.values())}.
 
 {_table(["backbone", "workers", "rows per CPU-second of all workers"], lines)}
 """
     return text, targets
 
 
-def _memory(found: list[dict[str, Any]]) -> tuple[str, list[Target]]:
-    lines = [(f"{at['rows']:,}", f"{at['valid']:,}", at["before"], at["after"]) for at in found]
-    million, most = found[1]["after"], found[2]["after"]
+def _memory(results: list[dict[str, Any]]) -> tuple[str, list[Target]]:
+    lines = [(f"{at['rows']:,}", f"{at['valid']:,}", at["before"], at["after"]) for at in results]
+    million, most = results[1]["after"], results[2]["after"]
     flat = ("resident memory flat from 1e6 to 1e7 rows", f"{million} to {most} MiB", most <= 1.1 * million)
     text = f"""## Memory
 

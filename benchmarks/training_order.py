@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import torch
 from upath import UPath
 
-from benchmarks._machine import described
+from benchmarks._machine import describe
 from llm4msr import Config, storage
 from llm4msr.arrays import Ints
 from llm4msr.pipeline import prepare
@@ -49,28 +49,28 @@ ORDERS = {"1.3 million": (BEFORE, NOW), "3 million": (NOW, WHOLE)}
 
 
 def main() -> None:
-    given = parser().parse_args()
+    options = parser().parse_args()
     torch.set_num_threads(1)
-    work = Path(given.work).absolute()
-    found: dict[str, Any] = {}
+    work = Path(options.work).absolute()
+    results: dict[str, Any] = {}
     for size, orders in ORDERS.items():
-        seeds = given.seeds if size == "1.3 million" else given.seeds_of_3_million
+        seeds = options.seeds if size == "1.3 million" else options.seeds_of_3_million
         prepared = prepare(config_of(work, size))
-        found[size] = {"popularity": popular(prepared), "runs": {order: {} for order in orders}}
+        results[size] = {"popularity": popularity_auc(prepared), "runs": {order: {} for order in orders}}
         for seed in range(1, seeds + 1):
             for order in orders:
-                found[size]["runs"][order][seed] = trained(work, size, order, seed, prepared)
-    RESULT.write_text(report(found))
+                results[size]["runs"][order][seed] = train(work, size, order, seed, prepared)
+    RESULT.write_text(report(results))
     print(RESULT.read_text())
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    wanted = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    wanted.add_argument("--work", default="runs/training-order")
-    wanted.add_argument("--seeds", type=int, default=8, help="of 1.3 million rows")
-    wanted.add_argument("--seeds-of-3-million", type=int, default=4)
-    return wanted
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", default="runs/training-order")
+    parser.add_argument("--seeds", type=int, default=8, help="of 1.3 million rows")
+    parser.add_argument("--seeds-of-3-million", type=int, default=4)
+    return parser
 
 
 # --- data --------------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def text(numbers: Ints) -> pa.Array:
     return pa.array(numbers).cast(pa.string())
 
 
-def popular(prepared: StageOutput) -> dict[str, float | None]:
+def popularity_auc(prepared: StageOutput) -> dict[str, float | None]:
     """AUC of item popularity on validation and test rows."""
     names = [""] * (SCENARIOS + 1)
     parts = ("valid", "test")
@@ -178,7 +178,7 @@ def sorted_by_label(file: UPath) -> UPath:
     return old
 
 
-def trained(work: Path, size: str, order: str, seed: int, prepared: StageOutput) -> dict[str, Any]:
+def train(work: Path, size: str, order: str, seed: int, prepared: StageOutput) -> dict[str, Any]:
     """Validation AUC of each epoch, test AUC and logloss of the best one, and batches of one class."""
     file = work / "found" / f"{size}-{order}-{seed}.json".replace(" ", "-")
     if not file.exists():
@@ -189,7 +189,7 @@ def trained(work: Path, size: str, order: str, seed: int, prepared: StageOutput)
         net = data.new_net(config)
         net.load_state_dict(last.best)
         scored = predict(net, data, data.rows("test"), BATCH)
-        found = {
+        results = {
             "valid": [epoch["valid_auc"] for epoch in last.progress.history],
             "test": metrics.auc(scored.label, scored.logit),
             "logloss": metrics.logloss(scored.label, scored.logit),
@@ -198,8 +198,8 @@ def trained(work: Path, size: str, order: str, seed: int, prepared: StageOutput)
             "cpu_seconds": time.process_time() - begun,
         }
         file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(found))
-        print(f"{time.strftime('%H:%M:%S')} {file.name} {found}", flush=True)
+        file.write_text(json.dumps(results))
+        print(f"{time.strftime('%H:%M:%S')} {file.name} {results}", flush=True)
     kept: dict[str, Any] = json.loads(file.read_text())
     return kept
 
@@ -207,17 +207,17 @@ def trained(work: Path, size: str, order: str, seed: int, prepared: StageOutput)
 # --- report ------------------------------------------------------------------------------------------------------
 
 
-def report(found: dict[str, Any]) -> str:
+def report(results: dict[str, Any]) -> str:
     """The page of results."""
-    small, large = found["1.3 million"], found["3 million"]
-    rows = {size: next(iter(one["runs"][NOW].values()))["rows"] for size, one in found.items()}
+    small, large = results["1.3 million"], results["3 million"]
+    rows = {size: next(iter(one["runs"][NOW].values()))["rows"] for size, one in results.items()}
     differences = [
         now["test"] - whole["test"]
         for now, whole in zip(large["runs"][NOW].values(), large["runs"][WHOLE].values(), strict=True)
     ]
     error = stdev(differences) / len(differences) ** 0.5
     seconds = sum(
-        run["cpu_seconds"] for one in found.values() for runs in one["runs"].values() for run in runs.values()
+        run["cpu_seconds"] for one in results.values() for runs in one["runs"].values() for run in runs.values()
     )
     return f"""# The order of training rows
 
@@ -253,23 +253,25 @@ generated rows of [train-scaling](train-scaling.md) (575,078) and of [train-tabl
 them draws negatives. The one exception is the memory table of [train-throughput](train-throughput.md), whose labels are
 random: it was measured again, since rows are read in another way.
 
-`python -m benchmarks.training_order` on {described(("torch", "numpy", "pyarrow"))}, one thread;
+`python -m benchmarks.training_order` on {describe(("torch", "numpy", "pyarrow"))}, one thread;
 {seconds / 60:.0f} CPU-minutes for the trainings.
 """
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """A line for each order and seed, the means of each order, and popularity."""
     epochs = [f"epoch {epoch + 1}" for epoch in range(EPOCHS)]
     lines = [["order", "seed", *epochs, "test AUC", "test logloss", "batches of one class"]]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
-    for order, runs in found["runs"].items():
+    for order, runs in results["runs"].items():
         lines += [[order, str(seed), *shown(run)] for seed, run in runs.items()]
         means = {key: mean(run[key] for run in runs.values()) for key in ("test", "logloss", "of_one_class")}
         means["valid"] = [mean(aucs) for aucs in zip(*(run["valid"] for run in runs.values()), strict=True)]
         lines.append([f"**{order}**", "**mean**", *shown(means)])
-    popular = found["popularity"]
-    lines.append(["item popularity", "", *[f"{popular['valid']:.4f}"] * EPOCHS, f"{popular['test']:.4f}", "", ""])
+    popularity_auc = results["popularity"]
+    lines.append(
+        ["item popularity", "", *[f"{popularity_auc['valid']:.4f}"] * EPOCHS, f"{popularity_auc['test']:.4f}", "", ""]
+    )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
