@@ -87,16 +87,17 @@ def measure(folder: Path, users: int, options: argparse.Namespace) -> dict[str, 
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         results[step] = json.loads(done.stdout.splitlines()[-1])
     expected = {f"user{user:012d}" for user in range(0, users, CHANGED_EVERY)}
-    assert asked(config) == expected, "the third run must ask about the changed users alone"
+    assert new_ids(config) == expected, "the third run must ask about the changed users alone"
     results["plan"] = planning(config, folder / "alone")
     return results
 
 
-def asked(config: Config) -> set[str]:
+def new_ids(config: Config) -> set[str]:
     """Raw ids of the rows that a version wrote itself; few."""
     output = extracted(config)
     names = [name for name in output.manifest.files if name.startswith("vectors/users-")]
-    return {i for name in names for i in storage.read_table(output.folder / name, ["raw_id"])["raw_id"].to_pylist()}
+    tables = [storage.read_table(output.folder / name, ["raw_id"]) for name in names]
+    return {str(raw_id) for table in tables for raw_id in table["raw_id"].to_pylist()}
 
 
 def config_of(folder: Path, source: str, model: Path, options: argparse.Namespace) -> Config:
@@ -148,7 +149,8 @@ def _histories(start: int, stop: int, changed: bool) -> pa.Table:
     lists = pa.StructArray.from_arrays([names, per_scenario], ["scenario_id", "titles"])
     history = pa.ListArray.from_arrays(pa.array(np.arange(len(user_N) + 1) * 2, pa.int32()), lists)
     ids = pa.array([f"user{user:012d}" for user in user_N], pa.string())
-    return pa.table([pa.array(user_N + 1), ids, pa.array(np.full(len(user_N), 6)), history], schema.HISTORIES)
+    columns = [pa.array(user_N + 1), ids, pa.array(np.full(len(user_N), 6)), history]
+    return pa.Table.from_arrays(columns, schema=schema.HISTORIES)
 
 
 def one_run(config: Config) -> Measured:

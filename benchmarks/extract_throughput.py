@@ -189,7 +189,7 @@ def _ours(config: configs.Config, folder: Path, begun: float) -> Measured:
     output = extract(config)
     seconds = time.perf_counter() - begun
     tables = [read_rows(group, ["raw_id", "prompt", "vector"]) for group in row_groups(output)]
-    ids = [raw_id for table in tables for raw_id in table["raw_id"].to_pylist()]
+    ids = [str(raw_id) for table in tables for raw_id in table["raw_id"].to_pylist()]
     prompts = [text for table in tables for text in table["prompt"].to_pylist()]
     (folder / "prompts.json").write_text(json.dumps({"ids": ids, "prompts": prompts}))
     np.savez(folder / "d.npz", ids=ids, vectors=np.concatenate([to_matrix(table["vector"]) for table in tables]))

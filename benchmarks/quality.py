@@ -168,9 +168,8 @@ def main() -> None:
     runs = _run_all(list(itertools.chain(*jobs)), options.root, "train and test")
     chosen = [f"--{option} {' '.join(names)}" for option in ("sets", "backbones") if (names := vars(options)[option])]
     chosen += [f"--set {setting}" for setting in options.set]
-    command = " ".join(
-        ["python -m benchmarks.quality", name, *chosen, f"--seeds {len(seeds)} --trials {options.trials}"]
-    )
+    chosen.append(f"--seeds {len(seeds)} --trials {options.trials}")
+    command = " ".join(["python -m benchmarks.quality", name, *chosen])
     title = "-".join(["quality", name, *(options.sets or [])])
     about = {data: description_of(data) for data in grid.sets}
     quality_report.write(options.results, title, runs, command, options.trials, about, _baselines(cells))
@@ -194,10 +193,9 @@ def _baselines(cells: list[Cell]) -> quality_report.Baselines:
     for cell in cells:
         if cell.data not in baselines:
             data = prepared(cell.config)
-            names = data.table("scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()
-            baselines[cell.data] = {
-                name: one["overall"] for name, one in popularity.reports(data, "test", names).items()
-            }
+            names = list(map(str, data.table("scenarios.parquet", ["scenario_id"])["scenario_id"].to_pylist()))
+            reports = popularity.reports(data, "test", names)
+            baselines[cell.data] = {name: report["overall"] for name, report in reports.items()}
     return baselines
 
 

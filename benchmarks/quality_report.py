@@ -60,10 +60,10 @@ def report(
 ) -> str:
     """The whole Markdown: verdicts first, then a table per data set, then how it was made."""
     parts = [f"# {name}", ""]
-    for data, rows in table.groupby("data", sort=False):
-        beside = baselines[data]
-        parts += [f"## {data}", "", about[data], "", *_verdict(rows), *_losers(rows, beside)]
-        parts += [*_comparison(rows, beside), ""]
+    for data in table["data"].unique().tolist():
+        rows = table[table["data"] == data]
+        parts += [f"## {data}", "", about[data], "", *_verdict(rows), *_losers(rows, baselines[data])]
+        parts += [*_comparison(rows, baselines[data]), ""]
     seeds = sorted(table["seed"].unique().tolist())
     parts += [
         f"Test AUC at the best validation epoch, {_over(seeds)}; {_tuned(trials)}. `constant` is the share of "
@@ -113,18 +113,14 @@ def _comparison(rows: pd.DataFrame, baselines: dict[str, Metrics]) -> list[str]:
     for name in BASELINES:
         auc, gauc, logloss = (number(baselines[name][metric]) for metric in ("auc", "gauc", "logloss"))
         lines.append(_line([NONE, *([NONE] if switches else []), name, auc, "", "", "", gauc, logloss, ""]))
-    for (backbone, switch, system), cell in rows.groupby(["backbone", "switch", "system"], sort=False):
+    for names, cell in rows.groupby(["backbone", "switch", "system"], sort=False):
+        backbone, switch, system = map(str, names)
         change, p = against(rows, cell, backbone)
         tuned = f"{cell['learning_rate'].iloc[0]:g}, {cell['dropout'].iloc[0]:g}"
         metrics = [_spread(cell.get(f"{m}")) for m in ("read_auc", "test_gauc", "test_logloss")]
-        compared = (
-            ["", ""]
-            if system == "none"
-            else [
-                f"{100 * change:+.2f}%" if np.isfinite(change) else NONE,
-                number(p, 3),
-            ]
-        )
+        compared = [f"{100 * change:+.2f}%" if np.isfinite(change) else NONE, number(p, 3)]
+        if system == "none":
+            compared = ["", ""]
         labels = [backbone, *([switch] if switches else []), system]
         lines.append(_line([*labels, _spread(cell["test_auc"]), *compared, *metrics, tuned]))
     return lines
@@ -151,9 +147,10 @@ def _verdict(rows: pd.DataFrame) -> list[str]:
     plain, ours = means[is_plain], means[means.index.get_level_values("system").isin(("user", "both"))]
     lines = []
     if len(plain) and len(ours):
+        (plain_backbone, *_), (backbone, _, system) = (part.index.tolist()[part.argmax()] for part in (plain, ours))
         lines = [
-            f"- Best plain backbone: {plain.idxmax()[0]}, {plain.max():.4f}. Best with knowledge: {ours.idxmax()[0]} "
-            f"with {ours.idxmax()[2]}, {ours.max():.4f} ({100 * (ours.max() / plain.max() - 1):+.2f}%)."
+            f"- Best plain backbone: {plain_backbone}, {plain.max():.4f}. Best with knowledge: {backbone} "
+            f"with {system}, {ours.max():.4f} ({100 * (ours.max() / plain.max() - 1):+.2f}%)."
         ]
     if not len(plain):
         return ["- No plain model was trained beside these: nothing is said of what knowledge brings.", ""]

@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -196,8 +197,8 @@ def export(config: Config, file: Path) -> Path:
 
 def run_peer(python: str, peer: str, arrays: Path, **job: Any) -> dict[str, Any]:
     """What `_peer_train.py` prints."""
-    job_json = {"peer": str(Path(peer).absolute()), "arrays": str(arrays), "scenario_as_input": True} | job
-    done = subprocess.run([python, str(DRIVER), json.dumps(job_json)], capture_output=True, text=True, check=False)
+    whole_job = {"peer": str(Path(peer).absolute()), "arrays": str(arrays), "scenario_as_input": True} | job
+    done = subprocess.run([python, str(DRIVER), json.dumps(whole_job)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{python} {DRIVER}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -305,9 +306,7 @@ def _stepper(config: Config, data: Dataset, model: dict[str, Any], use: str) -> 
     level, _, full = use.partition(", ")
     settings = config.model.model_copy(update=model | {"knowledge": level} | ({"meta_rank": 0} if full else {}))
     config = config.model_copy(update={"model": settings})
-    dataset = Dataset(
-        data.prepared, data.tables, data.scenario_names, None if level == "none" else _made_up(data.tables)
-    )
+    dataset = replace(data, knowledge=None if level == "none" else _random_knowledge(data.tables))
     net = dataset.new_net(config).train()
     (optimizer,) = new_optimizers(net, config)
 
@@ -322,7 +321,7 @@ def _stepper(config: Config, data: Dataset, model: dict[str, Any], use: str) -> 
     return run
 
 
-def _made_up(tables: FeatureTables) -> KnowledgeStore:
+def _random_knowledge(tables: FeatureTables) -> KnowledgeStore:
     rng = np.random.default_rng(0)
     users, scenarios = (
         rng.standard_normal((rows, KNOWLEDGE_WIDTH), np.float32).astype(np.float16)

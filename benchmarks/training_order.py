@@ -107,18 +107,21 @@ def make(folder: Path, users: int) -> None:
         liked[group[user], rng.integers(4, size=len(user))],
         rng.integers(SHELVES, size=len(user)),
     )
-    item = (rng.random(len(user)) ** 1.7 * ITEMS / SHELVES).astype(
-        int
-    ) * SHELVES + shelf  # the first of a shelf more often
+    place = (rng.random(len(user)) ** 1.7 * ITEMS / SHELVES).astype(int)  # on its shelf: the first ones more often
+    item = place * SHELVES + shelf
     columns = {"user": text(user), "item": text(item), "scenario": text(rng.integers(SCENARIOS, size=len(user)))}
-    pq.write_table(pa.table(columns | {"time": rng.permutation(len(user))}), folder / "interactions.parquet")
+    pq.write_table(pa.table(columns | {"time": pa.array(rng.permutation(len(user)))}), folder / "interactions.parquet")
     numbers = np.arange(ITEMS)
-    items = {"item": text(numbers), "title": [f"Thing {n}" for n in numbers], "shelf": text(numbers % SHELVES)}
+    items = {
+        "item": text(numbers),
+        "title": pa.array([f"Thing {n}" for n in numbers]),
+        "shelf": text(numbers % SHELVES),
+    }
     pq.write_table(pa.table(items), folder / "items.parquet")
     pq.write_table(pa.table({"user": text(np.arange(users)), "group": text(group)}), folder / "users.parquet")
 
 
-def text(numbers: Ints) -> pa.Array:
+def text(numbers: Ints) -> "pa.Array[Any]":
     return pa.array(numbers).cast(pa.string())
 
 
