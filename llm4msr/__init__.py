@@ -5,7 +5,7 @@ first used, so that a client, or the command line's help, loads neither torch no
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llm4msr.bundle.messages import RankRequest, RankResponse
@@ -30,7 +30,7 @@ _MOVED = {"prepare", "extract", "train", "evaluate"}
 """Functions of this package until version 0.1."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     moved = f"; it is llm4msr.pipeline.{name} now" if name in _MOVED else ""

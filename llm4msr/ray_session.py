@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -47,11 +47,11 @@ def connect() -> None:
     if not ray.is_initialized():
         address, origin = _cluster_address()
         if address:
-            _refuse_dead_cluster(address, origin)
+            refuse_dead_cluster(address, origin)
         in_main_thread = threading.current_thread() is threading.main_thread()
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
-            with _without_lines(b"logging.cc"):
+            with without_lines(b"logging.cc"):
                 ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             shown_address = address or ("auto" if os.environ.get("RAY_ADDRESS") == "auto" else "")
@@ -70,7 +70,7 @@ def connect() -> None:
 
 
 @contextmanager
-def _without_lines(mark: bytes) -> Iterator[None]:
+def without_lines(mark: bytes) -> Iterator[None]:
     """Show standard error when the block ends, C++ code's included, without the lines that contain the mark.
 
     Ray's core writes there that it took its log level from the environment, and no setting turns that off.
@@ -97,8 +97,12 @@ def _cluster_address() -> tuple[str, str]:
     return (file.read_text().strip() if file.exists() else ""), str(file)
 
 
-def _refuse_dead_cluster(address: str, origin: str) -> None:
-    """Raise a ConfigError within a minute if no cluster answers; `ray.init` alone would wait for many."""
+def refuse_dead_cluster(address: str, origin: str) -> None:
+    """Ask for an answer from the cluster that `origin` names; `ray.init` alone would wait for many minutes.
+
+    Raises:
+        ConfigError: within a minute, if no cluster answers.
+    """
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         host, port = parts.hostname or "", parts.port or 0
@@ -173,7 +177,7 @@ def _can_grow() -> bool:
     return any(kind != f"node_{node}" for node, kind in kinds.items())
 
 
-def run_each(function: Callable[..., Any], items: list[dict[str, Any]], **shared: Any) -> Iterator[dict[str, Any]]:
+def run_each(function: Callable[..., object], items: Sequence[object], **shared: object) -> Iterator[dict[str, Any]]:
     """Run a task of Ray Data for each item, and yield the rows that they return as they come.
 
     Args:

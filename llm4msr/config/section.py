@@ -1,7 +1,6 @@
 """What every section of the configuration is: frozen, typed, with keys that say how they enter a fingerprint."""
 
 from enum import Enum
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,7 +17,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """The keys that decide the result of the stage that reads this section, for its fingerprint."""
         unmarked = {
             n for n, key in type(self).model_fields.items() if not any(isinstance(m, Key) for m in key.metadata)

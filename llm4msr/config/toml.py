@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
@@ -28,7 +28,9 @@ def load(uri: str, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(document)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(uri, document, dict(e)) for e in error.errors())) from None
+        raise ConfigError(
+            "\n".join(_explain(uri, e["loc"], e["type"], e["input"], e["msg"]) for e in error.errors())
+        ) from None
 
 
 def _apply(document: dict[str, Any], override: str) -> None:
@@ -46,7 +48,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {key}=...: the value is nested too deeply") from None
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> object:
     """A TOML value; a bare word is a string, in a list too, so that no quotes need escaping in a shell."""
     try:
         document = tomllib.loads(f"value = {text}")
@@ -60,23 +62,23 @@ def _value(text: str) -> Any:
     return text
 
 
-def _explain(uri: str, document: dict[str, Any], error: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        known = list(_keys_at(error["loc"][:-1]))
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+def _explain(uri: str, location: Sequence[int | str], kind: str, value: object, message: str) -> str:
+    where = ".".join(map(str, location))
+    if kind == "extra_forbidden":
+        known = list(_keys_at(location[:-1]))
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
         return f"{uri}: unknown key '{where}'; {hint}"
-    if error["type"] == "missing":
+    if kind == "missing":
         return f"{uri}: '{where}' is missing; add it to the file or with --set {where}=..."
-    given = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
-    if error["type"] == "tuple_type" and given:
-        given += f"; write [{error['input']}]"
-    return f"{uri}: '{where}': {error['msg'].removeprefix('Value error, ')}{given}"
+    given = "" if isinstance(value, dict) else f" (given: {value!r})"
+    if kind == "tuple_type" and given:
+        given += f"; write [{value}]"
+    return f"{uri}: '{where}': {message.removeprefix('Value error, ')}{given}"
 
 
-def _keys_at(location: Iterable[Any]) -> Iterable[str]:
-    model: type[BaseModel] = Config
-    for part in location:
-        model = model.model_fields[part].annotation  # type: ignore[assignment]
-    return model.model_fields
+def _keys_at(location: Sequence[int | str]) -> Iterable[str]:
+    section: type[BaseModel] = Config
+    for key in location:
+        section = cast("type[BaseModel]", section.model_fields[str(key)].annotation)
+    return section.model_fields

@@ -6,7 +6,8 @@ searched before Arrow reads it.
 """
 
 import base64
-from typing import Any
+from collections.abc import Callable
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -39,8 +40,8 @@ def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
     footer = end[-8 - length : -8] if length <= len(end) - 8 else _read(source, size - 8 - length, size - 8)
     _refuse_extensions(footer, _MARKS_IN_PARQUET)
     source.seek(0)
-    no_extensions: dict[str, Any] = {"arrow_extensions_enabled": False}  # an option that pyarrow's stubs lack
-    return pq.ParquetFile(source, page_checksum_verification=True, **no_extensions)
+    open_file = cast("Callable[..., pq.ParquetFile]", pq.ParquetFile)  # pyarrow's stubs lack the last option
+    return open_file(source, page_checksum_verification=True, arrow_extensions_enabled=False)
 
 
 def open_arrow(source: pa.NativeFile) -> pa.ipc.RecordBatchFileReader:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import pyarrow.fs as pafs
 from upath import UPath
@@ -151,7 +151,7 @@ def digest_file(file: UPath) -> str:
     return state.hexdigest()
 
 
-def digest_json(value: Any) -> str:
+def digest_json(value: object) -> str:
     """Content hash of anything that is plain JSON."""
     return digest(json.dumps(value, sort_keys=True, default=str))
 

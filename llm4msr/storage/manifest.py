@@ -5,13 +5,15 @@ import json
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel, Field
 
 from llm4msr.storage import stage_files
 from llm4msr.storage.parquet import FileRecord
 from llm4msr.text import mask
+
+T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 """Name of its file; an output without one is not finished."""
@@ -27,7 +29,7 @@ class Manifest(BaseModel):
     fingerprint: str = Field(pattern=rf"^({stage_files.NAME.pattern})$", max_length=255)
     created: str
     seed: int
-    config: dict[str, Any]
+    config: dict[str, object]
     inputs: dict[str, str]
     files: dict[str, FileRecord]
     rows: int
@@ -43,10 +45,9 @@ class Manifest(BaseModel):
     git_commit: str
 
 
-def mask_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same plain values without the passwords and tokens of their URIs."""
-    plain: dict[str, Any] = json.loads(mask(json.dumps(values, allow_nan=False)))
-    return plain
+def mask_values(values: Mapping[str, T]) -> dict[str, T]:
+    """The same plain JSON values without the passwords and tokens of their URIs."""
+    return cast("dict[str, T]", json.loads(mask(json.dumps(values, allow_nan=False))))
 
 
 def library_versions() -> dict[str, str]:

@@ -74,10 +74,10 @@ class StageOutput:
     def _advice(self, name: str) -> str:
         return repair_advice(self.folder, self.manifest.stage, self.folder / name)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """What the line that every verb prints last says."""
         m = self.manifest
-        line = {
+        line: dict[str, object] = {
             "stage": m.stage,
             "uri": mask(str(self.folder)),
             "rows": m.rows,
@@ -134,7 +134,7 @@ def publish(
     folder: UPath,
     stage: str,
     seed: int,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     inputs: Mapping[str, str],
     build: Callable[[UPath], StageResult],
     resumable: bool = False,
@@ -161,7 +161,7 @@ def _publish(
     folder: UPath,
     stage: str,
     seed: int,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     inputs: Mapping[str, str],
     build: Callable[[UPath], StageResult],
     resumable: bool,

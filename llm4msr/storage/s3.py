@@ -6,7 +6,6 @@ all. Before that, a wrong address or key is more likely than a bad minute: four 
 
 import os
 from functools import cache
-from typing import Any
 
 from llm4msr.errors import StorageError
 
@@ -19,7 +18,7 @@ else:
 """What using a file on any storage can raise; botocore's own errors are no OSError."""
 
 SCHEMES = ("s3://", "s3a://")
-OPTIONS: dict[str, Any] = {
+OPTIONS: dict[str, object] = {
     "use_listings_cache": False,
     "config_kwargs": {
         "retries": {"mode": "standard", "total_max_attempts": 10},

@@ -117,14 +117,14 @@ def listener() -> Iterator[int]:
 )
 def test_an_address_where_no_cluster_answers_is_named(address: str, why: str):
     with pytest.raises(errors.ConfigError, match=rf"no Ray cluster at .*({why}).*RAY_ADDRESS says") as caught:
-        ray_session._refuse_dead_cluster(address, "RAY_ADDRESS")
+        ray_session.refuse_dead_cluster(address, "RAY_ADDRESS")
     assert address in str(caught.value)
 
 
 def test_what_listens_but_is_no_cluster_is_told(listener: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ray_session, "ANSWER_SECONDS", 2.0)
     with pytest.raises(errors.ConfigError, match="does not answer as a Ray cluster"):
-        ray_session._refuse_dead_cluster(f"127.0.0.1:{listener}", "RAY_ADDRESS")
+        ray_session.refuse_dead_cluster(f"127.0.0.1:{listener}", "RAY_ADDRESS")
 
 
 def test_a_cluster_that_asks_for_a_token_is_no_dead_one(listener: int, monkeypatch: pytest.MonkeyPatch):
@@ -134,12 +134,12 @@ def test_a_cluster_that_asks_for_a_token_is_no_dead_one(listener: int, monkeypat
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(errors.ConfigError, match=r"asks for a token .* set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN"):
-        ray_session._refuse_dead_cluster(f"127.0.0.1:{listener}", "RAY_ADDRESS")
+        ray_session.refuse_dead_cluster(f"127.0.0.1:{listener}", "RAY_ADDRESS")
 
 
 def test_lines_of_c_code_with_the_mark_are_left_out(capfd: pytest.CaptureFixture[str]):
     import os
 
-    with ray_session._without_lines(b"logging.cc"):
+    with ray_session.without_lines(b"logging.cc"):
         os.write(2, b"[x] logging.cc:303: Set ray log level\nkept\n")
     assert capfd.readouterr().err == "kept\n"

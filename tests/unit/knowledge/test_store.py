@@ -1,3 +1,4 @@
+import random
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,9 @@ import torch
 from llm4msr import storage
 from llm4msr.errors import StorageError
 from llm4msr.knowledge.rows import read_texts
-from llm4msr.knowledge.store import KnowledgeStore, Past
+from llm4msr.knowledge.store import KnowledgeStore, Past, cache_path
 from llm4msr.storage import StageOutput
-from tests.support.data import WIDTH, publish_knowledge, shard
+from tests.support.data import WIDTH, flipped, publish_knowledge, shard
 
 USERS, SCENARIOS = 12, 4
 RNG = np.random.default_rng(0)
@@ -222,3 +223,14 @@ def test_random_numbers_of_a_user_are_the_same_at_all_times(in_time: KnowledgeSt
     vectors, known = past_of(noise)
     np.testing.assert_array_equal(known, past_of(in_time)[1])
     np.testing.assert_array_equal(vectors, noise.users_NZ[np.repeat(list(LENGTHS), list(LENGTHS.values()))])
+
+
+def test_no_flipped_bit_of_the_mapped_vectors_is_used(output: StageOutput, store: KnowledgeStore):
+    users_NZ, known_N = np.array(store.users_NZ), store.known_N
+    folder = cache_path(output).with_suffix(f".{USERS}")
+    rng = random.Random(2)
+    for flip in range(200):
+        flipped(folder / ("users.npy", "known.npy")[flip % 2], rng)
+        again = KnowledgeStore.open(output, USERS, SCENARIOS)
+        np.testing.assert_array_equal(again.users_NZ, users_NZ)
+        np.testing.assert_array_equal(again.known_N, known_N)

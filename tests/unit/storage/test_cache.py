@@ -1,22 +1,16 @@
-"""Folders of the local cache: damage, a full disk, copies in use."""
+"""Where the cache lies, and its folders: built once, damaged, on a full disk."""
 
 import errno
 import os
 import random
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from upath import UPath
 
-from llm4msr import storage
+from llm4msr import pipeline
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import store
-from llm4msr.knowledge.store import KnowledgeStore
-from llm4msr.storage import StageOutput, StageResult, cache, local_copy
-from llm4msr.storage.local_copy import open_local
+from llm4msr.storage import cache
 from tests.support.data import flipped
 from tests.unit.conftest import World
 
@@ -93,93 +87,48 @@ def test_what_a_killed_process_had_begun_is_no_part_of_the_folder(tmp_path: Path
 
 def test_room_is_taken_before_a_file_is_mapped(tmp_path: Path) -> None:
     file = tmp_path / "a.npy"
-    matrix = store.map_zeros(file, (1000, 64))
-    assert file.stat().st_blocks * 512 >= matrix.nbytes
+    cache.reserve(file, 1 << 17)
+    assert file.stat().st_blocks * 512 >= 1 << 17
     with pytest.raises(OSError, match=r"No space left|File too large"):
         cache.reserve(file, 1 << 62)
 
 
-# --- the knowledge store --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("variable", [True, False])
+def test_the_cache_lies_where_the_variable_says_or_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: bool
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("LLM4MSR_CACHE", str(tmp_path / "own") if variable else "")
+    expected = tmp_path / "own" if variable else tmp_path / ".cache" / "llm4msr"
+    assert cache.root() == expected
+    assert expected.is_dir()
 
 
-def test_no_flipped_bit_of_the_mapped_vectors_is_used(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = KnowledgeStore.open(world.knowledge, 41, 3)
-    users_NZ, known_N = np.array(opened.users_NZ), opened.known_N
-    (folder,) = store.cache_path(world.knowledge).parent.glob(f"{store.cache_path(world.knowledge).name}.41")
-    rng = random.Random(2)
-    for flip in range(FLIPS):
-        flipped(folder / ("users.npy", "known.npy")[flip % 2], rng)
-        again = KnowledgeStore.open(world.knowledge, 41, 3)
-        np.testing.assert_array_equal(again.users_NZ, users_NZ)
-        np.testing.assert_array_equal(again.known_N, known_N)
+@pytest.mark.parametrize("place", ["/proc/nope", "/dev/null", "/dev/null/below", "memory://cache", "~no-such-user/x"])
+def test_a_cache_that_cannot_be_written_names_the_variable(place: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLM4MSR_CACHE", place)
+    with pytest.raises(StorageError, match=rf"^{place}: the cache cannot be written .*set LLM4MSR_CACHE to a folder"):
+        cache.root()
 
 
-# --- copies of outputs ----------------------------------------------------------------------------------------------
+def test_a_home_that_is_none_names_the_variable(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/proc/nope")
+    monkeypatch.delenv("LLM4MSR_CACHE", raising=False)
+    with pytest.raises(StorageError, match=r"/proc/nope.*set LLM4MSR_CACHE to a folder that can be written"):
+        cache.root()
 
 
-def remote(number: int = 0) -> StageOutput:
-    """Codes on a store that is not of this machine."""
-
-    def made(at: UPath) -> StageResult:
-        storage.write_bytes(at / "codes.arrow", b"codes of %d " % number * 20)
-        return StageResult(files={"codes.arrow": 1}, rows=1)
-
-    return storage.publish(storage.path(f"memory://{uuid.uuid4()}/codes"), "refresh", 1, {}, {}, made)
+def test_a_place_in_the_cache_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLM4MSR_CACHE", str(tmp_path / "own"))
+    assert cache.root().stat().st_mode & 0o007 == 0
 
 
-@pytest.fixture
-def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LLM4MSR_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "bundles"
-
-
-def test_a_copy_with_a_flipped_bit_is_made_again(copies: Path) -> None:
-    output = remote()
-    file = open_local(str(output.folder), "refresh").folder / "codes.arrow"
-    whole, rng = file.read_bytes(), random.Random(3)
-    for _ in range(FLIPS):
-        flipped(file, rng)
-        assert (open_local(str(output.folder), "refresh").folder / "codes.arrow").read_bytes() == whole
-
-
-def test_a_damaged_original_is_named_and_never_copied(copies: Path) -> None:
-    output, rng = remote(), random.Random(4)
-    whole = storage.read_bytes(output.folder / "codes.arrow")
-    for _ in range(FLIPS):
-        at = rng.randrange(8 * len(whole))
-        changed = bytearray(whole)
-        changed[at // 8] ^= 1 << at % 8
-        storage.write_bytes(output.folder / "codes.arrow", bytes(changed))
-        with pytest.raises(StorageError, match=r"codes/codes\.arrow: damaged, its checksum is not the manifest's"):
-            open_local(str(output.folder), "refresh")
-    assert not [folder for folder in copies.iterdir() if folder.is_dir()]
-
-
-def test_a_disk_that_damages_a_fresh_copy_is_named(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "digest_file", lambda file: "0" * 32)
-    with pytest.raises(StorageError, match=r"codes\.arrow: a fresh copy of .* is damaged; check this machine's disk"):
-        open_local(str(remote().folder), "refresh")
-    assert not [folder for folder in copies.iterdir() if folder.is_dir()]
-
-
-def test_copies_in_use_stay_whatever_their_age(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_copy, "COPIES_KEPT", 1)
-    first = open_local(str(remote(0).folder), "refresh")
-    os.utime(first.folder, (0, 0))  # a clock that jumped
-    second = open_local(str(remote(1).folder), "refresh").folder
-    assert first.folder.is_dir()
-    folder = first.folder
-    del first
-    os.utime(second, (0, 0))
-    third = open_local(str(remote(2).folder), "refresh")
-    assert [kept.is_dir() for kept in (folder, second, third.folder)] == [False, False, True]
-
-
-def test_a_full_disk_under_a_copy_is_one_message(copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(file: Path, size: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(cache, "reserve", full)
-    with pytest.raises(StorageError, match=r"the cache cannot be written \(No space left on device\); make room there"):
-        open_local(str(remote().folder), "refresh")
-    assert not [folder for folder in copies.iterdir() if folder.is_dir()]
+def test_stages_that_need_the_cache_say_so_before_they_work(
+    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("LLM4MSR_CACHE", "/proc/nope")
+    with pytest.raises(StorageError, match="set LLM4MSR_CACHE"):
+        pipeline.train(world.config)
+    with pytest.raises(StorageError, match="set LLM4MSR_CACHE"):
+        pipeline.run(world.config.model_copy(update={"name": "elsewhere", "storage": "/proc/nope"}))
+    assert not (world.data.folder.parent.parent / "train").exists()

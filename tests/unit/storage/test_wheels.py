@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from llm4msr import pipeline
 from llm4msr.errors import StorageError
 from llm4msr.storage import cache
 from llm4msr.storage.wheels import Wheel, fetch
-from tests.unit.conftest import World
 
 NAME = "tiny_data-1.0-py3-none-any.whl"
 METADATA = "Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n"
@@ -58,47 +56,6 @@ def test_another_file_than_the_pinned_one_is_refused(index: Path):
 def test_a_wheel_that_pip_cannot_find_is_named(index: Path):
     with pytest.raises(StorageError, match=r"pip could not fetch tiny_data==2\.0: .*check the package index"):
         fetch(Wheel("tiny_data==2.0", "00"), "tiny_data/")
-
-
-@pytest.mark.parametrize("variable", [True, False])
-def test_the_cache_lies_where_the_variable_says_or_in_the_home_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: bool
-):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("LLM4MSR_CACHE", str(tmp_path / "own") if variable else "")
-    expected = tmp_path / "own" if variable else tmp_path / ".cache" / "llm4msr"
-    assert cache.root() == expected
-    assert expected.is_dir()
-
-
-@pytest.mark.parametrize("place", ["/proc/nope", "/dev/null", "/dev/null/below", "memory://cache", "~no-such-user/x"])
-def test_a_cache_that_cannot_be_written_names_the_variable(place: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("LLM4MSR_CACHE", place)
-    with pytest.raises(StorageError, match=rf"^{place}: the cache cannot be written .*set LLM4MSR_CACHE to a folder"):
-        cache.root()
-
-
-def test_a_home_that_is_none_names_the_variable(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HOME", "/proc/nope")
-    monkeypatch.delenv("LLM4MSR_CACHE", raising=False)
-    with pytest.raises(StorageError, match=r"/proc/nope.*set LLM4MSR_CACHE to a folder that can be written"):
-        cache.root()
-
-
-def test_stages_that_need_the_cache_say_so_before_they_work(
-    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-):
-    monkeypatch.setenv("LLM4MSR_CACHE", "/proc/nope")
-    with pytest.raises(StorageError, match="set LLM4MSR_CACHE"):
-        pipeline.train(world.config)
-    with pytest.raises(StorageError, match="set LLM4MSR_CACHE"):
-        pipeline.run(world.config.model_copy(update={"name": "elsewhere", "storage": "/proc/nope"}))
-    assert not (world.data.folder.parent.parent / "train").exists()
-
-
-def test_a_place_in_the_cache_is_closed_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("LLM4MSR_CACHE", str(tmp_path / "own"))
-    assert cache.root().stat().st_mode & 0o007 == 0
 
 
 def test_without_a_pip_the_one_that_python_keeps_is_used(index: Path, monkeypatch: pytest.MonkeyPatch):
