@@ -5,24 +5,22 @@
                             \\---> export -> serve, refresh
 
 This is the one place that knows which outputs belong to a config; a stage's own function takes them as arguments.
-What is finished already is not done again.
+Work that is finished is never repeated.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 from upath import UPath
 
 from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.data import prepare as prepare_stage
-from llm4msr.data.prepare import PromptData, goes_by_seed
+from llm4msr.data.prepare import goes_by_seed
 from llm4msr.errors import ConfigError
 from llm4msr.explain import stage as explain_stage
 from llm4msr.explain.finished_run import ModelPair
 from llm4msr.export import export as export_stage
 from llm4msr.export import refresh as refresh_stage
-from llm4msr.knowledge import estimate
 from llm4msr.knowledge import extract as extract_stage
 from llm4msr.knowledge.prompts.sample import sampler
 from llm4msr.model import backbones
@@ -189,31 +187,31 @@ def stages(config: Config) -> Iterator[StageOutput]:
     """The same, stage by stage."""
     export_stage.check_servable(config)
     runs = trainings(config)
-    backbones.find(config.model.backbone)  # a wrong import path is told before the LLM's hours
-    knows = any(run.model.knowledge != "none" for _, run in runs)
-    driver.require_machines(config)  # so are machines that can never come,
-    if knows:
+    backbones.find(config.model.backbone)  # a wrong import path is reported before the LLM works for hours
+    uses_knowledge = any(run.model.knowledge != "none" for _, run in runs)
+    driver.require_machines(config)  # and so are machines that can never come,
+    if uses_knowledge:
         extract_stage.require_machines(config)
         cache.root()  # and a cache that cannot be written, which training needs
     inputs: dict[int, tuple[StageOutput, StageOutput | None]] = {}
-    for one in datasets(config):
-        of_seed = f", seed {one.seed}" if goes_by_seed(one) else ""
-        data, vectors = prepare(one), None
-        yield _tell(1, f"prepare{of_seed}", data)
-        if knows:
-            vectors = extract_stage.extract(one, data)
-            yield _tell(2, f"extract{of_seed}", vectors)
-        inputs[one.seed] = data, vectors
+    for dataset in datasets(config):
+        label = f", seed {dataset.seed}" if goes_by_seed(dataset) else ""
+        data, vectors = prepare(dataset), None
+        yield _report(1, f"prepare{label}", data)
+        if uses_knowledge:
+            vectors = extract_stage.extract(dataset, data)
+            yield _report(2, f"extract{label}", vectors)
+        inputs[dataset.seed] = data, vectors
     models: dict[tuple[str, int], TrainedModel] = {}
     for name, training in runs:
         data, vectors = inputs.get(training.seed, inputs[config.seed])
         vectors = None if training.model.knowledge == "none" else vectors
         output = train_stage.train(training, data, vectors)
         models[name, training.seed] = TrainedModel(training, data, vectors, output)
-        yield _tell(3, f"train {name}, seed {training.seed}", output)
-    beside = [models[name, training.seed] for name, training in compared_runs(config)]
-    yield _tell(4, "evaluate", evaluate_stage.evaluate(config, beside))
-    yield _tell(5, "export", export_stage.export(config, models[config.model.variant, config.seed]))
+        yield _report(3, f"train {name}, seed {training.seed}", output)
+    compared = [models[name, training.seed] for name, training in compared_runs(config)]
+    yield _report(4, "evaluate", evaluate_stage.evaluate(config, compared))
+    yield _report(5, "export", export_stage.export(config, models[config.model.variant, config.seed]))
 
 
 def trainings(config: Config) -> list[tuple[str, Config]]:
@@ -229,53 +227,10 @@ def datasets(config: Config) -> list[Config]:
     return [*(config.model_copy(update={"seed": seed}) for seed in others if goes_by_seed(config)), config]
 
 
-def _tell(number: int, stage: str, output: StageOutput) -> StageOutput:
+def _report(number: int, stage: str, output: StageOutput) -> StageOutput:
     m = output.manifest
     how = "found finished" if output.reused else f"{'continued, ' * m.continued}{m.seconds:.0f} s"
     empty = m.info.get("users_without_likes", 0)  # counted as failed, since they have no vector
     without = f", {empty} users liked nothing" if empty else ""
     say(f"[{number}/5] {stage}: {m.rows} rows, {m.failed - empty} failed{without}, {how} -> {output.folder}")
     return output
-
-
-# --- what a run would do ------------------------------------------------------------------------------------------
-
-
-def plan(config: Config, verb: str) -> dict[str, Any]:
-    """The plan of one verb, or of all stages for `run`; reads the source, writes nothing."""
-    parts: dict[str, Any] = {}
-    if verb in ("prepare", "extract", "run"):
-        data = prepare_stage.prompt_data(config, sampler)
-        parts |= {"prepare": _of_prepare(config, data)} if verb != "extract" else {}
-        parts |= {"extract": estimate.estimate(config, data, _is_extracted(config))} if verb != "prepare" else {}
-        if verb == "run" and len(of_seeds := [one.seed for one in datasets(config)]) > 1:
-            parts["extract"]["again_for_each_seed"] = of_seeds
-    if verb in ("train", "run"):
-        runs = [(config.model.variant, config)] if verb == "train" else trainings(config)
-        parts["train"] = [f"{config.model.backbone} {name}, seed {run.seed}" for name, run in runs]
-    if verb in ("evaluate", "run"):
-        parts["evaluate"] = f"{len(compared_runs(config))} models on the test rows"
-    if verb in ("export", "run"):
-        parts["export"] = f"bundle of {config.model.backbone} {config.model.variant}, seed {config.seed}"
-    if verb == "explain":
-        numbers = config.evaluate.seeds or (config.seed,)
-        parts["explain"] = f"report on {config.model.backbone} {config.model.variant}, {len(numbers)} seed(s)"
-    if verb == "refresh":
-        parts["refresh"] = f"codes of the newest knowledge for {config.serve.bundle or 'the bundle of this config'}"
-    if verb == "serve":
-        s = config.serve
-        parts["serve"] = f"http://{s.host}:{s.port}, {s.replicas} replica(s), {s.max_candidates} candidates at most"
-    return parts
-
-
-def _of_prepare(config: Config, data: PromptData) -> dict[str, Any]:
-    counts = {"users": data.tables["histories"].num_rows, "scenarios": data.tables["scenarios"].num_rows - 1}
-    return {"source": config.source.path, **counts, "warnings": data.warnings}
-
-
-def _is_extracted(config: Config) -> bool:
-    try:
-        extracted(config)
-    except ConfigError:
-        return False
-    return True

@@ -103,7 +103,7 @@ def _execute(
 
 
 def _print_plan(verb: str, config: "Config") -> None:
-    from llm4msr.pipeline import plan
+    from llm4msr.dry_run import plan
 
     parts = plan(config, verb)
     numbers = parts.get("extract", {}) | parts.get("prepare", {})

@@ -16,8 +16,8 @@ import pytest
 import llm4msr
 from llm4msr import pipeline, storage
 from llm4msr.cli import main
+from llm4msr.dry_run import plan
 from llm4msr.knowledge.rows import good_rows, read_rows, read_texts, row_groups
-from llm4msr.pipeline import plan
 from llm4msr.storage import StageOutput
 from tests.support.experiments import SAD_USER, SCENARIOS, USERS, Experiment, MakeExperiment, cosines, matrix
 from tests.support.fixtures import Spine

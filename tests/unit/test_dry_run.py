@@ -6,11 +6,12 @@ import pytest
 
 from llm4msr.config import Config
 from llm4msr.data.prepare import prompt_data
+from llm4msr.dry_run import plan
 from llm4msr.knowledge import estimate as module
 from llm4msr.knowledge.engines.tokens import PromptTokenizer
 from llm4msr.knowledge.prompts.render import item_prompts, user_prompts
 from llm4msr.knowledge.prompts.sample import sampler
-from llm4msr.pipeline import plan, prepare
+from llm4msr.pipeline import prepare
 from tests.support.data import config_of, write_data
 from tests.unit.conftest import World
 
