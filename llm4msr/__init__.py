@@ -26,7 +26,7 @@ _HOMES = {
     "load": "config",
     "run": "pipeline",
 }
-_MOVED = {"prepare", "extract", "train", "evaluate"}
+_MOVED = {"prepare", "extract", "train", "evaluate", "refresh"}
 """Functions of this package until version 0.1."""
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm4msr import Config, load
+from llm4msr.storage.vectors import to_matrix
 
 ROOT = Path(__file__).parents[2]
 VERBS = ("prepare", "extract", "train", "evaluate", "export", "explain", "refresh", "run", "serve")
@@ -176,8 +177,7 @@ def read_store(folder: Path) -> pa.Table:
 
 def matrix(store: pa.Table) -> np.ndarray:
     """float64 [rows, width] from the column `vector`."""
-    flat = store["vector"].combine_chunks().flatten().to_numpy().astype(np.float64)
-    return flat.reshape(store.num_rows, -1)
+    return to_matrix(store["vector"]).astype(np.float64)
 
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
