@@ -5,7 +5,7 @@ CONFIG ?= jobs/configs/quickstart.toml
 BIN := .venv/bin
 TORCH := torch==2.13.0+cpu
 
-.PHONY: quickstart test cluster-test docs check install clean
+.PHONY: quickstart test cluster-test docs openapi check install clean
 export TOKENIZERS_PARALLELISM = false
 
 quickstart: install
@@ -20,6 +20,10 @@ cluster-test: install
 docs: install
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . site
 	@echo "site/docs/index.html"
+
+openapi: install
+	$(BIN)/python -c "import json; from llm4msr.serve import app, web_app; \
+		web_app.OPENAPI.write_text(json.dumps(app.openapi(), indent=1) + '\n')"
 
 check: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

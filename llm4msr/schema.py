@@ -28,7 +28,7 @@ RAW_INTERACTIONS = _schema(
 order of its values matters."""
 
 RAW_USERS = _schema(user_id=pa.string())
-"""Besides one string or list<string> column `f:NAME` for each feature; so for items."""
+"""Besides one string or list<string> column `f:NAME` for each feature; `RAW_ITEMS` has one for each item feature."""
 
 RAW_ITEMS = _schema(item_id=pa.string(), title=pa.string())
 
@@ -37,7 +37,7 @@ INTERACTIONS = _schema(user=pa.int64(), item=pa.int64(), scenario=pa.int64(), la
 `SEEN`, counted from 1, or that of the row that a negative was drawn for; 0 where knowledge has not seen it."""
 
 USERS = _schema(user=pa.int64(), user_id=pa.string())
-"""Row i is user i, row 0 the unknown user; besides int64 or list<int64> features `f:NAME`; so for items."""
+"""Row i is user i, row 0 the unknown user; besides int64 or list<int64> features `f:NAME`, as `ITEMS` has too."""
 
 ITEMS = _schema(item=pa.int64(), item_id=pa.string(), title=pa.string())
 

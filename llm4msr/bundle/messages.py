@@ -13,7 +13,7 @@ CONTEXT_FIELDS = 64
 Text = Annotated[str, Field(max_length=MAX_ID)]
 
 
-def _few_texts(given: Any) -> Any:
+def _refuse_first_bad_pair(given: Any) -> Any:
     """Stops at the first pair that is wrong, as `FailFast` does for lists."""
     if isinstance(given, Mapping):
         if len(given) > CONTEXT_FIELDS:
@@ -32,7 +32,7 @@ class _Message(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _few_keys(cls, given: Any) -> Any:
+    def _refuse_unknown_field(cls, given: Any) -> Any:
         if isinstance(given, Mapping) and len(given) > len(cls.model_fields):
             unknown = next(str(key) for key in given if key not in cls.model_fields)
             raise ValueError(f"unknown field '{shorten(unknown)}'; known are {', '.join(cls.model_fields)}")
@@ -45,7 +45,7 @@ class RankRequest(_Message):
     user_id: Text
     scenario: Text
     items: Annotated[list[Text], FailFast()] = Field(min_length=1, max_length=100_000)
-    context: Annotated[dict[Text, Text], BeforeValidator(_few_texts)] = Field(
+    context: Annotated[dict[Text, Text], BeforeValidator(_refuse_first_bad_pair)] = Field(
         default_factory=dict, max_length=CONTEXT_FIELDS
     )
     """Values of the context fields that the model was trained with; a field left out is unknown."""

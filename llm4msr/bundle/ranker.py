@@ -59,9 +59,9 @@ class Ranker:
             StorageError: a file is damaged, of another version, or the self-test gives other scores.
         """
         self.model_version = self.knowledge_version = version
-        self.config = files.read_description(folder)
-        files.check_backbone(folder, self.config, allow_backbones)
-        self.net = files.read_net(folder, self.config)
+        self.description = files.read_description(folder)
+        files.check_backbone(folder, self.description, allow_backbones)
+        self.net = files.read_net(folder, self.description)
         self.users = IdTable(folder / files.USERS)
         self.codes = files.read_codes(folder, folder)
         items = storage.read_table(storage.path(folder / files.ITEMS))
@@ -69,11 +69,11 @@ class Ranker:
         self._items = {raw: number for number, raw in enumerate(ids) if number}
         self.titles: dict[str, str] = dict(zip(ids, strings(items["title"]), strict=True))
         self._items_IS = to_matrix(items["slots"])
-        self._nobody_S = slot_starts(self.config.fields, "user")
-        self._scenarios = {name: number for number, name in enumerate(self.config.scenarios) if number}
-        self._scenario_start = int(slot_starts(self.config.fields, "scenario")[0])
-        self._context = {n: {v: i for i, v in enumerate(known, 1)} for n, known in self.config.context.items()}
-        self._context_start = slot_starts(self.config.fields, "context")
+        self._nobody_S = slot_starts(self.description.fields, "user")
+        self._scenarios = {name: number for number, name in enumerate(self.description.scenarios) if number}
+        self._scenario_start = int(slot_starts(self.description.fields, "scenario")[0])
+        self._context = {n: {v: i for i, v in enumerate(known, 1)} for n, known in self.description.context.items()}
+        self._context_start = slot_starts(self.description.fields, "context")
         self._folder = folder
         self._repeat_self_test()
 
@@ -165,9 +165,9 @@ class Ranker:
         return ModelInfo(
             model_version=self.model_version,
             knowledge_version=self.knowledge_version,
-            name=self.config.name,
-            backbone=self.config.model.backbone,
-            knowledge=self.config.model.variant,
+            name=self.description.name,
+            backbone=self.description.model.backbone,
+            knowledge=self.description.model.variant,
             scenarios=list(self._scenarios),
             context=list(self._context),
             users=len(self.users),

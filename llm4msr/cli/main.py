@@ -31,8 +31,8 @@ app = typer.Typer(
 )
 
 VERBS = {
-    "prepare": "Read the source, split it by time, fit vocabularies and statistics on training rows.",
-    "extract": "Ask the frozen LLM about every user and scenario; resumable by shards.",
+    "prepare": "Read the source, split it, fit vocabularies and statistics on training rows.",
+    "extract": "Ask the frozen LLM about every user (or item) and scenario; resumable by shards.",
     "train": "Train the configured model on Ray Train; continues from its last checkpoint.",
     "evaluate": "Compare trained models on the test rows: AUC, GAUC and logloss per scenario and overall.",
     "export": "Write the bundle that serving loads: weights, vocabularies and user codes.",

@@ -1,13 +1,17 @@
 """The configuration of every stage: frozen, typed, read from one TOML file."""
 
+from typing import TYPE_CHECKING, Any
+
 from llm4msr.config.data import AmazonOptions, KuaiSAROptions, SourceConfig, SplitConfig, TableColumns
 from llm4msr.config.experiment import Config, ExplainConfig
 from llm4msr.config.knowledge import ExtractConfig
 from llm4msr.config.model import BACKBONES, ModelConfig, check_backbone
 from llm4msr.config.section import Key, Section
 from llm4msr.config.serving import ServeConfig
-from llm4msr.config.toml import load
 from llm4msr.config.training import MAX_SEED, EvaluateConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from llm4msr.config.toml import load
 
 __all__ = [
     "BACKBONES",
@@ -29,3 +33,12 @@ __all__ = [
     "check_backbone",
     "load",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`load`, found late: it reads from any storage, which the nets and what else takes a section never touch."""
+    if name == "load":
+        from llm4msr.config.toml import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,8 +31,8 @@ def assign(rows: pd.DataFrame, config: SplitConfig, seed: int) -> Ints:
         split_R = _by_time(rows["order"].to_numpy(), config)
     else:
         rank_R, count_R = _rank_in_user(rows)
-        by_user = config.kind == "leave_last_out"
-        split_R = _last_out(rank_R, count_R) if by_user else _by_rank(rank_R, count_R, config)
+        is_last_out = config.kind == "leave_last_out"
+        split_R = _last_out(rank_R, count_R) if is_last_out else _by_rank(rank_R, count_R, config)
     for name, code in SPLITS.items():
         if not (split_R == code).any():
             raise DataError(f"split '{config.kind}': no {name} rows in {len(rows)} rows; {_remedy(rows, config)}")

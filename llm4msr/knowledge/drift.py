@@ -18,7 +18,7 @@ from llm4msr.errors import StorageError
 from llm4msr.schema import ScenarioStatistics
 
 FILE = "scenarios.parquet"
-VERSIONS = 8
+EARLIER_VERSIONS = 8
 """Earlier versions that are looked into, the newest first."""
 
 
@@ -48,7 +48,7 @@ def keep_steady(new: pa.Table, versions: Iterable[pa.Table], tolerance: float) -
     if not tolerance:
         return new, 0
     before: dict[str, list[ScenarioStatistics]] = {}
-    for table in islice(versions, VERSIONS):
+    for table in islice(versions, EARLIER_VERSIONS):
         for row in typed_rows(table, ScenarioStatistics):
             before.setdefault(row["scenario_id"], []).append(row)
     rows: list[ScenarioStatistics] = []

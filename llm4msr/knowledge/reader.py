@@ -1,4 +1,4 @@
-"""Who reads the prompts, and how."""
+"""Identity of the LLM and of the settings that decide its vectors and texts."""
 
 from pydantic import BaseModel
 

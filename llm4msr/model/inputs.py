@@ -1,4 +1,7 @@
-"""What the nets read: a batch of rows, how much of each level of knowledge counts, and what a net is built from."""
+"""What the nets read: a batch of rows, how much of each level of knowledge counts, and what a net is built from.
+
+Shape suffixes: B rows, S slots of a row (and scenarios, in `scenarios_SZ`), N users, Z numbers of an LLM's vector.
+"""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -36,7 +36,7 @@ class Rows(NamedTuple):
     label_B: Tensor
     context_BC: Tensor
     seen_B: Tensor | None = None
-    """int64: as the column `seen`; None = nowhere."""
+    """int64: place in `schema.SEEN`, counted from 1; 0 = not seen; None where it was not read."""
 
     @classmethod
     def unpack(cls, packed_BC: Tensor) -> "Rows":
@@ -71,7 +71,7 @@ class RowReader:
         with storage.open_parquet(file, checksum=checksum) as parquet:
             self.rows: int = parquet.metadata.num_rows
             sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-            self.labels = _least_and_greatest(parquet.metadata, "label")
+            self.label_range = _least_and_greatest(parquet.metadata, "label")
         self._starts = np.cumsum([0, *sizes])
         self._chunk, self._chunks = chunk, -(-self.rows // chunk)
         self._windows = max(-(-self.rows // window), 1)

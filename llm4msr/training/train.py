@@ -119,6 +119,6 @@ def warn_of_one_class(folder: UPath) -> None:
     }
     for split, meaning in meanings.items():
         rows = RowReader(folder / f"{split}.parquet", [])
-        positive = {label > 0.5 for label in rows.labels or (0, 1)}
+        positive = {label > 0.5 for label in rows.label_range or (0, 1)}
         if len(positive) == 1:
             say(f"  {split}: all {rows.rows} rows are {'positives' if positive.pop() else 'negatives'}: {meaning}")

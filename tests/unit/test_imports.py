@@ -32,6 +32,13 @@ def test_what_serves_loads_nothing_of_what_trains_asks_or_explains(module: str):
     assert not rooms & {"training", "knowledge", "data", "explain", "export", "cli", "pipeline"}
 
 
+def test_the_nets_load_neither_ray_nor_storage():
+    names = modules_after("import llm4msr.model.net, llm4msr.model.serving_net")
+    assert "torch" in names
+    assert not {name.split(".")[0] for name in names} & {"ray", "pandas", "fastapi", "vllm"}
+    assert "llm4msr.storage" not in names
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["knowledge", "--help"]])
 def test_help_loads_nothing_heavy(arguments: list[str]):
     packages = packages_after(COMMAND.format(arguments=arguments))

@@ -12,7 +12,7 @@ from llm4msr.arrays import Singles
 Pooling = Literal["last", "mean"]
 """Over a prompt's tokens: the last token's hidden state, or the mean of all."""
 Task = Literal["answers", "vectors"]
-"""What a pass of the LLM gives, and the name of the folder that its shards lie in."""
+"""What a pass of the LLM gives."""
 JsonSchema = dict[str, object]
 
 REPETITION_PENALTY = 1.15

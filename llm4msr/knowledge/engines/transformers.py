@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import torch
@@ -67,8 +68,10 @@ class TransformersEngine:
             lengths_B = mask_BT.sum(1)
             if self.pooling == "last":
                 vectors_BD = states_BTD[torch.arange(len(rows)), lengths_B - 1]
-            else:
+            elif self.pooling == "mean":
                 vectors_BD = (states_BTD * mask_BT[..., None]).sum(1) / lengths_B[:, None]
+            else:
+                assert_never(self.pooling)
             pooled_ND[rows] = vectors_BD.cpu().numpy()
         return pooled_ND
 

@@ -5,7 +5,7 @@
 from features, float32 [B, width], and scenario numbers, int64 [B], 0 = unknown. Use every parameter in every step,
 whatever scenarios a batch has: training on several workers needs it.
 
-To add one: a file in this folder, made of the pieces in `base`, and a line in `config.model.BACKBONES`.
+To add one: a file in this folder, made of the pieces in `base`, and a line in `_CLASSES` of `config/model.py`.
 """
 
 import difflib

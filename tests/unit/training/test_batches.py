@@ -216,9 +216,9 @@ def test_a_file_without_rows_gives_no_batch(tmp_path: Path, seed: int | None):
 
 
 def test_the_footer_tells_the_labels(tmp_path: Path):
-    assert labelled(tmp_path, [0, 1, 1, 0], 2).labels == (0, 1)
-    assert labelled(tmp_path, [1, 1, 1], 2).labels == (1, 1)
-    assert labelled(tmp_path, [], 2).labels is None
+    assert labelled(tmp_path, [0, 1, 1, 0], 2).label_range == (0, 1)
+    assert labelled(tmp_path, [1, 1, 1], 2).label_range == (1, 1)
+    assert labelled(tmp_path, [], 2).label_range is None
 
 
 def test_by_default_a_window_takes_many_chunks():
