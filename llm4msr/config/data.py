@@ -11,23 +11,40 @@ class TableColumns(Section):
     """`kind = "table"`: files below `source.path` and the names of their columns."""
 
     interactions: str = "interactions.csv.gz"
+    """The file with a row for each interaction: CSV, plain or `.gz`, or Parquet."""
     items: str = ""
+    """The file with a row for each item, needed for `title`, `category` and `item_features`; empty = there is none, and
+    prompts show ids."""
     users: str = ""
+    """The file with a row for each user, needed for `user_features`; empty = there is none."""
     user: str = "user_id"
+    """The column of user ids, in `interactions` and in `users`."""
     item: str = "item_id"
+    """The column of item ids, in `interactions` and in `items`."""
     scenario: str = "scenario"
+    """The column of `interactions` that names the scenario, such as a page, a shelf or a channel."""
     label: str = ""
+    """The column of `interactions` to be predicted: a number from 0 to 1, `true` or `false`; above 0.5 the item counts
+    as liked. Empty = every row is a like, and `split.negatives` must draw the others."""
     order: str = ""
+    """The column of `interactions` that says what came first: numbers, dates or time stamps (ISO 8601 in a CSV), or,
+    with `split.by = "user"`, a position within the user. Empty = the order of the rows in the file."""
     title: str = ""
+    """The column of `items` that holds the text by which prompts name an item; empty = its id."""
     category: str = ""
+    """The column of `items` that holds an item's category path, as one text or as a list (Parquet); prompts show it,
+    and it is an item feature. Empty = none; prompts then show the first item feature that holds lists, if any."""
     category_separator: str = Field(" > ", min_length=1)
+    """What stands between the steps of a category path that is one text: "Beauty > Makeup > Face"."""
     delimiter: str = Field("", pattern=r"^[^\w\s\"]?$|^\t$")
     """The character between the cells of CSV files; empty = comma, tab, semicolon or `|`, as each file's header
     shows."""
     context: tuple[str, ...] = ()
     """Columns of the interactions that are known when a list is ranked, such as the device."""
     user_features: tuple[str, ...] = ()
+    """Columns of `users` that the ranker gets as features; Parquet lists are many-valued."""
     item_features: tuple[str, ...] = ()
+    """Columns of `items` that the ranker gets as features besides `category`; Parquet lists are many-valued."""
 
     @model_validator(mode="after")
     def _check_names_are_unique(self) -> Self:
@@ -76,25 +93,42 @@ class SourceConfig(Section):
     """Where the raw data lies and how to read it."""
 
     kind: Literal["movielens", "amazon", "kuaisar", "table"]
+    """The format: MovieLens-1M or -100K, McAuley's Amazon reviews (`amazon`), KuaiSAR, or your own files (`table`)."""
     path: str
+    """The folder or URI of the files. For `kind = "movielens"` it can also be the zip of ML-1M, or `ml-100k`, which is
+    downloaded."""
     scenario: Literal["genre", "era", "age"] = "genre"
+    """For `kind = "movielens"`, what makes a scenario: a shelf of the film's genres, the era of its release, or the
+    user's age group. Age groups never share a user, so `age` is for comparisons with published results only."""
     table: TableColumns = TableColumns()
+    """For `kind = "table"`: file and column names."""
     amazon: AmazonOptions = AmazonOptions()
+    """For `kind = "amazon"`: categories and filters."""
     kuaisar: KuaiSAROptions = KuaiSAROptions()
+    """For `kind = "kuaisar"`: filters and features."""
 
 
 class SplitConfig(Section):
     """How rows are divided into train, valid and test."""
 
     kind: Literal["time", "leave_last_out", "random"] = "time"
+    """`time`: the earliest rows train, the latest test, as in service. `leave_last_out`: each user's last row tests and
+    the one before validates; users with fewer than three rows only train. `random`: rows are drawn by `seed`, for
+    data without times."""
     by: Literal["global", "user"] = "global"
     """`time` only: one cut for all, or one for each user's own rows. With `global`, users who come after the cut have
     no history and so no knowledge; with `user` everybody has one."""
     valid: float = Field(0.1, gt=0, lt=1)
+    """For `kind = "time"` or `"random"`: share of the rows (with `by = "user"`, of each user's) that validate: they
+    decide which epoch's model is kept."""
     test: float = Field(0.1, gt=0, lt=1)
+    """For `kind = "time"` or `"random"`: share of the rows (with `by = "user"`, of each user's) that test: training
+    never sees them."""
     latest: int = Field(0, ge=0)
     """How many of the latest interactions are used at all; 0 = all."""
     negatives: int = Field(0, ge=0, le=100)
+    """For a source without labels: how many items are drawn for each row, with label 0, from those of the same scenario
+    that the user had not taken. It needs some, such as 4; a source with labels needs 0."""
     history_share: float = Field(1.0, gt=0, le=1)
     """The earliest share of the training period that feeds prompts. 1 is the paper's: a user's vector then contains the
     labels of the very rows that it trains with, and where users have few rows a model can read them off. Below 1,

@@ -21,16 +21,30 @@ class Config(Section):
     """One experiment; every stage is a function of it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """The experiment's name: letters, digits, `.`, `_` and `-`. It stands in reports and bundles and, unless `storage`
+    is given, names the folder of results."""
     seed: int = Field(1, ge=0, le=MAX_SEED)
+    """Decides the initial weights, the order of training rows, dropout, wrong vectors (`model.control`), a random split
+    and drawn negatives. Change it to see how much a result owes to chance, or list several in `evaluate.seeds`."""
     storage: str = ""
+    """Folder or URI below which all stages publish; empty = `runs/NAME` in the current folder. Several machines need
+    one that all of them reach, such as `s3://bucket/shop`."""
     source: SourceConfig
+    """Where the raw data lies and how to read it."""
     split: SplitConfig = SplitConfig()
+    """How rows are divided into train, valid and test."""
     extract: ExtractConfig = ExtractConfig()
+    """The frozen LLM and how it is asked."""
     model: ModelConfig = ModelConfig()
+    """The ranker."""
     train: TrainConfig = TrainConfig()
+    """The training loop."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """What the configured model is compared with."""
     explain: ExplainConfig = ExplainConfig()
+    """The report."""
     serve: ServeConfig = ServeConfig()
+    """The HTTP endpoint."""
 
     @property
     def root(self) -> str:

@@ -21,11 +21,20 @@ class ExtractConfig(Section):
     """For `reads = "items"`: a training row sees its user's vector as it was before that row, so that no vector knows
     the label of its row. Later rows, and serving, see the whole history."""
     engine: Annotated[Literal["auto", "vllm", "transformers"], Key.HOW] = "auto"
+    """What runs the LLM: `vllm` (extra `gpu` or `cpu`), `transformers`, or `auto`, which is vLLM where it is installed.
+    Both give the same vectors but for rounding."""
     model: str = "smollm2-135m"
     """`smollm2-135m`, a local folder, a URI, or an id of the Hugging Face hub (`owner/name`, `owner/name@revision`)."""
     pooling: Literal["last", "mean", "answer"] = "last"
+    """Which hidden states of the LLM become a prompt's vector: the last token's (`last`), the mean over all its tokens
+    (`mean`), or the last token's after the LLM has also written and read its own answer (`answer`), for which it
+    writes up to `answer_tokens` for each row."""
     answers: Literal["scenarios", "none", "all"] = "scenarios"
+    """Texts that the LLM writes for people to read: its answer about each scenario (`scenarios`), none at all (`none`),
+    or also about each user or item (`all`), which takes far longer than reading the prompts. They change vectors
+    only with `pooling = "answer"`, which has every row answered anyway."""
     answer_tokens: int = Field(96, ge=1, le=4096)
+    """Most tokens of an answer; longer ones are cut off there."""
     actors: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], Key.HOW] = "auto"
     """Engines in parallel; `auto` is one for each GPU (or `tensor_parallel` of them), else one for each machine, since
     engines that share a machine's cores gain nothing and each needs memory for another copy of the model."""
@@ -42,9 +51,17 @@ class ExtractConfig(Section):
     actor_cost_per_hour: Annotated[float, Key.HOW] = Field(0, ge=0)
     """In whatever currency: for `--dry-run` alone."""
     rows_per_shard: Annotated[int, Key.HOW] = Field(256, ge=1)
+    """Prompts that an actor reads at a time and writes as one file. An interrupted run loses the shards in flight:
+    fewer rows lose less, more rows make fewer files."""
     max_users: int = Field(0, ge=0)
+    """How many users get knowledge, the most active first; 0 = all. The ranker treats the others as users without
+    knowledge. With `reads = "users"` it bounds the LLM's time."""
     titles_per_scenario: int = Field(4, ge=1, le=50)
+    """For `reads = "users"`: how many of the latest titles that a user liked in a scenario the prompt shows."""
     max_prompt_tokens: int = Field(1024, ge=16)
+    """Most tokens of a prompt, chat template included. A scenario's prompt names fewer titles and scenarios to fit; a
+    user's or an item's that is longer fails. This and `answer_tokens` together must be within what the model can
+    read."""
     scenario_tolerance: float = Field(0.1, ge=0, le=1)
     """How far a scenario's statistics may move before the LLM is asked about it again: counts by this fraction of those
     in its prompt, shares by this much, and half of the titles and categories. 0 = whenever they move at all."""
@@ -54,10 +71,17 @@ class ExtractConfig(Section):
     """URI of a file with one raw user id a line, exactly as the source has it: they get no knowledge, and `knowledge
     prune` deletes what older versions hold of them."""
     user_template: Annotated[str, Key.URI] = ""
+    """For `reads = "users"`: URI of your own template, with `$history`; empty = `user.txt` in
+    llm4msr/knowledge/prompts."""
     scenario_template: Annotated[str, Key.URI] = ""
+    """URI of your own template for scenarios, with `$scenario`, statistics such as `$titles`, or both; empty =
+    `scenario.txt` in llm4msr/knowledge/prompts."""
     item_template: Annotated[str, Key.URI] = ""
-    """URIs of your own templates; empty = the ones in llm4msr/knowledge/prompts."""
+    """For `reads = "items"`: URI of your own template, with `$title` and, if you like, `$categories`; empty =
+    `item.txt` in llm4msr/knowledge/prompts."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number type of the LLM's weights and arithmetic. The 16-bit types halve the memory and are faster on GPUs; they
+    change vectors a little, so all rows are asked again."""
 
     @model_validator(mode="after")
     def _check_points_in_time_are_pooled(self) -> Self:

@@ -50,16 +50,32 @@ class ModelConfig(Section):
     backbone: Annotated[str, AfterValidator(check_backbone)] = "mmoe"
     """A key of `BACKBONES`, or the import path of your own class, `package.module:Class`."""
     knowledge: Knowledge = "both"
+    """Where knowledge enters: nowhere (`none`, the plain backbone), as one more input (`feature`, the user's code),
+    through layers that users' codes generate below the backbone (`user`), through layers that scenarios' codes
+    generate beside it (`scenario`), or through the last two (`both`, the paper's)."""
     control: Control = "none"
+    """Wrong vectors, to see what a gain owes to the vectors' content: other users' and other scenarios' (`shuffled`),
+    or noise (`random`). Such a model is not exported. `none` = the right ones."""
     embedding_dim: int = Field(16, ge=1)
+    """Numbers in the embedding of each feature, ids included. More can hold more of each id, and make a
+    larger model."""
     code_dim: int = Field(32, ge=1)
+    """Numbers in a code, which is what the ranker makes of an LLM vector. A bundle keeps each user's, at two bytes a
+    number."""
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field((128, 64), min_length=1)
+    """Widths of the backbone's hidden layers (of each of its experts, where it has some), from its input on."""
     tower: int = Field(32, ge=1)
+    """Width of the last hidden layer before the logit: of each scenario's tower in most backbones. With `fusion =
+    "concat"` also the width of what the scenario level adds."""
     experts: int = Field(4, ge=1)
+    """For `omoe`, `mmoe`, `m3oe` and `sarnet`: how many experts the scenarios share. For `ple`: half of them are
+    shared, half each scenario's own."""
     dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of the backbone's hidden units that are dropped in training; raise it against overfitting."""
     meta_rank: int = Field(8, ge=0)
     """Rank of the generated weights; 0 = full."""
     meta_layers: int = Field(1, ge=1)
+    """How many layers each code generates, at the user level and at the scenario level."""
     meta_residual: bool = True
     """Whether the user level adds to the features, starting at zero, or replaces them."""
     fusion: Literal["add", "gate", "concat"] = "add"

@@ -9,7 +9,10 @@ class ServeConfig(Section):
     """The HTTP endpoint. Limits are for one replica unless they say otherwise."""
 
     host: str = "127.0.0.1"
+    """Address to listen at: `127.0.0.1` is this machine alone, `0.0.0.0` all its IPv4 addresses, `::` all
+    of IPv6 too."""
     port: int = Field(8000, ge=1, le=65535)
+    """TCP port to listen at."""
     allowed_hosts: tuple[str, ...] = ()
     """Without an API token, only requests whose Host is local, `host`, or one of these are answered, such as a
     service's name; `*` stands for any characters. With a token every Host is."""
@@ -19,6 +22,7 @@ class ServeConfig(Section):
     """Import paths of backbones that a bundle may name: loading it runs their code. `model.backbone` of the served
     config is one of them."""
     replicas: int = Field(1, ge=1)
+    """Processes that rank, each with a copy of the model and one CPU; more serve more requests at once."""
     max_replicas: int = Field(0, ge=0)
     """If more than `replicas`: as many replicas as the load needs, up to this many; 0 = always `replicas`."""
     max_candidates: int = Field(1000, ge=1, le=100_000)
@@ -26,7 +30,9 @@ class ServeConfig(Section):
     batch_candidates: int = Field(4000, ge=1)
     """Candidates of waiting requests that are scored together."""
     max_body_bytes: int = Field(1 << 20, ge=1024)
+    """Most bytes of a request's body; a larger one is refused with 413."""
     max_ongoing_requests: int = Field(64, ge=1)
+    """Requests that a replica works on at once; others wait for a place."""
     max_queued_requests: int = Field(256, ge=1)
     """Requests that wait for a replica, at each proxy; more are refused with 429."""
     timeout_s: float = Field(10.0, gt=0)

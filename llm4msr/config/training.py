@@ -50,9 +50,14 @@ class TrainConfig(Section):
     """For embedding tables of a million rows and more: a step then touches only the rows of its batch, through an Adam
     that moves a row's averages only when the row comes, and without weight decay for the table."""
     epochs: int = Field(20, ge=1)
+    """Most passes over the training rows; `patience` usually ends training earlier."""
     batch_size: int = Field(4096, ge=1)
+    """Rows of a global batch, which the workers share; scoring takes as many at a time."""
     learning_rate: float = Field(1e-3, gt=0)
+    """Step size of Adam, the same throughout. Lower it if the loss jumps or is not finite."""
     weight_decay: float = Field(1e-5, ge=0)
+    """Decoupled decay of all weights (AdamW): a step shrinks them by `learning_rate` times this. Raise it against
+    overfitting."""
     patience: int = Field(3, ge=1)
     """Epochs without a better validation AUC (a lower logloss, where the validation rows are of one class) after which
     training ends."""

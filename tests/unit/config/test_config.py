@@ -1,13 +1,17 @@
+import ast
+import inspect
+from itertools import pairwise
 from pathlib import Path
 
 import pydantic
 import pytest
 
 from llm4msr import config as configs
-from llm4msr.config import Config, load
+from llm4msr.config import Config, Section, load
 from llm4msr.errors import ConfigError, StorageError
 from tests.support.data import config_of
 
+SECTIONS = [section for section in vars(configs).values() if inspect.isclass(section) and issubclass(section, Section)]
 MINIMAL = 'name = "x"\n[source]\nkind = "table"\npath = "data"\n'
 
 
@@ -224,3 +228,20 @@ def test_what_is_nested_too_deeply_is_refused(minimal: str, tmp_path: Path, valu
 def test_a_line_break_in_a_value_brings_no_second_key(minimal: str):
     with pytest.raises(ConfigError, match=r"'train.epochs'"):
         configs.load(minimal, ["train.epochs=3\npatience=9"])
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_every_key_is_described_below_it(section: type[Section]):
+    (source,) = ast.parse(inspect.getsource(section)).body
+    assert isinstance(source, ast.ClassDef)
+    described = {
+        key.target.id
+        for key, text in pairwise(source.body)
+        if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
+    assert set(section.model_fields) - described == set()
+
+
+def test_every_section_is_public():
+    assert {s for s in Section.__subclasses__() if s.__module__.startswith(configs.__name__)} < set(SECTIONS)
