@@ -35,11 +35,12 @@ def test_a_signal_ends_a_stage_and_the_next_run_goes_on(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # tests that run in a shell's background ignore Ctrl-C, and their processes would inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        wait_until(
-            lambda: bool(list(glob.iglob(str(root / pattern)))), process
-        )  # pathlib's fails on a folder that goes
+        # pathlib's own glob fails on a folder that is deleted meanwhile
+        wait_until(lambda: bool(list(glob.iglob(str(root / pattern)))), process)
         process.send_signal(number)
         out, err = process.communicate(timeout=SECONDS_TO_END)
     finally:
