@@ -76,7 +76,7 @@ def test_a_model_without_user_level_uses_no_users_knowledge(world: World, tmp_pa
     assert ranker.rank(rank_request()).knowledge == "none"
     assert ranker.info().users_with_knowledge == 0
     with pytest.raises(StorageError, match="no user level"):
-        files.read_coder(output.folder, ranker.config)
+        files.read_coder(output.folder, ranker.description)
 
 
 @pytest.fixture(scope="module")
