@@ -7,6 +7,7 @@ and time and memory of `prepare` as rows grow. Taken from other benchmarks' repo
 each with its source. Writes benchmarks/scaling.md.
 """
 
+import argparse
 import json
 import os
 import resource
@@ -56,9 +57,18 @@ DRIVER_BYTES = Given(256e9, "assumed: memory of the largest machine")
 ROWS_PER_SHARD = Given(4096, "assumed: `extract.rows_per_shard` for GPUs")
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=["extract", "prepare"], help="one measurement alone, as JSON")
+    parser.add_argument("count", nargs="?", type=int, default=1, help="its actors, or its rows")
+    return parser
+
+
 def main() -> None:
-    if len(sys.argv) > 2:
-        print(json.dumps({"extract": extract_once, "prepare": prepare_once}[sys.argv[1]](int(sys.argv[2]))))
+    options = parser().parse_args()
+    if options.what:
+        print(json.dumps({"extract": extract_once, "prepare": prepare_once}[options.what](options.count)))
         return
     actors = {count: _alone("extract", count) for count in ACTORS}
     rows = {count: _alone("prepare", count) for count in PREPARED_ROWS}

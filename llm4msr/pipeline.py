@@ -99,7 +99,7 @@ def extract(config: Config) -> StageOutput:
 
 def train(config: Config) -> StageOutput:
     """Train the configured model and publish its weights; see `training.train`."""
-    backbones.find(config.model.backbone)
+    backbones.find(config.model.backbone)  # a wrong import path is reported before anything is looked for
     return train_stage.train(config, *inputs(config))
 
 

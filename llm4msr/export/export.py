@@ -29,12 +29,7 @@ _CARD = """# {name}: a multi-scenario ranker{suffix}
 
 @ray_session.unwrap_errors
 def export(config: Config, model: TrainedModel) -> StageOutput:
-    """Publish the bundle of a model that was trained with this config.
-
-    Raises:
-        ConfigError: the model is a control, which nobody would serve.
-    """
-    check_servable(config)
+    """Publish the bundle of a model that was trained with this config and that `check_servable` lets pass."""
     knowledge = model.extracted
     card = _card(config, model.output, knowledge)
 

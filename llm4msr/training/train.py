@@ -7,7 +7,6 @@ from upath import UPath
 
 from llm4msr import ray_session, storage
 from llm4msr.config import Config
-from llm4msr.model import backbones
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput, StageResult, cache
 from llm4msr.training import checkpoint, driver, popularity
@@ -30,10 +29,9 @@ def train(config: Config, data: StageOutput, knowledge: StageOutput | None) -> S
         knowledge: what `extract` published; None for a model without knowledge.
 
     Raises:
-        ConfigError: there is no such backbone, the cluster can never hold the workers, or a loss is no finite number.
+        ConfigError: the cluster can never hold the workers, or a loss is no finite number.
         StorageError: the storage or this machine's cache cannot be written.
     """
-    backbones.find(config.model.backbone)  # so that a wrong import path ends this before any worker starts
     fingerprints = {"prepare": data.manifest.fingerprint}
     if knowledge is not None:
         cache.root()  # the workers will need it: this raises where it cannot be written
