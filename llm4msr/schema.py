@@ -22,10 +22,16 @@ def _schema(**columns: pa.DataType) -> pa.Schema:
 
 
 RAW_INTERACTIONS = _schema(
-    user_id=pa.string(), item_id=pa.string(), scenario_id=pa.string(), label=pa.float32(), order=pa.int64()
+    user_id=pa.string(),
+    item_id=pa.string(),
+    scenario_id=pa.string(),
+    label=pa.float32(),
+    order=pa.int64(),
+    row=pa.int64(),
 )
 """What a source gives, besides one string column `c:NAME` for each context field. `order` grows with time; only the
-order of its values matters."""
+order of its values matters. `row` differs in each row, and grows in the order of the source where it has one; it
+decides between rows of equal `order`."""
 
 RAW_USERS = _schema(user_id=pa.string())
 """Besides one string or list<string> column `f:NAME` for each feature; `RAW_ITEMS` has one for each item feature."""

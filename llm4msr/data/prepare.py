@@ -18,6 +18,7 @@ from llm4msr import schema, storage
 from llm4msr.arrays import Column, Ints, strings
 from llm4msr.config import Config
 from llm4msr.data import catalogue, histories, sources, split
+from llm4msr.data.reading.raw_data import whole
 from llm4msr.data.report import DataReport, report_lines
 from llm4msr.data.report_figures import PromptSampler, ReportBuilder, SamplerOpener
 from llm4msr.data.report_warnings import find_warnings
@@ -114,12 +115,13 @@ class PreparedTables(NamedTuple):
 
 def _prepare_tables(config: Config, sample_prompt: PromptSampler) -> PreparedTables:
     raw = sources.read(config.source)
-    rows = _used_rows(raw, config)
-    report = ReportBuilder(config, raw, rows)
+    interactions, raw_users = whole(raw.interactions), whole(raw.users)
+    rows = _used_rows(raw, interactions, config)
+    report = ReportBuilder(config, interactions, raw_users, raw.items, rows)
     split_R = split.assign(rows, config.split, config.seed)
     history_R = split.history_rows(rows, split_R, config.split)
     train = rows[split_R == split.TRAIN]
-    users, user_fields = catalogue.build(raw.users, "user", raw.user_features, train["user_id"])
+    users, user_fields = catalogue.build(raw_users, "user", raw.user_features, train["user_id"])
     items = catalogue.complete_items(raw.items, train)
     items, item_fields = catalogue.build(items, "item", raw.item_features, train["item_id"])
     context_fields = {name: catalogue.vocabulary(train[f"c:{name}"]) for name in raw.context}
@@ -150,13 +152,13 @@ def _prepare_tables(config: Config, sample_prompt: PromptSampler) -> PreparedTab
     return PreparedTables(tables, fields, data_report)
 
 
-def _used_rows(raw: sources.RawData, config: Config) -> pd.DataFrame:
+def _used_rows(raw: sources.RawData, interactions: pa.Table, config: Config) -> pd.DataFrame:
     """The interactions, or the latest of them; in the order of the source."""
     if raw.implicit and not config.split.negatives:
         raise ConfigError("all rows of this source are positives; set split.negatives, such as 4")
     if not raw.implicit and config.split.negatives:
         raise ConfigError("split.negatives is for data without labels; this source gives labels")
-    rows = raw.interactions.to_pandas()
+    rows = interactions.to_pandas()
     if config.split.latest:
         rows = rows.loc[rows["order"].sort_values(kind="stable").index[-config.split.latest :].sort_values()]
         rows = rows.reset_index(drop=True)

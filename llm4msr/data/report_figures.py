@@ -16,7 +16,6 @@ from llm4msr.arrays import Bools, Column, Ints, strings
 from llm4msr.config import Config
 from llm4msr.data import spelling, split
 from llm4msr.data.report import FEW_ROWS, DataReport, Described, Scenarios, Split, Titles
-from llm4msr.data.sources import RawData
 from llm4msr.errors import DataError
 from llm4msr.text import mask, quote, shorten
 
@@ -50,15 +49,15 @@ class Ids(NamedTuple):
 class ReportBuilder:
     """Makes the report on the interactions that are used (`rows`), before and after they are split."""
 
-    def __init__(self, config: Config, raw: RawData, rows: pd.DataFrame):
+    def __init__(self, config: Config, interactions: pa.Table, users: pa.Table, items: pa.Table, rows: pd.DataFrame):
         """Compare the ids with those of the described users and items.
 
         Raises:
             DataError: users or items are described, but none of those that the interactions name.
         """
-        self.raw, self.rows = raw, rows
+        self.interactions, self.items, self.rows = interactions, items, rows
         self.user, self.item, self.scenario = (Ids.from_column(rows[f"{n}_id"]) for n in ("user", "item", "scenario"))
-        sides = {"user": (raw.users, self.user), "item": (raw.items, self.item)}
+        sides = {"user": (users, self.user), "item": (items, self.item)}
         self.described = {
             side: _described(ids, table[f"{side}_id"], side, _file(config, side))
             for side, (table, ids) in sides.items()
@@ -76,7 +75,7 @@ class ReportBuilder:
     ) -> DataReport:
         """The report; `drawn_N` are the splits of the drawn negatives, `tables` those that are published."""
         prompt_of, prompt = sample_prompt(tables, item_fields)
-        longest_path, other_separator = _paths(self.raw.items)
+        longest_path, other_separator = _paths(self.items)
         return DataReport(
             rows=len(self.rows),
             users=len(self.user.distinct),
@@ -84,7 +83,7 @@ class ReportBuilder:
             scenarios=len(self.scenario.distinct),
             users_with_one_row=int((self.user.count_rows() == 1).sum()),
             repeats=count_repeats(self.user, self.item, self.scenario),
-            order_restarts=order_restarts(self.raw.interactions),
+            order_restarts=order_restarts(self.interactions),
             orders=self.rows["order"].nunique(),
             longest_path=longest_path,
             other_separator=other_separator,

@@ -23,7 +23,7 @@ from llm4msr import schema, storage
 from llm4msr.arrays import Bools, Column, strings
 from llm4msr.config import AmazonOptions, SourceConfig
 from llm4msr.data.reading import stream
-from llm4msr.data.reading.raw_data import RawData, file_fingerprint
+from llm4msr.data.reading.raw_data import UNNUMBERED, RawData, check, file_fingerprint
 from llm4msr.data.sources import amazon_core, amazon_lines
 from llm4msr.errors import DataError, StorageError
 
@@ -69,11 +69,10 @@ def read(config: SourceConfig) -> RawData:
         options = "lower source.amazon.k_core or liked_above"
         raise DataError(f"{config.path}: none of {len(kept)} reviews is left; {options}")
     rows = _interactions(categories, reviews, kept, config.amazon.liked_above)
-    interactions = stream.spool(schema.RAW_INTERACTIONS, rows)
+    interactions = stream.spool(UNNUMBERED, rows)
     users = pa.table({"user_id": pa.array([], pa.string())})
     items = stream.spool(_ITEMS, stream.batches(_ITEMS, _items(categories, set(strings(item_ids)))))
-    raw = RawData(interactions, users, items, config.amazon.implicit)
-    return raw.check(config.path)
+    return check(interactions, users, items, config.amazon.implicit, where=config.path)
 
 
 def _categories(config: SourceConfig) -> list[Category]:
@@ -146,7 +145,7 @@ def _interactions(
             scenario = pa.repeat(category.name, len(chosen))
             label = pc.greater(chosen["rating"], pa.scalar(liked_above)).cast(pa.int8()).cast(pa.float32())
             columns = [chosen["user_id"], chosen["item_id"], scenario, label, chosen["order"]]
-            yield pa.record_batch(columns, schema=schema.RAW_INTERACTIONS)
+            yield pa.record_batch(columns, schema=UNNUMBERED)
 
 
 def _items(categories: list[Category], wanted: set[str]) -> Iterator[tuple[object, ...]]:

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
 
-from llm4msr import schema, storage
+from llm4msr import storage
 from llm4msr.arrays import Column
 from llm4msr.config import KuaiSAROptions, SourceConfig
 from llm4msr.data.reading import stream
 from llm4msr.data.reading.columns import Rows, join_texts, split_texts
 from llm4msr.data.reading.csv_blocks import csv_rows
-from llm4msr.data.reading.raw_data import RawData, file_fingerprint, require_unique
+from llm4msr.data.reading.raw_data import UNNUMBERED, RawData, check, file_fingerprint, require_unique
 from llm4msr.errors import DataError
 
 RECOMMENDATION, SEARCH = "recommendation", "search"
@@ -46,13 +46,12 @@ def read(config: SourceConfig) -> RawData:
     """
     recommended, searched, user_file, item_file = _files(config)
     rows = itertools.chain(_recommendations(recommended), _searches(searched, config.kuaisar))
-    interactions = stream.spool(schema.RAW_INTERACTIONS, rows)
+    interactions = stream.spool(UNNUMBERED, rows)
     users = _spool(_users(user_file))
     require_unique(users["user_id"], str(user_file), "user_id")
     items = _spool(_items(item_file, config.kuaisar.author))
     require_unique(items["item_id"], str(item_file), "item_id")
-    raw = RawData(interactions, users, items, implicit=False)
-    return raw.check(config.path)
+    return check(interactions, users, items, implicit=False, where=config.path)
 
 
 def _files(config: SourceConfig) -> list[UPath]:
@@ -83,7 +82,7 @@ def _searches(file: UPath, options: KuaiSAROptions) -> Iterator[pa.RecordBatch]:
 
 def _interactions(rows: Rows, ids: Column, scenario: str, label: Column, time: str) -> pa.Table:
     columns = [rows.ids("user_id"), ids, pa.repeat(scenario, len(ids)), label, rows.whole_numbers(time)]
-    return pa.Table.from_arrays(columns, schema=schema.RAW_INTERACTIONS)
+    return pa.Table.from_arrays(columns, schema=UNNUMBERED)
 
 
 def _users(file: UPath) -> Iterator[pa.Table]:

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
 
-from llm4msr import schema, storage
+from llm4msr import storage
 from llm4msr.arrays import Column
 from llm4msr.config import SourceConfig
 from llm4msr.data.reading import csv_blocks
 from llm4msr.data.reading.columns import Rows, split_texts
-from llm4msr.data.reading.raw_data import RawData, file_fingerprint, require_unique
+from llm4msr.data.reading.raw_data import UNNUMBERED, RawData, check, file_fingerprint, require_unique
 from llm4msr.data.reading.stream import Bound
 from llm4msr.errors import DataError, StorageError
 from llm4msr.storage import wheels
@@ -76,8 +76,8 @@ def read(config: SourceConfig) -> RawData:
     frames = (pa.Table.from_pydict({key: rated[key] for key in ("user_id", "item_id")}), item_table, user_table)
     names = _scenarios(config.scenario, *(frame.to_pandas() for frame in frames))
     rated["scenario_id"] = pa.array(names, pa.string())
-    interactions = pa.Table.from_pydict(rated).select(schema.RAW_INTERACTIONS.names)
-    return RawData(interactions, user_table, item_table, implicit=False).check(config.path)
+    interactions = pa.Table.from_pydict(rated).select(UNNUMBERED.names)
+    return check(interactions, user_table, item_table, implicit=False, where=config.path)
 
 
 def _user_table(rows: Rows) -> pa.Table:

@@ -10,7 +10,7 @@ from llm4msr.arrays import Column
 from llm4msr.config import SourceConfig, TableColumns
 from llm4msr.data.reading.columns import Rows, require_column, split_texts
 from llm4msr.data.reading.csv_blocks import csv_rows
-from llm4msr.data.reading.raw_data import RawData, file_fingerprint, require_unique
+from llm4msr.data.reading.raw_data import RawData, check, file_fingerprint, require_unique
 from llm4msr.errors import DataError, StorageError
 from llm4msr.storage import arrow_files
 from llm4msr.storage.s3 import FAULTS
@@ -49,8 +49,7 @@ def read(config: SourceConfig) -> RawData:
         }
         | {schema.CONTEXT + name: rows.texts(name, MAX_ID) for name in columns.context}
     )
-    raw = RawData(interactions, _users(folder, columns), _items(folder, columns), implicit=not columns.label)
-    return raw.check(str(file))
+    return check(interactions, _users(folder, columns), _items(folder, columns), not columns.label, where=str(file))
 
 
 def _users(folder: UPath, columns: TableColumns) -> pa.Table:

@@ -11,11 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm4msr.config import SourceConfig
-from llm4msr.data import sources
-from llm4msr.data.sources import RawData
 from llm4msr.errors import DataError, InputError
 from llm4msr.text import MAX_ID, MAX_TEXT
 from tests.support.data import write_csv
+from tests.support.raw import WholeData, read_raw
 
 PLAIN: dict[str, Any] = {
     "user_id": ["u1", "u2", "u3", "u4"],
@@ -38,7 +37,7 @@ WHOLE_TYPES = [
 ]
 
 
-def read(folder: Path, side: str = "rows", **columns: Any) -> RawData:
+def read(folder: Path, side: str = "rows", **columns: Any) -> WholeData:
     """A Parquet file of interactions (or of items) with these columns in place of plain ones."""
     table = {name: pa.array(values) for name, values in PLAIN.items()}
     pq.write_table(pa.table(table | (columns if side == "rows" else {})), folder / "rows.parquet")
@@ -52,10 +51,10 @@ def read(folder: Path, side: str = "rows", **columns: Any) -> RawData:
             "item_features": [n for n in columns if n not in ("item_id", "title", "path")],
         }
         keys |= {"title": "title" if "title" in columns else "", "category": "path" if "path" in columns else ""}
-    return sources.read(SourceConfig.model_validate({"kind": "table", "path": str(folder), "table": keys}))
+    return read_raw(SourceConfig.model_validate({"kind": "table", "path": str(folder), "table": keys}))
 
 
-def read_csv(folder: Path, **columns: list[Any]) -> RawData:
+def read_csv(folder: Path, **columns: list[Any]) -> WholeData:
     table = PLAIN | columns
     write_csv(folder / "rows.csv", list(table), zip(*table.values(), strict=True))
     keys = {
@@ -64,10 +63,10 @@ def read_csv(folder: Path, **columns: list[Any]) -> RawData:
         "order": "ts",
         "context": [c for c in table if c not in PLAIN],
     }
-    return sources.read(SourceConfig.model_validate({"kind": "table", "path": str(folder), "table": keys}))
+    return read_raw(SourceConfig.model_validate({"kind": "table", "path": str(folder), "table": keys}))
 
 
-def order(raw: RawData) -> list[int]:
+def order(raw: WholeData) -> list[int]:
     column = raw.interactions["order"]
     assert column.type == pa.int64()
     values: list[int] = column.to_pylist()
@@ -237,7 +236,7 @@ def test_any_numbers_of_a_csv_keep_their_order(tmp_path: Path):
         table = {name: [values[0]] * 200 for name, values in PLAIN.items()} | {"ts": texts}
         write_csv(tmp_path / "rows.csv", list(table), zip(*table.values(), strict=True))
         read_order = order(
-            sources.read(SourceConfig.model_validate({"kind": "table", "path": str(tmp_path), "table": KEYS}))
+            read_raw(SourceConfig.model_validate({"kind": "table", "path": str(tmp_path), "table": KEYS}))
         )
         assert ranks(read_order) == ranks([float(text) for text in texts])
 
@@ -412,7 +411,7 @@ def test_flipped_bits_of_a_file_end_in_no_traceback(tmp_path: Path):
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         (tmp_path / "rows.parquet").write_bytes(data)
         try:
-            sources.read(config)
+            read_raw(config)
         except InputError as error:
             refused += str(error).startswith(f"{tmp_path / 'rows.parquet'}: ")
     assert refused > 100

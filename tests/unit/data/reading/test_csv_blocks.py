@@ -14,10 +14,10 @@ from upath import UPath
 from llm4msr.config import SourceConfig, TableColumns
 from llm4msr.data import sources
 from llm4msr.data.reading import csv_blocks
-from llm4msr.data.sources import RawData
 from llm4msr.errors import DataError
 from llm4msr.pipeline import prepare
 from tests.support.data import config_of, interactions, write_data
+from tests.support.raw import WholeData, read_raw
 from tests.unit.data.sources.test_sources import DAT
 
 TEXT = "user_id,item_id,scenario,label,ts\nu1,Amélie,home,1,1\nu2,星,home,0,2\n"
@@ -28,9 +28,9 @@ def source(folder: Any, name: str = "rows.csv", **table: Any) -> SourceConfig:
     return SourceConfig.model_validate({"kind": "table", "path": str(folder), "table": keys})
 
 
-def read(folder: Path, data: bytes, name: str = "rows.csv", **table: Any) -> RawData:
+def read(folder: Path, data: bytes, name: str = "rows.csv", **table: Any) -> WholeData:
     (folder / name).write_bytes(data)
-    return sources.read(source(folder, name, **table))
+    return read_raw(source(folder, name, **table))
 
 
 def refusal(folder: Path, data: bytes, name: str = "rows.csv", **table: Any) -> str:
@@ -192,7 +192,7 @@ def test_movielens_may_be_latin_1_or_utf8(tmp_path: Path, encoding: str, form: s
         with zipfile.ZipFile(tmp_path / "ml.zip", "w", zipfile.ZIP_DEFLATED) as archive:
             for name in data:
                 archive.write(tmp_path / name, f"ml-1m/{name}")
-    raw = sources.read(SourceConfig(kind="movielens", path=str(tmp_path / "ml.zip" if form == "zip" else tmp_path)))
+    raw = read_raw(SourceConfig(kind="movielens", path=str(tmp_path / "ml.zip" if form == "zip" else tmp_path)))
     titles = ["The Sting", "Amélie", "Star Wars: Episode IV - A New Hope", "No year", "Les Misérables"]
     assert raw.items["title"].to_pylist() == titles
     assert raw.interactions["user_id"].to_pylist() == ["1", "1", "2", "2", "3"]
@@ -204,7 +204,7 @@ def test_movielens_in_another_encoding_is_refused(tmp_path: Path, encoding: str)
     for name, text in DAT.items():
         (tmp_path / name).write_bytes(text.encode(encoding if name == "movies.dat" else "latin-1"))
     with pytest.raises(DataError, match=r"movies\.dat: the encoding is neither UTF-8 nor Latin-1"):
-        sources.read(SourceConfig(kind="movielens", path=str(tmp_path)))
+        read_raw(SourceConfig(kind="movielens", path=str(tmp_path)))
 
 
 # --- fingerprints -------------------------------------------------------------------------------------------------
@@ -255,4 +255,4 @@ def test_a_store_without_etags_is_read(tmp_path: Path):
     first = sources.fingerprint(source(place))
     (place / "rows.csv").write_bytes(TEXT.replace("home", "shop").encode())
     assert sources.fingerprint(source(place)) != first
-    assert sources.read(source(place)).interactions["scenario_id"].to_pylist() == ["shop", "shop"]
+    assert read_raw(source(place)).interactions["scenario_id"].to_pylist() == ["shop", "shop"]

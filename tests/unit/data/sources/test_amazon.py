@@ -18,9 +18,11 @@ from llm4msr import storage
 from llm4msr.config import Config, SourceConfig
 from llm4msr.data import sources, split
 from llm4msr.data.reading import stream
-from llm4msr.data.sources import RawData, amazon_core, amazon_lines
+from llm4msr.data.reading.raw_data import whole
+from llm4msr.data.sources import amazon_core, amazon_lines
 from llm4msr.errors import ConfigError, DataError, InputError, StorageError
 from llm4msr.pipeline import prepare
+from tests.support.raw import WholeData, read_raw
 
 Review = tuple[str, str, float, int]
 """User, item, rating and time."""
@@ -68,13 +70,13 @@ def source(folder: Any, **options: Any) -> SourceConfig:
     return SourceConfig.model_validate({"kind": "amazon", "path": str(folder), "amazon": options})
 
 
-def rows(raw: RawData) -> list[tuple[Any, ...]]:
+def rows(raw: WholeData) -> list[tuple[Any, ...]]:
     return list(zip(*raw.interactions.to_pydict().values(), strict=True))
 
 
 def refusal(config: SourceConfig, kind: type[InputError] = DataError) -> str:
     with pytest.raises(kind) as caught:
-        sources.read(config)
+        read_raw(config)
     return str(caught.value)
 
 
@@ -88,7 +90,7 @@ def test_layouts_give_the_same_tables(tmp_path: Path, layout: int, size: str, en
     prefix = "reviews_" if layout == 2014 else ""
     put(tmp_path / f"{prefix}Home_and_Garden{size}.{end}", (review_line(r, layout) for r in REVIEWS))
     put(tmp_path / f"meta_Home_and_Garden.{end}", (meta_line(m, layout) for m in META))
-    raw = sources.read(source(tmp_path))
+    raw = read_raw(source(tmp_path))
     scenario = "Home and Garden"
     assert rows(raw) == [("A1", "B1", scenario, 1, 10), ("A2", "B1", scenario, 0, 11), ("A1", "B2", scenario, 1, 12)]
     assert raw.items.to_pylist() == [
@@ -105,7 +107,7 @@ def test_another_uri_is_read_as_a_local_folder(tmp_path: Path):
     there = UPath("memory://amazon-reviews")
     for file in tmp_path.iterdir():
         (there / file.name).write_bytes(file.read_bytes())
-    here, away = (sources.read(source(place)) for place in (tmp_path, there))
+    here, away = (read_raw(source(place)) for place in (tmp_path, there))
     assert away.interactions.equals(here.interactions)
     assert away.items.equals(here.items)
     assert sources.fingerprint(source(there)) != sources.fingerprint(source(there, k_core=1))
@@ -115,7 +117,7 @@ def test_windows_line_ends_blank_lines_and_a_missing_last_line_end_do_no_harm(tm
     file = write(tmp_path)
     text = "\r\n\r\n".join(map(review_line, REVIEWS))
     file.write_bytes(gzip.compress(text.encode()))
-    assert len(rows(sources.read(source(tmp_path)))) == len(REVIEWS)
+    assert len(rows(read_raw(source(tmp_path)))) == len(REVIEWS)
 
 
 # --- categories -------------------------------------------------------------------------------------------------
@@ -125,7 +127,7 @@ def test_all_categories_are_found_and_each_is_a_scenario(tmp_path: Path):
     write(tmp_path, "Movies_and_TV", [("A1", "B1", 5, 7)]).rename(tmp_path / "Movies_and_TV_5.json.gz")
     write(tmp_path, "Books", [("A1", "B1", 1, 8), ("A3", "B5", 4, 6)])
     (tmp_path / "README.txt").write_text("not of the data")
-    raw = sources.read(source(tmp_path))
+    raw = read_raw(source(tmp_path))
     assert rows(raw) == [
         ("A1", "B1", "Books", 0, 8),
         ("A3", "B5", "Books", 1, 6),
@@ -137,18 +139,18 @@ def test_all_categories_are_found_and_each_is_a_scenario(tmp_path: Path):
 def test_named_categories_are_read_in_that_order(tmp_path: Path, named: tuple[str, ...]):
     for name in ("Books", "Toys", "Movies_and_TV"):
         write(tmp_path, name)
-    scenarios = sources.read(source(tmp_path, categories=named)).interactions["scenario_id"].to_pylist()
+    scenarios = read_raw(source(tmp_path, categories=named)).interactions["scenario_id"].to_pylist()
     assert scenarios == ["Movies and TV"] * 3 + ["Books"] * 3
 
 
 def test_an_item_of_several_categories_stands_once_as_the_first_says(tmp_path: Path):
     write(tmp_path, "Books", [("A1", "B1", 5, 1)], [{"asin": "B1", "title": "First"}, {"asin": "B1", "title": "Again"}])
     write(tmp_path, "Toys", [("A1", "B1", 5, 1), ("A1", "B2", 5, 1)], [{"asin": "B1", "title": "Later"}])
-    raw = sources.read(source(tmp_path))
+    raw = read_raw(source(tmp_path))
     assert raw.items.select(["item_id", "title"]).to_pylist() == [{"item_id": "B1", "title": "First"}]
 
 
-@pytest.mark.parametrize("read", [sources.read, sources.fingerprint])
+@pytest.mark.parametrize("read", [read_raw, sources.fingerprint])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -202,7 +204,7 @@ def test_two_files_of_one_category_are_refused(tmp_path: Path):
 def test_the_latest_review_of_an_item_counts_in_each_category(tmp_path: Path):
     write(tmp_path, "Books", [("A1", "B1", 5, 20), ("A1", "B1", 1, 30), ("A2", "B1", 5, 9), ("A1", "B1", 5, 25)])
     write(tmp_path, "Toys", [("A1", "B1", 4, 10), ("A1", "B2", 1, 10), ("A1", "B2", 5, 10)])
-    assert rows(sources.read(source(tmp_path))) == [
+    assert rows(read_raw(source(tmp_path))) == [
         ("A1", "B1", "Books", 0, 30),
         ("A2", "B1", "Books", 1, 9),
         ("A1", "B1", "Toys", 1, 10),
@@ -213,13 +215,13 @@ def test_the_latest_review_of_an_item_counts_in_each_category(tmp_path: Path):
 def test_a_like_is_a_rating_above_the_threshold(tmp_path: Path):
     write(tmp_path, reviews=[("A1", f"B{rating}", rating, 1) for rating in (1, 2, 3, 3.5, 4, 5)])
     for above, expected in ((3.0, [0, 0, 0, 1, 1, 1]), (4.0, [0, 0, 0, 0, 0, 1])):
-        raw = sources.read(source(tmp_path, liked_above=above))
+        raw = read_raw(source(tmp_path, liked_above=above))
         assert raw.interactions["label"].to_pylist() == expected
 
 
 def test_implicit_keeps_what_the_latest_review_likes(tmp_path: Path):
     write(tmp_path, reviews=[("A1", "B1", 5, 1), ("A1", "B1", 2, 2), ("A1", "B2", 4, 3), ("A2", "B1", 5, 4)])
-    raw = sources.read(source(tmp_path, implicit=True))
+    raw = read_raw(source(tmp_path, implicit=True))
     assert raw.implicit
     assert rows(raw) == [("A1", "B2", "Books", 1, 3), ("A2", "B1", "Books", 1, 4)]
 
@@ -228,7 +230,7 @@ def test_implicit_counts_likes_alone_towards_the_core(tmp_path: Path):
     reviews = [(f"A{u}", f"B{i}", 5, u) for u in range(3) for i in range(3)]
     write(tmp_path, reviews=[*reviews, ("A9", "B0", 5, 1), ("A9", "B1", 5, 1), ("A9", "B2", 1, 1)])
     users = {
-        implicit: set(sources.read(source(tmp_path, k_core=3, implicit=implicit)).interactions["user_id"].to_pylist())
+        implicit: set(read_raw(source(tmp_path, k_core=3, implicit=implicit)).interactions["user_id"].to_pylist())
         for implicit in (False, True)
     }
     assert users == {False: {"A0", "A1", "A2", "A9"}, True: {"A0", "A1", "A2"}}
@@ -266,7 +268,7 @@ def test_k_core_counts_over_all_categories_after_repeated_reviews_are_gone(tmp_p
         write(tmp_path, name, [(user, item, 5, at) for where, user, item, at in drawn if where == name])
     latest = {(user, item, where): at for where, user, item, at in drawn}
     expected = brute_core([(*key, at) for key, at in latest.items()], 5)
-    raw = sources.read(source(tmp_path, k_core=5))
+    raw = read_raw(source(tmp_path, k_core=5))
     assert {(user, item, where, at) for user, item, where, _, at in rows(raw)} == set(expected)
     assert 0 < len(expected) < len(latest) < len(drawn)
     assert raw.interactions.num_rows == len(expected)
@@ -348,13 +350,13 @@ def test_category_paths(record: dict[str, Any], path: list[str]):
 def test_items_that_no_remaining_review_names_are_left_out(tmp_path: Path):
     reviews = [("A1", "B1", 5, 1), ("A2", "B1", 5, 1), ("A1", "B2", 5, 1), ("A2", "B2", 5, 1), ("A1", "B9", 5, 1)]
     write(tmp_path, reviews=reviews)
-    assert sources.read(source(tmp_path)).items["item_id"].to_pylist() == ["B1", "B2", "B9"]
-    assert sources.read(source(tmp_path, k_core=2)).items["item_id"].to_pylist() == ["B1", "B2"]
+    assert read_raw(source(tmp_path)).items["item_id"].to_pylist() == ["B1", "B2", "B9"]
+    assert read_raw(source(tmp_path, k_core=2)).items["item_id"].to_pylist() == ["B1", "B2"]
 
 
 def test_without_meta_there_are_no_items(tmp_path: Path):
     put(tmp_path / "Books.json", map(review_line, REVIEWS))
-    raw = sources.read(source(tmp_path, meta=False))
+    raw = read_raw(source(tmp_path, meta=False))
     assert raw.items.num_rows == 0
     assert len(rows(raw)) == 3
 
@@ -459,7 +461,7 @@ def test_a_line_may_be_long_but_not_endless(tmp_path: Path):
     write(tmp_path)
     long = review_line(REVIEWS[1], reviewText="x" * (stream.MAX_LINE - 1000))
     file = put(tmp_path / "reviews_Books.json.gz", [review_line(REVIEWS[0]), long])
-    assert len(rows(sources.read(source(tmp_path)))) == 2
+    assert len(rows(read_raw(source(tmp_path)))) == 2
     put(file, [review_line(REVIEWS[0]), "x" * (stream.MAX_LINE + (5 << 20))])
     expected = f"{file}: line 2: no end within {stream.MAX_LINE} bytes; is this the right file?"
     assert refusal(source(tmp_path)) == expected
@@ -477,7 +479,7 @@ def test_temporary_files_are_gone_and_the_tables_stay(tmp_path: Path, monkeypatc
     assert pa.total_allocated_bytes() - before < 1000
     assert f"{tmp_path}/tmp/llm4msr-" in Path("/proc/self/maps").read_text()
     assert not list((tmp_path / "tmp").iterdir())
-    assert raw.interactions["user_id"].to_pylist() == [f"A{at}" for at in range(1000)]
+    assert whole(raw.interactions)["user_id"].to_pylist() == [f"A{at}" for at in range(1000)]
     put(tmp_path / "data" / "reviews_Books.json.gz", ["bad"])
     refusal(source(tmp_path / "data"))
     assert not list((tmp_path / "tmp").iterdir())

@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm4msr.config import SourceConfig
-from llm4msr.data import sources
 from llm4msr.data.reading import stream
 from llm4msr.data.sources import amazon_lines
 from llm4msr.errors import DataError
 from llm4msr.text import MAX_ID, MAX_TEXT
 from tests.support.data import write_csv
+from tests.support.raw import read_raw
 from tests.unit.data.sources.test_sources import DAT
 
 HEADER = ["user_id", "item_id", "scenario", "label", "ts"]
@@ -34,7 +34,7 @@ def table(folder: Path, name: str = "rows.csv", **columns: Any) -> SourceConfig:
 
 def refusal(config: SourceConfig) -> str:
     with pytest.raises(DataError) as caught:
-        sources.read(config)
+        read_raw(config)
     assert len(str(caught.value)) < 600 + len(config.path)
     return str(caught.value)
 
@@ -79,7 +79,7 @@ def test_a_table_may_unpack_to_many_times_its_size(tmp_path: Path, less_to_unpac
     data = gzip.compress(text)
     assert len(text) > max(5 * len(data), less_to_unpack)
     (tmp_path / "rows.csv.gz").write_bytes(data)
-    assert sources.read(table(tmp_path, "rows.csv.gz")).interactions.num_rows == 100_000
+    assert read_raw(table(tmp_path, "rows.csv.gz")).interactions.num_rows == 100_000
 
 
 def zipped(folder: Path, **changed: bytes) -> SourceConfig:
@@ -107,7 +107,7 @@ def test_a_member_that_lies_about_its_size_is_refused(tmp_path: Path, size: int)
     if size < 1 << 31:
         assert refusal(config).startswith(f"{file}: ")
     else:  # all that is there is read, and nothing is set aside for what is not
-        assert sources.read(config).interactions.num_rows == 5
+        assert read_raw(config).interactions.num_rows == 5
 
 
 @pytest.mark.parametrize("at", [40, 200, -30])
@@ -135,7 +135,7 @@ def test_a_cell_has_a_limit(tmp_path: Path, kind: str, column: str):
             pq.write_table(pa.table(cells), tmp_path / "items.parquet")
         config = table(tmp_path, items=f"items.{kind}", title="title", category="path", item_features=["brand"])
         if letters == MAX_TEXT:
-            assert sources.read(config).items.num_rows == 2
+            assert read_raw(config).items.num_rows == 2
         else:
             expected = f"items.{kind}: column '{column}': 'xxx"
             assert expected in (told := refusal(config))
@@ -251,7 +251,7 @@ def test_a_movielens_title_is_read_or_refused_at_once(tmp_path: Path, cell: str,
     (tmp_path / "movies.dat").write_text(f"10::x{cell[:cut]}x (1990)::Drama\n20::A::B\n30::A::B\n")
     config = SourceConfig(kind="movielens", path=str(tmp_path))
     if cut < MAX_TEXT:
-        assert sources.read(config).items["f:year"][0].as_py() == "1990"
+        assert read_raw(config).items["f:year"][0].as_py() == "1990"
     else:
         assert "movies.dat: column 'title': " in refusal(config)
 

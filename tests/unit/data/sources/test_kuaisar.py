@@ -10,10 +10,10 @@ from llm4msr import storage
 from llm4msr.config import Config, SourceConfig
 from llm4msr.data import sources, split
 from llm4msr.data.reading import stream
-from llm4msr.data.sources import RawData
 from llm4msr.errors import ConfigError, DataError, InputError, StorageError
 from llm4msr.pipeline import prepare
 from tests.support.data import write_csv
+from tests.support.raw import WholeData, read_raw
 from tests.unit.data.sources.test_amazon import refuse_growth
 
 LEVELS = [
@@ -76,13 +76,13 @@ def source(folder: Any, **options: Any) -> SourceConfig:
     return SourceConfig.model_validate({"kind": "kuaisar", "path": str(folder), "kuaisar": options})
 
 
-def rows(raw: RawData) -> list[tuple[Any, ...]]:
+def rows(raw: WholeData) -> list[tuple[Any, ...]]:
     return list(zip(*raw.interactions.to_pydict().values(), strict=True))
 
 
 def refusal(config: SourceConfig, kind: type[InputError] = DataError) -> str:
     with pytest.raises(kind) as caught:
-        sources.read(config)
+        read_raw(config)
     return str(caught.value)
 
 
@@ -91,7 +91,7 @@ def refusal(config: SourceConfig, kind: type[InputError] = DataError) -> str:
 
 @pytest.mark.parametrize("end", ["csv", "csv.gz"])
 def test_the_layout_of_its_authors_is_read(tmp_path: Path, end: str):
-    raw = sources.read(source(write(tmp_path, end)))
+    raw = read_raw(source(write(tmp_path, end)))
     assert rows(raw) == [
         ("1", "100", "recommendation", 1, 1684742000000),
         ("2", "101", "recommendation", 0, 1684742001000),
@@ -131,18 +131,18 @@ def test_another_uri_is_read_as_a_local_folder(tmp_path: Path):
     there = UPath("memory://kuaisar-files")
     for file in tmp_path.iterdir():
         (there / file.name).write_bytes(file.read_bytes())
-    here, away = (sources.read(source(place)) for place in (tmp_path, there))
+    here, away = (read_raw(source(place)) for place in (tmp_path, there))
     assert away.interactions.equals(here.interactions)
     assert away.items.equals(here.items)
 
 
 def test_the_order_of_columns_and_a_byte_order_mark_do_no_harm(tmp_path: Path):
-    expected = rows(sources.read(source(write(tmp_path))))
+    expected = rows(read_raw(source(write(tmp_path))))
     for name, cells in FILES.items():
         text = [HEADERS[name], *cells]
         write_csv(tmp_path / f"{name}.csv", text[0][::-1], [row[::-1] for row in text[1:]])
         (tmp_path / f"{name}.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / f"{name}.csv").read_bytes())
-    assert rows(sources.read(source(tmp_path))) == expected
+    assert rows(read_raw(source(tmp_path))) == expected
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_the_order_of_columns_and_a_byte_order_mark_do_no_harm(tmp_path: Path):
     ],
 )
 def test_search_results_of_the_wanted_types_are_kept(tmp_path: Path, types: tuple[str, ...], items: list[str]):
-    raw = sources.read(source(write(tmp_path), search_item_types=types))
+    raw = read_raw(source(write(tmp_path), search_item_types=types))
     assert raw.interactions["item_id"].to_pylist()[2:] == items
 
 
@@ -167,7 +167,7 @@ def test_no_search_result_of_a_wanted_type_is_refused(tmp_path: Path):
 
 
 def test_the_author_is_a_feature_if_wanted_and_zero_is_none(tmp_path: Path):
-    raw = sources.read(source(write(tmp_path), author=True))
+    raw = read_raw(source(write(tmp_path), author=True))
     assert raw.items["f:author_id"].to_pylist() == ["10", "10", ""]
     assert raw.item_features == ("category", "upload_type", "item_type", "author_id")
 
@@ -180,7 +180,7 @@ def test_rows_keep_their_order_and_numbers_across_blocks(tmp_path: Path):
     many = [[*recommended(at % 97, at, at, at % 2)[:-1], "0" * 400] for at in range(count)]
     file = write(tmp_path, rec_inter=many) / "rec_inter.csv"
     assert file.stat().st_size > 3 << 22
-    raw = sources.read(source(tmp_path))
+    raw = read_raw(source(tmp_path))
     assert raw.interactions["order"].to_pylist()[:count] == list(range(count))
     many[count - 5][6] = "yes"
     write_csv(file, HEADERS["rec_inter"], many)
@@ -197,7 +197,7 @@ def test_a_line_break_between_quotes_ends_no_row_wherever_a_block_ends(tmp_path:
     many = [video(at, 'Say "hi"', "a\nb\n\n", upload="x\n" * (at * 7919 % 997)) for at in range(4000)]
     write(tmp_path, item_features=many)
     assert (tmp_path / "item_features.csv").stat().st_size > 1 << 22
-    items = sources.read(source(tmp_path)).items
+    items = read_raw(source(tmp_path)).items
     assert items["item_id"].to_pylist() == [str(at) for at in range(4000)]
     assert items["f:upload_type"].to_pylist() == [cells[5] for cells in many]
     assert set(items["title"].to_pylist()) == {'Say "hi" > a\nb'}
@@ -215,7 +215,7 @@ def test_a_quote_left_open_is_named(tmp_path: Path):
 # --- bad files --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("read", [sources.read, sources.fingerprint])
+@pytest.mark.parametrize("read", [read_raw, sources.fingerprint])
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named_with_what_is_there(tmp_path: Path, name: str, read: Any):
     write(tmp_path)

@@ -11,9 +11,9 @@ import pytest
 
 from llm4msr.config import SourceConfig
 from llm4msr.data import sources
-from llm4msr.data.sources import RawData
 from llm4msr.errors import DataError, InputError, StorageError
 from tests.support.data import write_csv
+from tests.support.raw import WholeData, read_raw
 
 HEADER = ["user_id", "item_id", "scenario", "label", "ts"]
 ROWS: list[list[Any]] = [["u1", "i1", "home", 1, 10], ["u1", "i2", "search", 0, 11], ["u2", "i1", "home", 0.5, 12]]
@@ -32,7 +32,7 @@ def changed(row: int, column: str, value: Any) -> list[list[Any]]:
 
 def refusal(config: SourceConfig, kind: type[InputError] = DataError) -> str:
     with pytest.raises(kind) as caught:
-        sources.read(config)
+        read_raw(config)
     assert caught.value.exit_code == 2
     return str(caught.value)
 
@@ -54,7 +54,7 @@ def test_formats_give_the_same_rows(tmp_path: Path, name: str):
         pq.write_table(pa.Table.from_pylist([dict(zip(HEADER, r, strict=True)) for r in ROWS]), tmp_path / name)
     else:
         write_csv(tmp_path / name, HEADER, ROWS)
-    raw = sources.read(source(tmp_path, interactions=name))
+    raw = read_raw(source(tmp_path, interactions=name))
     assert raw.interactions.to_pydict() == {
         "user_id": ["u1", "u1", "u2"],
         "item_id": ["i1", "i2", "i1"],
@@ -78,7 +78,7 @@ def test_parquet_keeps_its_own_types_of_ids_labels_and_times(tmp_path: Path):
         }
     )
     frame.to_parquet(tmp_path / "rows.parquet")
-    rows = sources.read(source(tmp_path, interactions="rows.parquet")).interactions
+    rows = read_raw(source(tmp_path, interactions="rows.parquet")).interactions
     assert rows["user_id"].to_pylist() == ["7", "7", "8"]
     assert rows["item_id"].to_pylist() == ["a", "b", "a"]
     assert rows["label"].to_pylist() == [1, 0, 1]
@@ -88,7 +88,7 @@ def test_parquet_keeps_its_own_types_of_ids_labels_and_times(tmp_path: Path):
 
 def test_csv_ids_stay_text(tmp_path: Path):
     write_csv(tmp_path / "rows.csv", HEADER, [["007", "1e3", "home", 1, 1], ["7", "-", "home", " 0 ", "+2.5e1"]])
-    raw = sources.read(source(tmp_path))
+    raw = read_raw(source(tmp_path))
     assert raw.interactions["user_id"].to_pylist() == ["007", "7"]
     assert raw.interactions["item_id"].to_pylist() == ["1e3", "-"]
     assert raw.interactions["order"].to_pylist() == [1, 25]
@@ -97,13 +97,13 @@ def test_csv_ids_stay_text(tmp_path: Path):
 @pytest.mark.parametrize("word", ["NA", "null", "nan", "None", "N/A"])
 def test_csv_words_that_other_tools_take_for_nothing_are_ids_like_any_other(tmp_path: Path, word: str):
     write_csv(tmp_path / "rows.csv", HEADER, changed(1, "scenario", word))
-    raw = sources.read(source(tmp_path))
+    raw = read_raw(source(tmp_path))
     assert raw.interactions["scenario_id"].to_pylist() == ["home", word, "home"]
 
 
 def test_without_label_and_order_rows_are_positives_in_file_order(tmp_path: Path):
     write_csv(tmp_path / "rows.csv", HEADER, ROWS)
-    raw = sources.read(source(tmp_path, label="", order=""))
+    raw = read_raw(source(tmp_path, label="", order=""))
     assert raw.implicit
     assert raw.interactions["label"].to_pylist() == [1, 1, 1]
     assert raw.interactions["order"].to_pylist() == [0, 1, 2]
@@ -129,7 +129,7 @@ def test_items_users_and_context_are_read(tmp_path: Path):
         item_features=["brand"],
         user_features=["age"],
     )
-    raw = sources.read(config)
+    raw = read_raw(config)
     assert raw.interactions["c:device"].to_pylist() == ["tv", "", "tv"]
     assert raw.items.to_pylist() == [
         {"item_id": "i1", "title": "One, two", "f:brand": "x", "f:category": ["A", "B"]},
@@ -226,7 +226,7 @@ def test_a_column_name_that_stands_twice_is_refused(tmp_path: Path):
 def test_unreadable_file_is_named(tmp_path: Path, name: str, data: bytes, message: str):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=message) as caught:
-        sources.read(source(tmp_path, interactions=name))
+        read_raw(source(tmp_path, interactions=name))
     assert str(caught.value).startswith(str(tmp_path / name))
 
 
@@ -260,7 +260,7 @@ def test_features_need_a_file(tmp_path: Path, wanted: dict[str, list[str]]):
     assert f"features {next(iter(wanted.values()))[0]} need a file" in refusal(source(tmp_path, **wanted))
 
 
-@pytest.mark.parametrize("read", [sources.read, sources.fingerprint])
+@pytest.mark.parametrize("read", [read_raw, sources.fingerprint])
 def test_absent_file_is_named(tmp_path: Path, read: Any):
     with pytest.raises(StorageError, match=r"rows\.csv: cannot be read"):
         read(source(tmp_path))
@@ -304,13 +304,13 @@ def movielens(folder: Path, form: str = "zip", scenario: str = "genre", **files:
     return SourceConfig(kind="movielens", path=str(place), scenario=scenario)
 
 
-def by_item(raw: RawData) -> dict[str, str]:
+def by_item(raw: WholeData) -> dict[str, str]:
     return dict(zip(raw.interactions["item_id"].to_pylist(), raw.interactions["scenario_id"].to_pylist(), strict=True))
 
 
 @pytest.mark.parametrize("form", ["zip", "folder"])
 def test_movielens_is_read_from_its_official_layout(tmp_path: Path, form: str):
-    raw = sources.read(movielens(tmp_path, form))
+    raw = read_raw(movielens(tmp_path, form))
     assert raw.interactions["user_id"].to_pylist() == ["1", "1", "2", "2", "3"]
     assert raw.interactions["label"].to_pylist() == [1, 0, 1, 0, 1]
     assert raw.interactions["order"].to_pylist() == [100, 101, 102, 103, 104]
@@ -336,7 +336,7 @@ def test_movielens_is_read_from_its_official_layout(tmp_path: Path, form: str):
     ],
 )
 def test_movielens_scenarios(tmp_path: Path, scenario: str, expected: dict[str, str]):
-    assert by_item(sources.read(movielens(tmp_path, scenario=scenario))) == expected
+    assert by_item(read_raw(movielens(tmp_path, scenario=scenario))) == expected
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ def test_movielens_scenarios(tmp_path: Path, scenario: str, expected: dict[str, 
 )
 def test_movielens_eras_begin_with_their_first_year(tmp_path: Path, year: str, era: str):
     config = movielens(tmp_path, scenario="era", movies=f"10::A ({year})::Drama\n", ratings="1::10::5::100\n")
-    assert by_item(sources.read(config)) == {"10": era}
+    assert by_item(read_raw(config)) == {"10": era}
 
 
 @pytest.mark.parametrize("column", [2, 3])
