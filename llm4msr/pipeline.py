@@ -5,10 +5,12 @@
                             \\---> export -> serve, refresh
 
 This is the one place that knows which outputs belong to a config; a stage's own function takes them as arguments.
-Work that is finished is never repeated.
+Work that is finished is never repeated. A stage's module is imported where it runs, for `prepare` needs no torch, and
+torch takes longer to load than a small table to prepare.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from upath import UPath
 
@@ -17,21 +19,14 @@ from llm4msr.config import Config
 from llm4msr.data import prepare as prepare_stage
 from llm4msr.data.prepare import goes_by_seed
 from llm4msr.errors import ConfigError
-from llm4msr.explain import stage as explain_stage
-from llm4msr.explain.finished_run import ModelPair
-from llm4msr.export import export as export_stage
-from llm4msr.export import refresh as refresh_stage
 from llm4msr.knowledge import extract as extract_stage
 from llm4msr.knowledge.prompts.sample import sampler
-from llm4msr.model import backbones
 from llm4msr.progress import say
-from llm4msr.serve import api_token, endpoint
 from llm4msr.storage import StageOutput, cache, local_copy
-from llm4msr.training import driver
-from llm4msr.training import evaluate as evaluate_stage
-from llm4msr.training import train as train_stage
-from llm4msr.training.evaluate import compared_runs
-from llm4msr.training.trained import TrainedModel
+
+if TYPE_CHECKING:
+    from llm4msr.explain.finished_run import ModelPair
+    from llm4msr.training.trained import TrainedModel
 
 # --- what is finished ---------------------------------------------------------------------------------------------
 
@@ -52,8 +47,11 @@ def extracted(config: Config) -> StageOutput:
     return _finished(folder, "no finished extraction for this config; run `llm4msr extract` first")
 
 
-def trained(config: Config) -> TrainedModel:
+def trained(config: Config) -> "TrainedModel":
     """The model that `train` made, with what it was trained on."""
+    from llm4msr.training import train as train_stage
+    from llm4msr.training.trained import TrainedModel
+
     data, vectors = inputs(config)
     model = config.model
     how = (
@@ -68,6 +66,8 @@ def exported(config: Config) -> StageOutput:
     """The bundle that is served: `serve.bundle`, else what `export` published."""
     if config.serve.bundle:
         return local_copy.open_finished(config.serve.bundle)
+    from llm4msr.export import export as export_stage
+
     folder = export_stage.folder(config, trained(config).output)
     return _finished(folder, "no bundle for this config yet; run `llm4msr export` first")
 
@@ -99,29 +99,41 @@ def extract(config: Config) -> StageOutput:
 
 def train(config: Config) -> StageOutput:
     """Train the configured model and publish its weights; see `training.train`."""
+    from llm4msr.model import backbones
+    from llm4msr.training import train as train_stage
+
     backbones.find(config.model.backbone)  # a wrong import path is reported before anything is looked for
     return train_stage.train(config, *inputs(config))
 
 
 def evaluate(config: Config) -> StageOutput:
     """Compare the trained models on the test rows; see `training.evaluate`."""
+    from llm4msr.training import evaluate as evaluate_stage
+    from llm4msr.training.evaluate import compared_runs
+
     return evaluate_stage.evaluate(config, [trained(run) for _, run in compared_runs(config)])
 
 
 def export(config: Config) -> StageOutput:
     """Publish the bundle of the configured model; see `export.export`."""
+    from llm4msr.export import export as export_stage
+
     export_stage.check_servable(config)
     return export_stage.export(config, trained(config))
 
 
 def explain(config: Config) -> StageOutput:
     """Publish the report on the configured model; see `explain.stage`."""
+    from llm4msr.explain import stage as explain_stage
+
     check_explainable(config)
     return explain_stage.explain(config, seeds(config))
 
 
 def refresh(config: Config) -> StageOutput:
     """Publish codes of newer knowledge for a bundle that is served; see `export.refresh`."""
+    from llm4msr.export import refresh as refresh_stage
+
     return refresh_stage.refresh(config, extracted(config), exported(config))
 
 
@@ -132,6 +144,8 @@ def serve(config: Config) -> str:
         ConfigError: nothing is exported yet, the host or port cannot be listened at, or Ray Serve refuses.
         StorageError: the bundle cannot be read or is damaged.
     """
+    from llm4msr.serve import api_token, endpoint
+
     bundle = config.serve.bundle or str(exported(config).folder)
     if not config.serve.explore:
         return endpoint.start(config.serve, bundle, [config.model.backbone])
@@ -152,18 +166,20 @@ def check_explainable(config: Config) -> None:
     trained(config)
 
 
-def seeds(config: Config) -> list[ModelPair]:
+def seeds(config: Config) -> "list[ModelPair]":
     """The models of all seeds that read this config's rows, its own first, each with its plain backbone if trained.
 
     Where each seed has rows of its own, only the config's own seed, even if `evaluate.seeds` lacks it.
     """
+    from llm4msr.explain.finished_run import ModelPair
+
     numbers = sorted(config.evaluate.seeds or (config.seed,), key=lambda seed: seed != config.seed)
     runs = [config.model_copy(update={"seed": seed}) for seed in numbers]
     same = [run for run in runs if prepare_stage.folder(run) == prepare_stage.folder(config)]
     return [ModelPair(trained(run), _plain(run)) for run in same or [config]]
 
 
-def _plain(config: Config) -> TrainedModel | None:
+def _plain(config: Config) -> "TrainedModel | None":
     try:
         return trained(config.using("none", config.seed))
     except ConfigError:
@@ -185,6 +201,14 @@ def run(config: Config) -> list[StageOutput]:
 
 def stages(config: Config) -> Iterator[StageOutput]:
     """The same, stage by stage."""
+    from llm4msr.export import export as export_stage
+    from llm4msr.model import backbones
+    from llm4msr.training import driver
+    from llm4msr.training import evaluate as evaluate_stage
+    from llm4msr.training import train as train_stage
+    from llm4msr.training.evaluate import compared_runs
+    from llm4msr.training.trained import TrainedModel
+
     export_stage.check_servable(config)
     runs = trainings(config)
     backbones.find(config.model.backbone)  # a wrong import path is reported before the LLM works for hours
@@ -216,6 +240,8 @@ def stages(config: Config) -> Iterator[StageOutput]:
 
 def trainings(config: Config) -> list[tuple[str, Config]]:
     """Name and config of every model to train: those that are compared, and the one that is exported."""
+    from llm4msr.training.evaluate import compared_runs
+
     runs = compared_runs(config)
     exported = config.model.variant, config.seed
     return runs if exported in [(run.model.variant, run.seed) for _, run in runs] else [*runs, (exported[0], config)]

@@ -2,17 +2,20 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tests.support.data import config_of, write_data
 
 COMMAND = "import sys; sys.argv = ['llm4msr', *{arguments!r}]\ntry:\n    from llm4msr.cli.main import main; main()\n"
 COMMAND += "except SystemExit as end:\n    assert not end.code"
 
 
-def modules_after(code: str) -> set[str]:
-    """All modules of a fresh process once it has run the code."""
+def modules_after(code: str, *arguments: str) -> set[str]:
+    """All modules of a fresh process once it has run the code with these arguments."""
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules, sep='\\n')"],
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules, sep='\\n')", *arguments],
         capture_output=True,
         text=True,
         check=True,
@@ -20,8 +23,8 @@ def modules_after(code: str) -> set[str]:
     return set(done.stdout.splitlines())
 
 
-def packages_after(code: str) -> set[str]:
-    return {name.split(".")[0] for name in modules_after(code)}
+def packages_after(code: str, *arguments: str) -> set[str]:
+    return {name.split(".")[0] for name in modules_after(code, *arguments)}
 
 
 @pytest.mark.parametrize("module", ["serve.app", "serve.endpoint", "bundle.ranker"])
@@ -44,6 +47,14 @@ def test_help_loads_nothing_heavy(arguments: list[str]):
     packages = packages_after(COMMAND.format(arguments=arguments))
     assert "llm4msr" in packages
     assert not packages & {"torch", "ray", "pandas", "pyarrow", "vllm", "transformers", "fastapi"}
+
+
+def test_preparing_a_small_table_waits_neither_for_torch_nor_for_ray(tmp_path: Path):
+    config = config_of(write_data(tmp_path))
+    code = "import sys\nfrom llm4msr import Config, pipeline\npipeline.prepare(Config.model_validate_json(sys.argv[1]))"
+    packages = packages_after(code, config.model_dump_json())
+    assert "pyarrow" in packages
+    assert not packages & {"torch", "ray", "fastapi", "transformers", "sklearn"}
 
 
 @pytest.mark.parametrize("module", ["serve.client", "serve.proxy"])
