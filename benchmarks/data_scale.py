@@ -1,0 +1,159 @@
+"""What do a million, ten million and a hundred million rows cost in each stage? Made-up data, processes of their own.
+
+    python -m benchmarks.data_scale --rows 1000000 10000000 100000000 --negatives 4 --stages prepare train --peer
+
+Each stage is started as a user starts it, `python -m llm4msr STAGE CONFIG`; CPU-seconds and memory are of all processes
+that it starts. What is measured is kept in benchmarks/results/data-scale.json and is not measured again unless
+`--again` is given; the page benchmarks/results/data-scale.md is written from it.
+"""
+
+import argparse
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from benchmarks import _peer_prepare, _process_meter, _skewed_rows
+from benchmarks.data_scale_report import Record, report
+
+RESULT = Path(__file__).parent / "results" / "data-scale.md"
+RECORDS = RESULT.with_suffix(".json")
+CONFIG = """\
+name = "scale"
+storage = "{work}/runs-{rows}"
+
+[source]
+kind = "table"
+path = "{source}"
+
+[source.table]
+interactions = "interactions"
+items = "items.parquet"
+user = "user"
+item = "item"
+scenario = "scenario"
+label = "{label}"
+order = "time"
+title = "title"
+item_features = ["shelf"]
+
+[split]
+negatives = {negatives}
+
+[model]
+knowledge = "none"
+
+[train]
+workers = {workers}
+batch_size = 16384
+epochs = 1
+"""
+MOVIELENS = """\
+name = "scale"
+storage = "{work}/ml-100k"
+
+[source]
+kind = "movielens"
+path = "ml-100k"
+"""
+AGAIN = """
+import sys, time
+from llm4msr import load, pipeline
+for place in ("first", "second"):
+    config, begun = load(sys.argv[1], ["storage=" + sys.argv[2] + "/" + place]), time.process_time()
+    pipeline.prepare(config)
+print(time.process_time() - begun)
+"""
+"""Prepares two times in one process, the second time without loading any module; prints the seconds of that."""
+
+
+def main() -> None:
+    options = parser().parse_args()
+    work = Path(options.work).absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    records: list[Record] = json.loads(RECORDS.read_text()) if RECORDS.exists() else []
+    for name, measure in measurements(options, work):
+        if options.again or not any(name.items() <= record.items() for record in records):
+            records = [record for record in records if not name.items() <= record.items()] + [name | measure()]
+            print(time.strftime("%H:%M:%S"), json.dumps(records[-1]), flush=True)
+            RECORDS.write_text(json.dumps(records, indent=1) + "\n")
+    RESULT.write_text(report(records))
+    print(f"-> {RESULT}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000])
+    parser.add_argument("--negatives", type=int, default=4, help="a row, measured beside rows with labels; 0: not")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=["prepare"])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1], help="of `train`")
+    parser.add_argument("--peer", action="store_true", help="polars and duckdb programs beside `prepare`")
+    parser.add_argument("--movielens", action="store_true", help="MovieLens-100K too")
+    parser.add_argument("--work", default="runs/data-scale")
+    parser.add_argument("--again", action="store_true", help="measure what is measured already")
+    return parser
+
+
+Measurements = Iterator[tuple[Record, Callable[[], Record]]]
+
+
+def measurements(options: argparse.Namespace, work: Path) -> Measurements:
+    """What each measurement is of, and the function that makes it."""
+    if options.movielens:
+        yield {"stage": "ml-100k"}, partial(movielens, work)
+    for stage, rows in itertools.product(options.stages, options.rows):
+        yield from STAGES[stage](options, work, rows)
+
+
+def of_prepare(options: argparse.Namespace, work: Path, rows: int) -> Measurements:
+    """`prepare` of rows with labels and of rows whose negatives are drawn; and the peers."""
+    for negatives in dict.fromkeys((0, options.negatives)):
+        name = {"stage": "prepare", "by": "llm4msr", "rows": rows, "negatives": negatives}
+        yield name, partial(_stage, "prepare", work, rows, negatives)
+    for program in _peer_prepare.PROGRAMS if options.peer else ():
+        name = {"stage": "prepare", "by": program, "rows": rows, "negatives": 0}
+        yield name, partial(_peer, program, work, rows)
+
+
+STAGES: dict[str, Callable[[argparse.Namespace, Path, int], Measurements]] = {"prepare": of_prepare}
+
+
+def movielens(work: Path) -> Record:
+    """`prepare` of MovieLens-100K; `again`: CPU-seconds in a process that has prepared it before."""
+    config = work / "ml-100k.toml"
+    config.write_text(MOVIELENS.format(work=work))
+    shutil.rmtree(work / "ml-100k", ignore_errors=True)
+    usage = _process_meter.run([sys.executable, "-m", "llm4msr", "prepare", str(config)])
+    command = [sys.executable, "-c", AGAIN, str(config), str(work / "ml-100k")]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return usage._asdict() | {"again": float(done.stdout.split()[-1])}
+
+
+def _stage(stage: str, work: Path, rows: int, negatives: int = 0, workers: int = 1) -> Record:
+    """A stage in processes of its own, on a Ray of its own."""
+    source = _skewed_rows.write_source(work / f"rows-{rows}", rows)
+    config = work / "config.toml"
+    label = "" if negatives else "like"
+    values = {"work": work, "rows": rows, "source": source, "label": label, "negatives": negatives, "workers": workers}
+    config.write_text(CONFIG.format(**values))
+    shutil.rmtree(work / f"runs-{rows}" / "scale" / stage, ignore_errors=True)
+    return _process_meter.run([sys.executable, "-m", "llm4msr", stage, str(config)], {"RAY_ADDRESS": "local"})._asdict()
+
+
+def _peer(program: str, work: Path, rows: int) -> Record:
+    source, output = _skewed_rows.write_source(work / f"rows-{rows}", rows), work / program
+    output.mkdir(exist_ok=True)
+    module = "benchmarks._peer_prepare"
+    usage = _process_meter.run([sys.executable, "-m", module, program, str(source), str(output)])
+    shutil.rmtree(output)
+    return usage._asdict()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The made-up data, the meter of processes, and whether the peers do what `prepare` does."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks import _peer_prepare, _process_meter, _skewed_rows
+from benchmarks.data_scale import CONFIG
+from llm4msr import load
+from llm4msr.pipeline import prepare
+
+ROWS = 20_000
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _skewed_rows.write_source(tmp_path_factory.mktemp("source"), ROWS)
+
+
+def test_a_block_is_the_same_whichever_came_before(source: Path) -> None:
+    block = _skewed_rows.interactions(0, ROWS, ROWS, seed=1)
+    assert block.equals(pq.read_table(source / "interactions" / "00000.parquet"))
+    assert not block.equals(_skewed_rows.interactions(0, ROWS, ROWS, seed=2))
+
+
+def test_rows_are_skewed_as_told(source: Path) -> None:
+    rows = pq.read_table(source / "interactions").to_pandas()
+    per_user = rows["user"].value_counts()
+    assert per_user.mean() == pytest.approx(_skewed_rows.ROWS_PER_USER, rel=0.1)
+    assert per_user.max() > 10 * per_user.median()
+    assert rows["scenario"].nunique() == _skewed_rows.SCENARIOS
+    assert rows["time"].is_monotonic_increasing
+    assert set(rows["user"].str.len()) == set(rows["item"].str.len()) == {12}
+    items = pq.read_table(source / "items.parquet").to_pandas()
+    assert items["item"].is_unique
+    assert set(rows["item"]) <= set(items["item"])
+
+
+def test_likes_follow_from_the_item_and_the_users_shelf() -> None:
+    rows = _skewed_rows.interactions(0, 200_000, 200_000, seed=1).to_pandas()
+    likes = rows.groupby("item")["like"].agg(["mean", "size"])
+    often = likes[likes["size"] > 100]["mean"]
+    assert often.std() > 0.1
+
+
+def test_the_meter_counts_children_and_what_outlives_them(tmp_path: Path) -> None:
+    spin = "import time\nwhile time.process_time() < .5: pass"
+    hold = "import time\nheld = bytearray(200_000_000)\ntime.sleep(1)"
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {spin!r}])\n"
+        f"subprocess.Popen([sys.executable, '-c', {hold!r}])\n"
+    )
+    usage = _process_meter.run([sys.executable, str(program)])
+    assert usage.cpu_seconds >= 0.5
+    assert usage.peak > 190e6
+    assert usage.largest_other > 190e6
+    assert usage.first_peak < 190e6
+
+
+def test_the_meter_shows_what_a_command_that_fails_said() -> None:
+    with pytest.raises(RuntimeError, match="no such luck"):
+        _process_meter.run([sys.executable, "-c", "raise SystemExit('no such luck')"])
+
+
+@pytest.fixture(scope="module")
+def ours(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, pa.Table]:
+    work = tmp_path_factory.mktemp("ours")
+    values = {"work": work, "rows": ROWS, "source": source, "label": "like", "negatives": 0, "workers": 1}
+    (work / "config.toml").write_text(CONFIG.format(**values))
+    one_file = "source.table.interactions=interactions/00000.parquet"
+    return tables_of(prepare(load(str(work / "config.toml"), [one_file])).folder)
+
+
+def tables_of(folder: Any) -> dict[str, pa.Table]:
+    """Each table, of one file or of the files of its folder."""
+    names = ("users", "items", "histories", "seen", "train", "valid", "test")
+    return {name: pq.read_table(next(folder.glob(f"{name}*"))) for name in names}
+
+
+@pytest.mark.parametrize("program", _peer_prepare.PROGRAMS)
+def test_a_peer_makes_the_tables_that_prepare_makes(
+    program: str, source: Path, ours: dict[str, pa.Table], tmp_path: Path
+) -> None:
+    _peer_prepare.PROGRAMS[program](source, tmp_path)
+    theirs = tables_of(tmp_path)
+    for name in ("train", "valid", "test"):
+        assert raw_rows(theirs, name) == raw_rows(ours, name)
+    assert histories(theirs) == histories(ours)
+    assert [row["item_id"] for row in theirs["items"].to_pylist()] == ours["items"]["item_id"].to_pylist()[1:]
+
+
+def raw_rows(tables: dict[str, pa.Table], name: str) -> list[Any]:
+    """User, item, scenario and label of each row by their ids, in order; users and items count from 1 here."""
+    users, items = ({r[s]: r[f"{s}_id"] for r in tables[f"{s}s"].to_pylist()} for s in ("user", "item"))
+    numbers = (
+        [row[column] for column in ("user", "item", "scenario", "label", "seen")] for row in tables[name].to_pylist()
+    )
+    named = ((users.get(user, ""), items.get(item, ""), *rest, seen > 0) for user, item, *rest, seen in numbers)
+    return sorted(named)
+
+
+def histories(tables: dict[str, pa.Table]) -> dict[str, Any]:
+    """Rows and liked titles of each user."""
+    rows = tables["histories"].to_pylist()
+    return {row["user_id"]: (row["interactions"], row["history"] or []) for row in rows}
