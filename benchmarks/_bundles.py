@@ -58,7 +58,7 @@ def make_bundle(root: Path, name: str, seed: int = 1, **model: Any) -> str:
 @torch.inference_mode()
 def _codes(net: Any, data: Dataset) -> pa.Table:
     assert data.knowledge is not None
-    ids = data.prepared.table("users.parquet", ["user_id"])["user_id"].to_pylist()
+    ids = data.prepared.table("users/p=00000.parquet", ["user_id"])["user_id"].to_pylist()
     codes = net.eval().user_codes(*data.knowledge.lookup(torch.arange(1, len(ids)))).half().numpy()
     column = to_column(codes)
     return pa.table({"id": pa.array(ids[1:], pa.large_string()), "code": column}).sort_by("id")

@@ -30,7 +30,7 @@ def open_dataset(folder: UPath, users: int, items: int) -> Dataset:
     fields = [Field("user_id", "user", users, 1), Field("item_id", "item", items, 1)]
     fields.append(Field("scenario_id", "scenario", SCENARIOS, 1))
     tables = FeatureTables(fields, np.arange(users)[:, None], np.arange(items)[:, None], SCENARIOS)
-    result = StageResult(files={f"{split}.parquet": -1 for split in SPLITS}, rows=0)
+    result = StageResult(files={f"{split}/p=00000.parquet": -1 for split in SPLITS}, rows=0)
     prepared = storage.publish(folder, "prepare", 1, {}, {}, lambda _: result, resumable=True)
     return Dataset(prepared, tables, [str(number) for number in range(SCENARIOS)], None)
 

@@ -117,7 +117,7 @@ def make_prepared(config: Config, users: int, changed: bool) -> None:
 
     def build(folder: UPath) -> StageResult:
         with (
-            storage.create(folder / "histories.parquet") as stream,
+            storage.create(folder / "histories/p=00000.parquet") as stream,
             pq.ParquetWriter(stream, schema.HISTORIES, compression="zstd") as writer,
         ):
             for start in range(0, users, 1 << 16):
@@ -130,7 +130,7 @@ def make_prepared(config: Config, users: int, changed: bool) -> None:
         storage.write_table(folder / "scenarios.parquet", pa.Table.from_pylist(rows, schema.SCENARIOS))
         storage.write_table(folder / "items.parquet", pa.table({"f:item_id": [0, 1]}))
         return StageResult(
-            files={"histories.parquet": users, "scenarios.parquet": len(rows), "items.parquet": 1},
+            files={"histories/p=00000.parquet": users, "scenarios.parquet": len(rows), "items.parquet": 1},
             rows=users,
             info={"histories": users, "scenarios": len(rows) + 1},
         )

@@ -87,7 +87,7 @@ class ClockedDataset(Dataset):
     def rows(self, part: str) -> RowReader:
         if part != "train":
             return super().rows(part)
-        self.train = Clocked(self.prepared.folder / "train.parquet", [])
+        self.train = Clocked(self.prepared.folder / "train/p=00000.parquet", [])
         return self.train
 
 
@@ -99,7 +99,7 @@ def work(rank: int, workers: int, folder: str, values: int, sparse: bool) -> Non
     rng, users = np.random.default_rng(0), int(0.7 * values)
     root = storage.path(f"{folder}/{rank}")
     for split, rows in (("train", STEPS * BATCH), ("valid", 1000)):
-        storage.write_table(root / f"{split}.parquet", random_rows(rng, rows, users, values - users))
+        storage.write_table(root / f"{split}/p=00000.parquet", random_rows(rng, rows, users, values - users))
     data = ClockedDataset(**vars(open_dataset(root, users, values - users)))
     settings = {"epochs": 1, "batch_size": BATCH, "sparse": sparse, "checkpoint_batches": 0}
     source = {"kind": "table", "path": "made up"}

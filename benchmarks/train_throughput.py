@@ -257,7 +257,7 @@ def real_path(config: Config) -> float:
     """Training rows per CPU-second of `train(config)`, summed over its workers: whole epochs with their validation
     rows, metrics, checkpoints and reports. The first epoch is left out, since it pays for imports.
     """
-    rows = prepare(config).manifest.files["train.parquet"].rows
+    rows = prepare(config).manifest.files["train/p=00000.parquet"].rows
     output, workers = train_with_clock(config)
     storage.remove(output.folder)  # the next round trains it again
     ends = [[mark.end for mark in marks if mark.batch == 0] for marks in workers]
@@ -352,7 +352,7 @@ def generate(folder: Path, rows: int, valid: int) -> None:
     rng = np.random.default_rng(1)
     columns = random_rows(rng, 0, USERS, ITEMS).schema
     for split, count in (("train", rows), ("valid", valid)):
-        with pq.ParquetWriter(folder / f"{split}.parquet", columns, compression="zstd") as writer:
+        with pq.ParquetWriter(folder / f"{split}/p=00000.parquet", columns, compression="zstd") as writer:
             for start in range(0, count, schema.TRAIN_GROUP_ROWS):
                 writer.write_table(random_rows(rng, min(schema.TRAIN_GROUP_ROWS, count - start), USERS, ITEMS))
 

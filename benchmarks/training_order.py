@@ -165,7 +165,7 @@ class Ordered(Dataset):
     def rows(self, part: str) -> RowReader:
         if part != "train":
             return super().rows(part)
-        file = self.prepared.folder / "train.parquet"
+        file = self.prepared.folder / "train/p=00000.parquet"
         if self.order == BEFORE:
             self.train = Before(sorted_by_label(file), [], chunk=GROUP_ROWS)
         else:

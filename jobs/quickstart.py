@@ -8,6 +8,7 @@ import httpx
 from llm4msr import config, pipeline, storage
 from llm4msr.cli.process import run_command
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.explain.stage import REPORT
 from llm4msr.knowledge.rows import read_texts
 from llm4msr.pipeline import explain, exported, extracted, prepared, stages
@@ -47,7 +48,7 @@ def show_rankings(loaded: Config, client: httpx.Client) -> None:
     """Ask the endpoint for a few users in the two largest scenarios, and print titles."""
     folder = prepared(loaded).folder
     titles = dict(zip(*_columns(folder / "items.parquet", "item_id", "title"), strict=True))
-    histories = storage.read_table(folder / "histories.parquet").to_pylist()
+    histories = storage.read_table(folder / partitions.file_name("histories", 0)).to_pylist()
     known = storage.read_table(folder / "scenarios.parquet").to_pylist()[1:]
     largest = sorted(known, key=lambda s: -s["interactions"])
     users = [histories[len(histories) * i // USERS] for i in range(USERS)]
@@ -70,7 +71,7 @@ def show_rankings(loaded: Config, client: httpx.Client) -> None:
 def _new_items(folder: Any, user: int, scenario: int) -> list[str]:
     """Items of the scenario that the user has not met in the training rows."""
     raw = storage.read_table(folder / "items.parquet", ["item_id"])["item_id"].to_pylist()
-    rows = storage.read_table(folder / "train.parquet", ["user", "item", "scenario"]).to_pandas()
+    rows = storage.read_table(folder / partitions.file_name("train", 0), ["user", "item", "scenario"]).to_pandas()
     met = set(rows["item"][rows["user"] == user])
     return [raw[item] for item in rows["item"][rows["scenario"] == scenario].unique() if item not in met]
 

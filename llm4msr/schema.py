@@ -90,7 +90,9 @@ HISTORIES = _schema(
 )
 """One row per user of the training rows, the most active first; titles liked in each scenario, oldest first."""
 
-SEEN = _schema(user=pa.int64(), item=pa.int64(), label=pa.float32(), before=pa.int64())
+SEEN = _schema(
+    user=pa.int64(), item=pa.int64(), label=pa.float32(), before=pa.int64(), scenario=pa.int64(), order=pa.int64()
+)
 """The rows that histories are made of: users in the order of `HISTORIES`, each user's rows together, oldest first.
 `before` counts the user's rows that are older than this one, without those of the same moment."""
 PROMPTS = _schema(id=pa.int64(), raw_id=pa.string(), prompt=pa.string())

@@ -53,12 +53,15 @@ def history_table(past: pd.DataFrame, user_H: Ints, item_H: Ints, users: pa.Tabl
     return pa.Table.from_pydict(columns, schema.HISTORIES)
 
 
-def seen_rows(past: pd.DataFrame, user_H: Ints, item_H: Ints, histories: pa.Table, users: int) -> SeenRows:
+def seen_rows(
+    past: pd.DataFrame, user_H: Ints, item_H: Ints, scenario_H: Ints, histories: pa.Table, users: int
+) -> SeenRows:
     """The rows `past` in the order of `histories`, each user's oldest first; `users` counts the dense ids of users."""
     line = _inverse(histories["user"].to_numpy(), users)
     in_order = np.lexsort((past["order"].to_numpy(), line[user_H]))
     columns = {"user": user_H, "item": item_H, "label": past["label"].to_numpy(np.float32)}
     columns["before"] = past["order"].groupby(user_H).rank("min").to_numpy(np.int64) - 1
+    columns |= {"scenario": scenario_H, "order": past["order"].to_numpy(np.int64)}
     table = pa.table({name: column[in_order] for name, column in columns.items()})
     return SeenRows(table, _inverse(in_order, len(in_order)))
 

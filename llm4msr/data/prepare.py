@@ -17,7 +17,7 @@ from upath import UPath
 from llm4msr import schema, storage
 from llm4msr.arrays import Column, Ints, strings
 from llm4msr.config import Config
-from llm4msr.data import catalogue, histories, sources, split
+from llm4msr.data import catalogue, histories, partitions, sources, split
 from llm4msr.data.reading.raw_data import whole
 from llm4msr.data.report import DataReport, report_lines
 from llm4msr.data.report_figures import PromptSampler, ReportBuilder, SamplerOpener
@@ -27,13 +27,13 @@ from llm4msr.errors import ConfigError, DataError
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput, StageResult
 
-VERSION = 8
+VERSION = 9
 SEEN = "seen"
 """A column of ours among those of the source, whose own names have a prefix."""
 
 
 def prepare(config: Config, open_sampler: SamplerOpener) -> StageOutput:
-    """Publish `train`, `valid`, `test`, `users`, `items`, `scenarios`, `histories`, `seen` and `fields.json`.
+    """Publish `items`, `scenarios`, `fields.json` and, by partition of users, the tables `partitions.PARTITIONED`.
 
     The data report goes to standard error and into the manifest; if the output is there already, only its warnings
     are repeated.
@@ -88,20 +88,22 @@ def prompt_data(config: Config, open_sampler: SamplerOpener) -> PromptData:
     if output is None:
         data = _prepare_tables(config, open_sampler(config))
         return PromptData(data.tables, data.fields["item"], find_warnings(data.report, config))
-    tables = {name: output.table(f"{name}.parquet") for name in ("histories", "scenarios", "items")}
+    tables = {name: output.table(f"{name}.parquet") for name in ("scenarios", "items")}
+    tables["histories"] = pa.concat_tables(partitions.read_each(output, "histories"))
     return PromptData(tables, catalogue.item_fields(output), output.manifest.info.get("warnings", []))
 
 
 def _build(config: Config, open_sampler: SamplerOpener, folder: UPath) -> StageResult:
     data = _prepare_tables(config, open_sampler(config))
+    names = {name: partitions.file_name(name, 0) for name in partitions.PARTITIONED}
+    files: dict[str, int | storage.FileRecord] = {"fields.json": 1}
     for name, table in data.tables.items():
-        storage.write_table(
-            folder / f"{name}.parquet", table, schema.TRAIN_GROUP_ROWS if name == "train" else storage.GROUP_ROWS
-        )
+        file = names.get(name, f"{name}.parquet")
+        rows_per_group = schema.TRAIN_GROUP_ROWS if name == "train" else storage.GROUP_ROWS
+        files[file] = storage.write_table(folder / file, table, rows_per_group)
     storage.write_bytes(folder / "fields.json", json.dumps(data.fields, ensure_ascii=False).encode())
     counts = {name: table.num_rows for name, table in data.tables.items()}
     info = {"report": data.report.model_dump(), "warnings": find_warnings(data.report, config)}
-    files = {f"{name}.parquet": count for name, count in counts.items()} | {"fields.json": 1}
     return StageResult(files=files, rows=sum(counts[name] for name in split.SPLITS), info=counts | info)
 
 
@@ -129,7 +131,8 @@ def _prepare_tables(config: Config, sample_prompt: PromptSampler) -> PreparedTab
     user_H, item_H = _dense_ids(past["user_id"], users["user_id"]), _dense_ids(past["item_id"], items["item_id"])
     scenarios = scenario_table(sorted(train["scenario_id"].unique()), past, items, item_H, item_fields)
     liked = histories.history_table(past, user_H, item_H, users, items)
-    seen = histories.seen_rows(past, user_H, item_H, liked, users.num_rows)
+    scenario_H = _dense_ids(past["scenario_id"], scenarios["scenario_id"])
+    seen = histories.seen_rows(past, user_H, item_H, scenario_H, liked, users.num_rows)
     tables = {
         "users": schema.check(users, schema.USERS, "users"),
         "items": schema.check(items, schema.ITEMS, "items"),

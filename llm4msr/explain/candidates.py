@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm4msr.arrays import Floats, Ints
+from llm4msr.data import partitions
 from llm4msr.explain.finished_run import FinishedRun
 
 CANDIDATES = 60
@@ -53,11 +54,12 @@ def main_scenario(run: FinishedRun, user: int) -> int:
 
 
 def histories(run: FinishedRun, ids: Ints) -> dict[int, list[ScenarioLikes]]:
-    """What each of these users liked, by user number; only the row groups that hold them are read."""
+    """What each of these users liked, by user number; only the partitions that hold them are read."""
     numbers = pa.array(ids)
-    with run.prepared.parquet("histories.parquet") as parquet:
-        users = [parquet.read_row_group(group, ["user"])["user"] for group in range(parquet.num_row_groups)]
-        groups = [group for group, column in enumerate(users) if pc.any(pc.is_in(column, value_set=numbers)).as_py()]
-        table = parquet.read_row_groups(groups, ["user", "history"])
-    rows = table.filter(pc.is_in(table["user"], value_set=numbers)).to_pylist()
-    return {row["user"]: [likes for likes in row["history"] if likes["titles"]] for row in rows}
+    offsets = partitions.offsets(run.prepared, "users")
+    found: dict[int, list[ScenarioLikes]] = {}
+    for partition in np.unique(np.searchsorted(offsets, ids, side="right") - 1).tolist():
+        table = partitions.read(run.prepared, "histories", partition, ["user", "history"])
+        for row in table.filter(pc.is_in(table["user"], value_set=numbers)).to_pylist():
+            found[row["user"]] = [likes for likes in row["history"] if likes["titles"]]
+    return found

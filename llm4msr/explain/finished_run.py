@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 
 from llm4msr.arrays import Floats, Ints, typed_rows
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.knowledge.rows import find_texts
 from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
@@ -61,8 +63,8 @@ class FinishedRun:
         assert extracted is not None
         assert data.knowledge is not None
         columns = ["user", "item", "scenario", "label"]
-        train, test = (prepared.table(f"{split}.parquet", columns).to_pandas() for split in ("train", "test"))
-        users = prepared.table("users.parquet", ["user_id"]).to_pandas()
+        train, test = (_read_all(prepared, split, columns) for split in ("train", "test"))
+        users = _read_all(prepared, "users", ["user_id"])
         users = users.join(_activity(train, len(users))).assign(known=data.knowledge.known_N)
         items = prepared.table("items.parquet", ["item_id", "title"]).to_pandas()
         scenarios = typed_rows(prepared.table("scenarios.parquet"), ScenarioStatistics)[1:]
@@ -104,6 +106,10 @@ def batch_of(data: Dataset, net: RankerNet, user: int, items: Ints, scenario: in
         torch.full_like(item_B, user), item_B, torch.full_like(item_B, scenario), torch.zeros(len(item_B)), context_BC
     )
     return data.batch(rows, net)
+
+
+def _read_all(prepared: StageOutput, table: str, columns: list[str]) -> pd.DataFrame:
+    return pa.concat_tables(partitions.read_each(prepared, table, columns)).to_pandas()
 
 
 def _activity(train: pd.DataFrame, users: int) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import torch
 from llm4msr.arrays import strings
 from llm4msr.bundle.files import Case, SelfTest
 from llm4msr.bundle.messages import RankRequest
+from llm4msr.data import partitions
 from llm4msr.model.net import RankerNet
 from llm4msr.training.batches import Rows
 from llm4msr.training.dataset import Dataset
@@ -21,7 +22,8 @@ def self_test(net: RankerNet, data: Dataset, context: dict[str, list[str]]) -> S
     `context` are the known values of each context field; cases have the first one.
     """
     net.eval()
-    user_ids = strings(data.prepared.table("users.parquet", ["user_id"])["user_id"])
+    users_by_partition = partitions.read_each(data.prepared, "users", ["user_id"])
+    user_ids = [raw_id for table in users_by_partition for raw_id in strings(table["user_id"])]
     item_ids = strings(data.prepared.table("items.parquet", ["item_id"])["item_id"])
     users = np.linspace(0, len(user_ids) - 1, CASE_USERS).astype(int).tolist()
     items = np.unique(np.linspace(0, len(item_ids) - 1, CASE_ITEMS).astype(int))[1:].tolist() or [0]

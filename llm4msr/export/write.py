@@ -23,6 +23,7 @@ from llm4msr.bundle.files import (
     code_schema,
 )
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.export.self_test import self_test
 from llm4msr.model.net import RankerNet
 from llm4msr.model.serving_net import ServingNet
@@ -85,7 +86,8 @@ def _users_schema(tables: FeatureTables) -> pa.Schema:
 
 def _users(data: Dataset) -> pa.Table:
     """The users of the training rows: id large_string, ascending, and slots int32 [S]."""
-    raw = data.prepared.table("users.parquet", ["user_id"])["user_id"].combine_chunks()
+    users = pa.concat_tables(partitions.read_each(data.prepared, "users", ["user_id"]))
+    raw = users["user_id"].combine_chunks()
     order = np.asarray(pc.sort_indices(raw))
     order = order[order != 0]
     slots_US = data.tables.users_US.numpy()[order].astype(np.int32)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from llm4msr import storage
 from llm4msr.arrays import strings
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.data.prepare import PromptData
 from llm4msr.knowledge import index, versions
 from llm4msr.knowledge.engines import PromptTokenizer, engine_name, models, open_tokenizer, soundness
@@ -82,7 +83,7 @@ def _known_share(config: Config, prompts: pa.Table, kind: str, count: int) -> fl
     reader = Reader.of(config, models.revision(model), open_tokenizer(config.extract).frame)
     raw_ids = strings(prompts["raw_id"])
     fingerprints = [templates.fingerprint(text, reader.reads) for text in strings(prompts["prompt"])]
-    hash_N = index.hash_ids(raw_ids)
+    hash_N = partitions.hash_ids(raw_ids)
     keys = index.row_keys(raw_ids, fingerprints, reader.writes[kind])
     bucket = Bucket(kind, 0, max(1, index.bucket_count(count) // 16))  # a part of a large store is enough
     rows = pa.Table.from_pydict({"id": prompts["id"], "hash": pa.array(hash_N), "key": keys})

@@ -96,10 +96,11 @@ def check_same_model(config: Config, output: StageOutput, revision: str = "") ->
 def folder(config: Config, data: StageOutput) -> UPath:
     """Where this config's knowledge lies, or will: named by the prepared histories, not by when they came."""
     e = config.extract
-    names, uris = ["histories", "scenarios"], {"user": e.user_template, "scenario": e.scenario_template}
+    tables, uris = ["histories", "scenarios"], {"user": e.user_template, "scenario": e.scenario_template}
     if e.reads == "items":
-        names, uris = ["seen", "items", "scenarios"], {"item": e.item_template, "scenario": e.scenario_template}
-    content = [data.manifest.files[f"{name}.parquet"].digest for name in names]
+        tables, uris = ["seen", "items", "scenarios"], {"item": e.item_template, "scenario": e.scenario_template}
+    files = sorted(name for name in data.manifest.files if name.partition("/")[0].removesuffix(".parquet") in tables)
+    content = [data.manifest.files[name].digest for name in files]
     texts = [templates.read(kind, uri).template for kind, uri in uris.items()]
     identity = [VERSION, e.identity(), texts, content, *ids_to_forget(config).to_pylist()]
     return storage.path(config.root) / "extract" / storage.digest_json(identity)[:12]

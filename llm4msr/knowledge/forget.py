@@ -10,8 +10,10 @@ import pyarrow.compute as pc
 from llm4msr import storage
 from llm4msr.arrays import Column, Hashes, strings
 from llm4msr.config import Config
+from llm4msr.data import partitions
+from llm4msr.data.partitions import hash_ids
 from llm4msr.errors import StorageError
-from llm4msr.knowledge.index import RowGroup, hash_ids, read_index
+from llm4msr.knowledge.index import RowGroup, read_index
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput
 
@@ -77,10 +79,9 @@ def _message(listed: Listed, data: StageOutput) -> str:
 def _find_in_data(raw_ids: Iterable[str], data: StageOutput) -> set[str]:
     """Those of the ids that the prepared data has."""
     sought, known = pa.array(sorted(raw_ids), pa.string()), set[str]()
-    with data.parquet("users.parquet") as users:
-        for batch in users.iter_batches(1 << 16, columns=["user_id"]):
-            column = batch.column(0)
-            known.update(strings(column.filter(pc.is_in(column, value_set=sought.cast(column.type)))))
+    for users in partitions.read_each(data, "users", ["user_id"]):
+        column = users["user_id"]
+        known.update(strings(column.filter(pc.is_in(column, value_set=sought.cast(column.type)))))
     return known
 
 

@@ -21,7 +21,8 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from llm4msr import storage
-from llm4msr.arrays import Bools, Column, Hashes, Ints, strings
+from llm4msr.arrays import Bools, Column, Hashes, strings
+from llm4msr.data import partitions
 from llm4msr.errors import StorageError
 from llm4msr.schema import INDEX
 from llm4msr.storage import stage_files
@@ -77,7 +78,7 @@ class Bucket(NamedTuple):
 
     def holds(self, hash_N: Hashes) -> Bools:
         """Which hashes lie in it: bool [N]."""
-        return bucket_numbers(hash_N, self.total) == self.number
+        return partitions.numbers_of(hash_N, self.total) == self.number
 
 
 class RowGroup(NamedTuple):
@@ -117,19 +118,6 @@ def bucket_count(rows: int) -> int:
     return 1 << (needed - 1).bit_length()
 
 
-def bucket_numbers(hash_N: Hashes, total: int) -> Ints:
-    """The bucket of each hash, int64 [N]: its highest bits."""
-    if total == 1:
-        return np.zeros(len(hash_N), np.int64)
-    return (hash_N >> np.uint64(64 - (total.bit_length() - 1))).astype(np.int64)
-
-
-def hash_ids(raw_ids: Iterable[str]) -> Hashes:
-    """64 bits of each raw id: uint64 [N]."""
-    digests = [hashlib.blake2b(raw_id.encode(), digest_size=8).digest() for raw_id in raw_ids]
-    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
-
-
 def row_keys(raw_ids: Sequence[str], fingerprints: Sequence[str], writes: str) -> "pa.Array[Any]":
     """128 bits of raw id, vector's fingerprint and how texts are written beside it: binary(16) [N].
 
@@ -161,7 +149,7 @@ def index_shard(shard: str, table: pa.Table, checksum: str) -> pa.Table:
     raw_ids = strings(table["raw_id"])
     columns: dict[str, Column] = {
         "id": table["id"],
-        "hash": pa.array(hash_ids(raw_ids)),
+        "hash": pa.array(partitions.hash_ids(raw_ids)),
         "key": row_keys(raw_ids, strings(table["fingerprint"]), texts_to_write(table)),
         "shard": pa.array([shard] * len(table), pa.string()),
         "checksum": pa.array([checksum] * len(table), pa.string()),

@@ -9,11 +9,12 @@ import pyarrow.compute as pc
 
 from llm4msr.arrays import Floats, Halves, strings, typed_rows
 from llm4msr.config import Config
+from llm4msr.data.partitions import hash_ids
 from llm4msr.errors import ConfigError, StorageError
 from llm4msr.knowledge import interests
 from llm4msr.knowledge.engines import open_engine, open_tokenizer
 from llm4msr.knowledge.extract import check_same_model
-from llm4msr.knowledge.index import hash_ids, read_index
+from llm4msr.knowledge.index import read_index
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.rows import good_rows, read_rows, read_texts, read_vectors, row_groups

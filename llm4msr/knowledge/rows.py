@@ -15,12 +15,12 @@ from upath import UPath
 
 from llm4msr import storage
 from llm4msr.arrays import Bools, strings, typed_rows
+from llm4msr.data.partitions import hash_ids
 from llm4msr.errors import StorageError
 from llm4msr.knowledge.index import (
     GROUP_ROWS,
     Bucket,
     RowGroup,
-    hash_ids,
     read_index,
     row_keys,
     split_by_shard,

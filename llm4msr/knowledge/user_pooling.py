@@ -14,6 +14,7 @@ from upath import UPath
 from llm4msr import ray_session, schema, storage
 from llm4msr.arrays import Bools, Column, Halves, Ints, Singles
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.errors import StorageError
 from llm4msr.knowledge import pooling
 from llm4msr.knowledge.forget import ids_to_forget
@@ -60,7 +61,7 @@ def pool_users(
 
     ray_session.connect()
     shared = ray.put(_item_vectors(config, folder, items, groups))
-    counts = data.table("histories.parquet", ["interactions"])["interactions"].to_numpy()
+    counts = data.table(partitions.file_name("histories", 0), ["interactions"])["interactions"].to_numpy()
     bounds = np.concatenate([[0], np.cumsum(counts)])
     todo = [
         UserRows(window.start, window.stop, int(bounds[window.start]), int(bounds[window.stop]))
@@ -110,8 +111,8 @@ def _pool_window(
     (at,) = (UserRows(**row) for row in batch.to_pylist())
     folder = storage.path(folder_uri)
     items = ray.get(shared)
-    users = slice_rows(data, "histories.parquet", at.start, at.stop)
-    seen = slice_rows(data, "seen.parquet", at.first, at.last)
+    users = slice_rows(data, partitions.file_name("histories", 0), at.start, at.stop)
+    seen = slice_rows(data, partitions.file_name("seen", 0), at.first, at.last)
     forgotten_N = pc.is_in(users["user_id"], value_set=ids_to_forget(config))
     tables = {"users": pooled_rows(users, seen, *items).filter(pc.invert(forgotten_N))}
     if config.extract.point_in_time:

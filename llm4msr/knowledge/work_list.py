@@ -20,6 +20,7 @@ from upath import UPath
 from llm4msr import ray_session, storage
 from llm4msr.arrays import Column, strings
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.knowledge import drift, index, versions
 from llm4msr.knowledge.forget import check_list, ids_to_forget
 from llm4msr.knowledge.index import NOTHING_LIKED, Bucket, RowGroup, State
@@ -107,7 +108,7 @@ def render_window(
     kept = rows.filter(pc.invert(pc.is_in(rows["raw_id"], value_set=ids_to_forget(config, window.kind))))
     raw_ids, texts = strings(kept["raw_id"]), strings(kept["prompt"])
     fingerprints = [templates.fingerprint(text, reader.reads) for text in texts]
-    hash_N = index.hash_ids(raw_ids)
+    hash_N = partitions.hash_ids(raw_ids)
     columns: dict[str, Column] = {
         "fingerprint": pa.array(fingerprints, pa.string()),
         "error": pa.array(["" if text else NOTHING_LIKED for text in texts], pa.string()),
@@ -116,7 +117,7 @@ def render_window(
     }
     for name, column in columns.items():
         kept = kept.append_column(name, column)
-    bucket_N = index.bucket_numbers(hash_N, counts[window.kind])
+    bucket_N = partitions.numbers_of(hash_N, counts[window.kind])
     order_N = np.argsort(bucket_N, kind="stable")
     filled, starts = np.unique(bucket_N[order_N], return_index=True)
     kept = kept.take(order_N).replace_schema_metadata({"buckets": json.dumps(filled.tolist())})

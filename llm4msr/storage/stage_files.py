@@ -13,7 +13,7 @@ from upath import UPath
 from llm4msr.text import shorten
 
 FILES = {
-    "prepare": r"(users|items|scenarios|histories|seen|train|valid|test)\.parquet|fields\.json",
+    "prepare": r"(users|histories|seen|train|valid|test)/p=\d{5}\.parquet|(items|scenarios)\.parquet|fields\.json",
     "extract": r"scenarios\.parquet|(vectors|index|pooled)/(users|items|scenarios|past)-[\w-]+\.parquet",
     "train": r"net\.safetensors|history\.json",
     "evaluate": r"metrics\.json|table\.md",

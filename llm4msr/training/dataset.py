@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
@@ -41,7 +42,7 @@ class Dataset:
 
     def rows(self, part: str) -> RowReader:
         """Rows of `train`, `valid` or `test`."""
-        name, context = f"{part}.parquet", [f.name for f in self.tables.fields if f.side == "context"]
+        name, context = partitions.file_name(part, 0), [f.name for f in self.tables.fields if f.side == "context"]
         return RowReader(self.prepared.folder / name, context, checksum=self.prepared.checksum(name))
 
     def batch(self, rows: Rows, net: RankerNet) -> Batch:

@@ -1,11 +1,14 @@
 """The numbers of users', items' and scenarios' features, looked up row by row."""
 
+from typing import Literal
+
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from llm4msr.arrays import Column, Ints
+from llm4msr.data import partitions
 from llm4msr.model.embedding import Field, slot_starts
 from llm4msr.storage import StageOutput
 
@@ -38,8 +41,9 @@ class FeatureTables:
         vocabularies: dict[str, dict[str, list[str]]] = prepared.json("fields.json")
         fields: list[Field] = []
         numbers = {}
-        for side in ("user", "item"):
-            table = prepared.table(f"{side}s.parquet")
+        users = pa.concat_tables(partitions.read_each(prepared, "users"))
+        sides: dict[Literal["user", "item"], pa.Table] = {"user": users, "item": prepared.table("items.parquet")}
+        for side, table in sides.items():
             columns = []
             for name, values in vocabularies[side].items():
                 columns.append(_slots(table[f"f:{name}"]))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llm4msr.arrays import Array, Floats, Ints
+from llm4msr.data import partitions
 from llm4msr.storage import StageOutput
 from llm4msr.text import number
 from llm4msr.training import metrics
@@ -133,10 +134,11 @@ def _places(report: Report) -> list[Metrics]:
 
 def _columns(prepared: StageOutput, part: str, names: list[str]) -> Iterator[tuple[Array, ...]]:
     """These columns of each row group."""
-    with prepared.parquet(f"{part}.parquet") as parquet:
-        for group in range(parquet.num_row_groups):
-            table = parquet.read_row_group(group, names)
-            yield tuple(table[name].to_numpy() for name in names)
+    for partition in range(partitions.count(prepared)):
+        with partitions.parquet(prepared, part, partition) as parquet:
+            for group in range(parquet.num_row_groups):
+                table = partitions.number(prepared, parquet.read_row_group(group, names), partition)
+                yield tuple(table[name].to_numpy() for name in names)
 
 
 def _add_up(parts: Sequence[Counts]) -> Counts:

@@ -7,6 +7,7 @@ from upath import UPath
 
 from llm4msr import ray_session, storage
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput, StageResult, cache
 from llm4msr.training import checkpoint, driver, popularity
@@ -83,7 +84,7 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
         "starts": progress.starts,
         "parameters": sum(tensor.numel() for tensor in last.best.values()),
     }
-    rows = data.manifest.files["train.parquet"].rows
+    rows = partitions.rows(data, "train")
     return StageResult(files={WEIGHTS: 1, "history.json": progress.epoch}, rows=rows, info=info)
 
 
@@ -116,7 +117,7 @@ def warn_of_one_class(folder: UPath) -> None:
         "valid": "they have no AUC, so the best epoch is that of the lowest logloss",
     }
     for split, meaning in meanings.items():
-        rows = RowReader(folder / f"{split}.parquet", [])
+        rows = RowReader(folder / partitions.file_name(split, 0), [])
         positive = {label > 0.5 for label in rows.label_range or (0, 1)}
         if len(positive) == 1:
             say(f"  {split}: all {rows.rows} rows are {'positives' if positive.pop() else 'negatives'}: {meaning}")

@@ -186,9 +186,9 @@ def test_users_pooled_from_items_that_the_llm_read_once(experiment: MakeExperime
     prepared = pipeline.prepare(made.config)
     assert len(users) == prepared.manifest.info["histories"]
     assert items["id"].to_pylist() == list(range(1, len(items) + 1))
-    seen = pq.read_table(Path(str(prepared.folder)) / "seen.parquet")
+    seen = pq.read_table(Path(str(prepared.folder)) / "seen/p=00000.parquet")
     white = pooling.whiten(matrix(items), 5)[np.asarray(seen["item"]) - 1]
-    last = np.cumsum(pq.read_table(Path(str(prepared.folder)) / "histories.parquet")["interactions"].to_numpy())
+    last = np.cumsum(pq.read_table(Path(str(prepared.folder)) / "histories/p=00000.parquet")["interactions"].to_numpy())
     liked, every = seen["label"].to_numpy() > 0.5, np.ones(len(seen), bool)
     expected = pooling.pool(white, liked, every, np.r_[0, last[:-1]], last)
     np.testing.assert_allclose(matrix(users), expected, atol=2e-2)
@@ -219,12 +219,12 @@ def test_each_training_row_sees_what_was_known_of_its_user_before_it(
     settings = {"extract.reads": "items", "extract.item_vectors": "random", "extract.pool_dim": 5}
     made = experiment(settings | {"extract.point_in_time": True, "extract.answers": "none"})
     prepared = pipeline.prepare(made.config)
-    forgotten = pq.read_table(Path(str(prepared.folder)) / "histories.parquet")["user_id"][1].as_py()
+    forgotten = pq.read_table(Path(str(prepared.folder)) / "histories/p=00000.parquet")["user_id"][1].as_py()
     (made.root / "forget.txt").write_text(forgotten)
     extract = made.config.extract.model_copy(update={"forget": str(made.root / "forget.txt")})
     config = made.config.model_copy(update={"extract": extract})
     output = pipeline.extract(config)
-    seen = pq.read_table(Path(str(prepared.folder)) / "seen.parquet").to_pandas()
+    seen = pq.read_table(Path(str(prepared.folder)) / "seen/p=00000.parquet").to_pandas()
     past = pa.concat_tables([pq.read_table(file) for file in sorted(Path(str(output.folder)).glob("pooled/past-*"))])
     assert past["user"].to_pylist() == seen["user"].tolist()
     assert len(pa.concat_tables([read_vectors(group) for group in row_groups(output)])) < len(past)

@@ -114,5 +114,5 @@ def test_storage_gets_over_503_and_cut_connections(s3: str, monkeypatch: pytest.
 
 
 def _one_table(folder: UPath) -> storage.StageResult:
-    storage.write_table(folder / "train.parquet", pa.table({"a": [1]}))
-    return storage.StageResult(files={"train.parquet": 1}, rows=1)
+    storage.write_table(folder / "train/p=00000.parquet", pa.table({"a": [1]}))
+    return storage.StageResult(files={"train/p=00000.parquet": 1}, rows=1)

@@ -29,12 +29,12 @@ def test_every_stage_publishes_what_its_manifest_says(spine: Spine) -> None:
 def test_counts_in_the_manifests(spine: Spine) -> None:
     prepared, extracted = spine.one("prepare").manifest, spine.one("extract").manifest
     assert prepared.rows == 26 * USERS + ITEMS
-    assert sum(prepared.files[f"{part}.parquet"].rows for part in ("train", "valid", "test")) == prepared.rows
+    assert sum(prepared.files[f"{part}/p=00000.parquet"].rows for part in ("train", "valid", "test")) == prepared.rows
     assert extracted.rows == USERS + 1 + len(SCENARIOS)
     assert (extracted.failed, extracted.skipped) == (1, 0)
     assert (extracted.info["width"], extracted.info["users_without_likes"]) == (128, 1)
-    assert spine.one("train").manifest.rows == prepared.files["train.parquet"].rows
-    assert spine.one("evaluate").manifest.rows == prepared.files["test.parquet"].rows
+    assert spine.one("train").manifest.rows == prepared.files["train/p=00000.parquet"].rows
+    assert spine.one("evaluate").manifest.rows == prepared.files["test/p=00000.parquet"].rows
 
 
 def test_knowledge_of_every_user_and_scenario(spine: Spine) -> None:

@@ -103,7 +103,7 @@ def test_the_whole_test_set_scores_over_http_as_in_training(client: httpx.Client
         body = {"requests": requests[start : start + 100]}
         answers = client.post("/v1/rank:batch", json=body).raise_for_status().json()["responses"]
         found += [answer["ranked"][0]["score"] for answer in answers]
-    assert len(found) == prepared.manifest.files["test.parquet"].rows
+    assert len(found) == prepared.manifest.files["test/p=00000.parquet"].rows
     assert found == pytest.approx(expected, abs=1e-5)
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from llm4msr import schema, storage
 from llm4msr.config import Config, ModelConfig
+from llm4msr.data import partitions
 from llm4msr.knowledge.extract import folder as extract_folder
 from llm4msr.knowledge.prompts import render
 from llm4msr.model.embedding import Field
@@ -150,7 +151,7 @@ def prepare_and_make_knowledge(config: Config, unknown_users: int = 3) -> tuple[
     """Prepared data, and an extraction of random vectors that failed for the last few users."""
     data = prepare(config)
     rng = np.random.default_rng(5)
-    histories = storage.read_table(data.folder / "histories.parquet")
+    histories = storage.read_table(data.folder / "histories/p=00000.parquet")
     users, raw = histories["user"].to_pylist(), histories["user_id"].to_pylist()
     scenarios = data.manifest.info["scenarios"] - 1
     errors = [""] * (len(users) - unknown_users) + ["Boom: no answer"] * unknown_users
@@ -159,6 +160,13 @@ def prepare_and_make_knowledge(config: Config, unknown_users: int = 3) -> tuple[
         "users-000000000.parquet": shard(users, rng.standard_normal((len(users), WIDTH)), errors, raw),
     }
     return data, publish_knowledge(extract_folder(config, data), parts)
+
+
+def prepared_table(data: StageOutput, name: str) -> pa.Table:
+    """A prepared table, all partitions of it."""
+    if name in partitions.PARTITIONED:
+        return pa.concat_tables(partitions.read_each(data, name))
+    return data.table(f"{name}.parquet")
 
 
 def publish_trained(config: Config) -> StageOutput:
@@ -173,7 +181,7 @@ def publish_trained(config: Config) -> StageOutput:
             "epochs": best.progress.epoch,
             "parameters": sum(tensor.numel() for tensor in best.best.values()),
         }
-        return StageResult(files={WEIGHTS: 1}, rows=data.manifest.files["train.parquet"].rows, info=info)
+        return StageResult(files={WEIGHTS: 1}, rows=partitions.rows(data, "train"), info=info)
 
     return storage.publish(train_folder(config, data, knowledge), "train", config.seed, {}, {}, build)
 
@@ -251,7 +259,7 @@ def hostile_config(folder: Path, **sections: Any) -> Config:
     config = config_of(folder, split={"by": "user"}, **sections)
     data = prepare(config)
     scenarios = render.scenario_prompts(storage.read_table(data.folder / "scenarios.parquet"), config).to_pylist()
-    users = render.user_prompts(storage.read_table(data.folder / "histories.parquet"), config).to_pylist()
+    users = render.user_prompts(storage.read_table(data.folder / "histories/p=00000.parquet"), config).to_pylist()
     centre = rng.standard_normal((3, WIDTH))
     vectors = [centre[taste[int(u["raw_id"].split()[0])]] + 0.3 * rng.standard_normal(WIDTH) for u in users]
     parts = {

@@ -10,6 +10,7 @@ from upath import UPath
 from llm4msr import schema, storage
 from llm4msr.arrays import Column, strings, typed_rows
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.data.catalogue import item_fields
 from llm4msr.data.scenarios import MAX_SHARED
 from llm4msr.knowledge.prompts import templates
@@ -61,7 +62,7 @@ def render(window: Window, config: Config, data: StageOutput, scenarios: UPath) 
     if window.kind == "items":
         rows = slice_rows(data, "items.parquet", window.start + 1, window.stop + 1)  # row 0: the unknown item
         return item_prompts(rows, item_fields(data), config)
-    return user_prompts(slice_rows(data, "histories.parquet", window.start, window.stop), config)
+    return user_prompts(slice_rows(data, partitions.file_name("histories", 0), window.start, window.stop), config)
 
 
 def scenario_prompts(scenarios: pa.Table, config: Config) -> pa.Table:

@@ -9,7 +9,7 @@ from tests.unit.conftest import World
 def is_known(world: World, user: str) -> bool:
     file = next(f for f in world.knowledge.manifest.files if "users-" in f)
     rows = storage.read_table(world.knowledge.folder / file, ["id", "error"]).to_pylist()
-    ids = storage.read_table(world.data.folder / "users.parquet")["user_id"].to_pylist()
+    ids = storage.read_table(world.data.folder / "users/p=00000.parquet")["user_id"].to_pylist()
     return not next(row["error"] for row in rows if ids[row["id"]] == user)
 
 

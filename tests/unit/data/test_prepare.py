@@ -11,7 +11,7 @@ import pytest
 
 from llm4msr import schema, storage
 from llm4msr.config import Config
-from llm4msr.data import split
+from llm4msr.data import partitions, split
 from llm4msr.data.catalogue import MAX_VALUES
 from llm4msr.data.histories import MAX_TITLES
 from llm4msr.data.prepare import prompt_data
@@ -21,7 +21,7 @@ from llm4msr.knowledge.prompts.render import scenario_prompts, user_prompts
 from llm4msr.knowledge.prompts.sample import sampler
 from llm4msr.pipeline import prepare, prepared
 from llm4msr.storage import StageOutput
-from tests.support.data import HEADER, config_of, interactions, write_csv, write_data
+from tests.support.data import HEADER, config_of, interactions, prepared_table, write_csv, write_data
 
 SPLITS = [
     {"kind": "time"},
@@ -33,7 +33,7 @@ SPLITS = [
 
 
 def table(output: StageOutput, name: str) -> pa.Table:
-    return storage.read_table(output.folder / f"{name}.parquet")
+    return prepared_table(output, name)
 
 
 def fields(output: StageOutput) -> dict[str, dict[str, list[str]]]:
@@ -84,12 +84,13 @@ def test_nothing_of_validation_and_test_rows_reaches_a_prompt_a_vocabulary_or_a_
 
     one, two = prepare(before), prepare(after)
     np.testing.assert_array_equal(parts_of(changed, after) != split.TRAIN, later)
-    for name in ("fields.json", "scenarios.parquet", "histories.parquet", "train.parquet"):
+    for name in ("fields.json", "scenarios.parquet", "histories/p=00000.parquet", "train/p=00000.parquet"):
         first, second = (storage.read_bytes(output.folder / name) for output in (one, two))
         assert first == second, name
     assert rendered(before, one) == rendered(after, two)
     assert "secret" not in json.dumps(rendered(after, two)).lower()
-    assert storage.read_bytes(one.folder / "test.parquet") != storage.read_bytes(two.folder / "test.parquet")
+    test_of_one, test_of_two = (storage.read_bytes(output.folder / "test/p=00000.parquet") for output in (one, two))
+    assert test_of_one != test_of_two
 
 
 def test_a_change_of_a_training_row_does_reach_prompts_and_statistics(tmp_path: Path):
@@ -119,11 +120,11 @@ def test_rows_that_feed_prompts_are_told_apart(tmp_path: Path, by: str):
 def test_only_the_latest_interactions_are_used(tmp_path: Path):
     rows = [[f"u{at % 4}", f"i{at % 9}", "home", 1, 1000 - at, "tv"] for at in range(200)]
     config = config_of(write_data(tmp_path, rows), split={"latest": 60})
-    tables = {name: storage.read_table(prepare(config).folder / f"{name}.parquet") for name in split.SPLITS}
+    tables = {name: storage.read_table(prepare(config).folder / f"{name}/p=00000.parquet") for name in split.SPLITS}
     assert sum(table.num_rows for table in tables.values()) == 60
     everything = prepare(config_of(write_data(tmp_path / "b", rows[:60]))).folder  # the later the earlier in the file
     for name, table in tables.items():
-        assert table.equals(storage.read_table(everything / f"{name}.parquet"))
+        assert table.equals(storage.read_table(everything / f"{name}/p=00000.parquet"))
 
 
 def test_history_that_holds_all_training_rows_is_refused(tmp_path: Path):
@@ -412,20 +413,21 @@ def test_counts_are_in_the_manifest(small: Config):
         "test": 1,
     }
     assert {name: part.rows for name, part in m.files.items()} == {
-        **{f"{name}.parquet": count for name, count in counts.items()},
+        **{partitions.file_name(name, 0): counts[name] for name in partitions.PARTITIONED},
+        **{f"{name}.parquet": counts[name] for name in ("items", "scenarios")},
         "fields.json": 1,
     }
 
 
 def test_an_interrupted_output_is_built_again(small: Config):
     first = prepare(small)
-    train = storage.read_bytes(first.folder / "train.parquet")
+    train = storage.read_bytes(first.folder / "train/p=00000.parquet")
     (first.folder / "manifest.json").unlink()
-    storage.write_bytes(first.folder / "train.parquet", train[:50])
+    storage.write_bytes(first.folder / "train/p=00000.parquet", train[:50])
     storage.write_bytes(first.folder / "leftover", b"x")
     again = prepare(small)
     assert not again.reused
-    assert storage.read_bytes(again.folder / "train.parquet") == train
+    assert storage.read_bytes(again.folder / "train/p=00000.parquet") == train
     assert not (again.folder / "leftover").exists()
 
 
@@ -520,7 +522,7 @@ def test_training_rows_lie_in_a_random_order_in_small_row_groups(tmp_path: Path)
     label = table(output, "train")["label"].to_numpy()
     shares = [label[start : start + 200].mean() for start in range(0, len(label) - 200, 200)]
     assert np.std(shares) == pytest.approx((0.5 * 0.5 / 200) ** 0.5, rel=0.4)
-    with storage.open_parquet(output.folder / "train.parquet") as parquet:
+    with storage.open_parquet(output.folder / "train/p=00000.parquet") as parquet:
         assert parquet.metadata.row_group(0).num_rows == schema.TRAIN_GROUP_ROWS < len(label)
 
 

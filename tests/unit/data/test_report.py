@@ -109,7 +109,7 @@ def test_the_past_is_what_prompts_may_hold(tmp_path: Path):
     rows = [row if at % 7 else [*row[:4], row[4], "phone"] for at, row in enumerate(sorted(rows, key=lambda r: r[4]))]
     config = write(tmp_path, rows, split={"history_share": 0.5}, table={"users": "", "user_features": []})
     report, _ = report_of(config)
-    reached = set(storage.read_table(prepare(config).folder / "histories.parquet")["user_id"].to_pylist())
+    reached = set(storage.read_table(prepare(config).folder / "histories/p=00000.parquet")["user_id"].to_pylist())
     assert report.parts["train"].users_with_past == len(reached)
     assert report.parts["test"].users_with_past == len(reached & {row[0] for row in rows[-63:]})
 
@@ -120,7 +120,7 @@ def test_drawn_negatives_are_counted_apart(tmp_path: Path):
     report, warnings = report_of(config)
     output = prepare(config)
     for name, part in report.parts.items():
-        labels = storage.read_table(output.folder / f"{name}.parquet")["label"].to_numpy()
+        labels = storage.read_table(output.folder / f"{name}/p=00000.parquet")["label"].to_numpy()
         assert (part.rows, part.positives, part.drawn) == (len(labels), labels.sum(), (labels == 0).sum())
     assert warnings == []
     assert any("drawn as negatives" in line for line in report_lines(report))
@@ -149,7 +149,7 @@ def test_the_sampled_prompt_is_the_one_that_extraction_asks_and_holds_training_r
     rows = [row for at, row in enumerate(rows) if at >= 720 or row[1] != "i7"]
     config = write(tmp_path, rows, items, split={"kind": "time"})
     report, _ = report_of(config)
-    histories = storage.read_table(prepare(config).folder / "histories.parquet")
+    histories = storage.read_table(prepare(config).folder / "histories/p=00000.parquet")
     prompts = {quote(p["raw_id"]): p["prompt"] for p in render.user_prompts(histories, config).to_pylist()}
     assert report.prompt == prompts[report.prompt_of]
     assert "Thing number" in report.prompt

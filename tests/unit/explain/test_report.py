@@ -193,7 +193,7 @@ def test_scenarios_of_any_name_and_those_of_test_rows_alone_have_their_own_rows(
     for run in (config, config.using("none", 1)):
         publish_trained(run)
     output = explain(config)
-    test = storage.read_table(data.folder / "test.parquet")["scenario"].to_numpy()
+    test = storage.read_table(data.folder / "test/p=00000.parquet")["scenario"].to_numpy()
     assert (test == 0).sum() == 40
     for name, columns in (("effect.csv", ["kind", "scenario", "rows"]), ("levels.csv", ["scenario"])):
         table = csv_of(output, name)

@@ -16,7 +16,7 @@ from llm4msr.errors import ConfigError, StorageError
 from llm4msr.pipeline import export, exported
 from llm4msr.training.batches import RowReader
 from tests.support.bundles import publish_bundle, rank_request, read_codes
-from tests.support.data import config_of, prepare_and_make_knowledge, publish_trained, write_data
+from tests.support.data import config_of, prepare_and_make_knowledge, prepared_table, publish_trained, write_data
 from tests.unit.conftest import World
 
 
@@ -33,12 +33,11 @@ from tests.unit.conftest import World
 def test_scores_are_those_of_the_net_in_evaluation(world: World, tmp_path: Path, model: dict[str, Any]):
     output, data, net = publish_bundle(world, tmp_path, **model)
     ranker = Ranker.load(str(output.folder))
-    rows, _ = next(RowReader(world.data.folder / "test.parquet", ["device"]).batches(40, None))
+    rows, _ = next(RowReader(world.data.folder / "test/p=00000.parquet", ["device"]).batches(40, None))
     with torch.inference_mode():
         expected = torch.sigmoid(net(data.batch(rows, net)))
     raw = {
-        side: storage.read_table(world.data.folder / f"{side}s.parquet")[f"{side}_id"].to_pylist()
-        for side in ("user", "item", "scenario")
+        side: prepared_table(world.data, f"{side}s")[f"{side}_id"].to_pylist() for side in ("user", "item", "scenario")
     }
     devices = ["", *json.loads(storage.read_bytes(world.data.folder / "fields.json"))["context"]["device"]]
     columns = (rows.user_B, rows.item_B, rows.scenario_B, rows.context_BC[:, 0], expected)
@@ -56,7 +55,7 @@ def test_scores_are_those_of_the_net_in_evaluation(world: World, tmp_path: Path,
 def test_codes_are_one_row_per_user_with_knowledge(world: World, tmp_path: Path):
     output, data, net = publish_bundle(world, tmp_path)
     table = read_codes(output.folder)
-    ids = storage.read_table(world.data.folder / "users.parquet")["user_id"].to_pylist()
+    ids = storage.read_table(world.data.folder / "users/p=00000.parquet")["user_id"].to_pylist()
     assert data.knowledge is not None
     known = np.flatnonzero(data.knowledge.known_N)
     assert table["id"].to_pylist() == sorted(ids[user] for user in known)

@@ -47,5 +47,6 @@ def test_own_templates_get_an_extraction_of_their_own(world: World, tmp_path: Pa
     config = world.config.model_copy(update={"extract": world.config.extract.model_copy(update=change)})
     with pytest.raises(ConfigError, match="no finished extraction"):
         extracted(config)
-    prompt = user_prompts(storage.read_table(world.data.folder / "histories.parquet"), config)["prompt"][0].as_py()
+    histories = storage.read_table(world.data.folder / "histories/p=00000.parquet")
+    prompt = user_prompts(histories, config)["prompt"][0].as_py()
     assert prompt.startswith("In short: home: ")

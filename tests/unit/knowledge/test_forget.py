@@ -91,10 +91,10 @@ def test_an_empty_list_is_told(world: World, tmp_path: Path, capsys: pytest.Capt
 def test_who_is_gone_from_the_data_and_not_yet_from_the_store_is_known(world: World, tmp_path: Path, buckets: int):
     make_version(world, tmp_path / "store", "one", buckets)
     bases = index_files(storage.path(tmp_path / "store"), storage.files_below(storage.path(tmp_path / "store")))
-    users = world.data.table("users.parquet")
+    users = world.data.table("users/p=00000.parquet")
     later = users.filter([name != "u5" for name in users["user_id"].to_pylist()])
-    storage.write_table(storage.path(tmp_path / "later" / "users.parquet"), later)
-    data = published(tmp_path / "later", {"users.parquet": len(later)})
+    storage.write_table(storage.path(tmp_path / "later" / "users/p=00000.parquet"), later)
+    data = published(tmp_path / "later", {"users/p=00000.parquet": len(later)})
     config = listing(world.config, tmp_path, b"u5\nu9\nx1")
     assert forget.check_list(config, data, []).known == ["u9"]
     assert forget.check_list(config, data, bases.values()) == (["u5", "u9"], ["x1"])

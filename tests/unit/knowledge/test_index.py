@@ -4,16 +4,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from llm4msr.data import partitions
 from llm4msr.knowledge import index
 from llm4msr.knowledge.index import Bucket, State
 from llm4msr.schema import INDEX
 
 
 def test_buckets_are_ranges_of_hashes():
-    some = index.hash_ids([f"u{i}" for i in range(1000)])
+    some = partitions.hash_ids([f"u{i}" for i in range(1000)])
     assert len(set(some.tolist())) == 1000
-    assert set(index.bucket_numbers(some, 1)) == {0}
-    eight, two = index.bucket_numbers(some, 8), index.bucket_numbers(some, 2)
+    assert set(partitions.numbers_of(some, 1)) == {0}
+    eight, two = partitions.numbers_of(some, 8), partitions.numbers_of(some, 2)
     assert set(eight) == set(range(8))
     np.testing.assert_array_equal(eight // 4, two)
     assert (np.diff(eight[np.argsort(some)]) >= 0).all()

@@ -9,8 +9,8 @@ import pytest
 from upath import UPath
 
 from llm4msr import storage
+from llm4msr.data import partitions
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import index
 from llm4msr.knowledge.index import Bucket
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.rows import find_texts, read_texts
@@ -30,8 +30,8 @@ def test_a_lookup_reads_no_more_than_the_bucket_and_the_shards_of_its_users(worl
     by_id = {row["raw_id"]: row for row in everybody}
     assert {row["raw_id"]: row for row in find_texts(output, list(by_id))} == by_id
 
-    hash_1 = index.hash_ids([wanted])
-    bucket = Bucket("users", int(index.bucket_numbers(hash_1, buckets)[0]), buckets)
+    hash_1 = partitions.hash_ids([wanted])
+    bucket = Bucket("users", int(partitions.numbers_of(hash_1, buckets)[0]), buckets)
     entries = storage.read_table(output.folder / bucket.index_file)
     (shard,) = entries.filter(pc.equal(entries["hash"], hash_1[0]))["shard"].to_pylist()
     for name in rows:

@@ -17,7 +17,7 @@ from tests.unit.conftest import World
 
 
 def expected(config: Config, world: World) -> pa.Table:
-    histories = storage.read_table(world.data.folder / "histories.parquet")
+    histories = storage.read_table(world.data.folder / "histories/p=00000.parquet")
     return user_prompts(histories, config).sort_by("raw_id")
 
 

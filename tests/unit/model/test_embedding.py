@@ -12,7 +12,7 @@ from llm4msr.model.embedding import FeatureEmbedding, Field
 from llm4msr.training.feature_tables import FeatureTables
 from tests.support.data import FIELDS, published, random_batch
 
-FILES = {"users.parquet": 1, "items.parquet": 1, "scenarios.parquet": 2, "fields.json": 1}
+FILES = {"users/p=00000.parquet": 1, "items.parquet": 1, "scenarios.parquet": 2, "fields.json": 1}
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def tables(tmp_path: Path) -> FeatureTables:
     folder = storage.path(tmp_path)
     users = {"user_id": ["", "a", "b"], "f:user_id": [0, 1, 2], "f:country": [0, 2, 1]}
     items = {"item_id": ["", "x", "y"], "f:item_id": [0, 1, 2], "f:words": [[], [3, 1], [2]]}
-    storage.write_table(folder / "users.parquet", pa.table(users))
+    storage.write_table(folder / "users/p=00000.parquet", pa.table(users))
     typed = pa.table(items).set_column(2, "f:words", pa.array(items["f:words"], pa.list_(pa.int64())))
     storage.write_table(folder / "items.parquet", typed)
     storage.write_table(folder / "scenarios.parquet", pa.table({"scenario": [0, 1]}))
@@ -78,9 +78,9 @@ def test_slots_of_different_fields_never_collide(tables: FeatureTables):
 
 def test_a_table_without_lists_or_context(tmp_path: Path):
     folder = storage.path(tmp_path)
-    for side in ("user", "item"):
+    for side, file in (("user", "users/p=00000.parquet"), ("item", "items.parquet")):
         columns = {f"{side}_id": ["", "a"], f"f:{side}_id": [0, 1]}
-        storage.write_table(folder / f"{side}s.parquet", pa.table(columns))
+        storage.write_table(folder / file, pa.table(columns))
     storage.write_table(folder / "scenarios.parquet", pa.table({"scenario": [0, 1]}))
     storage.write_bytes(
         folder / "fields.json", b'{"user": {"user_id": ["a"]}, "item": {"item_id": ["a"]}, "context": {}}'

@@ -23,9 +23,9 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path):
 
 
 def build(folder) -> StageResult:
-    storage.write_table(folder / "train.parquet", TABLE)
+    storage.write_table(folder / "train/p=00000.parquet", TABLE)
     return StageResult(
-        files={"train.parquet": 3}, rows=3, failed=1, skipped=2, info={"metrics": {"auc": 0.5}, "other": 1}
+        files={"train/p=00000.parquet": 3}, rows=3, failed=1, skipped=2, info={"metrics": {"auc": 0.5}, "other": 1}
     )
 
 
@@ -124,8 +124,8 @@ def test_publish_writes_a_manifest_that_says_what_it_is(folder):
     assert m == out.manifest
     assert (m.stage, m.seed, m.config, m.inputs) == ("prepare", 7, {"key": "value"}, {"source": "abc"})
     assert (m.rows, m.failed, m.skipped, m.fingerprint) == (3, 1, 2, "out")
-    data = storage.read_bytes(folder / "train.parquet")
-    part = m.files["train.parquet"]
+    data = storage.read_bytes(folder / "train/p=00000.parquet")
+    part = m.files["train/p=00000.parquet"]
     assert (part.rows, part.bytes, part.digest) == (3, len(data), storage.digest(data))
     assert {"numpy", "pyarrow", "torch"} <= set(m.libraries)
     assert m.seconds >= 0
@@ -178,16 +178,16 @@ def test_open_output_of_nothing_is_none(folder):
 
 def test_open_output_notices_a_missing_file(folder):
     publish(folder)
-    (folder / "train.parquet").unlink()
-    with pytest.raises(StorageError, match=r"train\.parquet: missing; delete .* run stage 'prepare' again"):
+    (folder / "train/p=00000.parquet").unlink()
+    with pytest.raises(StorageError, match=r"p=00000\.parquet: missing; delete .* run stage 'prepare' again"):
         storage.open_output(folder)
 
 
 def test_open_output_notices_a_truncated_file(folder):
-    size = publish(folder).manifest.files["train.parquet"].bytes
-    data = storage.read_bytes(folder / "train.parquet")
-    storage.write_bytes(folder / "train.parquet", data[:-1])
-    with pytest.raises(StorageError, match=rf"train\.parquet: {size - 1} bytes, not {size}"):
+    size = publish(folder).manifest.files["train/p=00000.parquet"].bytes
+    data = storage.read_bytes(folder / "train/p=00000.parquet")
+    storage.write_bytes(folder / "train/p=00000.parquet", data[:-1])
+    with pytest.raises(StorageError, match=rf"p=00000\.parquet: {size - 1} bytes, not {size}"):
         storage.open_output(folder)
 
 
@@ -225,7 +225,7 @@ def test_others_have_no_access_to_outputs_whatever_the_umask(tmp_path: Path):
     finally:
         os.umask(before)
     places = [tmp_path / "runs", *(tmp_path / "runs").rglob("*")]
-    assert len(places) == 11
+    assert len(places) == 12
     assert [place for place in places if not place.is_symlink() and place.stat().st_mode & 0o007] == []
     assert output.folder.stat().st_mode & 0o770 == 0o770, "the group's access is the umask's matter"
 

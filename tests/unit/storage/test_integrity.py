@@ -13,6 +13,7 @@ import pytest
 
 from llm4msr import Ranker, storage
 from llm4msr.bundle import files
+from llm4msr.data import partitions
 from llm4msr.errors import StorageError
 from llm4msr.knowledge import index
 from llm4msr.knowledge.index import read_index, split_by_shard
@@ -60,8 +61,8 @@ def readers(world: World) -> dict[str, Callable[[StageOutput], Any]]:
     return {
         **dict.fromkeys(("users", "items", "scenarios", "fields"), FeatureTables.open),
         **{part: batches(world, part) for part in ("train", "valid", "test")},
-        "histories": lambda output: slice_rows(output, "histories.parquet", 0, 5),
-        "seen": lambda output: slice_rows(output, "seen.parquet", 3, 9),
+        "histories": lambda output: slice_rows(output, "histories/p=00000.parquet", 0, 5),
+        "seen": lambda output: slice_rows(output, "seen/p=00000.parquet", 3, 9),
     }
 
 
@@ -69,19 +70,20 @@ def readers(world: World) -> dict[str, Callable[[StageOutput], Any]]:
     "name", ["users", "items", "scenarios", "fields", "train", "valid", "test", "histories", "seen"]
 )
 def test_prepared_data(world: World, tmp_path: Path, name: str) -> None:
-    file = name + (".json" if name == "fields" else ".parquet")
+    file = partitions.file_name(name, 0) if name in partitions.PARTITIONED else f"{name}.parquet"
+    file = "fields.json" if name == "fields" else file
     never_read(copied(world.data, tmp_path), file, readers(world)[name])
 
 
 def test_rows_that_baselines_are_counted_from(world: World, tmp_path: Path) -> None:
-    never_read(copied(world.data, tmp_path), "train.parquet", lambda output: Popularity.read(output, 3), 20)
+    never_read(copied(world.data, tmp_path), "train/p=00000.parquet", lambda output: Popularity.read(output, 3), 20)
 
 
 def test_a_file_that_is_too_large_to_be_read_at_once(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parquet, "CHECKED_AT_ONCE", 100)
-    never_read(copied(world.data, tmp_path), "train.parquet", batches(world, "train"))
+    never_read(copied(world.data, tmp_path), "train/p=00000.parquet", batches(world, "train"))
 
 
 def test_weights(world: World, tmp_path: Path) -> None:

@@ -39,8 +39,8 @@ HOSTILE = [
 
 def made(folder: Path) -> Path:
     def build(at: Path) -> StageResult:
-        storage.write_table(storage.path(at / "train.parquet"), pa.table({"a": [1]}))
-        return StageResult(files={"train.parquet": 1}, rows=1)
+        storage.write_table(storage.path(at / "train/p=00000.parquet"), pa.table({"a": [1]}))
+        return StageResult(files={"train/p=00000.parquet": 1}, rows=1)
 
     (folder.parent / "outside.parquet").write_bytes(b"outside")
     storage.publish(storage.path(folder), "prepare", 1, {}, {}, build)
@@ -77,7 +77,7 @@ def test_a_stage_that_is_none_of_ours_is_refused(tmp_path: Path) -> None:
 def test_numbers_that_nothing_can_have_are_refused(tmp_path: Path, values: dict[str, object]) -> None:
     folder = made(tmp_path / "out")
     part = {"rows": 1, "bytes": 7, "digest": "0" * 32} | values
-    changed(folder, files={"train.parquet": part})
+    changed(folder, files={"train/p=00000.parquet": part})
     refused(folder, "damaged manifest")
 
 
@@ -90,10 +90,10 @@ def test_a_fingerprint_that_is_no_name_is_refused(tmp_path: Path, name: str) -> 
 
 def test_links_that_leave_the_output_are_refused(tmp_path: Path) -> None:
     folder = made(tmp_path / "out")
-    file = folder / "train.parquet"
+    file = folder / "train/p=00000.parquet"
     file.rename(tmp_path / "moved.parquet")
     file.symlink_to(tmp_path / "moved.parquet")
-    said = refused(folder, r"names 'train\.parquet', which is a link to a file elsewhere")
+    said = refused(folder, r"names 'train/p=00000\.parquet', which is a link to a file elsewhere")
     assert "delete" not in said
 
 
@@ -113,9 +113,9 @@ def test_a_folder_of_links_is_refused_and_a_link_to_the_whole_output_is_not(tmp_
 
 def test_a_folder_in_place_of_a_file_is_missing(tmp_path: Path) -> None:
     folder = made(tmp_path / "out")
-    (folder / "train.parquet").unlink()
-    (folder / "train.parquet").mkdir()
-    refused(folder, r"train\.parquet: missing")
+    (folder / "train/p=00000.parquet").unlink()
+    (folder / "train/p=00000.parquet").mkdir()
+    refused(folder, r"p=00000\.parquet: missing")
 
 
 def test_a_manifest_too_long_or_too_deep_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,7 +228,7 @@ def test_by_default_a_window_takes_many_chunks():
 def test_to_batch_holds_each_user_once_with_the_stores_vector(world: World):
     tables = FeatureTables.open(world.data)
     store = KnowledgeStore.open(world.knowledge, len(tables.users_US), tables.scenarios)
-    reader = RowReader(world.data.folder / "train.parquet", ["device"])
+    reader = RowReader(world.data.folder / "train/p=00000.parquet", ["device"])
     rows, _ = next(reader.batches(64, seed=1))
     batch = to_batch(rows, tables, store)
     vectors, known = store.lookup(rows.user_B)
@@ -244,7 +244,7 @@ def test_a_row_that_knowledge_has_seen_is_that_of_an_unknown_user_where_asked(wo
     tables = FeatureTables.open(world.data)
     store = KnowledgeStore.open(world.knowledge, len(tables.users_US), tables.scenarios)
     store.hides_seen = hides
-    rows, _ = next(RowReader(world.data.folder / "train.parquet", ["device"]).batches(64, seed=1))
+    rows, _ = next(RowReader(world.data.folder / "train/p=00000.parquet", ["device"]).batches(64, seed=1))
     seen_B = torch.arange(len(rows.user_B)) % 2 * 7
     batch = to_batch(rows._replace(seen_B=seen_B), tables, store)
     whole = to_batch(rows._replace(seen_B=None), tables, store)

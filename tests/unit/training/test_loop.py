@@ -209,10 +209,11 @@ def test_validation_rows_of_one_class_choose_the_epoch_by_logloss(
     wanted = config(world, train={"epochs": 8, "patience": 8, "learning_rate": 0.05})
     folder = tmp_path / "one class"
     shutil.copytree(world.data.folder, folder)
-    valid = storage.read_table(folder / "valid.parquet")
+    valid = storage.read_table(folder / "valid/p=00000.parquet")
     ones = pa.array([label] * valid.num_rows, pa.float32())
     valid = valid.set_column(valid.column_names.index("label"), "label", ones)
-    files = world.data.manifest.files | {"valid.parquet": storage.write_table(folder / "valid.parquet", valid)}
+    name = "valid/p=00000.parquet"
+    files = world.data.manifest.files | {name: storage.write_table(folder / name, valid)}
     prepared = storage.StageOutput(folder, world.data.manifest.model_copy(update={"files": files}))
     last = fit(wanted, Dataset(**vars(data(world, wanted)) | {"prepared": prepared}), on_checkpoint=saved)
     losses = [epoch["valid_logloss"] for epoch in last.progress.history]

@@ -29,8 +29,8 @@ def rows(count: int, seed: int, scenarios: int = 4) -> pd.DataFrame:
 def published(folder: Path, train: pd.DataFrame, test: pd.DataFrame, rows_per_group: int = 100) -> StageOutput:
     for name, frame in (("train", train), ("test", test)):
         table = pa.Table.from_pandas(frame, schema.INTERACTIONS, preserve_index=False)
-        storage.write_table(storage.path(folder / f"{name}.parquet"), table, rows_per_group)
-    return helpers.published(folder, {"train.parquet": len(train), "test.parquet": len(test)})
+        storage.write_table(storage.path(folder / f"{name}/p=00000.parquet"), table, rows_per_group)
+    return helpers.published(folder, {"train/p=00000.parquet": len(train), "test/p=00000.parquet": len(test)})
 
 
 @pytest.fixture

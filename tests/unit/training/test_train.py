@@ -23,7 +23,7 @@ def test_rows_of_one_class_are_told(
 ):
     for name, labels in (("train", train), ("valid", valid)):
         columns = {f.name: pa.array([1, 2] if f.name != "label" else labels, f.type) for f in schema.INTERACTIONS}
-        storage.write_table(storage.path(tmp_path / f"{name}.parquet"), pa.table(columns), 1)
+        storage.write_table(storage.path(tmp_path / f"{name}/p=00000.parquet"), pa.table(columns), 1)
     warn_of_one_class(storage.path(tmp_path))
     lines = capsys.readouterr().err.splitlines()
     assert [line[: len(start)] for line, start in zip(lines, told, strict=True)] == told

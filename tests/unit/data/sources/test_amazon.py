@@ -22,6 +22,7 @@ from llm4msr.data.reading.raw_data import whole
 from llm4msr.data.sources import amazon_core, amazon_lines
 from llm4msr.errors import ConfigError, DataError, InputError, StorageError
 from llm4msr.pipeline import prepare
+from tests.support.data import prepared_table
 from tests.support.raw import WholeData, read_raw
 
 Review = tuple[str, str, float, int]
@@ -527,9 +528,7 @@ def experiment(folder: Path, split_by: dict[str, Any], **options: Any) -> Config
 
 def test_prepare_runs_to_its_end(tmp_path: Path):
     output = prepare(experiment(tmp_path, {"by": "user"}, k_core=3))
-    read = {
-        name: storage.read_table(output.folder / f"{name}.parquet") for name in (*split.SPLITS, "items", "scenarios")
-    }
+    read = {name: prepared_table(output, name) for name in (*split.SPLITS, "items", "scenarios")}
     assert read["scenarios"]["scenario_id"].to_pylist() == ["", "Books", "Toys"]
     assert set(read["train"]["label"].to_pylist()) == {0, 1}
     titles = dict(zip(read["items"]["item_id"].to_pylist(), read["items"]["title"].to_pylist(), strict=True))
@@ -539,7 +538,7 @@ def test_prepare_runs_to_its_end(tmp_path: Path):
 
 def test_prepare_draws_negatives_for_likes_alone(tmp_path: Path):
     config = experiment(tmp_path, {"negatives": 2}, implicit=True)
-    labels = storage.read_table(prepare(config).folder / "train.parquet")["label"].to_numpy()
+    labels = storage.read_table(prepare(config).folder / "train/p=00000.parquet")["label"].to_numpy()
     assert 0.25 < labels.mean() < 0.5
     with pytest.raises(ConfigError, match=r"all rows of this source are positives; set split\.negatives"):
         prepare(config.model_copy(update={"split": config.split.model_copy(update={"negatives": 0})}))

@@ -6,13 +6,12 @@ from typing import Any
 import pytest
 from upath import UPath
 
-from llm4msr import storage
 from llm4msr.config import Config, SourceConfig
 from llm4msr.data import sources, split
 from llm4msr.data.reading import stream
 from llm4msr.errors import ConfigError, DataError, InputError, StorageError
 from llm4msr.pipeline import prepare
-from tests.support.data import write_csv
+from tests.support.data import prepared_table, write_csv
 from tests.support.raw import WholeData, read_raw
 from tests.unit.data.sources.test_amazon import refuse_growth
 
@@ -332,7 +331,7 @@ def test_prepare_runs_to_its_end(tmp_path: Path):
     config = Config.model_validate(document | {"split": {"by": "user"}})
     output = prepare(config)
     names = (*split.SPLITS, "users", "items", "scenarios")
-    read = {name: storage.read_table(output.folder / f"{name}.parquet") for name in names}
+    read = {name: prepared_table(output, name) for name in names}
     assert sum(read[part].num_rows for part in split.SPLITS) == 600
     assert read["scenarios"]["scenario_id"].to_pylist() == ["", "recommendation", "search"]
     assert read["scenarios"]["categories"][2].as_py()[0] == "Funny"

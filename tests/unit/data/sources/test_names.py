@@ -14,7 +14,7 @@ from llm4msr.errors import ConfigError
 from llm4msr.model.embedding import FeatureEmbedding
 from llm4msr.pipeline import prepare
 from llm4msr.training.feature_tables import FeatureTables
-from tests.support.data import write_csv
+from tests.support.data import prepared_table, write_csv
 
 OURS = [
     *("user_id", "item_id", "scenario_id", "context_id", "label", "order", "title", "category"),
@@ -41,7 +41,7 @@ def experiment(folder: Path, own: str, **table: Any) -> Config:
 
 def published(config: Config) -> tuple[dict[str, pa.Table], dict[str, Any], FeatureTables]:
     output = prepare(config)
-    tables = {name: output.table(f"{name}.parquet") for name in ("train", "users", "items", "scenarios")}
+    tables = {name: prepared_table(output, name) for name in ("train", "users", "items", "scenarios")}
     return tables, output.json("fields.json"), FeatureTables.open(output)
 
 

@@ -71,7 +71,7 @@ def test_items_to_read_are_those_of_training_rows():
 
 
 def test_windows_of_users_are_slices_of_the_whole(world: World):
-    whole = user_prompts(storage.read_table(world.data.folder / "histories.parquet"), world.config)
+    whole = user_prompts(storage.read_table(world.data.folder / "histories/p=00000.parquet"), world.config)
     ranges = [(0, 6), (6, 40)]
     found = [render(Window("users", a, b), world.config, world.data, NO_FILE) for a, b in ranges]
     assert [len(table) for table in found] == [6, 34]
