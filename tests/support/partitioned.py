@@ -1,0 +1,79 @@
+"""Prepared data of one partition laid out in several, as `prepare` lays out larger data: the same rows, renumbered."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from upath import UPath
+
+from llm4msr import schema, storage
+from llm4msr.arrays import Ints, strings
+from llm4msr.config import Config
+from llm4msr.data import partitions
+from llm4msr.data.partitions import PARTITIONED
+from llm4msr.data.prepare import folder as prepare_folder
+from llm4msr.storage import StageOutput, StageResult
+
+
+def in_partitions(config: Config, data: StageOutput, total: int, root: Any) -> tuple[Config, StageOutput]:
+    """The config with its storage at `root`, and there its prepared `data` in `total` partitions."""
+    config = config.model_copy(update={"storage": str(root)})
+    return config, split(data, prepare_folder(config), total)
+
+
+def split(data: StageOutput, folder: Any, total: int) -> StageOutput:
+    """Publish prepared data, which has one partition, in `total`, a power of two; rows keep their order in each.
+
+    Rows of the unknown user stand in partition 0.
+    """
+    tables = {name: data.table(partitions.file_name(name, 0)) for name in PARTITIONED}
+    home_N = partitions.numbers_of(partitions.hash_ids(strings(tables["users"]["user_id"])), total)
+    home_N[0] = 0
+    place_N, home_S = _places(home_N), home_N[tables["seen"]["user"].to_numpy()]
+    place_S = np.r_[0, _places(home_S) + 1]  # 0: not seen
+
+    def renumber(table: pa.Table) -> pa.Table:
+        for name, places in (("user", place_N), ("seen", place_S)):
+            if name in table.column_names:
+                at = table.column_names.index(name)
+                table = table.set_column(at, name, pa.array(places[table[name].to_numpy()]))
+        return table
+
+    def build(at: UPath) -> StageResult:
+        files: dict[str, int | storage.FileRecord] = {}
+        for name, table in tables.items():
+            size = schema.TRAIN_GROUP_ROWS if name == "train" else storage.GROUP_ROWS
+            home_R = home_N[table["user"].to_numpy()]
+            for number in range(total):
+                file = partitions.file_name(name, number)
+                rows = renumber(table.filter(pa.array(home_R == number)))
+                files[file] = storage.write_table(at / file, rows, size)
+        for name in data.manifest.files:
+            if "/" not in name:
+                storage.write_bytes(at / name, data.read(name))
+                files[name] = data.manifest.files[name]
+        m = data.manifest
+        return StageResult(files=files, rows=m.rows, failed=m.failed, skipped=m.skipped, info=m.info)
+
+    m = data.manifest
+    return storage.publish(storage.path(folder), "prepare", m.seed, m.config, m.inputs, build)
+
+
+def _places(home_R: Ints) -> Ints:
+    """Each row's place among those of its partition: int64 [R]."""
+    places = np.zeros(len(home_R), np.int64)
+    for number in np.unique(home_R):
+        rows = home_R == number
+        places[rows] = np.arange(rows.sum())
+    return places
+
+
+def rows_by_raw_id(data: StageOutput, name: str) -> pa.Table:
+    """A table of all partitions with `user_id` for `user`, without `seen`, sorted by all flat columns."""
+    users = pa.concat_tables(partitions.read_each(data, "users", ["user_id"]))["user_id"]
+    table = pa.concat_tables(partitions.read_each(data, name))
+    table = table.set_column(0, "user", users.take(table["user"]))
+    table = table.drop_columns([column for column in ("seen",) if column in table.column_names])
+    flat = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
+    return table.take(pc.sort_indices(table, [(column, "ascending") for column in flat])).combine_chunks()
