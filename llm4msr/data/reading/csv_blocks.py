@@ -4,7 +4,8 @@ import codecs
 import csv
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import IO, Literal, cast
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from llm4msr.errors import DataError
 from llm4msr.text import shorten
 
 DELIMITERS = (",", "\t", ";", "|")
+_NO_KEYS: Mapping[str, str | None] = MappingProxyType({})
 
 _NO_TEXT = {
     codecs.BOM_UTF32_LE: "the encoding is UTF-32; save it as UTF-8",  # begins as UTF-16 does
@@ -31,40 +33,58 @@ _NO_TEXT = {
 """How files begin that are no UTF-8 text, and what to do."""
 
 
-def csv_rows(file: UPath, columns: Sequence[str], delimiter: str = "") -> Iterator[Rows]:
+class EmptyFileError(DataError):
+    """A file without rows."""
+
+
+def csv_rows(
+    file: UPath, columns: Sequence[str], delimiter: str = "", keys: Mapping[str, str | None] = _NO_KEYS
+) -> Iterator[Rows]:
     """Columns of a plain or .gz file as text, block by block; an empty cell is null.
 
     Args:
         delimiter: what stands between cells; empty = one of `DELIMITERS`, as the header shows.
+        keys: columns of one value, which the file need not have.
 
     Raises:
+        EmptyFileError: no rows.
         DataError: a column is missing, a row has too many or too few cells, an open quote, another encoding than
-            UTF-8, no rows, a damaged file.
+            UTF-8, a damaged file.
         StorageError: the file cannot be opened.
     """
     columns = tuple(dict.fromkeys(columns))
     chunks = decoded(file)
     first = next(chunks, b"").lstrip(b"\r\n")
     if not first.strip():
-        raise DataError(f"{file}: the file is empty")
+        raise EmptyFileError(f"{file}: the file is empty")
     line = re.split(rb"[\r\n]", first, maxsplit=1)[0]
-    delimiter, names = _header(line.decode(errors="replace"), columns, delimiter, file)
+    required = [name for name in columns if name not in keys]
+    delimiter, names = _header(line.decode(errors="replace"), required, delimiter, file)
+    there = [name for name in columns if name in names]
     before = 0
     for block, fault in _blocks(itertools.chain([first[len(line) :]], chunks), delimiter):
         if fault:
             raise DataError(f"{file}: row {before + 1}: {fault}")
         try:
-            table = parse(block, names, delimiter, columns)
+            table = parse(block, names, delimiter, there)
         except RowError as error:
             number, row = before + error.number, f"{error.cells} cells; expected {len(names)}"
             raise DataError(f"{file}: row {number}: {row}") from None
         except pa.ArrowInvalid as error:
             raise DataError(f"{file}: not readable as CSV after row {before}: {error!s:.200}") from None
         if table.num_rows:
-            yield Rows(table, file, before)
+            yield Rows(add_keys(table, columns, keys), file, before)
         before += table.num_rows
     if not before:
-        raise DataError(f"{file}: no rows below the header")
+        raise EmptyFileError(f"{file}: no rows below the header")
+
+
+def add_keys(table: pa.Table, columns: Sequence[str], keys: Mapping[str, str | None]) -> pa.Table:
+    """The table with those of the columns that it lacks, of one value each."""
+    for name in columns:
+        if name in keys and name not in table.column_names:
+            table = table.append_column(name, pa.repeat(pa.scalar(keys[name], pa.string()), len(table)))
+    return table
 
 
 def decoded(file: UPath) -> Iterator[bytes]:

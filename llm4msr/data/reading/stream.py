@@ -6,6 +6,7 @@ columns, and they last as long as the tables that map them.
 
 import itertools
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -21,7 +22,8 @@ MAX_LINE = 10_000_000
 MIN_UNPACKED = 1 << 30
 """Bytes that a packed file may always unpack to, however small it is."""
 
-_BLOCK = 1 << 22
+BLOCK = 1 << 22
+"""Bytes of a file that are read at once."""
 _ROWS = 1 << 15
 
 
@@ -90,7 +92,7 @@ def unpacked(file: UPath) -> Iterator[bytes]:
     try:
         bound = Bound(file, file.stat().st_size) if packed else None
         with filesystem.open_input_stream(inner, compression="gzip" if packed else None) as source:
-            while data := source.read(_BLOCK):
+            while data := source.read(BLOCK):
                 if bound:
                     bound.add(len(data))
                 yield data
@@ -98,6 +100,17 @@ def unpacked(file: UPath) -> Iterator[bytes]:
         raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check source.path and access") from None
     except FAULTS as error:
         raise DataError(f"{file}: cannot be read to its end ({error}); fetch it again") from None
+
+
+def packing_ratio(file: UPath) -> float:
+    """How many times its size the beginning of a .gz file unpacks to; 1 for any other."""
+    if file.suffix != ".gz":
+        return 1.0
+    with file.open("rb") as source:
+        packed = source.read(BLOCK >> 2)
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    size = len(unpacker.decompress(packed, 100 * BLOCK))
+    return max(1.0, size / max(1, len(packed) - len(unpacker.unconsumed_tail) - len(unpacker.unused_data)))
 
 
 class Bound:

@@ -23,7 +23,9 @@ from llm4msr import schema, storage
 from llm4msr.arrays import Bools, Column, strings
 from llm4msr.config import AmazonOptions, SourceConfig
 from llm4msr.data.reading import stream
-from llm4msr.data.reading.raw_data import UNNUMBERED, RawData, check, file_fingerprint
+from llm4msr.data.reading.files import file_fingerprint
+from llm4msr.data.reading.raw_data import RawData
+from llm4msr.data.reading.raw_tables import UNNUMBERED, hold
 from llm4msr.data.sources import amazon_core, amazon_lines
 from llm4msr.errors import DataError, StorageError
 
@@ -72,7 +74,7 @@ def read(config: SourceConfig) -> RawData:
     interactions = stream.spool(UNNUMBERED, rows)
     users = pa.table({"user_id": pa.array([], pa.string())})
     items = stream.spool(_ITEMS, stream.batches(_ITEMS, _items(categories, set(strings(item_ids)))))
-    return check(interactions, users, items, config.amazon.implicit, where=config.path)
+    return hold(interactions, users, items, config.amazon.implicit, where=config.path)
 
 
 def _categories(config: SourceConfig) -> list[Category]:

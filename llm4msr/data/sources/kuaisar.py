@@ -19,7 +19,9 @@ from llm4msr.config import KuaiSAROptions, SourceConfig
 from llm4msr.data.reading import stream
 from llm4msr.data.reading.columns import Rows, join_texts, split_texts
 from llm4msr.data.reading.csv_blocks import csv_rows
-from llm4msr.data.reading.raw_data import UNNUMBERED, RawData, check, file_fingerprint, require_unique
+from llm4msr.data.reading.files import file_fingerprint
+from llm4msr.data.reading.raw_data import RawData, require_unique
+from llm4msr.data.reading.raw_tables import UNNUMBERED, hold
 from llm4msr.errors import DataError
 
 RECOMMENDATION, SEARCH = "recommendation", "search"
@@ -51,7 +53,7 @@ def read(config: SourceConfig) -> RawData:
     require_unique(users["user_id"], str(user_file), "user_id")
     items = _spool(_items(item_file, config.kuaisar.author))
     require_unique(items["item_id"], str(item_file), "item_id")
-    return check(interactions, users, items, implicit=False, where=config.path)
+    return hold(interactions, users, items, implicit=False, where=config.path)
 
 
 def _files(config: SourceConfig) -> list[UPath]:

@@ -20,7 +20,9 @@ from llm4msr.arrays import Column
 from llm4msr.config import SourceConfig
 from llm4msr.data.reading import csv_blocks
 from llm4msr.data.reading.columns import Rows, split_texts
-from llm4msr.data.reading.raw_data import UNNUMBERED, RawData, check, file_fingerprint, require_unique
+from llm4msr.data.reading.files import file_fingerprint
+from llm4msr.data.reading.raw_data import RawData, require_unique
+from llm4msr.data.reading.raw_tables import UNNUMBERED, hold
 from llm4msr.data.reading.stream import Bound
 from llm4msr.errors import DataError, StorageError
 from llm4msr.storage import wheels
@@ -77,7 +79,7 @@ def read(config: SourceConfig) -> RawData:
     names = _scenarios(config.scenario, *(frame.to_pandas() for frame in frames))
     rated["scenario_id"] = pa.array(names, pa.string())
     interactions = pa.Table.from_pydict(rated).select(UNNUMBERED.names)
-    return check(interactions, user_table, item_table, implicit=False, where=config.path)
+    return hold(interactions, user_table, item_table, implicit=False, where=config.path)
 
 
 def _user_table(rows: Rows) -> pa.Table:

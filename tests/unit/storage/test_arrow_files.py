@@ -11,7 +11,9 @@ import pytest
 
 from llm4msr import storage
 from llm4msr.bundle.id_table import IdTable
-from llm4msr.data.sources import table as source_table
+from llm4msr.data.reading import pieces
+from llm4msr.data.reading.files import SourceFile
+from llm4msr.data.reading.pieces import Piece
 from llm4msr.errors import DataError, StorageError
 from llm4msr.storage import arrow_files
 
@@ -109,7 +111,7 @@ def test_every_reader_of_ours_says_so_with_the_file(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"ours\.parquet: .*a column has an Arrow extension type"):
         storage.record_file(ours)
     with pytest.raises(DataError, match=r"theirs\.parquet: .*a column has an Arrow extension type"):
-        source_table._read_file(theirs, ["id"], "")
+        next(pieces.read_rows(Piece(SourceFile(theirs, theirs.name, 1), 0, 1), ["id"]))
     assert READ == []
 
 

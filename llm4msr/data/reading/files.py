@@ -1,0 +1,137 @@
+"""The files of a table: one, all below a folder, or those that a pattern matches. One listing tells their sizes too."""
+
+import glob
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+from upath import UPath
+
+from llm4msr import storage
+from llm4msr.errors import DataError, StorageError
+from llm4msr.storage.s3 import FAULTS
+
+THREADS = 16
+"""Files that are hashed, or whose ends are read, at the same time."""
+MOST_FILES = 1 << 22
+"""Of a table: a row's number begins with that of its file."""
+_NULL = "__HIVE_DEFAULT_PARTITION__"
+"""What Hive and Spark write for a missing value in the name of a folder."""
+_OTHER_KINDS = {"delta": r"(^|/)_delta_log/", "iceberg": r"(^|/)metadata/[^/]+\.metadata\.json$"}
+
+
+class SourceFile(NamedTuple):
+    """A file with what a listing says of it."""
+
+    path: UPath
+    name: str
+    """Relative to the folder of the source."""
+    size: int
+    tag: str = ""
+    """An object store's mark of the content; empty where there is none."""
+
+    @property
+    def is_parquet(self) -> bool:
+        """Whether it is read as Parquet; anything else is a CSV."""
+        return self.path.suffix.lower() == ".parquet"
+
+    @property
+    def keys(self) -> dict[str, str | None]:
+        """The columns that folders named `key=value` stand for."""
+        pairs = (folder.partition("=") for folder in self.name.split("/")[:-1] if "=" in folder)
+        return {unquote(key): None if value == _NULL else unquote(value) for key, _, value in pairs}
+
+
+def find_files(folder: UPath, name: str) -> list[SourceFile]:
+    """The files of the table `name` in `folder`, sorted by name; `name` may be a file, a folder or a pattern.
+
+    Below a folder, and in folders that a pattern matches, names that begin with `_` or `.` are passed over.
+
+    Raises:
+        DataError: there is none, they are CSV and Parquet files mixed, or files of a Delta or Iceberg table.
+        StorageError: the place cannot be read.
+    """
+    place = folder / name if name else folder
+    try:
+        entries = _list(folder, place, name)
+    except FAULTS as error:
+        raise StorageError(f"{place}: cannot be read ({type(error).__name__}); check source.path and access") from None
+    files = [_as_file(folder, entry) for entry in entries]
+    if not files:
+        raise DataError(f"{place}: no files; files and folders whose names begin with '_' or '.' do not count")
+    if len(files) > MOST_FILES:
+        raise DataError(f"{place}: {len(files)} files, of which a table may have {MOST_FILES}; write larger ones")
+    parquet, others = ([file for file in files if file.is_parquet is kind] for kind in (True, False))
+    if parquet and others:
+        raise DataError(
+            f"{place}: Parquet and other files: {parquet[0].name}, {others[0].name}; name those of one kind with a "
+            "pattern such as '**/*.parquet'"
+        )
+    return sorted(files, key=lambda file: file.name)
+
+
+def _list(folder: UPath, place: UPath, name: str) -> list[dict[str, Any]]:
+    """What the file system says of each file."""
+    fs = place.fs
+    if glob.has_magic(name) and not fs.exists(place.path):
+        matches = fs.glob(f"{glob.escape(folder.path.rstrip('/'))}/{name}", detail=True).values()
+    else:
+        matches = [fs.info(place.path)]
+    files = list[dict[str, Any]]()
+    for entry in matches:
+        files += _below(fs, entry) if entry["type"] == "directory" else [entry]
+    return files
+
+
+def _below(fs: Any, folder: dict[str, Any]) -> list[dict[str, Any]]:
+    """The files below a folder that are neither hidden nor of another kind of table."""
+    start = len(folder["name"].rstrip("/")) + 1
+    entries = {path[start:]: entry for path, entry in fs.find(folder["name"], detail=True).items()}
+    for kind, mark in _OTHER_KINDS.items():
+        if any(re.search(mark, name) for name in entries):
+            raise DataError(f"{folder['name']}: a table of source.kind = '{kind}'; its files alone are not its rows")
+    return [entry for name, entry in entries.items() if name and not re.search(r"(^|/)[_.]|/$", name)]
+
+
+def _as_file(folder: UPath, entry: dict[str, Any]) -> SourceFile:
+    name = str(entry["name"]).removeprefix(folder.path.rstrip("/")).lstrip("/")
+    path = folder / name if name else folder
+    return SourceFile(path, name or folder.name, int(entry.get("size") or 0), _tag(entry))
+
+
+def _tag(entry: dict[str, Any]) -> str:
+    return str(entry.get("ETag") or entry.get("etag") or "")
+
+
+def file_fingerprint(file: UPath) -> str:
+    """Hash of a file's name and content; an object store's ETag and size stand for the content where there is one.
+
+    Raises:
+        StorageError: it cannot be found or read.
+    """
+    try:
+        info = file.fs.info(file.path)
+    except FAULTS as error:
+        raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check source.path and access") from None
+    return _hash(SourceFile(file, file.name, int(info.get("size") or 0), _tag(info)))
+
+
+def fingerprint(files: Iterable[SourceFile]) -> str:
+    """Hash of the files' names and contents.
+
+    Raises:
+        StorageError: one cannot be read.
+    """
+    with ThreadPoolExecutor(THREADS) as threads:
+        return storage.digest(*threads.map(_hash, files))
+
+
+def _hash(file: SourceFile) -> str:
+    return storage.digest(file.name, f"{file.tag} {file.size}" if file.tag else storage.digest_file(file.path))
+
+
+def total_size(files: Sequence[SourceFile]) -> int:
+    """Bytes of all of them."""
+    return sum(file.size for file in files)

@@ -1,0 +1,131 @@
+"""From tables whose columns `source.table` names to the raw layout."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from llm4msr import schema
+from llm4msr.arrays import Column
+from llm4msr.config import TableColumns
+from llm4msr.data.reading.columns import Rows, split_texts
+from llm4msr.data.reading.order import Order
+from llm4msr.data.reading.raw_data import RawData, RawTable, require_unique, whole
+from llm4msr.data.reading.raw_tables import HeldTable, UniqueTable
+from llm4msr.errors import ConfigError, DataError
+from llm4msr.text import MAX_ID
+
+Convert = Callable[[Rows, int | None], pa.Table]
+"""From rows, and the number of the first of them (none where they have no order), to the raw layout."""
+
+
+class NamedTable(Protocol):
+    """A table of a source, of which any columns can be read."""
+
+    where: str
+    """How messages call it."""
+    in_order: bool
+    """Whether its rows have an order of their own."""
+
+    def first(self, names: Sequence[str]) -> Rows:
+        """Its first rows, at least one.
+
+        Raises:
+            DataError: it has none, or lacks a column.
+            StorageError: it cannot be read.
+        """
+
+    def read(self, names: Sequence[str], convert: Convert, layout: pa.Schema) -> RawTable:
+        """All rows, which `convert` brings into the layout."""
+
+
+def read_named(columns: TableColumns, find_table: Callable[[str], NamedTable]) -> RawData:
+    """The raw data of the tables that the config names.
+
+    Raises:
+        ConfigError: rows without an order, and `source.table.order` is not set.
+        DataError: a missing column, a wrong type, an empty table, a bad item.
+        StorageError: a table cannot be read.
+    """
+    interactions = _interactions(columns, find_table(columns.interactions))
+    users: RawTable = HeldTable(schema.RAW_USERS.empty_table())
+    items = schema.RAW_ITEMS.empty_table()
+    if columns.users:
+        table = find_table(columns.users)
+        names = [columns.user, *columns.user_features]
+        users = UniqueTable(_read(table, names, functools.partial(_convert_users, columns)), table.where, columns.user)
+    elif columns.user_features:
+        raise _no_table("users", columns.user_features)
+    if columns.items:
+        table = find_table(columns.items)
+        texts = [name for name in (columns.title, columns.category) if name]
+        names = [columns.item, *texts, *columns.item_features]
+        items = whole(_read(table, names, functools.partial(_convert_items, columns)))
+        require_unique(items["item_id"], table.where, columns.item)
+    elif columns.item_features:
+        raise _no_table("items", columns.item_features)
+    return RawData(interactions, users, items, implicit=not columns.label)
+
+
+def _no_table(side: str, features: tuple[str, ...]) -> DataError:
+    return DataError(f"source.table: features {', '.join(features)} need a file of {side}")
+
+
+def _interactions(columns: TableColumns, table: NamedTable) -> RawTable:
+    if not (columns.order or table.in_order):
+        raise ConfigError(f"source.table.order: the rows of {table.where} have no order of their own; name its column")
+    numbers = [name for name in (columns.label, columns.order) if name]
+    names = [columns.user, columns.item, columns.scenario, *numbers, *columns.context]
+    first = table.first(names)
+    order = Order.decide(first, columns.order) if columns.order else None
+    return _read(table, names, functools.partial(_convert_interactions, columns, order), first)
+
+
+def _read(table: NamedTable, names: Sequence[str], convert: Convert, first: Rows | None = None) -> RawTable:
+    first = first or table.first(names)
+    empty = Rows(first.table.slice(0, 0), first.file)
+    return table.read(names, convert, convert(empty, 0).schema)
+
+
+def _convert_interactions(columns: TableColumns, order: Order | None, rows: Rows, first: int | None) -> pa.Table:
+    count = len(rows.table)
+    ids = {"user_id": columns.user, "item_id": columns.item, "scenario_id": columns.scenario}
+    table: dict[str, Column] = {ours: rows.ids(name) for ours, name in ids.items()}
+    table["label"] = rows.labels(columns.label) if columns.label else pa.array(np.ones(count, np.float32))
+    number = None if first is None else pa.array(np.arange(first, first + count))
+    if order is not None:
+        table["order"] = order.encode(rows, columns.order)
+    elif number is not None:
+        table["order"] = number
+    contexts = {schema.CONTEXT + name: rows.texts(name, MAX_ID) for name in columns.context}
+    if number is None:
+        number = _hash_rows(table | contexts)
+    return pa.Table.from_pydict(table | {"row": number} | contexts)
+
+
+def _hash_rows(columns: dict[str, Column]) -> Column:
+    """A number for each row that its content alone decides."""
+    hashes = pd.util.hash_pandas_object(pa.Table.from_pydict(columns).to_pandas(), index=False)
+    return pa.array(hashes.to_numpy().view(np.int64))
+
+
+def _convert_users(columns: TableColumns, rows: Rows, first: int | None) -> pa.Table:
+    return pa.Table.from_pydict({"user_id": rows.ids(columns.user)} | _features(rows, columns.user_features))
+
+
+def _convert_items(columns: TableColumns, rows: Rows, first: int | None) -> pa.Table:
+    ids = rows.ids(columns.item)
+    table = {"item_id": ids, "title": rows.texts(columns.title) if columns.title else ids}
+    table |= _features(rows, columns.item_features)
+    if columns.category:
+        path = rows.features(columns.category)
+        is_text = pa.types.is_string(path.type)
+        table["f:category"] = split_texts(path, columns.category_separator) if is_text else path
+    return pa.Table.from_pydict(table)
+
+
+def _features(rows: Rows, names: tuple[str, ...]) -> dict[str, Column]:
+    return {schema.FEATURE + name: rows.features(name) for name in names}
