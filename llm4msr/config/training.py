@@ -61,6 +61,9 @@ class TrainConfig(Section):
     patience: int = Field(3, ge=1)
     """Epochs without a better validation AUC (a lower logloss, where the validation rows are of one class) after which
     training ends."""
+    warm_start: Annotated[str, Key.URI] = ""
+    """Folder or URI of an earlier training, as `train` printed it: its weights are what training begins with. The data
+    can have more users, items, scenarios and values by now; `model` must have the same keys. Empty = begin anew."""
     id_dropout: float = Field(0.02, ge=0, lt=1)
     """Share of ids trained as unknown, so that an unknown user, item or scenario has a trained meaning."""
 

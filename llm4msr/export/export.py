@@ -12,7 +12,7 @@ from llm4msr.knowledge.prompts import templates
 from llm4msr.storage import StageOutput, StageResult
 from llm4msr.text import markdown, mask, shorten
 from llm4msr.training import popularity
-from llm4msr.training.train import WEIGHTS
+from llm4msr.training.checkpoint import WEIGHTS
 from llm4msr.training.trained import TrainedModel
 
 _CARD = """# {name}: a multi-scenario ranker{suffix}

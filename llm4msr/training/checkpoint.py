@@ -14,6 +14,8 @@ from llm4msr.errors import StorageError
 from llm4msr.progress import say
 from llm4msr.training.metrics import Report
 
+WEIGHTS = "net.safetensors"
+"""The best epoch's weights, as a training publishes them."""
 FOLDER = "checkpoints"
 """Of Ray Train, below a training's output; gone when the training is published."""
 _STATE = "checkpoint_manager_snapshot.json"

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.model.net import RankerNet
-from llm4msr.training import metrics
+from llm4msr.training import metrics, warm_start
 from llm4msr.training.batches import RowReader, Rows
 from llm4msr.training.checkpoint import Checkpoint, Progress, Start, Tensors
 from llm4msr.training.dataset import Dataset
@@ -69,6 +69,8 @@ class Trainer:
         self.parallel_net = _distribute(self.net) if self.world > 1 else self.net
         self.optimizers = new_optimizers(self.net, config)
         self.state = Checkpoint(Progress(), {}, {}, {})
+        if resume is None and config.train.warm_start:
+            warm_start.load_weights(self.net, config, data)
         if resume is not None:
             self.state = replace(resume, progress=copy.deepcopy(resume.progress))
             self.net.load_state_dict(resume.net)

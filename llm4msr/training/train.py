@@ -10,14 +10,13 @@ from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput, StageResult, cache
-from llm4msr.training import checkpoint, driver, popularity
+from llm4msr.training import checkpoint, driver, popularity, warm_start
 from llm4msr.training.batches import RowReader
-from llm4msr.training.checkpoint import weights_as_bytes
+from llm4msr.training.checkpoint import WEIGHTS, weights_as_bytes
 from llm4msr.training.dataset import scenario_names
 from llm4msr.training.metrics import Metrics, Report
 
 VERSION = 5
-WEIGHTS = "net.safetensors"
 
 
 @ray_session.unwrap_errors
@@ -57,7 +56,8 @@ def folder(config: Config, data: StageOutput, knowledge: StageOutput | None) -> 
     content = {name: part.digest for name, part in data.manifest.files.items()}
     vectors = {name: part.digest for name, part in knowledge.manifest.files.items()} if knowledge else {}
     model, settings = config.model.identity(), config.train.identity()
-    name = storage.digest_json([VERSION, config.seed, model, settings, content, vectors])[:12]
+    begin = warm_start.weights_checksum(config)
+    name = storage.digest_json([VERSION, config.seed, model, settings, content, vectors, *filter(None, [begin])])[:12]
     label = f"{config.model.backbone.replace(':', '.')}-{config.model.variant}-s{config.seed}"
     return storage.path(config.root) / "train" / f"{label}-{name}"
 

@@ -7,8 +7,8 @@ import safetensors.torch
 from llm4msr.config import Config
 from llm4msr.model.net import RankerNet
 from llm4msr.storage import StageOutput
+from llm4msr.training.checkpoint import WEIGHTS
 from llm4msr.training.dataset import Dataset
-from llm4msr.training.train import WEIGHTS
 
 
 @dataclass(frozen=True)

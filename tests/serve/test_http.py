@@ -21,8 +21,8 @@ from llm4msr.errors import ConfigError
 from llm4msr.serve import app, endpoint
 from llm4msr.serve.web_app import OPENAPI
 from llm4msr.text import MAX_ID
+from llm4msr.training.checkpoint import WEIGHTS
 from llm4msr.training.dataset import Dataset
-from llm4msr.training.train import WEIGHTS
 from tests.support.experiments import SAD_USER, SCENARIOS, free_port
 from tests.support.fixtures import Spine
 

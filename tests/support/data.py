@@ -22,10 +22,10 @@ from llm4msr.model.inputs import Batch, KnowledgeStatistics
 from llm4msr.pipeline import inputs, prepare
 from llm4msr.storage import StageOutput, StageResult
 from llm4msr.training import loop
-from llm4msr.training.checkpoint import weights_as_bytes
+from llm4msr.training.checkpoint import WEIGHTS, weights_as_bytes
 from llm4msr.training.dataset import Dataset
-from llm4msr.training.train import WEIGHTS, quality
 from llm4msr.training.train import folder as train_folder
+from llm4msr.training.train import quality
 
 HEADER = ["user_id", "item_id", "scenario", "label", "ts", "device"]
 SCENARIOS = ("home", "search")
@@ -183,7 +183,8 @@ def publish_trained(config: Config) -> StageOutput:
         }
         return StageResult(files={WEIGHTS: 1}, rows=partitions.rows(data, "train"), info=info)
 
-    return storage.publish(train_folder(config, data, knowledge), "train", config.seed, {}, {}, build)
+    fingerprints = {"prepare": data.manifest.fingerprint}
+    return storage.publish(train_folder(config, data, knowledge), "train", config.seed, {}, fingerprints, build)
 
 
 FIELDS = [

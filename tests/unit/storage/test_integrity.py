@@ -22,10 +22,10 @@ from llm4msr.knowledge.prune import Live, erase
 from llm4msr.knowledge.rows import find_texts, read_shard, read_texts, read_vectors, row_groups
 from llm4msr.pipeline import trained
 from llm4msr.storage import StageOutput, parquet
+from llm4msr.training.checkpoint import WEIGHTS
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.feature_tables import FeatureTables
 from llm4msr.training.popularity import Popularity
-from llm4msr.training.train import WEIGHTS
 from tests.support.bundles import publish_bundle, publish_codes, read_codes
 from tests.support.data import flipped, publish_trained
 from tests.support.versions import make_version, record_again
