@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llm4msr.arrays import Floats, Ints
+from llm4msr.arrays import Floats, Hashes, Ints
 
 ROWS_PER_USER = 10
 ITEMS, SHELVES, SCENARIOS = 100_000, 50, 8
@@ -64,18 +64,18 @@ def _items() -> pa.Table:
     return pa.table({"item": _ids("i", numbers), "title": pa.array([f"Thing {n}" for n in numbers]), "shelf": shelves})
 
 
-def _mix(numbers: Ints, salt: int) -> "np.ndarray[Any, np.dtype[np.uint64]]":
+def mix(numbers: Ints | Hashes, salt: int) -> Hashes:
     """64 random-looking bits for each number (the finalizer of SplitMix64)."""
     bits = numbers.astype(np.uint64) + np.uint64(salt * 0x9E3779B97F4A7C15 % 2**64)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray[Any, np.dtype[np.uint64]] = bits ^ (bits >> np.uint64(31))
+    mixed: Hashes = bits ^ (bits >> np.uint64(31))
     return mixed
 
 
 def _noise(numbers: Ints, salt: int) -> Floats:
     """In [0, 1), the same for the same number."""
-    return (_mix(numbers, salt) >> np.uint64(11)) / 2**53
+    return (mix(numbers, salt) >> np.uint64(11)) / 2**53
 
 
 def _ids(letter: str, numbers: Ints) -> "pa.Array[Any]":
