@@ -18,6 +18,8 @@ class Mark(NamedTuple):
     begin: float
     end: float
     batch: int
+    wall_begin: float
+    wall_end: float
 
 
 def train_with_clock(config: Config) -> tuple[StageOutput, list[list[Mark]]]:
@@ -43,13 +45,14 @@ def _worker_loop_with_clock(folder: str) -> Callable[[Any], Any]:
         from llm4msr.training.loop import fit
         from llm4msr.training.worker import worker_loop
 
-        marks: list[tuple[float, float, int]] = []
+        marks: list[tuple[float, float, int, float, float]] = []
 
         def fit_with_clock(config: Any, data: Any, resume: Any, on_checkpoint: Any) -> Any:
             def record(state: Any) -> None:
-                begin = time.process_time()
+                begin, wall_begin = time.process_time(), time.perf_counter()
                 on_checkpoint(state)
-                marks.append((begin, time.process_time(), state.progress.batch))
+                end, wall_end = time.process_time(), time.perf_counter()
+                marks.append((begin, end, state.progress.batch, wall_begin, wall_end))
 
             return fit(config, data, resume, record)
 

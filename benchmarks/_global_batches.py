@@ -46,7 +46,9 @@ def _sum(rows: Rows) -> int:
     assert rows.seen_B is not None
     hash_B = np.zeros(len(rows.user_B), np.uint64)
     bits_B = rows.label_B.view(torch.int32)
-    for salt, numbers_B in enumerate((rows.user_B, rows.item_B, rows.scenario_B, rows.seen_B, bits_B, *rows.context_BC.T)):
+    for salt, numbers_B in enumerate(
+        (rows.user_B, rows.item_B, rows.scenario_B, rows.seen_B, bits_B, *rows.context_BC.T)
+    ):
         hash_B = mix(hash_B + numbers_B.numpy().astype(np.uint64), salt)
     return int(hash_B.sum(dtype=np.uint64))
 

@@ -8,6 +8,7 @@ that it starts. What is measured is kept in benchmarks/results/data-scale.json a
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import shutil
@@ -23,6 +24,7 @@ from benchmarks.data_scale_report import Record, report
 
 RESULT = Path(__file__).parent / "results" / "data-scale.md"
 RECORDS = RESULT.with_suffix(".json")
+BATCH = 16_384
 CONFIG = """\
 name = "scale"
 storage = "{work}/runs-{rows}"
@@ -50,8 +52,9 @@ knowledge = "none"
 
 [train]
 workers = {workers}
-batch_size = 16384
+batch_size = {batch}
 epochs = 1
+checkpoint_batches = {checkpoint}
 """
 MOVIELENS = """\
 name = "scale"
@@ -112,7 +115,7 @@ def measurements(options: argparse.Namespace, work: Path) -> Measurements:
 
 
 def of_prepare(options: argparse.Namespace, work: Path, rows: int) -> Measurements:
-    """`prepare` of rows with labels and of rows whose negatives are drawn; and the peers."""
+    """Of rows with labels, of rows whose negatives are drawn, and by the peers."""
     for negatives in dict.fromkeys((0, options.negatives)):
         name = {"stage": "prepare", "by": "llm4msr", "rows": rows, "negatives": negatives}
         yield name, partial(_stage, "prepare", work, rows, negatives)
@@ -121,7 +124,30 @@ def of_prepare(options: argparse.Namespace, work: Path, rows: int) -> Measuremen
         yield name, partial(_peer, program, work, rows)
 
 
-STAGES: dict[str, Callable[[argparse.Namespace, Path, int], Measurements]] = {"prepare": of_prepare}
+def of_batches(options: argparse.Namespace, work: Path, rows: int) -> Measurements:
+    """What each of so many workers reads of an epoch, without training."""
+    for workers in options.workers:
+        yield {"stage": "batches", "rows": rows, "workers": workers}, partial(_batches, work, rows, workers)
+
+
+def of_train(options: argparse.Namespace, work: Path, rows: int) -> Measurements:
+    """An epoch on so many workers."""
+    for workers in options.workers:
+        yield {"stage": "train", "rows": rows, "workers": workers}, partial(_train, work, rows, workers)
+
+
+def of_others(stage: str, options: argparse.Namespace, work: Path, rows: int) -> Measurements:
+    """A stage after `train`."""
+    yield {"stage": stage, "rows": rows}, partial(_stage, stage, work, rows)
+
+
+STAGES: dict[str, Callable[[argparse.Namespace, Path, int], Measurements]] = {
+    "prepare": of_prepare,
+    "batches": of_batches,
+    "train": of_train,
+    "evaluate": partial(of_others, "evaluate"),
+    "export": partial(of_others, "export"),
+}
 
 
 def movielens(work: Path) -> Record:
@@ -135,15 +161,49 @@ def movielens(work: Path) -> Record:
     return usage._asdict() | {"again": float(done.stdout.split()[-1])}
 
 
-def _stage(stage: str, work: Path, rows: int, negatives: int = 0, workers: int = 1) -> Record:
+def _stage(stage: str, work: Path, rows: int, negatives: int = 0) -> Record:
     """A stage in processes of its own, on a Ray of its own."""
-    source = _skewed_rows.write_source(work / f"rows-{rows}", rows)
-    config = work / "config.toml"
-    label = "" if negatives else "like"
-    values = {"work": work, "rows": rows, "source": source, "label": label, "negatives": negatives, "workers": workers}
-    config.write_text(CONFIG.format(**values))
-    shutil.rmtree(work / f"runs-{rows}" / "scale" / stage, ignore_errors=True)
+    config = write_config(work, rows, negatives)
+    shutil.rmtree(work / f"runs-{rows}" / stage, ignore_errors=True)
     return _process_meter.run([sys.executable, "-m", "llm4msr", stage, str(config)], {"RAY_ADDRESS": "local"})._asdict()
+
+
+def write_config(work: Path, rows: int, negatives: int = 0, workers: int = 1) -> Path:
+    """A config for so many rows, which are made unless they are there."""
+    config, source = work / "config.toml", _skewed_rows.write_source(work / f"rows-{rows}", rows)
+    values = {
+        "work": work,
+        "rows": rows,
+        "source": source,
+        "label": "" if negatives else "like",
+        "negatives": negatives,
+        "workers": workers,
+        "batch": BATCH,
+        "checkpoint": max(1, rows // BATCH // 5),  # four in an epoch, as eight tenths of the rows train
+    }
+    config.write_text(CONFIG.format(**values))
+    return config
+
+
+def _batches(work: Path, rows: int, workers: int) -> Record:
+    config, parts = write_config(work, rows), []
+    subprocess.run([sys.executable, "-m", "llm4msr", "prepare", str(config)], check=True)
+    for rank in range(workers):
+        command = [sys.executable, "-m", "benchmarks._global_batches", str(config), str(rank), str(workers)]
+        parts.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+    sums = [sum(numbers) % 2**64 for numbers in zip(*(part["sums"] for part in parts), strict=True)]
+    digest = hashlib.blake2b(repr(sums).encode(), digest_size=8).hexdigest()
+    figures = {key: [part[key] for part in parts] for key in ("rows", "bytes", "cpu_seconds", "peak")}
+    return {"batches": len(sums), "digest": digest, "read": figures}
+
+
+def _train(work: Path, rows: int, workers: int) -> Record:
+    config, result = write_config(work, rows, workers=workers), work / "rates.json"
+    subprocess.run([sys.executable, "-m", "llm4msr", "prepare", str(config)], check=True)
+    shutil.rmtree(work / f"runs-{rows}" / "train", ignore_errors=True)
+    usage = _process_meter.run([sys.executable, "-m", "benchmarks._train_rate", str(config), str(result)])
+    rates: Record = json.loads(result.read_text())
+    return usage._asdict() | rates
 
 
 def _peer(program: str, work: Path, rows: int) -> Record:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import _peer_prepare, _process_meter, _skewed_rows
-from benchmarks.data_scale import CONFIG
+from benchmarks.data_scale import write_config
 from llm4msr import load
 from llm4msr.pipeline import prepare
 
@@ -68,18 +68,16 @@ def test_the_meter_shows_what_a_command_that_fails_said() -> None:
 
 
 @pytest.fixture(scope="module")
-def ours(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, pa.Table]:
+def ours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pa.Table]:
     work = tmp_path_factory.mktemp("ours")
-    values = {"work": work, "rows": ROWS, "source": source, "label": "like", "negatives": 0, "workers": 1}
-    (work / "config.toml").write_text(CONFIG.format(**values))
     one_file = "source.table.interactions=interactions/00000.parquet"
-    return tables_of(prepare(load(str(work / "config.toml"), [one_file])).folder)
+    return tables_of(prepare(load(str(write_config(work, ROWS)), [one_file])).folder)
 
 
 def tables_of(folder: Any) -> dict[str, pa.Table]:
     """Each table, of one file or of the files of its folder."""
     names = ("users", "items", "histories", "seen", "train", "valid", "test")
-    return {name: pq.read_table(next(folder.glob(f"{name}*"))) for name in names}
+    return {name: pq.read_table(str(next(folder.glob(f"{name}*")))) for name in names}
 
 
 @pytest.mark.parametrize("program", _peer_prepare.PROGRAMS)
