@@ -11,13 +11,13 @@ GIB = 1 << 30
 
 def report(records: Sequence[Record]) -> str:
     """The result as Markdown."""
-    sections = {"prepare": _prepare, "ml-100k": _movielens}
+    sections = {"prepare": _prepare, "ml-100k": _movielens, "batches": _batches, "train": _train}
     parts = [
         section([record for record in records if record["stage"] == stage])
         for stage, section in sections.items()
         if any(record["stage"] == stage for record in records)
     ]
-    return "\n".join(["# The data plane: rows, seconds and memory", "", *parts, _how()])
+    return "\n".join(["# The data plane: rows, seconds and memory", "", *parts, _drivers(records), _how()])
 
 
 def _prepare(records: Sequence[Record]) -> str:
@@ -67,6 +67,88 @@ def _movielens(records: Sequence[Record]) -> str:
     seconds = f"{record['cpu_seconds']:.2f} CPU-seconds, of which {record['again']:.2f} are work"
     return f"""MovieLens-100K, as a user runs it: {seconds}, and the rest is loading Python's modules;
 {record["peak"] / GIB:.2f} GiB.
+"""
+
+
+def _batches(records: Sequence[Record]) -> str:
+    lines = []
+    for record in sorted(records, key=lambda r: (r["rows"], r["workers"])):
+        read = record["read"]
+        lines.append(
+            (
+                f"{record['rows']:,}",
+                f"{record['workers']}",
+                f"{record['batches']:,}",
+                f"`{record['digest']}`",
+                f"{max(read['bytes']) / 1e6:,.1f}",
+                f"{1e6 * sum(read['cpu_seconds']) / sum(read['rows']):.2f}",
+                f"{max(read['peak']) / GIB:.2f}",
+            )
+        )
+    heads = (
+        "rows",
+        "workers",
+        "global batches",
+        "hash of all",
+        "MB read by a worker",
+        "CPU microseconds a row",
+        "peak GiB",
+    )
+    return f"""## What a training worker reads
+
+An epoch of the training rows (eight tenths), read in its order and not trained on, in global batches of 16,384. The
+hash is of the numbers of every row of every global batch, in the order of the batches; of a single worker the bytes and
+the peak of its resident memory, torch included.
+
+{table(heads, lines)}
+"""
+
+
+def _train(records: Sequence[Record]) -> str:
+    lines = []
+    for record in sorted(records, key=lambda r: (r["rows"], r["workers"])):
+        (one,) = [r for r in records if r["rows"] == record["rows"] and r["workers"] == 1]
+        lines.append(
+            (
+                f"{record['rows']:,}",
+                f"{record['workers']}",
+                f"{record['rows_per_cpu_second']:,.0f}",
+                f"{record['rows_per_cpu_second'] / one['rows_per_cpu_second']:.2f}",
+                f"{record['rows_per_second']:,.0f}",
+                f"{record['rows_per_second'] / one['rows_per_second']:.2f}",
+                *(f"{record[key] / GIB:.2f}" for key in ("peak", "first_peak", "largest_other")),
+            )
+        )
+    heads = ("rows", "workers", "rows per CPU-second", "to 1", "rows per second", "to 1", *MEMORY)
+    return f"""## `train`
+
+An epoch of our default model without knowledge, global batches of 16,384, one thread a worker; rows per CPU-second of a
+worker's process and rows of all workers per second are of training steps alone.
+
+{table(heads, lines)}
+"""
+
+
+def _drivers(records: Sequence[Record]) -> str:
+    records = [
+        r for r in records if "first_peak" in r and r.get("by", "llm4msr") == "llm4msr" and r["stage"] != "ml-100k"
+    ]
+    order = {stage: number for number, stage in enumerate(dict.fromkeys(r["stage"] for r in records))}
+    lines = [
+        (
+            f"`{r['stage']}`" + "".join(f", {r[key]} {key}" for key in ("negatives", "workers") if r.get(key)),
+            f"{r['rows']:,}",
+            f"{r['cpu_seconds']:.0f}",
+            *(f"{r[key] / GIB:.2f}" for key in ("first_peak", "largest_other", "peak")),
+        )
+        for r in sorted(
+            records, key=lambda r: (order[r["stage"]], r.get("negatives", 0), r.get("workers", 0), r["rows"])
+        )
+    ]
+    heads = ("stage", "rows", "CPU s", "driver, peak GiB", "largest other process", "all processes")
+    return f"""## The driver's memory
+
+{table(heads, lines)}
 """
 
 
