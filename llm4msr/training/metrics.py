@@ -1,14 +1,21 @@
-"""AUC, GAUC and logloss, per scenario and overall, exact, and the same however the rows were divided."""
+"""How well rows are ordered and predicted, per scenario and overall, from sums over parts of the rows.
 
-from collections.abc import Sequence
+All rows of a user lie in one part, such as a partition or a worker's share of one.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from llm4msr.arrays import AnyFloats, Floats, Ints, Singles
+from llm4msr.arrays import AnyFloats, Bools, Floats, Ints, Singles
+from llm4msr.training.score_counts import ScoreCounts
+from llm4msr.training.user_metrics import user_metrics
 
-Metric = Literal["auc", "gauc", "logloss"]
+Metric = Literal["auc", "gauc", "logloss", "ndcg_at_10", "recall_at_10", "ece"]
+METRICS: tuple[Metric, ...] = ("auc", "gauc", "logloss", "ndcg_at_10", "recall_at_10", "ece")
 
 
 class Scores(TypedDict):
@@ -19,12 +26,20 @@ class Scores(TypedDict):
     """Mean AUC within a user, weighted by rows (Zhu et al., KDD 2017, https://arxiv.org/abs/1703.02091)."""
     logloss: float | None
     """In nats."""
+    ndcg_at_10: float | None
+    """Mean over the users with both classes of how their own rows are ordered; see `user_metrics`."""
+    recall_at_10: float | None
+    """Likewise: the share of a user's positives that is among the user's first ten rows."""
+    ece: float | None
+    """Expected calibration error; see `score_counts`."""
 
 
 class Metrics(Scores):
     """Scores, and of how many rows."""
 
     rows: int
+    auc_bound: float | None
+    """By how much `auc` can be wrong: 0 up to a million different scores, then about 0.00001."""
 
 
 class ScenarioMetrics(Metrics):
@@ -52,8 +67,89 @@ class Predictions(NamedTuple):
 
     @classmethod
     def concatenate(cls, parts: Sequence["Predictions"]) -> "Predictions":
-        """The rows of several batches or workers as one; the metrics do not depend on their order."""
+        """The rows of several batches as one."""
         return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+class Sums(NamedTuple):
+    """What the metrics of some rows are computed from; P places: each scenario by number, and last all rows."""
+
+    rows_P: Ints
+    infinite_P: Ints
+    """Rows whose score is not finite: where there are any, there is no metric."""
+    loss_P: Floats
+    users_PM: Floats
+    """Over users with both classes: their number, their rows, and sums of AUC times rows, NDCG and recall."""
+    counts: ScoreCounts
+
+    @classmethod
+    def of(cls, rows: Predictions, scenarios: int) -> "Sums":
+        """Exact sums of these rows; `scenarios` counts the unknown one."""
+        finite_B = np.isfinite(rows.logit)
+        infinite_P = _count(rows.scenario[~finite_B], scenarios)
+        rows_P = _count(rows.scenario, scenarios)
+        user_B, scenario_B, label_B, logit_B = (column[finite_B] for column in rows)
+        positive_B, x_B = label_B > 0.5, logit_B.astype(np.float64)
+        loss_B = np.logaddexp(0, x_B) - x_B * label_B
+        loss_P = np.r_[np.bincount(scenario_B, loss_B, scenarios), loss_B.sum()]
+        counts = ScoreCounts.of(scenario_B, positive_B, logit_B)
+        return cls(rows_P, infinite_P, loss_P, _of_users(user_B, scenario_B, positive_B, logit_B, scenarios), counts)
+
+    @classmethod
+    def add(cls, parts: Iterable["Sums"]) -> "Sums":
+        """The sums of all parts. No two of them have rows of one user."""
+        rows, infinite, loss, users, counts = zip(*parts, strict=True)
+        return cls(sum(rows), sum(infinite), sum(loss), sum(users), ScoreCounts.add(counts))
+
+    def report(self, names: Sequence[str]) -> Report:
+        """The metrics of all rows, and of each scenario that has any; `names[i]` is the id of scenario i."""
+        scenarios: list[ScenarioMetrics] = [
+            {"scenario": number, "scenario_id": names[number], **self._metrics(number, self.counts.of_scenario(number))}
+            for number in np.flatnonzero(self.rows_P[:-1]).tolist()
+        ]
+        return {"overall": self._metrics(-1, self.counts.of_all()), "scenarios": scenarios}
+
+    def _metrics(self, place: int, counts: ScoreCounts) -> Metrics:
+        rows = int(self.rows_P[place])
+        none: Metrics = {**NO_SCORES, "rows": rows, "auc_bound": None}
+        if self.infinite_P[place] or not rows:
+            return none
+        auc, bound = counts.auc() or (None, None)
+        users, user_rows, auc_rows, ndcg, recall = self.users_PM[place].tolist()
+        return {
+            "auc": auc,
+            "gauc": auc_rows / user_rows if users else None,
+            "logloss": float(self.loss_P[place]) / rows,
+            "ndcg_at_10": ndcg / users if users else None,
+            "recall_at_10": recall / users if users else None,
+            "ece": counts.calibration_error(),
+            "rows": rows,
+            "auc_bound": bound,
+        }
+
+    def to_bytes(self) -> bytes:
+        """For `from_bytes`."""
+        file = io.BytesIO()
+        np.savez(file, *self[:-1], *map(np.asarray, self.counts))
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Sums":
+        """Sums as they were; nothing is unpickled."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            rows, infinite, loss, users, *counts, shift = (arrays[name] for name in arrays.files)
+        scenario, key, positives, negatives = counts
+        return cls(rows, infinite, loss, users, ScoreCounts(scenario, key, positives, negatives, int(shift)))
+
+
+NO_SCORES: Scores = {
+    "auc": None,
+    "gauc": None,
+    "logloss": None,
+    "ndcg_at_10": None,
+    "recall_at_10": None,
+    "ece": None,
+}
 
 
 def report(predictions: Predictions, names: Sequence[str]) -> Report:
@@ -61,39 +157,7 @@ def report(predictions: Predictions, names: Sequence[str]) -> Report:
 
     Rows with a score that is not finite have no metric.
     """
-    scenarios: list[ScenarioMetrics] = [
-        {"scenario": int(number), "scenario_id": names[number], **_metrics(_of_scenario(predictions, number))}
-        for number in np.unique(predictions.scenario)
-    ]
-    return {"overall": _metrics(predictions), "scenarios": scenarios}
-
-
-def auc_by_group(group: Ints, label: npt.ArrayLike, logit: npt.ArrayLike) -> tuple[Ints, Floats, Ints]:
-    """AUC within each group that has both classes: group ids int64 [G], AUCs float64 [G], row counts int64 [G].
-
-    A tie counts half (the Mann-Whitney U statistic divided by the number of pairs). `group` (ids, 0 or more), `label`
-    and `logit` are [B]. There is no group at all where a score is not finite: such scores have no order.
-    """
-    if not np.isfinite(logit).all():
-        return np.empty(0, np.int64), np.empty(0), np.empty(0, np.int64)
-    group, positive, score = np.asarray(group), np.asarray(label) > 0.5, np.asarray(logit)
-    order = np.argsort(score)
-    small = group.astype(np.min_scalar_type(group.max(initial=0)))  # a stable sort of 16 bits takes no comparisons
-    order = order[np.argsort(small[order], kind="stable")]
-    group, positive, score = group[order], positive[order], score[order]
-    new_group = np.ones(len(group), bool)
-    new_group[1:] = group[1:] != group[:-1]
-    new_value = new_group.copy()
-    new_value[1:] |= score[1:] != score[:-1]
-    starts, first = np.flatnonzero(new_group), np.flatnonzero(new_value)
-    last = np.append(first[1:], len(score)) - 1
-    counts, dense = np.diff(starts, append=len(group)), np.cumsum(new_group) - 1
-    rank = ((first + last) / 2)[np.cumsum(new_value) - 1] + 1 - starts[dense]
-    positives = np.bincount(dense, positive, len(starts))
-    negatives = counts - positives
-    wins = np.bincount(dense, rank * positive, len(starts)) - positives * (positives + 1) / 2
-    both = (positives > 0) & (negatives > 0)
-    return group[starts[both]], wins[both] / (positives * negatives)[both], counts[both]
+    return Sums.of(predictions, len(names)).report(names)
 
 
 def auc(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
@@ -101,8 +165,11 @@ def auc(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
 
     None with one class only, and where a score is no finite number.
     """
-    _, value, _ = auc_by_group(np.zeros(np.size(label), np.int64), label, logit)
-    return float(value[0]) if len(value) else None
+    if not np.isfinite(logit).all():
+        return None
+    nowhere_B = np.zeros(np.size(label), np.int64)
+    value = ScoreCounts.of(nowhere_B, np.asarray(label) > 0.5, np.asarray(logit)).auc()
+    return value[0] if value else None
 
 
 def logloss(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
@@ -113,16 +180,18 @@ def logloss(label: npt.ArrayLike, logit: npt.ArrayLike) -> float | None:
     return float(np.mean(np.logaddexp(0, x) - x * np.asarray(label)))
 
 
-def _metrics(rows: Predictions) -> Metrics:
-    _, aucs, weights = auc_by_group(rows.user, rows.label, rows.logit)
-    return {
-        "auc": auc(rows.label, rows.logit),
-        "gauc": float(np.average(aucs, weights=weights)) if len(aucs) else None,
-        "logloss": logloss(rows.label, rows.logit),
-        "rows": len(rows.label),
-    }
+def _count(scenario_B: Ints, scenarios: int) -> Ints:
+    return np.r_[np.bincount(scenario_B, minlength=scenarios), len(scenario_B)]
 
 
-def _of_scenario(rows: Predictions, scenario: int) -> Predictions:
-    mask_B = rows.scenario == scenario
-    return Predictions(*(column[mask_B] for column in rows))
+def _of_users(user_B: Ints, scenario_B: Ints, positive_B: Bools, logit_B: AnyFloats, scenarios: int) -> Floats:
+    """`Sums.users_PM` of the rows of users as a whole, and of those of each user in each scenario."""
+    sums_PM = np.zeros((scenarios + 1, 5))
+    user = user_metrics(user_B, positive_B, logit_B)
+    columns = (np.ones(len(user.rows_U)), user.rows_U, user.auc_U * user.rows_U, user.ndcg_U, user.recall_U)
+    sums_PM[-1] = [column.sum() for column in columns]
+    place = user_metrics(user_B * scenarios + scenario_B, positive_B, logit_B)
+    columns = (np.ones(len(place.rows_U)), place.rows_U, place.auc_U * place.rows_U, place.ndcg_U, place.recall_U)
+    for at, column in enumerate(columns):
+        sums_PM[:-1, at] = np.bincount(place.group_U % scenarios, column, scenarios)
+    return sums_PM

@@ -3,7 +3,7 @@
 Popularity: an item's score in a scenario is the number of its positives there, of the training rows; items with equal
 numbers are ordered by their positives in all scenarios. So an item that nobody liked in training, or that is unknown,
 scores lowest, and all such tie. In scenario 0, which stands for those that the training rows lack, the positives of
-all scenarios count. The score is no probability, so popularity has no logloss.
+all scenarios count. The score is no probability, so popularity has neither logloss nor calibration error.
 
 Constant: the share of positives of the scenario's training rows (in scenario 0: of all), whatever user and item are.
 It ranks nothing: its AUC is 0.5 wherever there are two classes.
@@ -86,9 +86,9 @@ def reports(prepared: StageOutput, part: str, names: Sequence[str]) -> dict[str,
 
     popular, constant = report(counts.scores(scenario_B, item_B)), report(np.zeros(len(label_B)))
     for place in _places(popular):
-        place["logloss"] = None
+        place["logloss"] = place["ece"] = None
     for place, likely in zip(_places(constant), _places(report(counts.log_odds(scenario_B))), strict=True):
-        place["logloss"] = likely["logloss"]
+        place["logloss"], place["ece"] = likely["logloss"], likely["ece"]
     return {CONSTANT: constant, POPULARITY: popular}
 
 

@@ -9,7 +9,7 @@ from typing import TypedDict
 import numpy as np
 
 from llm4msr.text import NONE, signed
-from llm4msr.training.metrics import Metric, Metrics, Report, ScenarioMetrics, Scores
+from llm4msr.training.metrics import METRICS, NO_SCORES, Metric, Metrics, Report, ScenarioMetrics, Scores
 from llm4msr.training.popularity import warnings
 
 PLAIN = "none"
@@ -35,6 +35,9 @@ class Spreads(TypedDict):
     auc: Spread
     gauc: Spread
     logloss: Spread
+    ndcg_at_10: Spread
+    recall_at_10: Spread
+    ece: Spread
 
 
 class Place(Spreads):
@@ -114,7 +117,10 @@ def summarise(reports: Sequence[Report]) -> Summary:
 
 def means_of(place: Spreads) -> Scores:
     """The means alone."""
-    return {"auc": place["auc"]["mean"], "gauc": place["gauc"]["mean"], "logloss": place["logloss"]["mean"]}
+    means: Scores = {**NO_SCORES}
+    for metric in METRICS:
+        means[metric] = place[metric]["mean"]
+    return means
 
 
 def subtract(reports: Sequence[SeedReport], plain: Sequence[SeedReport]) -> Difference:
@@ -151,4 +157,11 @@ def _place(places: Sequence[Metrics]) -> Place:
 
 
 def _spreads(spread_of: Callable[[Metric], Spread]) -> Spreads:
-    return {"auc": spread_of("auc"), "gauc": spread_of("gauc"), "logloss": spread_of("logloss")}
+    return {
+        "auc": spread_of("auc"),
+        "gauc": spread_of("gauc"),
+        "logloss": spread_of("logloss"),
+        "ndcg_at_10": spread_of("ndcg_at_10"),
+        "recall_at_10": spread_of("recall_at_10"),
+        "ece": spread_of("ece"),
+    }

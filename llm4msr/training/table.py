@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from llm4msr.text import NONE, count_of, markdown
+from llm4msr.training.metrics import Metric
 from llm4msr.training.popularity import CONSTANT, POPULARITY
-from llm4msr.training.results import PLAIN, UNKNOWN, Place, Results, Summary, format_spread
+from llm4msr.training.results import PLAIN, UNKNOWN, Place, Results, SeedReport, Summary, format_spread
 
 CONTROLS = ("shuffled", "random")
 LITTLE = 0.005
@@ -13,7 +14,7 @@ LITTLE = 0.005
 
 
 def markdown_table(backbone: str, results: Results) -> str:
-    """A row per scenario, AUC and logloss of each model side by side, and below it what to know of them."""
+    """A row per scenario, AUC and logloss of each model side by side; a row per model; and what to know of them."""
     columns: list[tuple[str, Literal["auc", "logloss"]]] = [(name, "auc") for name in results["summary"]]
     columns += [(name, "logloss") for name in results["summary"] if name != POPULARITY]
     labels = {"auc": "AUC", "logloss": "logloss"}
@@ -25,7 +26,7 @@ def markdown_table(backbone: str, results: Results) -> str:
         cells = [format_spread(row.places[name][metric]) if name in row.places else NONE for name, metric in columns]
         count = f"{max(place['rows'] for place in row.places.values()):,.0f}"
         lines.append(_line([row.number, row.name, count, *cells]))
-    return "\n".join([*lines, "", *_notes(backbone, results), ""])
+    return "\n".join([*lines, "", *_other_metrics(results["summary"]), "", *_notes(backbone, results), ""])
 
 
 class _Row(NamedTuple):
@@ -48,22 +49,42 @@ def _rows(summary: dict[str, Summary]) -> list[_Row]:
     return [overall, *(row for _, row in sorted(rows.items()))]
 
 
+OTHER_METRICS: dict[Metric, str] = {"gauc": "GAUC", "ndcg_at_10": "NDCG@10", "recall_at_10": "Recall@10", "ece": "ECE"}
+
+
+def _other_metrics(summary: dict[str, Summary]) -> list[str]:
+    """Of all rows: a line per model or baseline."""
+    lines = [_line(["on all test rows", *OTHER_METRICS.values()]), _line(["---", *["---:"] * len(OTHER_METRICS)])]
+    for name, one in summary.items():
+        lines.append(_line([name, *(format_spread(one["overall"][metric]) for metric in OTHER_METRICS)]))
+    return lines
+
+
 def _notes(backbone: str, results: Results) -> list[str]:
-    summary, runs = results["summary"], results["runs"]
+    runs = results["runs"]
     seeds = max(len(reports) for reports in runs.values())
     note = "mean ± standard deviation over the seeds"
     if seeds == 1:
         note = f"one seed, so differences below {LITTLE} say little"
-    gauc = ", ".join(f"{name} {format_spread(one['overall']['gauc'])}" for name, one in summary.items())
     notes = [
-        f"Backbone {markdown(backbone)}, {seeds} seed{'s' * (seeds > 1)}: {note}. "
-        f"GAUC (mean AUC within a user): {gauc}.",
+        f"Backbone {markdown(backbone)}, {seeds} seed{'s' * (seeds > 1)}: {note}.",
+        "GAUC: mean AUC within a user, weighted by rows. NDCG@10, Recall@10: how a user's own test rows are ordered, "
+        "mean over the users with both classes. ECE: expected calibration error, how far rates of positives are from "
+        "the predicted ones on average, in 15 bins of equally many rows.",
+        _note_on_bounds(runs),
         f"`{POPULARITY}`: positives of the item in the scenario's training rows. `{CONSTANT}`: the share of positives "
         "of the scenario's training rows, for every row.",
         _note_on_knowledge(results),
         *(f"**Warning**: {line}." for line in results["warnings"]),
     ]
     return [line for note in notes if note for line in (note, "")][:-1]
+
+
+def _note_on_bounds(runs: dict[str, list[SeedReport]]) -> str:
+    """Empty where every AUC is exact."""
+    reports = [report["overall"] for seeds in runs.values() for report in seeds]
+    bound = max((report["auc_bound"] or 0.0 for report in reports), default=0.0)
+    return f"AUC was summed in bins of scores; it is wrong by {bound:.1g} at most." if bound else ""
 
 
 def _note_on_knowledge(results: Results) -> str:

@@ -11,6 +11,7 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.pipeline import datasets, evaluate, export, prepare, run, trainings
 from llm4msr.training.evaluate import compared_runs
+from llm4msr.training.metrics import METRICS
 from llm4msr.training.table import markdown_table
 from tests.support.data import config_of, interactions, prepare_and_make_knowledge, publish_trained, write_data
 
@@ -95,7 +96,8 @@ def test_evaluate_publishes_numbers_and_a_table(trained: Config):
     shown = output.summary()["metrics"]
     assert shown["on"] == "test"
     assert [(one["scenario"], one["scenario_id"]) for one in shown["scenarios"]] == [(1, "home"), (2, "search")]
-    assert set(shown["overall"]) == {"auc", "gauc", "logloss"}
+    assert set(shown["overall"]) == {*METRICS}
+    assert all(0 < value <= 1 for value in shown["overall"].values())
     text = storage.read_bytes(output.folder / "table.md").decode()
     assert text == markdown_table("mmoe", found)
     assert 0 < found["test_rows_of_users_with_knowledge"] < found["test_rows"] == output.manifest.rows

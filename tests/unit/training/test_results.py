@@ -14,7 +14,9 @@ NAMES = ["", "home", "overall", "**all**", "a|b\n| 9 | c", "<img src=x>`x`", UNK
 
 
 def metrics_of(auc: float | None, logloss: float | None = 0.5, rows: int = 10) -> dict[str, Any]:
-    return {"auc": auc, "gauc": None if auc is None else auc - 0.1, "logloss": logloss, "rows": rows}
+    gauc = None if auc is None else auc - 0.1
+    users = {"ndcg_at_10": auc, "recall_at_10": gauc}
+    return {"auc": auc, "gauc": gauc, "logloss": logloss, **users, "ece": 0.01, "rows": rows, "auc_bound": 0.0}
 
 
 def report(overall: float | None, scenarios: dict[int, float | None], seed: int = 1) -> dict[str, Any]:
@@ -32,8 +34,8 @@ def found(
 
 
 def cells(text: str) -> list[list[str]]:
-    """Of each line of the table, split where GitHub's Markdown splits."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
+    """Of each line of the first table, split where GitHub's Markdown splits."""
+    lines = text.split("\n\n")[0].splitlines()
     return [[cell.strip() for cell in line.replace("\\|", "\0").strip("|").split("|")] for line in lines]
 
 
@@ -74,8 +76,18 @@ def test_table_of_one_seed():
         "| 1 | home | 1 | 0.5000 | 0.5000 | 0.7000 | 0.7500 | 0.5000 | 0.5000 | 0.5000 |\n"
         "| 2 | overall | 2 | 0.5000 | 0.5000 | n/a | n/a | 0.5000 | 0.5000 | n/a |\n"
         "\n"
-        "Backbone star, 1 seed: one seed, so differences below 0.005 say little. GAUC (mean AUC within a user): "
-        "constant 0.4000, popularity 0.3000, none 0.5000, both 0.5500.\n"
+        "| on all test rows | GAUC | NDCG@10 | Recall@10 | ECE |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+        "| constant | 0.4000 | 0.5000 | 0.4000 | 0.0100 |\n"
+        "| popularity | 0.3000 | 0.4000 | 0.3000 | 0.0100 |\n"
+        "| none | 0.5000 | 0.6000 | 0.5000 | 0.0100 |\n"
+        "| both | 0.5500 | 0.6500 | 0.5500 | 0.0100 |\n"
+        "\n"
+        "Backbone star, 1 seed: one seed, so differences below 0.005 say little.\n"
+        "\n"
+        "GAUC: mean AUC within a user, weighted by rows. NDCG@10, Recall@10: how a user's own test rows are ordered, "
+        "mean over the users with both classes. ECE: expected calibration error, how far rates of positives are from "
+        "the predicted ones on average, in 15 bins of equally many rows.\n"
         "\n"
         "`popularity`: positives of the item in the scenario's training rows. `constant`: the share of positives of "
         "the scenario's training rows, for every row.\n"
@@ -84,6 +96,13 @@ def test_table_of_one_seed():
         "users with knowledge: 3 of 10 (30.0%). Without `shuffled` and `random` beside it (evaluate.variants), a "
         "difference may be capacity and not knowledge.\n"
     )
+
+
+def test_an_auc_in_bins_is_told_with_its_bound():
+    result = found([report(0.6, {1: 0.7})], None)
+    assert "in bins" not in markdown_table("mmoe", result)
+    result["runs"]["none"][0]["overall"]["auc_bound"] = 2.4e-6
+    assert "\n\nAUC was summed in bins of scores; it is wrong by 2e-06 at most.\n" in markdown_table("mmoe", result)
 
 
 def test_table_of_several_seeds_shows_deviations_and_pairs_seeds():
