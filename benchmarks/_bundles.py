@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from llm4msr import storage
+from llm4msr.arrays import strings
 from llm4msr.bundle import files
 from llm4msr.config import Config, ModelConfig
 from llm4msr.export.write import write_bundle
@@ -72,8 +73,8 @@ def default_model(**changes: Any) -> ModelConfig:
 def bodies(uri: str, file: Path, candidates: int = 100, requests: int = 500) -> Path:
     """A file of rank requests, one JSON a line: real users, random items."""
     folder = Path(uri)
-    items = storage.read_table(storage.path(folder / files.ITEMS), ["item_id"])["item_id"].to_pylist()[1:]
-    users = pa.ipc.open_file(str(folder / files.USERS)).read_all()["id"].to_pylist()
+    tables = [pa.ipc.open_file(str(folder / name)).read_all() for name in (files.ITEMS, files.USERS)]
+    items, users = (sorted(strings(table["id"])) for table in tables)
     scenarios = files.read_description(folder).scenarios[1:]
     rng = np.random.default_rng(0)
     with file.open("w") as out:

@@ -14,6 +14,7 @@ Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 Ints32 = npt.NDArray[np.int32]
 Hashes = npt.NDArray[np.uint64]
+Hashes32 = npt.NDArray[np.uint32]
 Halves = npt.NDArray[np.float16]
 """As vectors and codes are stored."""
 Singles = npt.NDArray[np.float32]

@@ -5,11 +5,11 @@
     coder.safetensors      what turns an LLM vector into a user's code: for codes of newer knowledge
     users.arrow            id -> places of a user's features in the embedding table      (id_table.py)
     codes.arrow            id -> code, float16 [K], of each user with knowledge          (id_table.py)
-    items.parquet          id, title, places of an item's features; row i is item i, row 0 the unknown one
+    items.arrow            id -> title, places of an item's features; one partition      (id_table.py)
     selftest.json          requests and the scores that the trained net gave; every load repeats them
     README.md              the model card
 
-The files of users are memory-mapped, so a machine's replicas share one copy.
+The tables by id are memory-mapped, so a machine's replicas share one copy.
 """
 
 import json
@@ -25,7 +25,7 @@ from upath import UPath
 
 from llm4msr import storage
 from llm4msr.bundle import id_table
-from llm4msr.bundle.id_table import IdTable
+from llm4msr.bundle.id_table import IdTable, Partition
 from llm4msr.bundle.messages import RankRequest
 from llm4msr.config import BACKBONES, ModelConfig
 from llm4msr.errors import ConfigError, StorageError
@@ -34,9 +34,9 @@ from llm4msr.model.meta import KnowledgeCode
 from llm4msr.model.serving_net import ServingNet
 from llm4msr.text import shorten
 
-VERSION = 4
+VERSION = 5
 NET, CODER, USERS, CODES = "net.safetensors", "coder.safetensors", "users.arrow", "codes.arrow"
-ITEMS, DESCRIPTION, SELF_TEST = "items.parquet", "bundle.json", "selftest.json"
+ITEMS, DESCRIPTION, SELF_TEST = "items.arrow", "bundle.json", "selftest.json"
 
 
 class BundleDescription(BaseModel):
@@ -148,6 +148,18 @@ def read_codes(folder: Path, bundle: Path) -> IdTable:
             f"{folder / CODES}: codes of another model, {bundle} cannot use them; `llm4msr refresh` makes its own"
         )
     return codes
+
+
+def read_items(folder: Path) -> Partition:
+    """Titles and slots, int32 [I, S], by item id.
+
+    Raises:
+        StorageError: damaged.
+    """
+    partitions = IdTable(folder / ITEMS).partitions
+    if len(partitions) != 1 or not len(partitions[0]):  # the candidates of a request are sought in one array
+        raise StorageError(f"{folder / ITEMS}: no items, or more than one partition of them; export again")
+    return partitions[0]
 
 
 TOLERANCE = 1e-5

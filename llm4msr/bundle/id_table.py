@@ -1,73 +1,160 @@
-"""Tables by raw id that need not fit into memory: sorted by id, memory-mapped, shared by all processes of a machine.
+"""Tables by raw id that need not fit into memory: memory-mapped, shared by all processes of a machine.
 
-The file is an Arrow IPC file of record batches. Its first column is `id` (large_string, ascending as UTF-8 bytes
-over all batches), the others hold a fixed number of numbers a row. Opening one reads its footer alone, and a lookup
-touches a few pages, so the operating system's page cache is the only copy however many processes look up.
+The file is an Arrow IPC file with a record batch for each partition of the ids (`hashes.numbers_of`). Its rows
+are sorted by `hash`, the CRC-32 of the id (uint32), and where that is equal by `id` (large_string) as UTF-8 bytes. Its
+other columns hold a text or a fixed number of numbers a row. Opening one keeps nothing that grows with its rows, and a
+lookup touches a few pages, so the operating system's page cache is the only copy however many processes look up.
 """
 
+import zlib
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from io import IOBase
+from itertools import compress
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from upath import UPath
 
 from llm4msr import storage
-from llm4msr.arrays import Array
+from llm4msr.arrays import Array, Bools, Hashes32, Ints, strings
 from llm4msr.errors import StorageError
+from llm4msr.hashes import checksum, hash_ids, numbers_of
 from llm4msr.storage import arrow_files
 from llm4msr.storage.vectors import to_matrix
-from llm4msr.text import shorten
+from llm4msr.text import quote, shorten
 
-Place = tuple[int, int]
-"""Batch and row of an id."""
-
-ROWS_PER_BATCH = 1 << 20
-SAMPLED = 4096
-"""Every so many ids one is kept in memory, so that a lookup reads a few neighbouring pages of the file."""
+_KEYS: dict[str, pa.DataType] = {"hash": pa.uint32(), "id": pa.large_string()}
 
 
 def table_schema(columns: Mapping[str, pa.DataType], metadata: dict[bytes | str, bytes | str]) -> pa.Schema:
-    """The schema of a table with these columns beside `id`."""
-    return pa.schema([("id", pa.large_string()), *columns.items()], metadata=metadata)
+    """The schema of a table with these columns beside its keys."""
+    return pa.schema([*_KEYS.items(), *columns.items()], metadata=metadata)
 
 
-def write(file: UPath, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
-    """Write tables whose ids ascend from one to the next; gives back the number of rows.
+def write(file: UPath, partitions: Iterable[pa.Table], schema: pa.Schema) -> int:
+    """Write a table for each partition, in their order, its rows in any; gives back the number of rows.
+
+    A table has `id` and the columns of the schema, but for `hash`.
 
     Raises:
-        StorageError: the ids do not ascend, or one stands twice; or the place cannot be written.
+        StorageError: an id stands twice, or in another partition than its own; or the place cannot be written.
     """
-    rows, last = 0, ""
+    rows, spans = 0, []
     with storage.create(file) as stream, pa.ipc.new_file(cast("IOBase", stream), schema) as writer:
-        for batch in _rebatch(tables, schema):
-            ids = batch["id"].to_numpy(zero_copy_only=False)
-            if (rows and ids[0] <= last) or (ids[1:] <= ids[:-1]).any():
-                raise StorageError(f"{file}: ids do not ascend, or one stands twice, after row {rows}; nothing written")
-            writer.write_batch(batch)
-            rows, last = rows + len(batch), ids[-1]
+        for table in partitions:
+            ids = strings(table["id"])
+            hash_N = hash_ids(ids)
+            spans.append(np.array([hash_N.min(), hash_N.max()] if ids else [], np.uint64))
+            hashes = pa.array(checksum(map(str.encode, ids)))
+            writer.write_batch(_sort(file, table.select(schema.names[1:]).add_column(0, "hash", hashes).cast(schema)))
+            rows += len(table)
+        total = len(spans)
+        if not _is_power_of_two(total) or any((numbers_of(s, total) != p).any() for p, s in enumerate(spans)):
+            raise StorageError(f"{file}: the {total} tables are not the partitions of their ids; nothing written")
     return rows
 
 
-def _rebatch(tables: Iterable[pa.Table], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Batches of `ROWS_PER_BATCH`, whatever the tables' own sizes."""
-    waiting: list[pa.Table] = []
-    for table in tables:
-        waiting.append(table.select(schema.names).cast(schema))
-        if sum(map(len, waiting)) >= ROWS_PER_BATCH:
-            joined = pa.concat_tables(waiting)
-            whole = len(joined) - len(joined) % ROWS_PER_BATCH
-            yield from _cut(joined.slice(0, whole))
-            waiting = [joined.slice(whole)]
-    if any(map(len, waiting)):
-        yield from _cut(pa.concat_tables(waiting))
+def _sort(file: UPath, table: pa.Table) -> pa.RecordBatch:
+    """The table as one batch, by hash and id."""
+    order = pc.sort_indices(table, sort_keys=[(key, "ascending") for key in _KEYS])
+    table = table.take(order).combine_chunks()
+    hash_N = table["hash"].to_numpy()
+    for row in np.flatnonzero(hash_N[1:] == hash_N[:-1]).tolist():
+        if table["id"][row] == table["id"][row + 1]:
+            raise StorageError(f"{file}: id {quote(table['id'][row].as_py())} stands twice; nothing written")
+    return next(iter(table.to_batches()), pa.RecordBatch.from_pylist([], table.schema))
 
 
-def _cut(table: pa.Table) -> list[pa.RecordBatch]:
-    """Batches of equal size. Chunks of a column are joined first, since a batch ends where a chunk does."""
-    return table.combine_chunks().to_batches(ROWS_PER_BATCH)
+def _is_power_of_two(total: int) -> bool:
+    """Whether a table may have so many partitions; none is an empty table."""
+    return total & (total - 1) == 0
+
+
+class Partition:
+    """A mapped batch: `find` the rows of ids, then read its `numbers` or `texts` there."""
+
+    def __init__(self, batch: pa.RecordBatch):
+        self._hash_N: Hashes32 = batch["hash"].to_numpy()
+        self.numbers: dict[str, Array] = {}
+        """By column, [N, width]."""
+        self.texts: dict[str, Texts] = {}
+        """By column; one is `id`."""
+        for field, column in zip(batch.schema, batch.columns, strict=True):
+            if field.type == pa.large_string():
+                self.texts[field.name] = Texts(cast("pa.LargeStringArray", column))
+            elif field.name != "hash":
+                self.numbers[field.name] = to_matrix(column)
+
+    def __len__(self) -> int:
+        return len(self._hash_N)
+
+    def find(self, raw_id: str) -> int:
+        """The row of an id, -1 where there is none."""
+        key, ids, hashes = raw_id.encode(), self.texts["id"], self._hash_N.data  # bisect reads a memoryview faster
+        hashed = zlib.crc32(key)
+        start = bisect_left(hashes, hashed)
+        row = bisect_left(ids, key, start, bisect_right(hashes, hashed, start))
+        return row if row < len(ids) and ids[row] == key else -1
+
+    def find_all(self, raw_ids: Sequence[str]) -> Ints:
+        """The rows of many ids, int64 [B], as `find` finds each of them."""
+        keys = list(map(str.encode, raw_ids))
+        if not len(self):
+            return np.full(len(keys), -1)
+        hash_B = checksum(keys)
+        order_B = np.argsort(hash_B)  # who is sought next is near in the file
+        row_B = np.empty(len(keys), np.int64)
+        row_B[order_B] = np.searchsorted(self._hash_N, hash_B[order_B])
+        np.minimum(row_B, len(self) - 1, out=row_B)
+        equal_B = self.texts["id"].equal(row_B, keys)
+        if not equal_B.all():
+            collided_B = ~equal_B & (self._hash_N[row_B] == hash_B)
+            row_B[~equal_B] = -1
+            for i in np.flatnonzero(collided_B).tolist():
+                row_B[i] = self.find(raw_ids[i])
+        return row_B
+
+
+class Texts:
+    """A column of texts as a sequence of bytes, in UTF-8, each read from the file on access."""
+
+    def __init__(self, column: pa.LargeStringArray):
+        _, offsets, data = column.buffers()
+        assert offsets is not None, "a column of texts has offsets"
+        self._end_N = np.frombuffer(memoryview(offsets), np.int64)[column.offset : column.offset + len(column) + 1]
+        self._byte_T = np.frombuffer(memoryview(data) if data else b"", np.uint8)
+        self._ends, self._data = self._end_N.data, self._byte_T.data
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, row: int) -> bytes:
+        return bytes(self._data[self._ends[row] : self._ends[row + 1]])
+
+    def equal(self, row_B: Ints, keys: Sequence[bytes]) -> Bools:
+        """Whether each row holds the key, bool [B]. Shape suffix T: bytes of all keys."""
+        start_B = self._end_N.take(row_B)
+        length_B = self._end_N.take(row_B + 1) - start_B
+        equal_B: Bools = length_B == np.fromiter(map(len, keys), np.int64)
+        if not equal_B.all():
+            equal_B[equal_B] = self.equal(row_B[equal_B], list(compress(keys, equal_B)))
+            return equal_B
+        end_B = np.cumsum(length_B)
+        at_T = np.repeat(start_B - end_B + length_B, length_B)
+        at_T += np.arange(len(at_T))
+        there, sought = self._byte_T.take(at_T), b"".join(keys)
+        if there.tobytes() != sought:
+            differs_T = there != np.frombuffer(sought, np.uint8)
+            equal_B[np.searchsorted(end_B, np.flatnonzero(differs_T), "right")] = False
+        return equal_B
+
+
+Place = tuple[Partition, int]
+"""Partition and row of an id."""
 
 
 class IdTable:
@@ -81,60 +168,44 @@ class IdTable:
         """
         try:
             reader = arrow_files.open_arrow(pa.memory_map(str(file)))
+            _check_schema(reader.schema)
+            if not _is_power_of_two(reader.num_record_batches):
+                raise pa.ArrowInvalid(f"{reader.num_record_batches} partitions")
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-            if reader.schema.names[0] != "id" or reader.schema.field(0).type != pa.large_string():
-                raise pa.ArrowInvalid("the first column is not 'id'")
-            if other := [field.name for field in list(reader.schema)[1:] if not _is_numbers(field.type)]:
-                raise pa.ArrowInvalid(f"column '{shorten(other[0])}' has no fixed number of numbers a row")
             for batch in batches:
-                batch.validate()  # places within the file
+                batch.validate(full=True)  # places within the file
+                if any(column.null_count for column in batch.columns):
+                    raise pa.ArrowInvalid("a value is missing")
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"{file}: not a table of ids ({error}); export again") from None
         self.metadata = {k.decode(): v.decode() for k, v in (reader.schema.metadata or {}).items()}
-        self._ids = [_Ids(cast("pa.LargeStringArray", batch["id"])) for batch in batches]
-        self._windows = [(b, row) for b, ids in enumerate(self._ids) for row in range(0, len(ids), SAMPLED)]
-        self._firsts = [self._ids[b][row] for b, row in self._windows]
-        self._columns: dict[str, list[Array]] = {
-            field.name: [to_matrix(batch[field.name]) for batch in batches]
-            for field in reader.schema
-            if field.name != "id"
-        }
+        self.partitions = [Partition(batch) for batch in batches]
 
     def __len__(self) -> int:
-        return sum(map(len, self._ids))
+        return sum(map(len, self.partitions))
 
     def find(self, raw_id: str) -> Place | None:
-        """Batch and row of an id, None where it is not in the table."""
-        key = raw_id.encode()
-        window = bisect_right(self._firsts, key) - 1
-        if window < 0:
+        """Partition and row of an id, None where it is not in the table."""
+        if not self.partitions:
             return None
-        batch, first = self._windows[window]
-        ids = self._ids[batch]
-        row = bisect_left(ids, key, first, min(first + SAMPLED, len(ids)))
-        return (batch, row) if row < len(ids) and ids[row] == key else None
+        partition = self.partitions[int(numbers_of(hash_ids([raw_id]), len(self.partitions))[0])]
+        row = partition.find(raw_id)
+        return None if row < 0 else (partition, row)
 
     def numbers(self, column: str, place: Place) -> Array:
         """The numbers of one row, [width]: a view of the file."""
-        batch, row = place
-        return self._columns[column][batch][row]
+        partition, row = place
+        return partition.numbers[column][row]
 
 
-class _Ids:
-    """A column of strings as a sequence of bytes, each read from the file on access."""
-
-    def __init__(self, column: pa.LargeStringArray):
-        _, offsets, data = column.buffers()
-        assert offsets is not None, "a string column has offsets"
-        first = column.offset
-        self._ends = memoryview(offsets).cast("q")[first : first + len(column) + 1]
-        self._data = memoryview(data) if data is not None else memoryview(b"")
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, row: int) -> bytes:
-        return bytes(self._data[self._ends[row] : self._ends[row + 1]])
+def _check_schema(schema: pa.Schema) -> None:
+    if {field.name: field.type for field in list(schema)[:2]} != _KEYS:
+        raise pa.ArrowInvalid("the first columns are not 'hash' and 'id'")
+    for field in list(schema)[2:]:
+        if field.type != pa.large_string() and not _is_numbers(field.type):
+            raise pa.ArrowInvalid(
+                f"column '{shorten(field.name)}' has neither text nor a fixed number of numbers a row"
+            )
 
 
 def _is_numbers(kind: pa.DataType) -> bool:

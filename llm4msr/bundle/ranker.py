@@ -8,7 +8,7 @@ import copy
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, repeat
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Self
 
@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from llm4msr import storage
-from llm4msr.arrays import Ints, Singles, strings
+from llm4msr.arrays import Ints, Singles
 from llm4msr.bundle import files
 from llm4msr.bundle.files import TOLERANCE, SelfTest
 from llm4msr.bundle.id_table import IdTable, Place
@@ -25,7 +24,6 @@ from llm4msr.bundle.messages import ModelInfo, RankedItem, RankRequest, RankResp
 from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
 from llm4msr.model.embedding import slot_starts
 from llm4msr.storage.local_copy import open_local
-from llm4msr.storage.vectors import to_matrix
 from llm4msr.text import shorten
 
 
@@ -64,12 +62,9 @@ class Ranker:
         self.net = files.read_net(folder, self.description)
         self.users = IdTable(folder / files.USERS)
         self.codes = files.read_codes(folder, folder)
-        items = storage.read_table(storage.path(folder / files.ITEMS))
-        ids = strings(items["item_id"])
-        self._items = {raw: number for number, raw in enumerate(ids) if number}
-        self.titles: dict[str, str] = dict(zip(ids, strings(items["title"]), strict=True))
-        self._items_IS = to_matrix(items["slots"])
+        self.items = files.read_items(folder)
         self._nobody_S = slot_starts(self.description.fields, "user")
+        self._nothing_S = slot_starts(self.description.fields, "item")
         self._scenarios = {name: number for number, name in enumerate(self.description.scenarios) if number}
         self._scenario_start = int(slot_starts(self.description.fields, "scenario")[0])
         self._context = {n: {v: i for i, v in enumerate(known, 1)} for n, known in self.description.context.items()}
@@ -141,11 +136,7 @@ class Ranker:
         if not requests:
             return []
         counts = [len(request.items) for request in requests]
-        item_B = np.fromiter(
-            chain.from_iterable(map(self._items.get, request.items, repeat(0)) for request in requests),
-            np.int64,
-            sum(counts),
-        )
+        item_B = self.items.find_all(list(chain.from_iterable(request.items for request in requests)))
         owner_B = np.repeat(np.arange(len(requests)), counts)
         users = [self.users.find(request.user_id) for request in requests]
         codes = [self.codes.find(request.user_id) if self.net.uses_users else None for request in requests]
@@ -153,12 +144,18 @@ class Ranker:
         with torch.inference_mode():
             logits_B = self.net(slots_BS, scenario_B, self._codes(codes), torch.from_numpy(owner_B))
             scores_B = np.asarray(torch.sigmoid(logits_B.float()))  # a net may run in less precision
-        ends = np.cumsum(counts)[:-1]
-        parts = zip(np.split(item_B, ends), np.split(scores_B, ends), strict=True)
+        parts = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
         return [
-            self._answer(request, request_id or str(uuid.uuid4()), user is not None, code is not None, *part)
-            for request, request_id, user, code, part in zip(requests, request_ids, users, codes, parts, strict=True)
+            self._answer(
+                request, id_ or str(uuid.uuid4()), user is not None, code is not None, item_B[at], scores_B[at]
+            )
+            for request, id_, user, code, at in zip(requests, request_ids, users, codes, parts, strict=True)
         ]
+
+    def title(self, item_id: str) -> str:
+        """The title of an item, empty where the item is unknown."""
+        row = self.items.find(item_id)
+        return "" if row < 0 else self.items.texts["title"][row].decode()
 
     def info(self) -> ModelInfo:
         """What is loaded."""
@@ -172,7 +169,7 @@ class Ranker:
             context=list(self._context),
             users=len(self.users),
             users_with_knowledge=len(self.codes),
-            items=len(self._items),
+            items=len(self.items),
         )
 
     def _codes(self, places: Sequence[Place | None]) -> torch.Tensor:
@@ -192,7 +189,9 @@ class Ranker:
         values_NC = [[values.get(r.context.get(n, ""), 0) for n, values in self._context.items()] for r in requests]
         context_NC = np.array(values_NC, np.int64).reshape(len(requests), -1) + self._context_start
         last_NS = np.concatenate([scenario_N[:, None] + self._scenario_start, context_NC], axis=1)
-        sides = [user_NS[owner_B], self._items_IS[item_B], last_NS[owner_B]]
+        item_BS = self.items.numbers["slots"].take(item_B, axis=0)
+        item_BS[item_B < 0] = self._nothing_S
+        sides = [user_NS.take(owner_B, axis=0), item_BS, last_NS.take(owner_B, axis=0)]
         slots_BS = np.concatenate(sides, axis=1, dtype=np.int64)
         return torch.from_numpy(slots_BS), torch.from_numpy(scenario_N[owner_B])
 
@@ -216,7 +215,7 @@ class Ranker:
             unknown=Unknown.model_construct(
                 user=not user_known,
                 scenario=request.scenario not in self._scenarios,
-                items=[items[i] for i in np.flatnonzero(item_B == 0).tolist()],
+                items=[items[i] for i in np.flatnonzero(item_B < 0).tolist()],
             ),
             knowledge="used" if has_code else "none",
         )

@@ -6,15 +6,16 @@ that grow with users or rows (`PARTITIONED`) have a file for each partition; a u
 the place. The same holds for `seen`.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from llm4msr.arrays import Hashes, Ints
+from llm4msr.arrays import Ints
+from llm4msr.hashes import hash_ids as hash_ids  # what serves looks up by the same hash
+from llm4msr.hashes import numbers_of as numbers_of
 from llm4msr.storage import StageOutput
 
 PARTITIONED = ("users", "train", "valid", "test", "histories", "seen")
@@ -23,19 +24,6 @@ PARTITIONED = ("users", "train", "valid", "test", "histories", "seen")
 def file_name(table: str, partition: int) -> str:
     """Name of a partition's file, relative to the output of `prepare`."""
     return f"{table}/p={partition:05d}.parquet"
-
-
-def hash_ids(raw_ids: Iterable[str]) -> Hashes:
-    """64 bits of each raw id: uint64 [N]."""
-    digests = [hashlib.blake2b(raw_id.encode(), digest_size=8).digest() for raw_id in raw_ids]
-    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64)
-
-
-def numbers_of(hash_N: Hashes, total: int) -> Ints:
-    """The partition of each hash, int64 [N], out of `total`, a power of two: its highest bits."""
-    if total == 1:
-        return np.zeros(len(hash_N), np.int64)
-    return (hash_N >> np.uint64(64 - (total.bit_length() - 1))).astype(np.int64)
 
 
 def count(prepared: StageOutput) -> int:

@@ -3,34 +3,45 @@
 A code is what serving keeps of a user's knowledge: K float16 numbers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, groupby, pairwise
+from operator import itemgetter
 
+import numpy as np
 import pyarrow as pa
 import torch
 
 from llm4msr import ray_session
-from llm4msr.bundle import id_table
+from llm4msr.arrays import strings
+from llm4msr.hashes import hash_ids, numbers_of
 from llm4msr.knowledge.index import RowGroup
 from llm4msr.knowledge.rows import good_rows, read_vectors, row_groups
 from llm4msr.model.meta import KnowledgeCode
 from llm4msr.storage import StageOutput
 from llm4msr.storage.vectors import to_column, to_matrix
 
+PARTITION_ROWS = 1 << 20
+"""Users of a partition, about: what the process that writes the codes holds at once."""
+
 
 def encode_all(output: StageOutput, coder: KnowledgeCode) -> Iterator[pa.Table]:
-    """Tables as of `encode`, ids ascending from one to the next, of all users who have a vector; uses all of Ray."""
+    """Tables as of `encode`, one for each partition of all users who have a vector; uses all of Ray."""
     import ray
 
     ray_session.connect()
     groups = [group._asdict() for group in row_groups(output)]
+    total = 1 << (output.manifest.rows // PARTITION_ROWS).bit_length()
     codes = ray.data.from_items(groups, override_num_blocks=len(groups)).map_batches(
-        _encode_groups, fn_args=(coder,), batch_size=1, batch_format="pyarrow", num_cpus=1
+        _encode_groups, fn_args=(coder, total), batch_size=1, batch_format="pyarrow", num_cpus=1
     )
-    yield from codes.sort("id").iter_batches(batch_size=id_table.ROWS_PER_BATCH, batch_format="pyarrow")
+    in_order = codes.sort("partition").iter_batches(batch_size=PARTITION_ROWS, batch_format="pyarrow")
+    return split(in_order, total)
 
 
-def _encode_groups(batch: pa.Table, coder: KnowledgeCode) -> pa.Table:
-    return pa.concat_tables([encode(read_vectors(RowGroup(**row)), coder) for row in batch.to_pylist()])
+def _encode_groups(batch: pa.Table, coder: KnowledgeCode, total: int) -> pa.Table:
+    codes = pa.concat_tables([encode(read_vectors(RowGroup(**row)), coder) for row in batch.to_pylist()])
+    numbers = numbers_of(hash_ids(strings(codes["id"])), total)
+    return codes.append_column("partition", pa.array(numbers))
 
 
 @torch.inference_mode()
@@ -40,3 +51,25 @@ def encode(part: pa.Table, coder: KnowledgeCode) -> pa.Table:
     z_NZ = torch.from_numpy(to_matrix(good["vector"]).copy())  # torch wants memory that it may write to
     code_NK = coder(z_NZ, torch.ones(len(good), dtype=torch.bool)).half().numpy()
     return pa.table([good["raw_id"].cast(pa.large_string()), to_column(code_NK)], ["id", "code"])
+
+
+def split(tables: Iterable[pa.Table], total: int) -> Iterator[pa.Table]:
+    """One table for each of `total` partitions, from tables whose `partition` ascends from one to the next."""
+    done, empty = 0, None
+    for number, parts in groupby(chain.from_iterable(map(_runs, tables)), key=itemgetter(0)):
+        table = pa.concat_tables([part for _, part in parts]).drop_columns("partition")
+        empty = table.slice(0, 0)
+        yield from [empty] * (number - done)
+        yield table
+        done = number + 1
+    if empty is not None:
+        yield from [empty] * (total - done)
+
+
+def _runs(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
+    """The table cut where `partition` changes, each piece with its number."""
+    numbers = table["partition"].to_numpy()
+    starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(table)]
+    for start, end in pairwise(starts):
+        if end > start:
+            yield int(numbers[start]), table.slice(start, end - start)

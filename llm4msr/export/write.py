@@ -1,14 +1,15 @@
 """The files of a bundle, written from a trained net and the data it was trained on."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import safetensors.torch
+from torch import Tensor
 from upath import UPath
 
 from llm4msr import storage
+from llm4msr.arrays import VectorColumn
 from llm4msr.bundle import id_table
 from llm4msr.bundle.files import (
     CODER,
@@ -48,7 +49,7 @@ def write_bundle(
         config: of the run, whose `model` built the net.
         net: as it was trained.
         data: what it was trained on.
-        codes: tables of `code_schema`, their ids ascending from one to the next; none without user level.
+        codes: tables with `id` and `code`, one for each partition of the ids; none without user level.
         llm: what made the vectors, as `llm_identity` tells.
         card: the README.md, in Markdown.
         folder: where the files go.
@@ -70,7 +71,7 @@ def write_bundle(
     coder = net.user_code.state_dict() if serving.uses_users else {}
     storage.write_bytes(folder / CODER, safetensors.torch.save(coder))
     files = dict.fromkeys((DESCRIPTION, NET, CODER, "README.md"), 1)
-    files[USERS] = id_table.write(folder / USERS, [_users(data)], _users_schema(tables))
+    files[USERS] = id_table.write(folder / USERS, _users(data), _users_schema(tables))
     files[CODES] = id_table.write(folder / CODES, codes, code_schema(folder))
     files[ITEMS] = _write_items(folder / ITEMS, data)
     test = self_test(net, data, fields["context"])
@@ -84,18 +85,21 @@ def _users_schema(tables: FeatureTables) -> pa.Schema:
     return id_table.table_schema({"slots": pa.list_(pa.int32(), tables.users_US.shape[1])}, {})
 
 
-def _users(data: Dataset) -> pa.Table:
-    """The users of the training rows: id large_string, ascending, and slots int32 [S]."""
-    users = pa.concat_tables(partitions.read_each(data.prepared, "users", ["user_id"]))
-    raw = users["user_id"].combine_chunks()
-    order = np.asarray(pc.sort_indices(raw))
-    order = order[order != 0]
-    slots_US = data.tables.users_US.numpy()[order].astype(np.int32)
-    return pa.table({"id": raw.take(pa.array(order)).cast(pa.large_string()), "slots": to_column(slots_US)})
+def _users(data: Dataset) -> Iterator[pa.Table]:
+    """The users of each partition, the unknown one left out: id, and slots int32 [S]."""
+    offsets = partitions.offsets(data.prepared, "users")
+    for number, users in enumerate(partitions.read_each(data.prepared, "users", ["user_id"])):
+        slots = _slots(data.tables.users_US[offsets[number] : offsets[number + 1]])
+        table = users.rename_columns(["id"]).append_column("slots", slots)
+        yield table.slice(1) if number == 0 else table
 
 
 def _write_items(file: UPath, data: Dataset) -> int:
-    table = data.prepared.table("items.parquet", ["item_id", "title"])
-    slots_IS = data.tables.items_IS.numpy().astype(np.int32)
-    storage.write_table(file, table.append_column("slots", to_column(slots_IS)))
-    return table.num_rows
+    items = data.prepared.table("items.parquet", ["item_id", "title"]).slice(1).rename_columns(["id", "title"])
+    slots = _slots(data.tables.items_IS[1:])
+    schema = id_table.table_schema({"title": pa.large_string(), "slots": slots.type}, {})
+    return id_table.write(file, [items.append_column("slots", slots)], schema)
+
+
+def _slots(slots_NS: Tensor) -> VectorColumn:
+    return to_column(slots_NS.numpy().astype(np.int32))

@@ -18,7 +18,8 @@ FILES = {
     "train": r"net\.safetensors|history\.json",
     "evaluate": r"metrics\.json|table\.md",
     "explain": r"report\.html|[a-z]+\.(csv|parquet)",
-    "export": r"(net|coder)\.safetensors|(users|codes)\.arrow|items\.parquet|(bundle|selftest)\.json|README\.md",
+    "export": r"(net|coder)\.safetensors|(users|codes|items)\.arrow|(bundle|selftest)\.json|README\.md"
+    r"|items\.parquet",  # of a bundle of version 4 or less, which is refused by its version
     "refresh": r"codes\.arrow",
 }
 """Names relative to the output, as patterns of the whole name."""

@@ -51,11 +51,12 @@ def publish_bundle(world: tuple[Config, StageOutput, StageOutput], folder: Path,
 def encode_all(knowledge: StageOutput, net: RankerNet) -> pa.Table:
     """What `user_codes.encode_all` makes on Ray."""
     parts = [read_vectors(group) for group in row_groups(knowledge)]
-    return user_codes.encode(pa.concat_tables(parts), net.eval().user_code).sort_by("id")
+    return user_codes.encode(pa.concat_tables(parts), net.eval().user_code)
 
 
 def read_codes(bundle: Any) -> pa.Table:
-    return pa.ipc.open_file(str(Path(str(bundle)) / files.CODES)).read_all()
+    """id and code, by id."""
+    return pa.ipc.open_file(str(Path(str(bundle)) / files.CODES)).read_all().select(["id", "code"]).sort_by("id")
 
 
 def publish_codes(bundle: StageOutput, folder: Path, table: pa.Table) -> str:

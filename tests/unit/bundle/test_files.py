@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from llm4msr import Ranker, storage
@@ -41,6 +42,28 @@ def test_another_version_is_refused(bundle: Path):
     replace(bundle, "bundle.json", json.dumps(description).encode())
     expected = f"{bundle}/bundle.json: bundle version 99, this package reads {files.VERSION}; export again"
     assert refusal(bundle) == expected
+
+
+def test_a_bundle_of_an_earlier_release_is_refused_by_its_version(bundle: Path):
+    description = json.loads((bundle / "bundle.json").read_text()) | {"version": 4}
+    replace(bundle, "bundle.json", json.dumps(description).encode())
+    (bundle / files.ITEMS).rename(bundle / "items.parquet")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"]["items.parquet"] = manifest["files"].pop(files.ITEMS)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert refusal(bundle) == f"{bundle}/bundle.json: bundle version 4, this package reads 5; export again"
+
+
+@pytest.mark.parametrize("total", [0, 2])
+def test_items_must_be_one_partition(bundle: Path, total: int):
+    with pa.ipc.open_file(str(bundle / files.ITEMS)) as reader:
+        batch = reader.get_batch(0)
+    file = bundle / "other.arrow"
+    with pa.ipc.new_file(str(file), batch.schema) as writer:
+        for _ in range(total):
+            writer.write_batch(batch)
+    replace(bundle, files.ITEMS, file.read_bytes())
+    assert f"{bundle}/{files.ITEMS}: no items, or more than one partition of them" in refusal(bundle)
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"version": 1}', '{"version": 1, "surprise": 2}', "[1]"])

@@ -114,4 +114,4 @@ def test_info_says_what_is_loaded(ranker: Ranker):
     info = ranker.info()
     assert (info.name, info.backbone, info.knowledge) == ("tiny", "mmoe", "both")
     assert (info.scenarios, info.context, info.users, info.items) == (["home", "search"], ["device"], 40, 20)
-    assert ranker.titles["i3"] == "Title 3"
+    assert (ranker.title("i3"), ranker.title("odd")) == ("Title 3", "")

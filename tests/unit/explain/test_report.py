@@ -95,7 +95,7 @@ def test_what_is_shown_is_what_serving_answers(report: Report, tmp_path: Path):
     config, output = report
     run = open_run(config)
     parts = pa.concat_tables([read_vectors(group) for group in row_groups(run.extracted)])
-    encoded = [user_codes.encode(parts, run.net.user_code).sort_by("id")]  # what `export` does on Ray
+    encoded = [user_codes.encode(parts, run.net.user_code)]  # what `export` does on Ray
 
     def build(folder: Any) -> storage.StageResult:
         return write_bundle(config, run.net, run.data, encoded, {}, "", folder)
