@@ -13,10 +13,13 @@ from llm4msr.bundle import files
 from llm4msr.bundle.id_table import IdTable
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError, StorageError
+from llm4msr.export.write import write_bundle
 from llm4msr.pipeline import export, exported
 from llm4msr.training.batches import RowReader
-from tests.support.bundles import publish_bundle, rank_request, read_codes
+from llm4msr.training.dataset import Dataset
+from tests.support.bundles import publish_bundle, rank_request, read_codes, scores
 from tests.support.data import config_of, prepare_and_make_knowledge, prepared_table, publish_trained, write_data
+from tests.support.partitioned import in_partitions
 from tests.unit.conftest import World
 
 
@@ -102,3 +105,25 @@ def test_export_finds_what_it_published(trained: Config):
 def test_nobody_serves_a_control(trained: Config):
     with pytest.raises(ConfigError, match="'shuffled': wrong vectors are for measuring, not for serving"):
         export(trained.using("shuffled", 1))
+
+
+@pytest.mark.parametrize("total", [2, 16])
+def test_a_bundle_of_data_in_partitions_ranks_as_that_of_one(world: World, tmp_path: Path, total: int):
+    config, data, _ = world
+    config = config.using("none", 1)
+    parted, divided = in_partitions(config, data, total, tmp_path / "divided")
+    net = Dataset.open(config, data, None).new_net(config)
+    rankers = []
+    for name, prepared in (("whole", data), ("parts", divided)):
+        dataset = Dataset.open(parted, prepared, None)
+
+        def build(folder: Any, dataset: Dataset = dataset) -> storage.StageResult:
+            return write_bundle(config, net, dataset, [], {}, "", folder)
+
+        output = storage.publish(storage.path(tmp_path / name), "export", 1, {}, {}, build)
+        rankers.append(Ranker.load(str(output.folder)))
+    assert [len(ranker.users.partitions) for ranker in rankers] == [1, total]
+    assert [ranker.info().users for ranker in rankers] == [40, 40]
+    for user in ("stranger", *(f"u{i}" for i in range(40))):
+        one, other = (scores(ranker, user_id=user) for ranker in rankers)
+        assert one == other
