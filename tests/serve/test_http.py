@@ -89,8 +89,12 @@ def test_the_whole_test_set_scores_over_http_as_in_training(client: httpx.Client
     with torch.inference_mode():
         expected = torch.sigmoid(net.eval()(data.batch(rows, net))).tolist()
     raw = [
-        storage.read_table(prepared.folder / f"{side}s.parquet", [f"{side}_id"])[f"{side}_id"].to_pylist()
-        for side in ("user", "item", "scenario")
+        storage.read_table(prepared.folder / name, [f"{side}_id"])[f"{side}_id"].to_pylist()
+        for side, name in (
+            ("user", "users/p=00000.parquet"),
+            ("item", "items.parquet"),
+            ("scenario", "scenarios.parquet"),
+        )
     ]
     devices = ["", *json.loads(storage.read_bytes(prepared.folder / "fields.json"))["context"]["device"]]
     numbers = zip(*(c.tolist() for c in (*rows[:3], rows.context_BC[:, 0])), strict=True)
