@@ -18,9 +18,11 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks import _peer_prepare, _process_meter, _skewed_rows
 from benchmarks.data_scale_report import Record, report
+from tests.support.experiments import tiny_llama
 
 RESULT = Path(__file__).parent / "results" / "data-scale.md"
 RECORDS = RESULT.with_suffix(".json")
@@ -47,8 +49,15 @@ item_features = ["shelf"]
 [split]
 negatives = {negatives}
 
+[extract]
+engine = "transformers"
+model = "{work}/llama"
+answers = "none"
+reads = "items"
+item_vectors = "random"
+
 [model]
-knowledge = "none"
+knowledge = "{knowledge}"
 
 [train]
 workers = {workers}
@@ -64,6 +73,15 @@ storage = "{work}/ml-100k"
 kind = "movielens"
 path = "ml-100k"
 """
+RUN = (
+    ("extract", "user"),
+    ("train", "none"),
+    ("train", "user"),
+    ("evaluate", "user"),
+    ("export", "user"),
+    ("explain", "user"),
+)
+"""Stages after `prepare`, and `model.knowledge` of each."""
 AGAIN = """
 import sys, time
 from llm4msr import load, pipeline
@@ -118,7 +136,7 @@ def of_prepare(options: argparse.Namespace, work: Path, rows: int) -> Measuremen
     """Of rows with labels, of rows whose negatives are drawn, and by the peers."""
     for negatives in dict.fromkeys((0, options.negatives)):
         name = {"stage": "prepare", "by": "llm4msr", "rows": rows, "negatives": negatives}
-        yield name, partial(_stage, "prepare", work, rows, negatives)
+        yield name, partial(_stage, "prepare", work, rows, negatives=negatives)
     for program in _peer_prepare.PROGRAMS if options.peer else ():
         name = {"stage": "prepare", "by": program, "rows": rows, "negatives": 0}
         yield name, partial(_peer, program, work, rows)
@@ -136,17 +154,18 @@ def of_train(options: argparse.Namespace, work: Path, rows: int) -> Measurements
         yield {"stage": "train", "rows": rows, "workers": workers}, partial(_train, work, rows, workers)
 
 
-def of_others(stage: str, options: argparse.Namespace, work: Path, rows: int) -> Measurements:
-    """A stage after `train`."""
-    yield {"stage": stage, "rows": rows}, partial(_stage, stage, work, rows)
+def of_run(options: argparse.Namespace, work: Path, rows: int) -> Measurements:
+    """The stages after `prepare`, with knowledge: random vectors of items, pooled over users' histories."""
+    for stage, knowledge in RUN:
+        name = {"stage": stage, "rows": rows, "knowledge": knowledge}
+        yield name, partial(_stage, stage, work, rows, knowledge=knowledge)
 
 
 STAGES: dict[str, Callable[[argparse.Namespace, Path, int], Measurements]] = {
     "prepare": of_prepare,
     "batches": of_batches,
     "train": of_train,
-    "evaluate": partial(of_others, "evaluate"),
-    "export": partial(of_others, "export"),
+    "run": of_run,
 }
 
 
@@ -161,16 +180,19 @@ def movielens(work: Path) -> Record:
     return usage._asdict() | {"again": float(done.stdout.split()[-1])}
 
 
-def _stage(stage: str, work: Path, rows: int, negatives: int = 0) -> Record:
+def _stage(stage: str, work: Path, rows: int, **settings: Any) -> Record:
     """A stage in processes of its own, on a Ray of its own."""
-    config = write_config(work, rows, negatives)
-    shutil.rmtree(work / f"runs-{rows}" / stage, ignore_errors=True)
+    config = write_config(work, rows, **settings)
+    if stage != "train":  # of which a run has two
+        shutil.rmtree(work / f"runs-{rows}" / stage, ignore_errors=True)
     return _process_meter.run([sys.executable, "-m", "llm4msr", stage, str(config)], {"RAY_ADDRESS": "local"})._asdict()
 
 
-def write_config(work: Path, rows: int, negatives: int = 0, workers: int = 1) -> Path:
+def write_config(work: Path, rows: int, negatives: int = 0, workers: int = 1, knowledge: str = "none") -> Path:
     """A config for so many rows, which are made unless they are there."""
     config, source = work / "config.toml", _skewed_rows.write_source(work / f"rows-{rows}", rows)
+    if not (work / "llama").exists():
+        tiny_llama(work / "llama")
     values = {
         "work": work,
         "rows": rows,
@@ -178,6 +200,7 @@ def write_config(work: Path, rows: int, negatives: int = 0, workers: int = 1) ->
         "label": "" if negatives else "like",
         "negatives": negatives,
         "workers": workers,
+        "knowledge": knowledge,
         "batch": BATCH,
         "checkpoint": max(1, rows // BATCH // 5),  # four in an epoch, as eight tenths of the rows train
     }

@@ -105,7 +105,7 @@ the peak of its resident memory, torch included.
 
 
 def _train(records: Sequence[Record]) -> str:
-    lines = []
+    lines, records = [], [record for record in records if "workers" in record]
     for record in sorted(records, key=lambda r: (r["rows"], r["workers"])):
         (one,) = [r for r in records if r["rows"] == record["rows"] and r["workers"] == 1]
         lines.append(
@@ -136,7 +136,8 @@ def _drivers(records: Sequence[Record]) -> str:
     order = {stage: number for number, stage in enumerate(dict.fromkeys(r["stage"] for r in records))}
     lines = [
         (
-            f"`{r['stage']}`" + "".join(f", {r[key]} {key}" for key in ("negatives", "workers") if r.get(key)),
+            f"`{r['stage']}`"
+            + "".join(f", {r[key]} {key}" for key in ("negatives", "workers", "knowledge") if r.get(key)),
             f"{r['rows']:,}",
             f"{r['cpu_seconds']:.0f}",
             *(f"{r[key] / GIB:.2f}" for key in ("first_peak", "largest_other", "peak")),
