@@ -2,7 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
-from llm4msr.config.data import AmazonOptions, KuaiSAROptions, SourceConfig, SplitConfig, TableColumns
+from llm4msr.config.data import (
+    AmazonOptions,
+    IcebergOptions,
+    KuaiSAROptions,
+    SourceConfig,
+    SplitConfig,
+    SQLOptions,
+    TableColumns,
+)
 from llm4msr.config.experiment import Config, ExplainConfig
 from llm4msr.config.knowledge import ExtractConfig
 from llm4msr.config.model import BACKBONES, ModelConfig, check_backbone
@@ -21,9 +29,11 @@ __all__ = [
     "EvaluateConfig",
     "ExplainConfig",
     "ExtractConfig",
+    "IcebergOptions",
     "Key",
     "KuaiSAROptions",
     "ModelConfig",
+    "SQLOptions",
     "Section",
     "ServeConfig",
     "SourceConfig",

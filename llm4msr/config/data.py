@@ -1,5 +1,6 @@
 """Where the raw data lies, how it is read, and how its rows are split."""
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -8,15 +9,18 @@ from llm4msr.config.section import Section
 
 
 class TableColumns(Section):
-    """`kind = "table"`: files below `source.path` and the names of their columns."""
+    """Your own data: tables below `source.path` and the names of their columns."""
 
     interactions: str = "interactions.csv.gz"
-    """The file with a row for each interaction: CSV, plain or `.gz`, or Parquet."""
+    """The table with a row for each interaction. For `kind = "table"` a file, CSV (plain or `.gz`) or Parquet, a folder
+    of such files or a pattern such as `day=*/*.parquet`, where folders named `key=value` are columns; empty = `path`
+    itself. For `delta` and `huggingface` a folder, for `iceberg` a name such as `shop.clicks`, for `sql` a name or a
+    query."""
     items: str = ""
-    """The file with a row for each item, needed for `title`, `category` and `item_features`; empty = there is none, and
-    prompts show ids."""
+    """The table with a row for each item, needed for `title`, `category` and `item_features`; empty = there is none,
+    and prompts show ids."""
     users: str = ""
-    """The file with a row for each user, needed for `user_features`; empty = there is none."""
+    """The table with a row for each user, needed for `user_features`; empty = there is none."""
     user: str = "user_id"
     """The column of user ids, in `interactions` and in `users`."""
     item: str = "item_id"
@@ -28,7 +32,8 @@ class TableColumns(Section):
     as liked. Empty = every row is a like, and `split.negatives` must draw the others."""
     order: str = ""
     """The column of `interactions` that says what came first: numbers, dates or time stamps (ISO 8601 in a CSV), or,
-    with `split.by = "user"`, a position within the user. Empty = the order of the rows in the file."""
+    with `split.by = "user"`, a position within the user. Empty = the order of the rows in the files and of the files'
+    names; tables of `delta`, `iceberg` and `sql` have no such order and need it."""
     title: str = ""
     """The column of `items` that holds the text by which prompts name an item; empty = its id."""
     category: str = ""
@@ -89,23 +94,57 @@ class KuaiSAROptions(Section):
     """Whether the author is an item feature; there are millions."""
 
 
+class IcebergOptions(Section):
+    """`kind = "iceberg"`: the catalog that knows the tables."""
+
+    catalog: str = Field("default", min_length=1)
+    """Its name, under which pyiceberg looks for settings in `~/.pyiceberg.yaml` and in variables such as
+    `PYICEBERG_CATALOG__DEFAULT__TOKEN`, the place for secrets."""
+    properties: dict[str, str] = Field({})
+    """Other settings as pyiceberg names them, such as `warehouse`; no secrets."""
+
+    @model_validator(mode="after")
+    def _check_no_secret(self) -> Self:
+        secret = re.compile(r"secret|password|token|credential|access-key|private-key")
+        if names := [name for name in self.properties if secret.search(name)]:
+            raise ValueError(f"properties: '{names[0]}' is a secret; set PYICEBERG_CATALOG__<CATALOG>__<NAME> instead")
+        return self
+
+
+class SQLOptions(Section):
+    """`kind = "sql"`: how the database is asked."""
+
+    module: str = Field("sqlite3", pattern=r"^[A-Za-z_]\w*(\.\w+)*$")
+    """The Python module of the database (DB-API), such as `sqlite3`, `duckdb` or `psycopg`, whose `connect` gets
+    `source.path`. It must be installed on every machine."""
+    version: str = ""
+    """Any text that you change when the rows have changed, such as a date. Empty = each stage reads all rows to see
+    whether they have."""
+
+
 class SourceConfig(Section):
     """Where the raw data lies and how to read it."""
 
-    kind: Literal["movielens", "amazon", "kuaisar", "table"]
-    """The format: MovieLens-1M or -100K, McAuley's Amazon reviews (`amazon`), KuaiSAR, or your own files (`table`)."""
+    kind: Literal["movielens", "amazon", "kuaisar", "table", "delta", "iceberg", "huggingface", "sql"]
+    """The format: MovieLens-1M or -100K, McAuley's Amazon reviews (`amazon`), KuaiSAR, or your own data: files
+    (`table`), Delta or Iceberg tables, datasets saved by Hugging Face's library, or a database (`sql`)."""
     path: str
     """The folder or URI of the files. For `kind = "movielens"` it can also be the zip of ML-1M, or `ml-100k`, which is
-    downloaded."""
+    downloaded; for `iceberg` it is the catalog's URI (empty = what pyiceberg's own settings say), for `sql` what the
+    database's module takes: the file, or a connection string without a password."""
     scenario: Literal["genre", "era", "age"] = "genre"
     """For `kind = "movielens"`, what makes a scenario: a shelf of the film's genres, the era of its release, or the
     user's age group. Age groups never share a user, so `age` is for comparisons with published results only."""
     table: TableColumns = TableColumns()
-    """For `kind = "table"`: file and column names."""
+    """For your own data: the names of tables and columns."""
     amazon: AmazonOptions = AmazonOptions()
     """For `kind = "amazon"`: categories and filters."""
     kuaisar: KuaiSAROptions = KuaiSAROptions()
     """For `kind = "kuaisar"`: filters and features."""
+    iceberg: IcebergOptions = IcebergOptions()
+    """For `kind = "iceberg"`: the catalog."""
+    sql: SQLOptions = SQLOptions()
+    """For `kind = "sql"`: how the database is asked."""
 
 
 class SplitConfig(Section):

@@ -19,6 +19,8 @@ DISTRIBUTION = {"sklearn": "scikit-learn", "upath": "universal-pathlib", "yaml":
 """Of what is imported under another name."""
 OF_TRANSFORMERS = {"accelerate", "gguf"}
 OF_FSSPEC = {"gcsfs", "adlfs"}
+OPTIONAL = ("s3", "cpu", "gpu", "delta", "iceberg", "huggingface")
+"""Extras whose packages the package itself imports."""
 TOOLS = {
     "furo",
     "import-linter",
@@ -57,7 +59,7 @@ def imported(*folders: str) -> set[str]:
 
 
 def test_dependencies_are_what_the_package_imports() -> None:
-    optional = declared([*EXTRAS["s3"], *EXTRAS["cpu"], *EXTRAS["gpu"]]) - {"torch"}
+    optional = declared(text for extra in OPTIONAL for text in EXTRAS[extra]) - {"torch"}
     assert declared(PROJECT["dependencies"]) == imported("llm4msr") - optional | OF_TRANSFORMERS
 
 

@@ -7,9 +7,10 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llm4msr import schema
-from llm4msr.arrays import Column
+from llm4msr.arrays import Column, Hashes
 from llm4msr.config import TableColumns
 from llm4msr.data.reading.columns import Rows, split_texts
 from llm4msr.data.reading.order import Order
@@ -25,10 +26,13 @@ Convert = Callable[[Rows, int | None], pa.Table]
 class NamedTable(Protocol):
     """A table of a source, of which any columns can be read."""
 
-    where: str
-    """How messages call it."""
-    in_order: bool
-    """Whether its rows have an order of their own."""
+    @property
+    def where(self) -> str:
+        """How messages call it."""
+
+    @property
+    def in_order(self) -> bool:
+        """Whether its rows have an order of their own."""
 
     def first(self, names: Sequence[str]) -> Rows:
         """Its first rows, at least one.
@@ -40,6 +44,11 @@ class NamedTable(Protocol):
 
     def read(self, names: Sequence[str], convert: Convert, layout: pa.Schema) -> RawTable:
         """All rows, which `convert` brings into the layout."""
+
+
+def tables_of(columns: TableColumns) -> list[str]:
+    """The names of the source's tables."""
+    return [columns.interactions, *(name for name in (columns.items, columns.users) if name)]
 
 
 def read_named(columns: TableColumns, find_table: Callable[[str], NamedTable]) -> RawData:
@@ -102,14 +111,18 @@ def _convert_interactions(columns: TableColumns, order: Order | None, rows: Rows
         table["order"] = number
     contexts = {schema.CONTEXT + name: rows.texts(name, MAX_ID) for name in columns.context}
     if number is None:
-        number = _hash_rows(table | contexts)
+        number = pa.array(hash_rows(pa.Table.from_pydict(table | contexts)).view(np.int64))
     return pa.Table.from_pydict(table | {"row": number} | contexts)
 
 
-def _hash_rows(columns: dict[str, Column]) -> Column:
-    """A number for each row that its content alone decides."""
-    hashes = pd.util.hash_pandas_object(pa.Table.from_pydict(columns).to_pandas(), index=False)
-    return pa.array(hashes.to_numpy().view(np.int64))
+def hash_rows(table: pa.Table) -> Hashes:
+    """A number for each row that its content alone decides: uint64 [R]."""
+    plain: dict[str, Column] = {name: table[name] for name in table.column_names}
+    for field in table.schema:
+        if pa.types.is_list(field.type):
+            plain[field.name] = pc.call_function("binary_join", [table[field.name], "\0"])
+    hashes = pd.util.hash_pandas_object(pa.Table.from_pydict(plain).to_pandas(), index=False)
+    return hashes.to_numpy().astype(np.uint64)
 
 
 def _convert_users(columns: TableColumns, rows: Rows, first: int | None) -> pa.Table:

@@ -11,7 +11,7 @@ from llm4msr.config import SourceConfig
 from llm4msr.data.reading import files, pieces
 from llm4msr.data.reading.columns import Rows
 from llm4msr.data.reading.csv_blocks import EmptyFileError
-from llm4msr.data.reading.named_columns import Convert, read_named
+from llm4msr.data.reading.named_columns import Convert, read_named, tables_of
 from llm4msr.data.reading.pieces import Piece
 from llm4msr.data.reading.raw_data import RawData, RawTable
 from llm4msr.data.reading.raw_tables import PieceTable
@@ -21,8 +21,7 @@ from llm4msr.errors import DataError
 def fingerprint(config: SourceConfig) -> str:
     """Hash that changes when a file or the naming of columns changes."""
     columns, folder = config.table, storage.path(config.path)
-    names = [columns.interactions, *(name for name in (columns.items, columns.users) if name)]
-    prints = (files.fingerprint(files.find_files(folder, name)) for name in names)
+    prints = (files.fingerprint(files.find_files(folder, name)) for name in tables_of(columns))
     return storage.digest(columns.model_dump_json(), *prints)
 
 
