@@ -33,9 +33,13 @@ class KnowledgeCode(nn.Module):
         self.default_K = nn.Parameter(torch.zeros(code_dim))
 
     def forward(self, z_BZ: Tensor, known_B: Tensor) -> Tensor:
-        """float32 codes [B, K] from vectors of any float type and whether each is known."""
-        weight_KZ = self.project.weight / self.scale_Z  # standardising the few weights instead of the many vectors
-        code_BK = torch.tanh(self.norm(F.linear(z_BZ.float(), weight_KZ, -(weight_KZ @ self.mean_Z))))
+        """float32 codes [B, K] from vectors of any float type and whether each is known.
+
+        In float32 also under autocast: a mean many times the deviation would leave nothing of a bfloat16 difference.
+        """
+        with torch.autocast(z_BZ.device.type, enabled=False):
+            weight_KZ = self.project.weight / self.scale_Z  # standardising the few weights instead of the many vectors
+            code_BK = torch.tanh(self.norm(F.linear(z_BZ.float(), weight_KZ, -(weight_KZ @ self.mean_Z))))
         return torch.where(known_B[:, None], code_BK, torch.tanh(self.default_K))
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from llm4msr.config.model import ModelConfig
 from llm4msr.model import backbones
-from llm4msr.model.backbones.base import RowGroups
+from llm4msr.model.backbones.base import Logit, PaddedGroups, RowGroups
 from llm4msr.model.embedding import FeatureEmbedding, Field
 from llm4msr.model.inputs import WHOLE, Batch, KnowledgeStatistics, Strengths
 from llm4msr.model.meta import GeneratedLayers, KnowledgeCode, MetaStack, through_generated
@@ -59,19 +59,26 @@ class RankerNet(nn.Module):
         return self.kind in ("user", "both", "feature")
 
     def forward(self, batch: Batch, strengths: Strengths = WHOLE) -> Tensor:
-        """Logits [B]; `strengths` says how much of each level of knowledge counts.
+        """Logits, float32 [B]; `strengths` says how much of each level of knowledge counts.
 
         Rows go through the net scenario by scenario: to order the few numbers of their slots once costs far less than
         to bring their features, and the gradients of those, into that order wherever scenarios part.
+
+        Under autocast, which training may turn on, the features are cast once, for all layers that read them.
         """
-        rows = RowGroups(batch.scenario_B, self.scenarios)
+        device = batch.slots_BS.device.type
+        casts = torch.is_autocast_enabled(device)
+        groups = PaddedGroups if casts and device == "cpu" else RowGroups
+        rows = groups(batch.scenario_B, self.scenarios)
         slots_BS, scenario_B, owner_B = (rows.ordered(column_B) for column_B in batch[:3])
         batch = batch._replace(slots_BS=slots_BS, scenario_B=scenario_B, owner_B=owner_B)
         code_BK = self._codes(batch, strengths.user)[batch.owner_B] if self.uses_users else None
         x_BD = self._features(batch.slots_BS, code_BK)
+        if casts:
+            x_BD = x_BD.to(torch.get_autocast_dtype(device))
         if self.kind in ("user", "both") and (strengths.user or not self.residual):
             x_BD = self._at_bottom(x_BD, self.user_meta(x_BD, code_BK), strengths.user)
-        return rows.join([self._logits(x_BD, batch.scenario_B, strengths.scenario)])
+        return rows.join([self._logits(x_BD, batch.scenario_B, strengths.scenario).float()])
 
     @property
     def has_scenario_level(self) -> bool:
@@ -147,9 +154,9 @@ class Fusion(nn.Module):
         super().__init__()
         self.kind = config.fusion
         if self.kind == "gate":
-            self.gate = nn.Linear(width, 1)
+            self.gate = Logit(width)
         if self.kind == "concat":
-            self.merge = nn.Linear(1 + out, 1)
+            self.merge = Logit(1 + out)
             nn.init.zeros_(self.merge.bias)
             with torch.no_grad():
                 self.merge.weight.copy_(torch.eye(1, 1 + out))

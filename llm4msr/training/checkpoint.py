@@ -13,6 +13,7 @@ from llm4msr import storage
 from llm4msr.errors import StorageError
 from llm4msr.progress import say
 from llm4msr.training.metrics import Report
+from llm4msr.training.precision import Precision
 
 WEIGHTS = "net.safetensors"
 """The best epoch's weights, as a training publishes them."""
@@ -54,6 +55,8 @@ class Progress:
     """Global batches of the next epoch that are done."""
     loss_sum: float = 0.0
     """Over the rows of those batches, of all workers."""
+    precision: Precision | None = None
+    """Of the products, as the first worker of the first start chose it; it stays through all starts."""
     best_epoch: int = 0
     best_report: Report | None = None
     """Validation metrics of the best epoch; None before the first has ended."""

@@ -18,12 +18,13 @@ from torch.nn import functional as F
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.model.net import RankerNet
-from llm4msr.training import metrics, warm_start
+from llm4msr.training import metrics, precision, warm_start
 from llm4msr.training.batches import RowReader, Rows
 from llm4msr.training.checkpoint import Checkpoint, Progress, Start, Tensors
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.metrics import Predictions, Report
 from llm4msr.training.optimizers import load_states, new_optimizers, optimizer_states
+from llm4msr.training.precision import Precision
 
 
 def fit(
@@ -75,9 +76,17 @@ class Trainer:
             self.state = replace(resume, progress=copy.deepcopy(resume.progress))
             self.net.load_state_dict(resume.net)
             load_states(self.optimizers, resume.optimizer)
+        self.precision = self.state.progress.precision = self._agree_on_precision()
         self.train_rows, self.valid_rows = data.rows("train"), data.rows("valid")
         progress = self.state.progress
         self.start: Start = {"epoch": progress.epoch, "batch": progress.batch, "workers": self.world}
+
+    def _agree_on_precision(self) -> Precision:
+        """That of the run that goes on, wherever it does; at the beginning what suits the first worker's machine."""
+        chosen = [self.state.progress.precision or precision.choose(self.config, self.device)]
+        if self.world > 1:
+            dist.broadcast_object_list(chosen, src=0)
+        return chosen[0]
 
     def train_epoch(self) -> None:
         """The global batches of an epoch, from `progress.batch` on."""
@@ -104,7 +113,9 @@ class Trainer:
             slots_BS = self.net.embedding.hide(batch.slots_BS, self.config.train.id_dropout)
             batch = batch._replace(slots_BS=slots_BS, scenario_B=self.net.embedding.scenarios(slots_BS))
         label_B = rows.label_B.to(self.device, non_blocking=True)
-        loss = F.binary_cross_entropy_with_logits(self.parallel_net(batch), label_B, reduction="sum")
+        with precision.products(self.precision, self.device):
+            logit_B = self.parallel_net(batch)
+        loss = F.binary_cross_entropy_with_logits(logit_B, label_B, reduction="sum")
         self.net.zero_grad(set_to_none=True)
         (loss * (self.world / global_rows)).backward()
         for optimizer in self.optimizers:

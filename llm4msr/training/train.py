@@ -70,7 +70,7 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
     measured = quality(config, data, report)
     baselines = "; ".join(f"{name}: {popularity.phrase(one)}" for name, one in measured["baselines"].items())
     say(
-        f"  {folder.name}: {progress.epoch} epochs, best epoch {progress.best_epoch}; "
+        f"  {folder.name}: {progress.epoch} epochs in {progress.precision}, best epoch {progress.best_epoch}; "
         f"validation rows: {popularity.phrase(report['overall'])} ({baselines})"
     )
     storage.write_bytes(folder / WEIGHTS, weights_as_bytes(last.best))
@@ -82,6 +82,7 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
         "best_by": "logloss" if progress.best_auc is None else "auc",
         "epochs": progress.epoch,
         "starts": progress.starts,
+        "precision": progress.precision,
         "parameters": sum(tensor.numel() for tensor in last.best.values()),
     }
     rows = partitions.rows(data, "train")

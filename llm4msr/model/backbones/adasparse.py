@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llm4msr.config.model import ModelConfig
-from llm4msr.model.backbones.base import mlp
+from llm4msr.model.backbones.base import Logit, mlp
 
 THRESHOLD = 0.25
 
@@ -26,7 +26,7 @@ class AdaSparse(nn.Module):
         self.scenario = nn.Embedding(scenarios, prior)
         self.pruners = nn.ModuleList(nn.Linear(prior + w, w, bias=False) for w in widths)
         self.layers = nn.ModuleList(mlp(a, [b], config.dropout) for a, b in pairwise(widths))
-        self.last = nn.Linear(config.tower, 1)
+        self.last = Logit(config.tower)
 
     def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
         """Logits [B]."""

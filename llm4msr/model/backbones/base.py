@@ -2,9 +2,14 @@
 
 Law: a row's score never depends on the other rows of its batch, so there are no batch statistics anywhere.
 Scenario 0 is the unknown one and has parameters of its own, like every scenario.
+
+Features are float32. Only where training multiplies in bfloat16 do they come as bfloat16, and autocast casts weights:
+`RankerNet` says when.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,23 +32,68 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.cut / 65536)
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        drawn = bits.view(torch.int16)[: x.numel()].view(x.shape).float()  # compared as floats, which is vectorised
-        return x * drawn.ge_(self.cut - 32768).mul_(65536 / (65536 - self.cut))
+        return x * _kept(x, self.cut).mul_(65536 / (65536 - self.cut)).to(x.dtype)
+
+
+class ReluDropout(Dropout):
+    """ReLU, then dropout. On a CPU it overwrites its input, and keeps only its output for the gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of the same shape."""
+        if not self.training or not self.cut or x.device.type != "cpu":
+            return super().forward(torch.relu(x))
+        y: Tensor = _ReluDropout.apply(x, self.cut)
+        return y
+
+
+class _ReluDropout(torch.autograd.Function):
+    """In place: what waits for a large layer on a CPU is memory, and so is what takes the time."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, cut: int) -> Tensor:
+        context.scale = 65536 / (65536 - cut)
+        y = x.clamp_min_(0).mul_(_kept(x, cut).to(x.dtype)).mul_(context.scale)
+        context.mark_dirty(y)
+        context.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (y,) = context.saved_tensors
+        return torch.ops.aten.threshold_backward(gradient, y, 0).mul_(context.scale), None
+
+
+def _kept(x: Tensor, cut: int) -> Tensor:
+    """float32 of the shape of `x`: 0 with a chance of cut/65536, else 1."""
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    drawn = bits.view(torch.int16)[: x.numel()].view(x.shape).float()  # compared as floats, which is vectorised
+    return drawn.ge_(cut - 32768)
+
+
+class Logit(nn.Linear):
+    """The layer that ends in a logit, [B, 1]: always a float32 product, which for one column is also the fastest."""
+
+    def __init__(self, width: int):
+        super().__init__(width, 1)
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """float32 [B, 1]."""
+        with torch.autocast(x_BD.device.type, enabled=False):
+            return super().forward(x_BD.float())
 
 
 def mlp(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
     """Linear, ReLU and dropout, once per hidden width."""
-    layers: list[nn.Module] = []
-    for out in hidden:
-        layers += [nn.Linear(width, out), nn.ReLU(), Dropout(dropout)]
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i, out in enumerate(hidden):  # weights are saved by these names: ReLU was a layer of its own once
+        layers |= {f"{3 * i}": nn.Linear(width, out), f"{3 * i + 1}": ReluDropout(dropout)}
         width = out
-    return nn.Sequential(*layers)
+    return nn.Sequential(layers)
 
 
 def tower(width: int, hidden: Sequence[int], dropout: float) -> nn.Sequential:
     """An `mlp` that ends in a logit, [B, 1]."""
-    return nn.Sequential(mlp(width, hidden, dropout), nn.Linear(hidden[-1], 1))
+    return nn.Sequential(mlp(width, hidden, dropout), Logit(hidden[-1]))
 
 
 def mix(gate_BX: Tensor, outputs: Iterable[Tensor]) -> Tensor:
@@ -51,8 +101,9 @@ def mix(gate_BX: Tensor, outputs: Iterable[Tensor]) -> Tensor:
 
     One expert after the other: all of them in one tensor, weighted and summed, take several times as long to train.
     """
-    weights_XB = gate_BX.T.softmax(0)  # over rows of few numbers a softmax is not vectorised
-    first, *others = zip(weights_XB[..., None], outputs, strict=True)
+    outputs = list(outputs)
+    weights_XB = gate_BX.float().T.softmax(0)  # over rows of few numbers a softmax is not vectorised
+    first, *others = zip(weights_XB.to(outputs[0].dtype)[..., None], outputs, strict=True)
     mixed_BH = first[0] * first[1]
     for weight_B1, output_BH in others:
         mixed_BH = torch.addcmul(mixed_BH, weight_B1, output_BH)
@@ -119,3 +170,73 @@ class RowGroups:
         every = torch.is_grad_enabled() or not len(rows_BD)
         parts = zip(layers, self.split(rows_BD), strict=True)
         return self.join([layer(part) for layer, part in parts if every or len(part)])
+
+    def linear(self, rows_BD: Tensor, weight_GOD: Tensor, bias_GO: Tensor) -> Tensor:
+        """[B, O]: each row through the linear layer of its own group, in the number format of the rows."""
+        ordered_BD = self.ordered(rows_BD)
+        return self.join([_GroupLinear.apply(ordered_BD, weight_GOD, bias_GO, self.sizes)])
+
+
+class PaddedGroups(RowGroups):
+    """Groups filled up with their last row to one of few sizes; `join` leaves out what was added.
+
+    For products in bfloat16 on a CPU: oneDNN compiles a program for each size of a matrix, which takes many times as
+    long as to run it, and the sizes of groups are others in every batch.
+    """
+
+    def __init__(self, group_B: Tensor, groups: int):
+        super().__init__(group_B, groups)
+        size_G, self.sizes = torch.tensor(self.sizes), [_rounded_up(size) for size in self.sizes]
+        padded_G = torch.tensor(self.sizes)
+        group_P = torch.repeat_interleave(padded_G)
+        place_P = torch.arange(len(group_P)) - (padded_G.cumsum(0) - padded_G)[group_P]
+        last_P = size_G[group_P] - 1
+        row_P = (size_G.cumsum(0) - size_G)[group_P] + torch.minimum(place_P, last_P)
+        self.order_B = row_P if self.order_B is None else self.order_B[row_P]
+        real_B = (place_P <= last_P).nonzero()[:, 0]
+        self._place_B = torch.empty_like(real_B)
+        self._place_B[self.order_B[real_B]] = real_B
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The rows in the batch's order again, without those that were added."""
+        return torch.cat(list(parts)).index_select(0, self._place_B)
+
+
+def _rounded_up(size: int) -> int:
+    """To a multiple of 16, or to five binary digits where that is more."""
+    step = 1 << max(size.bit_length() - 5, 4)
+    return -(-size // step) * step
+
+
+class _GroupLinear(torch.autograd.Function):
+    """One step of the gradient for the layers of all groups, whose weights are cast together."""
+
+    @staticmethod
+    def forward(context: Any, rows_BD: Tensor, weight_GOD: Tensor, bias_GO: Tensor, sizes: list[int]) -> Tensor:
+        weight_GOD, bias_GO = weight_GOD.to(rows_BD.dtype), bias_GO.to(rows_BD.dtype)
+        out_BO = rows_BD.new_empty(len(rows_BD), bias_GO.shape[1])
+        for row_ND, weight_OD, bias_O, out_NO in zip(
+            rows_BD.split(sizes), weight_GOD, bias_GO, out_BO.split(sizes), strict=True
+        ):
+            torch.addmm(bias_O, row_ND, weight_OD.T, out=out_NO)
+        context.save_for_backward(rows_BD, weight_GOD)
+        context.sizes = sizes
+        return out_BO
+
+    @staticmethod
+    def backward(context: Any, gradient_BO: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        rows_BD, weight_GOD = context.saved_tensors
+        gradients_NO = gradient_BO.split(context.sizes)
+        to_rows_BD, to_weight_GOD = torch.empty_like(rows_BD), torch.empty_like(weight_GOD)
+        for gradient_NO, row_ND, weight_OD, to_row_ND, to_weight_OD in zip(
+            gradients_NO,
+            rows_BD.split(context.sizes),
+            weight_GOD,
+            to_rows_BD.split(context.sizes),
+            to_weight_GOD,
+            strict=True,
+        ):
+            torch.mm(gradient_NO, weight_OD, out=to_row_ND)
+            torch.mm(gradient_NO.T, row_ND, out=to_weight_OD)
+        to_bias_GO = torch.stack([gradient_NO.sum(0) for gradient_NO in gradients_NO])
+        return to_rows_BD, to_weight_GOD.float(), to_bias_GO.float(), None

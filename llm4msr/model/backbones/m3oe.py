@@ -32,7 +32,7 @@ class M3oE(nn.Module):
     def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
         """Logits [B]."""
         rows = RowGroups(scenario_B, len(self.towers))
-        hidden_BH = self.after_star(rows.through(self.star.of_each_scenario(), x_BD)) + self.beside_star(x_BD)
+        hidden_BH = self.after_star(self.star(x_BD, rows)) + self.beside_star(x_BD)
         shared_BH = mix(rows.through(self.gates, hidden_BH), [expert(hidden_BH) for expert in self.shared])
         weight_B1 = torch.sigmoid(self.balance_S)[scenario_B, None]
         return rows.through(self.towers, shared_BH + weight_B1 * rows.through(self.own, hidden_BH))[:, 0]

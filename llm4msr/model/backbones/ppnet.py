@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llm4msr.config.model import ModelConfig
-from llm4msr.model.backbones.base import Dropout, GateUnit, RowGroups
+from llm4msr.model.backbones.base import Dropout, GateUnit, Logit, RowGroups
 
 
 class PPNet(nn.Module):
@@ -25,7 +25,7 @@ class PPNet(nn.Module):
         self.layers = nn.ModuleList(
             nn.ModuleList(nn.Linear(a, b) for _ in range(scenarios)) for a, b in pairwise(widths)
         )
-        self.last = nn.ModuleList(nn.Linear(config.tower, 1) for _ in range(scenarios))
+        self.last = nn.ModuleList(Logit(config.tower) for _ in range(scenarios))
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ Ours: the partitioned normalisation works on a row's features (layer norm), not 
 that a row scores the same alone and in any batch; and the last layer has no activation.
 """
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llm4msr.config.model import ModelConfig
-from llm4msr.model.backbones.base import Dropout, RowGroups, tower
+from llm4msr.model.backbones.base import ReluDropout, RowGroups, tower
 
 
 class StarLayer(nn.Module):
@@ -25,17 +24,16 @@ class StarLayer(nn.Module):
         self.weight_SOD = nn.Parameter(torch.ones(scenarios, out, width))
         self.bias_SO = nn.Parameter(torch.zeros(scenarios, out))
 
-    def forward(self, x_BD: Tensor, scenario: int) -> Tensor:
+    def forward(self, x_BD: Tensor, rows: RowGroups) -> Tensor:
+        """[B, O], each row through the layer of its own scenario."""
+        if torch.is_grad_enabled():
+            return rows.linear(x_BD, self.shared.weight * self.weight_SOD, self.shared.bias + self.bias_SO)
+        return rows.through([partial(self.of_scenario, scenario=s) for s in range(len(self.bias_SO))], x_BD)
+
+    def of_scenario(self, x_BD: Tensor, scenario: int) -> Tensor:
         """[B, O] for rows of one scenario."""
         weight_OD, bias_O = self.weight_SOD[scenario], self.bias_SO[scenario]
         return F.linear(x_BD, self.shared.weight * weight_OD, self.shared.bias + bias_O)
-
-    def of_each_scenario(self) -> list[Callable[[Tensor], Tensor]]:
-        """Each scenario's [B, D] -> [B, O]; for training, which needs all of them, they are made in one product."""
-        if not torch.is_grad_enabled():
-            return [partial(self, scenario=s) for s in range(len(self.bias_SO))]
-        own = zip(self.shared.weight * self.weight_SOD, self.shared.bias + self.bias_SO, strict=True)
-        return [partial(F.linear, weight=weight_OD, bias=bias_O) for weight_OD, bias_O in own]
 
 
 class ScenarioNorm(nn.Module):
@@ -63,17 +61,12 @@ class Star(nn.Module):
         self.layers = nn.ModuleList(StarLayer(a, b, scenarios) for a, b in pairwise(widths))
         self.last = StarLayer(config.tower, 1, scenarios)
         self.auxiliary = tower(width, [config.tower], config.dropout)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = ReluDropout(config.dropout)
 
     def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
         """Logits [B]."""
-        layers = [layer.of_each_scenario() for layer in (*self.layers, self.last) if isinstance(layer, StarLayer)]
-        towers = [partial(self.tower, norm, own) for norm, *own in zip(self.norms, *layers, strict=True)]
-        return RowGroups(scenario_B, len(towers)).through(towers, x_BD)[:, 0]
-
-    def tower(self, norm: nn.Module, layers: Sequence[Callable[[Tensor], Tensor]], x_BD: Tensor) -> Tensor:
-        """Logits [B, 1] of one scenario's rows: the star's and the auxiliary network's, which is shared, added."""
-        x_BD = hidden_BH = norm(x_BD, self.norm)
-        for layer in layers[:-1]:
-            hidden_BH = self.dropout(torch.relu(layer(hidden_BH)))
-        return layers[-1](hidden_BH) + self.auxiliary(x_BD)
+        rows = RowGroups(scenario_B, len(self.norms))
+        x_BD = hidden_BH = rows.through([partial(norm, norm=self.norm) for norm in self.norms], x_BD)
+        for layer in self.layers:
+            hidden_BH = self.dropout(layer(hidden_BH, rows))
+        return (self.last(hidden_BH.float(), rows) + self.auxiliary(x_BD))[:, 0]

@@ -1,4 +1,5 @@
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from llm4msr.config import BACKBONES
 from llm4msr.errors import ConfigError
 from llm4msr.model import backbones
-from llm4msr.model.backbones.base import Dropout, GateUnit, RowGroups, mix
+from llm4msr.model.backbones.base import Dropout, GateUnit, PaddedGroups, ReluDropout, RowGroups, mix
 from tests.support.data import model_config
 
 WIDTH, SCENARIOS = 12, 5
@@ -226,6 +227,73 @@ def test_row_groups_leave_out_empty_groups_unless_gradients_are_taken():
     assert calls[4:] == [1, 2]
 
 
+@pytest.mark.parametrize("group_B", [[2, 0, 2, 4, 0, 2], [0, 0, 1], [3], []])
+def test_padded_groups_repeat_rows_of_each_group_and_leave_them_out_again(group_B: list[int]):
+    rows_BD = torch.arange(2 * len(group_B)).view(-1, 2)
+    groups = PaddedGroups(torch.tensor(group_B, dtype=torch.int64), 5)
+    parts = groups.split(rows_BD)
+    for group, part in enumerate(parts):
+        own = [row[0] for row, at in zip(rows_BD.tolist(), group_B, strict=True) if at == group]
+        assert part[:, 0].tolist() == own + own[-1:] * (16 - len(own) if own else 0)
+    assert torch.equal(groups.join(parts), rows_BD)
+
+
+def test_padded_groups_have_few_sizes():
+    """A sixteenth is added at most, but for groups of less than 256."""
+    sizes = {}
+    for count in (1, 15, 16, 17, 255, 256, 257, *range(1500, 1700), 100_000):
+        sizes[count] = PaddedGroups(torch.zeros(count, dtype=torch.int64), 1).sizes[0]
+    assert all(count <= size <= max(count + 15, count * 17 / 16) for count, size in sizes.items())
+    assert len({sizes[count] for count in range(1500, 1700)}) == 4
+
+
+def test_what_is_added_to_groups_has_no_part_in_the_gradient():
+    x_BD, scenario_B = rows(100)
+    gradients = []
+    for kind in (RowGroups, PaddedGroups):
+        torch.manual_seed(0)
+        given_BD, layers = x_BD.clone().requires_grad_(), [nn.Linear(WIDTH, 1) for _ in range(SCENARIOS)]
+        kind(scenario_B, SCENARIOS).through(layers, given_BD).square().sum().backward()
+        gradients.append([given_BD.grad, *(layer.weight.grad for layer in layers)])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_linear_layers_of_groups_are_those_of_each_group():
+    x_BD, scenario_B = rows(64)
+    scenario_B[scenario_B == 1] = 2  # one is empty
+    groups, tensors = RowGroups(scenario_B, SCENARIOS), (torch.randn(SCENARIOS, 7, WIDTH), torch.randn(SCENARIOS, 7))
+    gradients = []
+    for at_once in (True, False):
+        x, weight, bias = (tensor.clone().requires_grad_() for tensor in (x_BD, *tensors))
+        pairs = zip(weight, bias, strict=True)
+        layers = [partial(nn.functional.linear, weight=weight_OD, bias=bias_O) for weight_OD, bias_O in pairs]
+        y = groups.linear(x, weight, bias) if at_once else groups.through(layers, x)
+        (y * torch.arange(7)).sum().backward()
+        gradients.append((y.detach(), x.grad, weight.grad, bias.grad))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@every_backbone
+def test_products_in_bfloat16_score_nearly_the_same_and_train_every_parameter(name: str):
+    """As the ranker has it in training: rows in the order of their scenarios, features cast once."""
+    net = made(name).eval()
+    x_BD, scenario_B = rows(400)
+    scenario_B, order_B = scenario_B.sort()
+    x_BD = x_BD[order_B]
+    exact_B = net(x_BD, scenario_B).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded_B = net(x_BD.bfloat16(), scenario_B)
+    assert rounded_B.dtype == torch.float32
+    assert not torch.equal(rounded_B, exact_B)
+    assert (rounded_B - exact_B).abs().mean() < 0.02 * exact_B.std()
+    (rounded_B * torch.randn(400)).sum().backward()
+    assert {parameter.grad.dtype for parameter in net.parameters()} == {torch.float32}
+    still = [n for n, p in net.named_parameters() if not (p.grad != 0).any()]
+    assert not still
+
+
 def test_mix_weighs_with_the_softmax():
     outputs_BXH = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]).expand(3, 2, 2)
     gate_BX = torch.tensor([[0.0, 0.0], [50.0, 0.0], [0.0, 50.0]])
@@ -240,6 +308,19 @@ def test_dropout_scales_what_stays_and_its_gradient(shape: tuple[int, ...]):
     assert y.shape == shape
     assert {round(value, 5) for value in y.flatten().tolist()} <= {0.0, round(4 / 3, 5)}
     assert torch.equal(x.grad, y)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.9999999])
+def test_relu_with_dropout_is_one_after_the_other_bit_for_bit(share: float):
+    x_BD, results = torch.randn(33, 9), []
+    for layer in (ReluDropout(share), nn.Sequential(nn.ReLU(), Dropout(share))):
+        torch.manual_seed(0)
+        given_BD = x_BD.clone().requires_grad_()
+        y_BD = layer(given_BD * 1)
+        y_BD.square().sum().backward()
+        results.append((y_BD, given_BD.grad, layer.eval()(x_BD.clone())))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])

@@ -1,0 +1,77 @@
+from typing import Any
+
+import pytest
+import torch
+
+from llm4msr.training import precision
+from llm4msr.training.checkpoint import Checkpoint
+from llm4msr.training.dataset import Dataset
+from llm4msr.training.loop import fit, predict
+from tests.unit.conftest import World
+
+CPU = torch.device("cpu")
+
+
+def run(world: World, wanted: str, epochs: int = 2, resume: Checkpoint | None = None, **options: Any) -> Checkpoint:
+    train = world.config.train.model_copy(update={"precision": wanted, "epochs": epochs, "patience": 9})
+    config = world.config.model_copy(update={"train": train})
+    return fit(config, Dataset.open(config, world.data, world.knowledge), resume, **options)
+
+
+def test_auto_takes_what_the_machine_multiplies_fast_and_float32_for_a_backbone_of_ones_own(world: World):
+    def choice(wanted: str, backbone: str) -> str:
+        update = {
+            "train": world.config.train.model_copy(update={"precision": wanted}),
+            "model": world.config.model.model_copy(update={"backbone": backbone}),
+        }
+        return precision.choose(world.config.model_copy(update=update), CPU)
+
+    assert choice("auto", "star") == ("bfloat16" if precision.multiplies_bfloat16(CPU) else "float32")
+    assert choice("auto", "my.package:Net") == "float32"
+    for backbone in ("star", "my.package:Net"):
+        assert [choice(wanted, backbone) for wanted in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+
+
+def test_the_cpu_tells_what_it_multiplies_as_the_kernel_does():
+    try:
+        with open("/proc/cpuinfo") as file:
+            flags = set(file.read().split())
+    except OSError:
+        pytest.skip("no /proc here")
+    assert precision.multiplies_bfloat16(CPU) == bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def test_products_in_bfloat16_train_another_model_of_the_same_quality(world: World):
+    one, other = run(world, "float32"), run(world, "bfloat16")
+    assert (one.progress.precision, other.progress.precision) == ("float32", "bfloat16")
+    assert not torch.equal(one.net["embedding.table.weight"], other.net["embedding.table.weight"])
+    for ours, theirs in zip(one.progress.history, other.progress.history, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=0.01)
+        assert ours["valid_auc"] == pytest.approx(theirs["valid_auc"], abs=0.02)
+
+
+def test_weights_and_their_averages_stay_float32(world: World):
+    state = run(world, "bfloat16")
+    assert {tensor.dtype for tensor in (*state.net.values(), *state.optimizer.values())} == {torch.float32}
+
+
+def test_validation_scores_are_those_that_the_saved_weights_give_in_float32(world: World):
+    state = run(world, "bfloat16", epochs=1)
+    data = Dataset.open(world.config, world.data, world.knowledge)
+    net = data.new_net(world.config)
+    net.load_state_dict(state.best)
+    scored = predict(net, data, data.rows("valid"), world.config.train.batch_size)
+    assert state.progress.best_report is not None
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.from_numpy(scored.logit).double(), torch.from_numpy(scored.label).double()
+    )
+    assert state.progress.best_report["overall"]["logloss"] == pytest.approx(float(loss), abs=1e-7)
+
+
+@pytest.mark.parametrize("begun", ["float32", "bfloat16"])
+def test_a_run_goes_on_with_the_precision_that_it_began_with(world: World, begun: str):
+    """Also on a machine on which `auto` would choose the other one."""
+    whole, first = run(world, begun), run(world, begun, epochs=1)
+    resumed = run(world, "auto", resume=first)
+    assert resumed.progress.precision == begun
+    assert all(torch.equal(resumed.net[name], tensor) for name, tensor in whole.net.items())
