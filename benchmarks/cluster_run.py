@@ -130,7 +130,7 @@ def wrong_config(cluster: RayCluster, config: Config, story: Story) -> None:
 
 def disturbed(cluster: RayCluster, config: Config, settings: list[str], story: Story) -> dict[str, Any]:
     """The run on the cluster: a node lost while it asks the LLM, the job stopped, a node lost while it trains."""
-    total = -(-config.extract.max_users // config.extract.rows_per_shard)
+    total = -(-config.extract.max_users // int(config.extract.rows_per_shard))
     job = Job(cluster, "first", _entry(config.root, settings))
     lost = _lose(cluster, job, "AskLLM", lambda: len(_store.shards(config)) >= total // 4, story)
     kept = _store.shards(config)

@@ -121,7 +121,7 @@ def _start(config: Config, folder: Path, cluster: Any) -> subprocess.Popen[bytes
 def _disturbed(config: Config, folder: Path, cluster: Any, victim: str, moment: float) -> Row:
     """Kill when a share `moment` of the shards is finished, then go on to the end."""
     driver = _start(config, folder, cluster)
-    total = -(-config_users(config) // config.extract.rows_per_shard)
+    total = -(-config_users(config) // int(config.extract.rows_per_shard))
     while driver.poll() is None and len(shards(config)) < max(1, moment * 0.9 * total):
         time.sleep(0.05)
     killed = driver.poll() is None

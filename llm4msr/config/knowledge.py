@@ -50,9 +50,10 @@ class ExtractConfig(Section):
     estimated from this machine."""
     actor_cost_per_hour: Annotated[float, Key.HOW] = Field(0, ge=0)
     """In whatever currency: for `--dry-run` alone."""
-    rows_per_shard: Annotated[int, Key.HOW] = Field(256, ge=1)
+    rows_per_shard: Annotated[Annotated[int, Field(ge=1, le=1 << 16)] | Literal["auto"], Key.HOW] = "auto"
     """Prompts that an actor reads at a time and writes as one file. An interrupted run loses the shards in flight:
-    fewer rows lose less, more rows make fewer files."""
+    fewer rows lose less, more rows make fewer files. `auto` is 4,096 on GPUs, which is a minute or more of one, and 256
+    on CPUs."""
     max_users: int = Field(0, ge=0)
     """How many users get knowledge, the most active first; 0 = all. The ranker treats the others as users without
     knowledge. With `reads = "users"` it bounds the LLM's time."""

@@ -14,10 +14,11 @@ from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.data.prepare import PromptData
 from llm4msr.knowledge import index, versions
+from llm4msr.knowledge.actor_pool import rows_per_shard
+from llm4msr.knowledge.buckets import Bucket, bucket_count
 from llm4msr.knowledge.engines import PromptTokenizer, engine_name, models, open_tokenizer, soundness
-from llm4msr.knowledge.index import Bucket
 from llm4msr.knowledge.prompts import templates
-from llm4msr.knowledge.prompts.render import item_prompts, items_to_read, user_prompts, users_to_read
+from llm4msr.knowledge.prompts.render import item_prompts, items_to_read, user_prompts
 from llm4msr.knowledge.reader import Reader
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -34,13 +35,14 @@ def estimate(config: Config, data: PromptData, finished: bool) -> dict[str, obje
     tables, fields, _ = data
     reads_items = config.extract.reads == "items"
     items = items_to_read(tables["items"]) if config.extract.item_vectors == "llm" else 0
-    count = items if reads_items else users_to_read(config, tables["histories"].num_rows)
+    users = tables["histories"].num_rows
+    count = items if reads_items else min(users, config.extract.max_users or users)
     rows = tables["items"].slice(1) if reads_items else tables["histories"]
     sample = rows.take(np.linspace(0, count - 1, SAMPLE).astype(int)) if count > SAMPLE else rows.slice(0, count)
     rendered = item_prompts(sample, fields, config) if reads_items else user_prompts(sample, config)
     prompts = rendered.filter(pc.not_equal(rendered["prompt"], pa.scalar("")))
     lengths, shared, exact = _count_tokens(config, strings(prompts["prompt"]))
-    per_prompt, size = sum(lengths) / max(len(lengths), 1), config.extract.rows_per_shard
+    per_prompt, size = sum(lengths) / max(len(lengths), 1), rows_per_shard(config)
     cached = shared if engine_name(config.extract) == "vllm" else 0
     known = 1 if finished else _known_share(config, prompts, "items" if reads_items else "users", count)
     left = round(count * (1 - known))
@@ -85,11 +87,11 @@ def _known_share(config: Config, prompts: pa.Table, kind: str, count: int) -> fl
     fingerprints = [templates.fingerprint(text, reader.reads) for text in strings(prompts["prompt"])]
     hash_N = partitions.hash_ids(raw_ids)
     keys = index.row_keys(raw_ids, fingerprints, reader.writes[kind])
-    bucket = Bucket(kind, 0, max(1, index.bucket_count(count) // 16))  # a part of a large store is enough
+    bucket = Bucket(kind, 0, max(1, bucket_count(count) // 16))  # a part of a large store is enough
     rows = pa.Table.from_pydict({"id": prompts["id"], "hash": pa.array(hash_N), "key": keys})
     rows = rows.filter(pa.array(bucket.holds(hash_N)))
-    bases = versions.index_files(root, names).values()
-    return len(index.match(rows, bucket, bases, versions.shards(names))) / max(len(rows), 1)
+    held = versions.Earlier(versions.index_files(root, names).values(), names).of(bucket)
+    return len(index.match(rows, held.indexes, pa.array(held.shards, pa.string()))) / max(len(rows), 1)
 
 
 def cost(config: Config, prompts_left: int, fresh_per_prompt: float) -> dict[str, object]:

@@ -78,10 +78,12 @@ def _message(listed: Listed, data: StageOutput) -> str:
 
 def _find_in_data(raw_ids: Iterable[str], data: StageOutput) -> set[str]:
     """Those of the ids that the prepared data has."""
-    sought, known = pa.array(sorted(raw_ids), pa.string()), set[str]()
-    for users in partitions.read_each(data, "users", ["user_id"]):
-        column = users["user_id"]
-        known.update(strings(column.filter(pc.is_in(column, value_set=sought.cast(column.type)))))
+    sought, known = sorted(raw_ids), set[str]()
+    home_N = partitions.numbers_of(hash_ids(sought), partitions.count(data))
+    for partition in np.unique(home_N):  # the others are not read
+        ids = partitions.read(data, "users", int(partition), ["user_id"])["user_id"]
+        here = pa.array([sought[i] for i in np.flatnonzero(home_N == partition)], ids.type)
+        known.update(strings(ids.filter(pc.is_in(ids, value_set=here))))
     return known
 
 

@@ -3,13 +3,12 @@
 A version is a folder with an `index/`: for every row of it, the shard and the row there that hold prompt, text and
 vector. Shards never change, so versions share them: what did not change from one version to the next is only named
 again. An index file covers a range of hashes of raw ids (a bucket), so that two versions can be compared bucket by
-bucket in little memory, whatever their number of rows. Rows are known by raw id, since dense ids change with every
-`prepare`; the dense id in the index is that of its own version.
+bucket in little memory, whatever their number of rows. The same hash decides a user's partition, so a bucket of users
+is a partition or a part of one. Rows are known by raw id, since dense ids change with every `prepare`; the dense id in
+the index is that of its own version, a user's within the partition.
 """
 
 import hashlib
-import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from itertools import pairwise
@@ -21,9 +20,10 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from llm4msr import storage
-from llm4msr.arrays import Bools, Column, Hashes, strings
+from llm4msr.arrays import Column, strings
 from llm4msr.data import partitions
 from llm4msr.errors import StorageError
+from llm4msr.knowledge.buckets import Bucket
 from llm4msr.schema import INDEX
 from llm4msr.storage import stage_files
 
@@ -33,10 +33,6 @@ NOTHING_LIKED = "nothing liked before the cut"
 GROUP_ROWS = 8192
 """Rows of a row group of an index file: what is read at once, at most."""
 
-BUCKET_ROWS = 1 << 16
-MOST_BUCKETS = 1 << 10
-"""A bucket has at most this many rows, until there are this many buckets; beyond that (67 million rows) they grow."""
-
 
 class State(IntEnum):
     """How a row ended; a later version takes over all but the failed."""
@@ -44,41 +40,6 @@ class State(IntEnum):
     GOOD = 0
     EMPTY = 1
     FAILED = 2
-
-
-class Bucket(NamedTuple):
-    """A range of hashes of raw ids of one kind (`users`, `scenarios`, `items`): one of `total` equal ranges."""
-
-    kind: str
-    number: int
-    total: int
-
-    @property
-    def file(self) -> str:
-        """Name of its files, in the index and in the plan of an unfinished run."""
-        return f"{self.kind}-{self.number:05d}-of-{self.total:05d}.parquet"
-
-    @property
-    def index_file(self) -> str:
-        """Its index file, relative to the version."""
-        return f"index/{self.file}"
-
-    @classmethod
-    def parse(cls, name: str) -> "Bucket | None":
-        """From the name of an index file relative to the version; None for other files."""
-        match = re.fullmatch(r"index/(\w+)-(\d+)-of-(\d+)\.parquet", name)
-        return cls(match[1], int(match[2]), int(match[3])) if match else None
-
-    def overlaps(self, other: "Bucket") -> bool:
-        """Whether a hash can lie in both."""
-        finest = max(self.total, other.total)
-        width, other_width = finest // self.total, finest // other.total
-        start, other_start = self.number * width, other.number * other_width
-        return self.kind == other.kind and start < other_start + other_width and other_start < start + width
-
-    def holds(self, hash_N: Hashes) -> Bools:
-        """Which hashes lie in it: bool [N]."""
-        return partitions.numbers_of(hash_N, self.total) == self.number
 
 
 class RowGroup(NamedTuple):
@@ -110,12 +71,6 @@ class RowGroup(NamedTuple):
     def bucket(self) -> Bucket | None:
         """The bucket of an index file; None for a shard."""
         return Bucket.parse(f"index/{self.file.name}")
-
-
-def bucket_count(rows: int) -> int:
-    """A power of two, so that the buckets of two versions lie within each other."""
-    needed = max(1, min(MOST_BUCKETS, math.ceil(rows / BUCKET_ROWS)))
-    return 1 << (needed - 1).bit_length()
 
 
 def row_keys(raw_ids: Sequence[str], fingerprints: Sequence[str], writes: str) -> "pa.Array[Any]":
@@ -164,13 +119,12 @@ def texts_to_write(shard: pa.Table) -> str:
     return (shard.schema.metadata or {}).get(b"writes", b"").decode()
 
 
-def match(rows: pa.Table, bucket: Bucket, versions: Iterable[Sequence[RowGroup]], present: Column) -> pa.Table:
+def match(rows: pa.Table, versions: Iterable[Sequence[RowGroup]], present: Column) -> pa.Table:
     """Rows of `schema.INDEX` for those of `rows` (id, hash, key) that a version holds already.
 
     Args:
-        rows: all rows of the bucket.
-        bucket: the bucket.
-        versions: index files of each version; where several hold a row, the first one counts.
+        rows: rows of a bucket.
+        versions: of each version the index files that may hold them; where several do, the first version counts.
         present: names of the shards that exist; rows of others are not matched.
 
     Raises:
@@ -180,7 +134,7 @@ def match(rows: pa.Table, bucket: Bucket, versions: Iterable[Sequence[RowGroup]]
     for files in versions:
         if not len(rows):
             break
-        known = _read_bucket(files, bucket)
+        known = _read_places(files)
         usable = pc.less(known["state"], pa.scalar(int(State.FAILED), pa.int8()))
         known = known.filter(pc.and_(usable, pc.is_in(known["shard"], value_set=present)))
         positions = pc.index_in(rows["key"], value_set=known["key"])
@@ -194,11 +148,10 @@ def match(rows: pa.Table, bucket: Bucket, versions: Iterable[Sequence[RowGroup]]
     return pa.concat_tables(matches)
 
 
-def _read_bucket(files: Sequence[RowGroup], bucket: Bucket) -> pa.Table:
-    """A version's rows that may lie in the bucket, without their dense ids."""
+def _read_places(files: Sequence[RowGroup]) -> pa.Table:
+    """All rows of these index files, without their dense ids."""
     columns = ["key", "shard", "checksum", "row", "state"]
-    overlapping = [file for file in files if file.bucket and file.bucket.overlaps(bucket)]
-    return pa.concat_tables([INDEX.empty_table().select(columns), *(read_index(file, columns) for file in overlapping)])
+    return pa.concat_tables([INDEX.empty_table().select(columns), *(read_index(file, columns) for file in files)])
 
 
 def read_index(group: RowGroup, columns: Sequence[str] = INDEX.names) -> pa.Table:

@@ -8,9 +8,9 @@ from upath import UPath
 
 from llm4msr import ray_session, storage
 from llm4msr.arrays import strings
-from llm4msr.config import Config
-from llm4msr.errors import ConfigError, StorageError
+from llm4msr.errors import StorageError
 from llm4msr.knowledge.actor import SHARD_FOLDERS, AskLLM, Counts, Pass, Spent
+from llm4msr.knowledge.actor_pool import nodes, plan_pool
 from llm4msr.knowledge.work import Shard
 from llm4msr.progress import say, track
 from llm4msr.storage import FileRecord
@@ -29,12 +29,8 @@ class PassResult(NamedTuple):
     """Sums of `Spent` over the actors, in this run."""
 
 
-class ActorPool(NamedTuple):
-    """How many actors ask, and the CPUs and GPUs of each."""
-
-    actors: int
-    cpus: int
-    gpus: int
+MOST_TASKS = 1 << 14
+"""Tasks that Ray Data keeps account of in a pass; a task of more shards than that goes through several of them."""
 
 
 def run_pass(pass_: Pass, shards: Sequence[Shard]) -> PassResult:
@@ -68,14 +64,12 @@ def _ask(pass_: Pass, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
     """Names of shards -> engine actors, in Ray Data; yields what `AskLLM` says of each finished shard."""
     import ray
 
-    ray_session.connect()
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    pool = plan_pool(pass_.config, nodes, len(shards))
+    pool = plan_pool(pass_.config, nodes(), len(shards))
     needed = {"CPU": pool.cpus * pool.actors, "GPU": pool.gpus * pool.actors}
     ray_session.require_resources(f"extract.actors = {pass_.config.extract.actors}", needed)
     ray_session.say_if_busy(needed["CPU"])
     items = [shard.model_dump() for shard in shards]
-    summaries = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    summaries = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_TASKS)).map_batches(
         AskLLM,
         fn_constructor_args=(pass_,),
         batch_size=1,
@@ -86,28 +80,6 @@ def _ask(pass_: Pass, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
     )
     for batch in summaries.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
-
-
-def plan_pool(config: Config, nodes: Sequence[Mapping[str, float]], shards: int) -> ActorPool:
-    """How many actors fit nodes with these resources (`CPU`, `GPU`), at most one for each shard.
-
-    Raises:
-        ConfigError: none fits, and none can be waited for.
-    """
-    e = config.extract
-    waits = e.device == "gpu"
-    gpus = e.tensor_parallel if waits or any(node.get("GPU") for node in nodes) else 0
-    hosts = [node for node in nodes if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= gpus]
-    if not hosts and waits:
-        if e.actors == "auto":
-            raise ConfigError(f"extract.device = 'gpu': none has {gpus} yet; give extract.actors, and they can come")
-        return ActorPool(min(e.actors, shards), 1, gpus)  # Ray asks the autoscaler for machines
-    if not hosts:
-        raise ConfigError(f"extract.tensor_parallel = {gpus}: no machine of this cluster has so many GPUs")
-    fit = sum(int(node["GPU"] // gpus) if gpus else 1 for node in hosts)
-    actors = min(fit if e.actors == "auto" else e.actors, shards)
-    most_per_host = -(-actors // len(hosts))
-    return ActorPool(actors, max(1, int(min(node["CPU"] for node in hosts) // most_per_host)), gpus)
 
 
 def finished_shards(folder: UPath, shards: Sequence[Shard]) -> dict[str, Counts]:

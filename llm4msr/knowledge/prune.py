@@ -14,7 +14,8 @@ from llm4msr import storage
 from llm4msr.arrays import Bools, Ints32
 from llm4msr.config import Config
 from llm4msr.knowledge import store, versions
-from llm4msr.knowledge.index import Bucket, RowGroup, read_index, split_by_shard
+from llm4msr.knowledge.buckets import Bucket, ByBucket, bucket_of_shard
+from llm4msr.knowledge.index import RowGroup, read_index, split_by_shard
 from llm4msr.knowledge.rows import CHECKSUMS, read_checksums, read_shard
 from llm4msr.knowledge.work import Work
 from llm4msr.storage import MANIFEST, StageOutput, cache, lock
@@ -75,8 +76,9 @@ def prune(
     for version in stay:
         files = version.manifest.files
         indexes += [RowGroup(str(version.folder / name), files[name].digest) for name in files if Bucket.parse(name)]
+    in_buckets = versions.by_bucket(indexes)
     for bucket, names in _group_by_bucket(shards).items():
-        live = _live_rows(bucket, indexes)
+        live = _live_rows(bucket, in_buckets)
         for name in names:
             if name not in live and not dry_run and name + CHECKSUMS in sizes:
                 (root / (name + CHECKSUMS)).unlink()
@@ -126,15 +128,13 @@ def _bases(folder: UPath) -> Sequence[str]:
 def _group_by_bucket(shards: Sequence[str]) -> dict[Bucket, list[str]]:
     groups: dict[Bucket, list[str]] = defaultdict(list)
     for name in shards:
-        stem = name.rpartition("/")[2].rpartition("-")[0]
-        groups[Bucket.parse(f"index/{stem}.parquet") or Bucket(stem.partition("-")[0], 0, 1)].append(name)
+        groups[bucket_of_shard(name)].append(name)
     return groups
 
 
-def _live_rows(bucket: Bucket, indexes: Sequence[RowGroup]) -> dict[str, Live]:
+def _live_rows(bucket: Bucket, indexes: ByBucket[RowGroup]) -> dict[str, Live]:
     """What a bucket's index files refer to, by shard."""
-    columns = ["shard", "checksum", "row"]
-    tables = [read_index(file, columns) for file in indexes if file.bucket and file.bucket.overlaps(bucket)]
+    tables = [read_index(file, ["shard", "checksum", "row"]) for file in indexes.overlapping(bucket)]
     if not tables:
         return {}
     rows = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("row", "ascending")])

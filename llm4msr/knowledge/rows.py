@@ -5,6 +5,7 @@ checksum, and each row with the key, that the index has of it.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -17,15 +18,8 @@ from llm4msr import storage
 from llm4msr.arrays import Bools, strings, typed_rows
 from llm4msr.data.partitions import hash_ids
 from llm4msr.errors import StorageError
-from llm4msr.knowledge.index import (
-    GROUP_ROWS,
-    Bucket,
-    RowGroup,
-    read_index,
-    row_keys,
-    split_by_shard,
-    texts_to_write,
-)
+from llm4msr.knowledge.buckets import Bucket
+from llm4msr.knowledge.index import GROUP_ROWS, RowGroup, read_index, row_keys, split_by_shard, texts_to_write
 from llm4msr.storage import FileRecord, StageOutput, stage_files
 from llm4msr.text import shorten
 
@@ -49,6 +43,13 @@ def list_row_groups(folder: UPath, files: Mapping[str, FileRecord], kind: str) -
         return [RowGroup(str(folder / name), files[name].digest, number) for name, number in groups]
     shards = [name for name in sorted(files) if name.rpartition("/")[2].startswith(f"{kind}-")]
     return [RowGroup(str(folder / name), files[name].digest) for name in shards]
+
+
+def partition_of(name: str, total: int) -> int:
+    """The partition of the users in a file of a version, by its name, where there are `total` of them."""
+    window = re.search(r"-(\d{5})-\d{9}\.parquet$", name)
+    bucket = Bucket.parse(name)
+    return bucket.partition(total) if bucket else int(window[1]) if window else 0
 
 
 def read_rows(group: RowGroup, columns: Sequence[str]) -> pa.Table:

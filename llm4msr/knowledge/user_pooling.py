@@ -1,9 +1,10 @@
-"""Ray Data over shards of users whose vectors are pooled from those of the items they met; no LLM here.
+"""Ray Data over partitions of users whose vectors are pooled from those of the items they met; no LLM here.
 
 `pooled/users-*` are rows of the knowledge store, from whole histories. With `extract.point_in_time`, `pooled/past-*`
 have a row for each row of `seen`, in its order: what was known of its user before it.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -17,10 +18,11 @@ from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.errors import StorageError
 from llm4msr.knowledge import pooling
+from llm4msr.knowledge.active_users import users_to_read
 from llm4msr.knowledge.forget import ids_to_forget
 from llm4msr.knowledge.index import RowGroup
 from llm4msr.knowledge.prompts import templates
-from llm4msr.knowledge.prompts.render import Window, slice_rows, user_windows
+from llm4msr.knowledge.prompts.render import Window, slice_rows
 from llm4msr.knowledge.rows import good_rows, read_rows
 from llm4msr.progress import track
 from llm4msr.storage import FileRecord, StageOutput
@@ -30,8 +32,12 @@ if TYPE_CHECKING:
     import ray
 
 
+MOST_USERS, MOST_ROWS = 1 << 13, 1 << 17
+"""Users whose vectors are pooled and written together, and their rows: at most so many, but a user with more."""
+
+
 class UserRows(NamedTuple):
-    """Users [start, stop) of `histories.parquet`, and where their rows [first, last) lie in `seen.parquet`."""
+    """Users [start, stop) of a partition's `histories`, and where their rows [first, last) lie in its `seen`."""
 
     start: int
     stop: int
@@ -61,17 +67,12 @@ def pool_users(
 
     ray_session.connect()
     shared = ray.put(_item_vectors(config, folder, items, groups))
-    counts = data.table(partitions.file_name("histories", 0), ["interactions"])["interactions"].to_numpy()
-    bounds = np.concatenate([[0], np.cumsum(counts)])
-    todo = [
-        UserRows(window.start, window.stop, int(bounds[window.start]), int(bounds[window.stop]))
-        for window in user_windows(config, len(counts))
-    ]
+    users = users_to_read(config, data)
     written: dict[str, FileRecord] = {}
-    with track("pool", todo[-1].stop) as progress:
-        jobs = [users._asdict() for users in todo]
+    with track("pool", sum(users)) as progress:
+        jobs = [{"partition": partition, "users": count} for partition, count in enumerate(users) if count]
         for result in ray_session.run_each(
-            _pool_window, jobs, config=config, data=data, folder_uri=str(folder), shared=shared
+            _pool_partition, jobs, config=config, data=data, folder_uri=str(folder), shared=shared
         ):
             written[result["file"]] = FileRecord.model_validate(result)
             if result["file"].startswith("pooled/users"):
@@ -102,24 +103,37 @@ def _item_vectors(config: Config, folder: UPath, items: int, groups: list[RowGro
     return vectors_ID, known_I
 
 
-def _pool_window(
+def _pool_partition(
     batch: pa.Table, config: Config, data: StageOutput, folder_uri: str, shared: "ray.ObjectRef"
 ) -> pa.Table:
-    """Pool and write the users of one window; gives back a row for each file, with its name and record."""
+    """Pool and write a partition's first users; gives back a row for each file, with its name and record."""
     import ray
 
-    (at,) = (UserRows(**row) for row in batch.to_pylist())
-    folder = storage.path(folder_uri)
-    items = ray.get(shared)
-    users = slice_rows(data, partitions.file_name("histories", 0), at.start, at.stop)
-    seen = slice_rows(data, partitions.file_name("seen", 0), at.first, at.last)
-    forgotten_N = pc.is_in(users["user_id"], value_set=ids_to_forget(config))
-    tables = {"users": pooled_rows(users, seen, *items).filter(pc.invert(forgotten_N))}
-    if config.extract.point_in_time:
-        tables["past"] = past_rows(users, seen, forgotten_N.to_numpy(), *items)
-    files = {f"pooled/{Window(kind, at.start, at.stop).file}": table for kind, table in tables.items()}
-    written = [{"file": name} | storage.write_table(folder / name, table).model_dump() for name, table in files.items()]
+    (job,) = batch.to_pylist()
+    items, forget, written = ray.get(shared), ids_to_forget(config), []
+    histories, seen = (partitions.file_name(table, job["partition"]) for table in ("histories", "seen"))
+    counts_N = data.table(histories, ["interactions"])["interactions"].to_numpy()[: job["users"]]
+    for at in _cut(counts_N):
+        users, rows = slice_rows(data, histories, at.start, at.stop), slice_rows(data, seen, at.first, at.last)
+        forgotten_N = pc.is_in(users["user_id"], value_set=forget)
+        tables = {"users": pooled_rows(users, rows, *items).filter(pc.invert(forgotten_N))}
+        if config.extract.point_in_time:
+            tables["past"] = past_rows(users, rows, forgotten_N.to_numpy(), *items)
+        for kind, table in tables.items():
+            name = f"pooled/{Window(kind, at.start, at.stop, job['partition']).file}"
+            record = storage.write_table(storage.path(folder_uri) / name, table)
+            written.append({"file": name} | record.model_dump())
     return pa.Table.from_pylist(written)
+
+
+def _cut(counts_N: Ints) -> Iterator[UserRows]:
+    """Users in their order, with so many rows each, in pieces of `MOST_USERS` and `MOST_ROWS`."""
+    bounds, start = np.r_[0, np.cumsum(counts_N)], 0
+    while start < len(counts_N):
+        fit = int(np.searchsorted(bounds, bounds[start] + MOST_ROWS, side="right")) - 1
+        stop = min(max(fit, start + 1), start + MOST_USERS, len(counts_N))
+        yield UserRows(start, stop, int(bounds[start]), int(bounds[stop]))
+        start = stop
 
 
 def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: Singles, known_I: Bools) -> pa.Table:

@@ -1,17 +1,16 @@
-"""Versions of the knowledge below one storage: listed, numbered, and their index files. No Ray here."""
+"""Versions of the knowledge below one storage: listed, numbered, and what they hold. No Ray here."""
 
-from collections.abc import Iterable
-from typing import TypedDict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypedDict
 
-import pyarrow as pa
 from pydantic import ValidationError
 from upath import UPath
 
 from llm4msr import storage
-from llm4msr.arrays import Column
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
-from llm4msr.knowledge.index import Bucket, RowGroup
+from llm4msr.knowledge.buckets import Bucket, ByBucket, bucket_of_shard
+from llm4msr.knowledge.index import RowGroup
 from llm4msr.storage import Manifest, StageOutput
 
 
@@ -93,9 +92,34 @@ def index_files(root: UPath, names: Iterable[str]) -> dict[str, list[RowGroup]]:
     }
 
 
-def shards(names: Iterable[str]) -> Column:
-    """Shards of all versions among the `names` of all files below their folder: string [N], sorted."""
-    return pa.array(sorted(name for name in names if "/vectors/" in name), pa.string())
+class Held(NamedTuple):
+    """What earlier versions hold of a bucket: index files of each version, the newest first, and shards that exist."""
+
+    indexes: list[list[RowGroup]]
+    shards: list[str]
+
+
+class Earlier:
+    """What earlier versions hold, bucket by bucket.
+
+    Args:
+        indexes: index files of each version, the newest first.
+        names: of all files below the folder of the versions.
+    """
+
+    def __init__(self, indexes: Iterable[Sequence[RowGroup]], names: Iterable[str]):
+        self._indexes = [by_bucket(files) for files in indexes]
+        self._shards = ByBucket((bucket_of_shard(name), name) for name in sorted(names) if "/vectors/" in name)
+
+    def of(self, bucket: Bucket) -> Held:
+        """What may hold a row of the bucket."""
+        indexes = [files for version in self._indexes if (files := version.overlapping(bucket))]
+        return Held(indexes, self._shards.overlapping(bucket))
+
+
+def by_bucket(files: Iterable[RowGroup]) -> ByBucket[RowGroup]:
+    """Index files by their buckets."""
+    return ByBucket((file.bucket, file) for file in files if file.bucket)
 
 
 def version_number(version: UPath) -> int:

@@ -10,7 +10,7 @@ from upath import UPath
 
 from llm4msr import storage
 from llm4msr.errors import StorageError
-from llm4msr.knowledge.index import Bucket
+from llm4msr.knowledge.buckets import Bucket
 from llm4msr.knowledge.reader import Reader
 from llm4msr.storage import stage_files
 

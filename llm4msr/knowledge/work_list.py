@@ -1,16 +1,18 @@
 """What is left to ask: prompts of all rows, less the rows that earlier versions below the same storage hold.
 
 Two passes over Ray Data. The first renders windows of the prepared tables and writes each window's prompts sorted
-into buckets of raw ids; the second takes one bucket out of all windows, finds its rows in the earlier versions, and
-cuts the others into shards of prompts of like length. So memory is that of a window or a bucket, however many users
-there are, and no row passes through the driver or stays in Ray's object store. When the shards are written, a third
-pass writes the index, bucket by bucket.
+into buckets of raw ids; the second takes one bucket out of the windows of its partition, finds its rows in the earlier
+versions, and cuts the others into shards of prompts of like length. So memory is that of a window or a bucket, however
+many users there are, and no row passes through the driver or stays in Ray's object store. When the shards are written,
+a third pass writes the index, bucket by bucket.
 
 What the first two write lies below `work/` of the new version, and goes when it is published.
 """
 
 import json
-from typing import cast
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +24,11 @@ from llm4msr.arrays import Column, strings
 from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.knowledge import drift, index, versions
+from llm4msr.knowledge.active_users import users_to_read
+from llm4msr.knowledge.actor_pool import nodes, rows_per_shard
+from llm4msr.knowledge.buckets import Bucket, bucket_count
 from llm4msr.knowledge.forget import check_list, ids_to_forget
-from llm4msr.knowledge.index import NOTHING_LIKED, Bucket, RowGroup, State
+from llm4msr.knowledge.index import NOTHING_LIKED, RowGroup, State
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import Window, items_to_read, render, windows
 from llm4msr.knowledge.reader import Reader
@@ -56,25 +61,20 @@ def plan_work(config: Config, data: StageOutput, folder: UPath, reader: Reader) 
     )
     storage.write_table(folder / drift.FILE, scenarios)
     items = items_to_read(data.table("items.parquet", ["f:item_id"]))
-    todo = windows(config, data.manifest.info["histories"], items, WINDOW_ROWS)
-    rows = {window.kind: window.stop for window in todo}  # the last window of each kind ends with its last row
-    counts = {kind: index.bucket_count(stop) for kind, stop in rows.items()}
-    work.buckets = [Bucket(kind, number, count) for kind, count in counts.items() for number in range(count)]
+    todo = windows(config, users_to_read(config, data), items, WINDOW_ROWS)
+    counts = bucket_counts(todo, partitions.count(data))
     jobs = [window._asdict() for window in todo]
-    with track("render", sum(rows.values()) + data.manifest.info["scenarios"] - 1) as progress:
+    rows = sum(window.stop - window.start for window in todo) + data.manifest.info["scenarios"] - 1
+    with track("render", rows) as progress:
         for done in ray_session.run_each(
             render_window, jobs, config=config, data=data, folder_uri=str(folder), reader=reader, counts=counts
         ):
             progress.advance(done["rows"])
-    for done in ray_session.run_each(
-        match_bucket,
-        [bucket._asdict() for bucket in work.buckets],
-        folder_uri=str(folder),
-        spilled=[window.file for window in todo],
-        bases=list(bases.values()),
-        present=versions.shards(names),
-        rows_per_shard=config.extract.rows_per_shard,
-    ):
+    spilled = spilled_by_bucket(todo, counts, partitions.count(data))
+    work.buckets, held = list(spilled), versions.Earlier(bases.values(), names)
+    jobs = [match_job(bucket, files, held.of(bucket)) for bucket, files in spilled.items()]
+    per_shard = rows_per_shard(config, nodes())
+    for done in ray_session.run_each(match_bucket, jobs, folder_uri=str(folder), rows=per_shard):
         work.kept[done["kind"]] = work.kept.get(done["kind"], 0) + done["kept"]
         work.shards += [Shard.model_validate(shard) for shard in json.loads(done["shards"])]
     storage.remove(folder / "work" / "spill")
@@ -83,6 +83,32 @@ def plan_work(config: Config, data: StageOutput, folder: UPath, reader: Reader) 
     storage.flush(folder, list(work.files))
     work.save(folder, durable=True)
     return work
+
+
+def bucket_counts(todo: Sequence[Window], total: int) -> dict[str, int]:
+    """How many buckets each kind of rows has; `total` is the number of partitions of users."""
+    rows = Counter[str]()
+    for window in todo:
+        rows[window.kind] += window.stop - window.start
+    return {kind: bucket_count(count, total if kind == "users" else 1) for kind, count in rows.items()}
+
+
+def spilled_by_bucket(todo: Sequence[Window], counts: Mapping[str, int], total: int) -> dict[Bucket, list[str]]:
+    """For each bucket that may have rows the files of its partition's windows, which `render_window` writes."""
+    files: dict[tuple[str, int], list[str]] = defaultdict(list)
+    for window in todo:
+        files[window.kind, window.partition].append(window.file)
+    spilled: dict[Bucket, list[str]] = {}
+    for (kind, partition), names in files.items():
+        whole = Bucket(kind, partition, total if kind == "users" else 1)
+        spilled |= dict.fromkeys(whole.overlapping(counts[kind]), names)
+    return spilled
+
+
+def match_job(bucket: Bucket, spilled: Sequence[str], held: versions.Held) -> dict[str, Any]:
+    """What `match_bucket` works on: it gets the names of those files alone that can hold a row of the bucket."""
+    indexes = [[file._asdict() for file in files] for files in held.indexes]
+    return bucket._asdict() | {"spilled": list(spilled), "indexes": indexes, "present": held.shards}
 
 
 def _planned_files(folder: UPath) -> dict[str, int]:
@@ -117,6 +143,7 @@ def render_window(
     }
     for name, column in columns.items():
         kept = kept.append_column(name, column)
+    kept = _with_prompts(kept, pa.large_string())  # `take` and `sort_by` make one piece, which may pass 2 GiB
     bucket_N = partitions.numbers_of(hash_N, counts[window.kind])
     order_N = np.argsort(bucket_N, kind="stable")
     filled, starts = np.unique(bucket_N[order_N], return_index=True)
@@ -126,38 +153,28 @@ def render_window(
     return pa.table({"rows": [len(rows)]})
 
 
-def match_bucket(
-    batch: pa.Table,
-    folder_uri: str,
-    spilled: list[str],
-    bases: list[list[RowGroup]],
-    present: Column,
-    rows_per_shard: int,
-) -> pa.Table:
+def match_bucket(batch: pa.Table, folder_uri: str, rows: int) -> pa.Table:
     """Write a bucket's rows: those that earlier versions hold to `work/kept`, the others to `work/todo`, by shard.
 
     Args:
-        batch: one row, the `Bucket`.
+        batch: one row, what `match_job` gives.
         folder_uri: of the new version.
-        spilled: names of the files that `render_window` wrote.
-        bases: index files of each earlier version, the newest first.
-        present: names of the shards that exist.
-        rows_per_shard: rows of a shard, which is a row group in `work/todo`.
+        rows: rows of a shard, which is a row group in `work/todo`.
 
     Returns:
         One row: the bucket's kind, how many rows were kept, and the new `Shard`s as JSON.
     """
-    (bucket,) = (Bucket(**row) for row in batch.to_pylist())
-    work = storage.path(folder_uri) / "work"
-    windows_of_kind = [work / "spill" / name for name in spilled if name.startswith(f"{bucket.kind}-")]
-    rows = pa.concat_tables(_read_spilled(file, bucket) for file in windows_of_kind)
-    kept = index.match(rows, bucket, bases, present)
+    (job,) = batch.to_pylist()
+    bucket, work = Bucket(job["kind"], job["number"], job["total"]), storage.path(folder_uri) / "work"
+    indexes = [[RowGroup(**file) for file in files] for files in job["indexes"]]
+    prompts = pa.concat_tables(_read_spilled(work / "spill" / name, bucket) for name in job["spilled"])
+    kept = index.match(prompts, indexes, pa.array(job["present"], pa.string()))
     if len(kept):
         storage.write_table(work / "kept" / bucket.file, kept)
-    left = rows.filter(pc.invert(pc.is_in(rows["key"], value_set=kept["key"]))).drop_columns(["hash"])
+    left = prompts.filter(pc.invert(pc.is_in(prompts["key"], value_set=kept["key"]))).drop_columns(["hash"])
     left = left.append_column("length", pc.utf8_length(left["prompt"]))
     left = left.sort_by([("length", "ascending"), ("raw_id", "ascending")]).drop_columns(["length"])
-    groups = [left.slice(start, rows_per_shard) for start in range(0, len(left), rows_per_shard)]
+    groups = [left.slice(start, rows) for start in range(0, len(left), rows)]
     shards = []
     for number, group in enumerate(groups):
         keys = cast("list[bytes]", group["key"].to_pylist())  # the stubs allow for None
@@ -165,8 +182,14 @@ def match_bucket(
         name = f"{bucket.file.removesuffix('.parquet')}-{content}.parquet"
         shards.append({"name": name, "kind": bucket.kind, "todo": bucket.file, "group": number, "rows": len(group)})
     if groups:
-        storage.write_groups(work / "todo" / bucket.file, [group.drop_columns(["key"]) for group in groups])
+        asked = [_with_prompts(group.drop_columns(["key"]), pa.string()) for group in groups]
+        storage.write_groups(work / "todo" / bucket.file, asked)
     return pa.table({"kind": [bucket.kind], "kept": [len(kept)], "shards": [json.dumps(shards)]})
+
+
+def _with_prompts(rows: pa.Table, text: pa.DataType) -> pa.Table:
+    """The same rows, their prompts as this type of text."""
+    return rows.set_column(rows.column_names.index("prompt"), "prompt", rows["prompt"].cast(text))
 
 
 def _read_spilled(file: UPath, bucket: Bucket) -> pa.Table:

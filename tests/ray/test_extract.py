@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
@@ -18,9 +19,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import llm4msr
 from llm4msr import pipeline
 from llm4msr.cli import main
+from llm4msr.data import partitions
 from llm4msr.knowledge import pooling
 from llm4msr.knowledge.rows import read_vectors, row_groups
 from llm4msr.pipeline import extracted as open_extracted
+from llm4msr.storage import StageOutput
 from llm4msr.storage.vectors import to_matrix
 from llm4msr.training.dataset import Dataset
 from tests.support.experiments import (
@@ -38,6 +41,7 @@ from tests.support.experiments import (
     wait_until,
 )
 from tests.support.fixtures import Spine
+from tests.support.partitioned import in_partitions
 
 FEW_USERS = {"extract.max_users": 6}
 
@@ -242,6 +246,41 @@ def test_each_training_row_sees_what_was_known_of_its_user_before_it(
     later, _ = next(data.rows("test").batches(1 << 20, None))
     np.testing.assert_array_equal(data.knowledge.vector_numbers(later.user_B, later.seen_B), later.user_B)
     pipeline.train(config)
+
+
+def by_raw_id(output: StageOutput) -> pa.Table:
+    rows = pa.concat_tables([read_vectors(group) for group in row_groups(output)])
+    return rows.sort_by("raw_id").select(["raw_id", "error", "vector"]).combine_chunks()
+
+
+@pytest.mark.parametrize(("reads", "total"), [("users", 4), ("items", 2)])
+def test_users_in_partitions_get_the_vectors_that_they_get_in_one(
+    experiment: MakeExperiment, ray_session: None, reads: str, total: int
+) -> None:
+    """Of the most active users of all partitions; the most active one rated every item."""
+    settings = {"extract.reads": reads, "extract.answers": "none", "extract.max_users": 0 if reads == "users" else 9}
+    settings |= (
+        {"extract.item_vectors": "random", "extract.pool_dim": 5, "extract.point_in_time": True}
+        if (reads == "items")
+        else {}
+    )
+    made = experiment(settings)
+    prepared = pipeline.prepare(made.config)
+    one = pipeline.extract(made.config)
+    config, parts = in_partitions(made.config, prepared, total, made.root.parent / "parts")
+    many = pipeline.extract(config)
+    assert partitions.count(parts) == total
+    active = by_raw_id(many)["raw_id"].to_pylist()
+    if reads == "users":
+        theirs, ours = by_raw_id(one), by_raw_id(many)
+        assert ours.select(["raw_id", "error"]).equals(theirs.select(["raw_id", "error"]))
+        np.testing.assert_allclose(matrix(ours), matrix(theirs), atol=1e-3 * np.abs(matrix(theirs)).max())
+    else:  # all users but one are equally active: which eight of them have knowledge is the partitions' matter
+        assert len(active) == 9
+        assert SAD_USER in active, "who has the most interactions"
+        every = made.config.model_copy(update={"extract": made.config.extract.model_copy(update={"max_users": 0})})
+        rows = by_raw_id(pipeline.extract(every))
+        assert rows.filter(pc.is_in(rows["raw_id"], pa.array(active))).equals(by_raw_id(many))
 
 
 WITH_A_GPU = """

@@ -10,8 +10,9 @@ from upath import UPath
 
 from llm4msr import storage
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.knowledge import index, versions, work_list
-from llm4msr.knowledge.index import Bucket
+from llm4msr.knowledge.active_users import users_to_read
 from llm4msr.knowledge.prompts.render import windows
 from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.rows import read_vectors, row_groups
@@ -45,36 +46,37 @@ def make_version(
     failed: tuple[str, ...] = (),
     **extract: Any,
 ) -> StageOutput:
-    """A version of the 40 users of a config, its prepared data and knowledge; its manifest tells how many were asked.
+    """A version of a config, its prepared data and knowledge; its manifest tells how many users were asked about.
 
-    The LLM fails at those who are named in `failed`; `extract` changes the config's section of that name.
+    The LLM fails at those who are named in `failed`; `extract` changes the config's section of that name. There are at
+    least as many buckets as the data have partitions.
     """
     config, data, _ = world
     config = with_extract(config, **extract)
-    folder = storage.path(root) / name
-    todo = windows(config, 40, 0, 16)[1:]
+    folder, total = storage.path(root) / name, partitions.count(data)
+    todo, counts = windows(config, users_to_read(config, data), 0, 16)[1:], {"users": max(buckets, total)}
     for window in todo:
         row = _table_of(window._asdict())
-        work_list.render_window(row, config, data, str(folder), READER, {"users": buckets})
+        work_list.render_window(row, config, data, str(folder), READER, counts)
     names = storage.files_below(folder.parent)
-    bases = list(versions.index_files(folder.parent, names).values())
-    spilled, present = [window.file for window in todo], versions.shards(names)
+    bases = versions.index_files(folder.parent, names).values()
+    earlier = versions.Earlier(bases, names)
     files: dict[str, int] = {}
     kept = asked = 0
-    for number in range(buckets):
-        bucket = Bucket("users", number, buckets)._asdict()
-        (done,) = work_list.match_bucket(_table_of(bucket), str(folder), spilled, bases, present, 3).to_pylist()
+    for bucket, spilled in work_list.spilled_by_bucket(todo, counts, total).items():
+        job = work_list.match_job(bucket, spilled, earlier.of(bucket))
+        (done,) = work_list.match_bucket(_table_of(job), str(folder), 3).to_pylist()
         shards = json.loads(done["shards"])
         for shard in shards:
             write_shard(folder, shard, failed)
             files[f"vectors/{shard['name']}"] = shard["rows"]
-        job = bucket | {"shards": [s["name"] for s in shards], "checksums": [""] * len(shards)}
+        job = bucket._asdict() | {"shards": [s["name"] for s in shards], "checksums": [""] * len(shards)}
         (sealed,) = work_list.seal_bucket(_table_of(job), str(folder)).to_pylist()
         files[sealed["file"]] = sealed["rows"]
         kept, asked = kept + done["kept"], asked + sum(shard["rows"] for shard in shards)
     info = {"width": WIDTH, "kept": kept, "asked": asked, "version": len(bases) + 1}
     return storage.publish(
-        folder, "extract", 1, {}, {}, lambda _: StageResult(files=files, rows=40, info=info), resumable=True
+        folder, "extract", 1, {}, {}, lambda _: StageResult(files=files, rows=kept + asked, info=info), resumable=True
     )
 
 

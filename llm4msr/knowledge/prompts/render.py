@@ -1,5 +1,6 @@
 """Rows of the prepared tables rendered with the templates."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -17,42 +18,37 @@ from llm4msr.knowledge.prompts import templates
 from llm4msr.schema import PROMPTS, ScenarioStatistics
 from llm4msr.storage import StageOutput
 
+TEXT_ROWS = 1 << 13
+"""Users whose histories are rendered at once: their titles fit into an Arrow text column, which ends at 2 GiB."""
+
 
 class Window(NamedTuple):
-    """Rows [start, stop) of `users` or `items`, the first row being 0; or all `scenarios`."""
+    """Rows [start, stop) of a partition's `users` or of all `items`, the first row being 0; or all `scenarios`."""
 
     kind: str
     start: int = 0
     stop: int = 0
+    partition: int = 0
 
     @property
     def file(self) -> str:
         """Name of the file that holds what is made of these rows."""
-        return f"{self.kind}-{self.start:09d}.parquet"
+        return f"{self.kind}-{self.partition:05d}-{self.start:09d}.parquet"
+
+    @classmethod
+    def ranges(cls, kind: str, count: int, rows: int, partition: int = 0) -> "list[Window]":
+        """All `count` rows, cut into windows of `rows`."""
+        return [cls(kind, start, min(start + rows, count), partition) for start in range(0, count, rows)]
 
 
-def windows(config: Config, users: int, items: int, rows: int) -> list[Window]:
-    """What the LLM reads: the scenarios, then ranges of `rows` of the most active users, or of all items."""
+def windows(config: Config, users: Sequence[int], items: int, rows: int) -> list[Window]:
+    """What the LLM reads: the scenarios, then ranges of `rows` of each partition's first `users`, or of all items."""
     e = config.extract
-    if e.reads == "items":
-        ranges = _ranges("items", items, rows) if e.item_vectors == "llm" else []
+    if e.reads == "users":
+        ranges = [window for p, count in enumerate(users) for window in Window.ranges("users", count, rows, p)]
     else:
-        ranges = _ranges("users", users_to_read(config, users), rows)
+        ranges = Window.ranges("items", items, rows) if e.item_vectors == "llm" else []
     return [Window("scenarios"), *ranges]
-
-
-def users_to_read(config: Config, users: int) -> int:
-    """How many of the prepared users get knowledge; they are the first."""
-    return min(users, config.extract.max_users or users)
-
-
-def user_windows(config: Config, users: int) -> list[Window]:
-    """Ranges of `rows_per_shard` of the users that get knowledge."""
-    return _ranges("users", users_to_read(config, users), config.extract.rows_per_shard)
-
-
-def _ranges(kind: str, count: int, rows: int) -> list[Window]:
-    return [Window(kind, start, min(start + rows, count)) for start in range(0, count, rows)]
 
 
 def render(window: Window, config: Config, data: StageOutput, scenarios: UPath) -> pa.Table:
@@ -62,7 +58,8 @@ def render(window: Window, config: Config, data: StageOutput, scenarios: UPath) 
     if window.kind == "items":
         rows = slice_rows(data, "items.parquet", window.start + 1, window.stop + 1)  # row 0: the unknown item
         return item_prompts(rows, item_fields(data), config)
-    return user_prompts(slice_rows(data, partitions.file_name("histories", 0), window.start, window.stop), config)
+    histories = partitions.file_name("histories", window.partition)
+    return user_prompts(slice_rows(data, histories, window.start, window.stop), config)
 
 
 def scenario_prompts(scenarios: pa.Table, config: Config) -> pa.Table:
@@ -84,10 +81,10 @@ def _named(row: ScenarioStatistics, names: list[str]) -> list[str]:
 
 def user_prompts(histories: pa.Table, config: Config) -> pa.Table:
     """id, raw_id and prompt of each user in a table of `schema.HISTORIES`."""
-    e = config.extract
-    template = templates.read("user", e.user_template)
-    texts = templates.user_prompts(template, histories["history"].combine_chunks(), e.titles_per_scenario)
-    return _prompts(histories["user"], histories["user_id"], texts)
+    template = templates.read("user", config.extract.user_template)
+    render_batch = partial(templates.user_prompts, template, titles_per_scenario=config.extract.titles_per_scenario)
+    texts = [render_batch(batch["history"]) for batch in histories.to_batches(max_chunksize=TEXT_ROWS)]
+    return _prompts(histories["user"], histories["user_id"], pa.chunked_array(texts, pa.string()))
 
 
 def item_prompts(items: pa.Table, fields: dict[str, list[str]], config: Config) -> pa.Table:
@@ -110,10 +107,14 @@ def items_to_read(items: pa.Table) -> int:
 
 
 def slice_rows(data: StageOutput, name: str, start: int, stop: int) -> pa.Table:
-    """Rows [start, stop) of a Parquet file of an output, decoding only the row groups that hold them."""
+    """Rows [start, stop) of a Parquet file of an output, decoding only the row groups that hold them.
+
+    They are decoded piece by piece: a row group may hold more text than an Arrow column can, which ends at 2 GiB.
+    """
     with data.parquet(name) as parquet:
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         ends = np.cumsum(sizes)
         groups = [i for i in range(len(sizes)) if ends[i] > start and ends[i] - sizes[i] < stop]
         first = int(ends[groups[0]]) - sizes[groups[0]]
-        return parquet.read_row_groups(groups).slice(start - first, stop - start)
+        batches = parquet.iter_batches(TEXT_ROWS, groups)
+        return pa.Table.from_batches(batches, parquet.schema_arrow).slice(start - first, stop - start)

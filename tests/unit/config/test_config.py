@@ -27,7 +27,7 @@ def test_only_name_and_source_are_required(minimal: str):
     assert config == Config.model_validate({"name": "x", "source": {"kind": "table", "path": "data"}})
     assert (config.seed, config.split.kind, config.split.valid, config.split.test) == (1, "time", 0.1, 0.1)
     assert (config.model.backbone, config.model.knowledge, config.model.control) == ("mmoe", "both", "none")
-    assert (config.extract.engine, config.extract.pooling, config.extract.rows_per_shard) == ("auto", "last", 256)
+    assert (config.extract.engine, config.extract.pooling, config.extract.rows_per_shard) == ("auto", "last", "auto")
     assert (config.train.epochs, config.train.batch_size, config.serve.port) == (20, 4096, 8000)
     assert config.root == "runs/x"
 

@@ -8,7 +8,8 @@ import pytest
 
 from llm4msr import storage
 from llm4msr.errors import ConfigError
-from llm4msr.knowledge.passes import finished_shards, plan_pool
+from llm4msr.knowledge.actor_pool import plan_pool
+from llm4msr.knowledge.passes import finished_shards
 from llm4msr.knowledge.work import Shard
 from tests.support.data import config_of
 

@@ -11,7 +11,7 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.data import partitions
 from llm4msr.errors import StorageError
-from llm4msr.knowledge.index import Bucket
+from llm4msr.knowledge.buckets import Bucket
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.rows import find_texts, read_texts
 from llm4msr.storage import StageOutput

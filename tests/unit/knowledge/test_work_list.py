@@ -9,9 +9,16 @@ import pytest
 
 from llm4msr import storage
 from llm4msr.config import Config
-from llm4msr.knowledge.prompts import templates
-from llm4msr.knowledge.prompts.render import user_prompts
+from llm4msr.data import partitions
+from llm4msr.knowledge.buckets import Bucket
+from llm4msr.knowledge.prompts import render, templates
+from llm4msr.knowledge.prompts.render import Window, slice_rows, user_prompts
+from llm4msr.knowledge.rows import partition_of, read_vectors, row_groups
+from llm4msr.knowledge.versions import Earlier, index_files
+from llm4msr.knowledge.work_list import match_job, spilled_by_bucket
+from llm4msr.storage import StageOutput
 from llm4msr.storage.vectors import to_matrix
+from tests.support.partitioned import in_partitions
 from tests.support.versions import READER, WIDTH, fake_vectors, make_version, read_users
 from tests.unit.conftest import World
 
@@ -87,3 +94,74 @@ def test_rows_of_a_lost_shard_are_asked_again(world: World, tmp_path: Path):
     two = make_version(world, tmp_path, "two", 2)
     assert two.manifest.info["asked"] == one.manifest.files[lost].rows
     assert len(read_users(two)) == 40
+
+
+# --- partitions ---------------------------------------------------------------------------------------------------
+
+
+def in_parts(world: World, total: int, root: Path) -> tuple[Config, StageOutput, StageOutput]:
+    return *in_partitions(world.config, world.data, total, root), world.knowledge
+
+
+@pytest.mark.parametrize(("total", "buckets"), [(2, 2), (4, 8), (16, 16)])
+def test_partitions_of_users_give_the_same_vectors_by_raw_id(world: World, tmp_path: Path, total: int, buckets: int):
+    one = read_users(make_version(world, tmp_path / "one", "one", 1))
+    parts = in_parts(world, total, tmp_path)
+    version = make_version(parts, tmp_path / "many", "many", buckets)
+    many = read_users(version)
+    columns = ["raw_id", "error", "vector"]
+    assert many.select(columns).equals(one.select(columns))
+    for number in range(total):
+        groups = [group for group in row_groups(version) if partition_of(f"index/{group.file.name}", total) == number]
+        table = pa.concat_tables([read_vectors(group) for group in groups]) if groups else many.slice(0, 0)
+        users = partitions.parquet(parts[1], "users", number).read()
+        assert users["user_id"].take(table["id"]).equals(table["raw_id"]), "a user's id is the place in the partition"
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (4, 1), (2, 8)])
+def test_users_are_taken_over_whatever_the_partitions(world: World, tmp_path: Path, before: int, after: int):
+    make_version(in_parts(world, before, tmp_path / "a"), tmp_path, "one", 2)
+    two = make_version(in_parts(world, after, tmp_path / "b"), tmp_path, "two", 4)
+    assert (two.manifest.info["asked"], two.manifest.info["kept"]) == (0, 40)
+
+
+def test_a_bucket_reads_the_files_of_its_partition_alone():
+    todo = [Window("scenarios"), *(Window("users", start, start + 5, p) for p in (0, 2) for start in (0, 5))]
+    spilled = spilled_by_bucket(todo, {"scenarios": 1, "users": 8}, 4)
+    assert spilled.pop(Bucket("scenarios", 0, 1)) == ["scenarios-00000-000000000.parquet"]
+    assert {(bucket.number, bucket.total): names for bucket, names in spilled.items()} == {
+        (number, 8): [f"users-{p:05d}-{start:09d}.parquet" for start in (0, 5)]
+        for p in (0, 2)
+        for number in (2 * p, 2 * p + 1)
+    }
+
+
+def test_a_job_names_what_its_bucket_can_meet_and_nothing_else(world: World, tmp_path: Path):
+    make_version(world, tmp_path, "one", 8)
+    names = storage.files_below(storage.path(tmp_path))
+    earlier = Earlier(index_files(storage.path(tmp_path), names).values(), names)
+    job = match_job(Bucket("users", 1, 4), ["a"], earlier.of(Bucket("users", 1, 4)))
+    (files,) = job["indexes"]
+    assert [Path(file["uri"]).name for file in files] == [Bucket("users", n, 8).file for n in (2, 3)]
+    assert job["present"] == sorted(n for n in names if any(f"/users-0000{bucket}-of-" in n for bucket in (2, 3))
+                                    and "/vectors/" in n)  # fmt: skip
+    assert len(job["present"]) < sum("/vectors/" in name for name in names)
+
+
+def test_text_of_a_window_may_pass_what_one_arrow_column_of_strings_holds(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    histories = storage.read_table(world.data.folder / "histories/p=00000.parquet")
+    at_once = user_prompts(histories, world.config)
+    monkeypatch.setattr(render, "TEXT_ROWS", 7)
+    pieces = user_prompts(histories, world.config)
+    assert pieces["prompt"].num_chunks == 6
+    assert pieces.equals(at_once)
+    whole = slice_rows(world.data, "histories/p=00000.parquet", 3, 31)
+    assert whole["history"].num_chunks == 5
+    assert whole.equals(histories.slice(3, 28))
+    output = make_version(world, tmp_path, "one", 2)
+    spilled = storage.read_table(next((output.folder / "work" / "spill").glob("users-*")))
+    assert spilled.schema.field("prompt").type == pa.large_string(), "so that `take` and `sort_by` may make one piece"
+    todo = storage.read_table(next((output.folder / "work" / "todo").glob("users-*")))
+    assert todo.schema.field("prompt").type == pa.string()

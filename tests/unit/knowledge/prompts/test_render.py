@@ -22,25 +22,25 @@ NO_FILE = storage.path("/no/scenarios/here")
 
 
 @pytest.mark.parametrize(
-    ("users", "max_users", "per_shard", "ranges"),
+    ("users", "per_shard", "ranges"),
     [
-        (10, 0, 4, [(0, 4), (4, 8), (8, 10)]),
-        (10, 5, 4, [(0, 4), (4, 5)]),
-        (3, 9, 4, [(0, 3)]),
-        (0, 0, 4, []),
+        ([10], 4, [(0, 4), (4, 8), (8, 10)]),
+        ([3], 4, [(0, 3)]),
+        ([0], 4, []),
+        ([5, 0, 2], 4, [(0, 4), (4, 5), (0, 2, 2)]),
     ],
 )
-def test_windows_are_the_scenarios_and_ranges_of_users(
-    tmp_path: Path, users: int, max_users: int, per_shard: int, ranges: list[tuple[int, int]]
+def test_windows_are_the_scenarios_and_ranges_of_each_partitions_users(
+    tmp_path: Path, users: list[int], per_shard: int, ranges: list[tuple[int, ...]]
 ):
-    found = windows(config_of(tmp_path, extract={"max_users": max_users}), users, 0, per_shard)
+    found = windows(config_of(tmp_path), users, 0, per_shard)
     assert found == [Window("scenarios"), *(Window("users", *rows) for rows in ranges)]
 
 
 @pytest.mark.parametrize(("vectors", "ranges"), [("llm", [(0, 4), (4, 8), (8, 9)]), ("random", [])])
 def test_windows_of_items_know_no_limit_of_users(tmp_path: Path, vectors: str, ranges: list[tuple[int, int]]):
     extract = {"max_users": 2, "reads": "items", "item_vectors": vectors}
-    found = windows(config_of(tmp_path, extract=extract), 10, 9, 4)
+    found = windows(config_of(tmp_path, extract=extract), [10], 9, 4)
     assert found == [Window("scenarios"), *(Window("items", *rows) for rows in ranges)]
 
 

@@ -1,0 +1,57 @@
+"""How many engines fit the cluster, with which of its CPUs and GPUs, and how much each is given at a time."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from llm4msr import ray_session
+from llm4msr.config import Config
+from llm4msr.errors import ConfigError
+
+GPU_ROWS, CPU_ROWS = 1 << 12, 1 << 8
+"""Rows of a shard, if the config names no number: a shard is some minutes of a GPU, and less than one of CPUs."""
+
+
+class ActorPool(NamedTuple):
+    """How many actors ask, and the CPUs and GPUs of each."""
+
+    actors: int
+    cpus: int
+    gpus: int
+
+
+def nodes() -> list[dict[str, float]]:
+    """The resources of each machine of the cluster."""
+    import ray
+
+    ray_session.connect()
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def rows_per_shard(config: Config, machines: Sequence[Mapping[str, float]] = ()) -> int:
+    """Rows of a shard: what the config says, or what suits the GPUs if there are or will be any."""
+    rows, waits = config.extract.rows_per_shard, config.extract.device == "gpu"
+    if rows != "auto":
+        return rows
+    return GPU_ROWS if waits or any(machine.get("GPU") for machine in machines) else CPU_ROWS
+
+
+def plan_pool(config: Config, machines: Sequence[Mapping[str, float]], shards: int) -> ActorPool:
+    """How many actors fit machines with these resources (`CPU`, `GPU`), at most one for each shard.
+
+    Raises:
+        ConfigError: none fits, and none can be waited for.
+    """
+    e = config.extract
+    waits = e.device == "gpu"
+    gpus = e.tensor_parallel if waits or any(node.get("GPU") for node in machines) else 0
+    hosts = [node for node in machines if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= gpus]
+    if not hosts and waits:
+        if e.actors == "auto":
+            raise ConfigError(f"extract.device = 'gpu': none has {gpus} yet; give extract.actors, and they can come")
+        return ActorPool(min(e.actors, shards), 1, gpus)  # Ray asks the autoscaler for machines
+    if not hosts:
+        raise ConfigError(f"extract.tensor_parallel = {gpus}: no machine of this cluster has so many GPUs")
+    fit = sum(int(node["GPU"] // gpus) if gpus else 1 for node in hosts)
+    actors = min(fit if e.actors == "auto" else e.actors, shards)
+    most_per_host = -(-actors // len(hosts))
+    return ActorPool(actors, max(1, int(min(node["CPU"] for node in hosts) // most_per_host)), gpus)
