@@ -3,11 +3,12 @@
 A click is the label. Captions are anonymised, so a video's title is its English category path. Interactions with
 videos that `item_features.csv` does not describe are kept.
 
-Memory holds a few blocks of a file, and the distinct ids of users and items.
+Memory holds a few blocks of a file, and the distinct ids of items.
 """
 
+import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,12 +17,13 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.arrays import Column
 from llm4msr.config import KuaiSAROptions, SourceConfig
-from llm4msr.data.reading import stream
+from llm4msr.data.reading import pieces, stream
 from llm4msr.data.reading.columns import Rows, join_texts, split_texts
 from llm4msr.data.reading.csv_blocks import csv_rows
-from llm4msr.data.reading.files import file_fingerprint
-from llm4msr.data.reading.raw_data import RawData, require_unique
-from llm4msr.data.reading.raw_tables import UNNUMBERED, hold
+from llm4msr.data.reading.files import SourceFile, file_fingerprint, find_files, total_size
+from llm4msr.data.reading.pieces import Piece
+from llm4msr.data.reading.raw_data import RawData, RawTable, require_unique
+from llm4msr.data.reading.raw_tables import UNNUMBERED, PieceTable, UniqueTable, number_rows
 from llm4msr.errors import DataError
 
 RECOMMENDATION, SEARCH = "recommendation", "search"
@@ -40,55 +42,65 @@ def fingerprint(config: SourceConfig) -> str:
 
 
 def read(config: SourceConfig) -> RawData:
-    """Read both kinds of interactions, users and items; the tables are mapped from temporary files.
+    """Look at the first rows of each file, and read the items, whose table is mapped from a temporary file.
 
     Raises:
-        DataError: a missing column, a bad cell, an empty file, an id that stands twice.
+        DataError: a missing column, a bad cell, an empty file, an item that stands twice.
         StorageError: a file is missing or cannot be read.
     """
-    recommended, searched, user_file, item_file = _files(config)
-    rows = itertools.chain(_recommendations(recommended), _searches(searched, config.kuaisar))
-    interactions = stream.spool(UNNUMBERED, rows)
-    users = _spool(_users(user_file))
-    require_unique(users["user_id"], str(user_file), "user_id")
-    items = _spool(_items(item_file, config.kuaisar.author))
-    require_unique(items["item_id"], str(item_file), "item_id")
-    return hold(interactions, users, items, implicit=False, where=config.path)
+    recommended, searched, user_file, item_file = (find_files(file.parent, file.name)[0] for file in _files(config))
+    interactions = _table([recommended, searched], functools.partial(_interactions, config.kuaisar))
+    users = UniqueTable(_table([user_file], _users), str(user_file.path), "user_id")
+    items = _spool(_items(item_file.path, config.kuaisar.author))
+    require_unique(items["item_id"], str(item_file.path), "item_id")
+    return RawData(interactions, users, items, implicit=False)
 
 
 def _files(config: SourceConfig) -> list[UPath]:
     return [stream.find(storage.path(config.path), name, f"{name}.gz") for name in _FILES]
 
 
-def _recommendations(file: UPath) -> Iterator[pa.RecordBatch]:
-    for rows in csv_rows(file, ("user_id", "item_id", "timestamp", "click"), ","):
-        table = _interactions(rows, rows.ids("item_id"), RECOMMENDATION, rows.labels("click"), "timestamp")
-        yield from table.to_batches()
+def _table(files: list[SourceFile], read: Callable[[Piece], Iterator[pa.Table]]) -> RawTable:
+    """The rows of the files one after the other."""
+    firsts = [next(read(Piece(file, place, file.size))) for place, file in enumerate(files)]
+    plan = pieces.plan(files, Rows(firsts[0], files[0].path))
+    return PieceTable(firsts[0].schema, plan.rows, plan.pieces, read, total_size(files))
 
 
-def _searches(file: UPath, options: KuaiSAROptions) -> Iterator[pa.RecordBatch]:
+def _interactions(options: KuaiSAROptions, piece: Piece) -> Iterator[pa.Table]:
+    """Those of the first file are recommendations, those of the second are searches."""
+    if piece.place == 0:
+        for rows in pieces.read_rows(piece, ("user_id", "item_id", "timestamp", "click"), ","):
+            yield _raw_rows(piece, rows, rows.ids("item_id"), RECOMMENDATION, rows.labels("click"), "timestamp")
+    else:
+        yield from _searches(options, piece)
+
+
+def _searches(options: KuaiSAROptions, piece: Piece) -> Iterator[pa.Table]:
     time, kept = "search_session_timestamp", 0
-    for rows in csv_rows(file, ("user_id", "item_id", time, "click_cnt", "item_type"), ","):
+    for rows in pieces.read_rows(piece, ("user_id", "item_id", time, "click_cnt", "item_type"), ","):
         kinds, ids = rows.texts("item_type"), rows.ids("item_id")
         ids = pc.if_else(pc.equal(kinds, _VIDEO), ids, join_texts([kinds, ids], ":"))
         label = pc.greater(rows.numbers("click_cnt"), pa.scalar(0)).cast(pa.int8()).cast(pa.float32())
-        table = _interactions(rows, ids, SEARCH, label, time)
+        table = _raw_rows(piece, rows, ids, SEARCH, label, time)
         if options.search_item_types:
             table = table.filter(pc.is_in(kinds, pa.array(options.search_item_types, pa.string())))
         kept += table.num_rows
-        yield from table.to_batches()
+        yield table
     if not kept:
         kinds_kept = " or ".join(options.search_item_types)
-        raise DataError(f"{file}: no row has item_type {kinds_kept}; change source.kuaisar.search_item_types")
+        raise DataError(
+            f"{piece.file.path}: no row has item_type {kinds_kept}; change source.kuaisar.search_item_types"
+        )
 
 
-def _interactions(rows: Rows, ids: Column, scenario: str, label: Column, time: str) -> pa.Table:
+def _raw_rows(piece: Piece, rows: Rows, ids: Column, scenario: str, label: Column, time: str) -> pa.Table:
     columns = [rows.ids("user_id"), ids, pa.repeat(scenario, len(ids)), label, rows.whole_numbers(time)]
-    return pa.Table.from_arrays(columns, schema=UNNUMBERED)
+    return number_rows(pa.Table.from_arrays(columns, schema=UNNUMBERED), pieces.first_number(piece, rows))
 
 
-def _users(file: UPath) -> Iterator[pa.Table]:
-    for rows in csv_rows(file, ("user_id", *_USER_FEATURES), ","):
+def _users(piece: Piece) -> Iterator[pa.Table]:
+    for rows in pieces.read_rows(piece, ("user_id", *_USER_FEATURES), ","):
         columns = {"user_id": rows.ids("user_id")} | {f"f:{name}": rows.texts(name) for name in _USER_FEATURES}
         yield pa.Table.from_pydict(columns)
 

@@ -564,8 +564,13 @@ def peak(work):
     return status("VmHWM:")
 
 kind, small, large, whole = sys.argv[1:]
+def read_all(folder):
+    raw = sources.read(SourceConfig(kind=kind, path=folder))
+    rows = [sum(map(len, side.tables())) for side in (raw.interactions, raw.users)]
+    return raw, rows
+
 for folder in (small, small, large):
-    print(peak(lambda: sources.read(SourceConfig(kind=kind, path=folder))))
+    print(peak(lambda: read_all(folder)))
 held = status("VmRSS:")
 print(peak(lambda: storage.read_bytes(storage.path(whole))) - held)
 """
