@@ -146,6 +146,11 @@ class SourceConfig(Section):
     sql: SQLOptions = SQLOptions()
     """For `kind = "sql"`: how the database is asked."""
 
+    @property
+    def is_own(self) -> bool:
+        """Whether these are the user's own data, whose tables and columns `table` names."""
+        return self.kind not in ("movielens", "amazon", "kuaisar")
+
 
 class SplitConfig(Section):
     """How rows are divided into train, valid and test."""

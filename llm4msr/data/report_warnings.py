@@ -56,15 +56,15 @@ def _title_remedy(config: Config) -> str:
     if config.source.kind == "amazon" and not config.source.amazon.meta:
         return "Set source.amazon.meta = true"
     columns = config.source.table
-    if config.source.kind != "table":
+    if not config.source.is_own:
         return "Their text is missing in the source"
     if columns.items and columns.title:
         return f"Describe all items in {columns.items}, and fill its column '{columns.title}'"
-    return f"Name source.table.{'title' if columns.items else 'items (a file) and title (its column)'}"
+    return f"Name source.table.{'title' if columns.items else 'items (a table) and title (its column)'}"
 
 
 def _paths(report: DataReport, config: Config) -> Iterator[str]:
-    if report.longest_path == 1 and config.source.kind == "table":
+    if report.longest_path == 1 and config.source.is_own:
         exact = f"set source.table.category_separator = '{report.other_separator}'"
         remedy = exact if report.other_separator else "set source.table.category_separator if they are paths"
         yield f"no category has '{config.source.table.category_separator}' inside, so each is one step: {remedy}"
@@ -73,7 +73,7 @@ def _paths(report: DataReport, config: Config) -> Iterator[str]:
 def _order(report: DataReport, config: Config) -> Iterator[str]:
     s, columns = config.split, config.source.table
     one_time = (s.kind == "time" and s.by == "global") or s.latest or (s.kind == "random" and s.history_share < 1)
-    if config.source.kind == "table" and not columns.order:
+    if config.source.is_own and not columns.order:
         if s.kind != "random" or s.latest:
             yield (
                 "there is no source.table.order, so the order of rows in the file is taken for time: name the column "

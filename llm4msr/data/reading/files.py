@@ -47,7 +47,7 @@ class SourceFile(NamedTuple):
 def find_files(folder: UPath, name: str) -> list[SourceFile]:
     """The files of the table `name` in `folder`, sorted by name; `name` may be a file, a folder or a pattern.
 
-    Below a folder, and in folders that a pattern matches, names that begin with `_` or `.` are passed over.
+    Files and folders whose names begin with `_` or `.` are passed over, unless `name` spells theirs out.
 
     Raises:
         DataError: there is none, they are CSV and Parquet files mixed, or files of a Delta or Iceberg table.
@@ -58,7 +58,7 @@ def find_files(folder: UPath, name: str) -> list[SourceFile]:
         entries = _list(folder, place, name)
     except FAULTS as error:
         raise StorageError(f"{place}: cannot be read ({type(error).__name__}); check source.path and access") from None
-    files = [_as_file(folder, entry) for entry in entries]
+    files = [file for file in (_as_file(folder, entry) for entry in entries) if not _is_hidden(file, place, name)]
     if not files:
         raise DataError(f"{place}: no files; files and folders whose names begin with '_' or '.' do not count")
     if len(files) > MOST_FILES:
@@ -79,20 +79,25 @@ def _list(folder: UPath, place: UPath, name: str) -> list[dict[str, Any]]:
         matches = fs.glob(f"{glob.escape(folder.path.rstrip('/'))}/{name}", detail=True).values()
     else:
         matches = [fs.info(place.path)]
-    files = list[dict[str, Any]]()
-    for entry in matches:
-        files += _below(fs, entry) if entry["type"] == "directory" else [entry]
-    return files
+    entries = {}
+    for match in matches:
+        for entry in _below(fs, match["name"]) if match["type"] == "directory" else [match]:
+            entries[entry["name"]] = entry  # a pattern may match a folder and what lies in it
+    return list(entries.values())
 
 
-def _below(fs: Any, folder: dict[str, Any]) -> list[dict[str, Any]]:
-    """The files below a folder that are neither hidden nor of another kind of table."""
-    start = len(folder["name"].rstrip("/")) + 1
-    entries = {path[start:]: entry for path, entry in fs.find(folder["name"], detail=True).items()}
+def _below(fs: Any, folder: str) -> list[dict[str, Any]]:
+    """The files below a folder that is no table of another kind."""
+    entries = fs.find(folder, detail=True)
     for kind, mark in _OTHER_KINDS.items():
-        if any(re.search(mark, name) for name in entries):
-            raise DataError(f"{folder['name']}: a table of source.kind = '{kind}'; its files alone are not its rows")
-    return [entry for name, entry in entries.items() if name and not re.search(r"(^|/)[_.]|/$", name)]
+        if any(re.search(mark, path[len(folder) :]) for path in entries):
+            raise DataError(f"{folder}: a table of source.kind = '{kind}'; its files alone are not its rows")
+    return [entry for path, entry in entries.items() if not path.endswith("/")]
+
+
+def _is_hidden(file: SourceFile, place: UPath, name: str) -> bool:
+    hidden = {part for part in file.name.split("/") if part.startswith(("_", "."))}
+    return file.path != place and not hidden <= {*name.split("/")}
 
 
 def _as_file(folder: UPath, entry: dict[str, Any]) -> SourceFile:

@@ -23,9 +23,9 @@ _ZONE = r"[T ]\d\d.*(Z|[-+]\d\d(:?\d\d)?)$"
 _NUMBER, _TIME = "expected a number", "expected a time"
 _EITHER = "expected a number or a time such as 2026-05-31T12:00:00Z"
 _NEXT: dict[Kind, str] = {
-    "whole": "expected a whole number, as in the first rows",
-    "unsigned": "expected a whole number from 0 to 2^64 - 1, as in the first rows",
-    "billionths": "expected a number with at most nine digits behind the point, as in the first rows",
+    "whole": "expected a whole number, as in the first rows; write all alike, such as in milliseconds",
+    "unsigned": "expected a whole number from 0 to 2^64 - 1, as in the first rows; write all alike",
+    "billionths": "expected a number with at most nine digits behind the point, as in the first rows; write all alike",
     "float": _NUMBER,
 }
 """What is said of a row that does not fit the first ones."""

@@ -96,7 +96,7 @@ class ReaderTable:
 
     def dataset(self) -> "ray.data.Dataset":
         """The rows as Ray's reader gives them."""
-        return self.read_on_ray().map_batches(self.convert, batch_size=SLICE_ROWS, batch_format="pyarrow")
+        return self.read_on_ray().map_batches(self.convert, batch_size=None, batch_format="pyarrow")
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,15 @@ class FileTable:
         self._files, self._delimiter = files.find_files(folder, name), delimiter
         if len(self._files) == 1:
             self.where = str(self._files[0].path)
+        self._first: Rows | None = None
 
     def first(self, names: Sequence[str]) -> Rows:
         """The first block of the first file that has rows."""
+        if self._first is None:
+            self._first = self._read_first(names)
+        return self._first
+
+    def _read_first(self, names: Sequence[str]) -> Rows:
         for place, file in enumerate(self._files):
             try:
                 return next(pieces.read_rows(Piece(file, place, file.size), names, self._delimiter))

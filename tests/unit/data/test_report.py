@@ -354,7 +354,7 @@ def test_titles_that_are_ids_or_codes_are_told(tmp_path: Path):
     unnamed = write(tmp_path / "unnamed", healthy(), table={"title": ""})
     only_warning(unnamed, "40 of 40 items have no title", "Name source.table.title")
     bare = {"items": "", "title": "", "category": "", "item_features": []}
-    only_warning(write(tmp_path / "bare", healthy(), table=bare), "40 of 40 items have no title", "items (a file)")
+    only_warning(write(tmp_path / "bare", healthy(), table=bare), "40 of 40 items have no title", "items (a table)")
 
 
 def test_users_who_come_after_the_cut_are_told(tmp_path: Path):

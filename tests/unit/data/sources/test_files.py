@@ -80,6 +80,8 @@ def test_the_path_itself_may_be_the_folder_or_the_file(tmp_path: Path):
         ("events/day=*", [4, 8]),
         ("events/day=[2]", [8]),
         ("events/day=?/*", [4, 8]),
+        ("events/**", [0, 4, 8]),
+        ("**", [0, 4, 8, 16]),
         ("other", [16]),
         ("*", [0, 4, 8, 16]),
     ],
@@ -106,7 +108,11 @@ def test_what_other_tools_leave_beside_the_data_does_not_count(tmp_path: Path):
     (tmp_path / "events" / "_SUCCESS").touch()
     (tmp_path / "events" / ".a.parquet.crc").write_text("x")
     write(tmp_path / "events" / "_temporary" / "b.parquet", 4)
-    assert items_of(source(tmp_path)) == ["i0", "i1", "i2", "i3"]
+    for name in ("events", "events/*", "**", "**/*.parquet", ""):
+        assert items_of(source(tmp_path, name)) == ["i0", "i1", "i2", "i3"]
+    for name in ("events/_temporary", "events/_temporary/*", "events/_temporary/b.parquet"):
+        assert items_of(source(tmp_path, name)) == ["i4", "i5", "i6", "i7"]
+    assert items_of(source(tmp_path / "events" / "_temporary", "")) == ["i4", "i5", "i6", "i7"]
 
 
 @pytest.mark.parametrize("end", ["csv", "parquet"])
