@@ -1,75 +1,108 @@
 """The titles that each user liked in each scenario, for the prompts, and the rows behind them.
 
-Shape suffix: H rows that may reach a prompt.
+Shape suffixes: H rows that may reach a prompt, N of them in another order.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from llm4msr import schema
-from llm4msr.arrays import Ints
+from llm4msr.arrays import Array, Column, Ints, Singles
+from llm4msr.data.interactions import inverse, sort_places
 
 MAX_TITLES = 50
 """Latest liked titles kept for each user and scenario."""
 
 
-class SeenRows(NamedTuple):
-    """The rows behind the histories in their order (`schema.SEEN`), and the place there of each row given."""
+class Past(NamedTuple):
+    """The rows of a partition that may reach a prompt, in the order of the source, with the numbers of the tables."""
+
+    user_H: Ints
+    item_H: Ints
+    scenario_H: Ints
+    label_H: Singles
+    order_H: Ints
+
+    def take(self, places_N: Ints) -> "Past":
+        """Some rows, or all in another order."""
+        return Past(
+            self.user_H[places_N],
+            self.item_H[places_N],
+            self.scenario_H[places_N],
+            self.label_H[places_N],
+            self.order_H[places_N],
+        )
+
+
+class Histories(NamedTuple):
+    """The tables `histories` and `seen`, and the place in `seen` of each row given [H]."""
 
     table: pa.Table
+    seen: pa.Table
     place_H: Ints
 
 
-def history_table(past: pd.DataFrame, user_H: Ints, item_H: Ints, users: pa.Table, items: pa.Table) -> pa.Table:
-    """Liked titles of each user in each scenario, oldest first; most active users first (`schema.HISTORIES`).
+def build(past: Past, user_ids: Column, titles: Column, scenario_ids: list[str]) -> Histories:
+    """Histories of the most active users first (`schema.HISTORIES`), and the rows in this order (`schema.SEEN`).
 
-    `user_H` and `item_H` are the dense ids of the rows `past`, places in the tables `users` and `items`.
+    `user_ids`, `titles` of items and `scenario_ids` are by number.
     """
-    count = np.bincount(user_H, minlength=len(users))
-    active = np.argsort(-count, kind="stable")[: np.count_nonzero(count)]
-    line = _inverse(active, len(users))
-    names = sorted(past["scenario_id"].unique())
-    scenario_H = pd.Index(names).get_indexer(pd.Index(past["scenario_id"]))
-    liked = np.flatnonzero(past["label"].to_numpy() > 0.5)
-    order = past["order"].to_numpy()[liked]
-    liked = liked[np.lexsort((order, scenario_H[liked], line[user_H[liked]]))]
-    key = line[user_H[liked]] * len(names) + scenario_H[liked]
-    shelf, start, size = np.unique(key, return_index=True, return_counts=True)
-    kept = (np.repeat(start + size, size) - np.arange(len(key))) <= MAX_TITLES
-    titles = items["title"].combine_chunks().take(item_H[liked[kept]])
-    shelves = pa.StructArray.from_arrays(
-        [pa.array(names, pa.string()).take(shelf % len(names)), _lists(titles, np.minimum(size, MAX_TITLES))],
-        ["scenario_id", "titles"],
-    )
+    count_U = np.bincount(past.user_H, minlength=len(user_ids))
+    active = sort_places(-count_U)[: np.count_nonzero(count_U)]
+    line_U = inverse(active, len(user_ids))
+    in_time = sort_places(past.order_H)
+    in_order = in_time[sort_places(line_U[past.user_H[in_time]])]
+    rows = past.take(in_order)
     columns = {
         "user": pa.array(active),
-        "user_id": users["user_id"].combine_chunks().take(active),
-        "interactions": pa.array(count[active]),
-        "history": _lists(shelves, np.bincount(shelf // len(names), minlength=len(active))),
+        "user_id": _whole(user_ids).take(active),
+        "interactions": pa.array(count_U[active]),
+        "history": _shelves(rows, line_U[rows.user_H], len(active), titles, scenario_ids),
     }
-    return pa.Table.from_pydict(columns, schema.HISTORIES)
+    seen: dict[str, Array] = {
+        "user": rows.user_H,
+        "item": rows.item_H,
+        "label": rows.label_H,
+        "before": _before(rows, count_U[active]),
+    }
+    seen |= {"scenario": rows.scenario_H, "order": rows.order_H}
+    table = pa.Table.from_pydict(columns, schema.HISTORIES)
+    return Histories(table, pa.Table.from_pydict(seen, schema.SEEN), inverse(in_order, len(in_order)))
 
 
-def seen_rows(
-    past: pd.DataFrame, user_H: Ints, item_H: Ints, scenario_H: Ints, histories: pa.Table, users: int
-) -> SeenRows:
-    """The rows `past` in the order of `histories`, each user's oldest first; `users` counts the dense ids of users."""
-    line = _inverse(histories["user"].to_numpy(), users)
-    in_order = np.lexsort((past["order"].to_numpy(), line[user_H]))
-    columns = {"user": user_H, "item": item_H, "label": past["label"].to_numpy(np.float32)}
-    columns["before"] = past["order"].groupby(user_H).rank("min").to_numpy(np.int64) - 1
-    columns |= {"scenario": scenario_H, "order": past["order"].to_numpy(np.int64)}
-    table = pa.table({name: column[in_order] for name, column in columns.items()})
-    return SeenRows(table, _inverse(in_order, len(in_order)))
+def _before(rows: Past, count_L: Ints) -> Ints:
+    """How many rows of the same user are older [N]; `count_L` are the rows of each user, in their order."""
+    place_N = np.arange(len(rows.user_H))
+    is_first_N = np.ones(len(place_N), bool)
+    is_first_N[1:] = (rows.user_H[1:] != rows.user_H[:-1]) | (rows.order_H[1:] != rows.order_H[:-1])
+    first_N = np.maximum.accumulate(np.where(is_first_N, place_N, 0))
+    return first_N - np.repeat(np.cumsum(count_L) - count_L, count_L)
 
 
-def _inverse(places: Ints, size: int) -> Ints:
-    inverse = np.zeros(size, np.int64)
-    inverse[places] = np.arange(len(places))
-    return inverse
+def _shelves(rows: Past, line_N: Ints, lines: int, titles: Column, scenario_ids: list[str]) -> "pa.ListArray[Any]":
+    """The column `history`: of each line its scenarios, and of these the titles that were liked last."""
+    liked = np.flatnonzero((rows.label_H > 0.5) & (rows.item_H > 0))
+    key = line_N[liked] * len(scenario_ids) + rows.scenario_H[liked]
+    order = sort_places(key)
+    liked, key = liked[order], key[order]
+    start = np.flatnonzero(np.diff(key, prepend=-1))
+    size, shelf = np.diff(start, append=len(key)), key[start]
+    is_kept = np.repeat(start + size, size) - np.arange(len(key)) <= MAX_TITLES
+    shown = _whole(titles).take(rows.item_H[liked[is_kept]])
+    shelves = pa.StructArray.from_arrays(
+        [
+            pa.array(scenario_ids, pa.string()).take(shelf % len(scenario_ids)),
+            _lists(shown, np.minimum(size, MAX_TITLES)),
+        ],
+        ["scenario_id", "titles"],
+    )
+    return _lists(shelves, np.bincount(shelf // len(scenario_ids), minlength=lines))
+
+
+def _whole(column: Column) -> "pa.Array[Any]":
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _lists(values: "pa.Array[Any]", lengths: Ints) -> "pa.ListArray[Any]":

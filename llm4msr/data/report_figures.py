@@ -1,21 +1,19 @@
-"""The figures of the data report, all counted on whole columns, at a few percent of what preparing costs.
-
-Shape suffixes: R rows, N drawn negatives.
-"""
+"""The figures of the data report, from counts of the partitions and from the items."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm4msr import schema, storage
-from llm4msr.arrays import Bools, Column, Ints, strings
+from llm4msr.arrays import Column, Ints, strings
 from llm4msr.config import Config
-from llm4msr.data import spelling, split
+from llm4msr.data import spelling
+from llm4msr.data.interactions import Ids
 from llm4msr.data.report import FEW_ROWS, DataReport, Described, Scenarios, Split, Titles
+from llm4msr.data.report_counts import MissingIds, RowCounts, find_missing
+from llm4msr.data.scan import Pairs
 from llm4msr.errors import DataError
 from llm4msr.text import mask, quote, shorten
 
@@ -29,110 +27,57 @@ SamplerOpener = Callable[[Config], PromptSampler]
 """Reads the templates, so that a wrong one is reported before the work starts."""
 
 
-class Ids(NamedTuple):
-    """A column of ids as numbers [R], and the ids that these stand for, in the order in which they come."""
+def describe(
+    config: Config, counts: RowCounts, user_ids: Column, pairs: Pairs, items: pa.Table
+) -> dict[str, Described]:
+    """How many users and items of the interactions their files describe; `user_ids` are some of those in the file.
 
-    number_R: Ints
-    distinct: Column
-
-    @classmethod
-    def from_column(cls, column: "pd.Series[str]") -> "Ids":
-        """Number the values of a column of text."""
-        number_R, distinct = pd.factorize(column)
-        return cls(number_R.astype(np.int64), pa.array(distinct, pa.large_string()))
-
-    def count_rows(self, chosen_R: Bools | slice = slice(None)) -> Ints:
-        """Rows of each distinct id among the chosen rows."""
-        return np.bincount(self.number_R[chosen_R], minlength=len(self.distinct))
+    Raises:
+        DataError: users or items are described, but none of those that the interactions name.
+    """
+    rows, first = _by_id(pairs.item, pairs)
+    missing = find_missing(pairs.item.distinct, rows, first, items["item_id"])
+    sides = {"user": (counts.missing_users, user_ids), "item": (missing, items["item_id"])}
+    files = {side: _file(config, side) for side in sides}
+    return {side: _described(ids, theirs, side, files[side]) for side, (ids, theirs) in sides.items() if ids}
 
 
-class ReportBuilder:
-    """Makes the report on the interactions that are used (`rows`), before and after they are split."""
-
-    def __init__(self, config: Config, interactions: pa.Table, users: pa.Table, items: pa.Table, rows: pd.DataFrame):
-        """Compare the ids with those of the described users and items.
-
-        Raises:
-            DataError: users or items are described, but none of those that the interactions name.
-        """
-        self.interactions, self.items, self.rows = interactions, items, rows
-        self.user, self.item, self.scenario = (Ids.from_column(rows[f"{n}_id"]) for n in ("user", "item", "scenario"))
-        sides = {"user": (users, self.user), "item": (items, self.item)}
-        self.described = {
-            side: _described(ids, table[f"{side}_id"], side, _file(config, side))
-            for side, (table, ids) in sides.items()
-            if table.num_rows
-        }
-
-    def build(
-        self,
-        split_R: Ints,
-        history_R: Bools,
-        drawn_N: Ints,
-        tables: dict[str, pa.Table],
-        item_fields: dict[str, list[str]],
-        sample_prompt: PromptSampler,
-    ) -> DataReport:
-        """The report; `drawn_N` are the splits of the drawn negatives, `tables` those that are published."""
-        prompt_of, prompt = sample_prompt(tables, item_fields)
-        longest_path, other_separator = _paths(self.items)
-        return DataReport(
-            rows=len(self.rows),
-            users=len(self.user.distinct),
-            items=len(self.item.distinct),
-            scenarios=len(self.scenario.distinct),
-            users_with_one_row=int((self.user.count_rows() == 1).sum()),
-            repeats=count_repeats(self.user, self.item, self.scenario),
-            order_restarts=order_restarts(self.interactions),
-            orders=self.rows["order"].nunique(),
-            longest_path=longest_path,
-            other_separator=other_separator,
-            described=self.described,
-            titles=_titles(tables["items"]),
-            by_scenario=_by_scenario(self.scenario, split_R),
-            parts={n: self._split(split_R == code, history_R, drawn_N == code) for n, code in split.SPLITS.items()},
-            prompt_of=prompt_of,
-            prompt=prompt,
-        )
-
-    def _split(self, in_split_R: Bools, history_R: Bools, in_split_N: Bools) -> Split:
-        rows_of_user = self.user.count_rows(in_split_R)
-        has_past = self.user.count_rows(history_R) > 0
-        return Split(
-            rows=int(in_split_R.sum() + in_split_N.sum()),
-            drawn=int(in_split_N.sum()),
-            positives=int((self.rows["label"].to_numpy()[in_split_R] > 0.5).sum()),
-            users=int((rows_of_user > 0).sum()),
-            users_with_past=int((has_past & (rows_of_user > 0)).sum()),
-            rows_with_past=int(rows_of_user[has_past].sum()),
-        )
+def _by_id(ids: Ids, pairs: Pairs) -> tuple[Ints, Ints]:
+    """Rows and first row of each distinct item or scenario of the pairs."""
+    first = np.full(len(ids.distinct), np.iinfo(np.int64).max)
+    np.minimum.at(first, ids.number_R, pairs.first_K)
+    return np.bincount(ids.number_R, pairs.rows_K, len(first)).astype(np.int64), first
 
 
-def count_repeats(*sides: Ids) -> int:
-    """Rows that have the ids of an earlier row on all sides."""
-    same_R = np.zeros(len(sides[0].number_R), np.int64)
-    for number_R, _ in sides:
-        size = int(number_R.max()) + 1
-        if (int(same_R.max()) + 1) * size >= 1 << 63:
-            same_R = pd.factorize(same_R)[0]
-        same_R = same_R * size + number_R
-    return len(same_R) - int(pd.Series(same_R).nunique())
-
-
-def order_restarts(interactions: pa.Table) -> bool:
-    """Whether `order` counts from 0 or 1 for (almost) each user anew, as a position does and time does not."""
-    order = interactions["order"].to_numpy()
-    first = order.min()
-    if first not in (0, 1) or (order % 1).any():
-        return False
-    groups = interactions.select(["user_id", "order"]).group_by("user_id")
-    users = groups.aggregate([("order", "min"), ("order", "max"), ("order", "count")])
-    rows, starts, ends = (users[f"order_{name}"].to_numpy() for name in ("count", "min", "max"))
-    several = rows > 1
-    if several.sum() < 3:
-        return False
-    anew = (starts <= first + 1) & (ends - starts < 2 * rows)
-    return bool(anew[several].mean() >= 0.8)
+def build(
+    counts: RowCounts,
+    described: dict[str, Described],
+    splits: dict[str, Split],
+    pairs: Pairs,
+    raw_items: pa.Table,
+    items: pa.Table,
+    sample: tuple[str, str],
+) -> DataReport:
+    """The report; `items` are those that are published, and `sample` a user or item and their prompt."""
+    longest_path, other_separator = _paths(raw_items)
+    return DataReport(
+        rows=counts.rows,
+        users=counts.users,
+        items=len(pairs.item.distinct),
+        scenarios=len(pairs.scenario.distinct),
+        users_with_one_row=counts.users_with_one_row,
+        repeats=counts.repeats,
+        order_restarts=counts.order_restarts,
+        orders=counts.orders,
+        longest_path=longest_path,
+        other_separator=other_separator,
+        described=described,
+        titles=_titles(items),
+        by_scenario=_by_scenario(pairs),
+        parts=splits,
+        prompt_of=sample[0],
+        prompt=sample[1],
+    )
 
 
 def _file(config: Config, side: str) -> str:
@@ -142,19 +87,18 @@ def _file(config: Config, side: str) -> str:
     return shorten(mask(file), 200)
 
 
-def _described(ids: Ids, theirs: Column, side: str, file: str) -> Described:
+def _described(ids: MissingIds, theirs: Column, side: str, file: str) -> Described:
+    ours = pa.array([text for _, text in sorted(ids.examples)], pa.large_string())
     theirs = theirs.cast(pa.large_string())
-    missing = pc.invert(pc.is_in(ids.distinct, value_set=theirs))
-    ours = ids.distinct.filter(missing)
     pairs = spelling.find_pairs(ours, theirs)
     alike = len(pairs.ours)
     examples, others = pairs if alike else (ours, theirs)
     described = Described(
         file=file,
-        in_file=len(theirs),
-        ids=len(ids.distinct),
-        missing=len(ours),
-        missing_rows=int(ids.count_rows()[missing.to_numpy(zero_copy_only=False)].sum()),
+        in_file=ids.in_file,
+        ids=ids.ids,
+        missing=ids.missing,
+        missing_rows=ids.rows,
         alike=alike,
         examples=_quote_examples(examples),
         theirs=_quote_examples(others) if len(ours) else [],
@@ -194,16 +138,20 @@ def _titles(items: pa.Table) -> Titles:
     )
 
 
-def _by_scenario(scenario: Ids, split_R: Ints) -> Scenarios:
-    rows, trained = scenario.count_rows(), scenario.count_rows(split_R == split.TRAIN)
-    small, untrained = np.flatnonzero((trained > 0) & (trained < FEW_ROWS)), np.flatnonzero(trained == 0)
+def _by_scenario(pairs: Pairs) -> Scenarios:
+    ids = pairs.scenario
+    rows, first = _by_id(ids, pairs)
+    trained = np.bincount(ids.number_R, pairs.train_K, len(rows)).astype(np.int64)
+    in_order = np.argsort(first, kind="stable")  # the order in which they come
+    small = in_order[(trained[in_order] > 0) & (trained[in_order] < FEW_ROWS)]
+    untrained = in_order[trained[in_order] == 0]
 
     def examples(places: Ints, counts: Ints) -> dict[str, int]:
-        names = _quote_examples(scenario.distinct.take(places[:EXAMPLES]))
+        names = _quote_examples(ids.distinct.take(places[:EXAMPLES]))
         return {name: int(counts[place]) for name, place in zip(names, places, strict=False)}
 
     return Scenarios(
-        largest=examples(np.argsort(-rows, kind="stable"), rows),
+        largest=examples(in_order[np.argsort(-rows[in_order], kind="stable")], rows),
         smallest_rows=int(rows.min()),
         small=examples(small, trained),
         small_count=len(small),

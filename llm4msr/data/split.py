@@ -1,148 +1,188 @@
 """Which rows train, which validate, which test, and which of the training rows may reach a prompt.
 
-Shape suffixes: R rows, N drawn negatives, K rows of one draw.
+Shape suffix: R rows.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
-from llm4msr.arrays import AnyFloats, Bools, Ints
+from llm4msr.arrays import AnyFloats, AnyInts, Bools, Ints
 from llm4msr.config import SplitConfig
+from llm4msr.data import cuts
+from llm4msr.data.cuts import Cut, Cuts, Rank
+from llm4msr.data.interactions import Interactions, inverse, sort_places
 from llm4msr.errors import DataError
 
 TRAIN, VALID, TEST = 0, 1, 2
 SPLITS = {"train": TRAIN, "valid": VALID, "test": TEST}
 
 
-def assign(rows: pd.DataFrame, config: SplitConfig, seed: int) -> Ints:
-    """The split [R] (0 train, 1 valid, 2 test) of each row of `rows` (columns `user_id`, `order`).
+class SplitRows(NamedTuple):
+    """The rows that are used, the split of each, and whether it may reach a prompt."""
+
+    rows: Interactions
+    split_R: AnyInts
+    history_R: Bools
+
+    def count(self, name: str) -> int:
+        """Rows of a split."""
+        return int(np.count_nonzero(self.split_R == SPLITS[name]))
+
+
+def divide(rows: Interactions, config: SplitConfig, cut: Cuts, seed: int) -> SplitRows:
+    """Split the rows of a partition: all rows of its users, in the order of the source.
 
     `time` by `global`: rows of one time stay together. `time` by `user`: a user's last rows. Either way no
     training row of a user is later than one of their validation or test rows.
+    """
+    if cut.kept is not None:
+        rows = rows.take(np.flatnonzero(_is_kept(rows.order_R, rows.row_R, cut)))
+    split_R = _assign(rows, config, cut, seed)
+    return SplitRows(rows, split_R, _history_rows(rows, split_R, config, cut))
+
+
+def divide_all(rows: Interactions, config: SplitConfig, seed: int) -> SplitRows:
+    """Split rows that are all there are."""
+
+    def ask(sought: str, known: Cuts, ranks: list[Rank]) -> list[Cut]:
+        key_N = cut_keys(rows.order_R, rows.row_R, sought, known, config, seed)
+        return cuts.find(
+            ranks, lambda: [cuts.points(key_N)], lambda told: [[cuts.within(key_N, *each) for each in told]]
+        )
+
+    return divide(rows, config, find_cuts(config, ask), seed)
+
+
+def require_rows(counts: dict[str, int], times: int, config: SplitConfig) -> None:
+    """Refuse an empty split; `counts` are the rows of each split, `times` the different times.
 
     Raises:
-        DataError: a split would be empty.
+        DataError: a split is empty.
     """
-    if config.kind == "random":
-        split_R = _by_rank(np.random.default_rng(seed).permutation(len(rows)), np.full(len(rows), len(rows)), config)
-    elif config.kind == "time" and config.by == "global":
-        split_R = _by_time(rows["order"].to_numpy(), config)
-    else:
-        rank_R, count_R = _rank_in_user(rows)
-        is_last_out = config.kind == "leave_last_out"
-        split_R = _last_out(rank_R, count_R) if is_last_out else _by_rank(rank_R, count_R, config)
-    for name, code in SPLITS.items():
-        if not (split_R == code).any():
-            raise DataError(f"split '{config.kind}': no {name} rows in {len(rows)} rows; {_remedy(rows, config)}")
-    return split_R
+    total = sum(counts.values())
+    for name, count in counts.items():
+        if not count:
+            raise DataError(f"split '{config.kind}': no {name} rows in {total} rows; {_remedy(total, times, config)}")
 
 
-def _remedy(rows: pd.DataFrame, config: SplitConfig) -> str:
-    times = rows["order"].nunique()
-    if config.kind == "time" and config.by == "global" and times < min(len(rows), 100):
+def _remedy(rows: int, times: int, config: SplitConfig) -> str:
+    if config.kind == "time" and config.by == "global" and times < min(rows, 100):
         return f"they have {times} different times, and rows of one time stay together: set split.by = 'user'"
     return "give more data or another split"
 
 
-def history_rows(rows: pd.DataFrame, split_R: Ints, config: SplitConfig) -> Bools:
-    """Which rows [R] may reach a prompt: the earliest `history_share` of the training rows."""
-    train_R = split_R == TRAIN
-    if config.history_share == 1:
-        return train_R
-    history_R = np.zeros(len(rows), dtype=bool)
-    if config.kind == "leave_last_out" or config.by == "user":
-        rank, count = _rank_in_user(rows[train_R])
-        history_R[train_R] = rank < _ceil(count * config.history_share)
-    else:
-        order_R = rows["order"].to_numpy()
-        history_R = train_R & (order_R <= np.quantile(order_R[train_R], config.history_share, method="lower"))
-    return history_R
+def goes_by_user(config: SplitConfig) -> bool:
+    """Whether each user's rows are cut on their own, so that no cut is needed for all."""
+    return config.kind == "leave_last_out" or (config.kind == "time" and config.by == "user")
 
 
-class Negatives(NamedTuple):
-    """Rows that were drawn, with label 0, and the split of each."""
-
-    rows: pd.DataFrame
-    split_N: Ints
+def _history_goes_by_user(config: SplitConfig) -> bool:
+    return config.kind == "leave_last_out" or config.by == "user"
 
 
-def draw_negatives(rows: pd.DataFrame, split_R: Ints, per_positive: int, seed: int) -> Negatives:
-    """`per_positive` items of the same scenario for each row, none that the user took up to that split.
-
-    Items are drawn uniformly from the training rows. A draw that is refused ten times in a row is left out.
-    """
-    rng = np.random.default_rng(seed)
-    user_R, item_R = pd.factorize(rows["user_id"])[0], pd.factorize(rows["item_id"])[0]
-    first_row_of_item = np.unique(item_R, return_index=True)[1]
-    interactions = _Interactions(user_R, item_R, split_R, len(first_row_of_item))
-    drawn_rows, drawn_items = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for _, scenario_rows in rows.groupby("scenario_id", sort=True).indices.items() if per_positive else ():
-        pool = np.unique(item_R[scenario_rows[split_R[scenario_rows] == TRAIN]])
-        if len(pool):
-            row_K = np.repeat(scenario_rows, per_positive)
-            drawn_rows.append(row_K)
-            drawn_items.append(_draw(row_K, pool, interactions, rng))
-    row_N, item_N = np.concatenate(drawn_rows), np.concatenate(drawn_items)
-    row_N, item_N = row_N[item_N >= 0], item_N[item_N >= 0]
-    raw_items = rows["item_id"].to_numpy()[first_row_of_item]
-    return Negatives(rows.iloc[row_N].assign(item_id=raw_items[item_N], label=np.float32(0)), split_R[row_N])
+def _assign(rows: Interactions, config: SplitConfig, cut: Cuts, seed: int) -> AnyInts:
+    if not goes_by_user(config):
+        key_R = rows.order_R if config.kind == "time" else random_keys(rows.row_R, seed)
+        return _by_cuts(key_R, cut)
+    rank_R, count_R = _rank_in_user(rows.user.number_R, rows.order_R)
+    return _last_out(rank_R, count_R) if config.kind == "leave_last_out" else _by_rank(rank_R, count_R, config)
 
 
-class _Interactions(NamedTuple):
-    """User, item and split of each row; items are numbers below `items`."""
-
-    user_R: Ints
-    item_R: Ints
-    split_R: Ints
-    items: int
+def _by_cuts(key_R: Ints, cut: Cuts) -> AnyInts:
+    assert cut.valid is not None
+    assert cut.test is not None
+    return (key_R >= cut.valid).astype(np.int8) + (key_R >= cut.test).astype(np.int8)
 
 
-def _draw(row_K: Ints, pool: Ints, known: _Interactions, rng: np.random.Generator) -> Ints:
-    """An item [K] of the pool for each of these rows; -1 where the user had taken all of ten draws by then."""
-    taken = {
-        code: np.unique((known.user_R * known.items + known.item_R)[known.split_R <= code]) for code in SPLITS.values()
-    }
-    item_K = pool[rng.integers(len(pool), size=len(row_K))]
-    pending = np.arange(len(item_K))
-    for attempt in range(11):
-        keys = known.user_R[row_K[pending]] * known.items + item_K[pending]
-        is_taken = np.zeros(len(pending), dtype=bool)
-        for code, taken_keys in taken.items():
-            in_split = known.split_R[row_K[pending]] == code
-            is_taken[in_split] = np.isin(keys[in_split], taken_keys)
-        pending = pending[is_taken]
-        item_K[pending] = pool[rng.integers(len(pool), size=len(pending))] if attempt < 10 else -1
-    return item_K
-
-
-def _by_rank(rank_R: Ints, count_R: Ints, config: SplitConfig) -> Ints:
-    split_R = np.full(len(rank_R), TEST)
+def _by_rank(rank_R: Ints, count_R: Ints, config: SplitConfig) -> AnyInts:
+    split_R = np.full(len(rank_R), TEST, np.int8)
     split_R[rank_R < _ceil(count_R * (1 - config.test))] = VALID
     split_R[rank_R < _ceil(count_R * (1 - config.valid - config.test))] = TRAIN
     return split_R
 
 
-def _by_time(order_R: Ints, config: SplitConfig) -> Ints:
-    in_time = np.sort(order_R)
-    first_valid = in_time[min(int(_ceil(len(order_R) * (1 - config.valid - config.test))), len(order_R) - 1)]
-    first_test = in_time[min(int(_ceil(len(order_R) * (1 - config.test))), len(order_R) - 1)]
-    return np.where(order_R < first_valid, TRAIN, np.where(order_R < first_test, VALID, TEST))
+def _last_out(rank_R: Ints, count_R: Ints) -> AnyInts:
+    from_end_R = np.where(count_R < 3, 3, count_R - rank_R)
+    return np.where(from_end_R == 1, TEST, np.where(from_end_R == 2, VALID, TRAIN)).astype(np.int8)
 
 
-def _last_out(rank_R: Ints, count_R: Ints) -> Ints:
-    from_end_R = count_R - rank_R
-    split_R = np.where(from_end_R == 1, TEST, np.where(from_end_R == 2, VALID, TRAIN))
-    return np.where(count_R < 3, TRAIN, split_R)
+def _history_rows(rows: Interactions, split_R: AnyInts, config: SplitConfig, cut: Cuts) -> Bools:
+    train_R = split_R == TRAIN
+    if config.history_share == 1:
+        return train_R
+    if not _history_goes_by_user(config):
+        assert cut.history is not None
+        return train_R & (rows.order_R <= cut.history)
+    history_R = np.zeros(len(rows), dtype=bool)
+    rank, count = _rank_in_user(rows.user.number_R[train_R], rows.order_R[train_R])
+    history_R[train_R] = rank < _ceil(count * config.history_share)
+    return history_R
 
 
-def _rank_in_user(rows: pd.DataFrame) -> tuple[Ints, Ints]:
-    """Each row's place in its user's time line (ties in file order), and that line's length: [R] each."""
-    in_order = rows["order"].reset_index(drop=True).sort_values(kind="stable").index
-    user = rows["user_id"].reset_index(drop=True)
-    rank = user.loc[in_order].groupby(user.loc[in_order]).cumcount().sort_index().to_numpy()
-    return rank.astype(np.int64), user.groupby(user).transform("size").to_numpy().astype(np.int64)
+def _rank_in_user(user_R: AnyInts, order_R: Ints) -> tuple[Ints, Ints]:
+    """Each row's place in its user's time line (ties as they come), and that line's length: [R] each."""
+    in_time = sort_places(order_R)
+    in_time = in_time[sort_places(user_R[in_time])]
+    count_U = np.bincount(user_R)
+    start_U = np.cumsum(count_U) - count_U
+    return inverse(in_time, len(in_time)) - start_U[user_R], count_U[user_R]
+
+
+def random_keys(row_R: Ints, seed: int) -> Ints:
+    """A number for each row that looks random and follows from the seed and the row's own number alone."""
+    bits = row_R.astype(np.uint64) + np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # the finalizer of SplitMix64
+        bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
+    return ((bits ^ (bits >> np.uint64(31))) >> np.uint64(1)).astype(np.int64)
+
+
+def _is_kept(order_R: Ints, row_R: Ints, cut: Cuts) -> Bools:
+    assert cut.kept is not None
+    if cut.kept_row is None:
+        return order_R >= cut.kept
+    return (order_R > cut.kept) | ((order_R == cut.kept) & (row_R >= cut.kept_row))
+
+
+def cut_keys(order_R: Ints, row_R: Ints, sought: str, cut: Cuts, config: SplitConfig, seed: int) -> Ints:
+    """The values of a partition of which some ranks are sought, given the cuts that are known: [N], in any order."""
+    if sought == "kept":
+        return order_R
+    if sought == "kept_row":
+        return row_R[order_R == cut.kept]
+    if cut.kept is not None:
+        kept = np.flatnonzero(_is_kept(order_R, row_R, cut))
+        order_R, row_R = order_R[kept], row_R[kept]
+    key_R = order_R if config.kind == "time" else random_keys(row_R, seed)
+    return key_R if sought == "split" else order_R[_by_cuts(key_R, cut) == TRAIN]
+
+
+Ask = Callable[[str, Cuts, list[Rank]], list[Cut]]
+"""What is sought, the cuts that are known, and ranks -> the values of these ranks over all partitions."""
+
+
+def find_cuts(config: SplitConfig, ask: Ask) -> Cuts:
+    """The cuts of all partitions' rows."""
+    found = Cuts()
+    if config.latest:
+        (kept,) = ask("kept", found, [lambda rows: max(rows - config.latest, 0)])
+        found = Cuts(kept=kept.value)
+        if kept.rank > kept.below:  # of rows of one time the last ones are used
+            (first,) = ask("kept_row", found, [lambda _: kept.rank - kept.below])
+            found = Cuts(kept=kept.value, kept_row=first.value)
+    if not goes_by_user(config):
+        shares = (1 - config.valid - config.test, 1 - config.test)
+        valid, test = ask("split", found, [_rank_of(share) for share in shares])
+        found = found.model_copy(update={"valid": valid.value, "test": test.value})
+    if config.history_share < 1 and not _history_goes_by_user(config):
+        (history,) = ask("history", found, [lambda rows: int(np.floor((rows - 1) * config.history_share))])
+        found = found.model_copy(update={"history": history.value})
+    return found
+
+
+def _rank_of(share: float) -> Rank:
+    return lambda rows: min(int(_ceil(rows * share)), rows - 1)
 
 
 def _ceil(numbers: AnyFloats | float) -> AnyFloats:

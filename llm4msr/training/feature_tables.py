@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llm4msr.arrays import Column, Ints
-from llm4msr.data import partitions
+from llm4msr.data import catalogue, partitions
 from llm4msr.model.embedding import Field, slot_starts
 from llm4msr.storage import StageOutput
 
@@ -38,20 +38,20 @@ class FeatureTables:
     @classmethod
     def open(cls, prepared: StageOutput) -> "FeatureTables":
         """From the output of `prepare`."""
-        vocabularies: dict[str, dict[str, list[str]]] = prepared.json("fields.json")
+        sizes = catalogue.field_sizes(prepared)
         fields: list[Field] = []
         numbers = {}
         users = pa.concat_tables(partitions.read_each(prepared, "users"))
         sides: dict[Literal["user", "item"], pa.Table] = {"user": users, "item": prepared.table("items.parquet")}
         for side, table in sides.items():
             columns = []
-            for name, values in vocabularies[side].items():
+            for name, size in sizes[side].items():
                 columns.append(_slots(table[f"f:{name}"]))
-                fields.append(Field(name, side, len(values) + 1, columns[-1].shape[1]))
+                fields.append(Field(name, side, size + 1, columns[-1].shape[1]))
             numbers[side] = np.concatenate(columns, axis=1)
         scenarios = prepared.table("scenarios.parquet", ["scenario"]).num_rows
         fields.append(Field("scenario_id", "scenario", scenarios, 1))
-        fields += [Field(n, "context", len(v) + 1, 1) for n, v in vocabularies["context"].items()]
+        fields += [Field(name, "context", size + 1, 1) for name, size in sizes["context"].items()]
         return cls(fields, numbers["user"], numbers["item"], scenarios)
 
     def slots(self, user_B: Tensor, item_B: Tensor, scenario_B: Tensor, context_BC: Tensor) -> Tensor:

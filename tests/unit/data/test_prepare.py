@@ -22,6 +22,7 @@ from llm4msr.knowledge.prompts.sample import sampler
 from llm4msr.pipeline import prepare, prepared
 from llm4msr.storage import StageOutput
 from tests.support.data import HEADER, config_of, interactions, prepared_table, write_csv, write_data
+from tests.support.splits import assign
 
 SPLITS = [
     {"kind": "time"},
@@ -50,7 +51,7 @@ def rendered(config: Config, output: StageOutput) -> list[dict[str, Any]]:
 
 def parts_of(rows: list[list[Any]], config: Config) -> np.ndarray:
     frame = pd.DataFrame({"user_id": [r[0] for r in rows], "order": [float(r[4]) for r in rows]})
-    return split.assign(frame, config.split, config.seed)
+    return assign(frame, config.split, config.seed)
 
 
 @pytest.mark.parametrize("wanted", SPLITS, ids=lambda s: "-".join(map(str, s.values())))
@@ -151,8 +152,8 @@ def small(tmp_path: Path) -> Config:
 
 def test_vocabularies_hold_training_values_alone(small: Config):
     found = fields(prepare(small))
-    assert found["user"] == {"user_id": ["u0", "u1"], "country": ["de"]}
-    assert found["item"] == {"item_id": ["i0", "i1", "i2", "i3"], "brand": ["b0"], "category": ["c0", "c1", "c2"]}
+    assert found["user"] == {"user_id": 2, "country": ["de"]}
+    assert found["item"] == {"item_id": 4, "brand": ["b0"], "category": ["c0", "c1", "c2"]}
     assert found["context"] == {"device": ["tv"]}
 
 

@@ -16,15 +16,17 @@ from llm4msr import storage
 from llm4msr.cli.main import app
 from llm4msr.config import Config
 from llm4msr.data import split
+from llm4msr.data.interactions import Ids
 from llm4msr.data.prepare import prompt_data
 from llm4msr.data.report import DataReport, report_lines
-from llm4msr.data.report_figures import Ids, count_repeats
+from llm4msr.data.report_counts import count_repeats
 from llm4msr.errors import ConfigError, DataError
 from llm4msr.knowledge.prompts import render
 from llm4msr.knowledge.prompts.sample import sampler
 from llm4msr.pipeline import prepare
 from llm4msr.text import quote
 from tests.support.data import HEADER, config_of, write_csv
+from tests.support.splits import assign
 
 Row = list[Any]
 ITEMS, USERS = 40, 30
@@ -86,7 +88,7 @@ def test_figures_are_those_of_a_plain_count(tmp_path: Path, latest: int):
     report, _ = report_of(config)
     used = rows[-latest:]
     frame = pd.DataFrame({"user_id": [r[0] for r in used], "order": [float(r[4]) for r in used]})
-    parts = split.assign(frame, config.split, config.seed)
+    parts = assign(frame, config.split, config.seed)
     of = {name: [r for r, p in zip(used, parts, strict=True) if p == code] for name, code in split.SPLITS.items()}
     known = {row[0] for row in of["train"]}
     for name, part in report.parts.items():
@@ -128,7 +130,7 @@ def test_drawn_negatives_are_counted_apart(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("items", "lacking", "told"),
-    [(1, 0, "no negative could be drawn"), (40, 1, ": 35 of 476 for test rows. Lower split.negatives")],
+    [(1, 0, "no negative could be drawn"), (40, 1, ": 40 of 476 for test rows. Lower split.negatives")],
 )
 def test_negatives_that_cannot_be_drawn_are_told(tmp_path: Path, items: int, lacking: int, told: str):
     """Every user takes every item, but for some who lack a few."""

@@ -5,14 +5,22 @@ import pandas as pd
 import pytest
 
 from llm4msr.config import SplitConfig
-from llm4msr.data import split
+from llm4msr.data import negatives
+from llm4msr.data.negatives import Pools
 from llm4msr.data.split import TEST, TRAIN, VALID
 from llm4msr.errors import DataError
+from tests.support.splits import assign, divide
 
 
 def with_negatives(rows, part, per_positive, seed):
-    drawn = split.draw_negatives(rows, part, per_positive, seed)
-    return pd.concat([rows, drawn.rows], ignore_index=True), np.concatenate([part, drawn.split_N])
+    item, items = pd.factorize(rows["item_id"], sort=True)
+    scenario = pd.factorize(rows["scenario_id"], sort=True)[0] + 1
+    pool = pd.DataFrame({"scenario": scenario, "item": item + 1})[part == TRAIN].drop_duplicates()
+    pools = Pools.of(*pool.to_numpy().T, np.ones(len(pool), np.int64), scenario.max() + 1)
+    user = pd.factorize(rows["user_id"])[0]
+    drawn = negatives.draw(user, item + 1, scenario, part, pools, per_positive, [seed])
+    negative = rows.iloc[drawn.row_N].assign(item_id=items[drawn.item_N - 1], label=np.float32(0))
+    return pd.concat([rows, negative], ignore_index=True), np.concatenate([part, part[drawn.row_N]])
 
 
 def rows_of(users: list[str], order: list[float] | None = None, **columns: Any) -> pd.DataFrame:
@@ -33,7 +41,7 @@ def many(rows: int = 500, users: int = 20, times: int = 97, seed: int = 3) -> pd
 @pytest.mark.parametrize("times", [5, 97, 10_000])
 def test_global_time_never_trains_on_what_is_later(times: int):
     rows = many(times=times)
-    part = split.assign(rows, SplitConfig(valid=0.2, test=0.2), seed=1)
+    part = assign(rows, SplitConfig(valid=0.2, test=0.2), seed=1)
     order = rows["order"].to_numpy()
     assert order[part == TRAIN].max() < order[part == VALID].min()
     assert order[part == VALID].max() < order[part == TEST].min()
@@ -41,14 +49,14 @@ def test_global_time_never_trains_on_what_is_later(times: int):
 
 def test_global_time_keeps_equal_times_together_and_near_the_wanted_shares():
     rows = many(times=97)
-    part = split.assign(rows, SplitConfig(valid=0.2, test=0.2), seed=1)
+    part = assign(rows, SplitConfig(valid=0.2, test=0.2), seed=1)
     assert (rows.assign(part=part).groupby("order")["part"].nunique() == 1).all()
     shares = np.bincount(part) / len(rows)
     np.testing.assert_allclose(shares, [0.6, 0.2, 0.2], atol=0.03)
 
 
 def test_exact_shares_where_all_times_differ():
-    part = split.assign(rows_of(["u"] * 10), SplitConfig(valid=0.1, test=0.2), seed=1)
+    part = assign(rows_of(["u"] * 10), SplitConfig(valid=0.1, test=0.2), seed=1)
     assert part.tolist() == [TRAIN] * 7 + [VALID] + [TEST] * 2
 
 
@@ -57,13 +65,13 @@ def test_file_order_does_not_matter_to_time(by: str):
     rows = many(times=10_000)
     config = SplitConfig(by=by)
     mixed = np.random.default_rng(0).permutation(len(rows))
-    expected = split.assign(rows, config, 1)[mixed]
-    np.testing.assert_array_equal(split.assign(rows.iloc[mixed], config, 1), expected)
+    expected = assign(rows, config, 1)[mixed]
+    np.testing.assert_array_equal(assign(rows.iloc[mixed], config, 1), expected)
 
 
 def test_user_time_cuts_each_user_by_their_own_time():
     rows = many()
-    part = split.assign(rows, SplitConfig(by="user", valid=0.2, test=0.2), seed=1)
+    part = assign(rows, SplitConfig(by="user", valid=0.2, test=0.2), seed=1)
     for _, here in rows.assign(part=part).groupby("user_id"):
         in_time = here.sort_values("order", kind="stable")["part"].to_numpy()
         assert (np.diff(in_time) >= 0).all()
@@ -73,17 +81,17 @@ def test_user_time_cuts_each_user_by_their_own_time():
 def test_leave_last_out_takes_the_last_two_of_who_has_three():
     users = ["a", "a", "a", "a", "b", "b", "b", "c", "c", "d"]
     order = [4.0, 1, 3, 2, 7, 5, 6, 1, 2, 9]
-    part = split.assign(rows_of(users, order), SplitConfig(kind="leave_last_out"), seed=1)
+    part = assign(rows_of(users, order), SplitConfig(kind="leave_last_out"), seed=1)
     assert part.tolist() == [TEST, TRAIN, VALID, TRAIN, TEST, TRAIN, VALID, TRAIN, TRAIN, TRAIN]
 
 
 def test_random_follows_the_seed_and_the_shares():
     rows = many(rows=1000)
     config = SplitConfig(kind="random", valid=0.1, test=0.3)
-    part = split.assign(rows, config, seed=1)
+    part = assign(rows, config, seed=1)
     assert np.bincount(part).tolist() == [600, 100, 300]
-    np.testing.assert_array_equal(part, split.assign(rows, config, seed=1))
-    assert (part != split.assign(rows, config, seed=2)).any()
+    np.testing.assert_array_equal(part, assign(rows, config, seed=1))
+    assert (part != assign(rows, config, seed=2)).any()
     first = part[:200]
     assert set(first) == {TRAIN, VALID, TEST}
 
@@ -99,7 +107,7 @@ def test_random_follows_the_seed_and_the_shares():
 )
 def test_empty_part_is_refused(rows: pd.DataFrame, config: dict[str, Any], message: str):
     with pytest.raises(DataError, match=message):
-        split.assign(rows, SplitConfig.model_validate(config), seed=1)
+        assign(rows, SplitConfig.model_validate(config), seed=1)
 
 
 # --- what may reach a prompt --------------------------------------------------------------------------------------
@@ -110,8 +118,8 @@ def test_empty_part_is_refused(rows: pd.DataFrame, config: dict[str, Any], messa
 def test_history_is_the_earliest_share_of_the_training_rows(config: dict[str, Any], share: float):
     rows = many(rows=2000, times=10**6)
     wanted = SplitConfig.model_validate(config | {"history_share": share})
-    part = split.assign(rows, wanted, seed=1)
-    history = split.history_rows(rows, part, wanted)
+    part = assign(rows, wanted, seed=1)
+    history = divide(rows, wanted, 1).history_R
     assert (part[history] == TRAIN).all()
     assert abs(history.sum() / (part == TRAIN).sum() - share) < 0.02
     left = rows[(part == TRAIN) & ~history]
@@ -142,7 +150,7 @@ def implicit(rows: int = 600, users: int = 15, items: int = 12, seed: int = 2) -
 @pytest.fixture(scope="module")
 def drawn() -> tuple[pd.DataFrame, np.ndarray, pd.DataFrame, np.ndarray]:
     rows = implicit(rows=120)
-    part = split.assign(rows, SplitConfig(valid=0.2, test=0.2), 1)
+    part = assign(rows, SplitConfig(valid=0.2, test=0.2), 1)
     return rows, part, *with_negatives(rows, part, 3, seed=5)
 
 
@@ -177,7 +185,7 @@ def test_negatives_are_training_items_of_the_same_scenario(drawn):
 
 def test_negatives_follow_the_seed():
     rows = implicit()
-    part = split.assign(rows, SplitConfig(), 1)
+    part = assign(rows, SplitConfig(), 1)
     first, again, other = (with_negatives(rows, part, 2, seed)[0] for seed in (1, 1, 2))
     pd.testing.assert_frame_equal(first, again)
     assert not first["item_id"].equals(other["item_id"])
