@@ -23,9 +23,11 @@ from benchmarks._machine import describe
 from llm4msr import storage
 from llm4msr.bundle import files, id_table
 from llm4msr.bundle.ranker import Ranker
+from llm4msr.hashes import hash_ids, numbers_of
+from llm4msr.storage.vectors import to_column
 
 RESULT = Path(__file__).parent / "results" / "serve-codes.md"
-CHUNK = 1_000_000
+PARTITIONS = 16
 COLUMNS = (("start", ".1f"), ("rss", ".0f"), ("own", ".0f"), ("share", ".0f"), ("p50", ".4f"), ("p99", ".4f"))
 
 
@@ -71,13 +73,15 @@ def publish_codes(root: Path, users: int) -> tuple[str, str, float]:
 
 
 def generate_codes(users: int) -> Iterator[pa.Table]:
-    """Codes of users `user-000000000` and so on, in the order of their ids."""
+    """Codes of users `user-000000000` and so on, those of each partition."""
     rng = np.random.default_rng(0)
-    for start in range(0, users, CHUNK):
-        rows = min(CHUNK, users - start)
-        ids = pa.array(np.char.mod("user-%09d", np.arange(start, start + rows)), pa.large_string())
-        flat = pa.array(rng.random((rows * 32,), np.float32).astype(np.float16))
-        yield pa.table({"id": ids, "code": pa.FixedSizeListArray.from_arrays(flat, 32)})
+    hashes = hash_ids(f"user-{number:09d}" for number in range(users))
+    home_N = numbers_of(hashes, PARTITIONS)
+    for partition in range(PARTITIONS):
+        number_N = np.flatnonzero(home_N == partition)
+        ids = pa.array(np.char.mod("user-%09d", number_N), pa.large_string())
+        codes = rng.random((len(number_N), 32), np.float32).astype(np.float16)
+        yield pa.table({"id": ids, "code": to_column(codes)})
 
 
 def replica(uri: str, codes: str, lookups: int, users: int) -> None:

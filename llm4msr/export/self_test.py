@@ -22,10 +22,9 @@ def self_test(net: RankerNet, data: Dataset, context: dict[str, list[str]]) -> S
     `context` are the known values of each context field; cases have the first one.
     """
     net.eval()
-    users_by_partition = partitions.read_each(data.prepared, "users", ["user_id"])
-    user_ids = [raw_id for table in users_by_partition for raw_id in strings(table["user_id"])]
-    item_ids = strings(data.prepared.table("items.parquet", ["item_id"])["item_id"])
-    users = np.linspace(0, len(user_ids) - 1, CASE_USERS).astype(int).tolist()
+    users = np.linspace(0, partitions.rows(data.prepared, "users") - 1, CASE_USERS).astype(int).tolist()
+    user_ids = [_user_id(data, user) for user in users]
+    item_ids = data.prepared.table("items.parquet", ["item_id"])["item_id"]
     items = np.unique(np.linspace(0, len(item_ids) - 1, CASE_ITEMS).astype(int))[1:].tolist() or [0]
     item_B = torch.tensor(items)
     first = {field: values[0] if values else "" for field, values in context.items()}
@@ -34,9 +33,9 @@ def self_test(net: RankerNet, data: Dataset, context: dict[str, list[str]]) -> S
     for scenario, name in enumerate(data.scenario_names):
         user = users[scenario % len(users)]
         request = RankRequest(
-            user_id=user_ids[user],
+            user_id=user_ids[scenario % len(users)],
             scenario=name,
-            items=[item_ids[item] for item in items],
+            items=strings(item_ids.take(items)),
             context={field: value for field, value in first.items() if value},
         )
         rows = Rows(
@@ -49,3 +48,11 @@ def self_test(net: RankerNet, data: Dataset, context: dict[str, list[str]]) -> S
         scores_B = torch.sigmoid(net(data.batch(rows, net)))
         cases.append(Case(request=request, scores=scores_B.tolist()))
     return SelfTest(cases=cases)
+
+
+def _user_id(data: Dataset, user: int) -> str:
+    """The raw id of a user by number; one partition is read."""
+    offset_P = partitions.offsets(data.prepared, "users")
+    partition = int(np.searchsorted(offset_P, user, "right")) - 1
+    ids = partitions.read(data.prepared, "users", partition, ["user_id"])["user_id"]
+    return str(ids[int(user - offset_P[partition])].as_py())
