@@ -19,8 +19,8 @@ from benchmarks._random_rows import peak_memory
 from benchmarks._skewed_rows import mix
 from llm4msr import load
 from llm4msr.pipeline import prepared
-from llm4msr.training.batches import Rows
 from llm4msr.training.dataset import Dataset
+from llm4msr.training.row_files import Rows
 
 
 def read_part(config_file: str, rank: int, world: int) -> dict[str, Any]:

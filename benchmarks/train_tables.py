@@ -28,9 +28,10 @@ from torch.multiprocessing.spawn import spawn
 from benchmarks._machine import describe
 from benchmarks._random_rows import open_dataset, peak_memory, random_rows
 from llm4msr import Config, storage
-from llm4msr.training.batches import RowReader, Rows
+from llm4msr.training.batches import RowReader
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.loop import fit
+from llm4msr.training.row_files import Rows
 
 RESULT = Path(__file__).parent / "results" / "train-tables.md"
 TABLES = (10**4, 10**5, 10**6, 10**7)
@@ -87,7 +88,7 @@ class ClockedDataset(Dataset):
     def rows(self, part: str) -> RowReader:
         if part != "train":
             return super().rows(part)
-        self.train = Clocked(self.prepared.folder / "train/p=00000.parquet", [])
+        self.train = Clocked(self.prepared, part)
         return self.train
 
 

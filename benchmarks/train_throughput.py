@@ -48,11 +48,12 @@ from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
 from llm4msr.pipeline import prepare
 from llm4msr.training import metrics
-from llm4msr.training.batches import RowReader, Rows, to_batch
+from llm4msr.training.batches import RowReader, to_batch
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.feature_tables import FeatureTables
 from llm4msr.training.loop import fit, predict
 from llm4msr.training.optimizers import new_optimizers
+from llm4msr.training.row_files import Rows
 
 RESULTS = Path(__file__).parent / "results" / "train-throughput.md"
 DRIVER = Path(__file__).parent / "_peer_train.py"
@@ -364,7 +365,7 @@ def peak_of_epoch(folder: Path) -> tuple[int, int]:
     config = config_of("generated", folder, MODELS["mmoe"] | {"embedding_dim": 8}, epochs=1)
     net = data.new_net(config)
     (optimizer,) = new_optimizers(net, config)
-    rows, _ = next(data.rows("valid").batches(BATCH, None))
+    rows = next(data.rows("valid").in_file_order(BATCH))
     step(net, optimizer, to_batch(rows, data.tables, None), rows.label_B)
     before = peak_memory()
     fit(config, data)

@@ -5,9 +5,9 @@
 Made-up data with skewed items and one negative drawn for each positive, in two sizes, prepared as any other data. Each
 size is trained in two orders by several seeds (each kept below `--work`, so an interrupted run goes on):
 
-    1.3 million rows   as they were read before (positives, then negatives, in row groups that were shuffled and filled
-                       one window after the other), and as they are read now
-    3 million rows     as they are read now, in windows, and in one window of all rows
+    1.3 million rows   as they are read, and as they would be read if `prepare` did not mix them: positives, then
+                       negatives
+    3 million rows     as they are read, and in a random order of all rows at once
 
 Item popularity within the scenario stands beside them. Writes benchmarks/results/training-order.md.
 """
@@ -16,7 +16,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -30,22 +30,25 @@ import torch
 from upath import UPath
 
 from benchmarks._machine import describe
-from llm4msr import Config, storage
+from llm4msr import Config, schema, storage
 from llm4msr.arrays import Ints
+from llm4msr.data import partitions
 from llm4msr.pipeline import prepare
-from llm4msr.storage import GROUP_ROWS, StageOutput
+from llm4msr.storage import StageOutput, StageResult
 from llm4msr.training import metrics, popularity
-from llm4msr.training.batches import WINDOW, RowReader, Rows
+from llm4msr.training.batches import RowReader
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.loop import fit, predict
+from llm4msr.training.row_files import Rows
+from llm4msr.training.streams import stream_count
 
 RESULT = Path(__file__).parent / "results" / "training-order.md"
 BATCH, EPOCHS = 4096, 5
 USERS = {"1.3 million": 81_250, "3 million": 187_500}
 """Ten rows of each, eight of which train; each gets a negative."""
 ITEMS, SHELVES, GROUPS, SCENARIOS = 20_000, 40, 200, 2
-BEFORE, NOW, WHOLE = "before", "now", "one window"
-ORDERS = {"1.3 million": (BEFORE, NOW), "3 million": (NOW, WHOLE)}
+SORTED, NOW, WHOLE = "sorted", "now", "at once"
+ORDERS = {"1.3 million": (SORTED, NOW), "3 million": (NOW, WHOLE)}
 
 
 def main() -> None:
@@ -146,14 +149,18 @@ class Counted(RowReader):
             yield rows, size
 
 
-class Before(Counted):
-    """Row groups in random order fill one window after the other."""
+class AtOnce(Counted):
+    """All rows in one random order."""
 
-    def _chunks_of_windows(self, rng: np.random.Generator | None) -> Iterable[Ints]:
-        assert rng is not None
-        groups = rng.permutation(self._chunks)
-        window_of = (np.cumsum([self._rows_of(groups[i : i + 1]) for i in range(len(groups))]) - 1) // WINDOW
-        return [groups[window_of == number] for number in range(int(window_of[-1]) + 1)]
+    whole: Rows | None = None
+
+    def batches(self, size: int, seed: int, *args: Any, **kwargs: Any) -> Iterator[tuple[Rows, int]]:
+        if self.whole is None:
+            columns = zip(*self.in_file_order(BATCH), strict=True)
+            self.whole = Rows._make(torch.cat(column) for column in columns)
+        mixed = torch.from_numpy(np.random.default_rng(seed).permutation(self.rows))
+        for order in mixed.split(size):
+            yield Rows._make(column[order] for column in self.whole if column is not None), len(order)
 
 
 class Ordered(Dataset):
@@ -165,20 +172,20 @@ class Ordered(Dataset):
     def rows(self, part: str) -> RowReader:
         if part != "train":
             return super().rows(part)
-        file = self.prepared.folder / "train/p=00000.parquet"
-        if self.order == BEFORE:
-            self.train = Before(sorted_by_label(file), [], chunk=GROUP_ROWS)
-        else:
-            self.train = Counted(file, [], window=WINDOW if self.order == NOW else 1 << 40)
+        prepared = sorted_by_label(self.prepared) if self.order == SORTED else self.prepared
+        self.train = (AtOnce if self.order == WHOLE else Counted)(prepared, part)
         return self.train
 
 
-def sorted_by_label(file: UPath) -> UPath:
-    """A file beside the published ones: positives, then negatives, as `prepare` wrote them before."""
-    old = file.with_name("before.parquet")
-    if not old.exists():
-        storage.write_table(old, storage.read_table(file).sort_by([("label", "descending")]))
-    return old
+def sorted_by_label(prepared: StageOutput) -> StageOutput:
+    """The same training rows in another output: positives, then negatives."""
+    folder, name = prepared.folder.with_name(f"{prepared.folder.name}-sorted"), partitions.file_name("train", 0)
+
+    def build(at: UPath) -> StageResult:
+        rows = prepared.table(name).sort_by([("label", "descending")])
+        return StageResult(files={name: storage.write_table(at / name, rows, schema.TRAIN_GROUP_ROWS)}, rows=len(rows))
+
+    return storage.publish(folder, "prepare", 1, {}, {}, build)
 
 
 def train(work: Path, size: str, order: str, seed: int, prepared: StageOutput) -> dict[str, Any]:
@@ -227,34 +234,27 @@ def report(results: dict[str, Any]) -> str:
 Made-up data: {SCENARIOS} scenarios, {ITEMS:,} skewed items on {SHELVES} shelves, ten interactions of each user, one
 negative drawn for each; split by time within the user. A small shared bottom without knowledge (embeddings of 8, hidden
 32 and 16), batches of {BATCH:,}, {EPOCHS} epochs, learning rate 0.002. All of a size train on the same rows; seeds
-change the first weights and the order. A window is {WINDOW:,} rows.
+change the first weights and the order. Row groups have {schema.TRAIN_GROUP_ROWS:,} rows; {stream_count(BATCH)} streams
+hold one each, and give its rows in random order.
 
-## {rows["1.3 million"]:,} rows: more than a window
+## {rows["1.3 million"]:,} rows: as prepared, or one class after the other
 
-`before`: prepared rows lay positives first, then negatives, and row groups of {GROUP_ROWS:,} in random order filled
-one window after the other, so that a window could hold one class. `now`: rows are prepared in random order, and each
-window takes one chunk of every stretch of the file. AUC of the validation rows after each epoch; test rows once, with
-the best epoch's weights.
+`now`: rows are prepared in random order. `sorted`: the file has the positives first, then the negatives, so that a row
+group holds one class, and streams mix whole row groups alone. AUC of the validation rows after each epoch; test rows
+once, with the best epoch's weights. (Before November 2026 such a file was read in windows that could hold one class:
+test AUC .65, below item popularity.)
 
 {table(small)}
 
-## {rows["3 million"]:,} rows: windows, or all rows in one
+## {rows["3 million"]:,} rows: streams, or all rows at once
 
-`one window` holds all rows in memory and shuffles them as one.
+`at once` holds all rows in memory and shuffles them as one.
 
 {table(large)}
 
-Test AUC in windows less that in one window, seed by seed: {", ".join(f"{d:+.4f}" for d in differences)}; mean
-{mean(differences):+.4f} ± {error:.4f} (standard error). Seeds of one window alone differ by
+Test AUC in streams less that of all rows at once, seed by seed: {", ".join(f"{d:+.4f}" for d in differences)}; mean
+{mean(differences):+.4f} ± {error:.4f} (standard error). Seeds of all rows at once alone differ by
 {stdev(run["test"] for run in large["runs"][WHOLE].values()):.4f} (standard deviation).
-
-## Figures that other pages give
-
-Where all rows fit into one window, their order was one permutation of all, and still is. That holds for all that other
-pages train: MovieLens-100K (at most 80,000 rows), MovieLens-1M (at most 800,167), Beauty (at most 177,127), the
-generated rows of [train-scaling](train-scaling.md) (575,078) and of [train-tables](train-tables.md) (81,920); none of
-them draws negatives. The one exception is the memory table of [train-throughput](train-throughput.md), whose labels are
-random: it was measured again, since rows are read in another way.
 
 `python -m benchmarks.training_order` on {describe(("torch", "numpy", "pyarrow"))}, one thread;
 {seconds / 60:.0f} CPU-minutes for the trainings.

@@ -13,8 +13,8 @@ from llm4msr.errors import DataError
 CONTEXT, FEATURE = "c:", "f:"
 """A column's name is one of these and then the name of a context field or of a feature."""
 
-TRAIN_GROUP_ROWS = 1 << 12
-"""Rows of a row group of the training rows, which their random order moves together."""
+TRAIN_GROUP_ROWS = 1 << 14
+"""Rows of a row group of the training rows: a stream of training holds one at a time, and mixes its rows."""
 
 
 def _schema(**columns: pa.DataType) -> pa.Schema:

@@ -16,8 +16,8 @@ from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
 from llm4msr.schema import ScenarioStatistics
 from llm4msr.storage import StageOutput
-from llm4msr.training.batches import Rows
 from llm4msr.training.dataset import Dataset
+from llm4msr.training.row_files import Rows
 from llm4msr.training.trained import TrainedModel
 
 

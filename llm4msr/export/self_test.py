@@ -8,8 +8,8 @@ from llm4msr.bundle.files import Case, SelfTest
 from llm4msr.bundle.messages import RankRequest
 from llm4msr.data import partitions
 from llm4msr.model.net import RankerNet
-from llm4msr.training.batches import Rows
 from llm4msr.training.dataset import Dataset
+from llm4msr.training.row_files import Rows
 
 CASE_USERS, CASE_ITEMS = 4, 8
 """Users of all cases, the unknown one among them, and items of each case at most."""

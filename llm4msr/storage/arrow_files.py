@@ -23,8 +23,10 @@ _FOOTER_READ = 1 << 16
 """Bytes that are read at once from the end of a Parquet file; a footer is seldom longer."""
 
 
-def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
+def open_parquet(source: pa.NativeFile, pre_buffer: bool = False) -> pq.ParquetFile:
     """Open a Parquet file (or a `pa.BufferReader` of one) for reading; its pages are checked as they are read.
+
+    With `pre_buffer` all columns of a read come in as few requests as can be, and are kept until the next read.
 
     Raises:
         pa.ArrowInvalid: it is damaged, encrypted, or has a column of an extension type.
@@ -41,7 +43,7 @@ def open_parquet(source: pa.NativeFile) -> pq.ParquetFile:
     _refuse_extensions(footer, _MARKS_IN_PARQUET)
     source.seek(0)
     open_file = cast("Callable[..., pq.ParquetFile]", pq.ParquetFile)  # pyarrow's stubs lack the last option
-    return open_file(source, page_checksum_verification=True, arrow_extensions_enabled=False)
+    return open_file(source, pre_buffer=pre_buffer, page_checksum_verification=True, arrow_extensions_enabled=False)
 
 
 def open_arrow(source: pa.NativeFile) -> pa.ipc.RecordBatchFileReader:

@@ -7,6 +7,7 @@ An output folder counts only once its `manifest.json` exists. The manifest is wr
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,14 @@ class StageOutput:
     def parquet(self, name: str) -> pq.ParquetFile:
         """Open a Parquet file for reading row groups; close it after use."""
         return parquet.open_parquet(self.folder / name, self._advice(name), self.checksum(name))
+
+    def row_groups(self, name: str) -> pq.ParquetFile:
+        """Open a Parquet file that stays open, to read single row groups within `read_errors`."""
+        return parquet.open_parquet(self.folder / name, self._advice(name), self.checksum(name), by_group=True)
+
+    def read_errors(self, name: str) -> AbstractContextManager[None]:
+        """Within it, what goes wrong in reading rows of a file is a `StorageError`."""
+        return parquet.read_errors(self.folder / name, self._advice(name))
 
     def _advice(self, name: str) -> str:
         return repair_advice(self.folder, self.manifest.stage, self.folder / name)

@@ -1,7 +1,8 @@
 """Tables in Parquet files, with checksums of their content."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +19,8 @@ GROUP_ROWS = 1 << 16
 _FAULTS: tuple[type[Exception], ...] = (*FAULTS, pa.ArrowException, KeyError)
 CHECKED_AT_ONCE = 1 << 26
 """Bytes up to which a file is read once, checked, and used from memory."""
+SMALL = 1 << 20
+"""The same for a file that stays open beside many others, to read row groups of."""
 _checked: set[tuple[str, str, int]] = set()
 """Larger files that this process has read through once: place, checksum, and time of the last change."""
 
@@ -61,36 +64,55 @@ def read_table(
     Raises:
         StorageError: it is missing, damaged, or lacks a column.
     """
+    with read_errors(file, advice), open_parquet(file, advice, checksum) as parquet:
+        table = parquet.read(columns)
+        if missing := set(columns or ()) - set(table.column_names):  # Arrow passes over them
+            raise KeyError(f"no column '{min(missing)}'")
+        return table
+
+
+@contextmanager
+def read_errors(file: UPath, advice: str = files.RERUN) -> Iterator[None]:
+    """What goes wrong when the rows of a Parquet file are read, as one message.
+
+    Raises:
+        StorageError: it is damaged, or lacks a column.
+    """
     try:
-        with open_parquet(file, advice, checksum) as parquet:
-            table = parquet.read(columns)
-            if missing := set(columns or ()) - set(table.column_names):  # Arrow passes over them
-                raise KeyError(f"no column '{min(missing)}'")
-            return table
+        yield
     except _FAULTS as error:
         raise StorageError(f"{file}: damaged or of another layout ({error}); {advice}") from None
 
 
-def open_parquet(file: UPath, advice: str = files.RERUN, checksum: str = "") -> pq.ParquetFile:
+def open_parquet(file: UPath, advice: str = files.RERUN, checksum: str = "", by_group: bool = False) -> pq.ParquetFile:
     """Open a Parquet file for reading row groups, its content compared with its `checksum`; close it after use.
+
+    Args:
+        file: where it lies.
+        advice: what an error ends with.
+        checksum: of its content; empty: not compared.
+        by_group: whether it stays open, and single row groups will be read. Then it is not kept in memory but read
+            through once a process for its checksum, and a row group is one request.
 
     Raises:
         StorageError: it is missing or damaged.
     """
     filesystem, inner = files.arrow_filesystem(file)
+    at_once = SMALL if by_group else CHECKED_AT_ONCE
     try:
         source = filesystem.open_input_file(inner)
-        return arrow_files.open_parquet(_check(source, file, checksum, advice) if checksum else source)
+        content = _check(source, file, checksum, advice, at_once) if checksum else source
+        return arrow_files.open_parquet(content, pre_buffer=by_group)
     except _FAULTS as error:
         raise StorageError(f"{file}: not a readable Parquet file ({error}); {advice}") from None
 
 
-def _check(source: pa.NativeFile, file: UPath, checksum: str, advice: str) -> pa.NativeFile:
+def _check(source: pa.NativeFile, file: UPath, checksum: str, advice: str, at_once: int) -> pa.NativeFile:
     """Where to read the file's content from, once it is known to be what its checksum says.
 
     Parquet's own checksums of pages are not enough: they cover neither the headers of pages nor the footer.
     """
-    if source.size() <= CHECKED_AT_ONCE:
+    if source.size() <= at_once:
         data = source.read()
         files.compare(file, files.digest(data), checksum, advice)
         return pa.BufferReader(data)

@@ -1,161 +1,146 @@
-"""Parquet rows as batches of tensors, straight from Arrow: no per-row Python, memory bounded by a window of rows.
+"""Prepared rows as batches of tensors, straight from Arrow: no per-row Python, memory bounded by the streams.
 
-In random order a window is a sample of the whole file, whatever the order and the row groups of the file are: of every
-stretch of it, one chunk. Every worker walks the same seeded order and takes its stride of each global batch, so that
-one worker and many see the same global batches.
+In random order each virtual stream holds one row group at a time, whose rows it gives in random order, so that a global
+batch is made of random rows of as many row groups as there are streams. `prepare` writes rows in random order: what
+lies in one row group is a sample of its partition already.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from torch import Tensor
-from upath import UPath
 
-from llm4msr import schema, storage
-from llm4msr.arrays import Bools, Column, Ints, Ints32
+from llm4msr.arrays import Ints
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.model.inputs import Batch
+from llm4msr.storage import StageOutput
+from llm4msr.training.ahead import ahead
 from llm4msr.training.feature_tables import FeatureTables
+from llm4msr.training.row_files import Records, RowFiles, Rows
+from llm4msr.training.streams import Streams, Stretch, check_workers
 
-WINDOW = 1 << 20
-"""Rows that are shuffled together and held in memory, four bytes for a number."""
-READ_ROWS = 1 << 16
-"""Rows that are decoded at once, however large a row group is."""
-
-
-class Rows(NamedTuple):
-    """Columns of `schema.INTERACTIONS` as tensors."""
-
-    user_B: Tensor
-    item_B: Tensor
-    scenario_B: Tensor
-    label_B: Tensor
-    context_BC: Tensor
-    seen_B: Tensor | None = None
-    """int64: place in `schema.SEEN`, counted from 1; 0 = not seen; None where it was not read."""
-
-    @classmethod
-    def unpack(cls, packed_BC: Tensor) -> "Rows":
-        """From rows as a window holds them."""
-        user_B, item_B, scenario_B = (packed_BC[:, i].long() for i in range(3))
-        label_B = packed_BC[:, 3].contiguous().view(torch.float32)
-        return cls(user_B, item_B, scenario_B, label_B, packed_BC[:, 5:].long(), packed_BC[:, 4].long())
+BLOCK_ROWS = 1 << 16
+"""Rows of the global batches that are put together at once."""
 
 
 class RowReader:
-    """The rows of one Parquet file.
+    """The rows of a split, batch by batch.
 
     Args:
-        file: with the columns of `schema.INTERACTIONS`.
+        prepared: the output of `prepare`.
+        split: `train`, `valid` or `test`.
         context: fields whose columns are read too.
-        window: rows that are shuffled together and held in memory, within a chunk.
-        chunk: rows that lie side by side in the file and come in one window. A row group of as many is decoded once an
-            epoch, a larger one once for each window that takes a chunk of it.
-        checksum: of the file, which is compared with it before it is read.
     """
 
-    def __init__(
-        self,
-        file: UPath,
-        context: Sequence[str],
-        window: int = WINDOW,
-        chunk: int = schema.TRAIN_GROUP_ROWS,
-        checksum: str = "",
-    ):
-        self.file, self._checksum = file, checksum
-        self.columns = ["user", "item", "scenario", "label", "seen", *(f"c:{name}" for name in context)]
-        with storage.open_parquet(file, checksum=checksum) as parquet:
-            self.rows: int = parquet.metadata.num_rows
-            sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-            self.label_range = _least_and_greatest(parquet.metadata, "label")
-        self._starts = np.cumsum([0, *sizes])
-        self._chunk, self._chunks = chunk, -(-self.rows // chunk)
-        self._windows = max(-(-self.rows // window), 1)
-        self._whole: Tensor | None = None
+    def __init__(self, prepared: StageOutput, split: str, context: Sequence[str] = ()):
+        self.files = RowFiles(prepared, split, context)
+        self.rows = self.files.rows
 
-    def batches(
-        self, size: int, seed: int | None, rank: int = 0, world: int = 1, skip: int = 0
-    ) -> Iterator[tuple[Rows, int]]:
-        """This worker's part of each global batch, and the global batch's rows; in file order where seed is None.
+    def in_file_order(self, size: int, partition: int | None = None) -> Iterator[Rows]:
+        """All rows of one partition or of all of them, at most `size` at a time."""
+        for number in range(len(self.files.rows_P)) if partition is None else [partition]:
+            for group in range(len(self.files.group_sizes(number))):
+                rows = Rows.unpack(self.files.read(number, group))
+                for start in range(0, len(rows.user_B), size):
+                    yield rows.cut(start, start + size)
 
-        All global batches but the last have `size` rows; a part can be empty in the last. The first `skip` global
-        batches are left out; of what is skipped no more is read than the window in which the rest begins.
+    def batches(self, size: int, seed: int, rank: int = 0, world: int = 1, skip: int = 0) -> Iterator[tuple[Rows, int]]:
+        """This worker's part of each global batch of an epoch in random order, and the global batch's rows.
+
+        All global batches but the last have `size` rows, and they are the same for every `world`; a part can be empty
+        in the last. They are read ahead, in a thread that ends with the iterator.
+
+        Args:
+            size: rows of a global batch.
+            seed: of the order.
+            rank: of this worker.
+            world: workers.
+            skip: global batches that are left out at the front. What they alone need is not read.
+
+        Raises:
+            ConfigError: there are more workers than streams.
+            StorageError: a file is missing or damaged.
         """
-        rng = None if seed is None else np.random.default_rng(seed)
-        skipped = skip * size
-        rest_BC = torch.empty((0, len(self.columns)), dtype=torch.int32)
-        for chunks in self._chunks_of_windows(rng):
-            rows = self._rows_of(chunks)
-            order = None if rng is None else torch.from_numpy(rng.permutation(rows))
-            if skipped >= rows:
-                skipped -= rows
-                continue
-            window_BC = self._read(chunks)
-            window_BC = window_BC[skipped:] if order is None else window_BC.index_select(0, order[skipped:])
-            skipped = 0
-            rows_BC = torch.cat([rest_BC, window_BC]) if len(rest_BC) else window_BC
-            whole = len(rows_BC) - len(rows_BC) % size
-            for start in range(0, whole, size):
-                yield Rows.unpack(rows_BC[start : start + size][rank::world]), size
-            rest_BC = rows_BC[whole:].clone()
-            del window_BC, rows_BC  # before the next window is read
-        if len(rest_BC):
-            yield Rows.unpack(rest_BC[rank::world]), len(rest_BC)
+        for block in ahead(self._blocks(size, seed, rank, world, skip)):
+            end = 0
+            for count, global_rows in zip(block.counts, block.global_rows, strict=True):
+                start, end = end, end + count
+                yield block.rows.cut(start, end), global_rows
 
-    def _chunks_of_windows(self, rng: np.random.Generator | None) -> Iterable[Ints]:
-        """The chunks of each window: consecutive ones, or one of every stretch of as many chunks as there are windows.
+    def _blocks(self, size: int, order: int, rank: int, world: int, skip: int) -> Iterator["_Block"]:
+        streams = Streams(self.files.rows_P, size)
+        check_workers(world, size)
+        begin = min(skip * size, self.rows)
+        begun_V = streams.rows_of_each(begin)
+        sources = [
+            _Source(self._groups(streams.stretches(stream, order), order, begun_V[stream]), self.files.dtype)
+            for stream in range(rank, streams.count, world)
+        ]
+        while begin < self.rows:
+            end = min(begin + max(BLOCK_ROWS // size, 1) * size, self.rows)
+            bounds = [*range(begin, end, size), end]
+            count_TV = np.diff([streams.rows_of_each(bound)[rank::world] for bound in bounds], axis=0)
+            rows = Rows.unpack(_next_rows(sources, count_TV))
+            yield _Block(rows, count_TV.sum(axis=1).tolist(), np.diff(bounds).tolist())
+            begin = end
 
-        So the share of a class in a window is that in the file to within a chunk's rows even if the file is sorted by
-        label, and chance decides where runs are shorter than a stretch.
-        """
-        if rng is None:
-            return np.array_split(np.arange(self._chunks), self._windows)
-        stretches = -(-self._chunks // self._windows)
-        mixed = rng.permuted(np.arange(stretches * self._windows).reshape(stretches, self._windows), axis=1)
-        return [window[window < self._chunks] for window in mixed.T]
+    def _groups(self, stretches: list[Stretch], order: int, skip: int) -> Iterator[Records]:
+        """The rows of a stream after the first `skip`, a row group or a part of one at a time."""
+        for partition, first, end in stretches:
+            if skip < end - first:
+                yield from self._mixed_groups(partition, first + skip, end, order)
+            skip = max(skip - (end - first), 0)
 
-    def _rows_of(self, chunks: Ints) -> int:
-        return int((np.minimum((chunks + 1) * self._chunk, self.rows) - chunks * self._chunk).sum())
+    def _mixed_groups(self, partition: int, first: int, end: int, order: int) -> Iterator[Records]:
+        """The rows from `first` to before `end` of a partition whose row groups, and the rows in each, are mixed."""
+        size_G = self.files.group_sizes(partition)
+        order_G = np.random.default_rng([order, partition]).permutation(len(size_G))
+        end_G = np.cumsum(size_G[order_G])
+        for group, group_end in zip(order_G.tolist(), end_G.tolist(), strict=True):
+            start = group_end - int(size_G[group])
+            if first < group_end and start < end:
+                mixed = np.random.default_rng([order, partition, group]).permutation(group_end - start)
+                rows = mixed[max(first - start, 0) : end - start]
+                yield self.files.read(partition, group).take(rows)
 
-    def _read(self, chunks: Ints) -> Tensor:
-        """Rows [B, columns] as int32, a label as its bits: a row lies in one place and takes little room.
 
-        A file that fits into one window is read once and kept.
-        """
-        if self._whole is not None:
-            return self._whole
-        rows_BC = self._read_chunks(chunks)
-        if self._windows == 1:
-            self._whole = rows_BC
-        return rows_BC
+class _Block(NamedTuple):
+    """Several global batches, as far as one worker has their rows."""
 
-    def _read_chunks(self, chunks: Ints) -> Tensor:
-        """In the order of the file."""
-        packed, at = np.empty((self._rows_of(chunks), len(self.columns)), np.int32), 0
-        wanted = np.zeros(self._chunks, bool)
-        wanted[chunks] = True
-        with storage.open_parquet(self.file, checksum=self._checksum) as parquet:
-            for group in self._groups_with(wanted):
-                row = int(self._starts[group])
-                for part in parquet.iter_batches(READ_ROWS, [group], self.columns):
-                    here = wanted[np.arange(row, row + len(part)) // self._chunk]
-                    row, end = row + len(part), at + int(here.sum())
-                    for i, name in enumerate(self.columns):
-                        packed[at:end, i] = _as_int32(part[name])[here]
-                    at = end
-        return torch.from_numpy(packed)
+    rows: Rows
+    counts: list[int]
+    """How many of the rows are of each global batch, which lie one after the other."""
+    global_rows: list[int]
+    """Rows of each global batch on all workers."""
 
-    def _groups_with(self, wanted: Bools) -> list[int]:
-        """The row groups in which a wanted chunk lies, whole or in part."""
-        before = np.cumsum([0, *wanted])
-        first, end = self._starts[:-1] // self._chunk, -(-self._starts[1:] // self._chunk)
-        filled = self._starts[1:] > self._starts[:-1]
-        groups: list[int] = np.flatnonzero(filled & (before[end] > before[first])).tolist()
-        return groups
+
+class _Source:
+    """Where the next rows of a stream come from."""
+
+    def __init__(self, groups: Iterator[Records], dtype: "np.dtype[np.void]"):
+        self._groups, self._rest = groups, np.empty(0, dtype)
+
+    def take(self, count: int) -> list[Records]:
+        """The next `count` rows, in pieces."""
+        pieces = [self._rest[:count]]
+        count -= len(pieces[0])
+        while count:
+            if not len(self._rest):
+                self._rest = next(self._groups)
+            pieces.append(self._rest[:count])
+            self._rest = self._rest[count:]
+            count -= len(pieces[-1])
+        return pieces
+
+
+def _next_rows(sources: Sequence[_Source], count_TV: Ints) -> Records:
+    """The rows of T global batches, one batch after the other; in each the streams one after the other."""
+    pieces = [source.take(count) for source, count in zip(sources, count_TV.sum(axis=0).tolist(), strict=True)]
+    records_B = np.concatenate(list(chain.from_iterable(pieces)))
+    batch_B = np.repeat(np.tile(np.arange(len(count_TV), dtype=np.uint16), len(sources)), count_TV.T.reshape(-1))
+    return records_B.take(np.argsort(batch_B, kind="stable"))
 
 
 def to_batch(rows: Rows, tables: FeatureTables, knowledge: KnowledgeStore | None) -> Batch:
@@ -166,20 +151,3 @@ def to_batch(rows: Rows, tables: FeatureTables, knowledge: KnowledgeStore | None
         return Batch(slots_BS, rows.scenario_B, torch.zeros_like(rows.user_B), nobody, torch.zeros(1, dtype=torch.bool))
     vectors_N, owner_B = torch.unique(knowledge.vector_numbers(rows.user_B, rows.seen_B), return_inverse=True)
     return Batch(slots_BS, rows.scenario_B, owner_B, *knowledge.lookup(vectors_N))
-
-
-def _least_and_greatest(metadata: pq.FileMetaData, column: str) -> tuple[float, float] | None:
-    """By the file's footer; None where it does not say."""
-    at = metadata.schema.names.index(column)
-    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
-    statistics = [group.column(at).statistics for group in groups if group.num_rows]
-    bounds = [(one.min, one.max) for one in statistics if one is not None and one.has_min_max]
-    least = [low for low, _ in bounds if low is not None]
-    greatest = [high for _, high in bounds if high is not None]
-    return (min(least), max(greatest)) if bounds and len(bounds) == len(statistics) else None
-
-
-def _as_int32(column: Column) -> Ints32:
-    if pa.types.is_floating(column.type):
-        return np.asarray(column.to_numpy()).view(np.int32)
-    return np.asarray(column.cast(pa.int32()).to_numpy())

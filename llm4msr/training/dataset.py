@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 
 from llm4msr.config import Config
-from llm4msr.data import partitions
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
 from llm4msr.storage import StageOutput
-from llm4msr.training.batches import RowReader, Rows, to_batch
+from llm4msr.training.batches import RowReader, to_batch
 from llm4msr.training.feature_tables import FeatureTables
+from llm4msr.training.row_files import Rows
 
 
 def scenario_names(prepared: StageOutput) -> list[str]:
@@ -42,8 +42,7 @@ class Dataset:
 
     def rows(self, part: str) -> RowReader:
         """Rows of `train`, `valid` or `test`."""
-        name, context = partitions.file_name(part, 0), [f.name for f in self.tables.fields if f.side == "context"]
-        return RowReader(self.prepared.folder / name, context, checksum=self.prepared.checksum(name))
+        return RowReader(self.prepared, part, [f.name for f in self.tables.fields if f.side == "context"])
 
     def batch(self, rows: Rows, net: RankerNet) -> Batch:
         """What `net` reads of these rows."""

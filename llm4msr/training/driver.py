@@ -16,6 +16,7 @@ from llm4msr.storage import StageOutput
 from llm4msr.text import number
 from llm4msr.training import checkpoint
 from llm4msr.training.checkpoint import Checkpoint, Epoch
+from llm4msr.training.streams import check_workers
 from llm4msr.training.worker import Job, worker_loop
 
 if TYPE_CHECKING:
@@ -30,12 +31,14 @@ RESIZE_SECONDS = 20.0
 
 
 def require_machines(config: Config) -> None:
-    """Refuse a config whose workers can never all run on this cluster, before any work.
+    """Refuse a config whose workers can never all run on this cluster, or have no rows, before any work.
 
     Raises:
         ConfigError: names the keys, what is there, and what to do.
     """
     least, device = _least_workers(config), config.train.device
+    workers = config.train.workers
+    check_workers(workers if isinstance(workers, int) else workers[1], config.train.batch_size)
     asks = f"train.device = '{device}' with train.workers = {least}"
     ray_session.require_resources(asks, {"CPU": least, "GPU": least if device == "gpu" else 0})
 

@@ -19,12 +19,13 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.model.net import RankerNet
 from llm4msr.training import metrics, precision, warm_start
-from llm4msr.training.batches import RowReader, Rows
+from llm4msr.training.batches import RowReader
 from llm4msr.training.checkpoint import Checkpoint, Progress, Start, Tensors
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.metrics import Predictions, Report
 from llm4msr.training.optimizers import load_states, new_optimizers, optimizer_states
 from llm4msr.training.precision import Precision
+from llm4msr.training.row_files import Rows
 
 
 def fit(
@@ -184,7 +185,8 @@ def predict(
     net.eval()
     device, parts = _device(net), []
     with torch.inference_mode():
-        for part, _ in rows.batches(batch_size, None, rank, world):
+        for whole in rows.in_file_order(batch_size):
+            part = whole.cut(rank, None, world)
             logits = net(data.batch(part, net).to(device))
             columns = (part.user_B, part.scenario_B, part.label_B, logits.cpu())
             parts.append(Predictions(*(column.numpy() for column in columns)))

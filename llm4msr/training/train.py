@@ -11,12 +11,12 @@ from llm4msr.data import partitions
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput, StageResult, cache
 from llm4msr.training import checkpoint, driver, popularity, warm_start
-from llm4msr.training.batches import RowReader
 from llm4msr.training.checkpoint import WEIGHTS, weights_as_bytes
 from llm4msr.training.dataset import scenario_names
 from llm4msr.training.metrics import Metrics, Report
+from llm4msr.training.row_files import RowFiles
 
-VERSION = 5
+VERSION = 6
 
 
 @ray_session.unwrap_errors
@@ -63,7 +63,7 @@ def folder(config: Config, data: StageOutput, knowledge: StageOutput | None) -> 
 
 
 def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> StageResult:
-    warn_of_one_class(data.folder)
+    warn_of_one_class(data)
     last = driver.run_workers(config, data, knowledge, folder)
     progress, report = last.progress, last.progress.best_report
     assert report is not None
@@ -111,14 +111,14 @@ def quality(config: Config, data: StageOutput, report: Report) -> Quality:
     return {"metrics": {"on": "valid", **report}, "baselines": baselines, "warnings": warnings}
 
 
-def warn_of_one_class(folder: UPath) -> None:
+def warn_of_one_class(data: StageOutput) -> None:
     """Say what it means for training if all rows of a split are positives, or all are negatives."""
     meanings = {
         "train": "a model learns no order from one class; without labels, let split.negatives draw the other one",
         "valid": "they have no AUC, so the best epoch is that of the lowest logloss",
     }
     for split, meaning in meanings.items():
-        rows = RowReader(folder / partitions.file_name(split, 0), [])
-        positive = {label > 0.5 for label in rows.label_range or (0, 1)}
+        files = RowFiles(data, split, [])
+        positive = {label > 0.5 for label in files.label_range() or (0, 1)}
         if len(positive) == 1:
-            say(f"  {split}: all {rows.rows} rows are {'positives' if positive.pop() else 'negatives'}: {meaning}")
+            say(f"  {split}: all {files.rows} rows are {'positives' if positive.pop() else 'negatives'}: {meaning}")

@@ -85,7 +85,7 @@ def test_the_whole_test_set_scores_over_http_as_in_training(client: httpx.Client
     data = Dataset.open(config, prepared, spine.one("extract"))
     net = data.new_net(config)
     net.load_state_dict(safetensors.torch.load(storage.read_bytes(spine.one("train").folder / WEIGHTS)))
-    rows, _ = next(data.rows("test").batches(10_000, None))
+    rows = next(data.rows("test").in_file_order(10_000))
     with torch.inference_mode():
         expected = torch.sigmoid(net.eval()(data.batch(rows, net))).tolist()
     raw = [

@@ -52,8 +52,8 @@ def layer_section(run: FinishedRun, levels: list[Levels], plain: list[Floats]) -
 
 def score_test_levels(net: RankerNet, data: Dataset, batch_size: int) -> Levels:
     """Logits of all test rows with each level in and out."""
-    batches = data.rows("test").batches(batch_size, None)
-    return Levels.concatenate([score_levels(net, data.batch(rows, net)) for rows, _ in batches])
+    batches = data.rows("test").in_file_order(batch_size)
+    return Levels.concatenate([score_levels(net, data.batch(rows, net)) for rows in batches])
 
 
 def _parts(run: FinishedRun, levels: Levels) -> list[LevelParts]:

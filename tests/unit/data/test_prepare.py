@@ -517,7 +517,7 @@ def test_training_rows_point_at_themselves_among_seen_rows_and_say_what_was_befo
 
 def test_training_rows_lie_in_a_random_order_in_small_row_groups(tmp_path: Path):
     """Negatives are drawn after all positives, and users come one after the other."""
-    raw = [[f"u{at // 25}", f"i{at % 20}", "home", 1, at, "tv"] for at in range(5000)]
+    raw = [[f"u{at // 10}", f"i{at % 20}", "home", 1, at, "tv"] for at in range(11_000)]
     config = config_of(write_data(tmp_path, raw), table={"label": ""}, split={"kind": "random", "negatives": 1})
     output = prepare(config)
     label = table(output, "train")["label"].to_numpy()

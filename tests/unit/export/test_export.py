@@ -36,7 +36,7 @@ from tests.unit.conftest import World
 def test_scores_are_those_of_the_net_in_evaluation(world: World, tmp_path: Path, model: dict[str, Any]):
     output, data, net = publish_bundle(world, tmp_path, **model)
     ranker = Ranker.load(str(output.folder))
-    rows, _ = next(RowReader(world.data.folder / "test/p=00000.parquet", ["device"]).batches(40, None))
+    rows = next(RowReader(world.data, "test", ["device"]).in_file_order(40))
     with torch.inference_mode():
         expected = torch.sigmoid(net(data.batch(rows, net)))
     raw = {

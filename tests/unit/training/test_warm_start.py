@@ -13,9 +13,9 @@ from llm4msr.model.net import RankerNet
 from llm4msr.pipeline import prepare
 from llm4msr.storage import StageOutput
 from llm4msr.training import loop, train, warm_start
-from llm4msr.training.batches import Rows
 from llm4msr.training.checkpoint import WEIGHTS
 from llm4msr.training.dataset import Dataset
+from llm4msr.training.row_files import Rows
 from tests.support.data import (
     config_of,
     interactions,
