@@ -104,6 +104,17 @@ def sort_places(keys_N: AnyInts) -> Ints:
     return packed & ((1 << bits) - 1)
 
 
+def distinct(keys_N: Ints) -> Ints:
+    """The keys in ascending order, each once.
+
+    `np.unique` without counts fills a hash table, which takes some fifty times as long.
+    """
+    sorted_N = keys_N if is_sorted(keys_N) else np.sort(keys_N)
+    is_new_N = np.ones(len(sorted_N), bool)
+    is_new_N[1:] = sorted_N[1:] != sorted_N[:-1]
+    return sorted_N[is_new_N]
+
+
 def inverse(places: Ints, size: int) -> Ints:
     """Where each of `size` numbers stands among `places`; 0 for those that do not."""
     inverted = np.zeros(size, np.int64)

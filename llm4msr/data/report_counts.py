@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from llm4msr.arrays import Column, Ints, strings
-from llm4msr.data.interactions import Ids, Interactions
+from llm4msr.data.interactions import Ids, Interactions, distinct
 from llm4msr.data.report import Split
 from llm4msr.data.split import SPLITS, SplitRows
 
@@ -88,7 +88,7 @@ def count_rows(every: Interactions, split: SplitRows, described: Column, few_ids
     `described` are the ids that the file of users describes. At most `few_ids` missing ones are named.
     """
     rows, count_U = split.rows, split.rows.user.count_rows()
-    values = np.unique(rows.order_R)
+    values = distinct(rows.order_R)
     several, anew = _count_restarts(every)
     first_U = _first_rows(rows.user, rows.row_R)
     return RowCounts(
@@ -160,7 +160,7 @@ def count_repeats(*sides: Ids) -> int:
         if (int(same_R.max(initial=0)) + 1) * size >= 1 << 63:
             same_R = np.unique(same_R, return_inverse=True)[1]
         same_R = same_R * size + number_R
-    return len(same_R) - len(np.unique(same_R))
+    return len(same_R) - len(distinct(same_R))
 
 
 def count_split(split: SplitRows, name: str, drawn: int) -> Split:
