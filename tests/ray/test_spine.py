@@ -8,6 +8,12 @@ import pytest
 
 import llm4msr
 from llm4msr import Ranker, RankRequest, pipeline
+from llm4msr.arrays import strings
+from llm4msr.bundle import files
+from llm4msr.bundle.id_table import IdTable
+from llm4msr.export import user_codes
+from llm4msr.hashes import hash_ids, numbers_of
+from llm4msr.storage.vectors import to_matrix
 from tests.support.experiments import ITEMS, SAD_USER, SCENARIOS, USERS, read_store
 from tests.support.fixtures import Spine
 
@@ -96,6 +102,20 @@ def test_the_bundle_ranks(spine: Spine) -> None:
     assert answer.knowledge == "used"
     assert not answer.unknown.user
     assert not answer.unknown.items
+
+
+def test_codes_of_many_partitions_are_those_of_one(spine: Spine, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = spine.folder("export")
+    coder = files.read_coder(bundle, files.read_description(bundle))
+    (exported,) = IdTable(bundle / files.CODES).partitions
+    monkeypatch.setattr(user_codes, "PARTITION_ROWS", 10)
+    partitions = list(user_codes.encode_all(spine.one("extract"), coder))
+    assert len(partitions) == 8
+    for number, table in enumerate(partitions):
+        ids = strings(table["id"])
+        assert (numbers_of(hash_ids(ids), 8) == number).all()
+        assert (to_matrix(table["code"]) == exported.numbers["code"][exported.find_all(ids)]).all()
+    assert sum(map(len, partitions)) == len(exported) == USERS
 
 
 def test_a_user_without_knowledge_is_ranked_without(spine: Spine) -> None:
