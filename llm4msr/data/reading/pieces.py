@@ -23,8 +23,8 @@ FOOTERS = 64
 """Parquet files whose rows are counted, if they are not larger; of the others the number is estimated."""
 _BATCH_ROWS = 1 << 16
 _FILE_BITS = 40
-# the names of columns are decoded too
-_FAULTS_OF_PARQUET: tuple[type[Exception], ...] = (pa.ArrowException, UnicodeDecodeError, *FAULTS)
+_FAULTS_OF_PARQUET: tuple[type[Exception], ...] = (pa.ArrowException, ValueError, *FAULTS)
+"""A ValueError: names of columns are no UTF-8, or a server sends no parts of files."""
 
 
 class Piece(NamedTuple):

@@ -25,6 +25,8 @@ MIN_UNPACKED = 1 << 30
 BLOCK = 1 << 22
 """Bytes of a file that are read at once."""
 _ROWS = 1 << 15
+_FAULTS_OF_READING: tuple[type[Exception], ...] = (ValueError, *FAULTS)
+"""A ValueError says that a server sends no parts of files."""
 
 
 def names_in(folder: UPath) -> list[str]:
@@ -98,7 +100,7 @@ def unpacked(file: UPath) -> Iterator[bytes]:
                 yield data
     except (FileNotFoundError, PermissionError) as error:
         raise StorageError(f"{file}: cannot be read ({type(error).__name__}); check source.path and access") from None
-    except FAULTS as error:
+    except _FAULTS_OF_READING as error:
         raise DataError(f"{file}: cannot be read to its end ({error}); fetch it again") from None
 
 

@@ -1,6 +1,9 @@
 """Tables in many files: folders, patterns, hive partitions, pieces of large files; and what is said of a wrong one."""
 
+import functools
 import os
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -407,6 +410,24 @@ def test_another_uri_gives_the_same_rows_and_numbers(tmp_path: Path):
     away, here = (whole(sources.read(source(at, context=["day"])).interactions) for at in (there, tmp_path))
     assert away.equals(here)
     assert items_of(source(there, "events/*/x.parquet")) == here["item_id"].to_pylist()
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_a_file_on_a_server_is_read_and_a_large_one_is_named_if_its_parts_cannot_be_asked_for(
+    tmp_path: Path, name: str
+):
+    write(tmp_path / name, 0)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}"
+        assert sources.fingerprint(source(place, name)) == sources.fingerprint(source(tmp_path, name))
+        assert items_of(source(place, name)) == items_of(source(tmp_path, name))
+        (tmp_path / name).write_bytes(f"{','.join(HEADER)}\n".encode() + b"u,i,a,1,1\n" * 1_000_000)
+        message = refusal(source(place, name))
+        server.shutdown()
+    assert message.startswith(f"{place}/{name}: ")
+    assert "range requests" in message
 
 
 def test_a_listing_is_asked_for_once_whatever_the_number_of_files(monkeypatch: pytest.MonkeyPatch):
