@@ -4,6 +4,7 @@ import glob
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
@@ -53,6 +54,8 @@ def find_files(folder: UPath, name: str) -> list[SourceFile]:
         DataError: there is none, they are CSV and Parquet files mixed, or files of a Delta or Iceberg table.
         StorageError: the place cannot be read.
     """
+    if name.startswith("/") and isinstance(folder, Path):
+        folder, name = storage.path("/"), name.lstrip("/")
     place = folder / name if name else folder
     try:
         entries = _list(folder, place, name)

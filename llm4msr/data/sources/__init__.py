@@ -2,7 +2,8 @@
 
 To add a kind, write `sources/KIND.py` with two functions, `read(config) -> RawData` and `fingerprint(config) -> str`,
 and add `"KIND"` to `SourceConfig.kind` in `llm4msr/config/data.py` (its options, if it has any, become a section
-there). `data/reading/` has what a reader needs: columns with checks, CSV files in blocks, files larger than memory.
+there), and the library that it needs, if any, as an extra to `pyproject.toml`. `data/reading/` has what a reader needs:
+columns with checks, tables whose columns the config names, files and their pieces, files larger than memory.
 """
 
 import importlib

@@ -75,6 +75,18 @@ def test_the_path_itself_may_be_the_folder_or_the_file(tmp_path: Path):
     assert items_of(source(tmp_path / "events", "")) == items_of(source(tmp_path / "events" / "a.csv", ""))
 
 
+NAMES = ["{}/data/day=1/a.csv", "{}/data", "{}/data/*/*.csv", "../data", "../data/day=1/a.csv"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_may_lie_beside_the_path(tmp_path: Path, name: str):
+    write(tmp_path / "data" / "day=1" / "a.csv", 0)
+    (tmp_path / "here").mkdir()
+    read = read_raw(source(tmp_path / "here", name.format(tmp_path), context=["day"])).interactions
+    assert read["item_id"].to_pylist() == ["i0", "i1", "i2", "i3"]
+    assert read["c:day"].to_pylist() == ["1"] * 4
+
+
 @pytest.mark.parametrize(
     ("pattern", "starts"),
     [
