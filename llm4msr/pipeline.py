@@ -19,10 +19,9 @@ from llm4msr.config import Config
 from llm4msr.data import prepare as prepare_stage
 from llm4msr.data.prepare import goes_by_seed
 from llm4msr.errors import ConfigError
-from llm4msr.knowledge import extract as extract_stage
 from llm4msr.knowledge.prompts.sample import sampler
 from llm4msr.progress import say
-from llm4msr.storage import StageOutput, cache, local_copy
+from llm4msr.storage import StageOutput
 
 if TYPE_CHECKING:
     from llm4msr.explain.finished_run import ModelPair
@@ -39,6 +38,8 @@ def prepared(config: Config) -> StageOutput:
 
 def extracted(config: Config) -> StageOutput:
     """The finished output of `extract`."""
+    from llm4msr.knowledge import extract as extract_stage
+
     folder = extract_stage.folder(config, prepared(config))
     if (folder / "index").exists() and not (folder / storage.MANIFEST).exists():
         raise ConfigError(
@@ -65,6 +66,8 @@ def trained(config: Config) -> "TrainedModel":
 def exported(config: Config) -> StageOutput:
     """The bundle that is served: `serve.bundle`, else what `export` published."""
     if config.serve.bundle:
+        from llm4msr.storage import local_copy
+
         return local_copy.open_finished(config.serve.bundle)
     from llm4msr.export import export as export_stage
 
@@ -94,6 +97,8 @@ def prepare(config: Config) -> StageOutput:
 
 def extract(config: Config) -> StageOutput:
     """Ask the frozen LLM and publish its vectors and texts; see `knowledge.extract`."""
+    from llm4msr.knowledge import extract as extract_stage
+
     return extract_stage.extract(config, prepared(config))
 
 
@@ -202,7 +207,9 @@ def run(config: Config) -> list[StageOutput]:
 def stages(config: Config) -> Iterator[StageOutput]:
     """The same, stage by stage."""
     from llm4msr.export import export as export_stage
+    from llm4msr.knowledge import extract as extract_stage
     from llm4msr.model import backbones
+    from llm4msr.storage import cache
     from llm4msr.training import driver
     from llm4msr.training import evaluate as evaluate_stage
     from llm4msr.training import train as train_stage
