@@ -34,8 +34,9 @@ from llm4msr.pipeline import extract, extracted, prepare, prepared
 from llm4msr.progress import say, track
 from llm4msr.training import metrics, popularity
 from llm4msr.training.dataset import Dataset
-from llm4msr.training.loop import fit, predict
+from llm4msr.training.loop import fit
 from llm4msr.training.metrics import Predictions
+from llm4msr.training.scoring import predict
 
 VERSION = 2
 DATA_SEED = 0

@@ -39,7 +39,8 @@ from llm4msr import Config, load, storage
 from llm4msr.pipeline import prepare, train, trained
 from llm4msr.training import metrics
 from llm4msr.training.dataset import Dataset
-from llm4msr.training.loop import fit, predict
+from llm4msr.training.loop import fit
+from llm4msr.training.scoring import predict
 
 RESULTS = Path(__file__).parent / "results" / "train-scaling.md"
 CONFIG = Path(__file__).parent / "configs" / "ml-100k.toml"

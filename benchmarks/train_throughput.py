@@ -51,9 +51,10 @@ from llm4msr.training import metrics
 from llm4msr.training.batches import RowReader, to_batch
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.feature_tables import FeatureTables
-from llm4msr.training.loop import fit, predict
+from llm4msr.training.loop import fit
 from llm4msr.training.optimizers import new_optimizers
 from llm4msr.training.row_files import Rows
+from llm4msr.training.scoring import predict
 
 RESULTS = Path(__file__).parent / "results" / "train-throughput.md"
 DRIVER = Path(__file__).parent / "_peer_train.py"

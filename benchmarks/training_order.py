@@ -38,8 +38,9 @@ from llm4msr.storage import StageOutput, StageResult
 from llm4msr.training import metrics, popularity
 from llm4msr.training.batches import RowReader
 from llm4msr.training.dataset import Dataset
-from llm4msr.training.loop import fit, predict
+from llm4msr.training.loop import fit
 from llm4msr.training.row_files import Rows
+from llm4msr.training.scoring import predict
 from llm4msr.training.streams import stream_count
 
 RESULT = Path(__file__).parent / "results" / "training-order.md"

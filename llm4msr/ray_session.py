@@ -177,12 +177,15 @@ def _can_grow() -> bool:
     return any(kind != f"node_{node}" for node, kind in kinds.items())
 
 
-def run_each(function: Callable[..., object], items: Sequence[object], **shared: object) -> Iterator[dict[str, Any]]:
+def run_each(
+    function: Callable[..., object], items: Sequence[object], gpus: int = 0, **shared: object
+) -> Iterator[dict[str, Any]]:
     """Run a task of Ray Data for each item, and yield the rows that they return as they come.
 
     Args:
         function: takes an item as an Arrow table of one row, and `shared`; returns a small table.
         items: one for each task.
+        gpus: that each task has for itself.
         shared: the same arguments for all tasks.
     """
     import ray
@@ -191,7 +194,7 @@ def run_each(function: Callable[..., object], items: Sequence[object], **shared:
         return
     connect()
     results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        function, fn_kwargs=shared, batch_size=1, batch_format="pyarrow"
+        function, fn_kwargs=shared, batch_size=1, batch_format="pyarrow", num_gpus=gpus or None
     )
     for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()

@@ -16,7 +16,7 @@ FILES = {
     "prepare": r"(users|histories|seen|train|valid|test)/p=\d{5}\.parquet|(items|scenarios)\.parquet|fields\.json",
     "extract": r"scenarios\.parquet|(vectors|index|pooled)/(users|items|scenarios|past)-[\w-]+\.parquet",
     "train": r"net\.safetensors|history\.json",
-    "evaluate": r"metrics\.json|table\.md",
+    "evaluate": r"metrics\.json|table\.md|predictions/(seed=\d+/)?p=\d{5}\.parquet",
     "explain": r"report\.html|[a-z]+\.(csv|parquet)",
     "export": r"(net|coder)\.safetensors|(users|codes|items)\.arrow|(bundle|selftest)\.json|README\.md"
     r"|items\.parquet",  # of a bundle of version 4 or less, which is refused by its version

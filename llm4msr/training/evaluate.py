@@ -1,22 +1,23 @@
 """The stage that looks at the test rows: every variant and seed that is compared, beside popularity and a constant."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from upath import UPath
 
-from llm4msr import storage
+from llm4msr import ray_session, storage
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.progress import say, track
-from llm4msr.storage import StageOutput, StageResult, cache
-from llm4msr.training import metrics, popularity
-from llm4msr.training.loop import predict
+from llm4msr.storage import FileRecord, StageOutput, StageResult, cache
+from llm4msr.training import popularity, predictions
+from llm4msr.training.dataset import scenario_names
 from llm4msr.training.metrics import Report
-from llm4msr.training.results import SeedReport, compare, means_of
+from llm4msr.training.results import Results, SeedReport, compare, means_of
 from llm4msr.training.table import markdown_table
 from llm4msr.training.trained import TrainedModel
 
-VERSION = 2
+VERSION = 3
 
 
 def compared_runs(config: Config) -> list[tuple[str, Config]]:
@@ -30,8 +31,9 @@ def compared_runs(config: Config) -> list[tuple[str, Config]]:
     ]
 
 
+@ray_session.unwrap_errors
 def evaluate(config: Config, models: Sequence[TrainedModel]) -> StageOutput:
-    """Publish `metrics.json` and `table.md`; looks at the test rows once per model, and warns of those that lose.
+    """Publish `metrics.json`, `table.md` and the models' predictions; warns of models that lose.
 
     Args:
         config: says what is compared.
@@ -44,7 +46,13 @@ def evaluate(config: Config, models: Sequence[TrainedModel]) -> StageOutput:
     folder = storage.path(config.root) / "evaluate" / name
     settings = config.model_dump(include={"evaluate", "model", "train"})
     output = storage.publish(
-        folder, "evaluate", config.seed, settings, fingerprints, lambda f: _build(config, models, f)
+        folder,
+        "evaluate",
+        config.seed,
+        settings,
+        fingerprints,
+        lambda f: _build(config, models, f),
+        resumable=True,
     )
     for line in output.manifest.info["warnings"]:
         say(f"warning: {line}")
@@ -52,36 +60,49 @@ def evaluate(config: Config, models: Sequence[TrainedModel]) -> StageOutput:
 
 
 def _build(config: Config, models: Sequence[TrainedModel], folder: UPath) -> StageResult:
-    reports: dict[str, list[SeedReport]] = {}
-    baselines: dict[str, dict[str, Report]] = {}  # by prepared data, of which each seed may have its own
-    rows, read = 0, (0, 0)
-    with track("evaluate", len(models)) as progress:
+    with track("evaluate", sum(partitions.count(model.prepared) for model in models)) as progress:
         for model in models:
-            net, data = model.load()
-            scored = predict(net, data, data.rows("test"), model.config.train.batch_size)
-            rows = len(scored.label)
-            reports.setdefault(model.variant, []).append(
-                {"seed": model.config.seed, **metrics.report(scored, data.scenario_names)}
-            )
-            if str(data.prepared.folder) not in baselines:
-                baselines[str(data.prepared.folder)] = popularity.reports(data.prepared, "test", data.scenario_names)
-            if data.knowledge is not None:
-                read = int(data.knowledge.known_N[scored.user].sum()), rows
-            progress.advance(1, model.variant)
-    by_name = {name: [one[name] for one in baselines.values()] for name in popularity.BASELINES}
-    results = compare(reports, by_name, read)
+            for done in predictions.score(model, folder):
+                progress.advance(done, model.variant)
+    by_data: dict[str, list[TrainedModel]] = {}  # each seed may have prepared data of its own
+    for model in models:
+        by_data.setdefault(str(model.prepared.folder), []).append(model)
+    files: dict[str, FileRecord] = {}
+    baselines: list[dict[str, Report]] = []
+    for same in by_data.values():
+        data, seed = same[0].prepared, same[0].config.seed
+        name = predictions.FOLDER if len(by_data) == 1 else f"{predictions.FOLDER}/seed={seed}"
+        files |= predictions.write(same, folder, name)
+        baselines.append(popularity.reports(data, "test", scenario_names(data)))
+    results = _results(models, folder, baselines)
+    storage.remove(folder / predictions.SCORES)
     storage.write_bytes(folder / "metrics.json", json.dumps(results, indent=1, allow_nan=False).encode())
     storage.write_bytes(folder / "table.md", markdown_table(config.model.backbone, results).encode())
+    rows = partitions.rows(models[-1].prepared, "test")
+    records = {"metrics.json": len(models), "table.md": 1, **files}
+    return StageResult(files=records, rows=rows, info=_info(config.model.variant, results))
+
+
+def _results(models: Sequence[TrainedModel], folder: UPath, baselines: Sequence[Mapping[str, Report]]) -> Results:
+    runs: dict[str, list[SeedReport]] = {}
+    read = 0, 0
+    for model, (report, known) in zip(models, predictions.reports(models, folder), strict=True):
+        runs.setdefault(model.variant, []).append({"seed": model.config.seed, **report})
+        if model.extracted is not None:
+            read = known, report["overall"]["rows"]
+    return compare(runs, {name: [one[name] for one in baselines] for name in popularity.BASELINES}, read)
+
+
+def _info(variant: str, results: Results) -> dict[str, object]:
+    """What the manifest says of the results."""
     summary = results["summary"]
-    configured = summary[config.model.variant]
     places = [
         {"scenario": place["scenario"], "scenario_id": place["scenario_id"], **means_of(place)}
-        for place in configured["scenarios"]
+        for place in summary[variant]["scenarios"]
     ]
-    info = {
-        "metrics": {"on": "test", "overall": means_of(configured["overall"]), "scenarios": places},
-        "baselines": {name: means_of(summary[name]["overall"]) for name in by_name},
-        "compared_auc": {name: summary[name]["overall"]["auc"]["mean"] for name in reports},
+    return {
+        "metrics": {"on": "test", "overall": means_of(summary[variant]["overall"]), "scenarios": places},
+        "baselines": {name: means_of(summary[name]["overall"]) for name in results["baselines"]},
+        "compared_auc": {name: summary[name]["overall"]["auc"]["mean"] for name in results["runs"]},
         "warnings": results["warnings"],
     }
-    return StageResult(files={"metrics.json": len(models), "table.md": 1}, rows=rows, info=info)

@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.errors import ConfigError
 from llm4msr.model.net import RankerNet
-from llm4msr.training import metrics, precision, warm_start
-from llm4msr.training.batches import RowReader
+from llm4msr.training import precision, warm_start
 from llm4msr.training.checkpoint import Checkpoint, Progress, Start, Tensors
 from llm4msr.training.dataset import Dataset
-from llm4msr.training.metrics import Predictions, Report
+from llm4msr.training.metrics import Report, Sums
 from llm4msr.training.optimizers import load_states, new_optimizers, optimizer_states
 from llm4msr.training.precision import Precision
 from llm4msr.training.row_files import Rows
+from llm4msr.training.scoring import device_of, predict
 
 
 def fit(
@@ -67,7 +68,7 @@ class Trainer:
         self.config, self.data, self.on_checkpoint = config, data, on_checkpoint
         self.world, self.rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
         self.net = data.new_net(config).to("cuda" if config.train.device == "gpu" else "cpu")
-        self.device = _device(self.net)
+        self.device = device_of(self.net)
         self.parallel_net = _distribute(self.net) if self.world > 1 else self.net
         self.optimizers = new_optimizers(self.net, config)
         self.state = Checkpoint(Progress(), {}, {}, {})
@@ -137,9 +138,9 @@ class Trainer:
         loss = progress.loss_sum / max(self.train_rows.rows, 1)
         progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
         self._check(math.isfinite(loss), "the loss")
-        scored = predict(self.net, self.data, self.valid_rows, self.config.train.batch_size, self.rank, self.world)
-        self._check(bool(np.isfinite(scored.logit).all()), "the validation loss")
-        report = metrics.report(scored, self.data.scenario_names)
+        sums = self._sum_valid_rows()
+        self._check(not sums.infinite_P.any(), "the validation loss")
+        report = sums.report(self.data.scenario_names)
         valid = report["overall"]
         progress.history.append(
             {
@@ -154,6 +155,22 @@ class Trainer:
         if not progress.best_report or _is_better(report, progress.best_report):
             progress.best_epoch, progress.best_report = progress.epoch, report
             self.state.best = _copy(self.net)
+
+    def _sum_valid_rows(self) -> Sums:
+        """What the metrics of all validation rows need; each worker scores partitions of its own, or users of one."""
+        total, size = partitions.count(self.data.prepared), self.config.train.batch_size
+        shares = -(-self.world // total)  # of each partition
+        parts = []
+        for number in range(self.rank, total * shares, self.world):
+            partition, share = divmod(number, shares)
+            scored = predict(self.net, self.data, self.valid_rows, size, partition, share, shares)
+            parts.append(Sums.of(scored, len(self.data.scenario_names)))
+        sums = Sums.add(parts)
+        if self.world == 1:
+            return sums
+        gathered = [sums] * self.world
+        dist.all_gather_object(gathered, sums)
+        return Sums.add(gathered)
 
     def save(self) -> None:
         """Hand the state on as a checkpoint if all of it is finite."""
@@ -176,26 +193,6 @@ class Trainer:
         grows = t.learning_rate * t.weight_decay > 2 and t.weight_decay > t.learning_rate
         key = f"weight_decay (it is {t.weight_decay:g})" if grows else f"learning_rate (it is {t.learning_rate:g})"
         raise ConfigError(f"{what} is not finite in epoch {epoch}; lower train.{key}{mend}")
-
-
-def predict(
-    net: RankerNet, data: Dataset, rows: RowReader, batch_size: int, rank: int = 0, world: int = 1
-) -> Predictions:
-    """Score all rows in evaluation mode; each of several workers scores its part, and all get the whole."""
-    net.eval()
-    device, parts = _device(net), []
-    with torch.inference_mode():
-        for whole in rows.in_file_order(batch_size):
-            part = whole.cut(rank, None, world)
-            logits = net(data.batch(part, net).to(device))
-            columns = (part.user_B, part.scenario_B, part.label_B, logits.cpu())
-            parts.append(Predictions(*(column.numpy() for column in columns)))
-    predictions = Predictions.concatenate(parts)
-    if world == 1:
-        return predictions
-    gathered = [predictions] * world
-    dist.all_gather_object(gathered, predictions)
-    return Predictions.concatenate(gathered)
 
 
 def _is_better(report: Report, best: Report) -> bool:
@@ -226,10 +223,6 @@ def _seed(*numbers: int) -> int:
 def _distribute(net: RankerNet) -> nn.Module:
     """Gradients are averaged in place; the buffers are constants and need no sending."""
     return nn.parallel.DistributedDataParallel(net, broadcast_buffers=False, gradient_as_bucket_view=True)
-
-
-def _device(net: nn.Module) -> torch.device:
-    return next(net.parameters()).device
 
 
 def _copy(net: nn.Module) -> Tensors:

@@ -66,6 +66,11 @@ class Predictions(NamedTuple):
     logit: AnyFloats
 
     @classmethod
+    def none(cls) -> "Predictions":
+        """Of no rows."""
+        return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32))
+
+    @classmethod
     def concatenate(cls, parts: Sequence["Predictions"]) -> "Predictions":
         """The rows of several batches as one."""
         return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))

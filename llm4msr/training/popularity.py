@@ -9,27 +9,34 @@ Constant: the share of positives of the scenario's training rows (in scenario 0:
 It ranks nothing: its AUC is 0.5 wherever there are two classes.
 """
 
+import functools
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from llm4msr import storage
 from llm4msr.arrays import Array, Floats, Ints
 from llm4msr.data import partitions
 from llm4msr.storage import StageOutput
 from llm4msr.text import number
-from llm4msr.training import metrics
-from llm4msr.training.metrics import Metric, Metrics, Predictions, Report, Scores
+from llm4msr.training.metrics import Metric, Metrics, Predictions, Report, Scores, Sums
+from llm4msr.training.partition_tasks import in_order, run_partitions
 
 Counts = tuple[Ints, Ints]
 """Sorted keys [K], and how often each came [K]."""
 
-POPULARITY, CONSTANT = "popularity", "constant"
-BASELINES = (CONSTANT, POPULARITY)
+POPULARITY, CONSTANT, SHARE = "popularity", "constant", "share"
+"""Ways to score rows; the share of positives is the constant's score where a probability counts, not an order."""
+WAYS, BASELINES = (POPULARITY, CONSTANT, SHARE), (CONSTANT, POPULARITY)
 ITEMS = 1 << 40
 """A key is scenario * ITEMS + item."""
 PENDING = 1 << 22
 """Keys that wait to be added up: what is in memory is bounded by this and the pairs of scenario and item."""
+KEPT = 4
+"""Reports, and counts of prepared data, that a process keeps for the next training or stage."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +52,49 @@ class Popularity:
 
     @classmethod
     def read(cls, prepared: StageOutput, scenarios: int) -> "Popularity":
-        """From prepared rows, a row group at a time; `scenarios` counts the unknown one."""
+        """Of all training rows; `scenarios` counts the unknown one."""
+        return _read(_Prepared(prepared), scenarios)
+
+    @classmethod
+    def of(cls, prepared: StageOutput, partition: int, scenarios: int) -> "Popularity":
+        """Of the training rows of a partition, read a row group at a time."""
         rows_S, positives_S = np.zeros(scenarios, np.int64), np.zeros(scenarios)
-        pending: list[Counts] = []
-        for scenario_B, item_B, label_B in _columns(prepared, "train", ["scenario", "item", "label"]):
+        pending: list[Counts] = [(np.empty(0, np.int64), np.empty(0, np.int64))]
+        for scenario_B, item_B, label_B in _train_rows(prepared, partition):
             rows_S += np.bincount(scenario_B, minlength=scenarios)
             positives_S += np.bincount(scenario_B, label_B, minlength=scenarios)
             liked_B = label_B > 0.5
             pending.append(np.unique(scenario_B[liked_B] * ITEMS + item_B[liked_B], return_counts=True))
             if sum(len(keys) for keys, _ in pending) > PENDING:
                 pending = [_add_up(pending)]
-        by_pair = _add_up(pending)
+        return cls._from_pairs(_add_up(pending), rows_S, positives_S)
+
+    @classmethod
+    def add(cls, parts: Sequence["Popularity"]) -> "Popularity":
+        """The counts of all parts together."""
+        by_pair = _add_up([part.by_pair for part in parts])
+        rows_S, positives_S = (
+            np.sum([part.rows_S for part in parts], 0),
+            np.sum([part.positives_S for part in parts], 0),
+        )
+        return cls._from_pairs(by_pair, rows_S, positives_S)
+
+    @classmethod
+    def _from_pairs(cls, by_pair: Counts, rows_S: Ints, positives_S: Floats) -> "Popularity":
         return cls(by_pair, _add_up([(by_pair[0] % ITEMS, by_pair[1])]), rows_S, positives_S)
+
+    def to_bytes(self) -> bytes:
+        """For `from_bytes`."""
+        file = io.BytesIO()
+        np.savez(file, *self.by_pair, self.rows_S, self.positives_S)
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Popularity":
+        """Counts as they were; nothing is unpickled."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            keys, times, rows_S, positives_S = (arrays[name] for name in arrays.files)
+        return cls._from_pairs((keys, times), rows_S, positives_S)
 
     def scores(self, scenario_B: Ints, item_B: Ints) -> Floats:
         """float64 [B]: what popularity ranks rows by, from their scenario and item numbers, int64 [B]."""
@@ -73,21 +111,37 @@ class Popularity:
         return np.asarray(np.log(rate_S / (1 - rate_S))[scenario_B], np.float64)
 
 
-def reports(prepared: StageOutput, part: str, names: Sequence[str]) -> dict[str, Report]:
-    """Of each baseline, the same as `metrics.report` gives of a model: on `valid` or `test` of prepared data."""
-    counts = Popularity.read(prepared, len(names))
-    user_B, scenario_B, item_B, label_B = (
-        np.concatenate(column)
-        for column in zip(*_columns(prepared, part, ["user", "scenario", "item", "label"]), strict=True)
-    )
+def reports(
+    prepared: StageOutput, part: str, names: Sequence[str], numbers: Sequence[int] | None = None
+) -> dict[str, Report]:
+    """Of each baseline, the same as `metrics.report` gives of a model: on `valid` or `test` of prepared data.
 
-    def report(logit_B: Floats) -> Report:
-        return metrics.report(Predictions(user_B, scenario_B, label_B, logit_B), names)
+    On the rows of the partitions of these numbers, or of all.
+    """
+    chosen = range(partitions.count(prepared)) if numbers is None else numbers
+    return _reports(_Prepared(prepared), part, tuple(names), tuple(chosen))
 
-    popular, constant = report(counts.scores(scenario_B, item_B)), report(np.zeros(len(label_B)))
+
+def sums_of(prepared: StageOutput, part: str, partition: int, counts: Popularity) -> dict[str, Sums]:
+    """What `reports_of` needs of the rows of one partition: the sums of each way to score them, by its name."""
+    columns = ["user", "scenario", "item", "label"]
+    rows = partitions.read(prepared, part, partition, columns)
+    user_B, scenario_B, item_B, label_B = (rows[name].to_numpy() for name in columns)
+    scores = {
+        POPULARITY: counts.scores(scenario_B, item_B),
+        CONSTANT: np.zeros(len(label_B)),
+        SHARE: counts.log_odds(scenario_B),
+    }
+    scenarios = len(counts.rows_S)
+    return {name: Sums.of(Predictions(user_B, scenario_B, label_B, s_B), scenarios) for name, s_B in scores.items()}
+
+
+def reports_of(by_score: Mapping[str, Report]) -> dict[str, Report]:
+    """The reports of the baselines, from one of each way to score that `sums_of` names."""
+    constant, popular = by_score[CONSTANT], by_score[POPULARITY]
     for place in _places(popular):
         place["logloss"] = place["ece"] = None
-    for place, likely in zip(_places(constant), _places(report(counts.log_odds(scenario_B))), strict=True):
+    for place, likely in zip(_places(constant), _places(by_score[SHARE]), strict=True):
         place["logloss"], place["ece"] = likely["logloss"], likely["ece"]
     return {CONSTANT: constant, POPULARITY: popular}
 
@@ -132,13 +186,49 @@ def _places(report: Report) -> list[Metrics]:
     return [report["overall"], *report["scenarios"]]
 
 
-def _columns(prepared: StageOutput, part: str, names: list[str]) -> Iterator[tuple[Array, ...]]:
-    """These columns of each row group."""
-    for partition in range(partitions.count(prepared)):
-        with partitions.parquet(prepared, part, partition) as parquet:
-            for group in range(parquet.num_row_groups):
-                table = partitions.number(prepared, parquet.read_row_group(group, names), partition)
-                yield tuple(table[name].to_numpy() for name in names)
+class _Prepared:
+    """Prepared data as a key of what is kept of it: equal if the content is."""
+
+    def __init__(self, output: StageOutput):
+        self.output = output
+        self._content = storage.digest_json({name: file.digest for name, file in output.manifest.files.items()})
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Prepared) and self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+
+@functools.lru_cache(KEPT)
+def _read(data: _Prepared, scenarios: int) -> Popularity:
+    results = run_partitions(_count, partitions.count(data.output), prepared=data.output, scenarios=scenarios)
+    return Popularity.add([Popularity.from_bytes(result["counts"]) for result in in_order(results)])
+
+
+def _count(numbers: list[int], prepared: StageOutput, scenarios: int) -> dict[str, Any]:
+    return {"counts": Popularity.add([Popularity.of(prepared, n, scenarios) for n in numbers]).to_bytes()}
+
+
+@functools.lru_cache(KEPT)
+def _reports(data: _Prepared, part: str, names: tuple[str, ...], numbers: tuple[int, ...]) -> dict[str, Report]:
+    total, counts = partitions.count(data.output), _read(data, len(names))
+    results = in_order(run_partitions(_sum, total, numbers, prepared=data.output, part=part, counts=counts))
+    sums = {name: Sums.add(Sums.from_bytes(result[name]) for result in results) for name in WAYS}
+    return reports_of({name: one.report(names) for name, one in sums.items()})
+
+
+def _sum(numbers: list[int], prepared: StageOutput, part: str, counts: Popularity) -> dict[str, Any]:
+    sums = [sums_of(prepared, part, number, counts) for number in numbers]
+    return {name: Sums.add(one[name] for one in sums).to_bytes() for name in WAYS}
+
+
+def _train_rows(prepared: StageOutput, partition: int) -> Iterator[tuple[Array, Array, Array]]:
+    """Scenarios, items and labels of each row group of a partition."""
+    with partitions.parquet(prepared, "train", partition) as parquet:
+        for group in range(parquet.num_row_groups):
+            table = parquet.read_row_group(group, ["scenario", "item", "label"])
+            yield table["scenario"].to_numpy(), table["item"].to_numpy(), table["label"].to_numpy()
 
 
 def _add_up(parts: Sequence[Counts]) -> Counts:

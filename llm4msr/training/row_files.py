@@ -45,6 +45,18 @@ class Rows(NamedTuple):
         user_B, item_B, scenario_B = column("user"), column("item"), column("scenario")
         return cls(user_B, item_B, scenario_B, column("label", np.float32), column("context"), column("seen"))
 
+    def take(self, mask_B: Tensor) -> "Rows":
+        """The rows of the mask, bool [B]."""
+        seen_B = None if self.seen_B is None else self.seen_B[mask_B]
+        return Rows(
+            self.user_B[mask_B],
+            self.item_B[mask_B],
+            self.scenario_B[mask_B],
+            self.label_B[mask_B],
+            self.context_BC[mask_B],
+            seen_B,
+        )
+
     def cut(self, first: int, end: int | None, step: int = 1) -> "Rows":
         """Some of the rows, without a copy."""
         here = slice(first, end, step)

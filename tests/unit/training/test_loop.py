@@ -19,7 +19,8 @@ from llm4msr.model.net import RankerNet
 from llm4msr.training import metrics
 from llm4msr.training.checkpoint import Checkpoint, Progress, Tensors, weights_as_bytes
 from llm4msr.training.dataset import Dataset
-from llm4msr.training.loop import fit, predict
+from llm4msr.training.loop import fit
+from llm4msr.training.scoring import predict
 from tests.unit.conftest import World
 
 

@@ -1,0 +1,83 @@
+"""Evaluation of several partitions, as tasks of Ray."""
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from llm4msr.config import Config
+from llm4msr.data import partitions
+from llm4msr.pipeline import prepare, trained
+from llm4msr.storage import StageOutput
+from llm4msr.training import popularity, predictions
+from llm4msr.training.dataset import scenario_names
+from llm4msr.training.evaluate import compared_runs, evaluate
+from llm4msr.training.trained import TrainedModel
+from tests.support.data import config_of, publish_trained, write_data
+from tests.support.partitioned import in_partitions
+
+PARTITIONS = 8
+"""More than those of one task."""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = write_data(tmp_path_factory.mktemp("evaluate"))
+    config = config_of(folder, split={"by": "user"}, model={"knowledge": "none"}, evaluate={"seeds": [1, 2]})
+    prepare(config)
+    for _, training in compared_runs(config):
+        publish_trained(training)
+    return config
+
+
+@pytest.fixture
+def models(config: Config, tmp_path: Path) -> list[TrainedModel]:
+    """Trained on one partition; they score several."""
+    whole = [trained(training) for _, training in compared_runs(config)]
+    config, data = in_partitions(config, whole[0].prepared, PARTITIONS, tmp_path)
+    return [
+        TrainedModel(config.model_copy(update={"seed": model.config.seed}), data, None, model.output) for model in whole
+    ]
+
+
+def predictions_of(output: StageOutput, total: int) -> pd.DataFrame:
+    """All rows by their ids; a logit moves in its last digits with the other rows of its batch."""
+    table = pa.concat_tables(output.table(partitions.file_name("predictions", n)) for n in range(total)).to_pandas()
+    return table.sort_values(list(table.columns), ignore_index=True)
+
+
+def test_partitions_scored_by_tasks_give_the_metrics_of_one(
+    config: Config, models: list[TrainedModel], ray_session: None
+) -> None:
+    alone = evaluate(config, [trained(training) for _, training in compared_runs(config)])
+    together = evaluate(models[0].config, models)
+    assert together.manifest.rows == alone.manifest.rows
+    ours, theirs = predictions_of(together, PARTITIONS), predictions_of(alone, 1)
+    pd.testing.assert_frame_equal(ours, theirs, rtol=0, atol=1e-5)
+    reports, expected = together.json("metrics.json"), alone.json("metrics.json")
+    for name, seeds in expected["runs"].items():
+        for one, other in zip(reports["runs"][name], seeds, strict=True):
+            assert one["overall"] == pytest.approx(other["overall"], abs=2e-3)
+            assert [place["rows"] for place in one["scenarios"]] == [place["rows"] for place in other["scenarios"]]
+    for name, (report,) in expected["baselines"].items():
+        assert reports["baselines"][name][0]["overall"] == pytest.approx(report["overall"], abs=1e-12)
+
+
+def test_a_run_that_goes_on_scores_only_the_partitions_that_are_left(
+    models: list[TrainedModel], tmp_path: Path, ray_session: None
+) -> None:
+    folder = models[0].prepared.folder.parent / "evaluation"
+    assert sum(predictions.score(models[0], folder)) == PARTITIONS
+    file = folder / "scores/none-1/p=00003.npz"
+    file.unlink()
+    assert list(predictions.score(models[0], folder)) == [PARTITIONS - 1, 1]
+    assert file.exists()
+
+
+def test_popularity_of_partitions_is_that_of_the_whole(config: Config, models: list[TrainedModel], ray_session: None):
+    whole, data = trained(config).prepared, models[0].prepared
+    names = scenario_names(data)
+    ours, theirs = popularity.reports(data, "valid", names), popularity.reports(whole, "valid", names)
+    for name in popularity.BASELINES:
+        assert ours[name]["overall"] == pytest.approx(theirs[name]["overall"], abs=1e-12)
