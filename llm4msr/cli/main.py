@@ -34,7 +34,7 @@ VERBS = {
     "prepare": "Read the source, split it, fit vocabularies and statistics on training rows.",
     "extract": "Ask the frozen LLM about every user (or item) and scenario; resumable by shards.",
     "train": "Train the configured model on Ray Train; continues from its last checkpoint.",
-    "evaluate": "Compare trained models on the test rows: AUC, GAUC and logloss per scenario and overall.",
+    "evaluate": "Compare trained models on the test rows, per scenario and overall, and publish their predictions.",
     "export": "Write the bundle that serving loads: weights, vocabularies and user codes.",
     "explain": "Write report.html: what the LLM says, the model beside a plain one, and what it moved for single "
     "users.",

@@ -6,14 +6,14 @@ that grow with users or rows (`PARTITIONED`) have a file for each partition; a u
 the place. The same holds for `seen`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from llm4msr.arrays import Ints
+from llm4msr.arrays import Ints, strings
 from llm4msr.hashes import hash_ids as hash_ids  # what serves looks up by the same hash
 from llm4msr.hashes import numbers_of as numbers_of
 from llm4msr.storage import StageOutput
@@ -42,6 +42,33 @@ def offsets(prepared: StageOutput, table: str) -> Ints:
 def rows(prepared: StageOutput, table: str) -> int:
     """The rows of a table in all partitions."""
     return int(offsets(prepared, table)[-1])
+
+
+def homes(prepared: StageOutput, user_N: Ints) -> Ints:
+    """The partition of each user number: int64 [N]."""
+    return np.searchsorted(offsets(prepared, "users"), user_N, side="right") - 1
+
+
+def find_users(prepared: StageOutput, raw_ids: Sequence[str]) -> dict[str, int]:
+    """The numbers of these users, less those whom there are not; only the partitions that can hold them are read."""
+    home_N = numbers_of(hash_ids(raw_ids), count(prepared))
+    numbers: dict[str, int] = {}
+    for partition in np.unique(home_N).tolist():
+        users = read(prepared, "users", partition, ["user", "user_id"])
+        hits = users.filter(pc.is_in(users["user_id"], value_set=pa.array(raw_ids, pa.string())))
+        numbers |= dict(zip(strings(hits["user_id"]), hits["user"].to_numpy().tolist(), strict=True))
+    return {raw_id: number for raw_id, number in numbers.items() if number}
+
+
+def raw_ids(prepared: StageOutput, user_N: Ints) -> list[str]:
+    """The raw ids of these user numbers; that of the unknown user is empty."""
+    home_N, start_P = homes(prepared, user_N), offsets(prepared, "users")
+    ids = np.empty(len(user_N), object)
+    for partition in np.unique(home_N).tolist():
+        table = read(prepared, "users", partition, ["user_id"])
+        here = home_N == partition
+        ids[here] = table["user_id"].take(pa.array(user_N[here] - start_P[partition])).to_pylist()
+    return [str(raw_id) for raw_id in ids]
 
 
 def parquet(prepared: StageOutput, table: str, partition: int) -> pq.ParquetFile:

@@ -30,7 +30,7 @@ def frequent_items(run: FinishedRun) -> pd.DataFrame:
 
 def choose_candidates(run: FinishedRun, frequent: pd.DataFrame, user: int, scenario: int) -> Ints:
     """At most `CANDIDATES` item numbers: those of the user's test rows in the scenario, then its most frequent items
-    that are new to the user."""
+    that are new to the user, whose partition the run holds."""
     tested = run.test["item"][(run.test["user"] == user) & (run.test["scenario"] == scenario)].unique()
     met = set(run.train["item"][run.train["user"] == user]) | set(tested)
     fresh = frequent["item"][(frequent["scenario"] == scenario) & ~frequent["item"].isin(met)]
@@ -49,16 +49,15 @@ def main_scenario(run: FinishedRun, user: int) -> int:
     tested = run.test["scenario"][(run.test["user"] == user) & (run.test["scenario"] > 0)]
     if len(tested):
         return int(tested.value_counts(sort=True).index[0])
-    main = int(run.users["main"].iloc[user])
+    main = int(run.users["main"].loc[user])
     return main or 1 + int(np.argmax([row["interactions"] for row in run.scenarios]))
 
 
 def histories(run: FinishedRun, ids: Ints) -> dict[int, list[ScenarioLikes]]:
     """What each of these users liked, by user number; only the partitions that hold them are read."""
     numbers = pa.array(ids)
-    offsets = partitions.offsets(run.prepared, "users")
     found: dict[int, list[ScenarioLikes]] = {}
-    for partition in np.unique(np.searchsorted(offsets, ids, side="right") - 1).tolist():
+    for partition in np.unique(partitions.homes(run.prepared, ids)).tolist():
         table = partitions.read(run.prepared, "histories", partition, ["user", "history"])
         for row in table.filter(pc.is_in(table["user"], value_set=numbers)).to_pylist():
             found[row["user"]] = [likes for likes in row["history"] if likes["titles"]]

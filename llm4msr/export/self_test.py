@@ -23,7 +23,7 @@ def self_test(net: RankerNet, data: Dataset, context: dict[str, list[str]]) -> S
     """
     net.eval()
     users = np.linspace(0, partitions.rows(data.prepared, "users") - 1, CASE_USERS).astype(int).tolist()
-    user_ids = [_user_id(data, user) for user in users]
+    user_ids = partitions.raw_ids(data.prepared, np.array(users))
     item_ids = data.prepared.table("items.parquet", ["item_id"])["item_id"]
     items = np.unique(np.linspace(0, len(item_ids) - 1, CASE_ITEMS).astype(int))[1:].tolist() or [0]
     item_B = torch.tensor(items)
@@ -48,11 +48,3 @@ def self_test(net: RankerNet, data: Dataset, context: dict[str, list[str]]) -> S
         scores_B = torch.sigmoid(net(data.batch(rows, net)))
         cases.append(Case(request=request, scores=scores_B.tolist()))
     return SelfTest(cases=cases)
-
-
-def _user_id(data: Dataset, user: int) -> str:
-    """The raw id of a user by number; one partition is read."""
-    offset_P = partitions.offsets(data.prepared, "users")
-    partition = int(np.searchsorted(offset_P, user, "right")) - 1
-    ids = partitions.read(data.prepared, "users", partition, ["user_id"])["user_id"]
-    return str(ids[int(user - offset_P[partition])].as_py())

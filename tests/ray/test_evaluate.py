@@ -6,16 +6,20 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from llm4msr import pipeline, storage
 from llm4msr.config import Config
 from llm4msr.data import partitions
+from llm4msr.explain import finished_run
+from llm4msr.explain.finished_run import ModelPair
+from llm4msr.explain.stage import explain
 from llm4msr.pipeline import prepare, trained
 from llm4msr.storage import StageOutput
 from llm4msr.training import popularity, predictions
 from llm4msr.training.dataset import scenario_names
 from llm4msr.training.evaluate import compared_runs, evaluate
 from llm4msr.training.trained import TrainedModel
-from tests.support.data import config_of, publish_trained, write_data
-from tests.support.partitioned import in_partitions
+from tests.support.data import config_of, hostile_config, publish_trained, write_data
+from tests.support.partitioned import in_partitions, model_in_partitions
 
 PARTITIONS = 8
 """More than those of one task."""
@@ -81,3 +85,30 @@ def test_popularity_of_partitions_is_that_of_the_whole(config: Config, models: l
     ours, theirs = popularity.reports(data, "valid", names), popularity.reports(whole, "valid", names)
     for name in popularity.BASELINES:
         assert ours[name]["overall"] == pytest.approx(theirs[name]["overall"], abs=1e-12)
+
+
+def test_a_report_on_several_partitions_is_about_a_stated_sample(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = hostile_config(tmp_path / "whole", train={"epochs": 4})
+    for run in (config, config.using("none", config.seed)):
+        publish_trained(run)
+    model, plain = (
+        model_in_partitions(trained(run), PARTITIONS, tmp_path / f"split-{at}")
+        for at, run in enumerate((config, config.using("none", config.seed)))
+    )
+    whole = explain(model.config, [ModelPair(model, plain)])
+    assert whole.manifest.info["sample"] == ""
+    assert whole.manifest.rows == partitions.rows(model.prepared, "test")
+    alone = pipeline.explain(config).manifest.info
+    for metric in ("auc", "gauc", "logloss", "ndcg_at_10"):
+        ours, theirs = (info["metrics"]["overall"][metric] for info in (whole.manifest.info, alone))
+        assert ours == pytest.approx(theirs, abs=2e-3)
+    assert whole.manifest.info["baselines"]["popularity"]["auc"] == alone["baselines"]["popularity"]["auc"]
+
+    monkeypatch.setattr(finished_run, "SAMPLE_ROWS", partitions.rows(model.prepared, "train") // 2)
+    storage.remove(whole.folder)
+    sampled = explain(model.config, [ModelPair(model, plain)])
+    assert 0 < sampled.manifest.rows < whole.manifest.rows
+    page = sampled.read("report.html").decode()
+    assert f"This page is about a sample: {sampled.manifest.info['sample']}." in page

@@ -13,7 +13,10 @@ from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.data.partitions import PARTITIONED
 from llm4msr.data.prepare import folder as prepare_folder
+from llm4msr.knowledge.extract import folder as extract_folder
 from llm4msr.storage import StageOutput, StageResult
+from llm4msr.training.trained import TrainedModel
+from tests.support.data import publish_knowledge
 
 
 def in_partitions(config: Config, data: StageOutput, total: int, root: Any) -> tuple[Config, StageOutput]:
@@ -77,3 +80,20 @@ def rows_by_raw_id(data: StageOutput, name: str) -> pa.Table:
     table = table.drop_columns([column for column in ("seen",) if column in table.column_names])
     flat = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
     return table.take(pc.sort_indices(table, [(column, "ascending") for column in flat])).combine_chunks()
+
+
+def model_in_partitions(model: TrainedModel, total: int, root: Any) -> TrainedModel:
+    """A model of data in one partition, with data and knowledge laid out in several."""
+    config, data = in_partitions(model.config, model.prepared, total, root)
+    if model.extracted is None:
+        return TrainedModel(config, data, None, model.output)
+    shards = {}
+    for name in model.extracted.manifest.files:
+        table = model.extracted.table(name)
+        if "/users-" in name:
+            numbers = partitions.find_users(data, strings(table["raw_id"]))
+            ids = pa.array([numbers[raw_id] for raw_id in strings(table["raw_id"])], pa.int64())
+            table = table.set_column(table.column_names.index("id"), "id", ids)
+        shards[name.rpartition("/")[2]] = table
+    width = model.extracted.manifest.info["width"]
+    return TrainedModel(config, data, publish_knowledge(extract_folder(config, data), shards, width), model.output)

@@ -9,12 +9,14 @@ from functools import lru_cache
 from typing import Annotated
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 from pydantic import BaseModel, FailFast, Field
 
 from llm4msr import schema
 from llm4msr.arrays import Singles
+from llm4msr.data import partitions
 from llm4msr.errors import ConfigError
 from llm4msr.explain.candidates import choose_candidates, frequent_items, histories, main_scenario, ranks
 from llm4msr.explain.finished_run import FinishedRun, ModelPair, batch_of
@@ -26,6 +28,8 @@ from llm4msr.training.trained import TrainedModel
 
 MAX_USERS = 20
 """Users that a search shows."""
+KEPT = 4
+"""Partitions that are searched, and kept, beside those of the sample."""
 TITLE_LENGTH = 120
 """Characters of a title on the page."""
 
@@ -111,16 +115,15 @@ class View:
         self._max_length = TOKEN_LENGTH * config.extract.max_prompt_tokens
         self.editable = config.extract.reads == "users" and config.extract.pooling != "answer"
         self._template = templates.read("user", config.extract.user_template)
-        self._numbers = self.run.user_numbers
+        self._at = lru_cache(maxsize=KEPT)(self.run.at)
+        self._find = lru_cache(maxsize=256)(self._search)
         self._frequent = frequent_items(self.run)
         self._read_prompt = lru_cache(maxsize=256)(read_prompt)  # a slider that moves does not ask the LLM again
 
     def users(self, prefix: str) -> list[UserSummary]:
-        """Users whose ids begin so, the most active first."""
-        users = self.run.users.iloc[1:]
-        users = users[users["user_id"].str.startswith(prefix)].nlargest(MAX_USERS, "rows")
+        """Users whose ids begin so, the most active first; of many users not all are searched."""
         names = ["", *self.scenarios]
-        columns = users[["user_id", "rows", "main", "known"]].itertuples(index=False)
+        columns = self._find(prefix)[["user_id", "rows", "main", "known"]].itertuples(index=False)
         return [
             UserSummary(user_id=user_id, rows=rows, main=names[main], known=known)
             for user_id, rows, main, known in columns
@@ -133,16 +136,17 @@ class View:
             ConfigError: there is no such user.
         """
         user = self._number(user_id)
+        own = self._of_user(user)
         text = self.run.user_texts(np.array([user])).get(user, {})
         history = histories(self.run, np.array([user])).get(user, [])
         return UserDetails(
             user_id=user_id,
-            known=bool(self.run.users["known"].iloc[user]),
+            known=bool(own.users["known"].loc[user]),
             history=[
                 ScenarioHistory(scenario=likes["scenario_id"], titles=templates.clean(likes["titles"]))
                 for likes in history
             ],
-            scenario=self.run.scenario_names[main_scenario(self.run, user)],
+            scenario=self.run.scenario_names[main_scenario(own, user)],
             prompt=block(text.get("prompt", "")),
             answer=block(text.get("answer", "")),
             interests=interests.read(text.get("answer", ""), self.scenarios),
@@ -158,9 +162,10 @@ class View:
         if request.scenario not in self.scenarios:
             raise ConfigError(f"scenario: no '{shorten(request.scenario)}' in the prepared data")
         scenario = 1 + self.scenarios.index(request.scenario)
-        items = choose_candidates(self.run, self._frequent, user, scenario)
+        own = self._of_user(user)
+        items = choose_candidates(own, self._frequent, user, scenario)
         batch = batch_of(self.run.data, self.run.net, user, items, scenario)
-        knowledge, prompt = "own" if self.run.users["known"].iloc[user] else "none", ""
+        knowledge, prompt = "own" if own.users["known"].loc[user] else "none", ""
         if request.history is not None:
             prompt = self._prompt(request.history)
             knowledge = "edited" if prompt else "none"
@@ -181,9 +186,28 @@ class View:
         return Ranking(lines=lines, knowledge=knowledge, prompt=block(prompt))
 
     def _number(self, user_id: str) -> int:
-        if user_id not in self._numbers:
+        numbers = partitions.find_users(self.run.prepared, [user_id])
+        if user_id not in numbers:
             raise ConfigError(f"user_id: no user '{shorten(user_id)}' in the prepared data")
-        return self._numbers[user_id]
+        return numbers[user_id]
+
+    def _of_user(self, user: int) -> FinishedRun:
+        """The run with the tables that hold this user."""
+        home = self.run.home(user)
+        return self.run if home in self.run.partitions else self._at(home)
+
+    def _search(self, prefix: str) -> pd.DataFrame:
+        """Rows of `FinishedRun.users`: the first found, from the sample and then at most `KEPT` other partitions."""
+        exact = partitions.find_users(self.run.prepared, [prefix])
+        homes = [self.run.home(user) for user in exact.values()]
+        others = dict.fromkeys([*homes, *range(partitions.count(self.run.prepared))])
+        places = [number for number in others if number not in self.run.partitions][:KEPT]
+        hits = _begin_so(self.run.users, prefix)
+        for number in places:
+            if len(hits) >= MAX_USERS and not (exact and number in homes):
+                break
+            hits = pd.concat([hits, _begin_so(self._at(number).users, prefix)])
+        return hits.nlargest(MAX_USERS, "rows")
 
     def _prompt(self, history: list[ScenarioHistory]) -> str:
         if not self.editable:
@@ -195,3 +219,7 @@ class View:
             length = f"a prompt of {len(prompt)} characters, allowed are {self._max_length}"
             raise ConfigError(f"history: {length} (extract.max_prompt_tokens); shorten it")
         return prompt
+
+
+def _begin_so(users: pd.DataFrame, prefix: str) -> pd.DataFrame:
+    return users[users["user_id"].str.startswith(prefix) & (users.index > 0)]

@@ -7,6 +7,7 @@ from threadpoolctl import threadpool_limits
 from upath import UPath
 
 from llm4msr import storage
+from llm4msr.data import partitions
 from llm4msr.explain.finished_run import FinishedRun, ModelPair
 from llm4msr.explain.report.cases import case_section
 from llm4msr.explain.report.effect import effect_section, score_test_rows
@@ -49,6 +50,7 @@ def build(pairs: Sequence[ModelPair], report: UPath) -> StageResult:
         "against_none": effect.results["against_none"].get(effect.variant),
         "headline": effect.headline,
         "warnings": effect.results["warnings"],
+        "sample": run.sample_note,
         "users": {case.kind: case.user_id for case in sections.cases.cases},
     }
     return StageResult(files={report.name: 1, **rows}, rows=len(run.test), info=info)
@@ -62,10 +64,10 @@ def _header(run: FinishedRun) -> Header:
         "Knowledge": config.model.variant,
         "Frozen LLM": run.extracted.manifest.inputs.get("model", ""),
         "It read": history if config.extract.reads == "users" else pooled,
-        "Training rows": f"{len(run.train):,}",
+        "Training rows": f"{partitions.rows(run.prepared, 'train'):,}",
         "Seeds": ", ".join(str(pair.model.config.seed) for pair in run.pairs),
     }
     warning = ""
     if config.model.control != "none":
         warning = f"This model is a control: its vectors are {config.model.control}, so no text below belongs to them."
-    return Header(config.name, facts, warning, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    return Header(config.name, facts, warning, run.sample_note, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from llm4msr.arrays import Ints
+from llm4msr.data import partitions
 from llm4msr.errors import ConfigError
 from llm4msr.explain.ablation import Levels, score_levels
 from llm4msr.explain.candidates import (
@@ -147,25 +148,26 @@ def case_section(run: FinishedRun, levels: Levels) -> CaseSection:
         ConfigError: `explain.users` names an unknown user.
     """
     gain = gains(run.test, levels)
-    chosen, numbers = choose(run.users, gain), run.user_numbers
+    chosen, numbers = choose(run.users, gain), partitions.find_users(run.prepared, run.config.explain.users)
     for user_id in run.config.explain.users:
         if user_id not in numbers:
             raise ConfigError(f"explain.users: no user '{user_id}' in the prepared data")
         chosen.append(("asked for", numbers[user_id]))
     ids = np.array([user for _, user in chosen], np.int64)
     texts, likes, frequent = run.user_texts(ids), histories(run, ids), frequent_items(run)
-    losses = gain[gain.index.isin(ids)].to_dict("index")
     cases = []
     for kind, user in chosen:
-        text, person, loss = texts.get(user, {}), run.users.iloc[user], losses.get(user)
-        scenario = main_scenario(run, user)
+        own = run.of_user(user)
+        own_gain = gain if own is run else gains_of(own, user)
+        loss = own_gain[own_gain.index == user].to_dict("index").get(user)
+        text, scenario = texts.get(user, {}), main_scenario(own, user)
         cases.append(
             Case(
                 kind=kind,
-                user_id=str(person["user_id"]),
+                user_id=str(own.users["user_id"].loc[user]),
                 user=user,
-                rows=int(person["rows"]),
-                known=bool(person["known"]),
+                rows=int(own.users["rows"].loc[user]),
+                known=bool(own.users["known"].loc[user]),
                 loss=(loss["without"], loss["with"]) if loss else None,
                 tested=loss["rows"] if loss else 0,
                 history=likes.get(user, []),
@@ -174,7 +176,7 @@ def case_section(run: FinishedRun, levels: Levels) -> CaseSection:
                 interests=interests.read(text.get("answer", ""), run.scenario_names[1:]),
                 scenario=scenario,
                 scenario_id=run.scenario_names[scenario],
-                ranked=ranking(run, user, scenario, choose_candidates(run, frequent, user, scenario)),
+                ranked=ranking(own, user, scenario, choose_candidates(own, frequent, user, scenario)),
             )
         )
     return CaseSection(cases)
@@ -190,6 +192,17 @@ def gains(test: pd.DataFrame, levels: Levels) -> pd.DataFrame:
     }
     means = pd.DataFrame(loss).groupby(test["user"].to_numpy()).mean()
     return means.assign(gain=means["without"] - means["with"], rows=test.groupby("user").size())
+
+
+def gains_of(run: FinishedRun, user: int) -> pd.DataFrame:
+    """The same of one user, whose test rows are scored here."""
+    (partition,) = run.partitions
+    batches = run.data.rows("test").in_file_order(run.config.train.batch_size, partition)
+    rows = [own for batch in batches if len((own := batch.take(batch.user_B == user)).user_B)]
+    levels = [score_levels(run.net, run.data.batch(own, run.net)) for own in rows]
+    if not levels:
+        return pd.DataFrame()
+    return gains(run.test[run.test["user"] == user].reset_index(drop=True), Levels.concatenate(levels))
 
 
 def choose(users: pd.DataFrame, gain: pd.DataFrame) -> list[tuple[str, int]]:

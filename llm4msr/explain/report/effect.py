@@ -18,10 +18,10 @@ from llm4msr.explain.report.layers import score_test_levels
 from llm4msr.explain.report.tables import Table
 from llm4msr.text import count_of, percent, shorten, signed
 from llm4msr.training import metrics, popularity
-from llm4msr.training.loop import predict
 from llm4msr.training.metrics import Metric, Predictions
 from llm4msr.training.popularity import Popularity
 from llm4msr.training.results import PLAIN, UNKNOWN, Results, SeedReport, compare, format_spread
+from llm4msr.training.scoring import predict
 
 NEW = 5
 """A user with fewer training rows is new."""
@@ -93,16 +93,17 @@ class Logits(NamedTuple):
 
 
 def score_test_rows(run: FinishedRun, report_progress: Callable[[str], None]) -> Logits:
-    """Score the test rows with the models of all seeds."""
+    """Score the run's test rows with the models of all seeds."""
     levels, plain = [], []
     for pair in run.pairs:
         config = pair.model.config
         net, data = (run.net, run.data) if pair is run.pairs[0] else pair.model.load()
-        levels.append(score_test_levels(net, data, config.train.batch_size))
+        levels.append(score_test_levels(net, data, config.train.batch_size, run.partitions))
         if pair.plain is not None:
             plain_net, data = pair.plain.load()
-            logit_B = predict(plain_net, data, data.rows("test"), config.train.batch_size).logit
-            plain.append(logit_B.astype(np.float64))
+            rows, size = data.rows("test"), config.train.batch_size
+            parts = [predict(plain_net, data, rows, size, partition).logit for partition in run.partitions]
+            plain.append(np.concatenate(parts).astype(np.float64))
         report_progress(f"scored seed {config.seed}")
     return Logits(levels, plain if len(plain) == len(levels) else [])
 
@@ -127,7 +128,7 @@ def effect_section(run: FinishedRun, logits: Logits) -> EffectSection:
 
 
 def _results(run: FinishedRun, logits: Logits) -> Results:
-    """Means over the seeds on all test rows, as `evaluate` computes them."""
+    """Means over the seeds on the run's test rows, as `evaluate` computes them of all."""
     names = run.data.scenario_names
     user_B, scenario_B, label_B = (run.test[name].to_numpy() for name in ("user", "scenario", "label"))
 
@@ -142,7 +143,7 @@ def _results(run: FinishedRun, logits: Logits) -> Results:
 
     runs = {PLAIN: reports(logits.plain)} if logits.plain else {}
     runs[run.config.model.variant] = reports([levels.both for levels in logits.levels])
-    baselines = popularity.reports(run.prepared, "test", names)
+    baselines = popularity.reports(run.prepared, "test", names, run.partitions)
     read = int(run.users["known"].to_numpy()[user_B].sum()), len(run.test)
     return compare(runs, {name: [report] for name, report in baselines.items()}, read)
 

@@ -4,6 +4,7 @@ This tells what a level does in this net, not what knowledge brings, since a net
 on them. What knowledge brings is the subject of `effect`, which compares with a plain model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,10 +51,11 @@ def layer_section(run: FinishedRun, levels: list[Levels], plain: list[Floats]) -
     return LayerSection(_parts(run, levels[0]), _left_out(run, levels, plain))
 
 
-def score_test_levels(net: RankerNet, data: Dataset, batch_size: int) -> Levels:
-    """Logits of all test rows with each level in and out."""
-    batches = data.rows("test").in_file_order(batch_size)
-    return Levels.concatenate([score_levels(net, data.batch(rows, net)) for rows in batches])
+def score_test_levels(net: RankerNet, data: Dataset, batch_size: int, partitions: Sequence[int]) -> Levels:
+    """Logits of all test rows of these partitions, with each level in and out."""
+    rows = data.rows("test")
+    batches = (batch for partition in partitions for batch in rows.in_file_order(batch_size, partition))
+    return Levels.concatenate([score_levels(net, data.batch(batch, net)) for batch in batches])
 
 
 def _parts(run: FinishedRun, levels: Levels) -> list[LevelParts]:

@@ -32,6 +32,8 @@ class Header(NamedTuple):
     name: str
     facts: dict[str, str]
     warning: str
+    sample: str
+    """What part of the users the page is about; empty if it is all of them."""
     created: str
 
 

@@ -56,7 +56,7 @@ def open_run(config: Config) -> FinishedRun:
 
 
 def cases_of(run: FinishedRun) -> dict[str, Case]:
-    levels = score_test_levels(run.net, run.data, batch_size=4096)
+    levels = score_test_levels(run.net, run.data, 4096, run.partitions)
     return {case.kind: case for case in case_section(run, levels).cases}
 
 
