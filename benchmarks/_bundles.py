@@ -40,7 +40,7 @@ def make_bundle(root: Path, name: str, seed: int = 1, **model: Any) -> str:
     )
     prepared = prepare(config)
     data = Dataset.open(config.using("none", seed), prepared, None)
-    users, scenarios = len(data.tables.users_US), data.tables.scenarios
+    users, scenarios = len(data.tables.users), data.tables.scenarios
     rng = np.random.default_rng(seed)
     vectors = [rng.standard_normal((rows, Z)).astype(np.float16) for rows in (users, scenarios)]
     data.knowledge = KnowledgeStore(vectors[0], np.arange(users) > 0, vectors[1])

@@ -7,6 +7,7 @@ import pyarrow as pa
 from upath import UPath
 
 from llm4msr import storage
+from llm4msr.data.partitioned_rows import PartitionedRows
 from llm4msr.model.embedding import Field
 from llm4msr.storage import StageResult
 from llm4msr.training.dataset import Dataset
@@ -29,7 +30,8 @@ def open_dataset(folder: UPath, users: int, items: int) -> Dataset:
     """The dataset of `train.parquet` and `valid.parquet` in this folder; users and items have no features."""
     fields = [Field("user_id", "user", users, 1), Field("item_id", "item", items, 1)]
     fields.append(Field("scenario_id", "scenario", SCENARIOS, 1))
-    tables = FeatureTables(fields, np.arange(users)[:, None], np.arange(items)[:, None], SCENARIOS)
+    slots = PartitionedRows(np.array([0, users]), lambda _: np.arange(users, dtype=np.int32)[:, None])
+    tables = FeatureTables(fields, slots, np.arange(items)[:, None], SCENARIOS)
     result = StageResult(files={f"{split}/p=00000.parquet": -1 for split in SPLITS}, rows=0)
     prepared = storage.publish(folder, "prepare", 1, {}, {}, lambda _: result, resumable=True)
     return Dataset(prepared, tables, [str(number) for number in range(SCENARIOS)], None)

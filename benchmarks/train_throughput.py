@@ -327,7 +327,7 @@ def _random_knowledge(tables: FeatureTables) -> KnowledgeStore:
     rng = np.random.default_rng(0)
     users, scenarios = (
         rng.standard_normal((rows, KNOWLEDGE_WIDTH), np.float32).astype(np.float16)
-        for rows in (len(tables.users_US), tables.scenarios)
+        for rows in (len(tables.users), tables.scenarios)
     )
     return KnowledgeStore(users, np.arange(len(users)) > 0, scenarios)
 

@@ -59,6 +59,13 @@ class ModelConfig(Section):
     embedding_dim: int = Field(16, ge=1)
     """Numbers in the embedding of each feature, ids included. More can hold more of each id, and make a
     larger model."""
+    user_embedding: Literal["auto", "whole", "hashed", "none"] = "auto"
+    """What a user's id is to the model: an embedding of its own (`whole`), one of `user_embedding_rows` embeddings
+    that users share by a hash of their id (`hashed`), or nothing, so that only features and knowledge tell users apart
+    (`none`). `auto` is `whole` up to `user_embedding_rows` users, and `hashed` above."""
+    user_embedding_rows: int = Field(1 << 20, ge=1)
+    """Embeddings that all users share where they are `hashed`. More tell users apart better; with embeddings of 16
+    numbers a million takes 64 MB in serving, and several times as much in training."""
     code_dim: int = Field(32, ge=1)
     """Numbers in a code, which is what the ranker makes of an LLM vector. A bundle keeps each user's, at two bytes a
     number."""

@@ -82,14 +82,13 @@ def write_bundle(
 
 
 def _users_schema(tables: FeatureTables) -> pa.Schema:
-    return id_table.table_schema({"slots": pa.list_(pa.int32(), tables.users_US.shape[1])}, {})
+    return id_table.table_schema({"slots": pa.list_(pa.int32(), tables.user_slots)}, {})
 
 
 def _users(data: Dataset) -> Iterator[pa.Table]:
     """The users of each partition, the unknown one left out: id, and slots int32 [S]."""
-    offsets = partitions.offsets(data.prepared, "users")
     for number, users in enumerate(partitions.read_each(data.prepared, "users", ["user_id"])):
-        slots = _slots(data.tables.users_US[offsets[number] : offsets[number + 1]])
+        slots = to_column(data.tables.users.open(number))
         table = users.rename_columns(["id"]).append_column("slots", slots)
         yield table.slice(1) if number == 0 else table
 

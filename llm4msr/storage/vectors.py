@@ -18,4 +18,8 @@ def to_matrix(column: Column) -> Array:
 
 def to_column(matrix_NW: Array) -> VectorColumn:
     """The rows of a matrix [N, W] as lists of its width and type."""
+    if not matrix_NW.shape[1]:
+        numbers = pa.array(matrix_NW.reshape(-1))
+        lists = pa.list_(numbers.type, 0)
+        return cast("VectorColumn", pa.Array.from_buffers(lists, len(matrix_NW), [None], children=[numbers]))
     return pa.FixedSizeListArray.from_arrays(pa.array(matrix_NW.reshape(-1)), matrix_NW.shape[1])

@@ -31,11 +31,11 @@ class Dataset:
     @classmethod
     def open(cls, config: Config, prepared: StageOutput, extracted: StageOutput | None) -> "Dataset":
         """`extracted` is needed unless `model.knowledge` is `none`; the control is applied here."""
-        tables = FeatureTables.open(prepared)
+        tables = FeatureTables.open(prepared, config.model)
         knowledge = None
         if config.model.knowledge != "none":
             assert extracted is not None
-            store = KnowledgeStore.open(extracted, len(tables.users_US), tables.scenarios)
+            store = KnowledgeStore.open(extracted, len(tables.users), tables.scenarios)
             store.hides_seen = config.split.history_share < 1
             knowledge = store.with_control(config.model.control, config.seed)
         return cls(prepared, tables, scenario_names(prepared), knowledge)

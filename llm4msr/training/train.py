@@ -7,7 +7,7 @@ from upath import UPath
 
 from llm4msr import ray_session, storage
 from llm4msr.config import Config
-from llm4msr.data import partitions
+from llm4msr.data import catalogue, partitions
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput, StageResult, cache
 from llm4msr.training import checkpoint, driver, popularity, warm_start
@@ -15,6 +15,7 @@ from llm4msr.training.checkpoint import WEIGHTS, weights_as_bytes
 from llm4msr.training.dataset import scenario_names
 from llm4msr.training.metrics import Metrics, Report
 from llm4msr.training.row_files import RowFiles
+from llm4msr.training.user_features import UserFeatures
 
 VERSION = 6
 
@@ -64,6 +65,7 @@ def folder(config: Config, data: StageOutput, knowledge: StageOutput | None) -> 
 
 def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> StageResult:
     warn_of_one_class(data)
+    _tell_shared_embeddings(config, data)
     last = driver.run_workers(config, data, knowledge, folder)
     progress, report = last.progress, last.progress.best_report
     assert report is not None
@@ -87,6 +89,12 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
     }
     rows = partitions.rows(data, "train")
     return StageResult(files={WEIGHTS: 1, "history.json": progress.epoch}, rows=rows, info=info)
+
+
+def _tell_shared_embeddings(config: Config, data: StageOutput) -> None:
+    if rows := UserFeatures(data, config.model).hashed_rows:
+        users = catalogue.field_sizes(data)["user"]["user_id"]
+        say(f"  {users:,} users share {rows:,} embeddings by a hash of their id; model.user_embedding can change that")
 
 
 class ValidMetrics(Report):

@@ -30,6 +30,7 @@ from llm4msr.storage import StageOutput
 from llm4msr.training.checkpoint import WEIGHTS
 from llm4msr.training.dataset import Dataset, scenario_names
 from llm4msr.training.feature_tables import FeatureTables
+from llm4msr.training.user_features import UserFeatures
 
 _TABLE = "embedding.table.weight"
 _PER_DATA = "scenarios_SZ"
@@ -70,7 +71,7 @@ def load_weights(net: RankerNet, config: Config, data: Dataset) -> None:
     try:
         for name in weights.keys() - {_TABLE, _PER_DATA}:
             per_scenario.copy(name, weights, old, scenarios)
-        _copy_embeddings(weights[_TABLE], old[_TABLE], data, prepared, scenarios)
+        _copy_embeddings(weights[_TABLE], old[_TABLE], data, prepared, scenarios, config.model)
     except (KeyError, RuntimeError) as error:
         raise ConfigError(
             f"train.warm_start = {uri!r}: its model is another one ({error}); give `model` the same keys"
@@ -127,16 +128,22 @@ def _changed_axis(tensor: Tensor, larger: Tensor) -> int | None:
 
 
 def _copy_embeddings(
-    table: Tensor, old_table: Tensor, data: Dataset, prepared: StageOutput, scenarios: Matches
+    table: Tensor,
+    old_table: Tensor,
+    data: Dataset,
+    prepared: StageOutput,
+    scenarios: Matches,
+    model: ModelConfig,
 ) -> None:
     """Rows of the embedding table, field by field."""
-    old_fields = FeatureTables.open(prepared).fields
+    old_fields = FeatureTables.open(prepared, model).fields
     old_starts = dict(zip([(f.side, f.name) for f in old_fields], _starts(old_fields), strict=True))
     for field, start in zip(data.tables.fields, _starts(data.tables.fields), strict=True):
         old_start = old_starts.get((field.side, field.name))
         if old_start is None:
             continue
-        for new_M, old_M in [scenarios] if field.side == "scenario" else _matches(field, data.prepared, prepared):
+        matches = _matches(field, data.prepared, prepared, model)
+        for new_M, old_M in [scenarios] if field.side == "scenario" else matches:
             table[torch.from_numpy(start + new_M)] = old_table[torch.from_numpy(old_start + old_M)]
 
 
@@ -145,11 +152,11 @@ def _starts(fields: list[Field]) -> list[int]:
     return starts[:-1]
 
 
-def _matches(field: Field, new: StageOutput, old: StageOutput) -> Iterator[Matches]:
+def _matches(field: Field, new: StageOutput, old: StageOutput, model: ModelConfig) -> Iterator[Matches]:
     """The unknown value, and then those that both have; of users, partition by partition."""
     yield Matches(np.zeros(1, np.int64), np.zeros(1, np.int64))
     if (field.side, field.name) == ("user", "user_id"):
-        yield from _user_matches(new, old)
+        yield from _user_matches(new, old, model)
     elif (field.side, field.name) == ("item", "item_id"):
         items, old_items = (output.table("items.parquet", ["item_id", "f:item_id"]) for output in (new, old))
         yield _match_ids(items, old_items, "item_id")
@@ -158,14 +165,14 @@ def _matches(field: Field, new: StageOutput, old: StageOutput) -> Iterator[Match
         yield _match(pa.array(["", *values], pa.string()), pa.array(["", *old_values], pa.string()))
 
 
-def _user_matches(new: StageOutput, old: StageOutput) -> Iterator[Matches]:
+def _user_matches(new: StageOutput, old: StageOutput, model: ModelConfig) -> Iterator[Matches]:
     count, old_count = partitions.count(new), partitions.count(old)
-    columns = ["user_id", "f:user_id"]
+    features, old_features = UserFeatures(new, model), UserFeatures(old, model)
     for partition in range(count):
-        users = partitions.read(new, "users", partition, columns)
+        users = features.ids(partition)
         first = partition * old_count // count
         for other in range(first, max((partition + 1) * old_count // count, first + 1)):
-            yield _match_ids(users, partitions.read(old, "users", other, columns), "user_id")
+            yield _match_ids(users, old_features.ids(other), "user_id")
 
 
 def _match_ids(new: pa.Table, old: pa.Table, key: str) -> Matches:

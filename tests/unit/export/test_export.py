@@ -31,6 +31,8 @@ from tests.unit.conftest import World
         {"meta_layers": 2, "fusion": "gate"},
         {"meta_residual": False, "fusion": "concat", "backbone": "star"},
         {"knowledge": "scenario", "meta_layers": 2, "meta_rank": 0},
+        {"user_embedding": "hashed", "user_embedding_rows": 7},
+        {"user_embedding": "none"},
     ],
 )
 def test_scores_are_those_of_the_net_in_evaluation(world: World, tmp_path: Path, model: dict[str, Any]):
@@ -53,6 +55,24 @@ def test_scores_are_those_of_the_net_in_evaluation(world: World, tmp_path: Path,
         )
         assert ranker.rank(request).ranked[0].score == pytest.approx(score, abs=1e-5)
     assert expected.std() > 1e-3
+
+
+def test_users_without_any_feature_are_told_apart_by_knowledge_alone(tmp_path: Path):
+    config = config_of(write_data(tmp_path), table={"users": "", "user_features": []})
+    world = (config, *prepare_and_make_knowledge(config))
+    output, data, net = publish_bundle(world, tmp_path, user_embedding="none")
+    assert [field.side for field in data.tables.fields].count("user") == 0
+    ranker = Ranker.load(str(output.folder))
+    rows = next(data.rows("test").in_file_order(20))
+    with torch.inference_mode():
+        expected = torch.sigmoid(net(data.batch(rows, net))).tolist()
+    ids = [prepared_table(data.prepared, f"{side}s")[f"{side}_id"].to_pylist() for side in ("user", "item", "scenario")]
+    devices = ["", *data.prepared.json("fields.json")["context"]["device"]]
+    for at, score in enumerate(expected):
+        user, item, scenario = (names[int(rows[i][at])] for i, names in enumerate(ids))
+        context = {"device": devices[int(rows.context_BC[at, 0])]}
+        request = RankRequest(user_id=user, scenario=scenario, items=[item], context=context)
+        assert ranker.rank(request).ranked[0].score == pytest.approx(score, abs=1e-5)
 
 
 def test_codes_are_one_row_per_user_with_knowledge(world: World, tmp_path: Path):

@@ -12,7 +12,7 @@ from llm4msr.model.embedding import FeatureEmbedding, Field
 from llm4msr.training.feature_tables import FeatureTables
 from tests.support.data import FIELDS, published, random_batch
 
-FILES = {"users/p=00000.parquet": 1, "items.parquet": 1, "scenarios.parquet": 2, "fields.json": 1}
+FILES = {"users/p=00000.parquet": 3, "items.parquet": 1, "scenarios.parquet": 2, "fields.json": 1}
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_table_without_lists_or_context(tmp_path: Path):
     storage.write_bytes(
         folder / "fields.json", b'{"user": {"user_id": ["a"]}, "item": {"item_id": ["a"]}, "context": {}}'
     )
-    tables = FeatureTables.open(published(folder, FILES))
+    tables = FeatureTables.open(published(folder, FILES | {"users/p=00000.parquet": 2}))
     one = torch.tensor([1])
     assert tables.slots(one, one, one, torch.zeros((1, 0), dtype=torch.int64)).tolist() == [[1, 3, 5]]
 

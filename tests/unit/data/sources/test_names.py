@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 
 from llm4msr import config as configuration
 from llm4msr.config import Config
@@ -55,7 +56,7 @@ def test_a_context_field_may_have_any_name(tmp_path: Path, own: str):
     assert tables["scenarios"]["scenario_id"].to_pylist() == ["", "a", "b"]
     assert [f.name for f in opened.fields if f.side == "context"] == [own]
     # hiding ids hides no context, and the scenario is read from its own slot
-    hidden = FeatureEmbedding(opened.fields, 2).hide(opened.users_US.new_ones(1, 4) + 90, 1.0)
+    hidden = FeatureEmbedding(opened.fields, 2).hide(torch.full((1, 4), 91), 1.0)
     assert hidden[0, 3] == 91
     assert (hidden[0, :3] != 91).all()
 
@@ -70,7 +71,7 @@ def test_a_feature_may_have_any_name_but_its_ids(tmp_path: Path, own: str, side:
     assert tables[f"{side}s"][f"f:{own}"].to_pylist()[1:] == [1 + i % 2 for i in range(9 if side == "user" else 7)]
     assert tables["items"]["title"].to_pylist()[1:] == [f"T{i}" for i in range(7)]
     embedding = FeatureEmbedding(opened.fields, 2)
-    slots = embedding.scenarios(opened.users_US.new_full((1, 4), opened.scenario_start + 2))
+    slots = embedding.scenarios(torch.full((1, 4), opened.scenario_start + 2))
     assert slots.tolist() == [2]
 
 
