@@ -3,9 +3,11 @@
 import re
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from llm4msr.config.section import Section
+
+MAX_PARTITIONS = 1 << 16
 
 
 class TableColumns(Section):
@@ -177,6 +179,17 @@ class SplitConfig(Section):
     """The earliest share of the training period that feeds prompts. 1 is the paper's: a user's vector then contains the
     labels of the very rows that it trains with, and where users have few rows a model can read them off. Below 1,
     those rows train as rows of a user without knowledge."""
+
+    partitions: Literal["auto"] | int = "auto"
+    """Into how many partitions of users the tables are divided: a power of two. One partition is prepared in this
+    process, several by Ray. `auto`: as many as hold at most about 5 million interactions each."""
+
+    @field_validator("partitions")
+    @classmethod
+    def _check_power_of_two(cls, partitions: Literal["auto"] | int) -> Literal["auto"] | int:
+        if partitions != "auto" and (not 1 <= partitions <= MAX_PARTITIONS or partitions & (partitions - 1)):
+            raise ValueError(f"{partitions} is no power of two from 1 to {MAX_PARTITIONS}")
+        return partitions
 
     @model_validator(mode="after")
     def _check_shares_leave_room(self) -> Self:

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from llm4msr.arrays import Ints
-from llm4msr.data.interactions import is_sorted
+from llm4msr.data.interactions import distinct, is_sorted
 
 POINTS = 1024
 """Values that a partition tells in the first round, at most."""
@@ -79,7 +79,7 @@ def points(key_N: Ints) -> Points:
     if not len(key_N):
         return Points(0, key_N[:0], key_N[:0])
     sorted_N = key_N if is_sorted(key_N) else np.sort(key_N)
-    rank_M = np.unique(np.linspace(0, len(key_N) - 1, POINTS).astype(np.int64))
+    rank_M = distinct(np.linspace(0, len(key_N) - 1, POINTS).astype(np.int64))
     return Points(len(key_N), sorted_N[rank_M], rank_M)
 
 
@@ -92,7 +92,7 @@ def within(key_N: Ints, low: int | None, high: int) -> Within:
 
 def bracket(told: Sequence[Points], rank: int) -> Bracket:
     """Two values: that of the rank is above the first (None: there is none) and not above the second."""
-    value_M = np.unique(np.concatenate([partition.value_M for partition in told]))
+    value_M = distinct(np.concatenate([partition.value_M for partition in told]))
 
     def first(is_enough: Callable[[int], bool]) -> int:
         low, high = 0, len(value_M) - 1

@@ -3,14 +3,28 @@
 from typing import NamedTuple
 
 import pyarrow as pa
+from upath import UPath
 
 from llm4msr.config import Config
-from llm4msr.data import catalogue, partition, report_counts, report_figures, scan, scenarios, split, vocabularies
+from llm4msr.data import (
+    catalogue,
+    partition,
+    partitions,
+    report_counts,
+    report_figures,
+    scan,
+    scenarios,
+    split,
+    vocabularies,
+)
 from llm4msr.data.interactions import Interactions
 from llm4msr.data.reading.raw_data import RawData, whole
 from llm4msr.data.report import DataReport
 from llm4msr.data.report_figures import PromptSampler
 from llm4msr.errors import DataError
+from llm4msr.storage import FileRecord, write_table
+
+Fields = dict[str, dict[str, list[str] | int]]
 
 
 class Prepared(NamedTuple):
@@ -18,8 +32,24 @@ class Prepared(NamedTuple):
 
     tables: dict[str, pa.Table]
     item_fields: dict[str, list[str]]
-    fields: dict[str, dict[str, list[str] | int]]
+    fields: Fields
     report: DataReport
+
+
+class Files(NamedTuple):
+    """The same with the tables in files, by name."""
+
+    files: dict[str, FileRecord]
+    fields: Fields
+    report: DataReport
+
+
+def write(prepared: Prepared, folder: UPath) -> Files:
+    """Write the tables below a folder."""
+    files = partitions.write(folder, 0, prepared.tables)
+    for name in ("items", "scenarios"):
+        files[f"{name}.parquet"] = write_table(folder / f"{name}.parquet", prepared.tables[name])
+    return Files(files, prepared.fields, prepared.report)
 
 
 def prepare(raw: RawData, config: Config, sample_prompt: PromptSampler) -> Prepared:
@@ -30,7 +60,7 @@ def prepare(raw: RawData, config: Config, sample_prompt: PromptSampler) -> Prepa
     """
     every, users = Interactions.from_table(whole(raw.interactions)), whole(raw.users)
     rows = split.divide_all(every, config.split, config.seed)
-    held = scan.scan(rows, users, report_counts.count_rows(every, rows, users["user_id"]))
+    held = scan.scan(rows, users, report_counts.count_rows(every, rows, users["user_id"] if len(users) else None))
     del every
     described = report_figures.describe(config, held.counts, users["user_id"], held.pairs, raw.items)
     split.require_rows(held.counts.splits, held.counts.orders, config.split)

@@ -39,6 +39,10 @@ class Ids(NamedTuple):
         order = sort_places(first)[: np.count_nonzero(first < len(number_N))]
         return Ids(inverse(order, len(first)).astype(np.int32)[number_N], self.distinct.take(order))
 
+    def to_column(self) -> "pa.DictionaryArray[Any, Any]":
+        """The ids of the rows, encoded as a dictionary."""
+        return pa.DictionaryArray.from_arrays(self.number_R, self.distinct.cast(pa.string()))
+
     def count_rows(self, chosen_R: Bools | slice = slice(None)) -> Ints:
         """Rows of each distinct id among the chosen rows."""
         return np.bincount(self.number_R[chosen_R], minlength=len(self.distinct))
@@ -74,6 +78,14 @@ class Interactions:
         )
         return rows if is_sorted(rows.row_R) else rows.take(sort_places(rows.row_R))
 
+    def to_table(self) -> pa.Table:
+        """The rows as a table, whose ids and contexts are encoded as dictionaries."""
+        ids = {"user_id": self.user, "item_id": self.item, "scenario_id": self.scenario}
+        columns: dict[str, Any] = {name: value.to_column() for name, value in ids.items()}
+        columns |= {"label": self.label_R, "order": self.order_R, "row": self.row_R}
+        columns |= {schema.CONTEXT + name: value.to_column() for name, value in self.context.items()}
+        return pa.table(columns)
+
     def take(self, places_N: Ints) -> "Interactions":
         """Some rows, or all in another order."""
         return Interactions(
@@ -104,22 +116,25 @@ def sort_places(keys_N: AnyInts) -> Ints:
     return packed & ((1 << bits) - 1)
 
 
+def inverse(places: Ints, size: int) -> Ints:
+    """Where each of `size` numbers stands among `places`; 0 for those that do not."""
+    inverted = np.zeros(size, np.int64)
+    inverted[places] = np.arange(len(places))
+    return inverted
+
+
+def run_starts(sorted_N: AnyInts) -> Ints:
+    """Places where a value begins that differs from the one before it."""
+    return np.flatnonzero(np.r_[True, sorted_N[1:] != sorted_N[:-1]][: len(sorted_N)])
+
+
 def distinct(keys_N: Ints) -> Ints:
     """The keys in ascending order, each once.
 
     `np.unique` without counts fills a hash table, which takes some fifty times as long.
     """
     sorted_N = keys_N if is_sorted(keys_N) else np.sort(keys_N)
-    is_new_N = np.ones(len(sorted_N), bool)
-    is_new_N[1:] = sorted_N[1:] != sorted_N[:-1]
-    return sorted_N[is_new_N]
-
-
-def inverse(places: Ints, size: int) -> Ints:
-    """Where each of `size` numbers stands among `places`; 0 for those that do not."""
-    inverted = np.zeros(size, np.int64)
-    inverted[places] = np.arange(len(places))
-    return inverted
+    return sorted_N[run_starts(sorted_N)]
 
 
 class Keys(NamedTuple):
@@ -132,9 +147,12 @@ class Keys(NamedTuple):
 def count_keys(key_N: Ints, size: int, weight_N: Ints | None = None) -> Keys:
     """Count keys from 0 to `size` - 1, each as often as its weight says; those that count nothing are left out."""
     if size > max(1 << 20, 4 * len(key_N)):
-        key_K, place_N = np.unique(key_N, return_inverse=True)
-        count_K = count_keys(place_N, len(key_K), weight_N)
-        return Keys(key_K[count_K.key_K], count_K.count_K)
+        order = sort_places(key_N) if weight_N is not None else None
+        sorted_N = np.sort(key_N) if order is None else key_N[order]
+        start_K = run_starts(sorted_N)
+        if order is None or weight_N is None:
+            return Keys(sorted_N[start_K], np.diff(start_K, append=len(sorted_N)))
+        return Keys(sorted_N[start_K], np.add.reduceat(weight_N[order], start_K) if len(start_K) else start_K)
     if weight_N is None:
         counts = np.bincount(key_N, minlength=size)
     else:  # as float64, which is exact below 2^53

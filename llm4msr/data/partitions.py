@@ -12,11 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from upath import UPath
 
 from llm4msr.arrays import Ints, strings
 from llm4msr.hashes import hash_ids as hash_ids  # what serves looks up by the same hash
 from llm4msr.hashes import numbers_of as numbers_of
-from llm4msr.storage import StageOutput
+from llm4msr.schema import TRAIN_GROUP_ROWS
+from llm4msr.storage import GROUP_ROWS, FileRecord, StageOutput, write_table
 
 PARTITIONED = ("users", "train", "valid", "test", "histories", "seen")
 
@@ -24,6 +26,15 @@ PARTITIONED = ("users", "train", "valid", "test", "histories", "seen")
 def file_name(table: str, partition: int) -> str:
     """Name of a partition's file, relative to the output of `prepare`."""
     return f"{table}/p={partition:05d}.parquet"
+
+
+def write(folder: UPath, partition: int, tables: dict[str, pa.Table]) -> dict[str, FileRecord]:
+    """Write a partition's tables below the folder of an output; their records by file name."""
+    files = {}
+    for table in PARTITIONED:
+        name, is_train = file_name(table, partition), table == "train"
+        files[name] = write_table(folder / name, tables[table], TRAIN_GROUP_ROWS if is_train else GROUP_ROWS)
+    return files
 
 
 def count(prepared: StageOutput) -> int:

@@ -5,15 +5,16 @@ features can be ranked; but only those of training rows get an id embedding of t
 """
 
 import json
+import math
 from typing import NamedTuple
 
 import pyarrow as pa
 from upath import UPath
 
-from llm4msr import schema, storage
+from llm4msr import storage
 from llm4msr.config import Config
-from llm4msr.data import catalogue, here, partitions, sources, split
-from llm4msr.data.here import Prepared
+from llm4msr.data import catalogue, here, partitions, sources, split, work_files
+from llm4msr.data.reading.raw_data import RawData
 from llm4msr.data.report import DataReport, report_lines
 from llm4msr.data.report_figures import SamplerOpener
 from llm4msr.data.report_warnings import find_warnings
@@ -22,6 +23,8 @@ from llm4msr.progress import say
 from llm4msr.storage import StageOutput, StageResult
 
 VERSION = 10
+PARTITION_ROWS = 5_000_000
+"""Interactions of a partition, at most about; up to so many are prepared in this process."""
 
 
 def prepare(config: Config, open_sampler: SamplerOpener) -> StageOutput:
@@ -41,7 +44,9 @@ def prepare(config: Config, open_sampler: SamplerOpener) -> StageOutput:
         config.model_dump(include={"source", "split"}),
         {"source": sources.fingerprint(config.source)},
         lambda at: _build(config, open_sampler, at),
+        resumable=True,
     )
+    work_files.remove(output.folder)
     _print_report(output)
     return output
 
@@ -78,32 +83,46 @@ def prompt_data(config: Config, open_sampler: SamplerOpener) -> PromptData:
     """Read from the published output, or computed in memory if there is none; writes nothing."""
     output = storage.open_output(folder(config))
     if output is None:
-        data = _prepare_here(config, open_sampler)
+        data = here.prepare(_read(config), config, open_sampler(config))
         return PromptData(data.tables, data.item_fields, find_warnings(data.report, config))
     tables = {name: output.table(f"{name}.parquet") for name in ("scenarios", "items")}
     tables["histories"] = pa.concat_tables(partitions.read_each(output, "histories"))
     return PromptData(tables, catalogue.item_fields(output), output.manifest.info.get("warnings", []))
 
 
-def _prepare_here(config: Config, open_sampler: SamplerOpener) -> Prepared:
-    sample_prompt = open_sampler(config)
+def _read(config: Config) -> RawData:
     raw = sources.read(config.source)
     if raw.implicit and not config.split.negatives:
         raise ConfigError("all rows of this source are positives; set split.negatives, such as 4")
     if not raw.implicit and config.split.negatives:
         raise ConfigError("split.negatives is for data without labels; this source gives labels")
-    return here.prepare(raw, config, sample_prompt)
+    return raw
 
 
 def _build(config: Config, open_sampler: SamplerOpener, folder: UPath) -> StageResult:
-    data = _prepare_here(config, open_sampler)
-    names = {name: partitions.file_name(name, 0) for name in partitions.PARTITIONED}
-    files: dict[str, int | storage.FileRecord] = {"fields.json": 1}
-    for name, table in data.tables.items():
-        file = names.get(name, f"{name}.parquet")
-        rows_per_group = schema.TRAIN_GROUP_ROWS if name == "train" else storage.GROUP_ROWS
-        files[file] = storage.write_table(folder / file, table, rows_per_group)
+    sample_prompt, raw = open_sampler(config), _read(config)
+    total = partition_count(config, raw)
+    if total == 1:
+        storage.clear(folder)  # a single partition is not worth resuming
+        data = here.write(here.prepare(raw, config, sample_prompt), folder)
+    else:
+        from llm4msr.data import on_ray
+
+        data = on_ray.prepare(raw, config, sample_prompt, total, folder)
     storage.write_bytes(folder / "fields.json", json.dumps(data.fields, ensure_ascii=False).encode())
-    counts = {name: table.num_rows for name, table in data.tables.items()}
+    counts: dict[str, int] = {}
+    for file, record in data.files.items():
+        name = file.partition("/")[0].removesuffix(".parquet")
+        counts[name] = counts.get(name, 0) + record.rows
     info = {"report": data.report.model_dump(), "warnings": find_warnings(data.report, config)}
-    return StageResult(files=files, rows=sum(counts[name] for name in split.SPLITS), info=counts | info)
+    return StageResult(
+        files=data.files | {"fields.json": 1}, rows=sum(counts[name] for name in split.SPLITS), info=counts | info
+    )
+
+
+def partition_count(config: Config, raw: RawData) -> int:
+    """How many partitions the users get."""
+    wanted = config.split.partitions
+    if wanted != "auto":
+        return wanted
+    return 1 << max(0, math.ceil(math.log2(max(raw.interactions.rows, 1) / PARTITION_ROWS)))

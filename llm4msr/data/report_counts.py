@@ -82,10 +82,13 @@ class RowCounts(BaseModel):
         return self.anew[self.first_order] >= 0.8 * self.several
 
 
-def count_rows(every: Interactions, split: SplitRows, described: Column, few_ids: int | None = None) -> RowCounts:
+def count_rows(
+    every: Interactions, split: SplitRows, described: "Column | None", few_ids: int | None = None
+) -> RowCounts:
     """The counts of a partition: `every` row of its users, and those that are used.
 
-    `described` are the ids that the file of users describes. At most `few_ids` missing ones are named.
+    `described` are the ids of the partition that a file of users describes; None where there is no such file. At most
+    `few_ids` missing ones are named.
     """
     rows, count_U = split.rows, split.rows.user.count_rows()
     values = distinct(rows.order_R)
@@ -102,7 +105,9 @@ def count_rows(every: Interactions, split: SplitRows, described: Column, few_ids
         orders=len(values),
         order_values=values.tolist() if len(values) <= FEW_VALUES else None,
         splits={name: split.count(name) for name in SPLITS},
-        missing_users=find_missing(rows.user.distinct, count_U, first_U, described, few_ids),
+        missing_users=None
+        if described is None
+        else find_missing(rows.user.distinct, count_U, first_U, described, few_ids),
     )
 
 
@@ -125,10 +130,8 @@ def _count_restarts(rows: Interactions) -> tuple[int, tuple[int, int]]:
     return int(several_U.sum()), (int((is_dense_U & (start_U <= 1)).sum()), int((is_dense_U & (start_U <= 2)).sum()))
 
 
-def find_missing(
-    ids: Column, count_U: Ints, first_U: Ints, described: Column, few: int | None = None
-) -> MissingIds | None:
-    """Which ids are not described; None where nothing is described.
+def find_missing(ids: Column, count_U: Ints, first_U: Ints, described: Column, few: int | None = None) -> MissingIds:
+    """Which ids are not described.
 
     Args:
         ids: distinct ids of the interactions.
@@ -137,8 +140,6 @@ def find_missing(
         described: the ids in the file.
         few: how many missing ids are named at most.
     """
-    if not len(described):
-        return None
     is_missing_U = pc.invert(pc.is_in(ids, value_set=described)).to_numpy(zero_copy_only=False)
     places = np.flatnonzero(is_missing_U)
     named = places[np.argsort(first_U[places], kind="stable")][:few]

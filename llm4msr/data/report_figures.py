@@ -36,7 +36,7 @@ def describe(
         DataError: users or items are described, but none of those that the interactions name.
     """
     rows, first = _by_id(pairs.item, pairs)
-    missing = find_missing(pairs.item.distinct, rows, first, items["item_id"])
+    missing = find_missing(pairs.item.distinct, rows, first, items["item_id"]) if len(items) else None
     sides = {"user": (counts.missing_users, user_ids), "item": (missing, items["item_id"])}
     files = {side: _file(config, side) for side in sides}
     return {side: _described(ids, theirs, side, files[side]) for side, (ids, theirs) in sides.items() if ids}

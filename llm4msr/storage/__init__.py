@@ -15,7 +15,7 @@ from llm4msr.storage.files import (
 )
 from llm4msr.storage.local_files import full_disk_errors
 from llm4msr.storage.manifest import MANIFEST, Manifest
-from llm4msr.storage.outputs import StageOutput, StageResult, open_output, publish, repair_advice
+from llm4msr.storage.outputs import StageOutput, StageResult, clear, open_output, publish, repair_advice
 from llm4msr.storage.parquet import (
     GROUP_ROWS,
     FileRecord,
@@ -36,6 +36,7 @@ __all__ = [
     "StageOutput",
     "StageResult",
     "arrow_filesystem",
+    "clear",
     "create",
     "digest",
     "digest_file",

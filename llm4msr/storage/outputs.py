@@ -177,7 +177,7 @@ def _publish(
     held: lock.Lock,
 ) -> StageOutput:
     continued = bool(files.files_below(folder))
-    _clear(folder, keep=resumable)
+    clear(folder, keep=resumable)
     begun = time.monotonic()
     with full_disk_errors(folder):
         result = build(folder)
@@ -212,7 +212,7 @@ def _publish(
     return StageOutput(folder, manifest)
 
 
-def _clear(folder: UPath, keep: bool) -> None:
+def clear(folder: UPath, keep: bool = False) -> None:
     """Delete what an interrupted run left, but not the lock; with `keep`, only the files that it had not finished."""
     with files.access_errors(folder, "cleared"):
         if isinstance(folder, Path) and keep:

@@ -1,0 +1,126 @@
+"""What is done to each partition by a task of Ray, between files; a task finds what an earlier run has finished.
+
+Every task takes a row of a table of jobs and returns a table of one row, as `ray_session.run_each` has it.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from upath import UPath
+
+from llm4msr import storage
+from llm4msr.arrays import strings
+from llm4msr.config import Config
+from llm4msr.data import cuts, partition, partitions, report_counts, scan, split, work_files
+from llm4msr.data.cuts import Bracket, Cuts
+from llm4msr.data.interactions import Ids
+from llm4msr.data.scan import Pairs, Scan
+
+DONE = pa.table({"done": [1]})
+
+
+def tell_points(job: pa.Table, folder_uri: str, config: Config, sought: str, known: Cuts) -> pa.Table:
+    """The first round of finding a cut."""
+    told = cuts.points(_cut_keys(job, folder_uri, config, sought, known))
+    return pa.table({"total": [told.total], "value": [told.value_M], "rank": [told.rank_M]})
+
+
+def tell_within(
+    job: pa.Table, folder_uri: str, config: Config, sought: str, known: Cuts, brackets: list[Bracket]
+) -> pa.Table:
+    """The second round, for each bracket."""
+    key_N = _cut_keys(job, folder_uri, config, sought, known)
+    told = [cuts.within(key_N, low, high) for low, high in brackets]
+    return pa.table({name: [[part[at] for part in told]] for at, name in enumerate(("below", "value", "count"))})
+
+
+def _cut_keys(job: pa.Table, folder_uri: str, config: Config, sought: str, known: Cuts) -> np.ndarray[Any, Any]:
+    file = work_files.place(storage.path(folder_uri), work_files.RAW_ROWS, _number(job))
+    rows = storage.read_table(file, ["order", "row"])
+    order_R, row_R = rows["order"].to_numpy(), rows["row"].to_numpy()
+    return split.cut_keys(order_R, row_R, sought, known, config.split, config.seed)
+
+
+def scan_partition(
+    job: pa.Table, folder_uri: str, config: Config, known: Cuts, parts: int, has_users: bool
+) -> pa.Table:
+    """Look through a partition's rows; its pairs are written in row groups by a hash of the item."""
+    folder, number = storage.path(folder_uri), _number(job)
+    record = work_files.place(folder, "scans", number, "json")
+    if record.exists():
+        return DONE
+    every, users = work_files.read_rows(folder, number), work_files.read_users(folder, number)
+    rows = split.divide(every, config.split, known, config.seed)
+    user_ids = users["user_id"] if has_users else None
+    counts = report_counts.count_rows(every, rows, user_ids, report_counts.FEW_IDS)
+    held = scan.scan(rows, users, counts)
+    work_files.write_pairs(work_files.place(folder, work_files.PAIRS, number), _by_item(held.pairs, parts))
+    work_files.write_json(record, _as_json(held))
+    return DONE
+
+
+def _by_item(pairs: Pairs, parts: int) -> list[Pairs]:
+    part_I = partitions.numbers_of(partitions.hash_ids(strings(pairs.item.distinct)), parts)
+    part_K = part_I[pairs.item.number_R]
+    chosen = [np.flatnonzero(part_K == part) for part in range(parts)]
+    return [
+        Pairs(
+            Ids(pairs.item.number_R[places], pairs.item.distinct),
+            Ids(pairs.scenario.number_R[places], pairs.scenario.distinct),
+            *(column[places] for column in pairs[2:]),
+        )
+        for places in chosen
+    ]
+
+
+def _as_json(held: Scan) -> dict[str, object]:
+    return {
+        "trained": held.trained,
+        "users": held.users,
+        "counts": held.counts.model_dump(),
+        "contexts": {name: words.to_pydict() for name, words in held.contexts.items()},
+        "features": {name: words.to_pydict() for name, words in held.features.items()},
+    }
+
+
+def merge_items(job: pa.Table, folder_uri: str, total: int) -> pa.Table:
+    """Add the pairs of all partitions for one part of the items."""
+    folder, part = storage.path(folder_uri), _number(job)
+    merged = work_files.place(folder, "merged", part)
+    if not merged.exists():
+        files = [work_files.place(folder, work_files.PAIRS, number) for number in range(total)]
+        work_files.write_pairs(merged, [scan.add_pairs([work_files.read_pairs(file, part) for file in files])])
+    return DONE
+
+
+def build_partition(job: pa.Table, folder_uri: str, config: Config, known: Cuts) -> pa.Table:
+    """Write a partition's tables, and the record of them."""
+    folder, number = storage.path(folder_uri), _number(job)
+    record = work_files.place(folder, "tables", number, "json")
+    if not _is_whole(folder, work_files.read_json(record)):
+        place = partition.Place(number, job["earlier_users"][0].as_py(), job["earlier_trained"][0].as_py())
+        every, users = work_files.read_rows(folder, number), work_files.read_users(folder, number)
+        rows = split.divide(every, config.split, known, config.seed)
+        del every
+        built = partition.build(rows, users, place, work_files.read_words(folder_uri), config)
+        del rows
+        files = partitions.write(folder, number, built.tables)
+        work_files.write_sums(work_files.place(folder, work_files.SUMS, number), built.sums)
+        found = {"files": {name: file.model_dump() for name, file in files.items()}}
+        work_files.write_json(record, found | {"splits": {n: s.model_dump() for n, s in built.splits.items()}})
+    return DONE
+
+
+def _is_whole(folder: UPath, record: dict[str, Any] | None) -> bool:
+    """Whether an earlier run has finished all files of a partition, and they are as it left them."""
+    if record is None or not (folder / work_files.WORK / work_files.SUMS).exists():
+        return False
+    return all(
+        (folder / name).exists() and storage.record_file(folder / name, file["rows"]).model_dump() == file
+        for name, file in record["files"].items()
+    )
+
+
+def _number(job: pa.Table) -> int:
+    return int(job["number"][0].as_py())

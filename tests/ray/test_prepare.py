@@ -1,0 +1,62 @@
+"""Data in several partitions, prepared by Ray, equals that of one partition once numbers are raw ids again."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llm4msr.config import Config
+from llm4msr.data import partitions
+from llm4msr.pipeline import prepare
+from tests.support import by_raw_id
+from tests.support.data import config_of, prepared_table
+from tests.unit.data.test_reference import world, write
+
+CONFIGS: dict[str, tuple[int, dict[str, Any]]] = {
+    "time": (2, {}),
+    "latest": (16, {"latest": 333, "history_share": 0.6}),
+    "user": (8, {"by": "user", "history_share": 0.5, "latest": 700}),
+    "last": (4, {"kind": "leave_last_out"}),
+    "random": (32, {"kind": "random", "history_share": 0.7}),
+}
+
+
+def config_with(folder: Path, total: int, split: dict[str, Any], **sections: Any) -> Config:
+    return config_of(folder, f"{folder}/out-{total}", split=split | {"partitions": total}, **sections)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write(tmp_path, *world(5))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_partitions_equal_one(source: Path, name: str):
+    total, split = CONFIGS[name]
+    one, several = (prepare(config_with(source, count, split)) for count in (1, total))
+    assert (partitions.count(one), partitions.count(several)) == (1, total)
+    expected, found = by_raw_id.read(one), by_raw_id.read(several)
+    for field, value in expected._asdict().items():
+        assert getattr(found, field) == value, field
+    infos = [dict(output.manifest.info) for output in (one, several)]
+    reports = [info.pop("report") for info in infos]
+    for report in reports:
+        report.pop("prompt"), report.pop("prompt_of")
+    assert infos[0] == infos[1]
+    assert reports[0] == reports[1]
+    own = [row["f:user_id"] for row in prepared_table(several, "users").to_pylist()]
+    assert sorted(filter(None, own)) == list(range(1, several.json("fields.json")["user"]["user_id"] + 1))
+    assert not (Path(several.folder) / "work").exists()
+
+
+def test_users_lie_in_the_partition_of_their_hash_and_trained_ones_come_first(source: Path):
+    output = prepare(config_with(source, 4, {}))
+    for partition in range(4):
+        users = output.table(partitions.file_name("users", partition))
+        ids = users["user_id"].to_pylist()[int(partition == 0) :]
+        assert set(partitions.numbers_of(partitions.hash_ids(ids), 4)) <= {partition}
+        own = users["f:user_id"].to_numpy()[int(partition == 0) :]
+        assert (np.diff((own > 0).astype(int)) <= 0).all()
+        assert users["user"].to_pylist() == list(range(len(users)))
