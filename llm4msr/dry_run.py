@@ -39,7 +39,7 @@ def plan(config: Config, verb: str) -> dict[str, Any]:
 
 
 def _of_prepare(config: Config, data: PromptData) -> dict[str, Any]:
-    counts = {"users": data.tables["histories"].num_rows, "scenarios": data.tables["scenarios"].num_rows - 1}
+    counts = {"users": data.users, "scenarios": data.tables["scenarios"].num_rows - 1}
     return {"source": config.source.path, **counts, "warnings": data.warnings}
 
 

@@ -175,6 +175,15 @@ class SplitConfig(Section):
     negatives: int = Field(0, ge=0, le=100)
     """For a source without labels: how many items are drawn for each row, with label 0, from those of the same scenario
     that the user had not taken. It needs some, such as 4; a source with labels needs 0."""
+    negatives_by: Literal["uniform", "popularity"] = "uniform"
+    """How negatives are drawn from the items of the scenario's training rows: each alike, or as often as it has rows
+    there."""
+    min_item_rows: int = Field(1, ge=1)
+    """Training rows that an item needs for an id embedding of its own. With fewer, an item that is described is known
+    by its features alone, and one that is not described is an unknown item."""
+    min_value_count: int = Field(1, ge=1)
+    """How often a value of a feature must occur among the users (or items) of training rows, and a context value among
+    the training rows, to have an embedding of its own; rarer ones are unknown."""
     history_share: float = Field(1.0, gt=0, le=1)
     """The earliest share of the training period that feeds prompts. 1 is the paper's: a user's vector then contains the
     labels of the very rows that it trains with, and where users have few rows a model can read them off. Below 1,

@@ -65,9 +65,10 @@ def prepare(raw: RawData, config: Config, sample_prompt: PromptSampler) -> Prepa
     described = report_figures.describe(config, held.counts, users["user_id"], held.pairs, raw.items)
     split.require_rows(held.counts.splits, held.counts.orders, config.split)
     require_rest(held.pairs, config)
+    least = config.split.min_value_count
     words = (
-        {name: catalogue.vocabulary([held.features[name]]) for name in raw.user_features},
-        {name: catalogue.vocabulary([held.contexts[name]]) for name in raw.context},
+        {name: catalogue.vocabulary([held.features[name]], least) for name in raw.user_features},
+        {name: catalogue.vocabulary([held.contexts[name]], least) for name in raw.context},
     )
     known = vocabularies.build(held.pairs, raw.items, raw.item_features, words, config)
     built = partition.build(rows, users, partition.Place(), known, config)

@@ -64,7 +64,8 @@ def prepare(raw: RawData, config: Config, sample_prompt: PromptSampler, total: i
     described = report_figures.describe(config, scans.counts, user_ids, pairs, raw.items)
     split.require_rows(scans.counts.splits, scans.counts.orders, config.split)
     here.require_rest(pairs, config)
-    words = (scans.words("features", raw.user_features), scans.words("contexts", raw.context))
+    least = config.split.min_value_count
+    words = (scans.words("features", raw.user_features, least), scans.words("contexts", raw.context, least))
     vocabulary = vocabularies.build(pairs, raw.items, raw.item_features, words, config)
     files = {work_files.ITEMS: storage.write_table(folder / work_files.ITEMS, vocabulary.items)}
     work_files.write_words(folder, vocabulary)
@@ -164,9 +165,9 @@ class _Scans:
                     self._words.setdefault((kind, name), []).append(table)
         self.counts = reduce(lambda one, other: one + other, counts)
 
-    def words(self, kind: str, names: tuple[str, ...]) -> dict[str, list[str]]:
+    def words(self, kind: str, names: tuple[str, ...], least: int) -> dict[str, list[str]]:
         """The vocabulary of each field."""
-        return {name: catalogue.vocabulary(self._words[kind, name]) for name in names}
+        return {name: catalogue.vocabulary(self._words[kind, name], least) for name in names}
 
     def jobs(self) -> list[dict[str, int]]:
         """The partitions' numbers, with the users of earlier ones."""

@@ -15,6 +15,7 @@ from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.data import catalogue, here, partitions, sources, split, work_files
 from llm4msr.data.reading.raw_data import RawData
+from llm4msr.data.reading.raw_tables import first_rows
 from llm4msr.data.report import DataReport, report_lines
 from llm4msr.data.report_figures import SamplerOpener
 from llm4msr.data.report_warnings import find_warnings
@@ -23,6 +24,8 @@ from llm4msr.progress import say
 from llm4msr.storage import StageOutput, StageResult
 
 VERSION = 10
+SAMPLE_ROWS = 1_000_000
+"""First interactions of larger data that a dry run looks at."""
 PARTITION_ROWS = 5_000_000
 """Interactions of a partition, at most about; up to so many are prepared in this process."""
 
@@ -72,22 +75,35 @@ def folder(config: Config) -> UPath:
 
 
 class PromptData(NamedTuple):
-    """What prompts are made of: the tables `histories`, `scenarios` and `items`, and the items' fields."""
+    """What prompts are made of: the tables `scenarios` and `items`, and `histories` of all users or of some of them."""
 
     tables: dict[str, pa.Table]
     item_fields: dict[str, list[str]]
+    users: int
+    """Users with a history, or about how many."""
     warnings: list[str]
 
 
 def prompt_data(config: Config, open_sampler: SamplerOpener) -> PromptData:
-    """Read from the published output, or computed in memory if there is none; writes nothing."""
+    """Read from the published output, or computed in memory if there is none; writes nothing.
+
+    Of several partitions it reads the histories of the first; before they are prepared, the first rows of the source.
+    """
     output = storage.open_output(folder(config))
-    if output is None:
-        data = here.prepare(_read(config), config, open_sampler(config))
-        return PromptData(data.tables, data.item_fields, find_warnings(data.report, config))
-    tables = {name: output.table(f"{name}.parquet") for name in ("scenarios", "items")}
-    tables["histories"] = pa.concat_tables(partitions.read_each(output, "histories"))
-    return PromptData(tables, catalogue.item_fields(output), output.manifest.info.get("warnings", []))
+    if output is not None:
+        tables = {name: output.table(f"{name}.parquet") for name in ("scenarios", "items")}
+        tables["histories"] = partitions.read(output, "histories", 0)
+        users, warnings = partitions.rows(output, "histories"), output.manifest.info.get("warnings", [])
+        return PromptData(tables, catalogue.item_fields(output), users, warnings)
+    sample_prompt, raw, note = open_sampler(config), _read(config), []
+    rows = raw.interactions.rows
+    if partition_count(config, raw) > 1 and rows > SAMPLE_ROWS:
+        raw = first_rows(raw, SAMPLE_ROWS)
+        note = [f"all of this is estimated from the first {raw.interactions.rows:,} of about {rows:,} rows"]
+    data = here.prepare(raw, config, sample_prompt)
+    users = data.tables["histories"].num_rows
+    share = raw.interactions.rows / rows if note else 1
+    return PromptData(data.tables, data.item_fields, round(users / share), note + find_warnings(data.report, config))
 
 
 def _read(config: Config) -> RawData:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from llm4msr import schema
 from llm4msr.arrays import Column, Ints, strings
-from llm4msr.config import Config
+from llm4msr.config import Config, SplitConfig
 from llm4msr.data import catalogue, scenarios
 from llm4msr.data.interactions import Ids
 from llm4msr.data.negatives import Pools
@@ -65,17 +65,16 @@ def build(
 ) -> Vocabularies:
     """Number the items and scenarios of all partitions; `words` are those of users' features and of the context."""
     train_I = np.bincount(pairs.item.number_R, pairs.train_K, len(pairs.item.distinct))
-    trained = pairs.item.distinct.filter(train_I > 0)
+    trained = pairs.item.distinct.filter(train_I >= config.split.min_item_rows)
     ids = catalogue.order_ids(trained, raw_items["item_id"])
     described = catalogue.describe(raw_items, "item_id", ids)
-    item = {
-        name: catalogue.vocabulary([catalogue.count_words(described[schema.FEATURE + name].slice(0, len(trained)))])
-        for name in features
-    }
+    theirs = described.slice(0, len(trained))
+    counts = {name: [catalogue.count_words(theirs[schema.FEATURE + name])] for name in features}
+    item = {name: catalogue.vocabulary(tables, config.split.min_value_count) for name, tables in counts.items()}
     items = schema.check(catalogue.build("item", ids, len(trained), described, item), schema.ITEMS, "items")
     train_S = np.bincount(pairs.scenario.number_R, pairs.train_K, len(pairs.scenario.distinct))
     names = ["", *sorted(strings(pairs.scenario.distinct.filter(train_S > 0)))]
-    pools = _pools(pairs, items, names) if config.split.negatives else None
+    pools = _pools(pairs, items, names, config.split) if config.split.negatives else None
     return Vocabularies(items, names, words[0], item, words[1], pools)
 
 
@@ -84,10 +83,11 @@ def number(ids: Ids, known: Column) -> Ints:
     return catalogue.number_ids(ids.distinct, known.slice(1))[ids.number_R]
 
 
-def _pools(pairs: Pairs, items: pa.Table, names: list[str]) -> Pools:
+def _pools(pairs: Pairs, items: pa.Table, names: list[str], config: SplitConfig) -> Pools:
     item_K, scenario_K = number(pairs.item, items["item_id"]), number(pairs.scenario, pa.array(names))
     held = np.flatnonzero((pairs.train_K > 0) & (item_K > 0))
-    return Pools.of(scenario_K[held], item_K[held], np.ones(len(held), np.int64), len(names))
+    weight_K = pairs.train_K if config.negatives_by == "popularity" else np.ones(len(pairs.train_K), np.int64)
+    return Pools.of(scenario_K[held], item_K[held], weight_K[held], len(names))
 
 
 def scenario_items(pairs: Pairs, vocabularies: Vocabularies) -> ScenarioItems:

@@ -32,13 +32,13 @@ START_SECONDS = 40.0
 
 def estimate(config: Config, data: PromptData, finished: bool) -> dict[str, object]:
     """Prompts, tokens and hours of an extraction as JSON; `finished` says that it is done already."""
-    tables, fields, _ = data
+    tables, fields = data.tables, data.item_fields
     reads_items = config.extract.reads == "items"
     items = items_to_read(tables["items"]) if config.extract.item_vectors == "llm" else 0
-    users = tables["histories"].num_rows
-    count = items if reads_items else min(users, config.extract.max_users or users)
+    count = items if reads_items else min(data.users, config.extract.max_users or data.users)
     rows = tables["items"].slice(1) if reads_items else tables["histories"]
-    sample = rows.take(np.linspace(0, count - 1, SAMPLE).astype(int)) if count > SAMPLE else rows.slice(0, count)
+    there = min(count, len(rows))
+    sample = rows.take(np.linspace(0, there - 1, SAMPLE).astype(int)) if there > SAMPLE else rows.slice(0, there)
     rendered = item_prompts(sample, fields, config) if reads_items else user_prompts(sample, config)
     prompts = rendered.filter(pc.not_equal(rendered["prompt"], pa.scalar("")))
     lengths, shared, exact = _count_tokens(config, strings(prompts["prompt"]))

@@ -8,9 +8,11 @@ import pytest
 
 from llm4msr.config import Config
 from llm4msr.data import partitions
+from llm4msr.data import prepare as prepare_stage
+from llm4msr.data.report_figures import PromptSampler
 from llm4msr.pipeline import prepare
 from tests.support import by_raw_id
-from tests.support.data import config_of, prepared_table
+from tests.support.data import config_of, flip_a_bit, prepared_table
 from tests.unit.data.test_reference import world, write
 
 CONFIGS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -60,3 +62,37 @@ def test_users_lie_in_the_partition_of_their_hash_and_trained_ones_come_first(so
         own = users["f:user_id"].to_numpy()[int(partition == 0) :]
         assert (np.diff((own > 0).astype(int)) <= 0).all()
         assert users["user"].to_pylist() == list(range(len(users)))
+
+
+def test_a_run_that_died_goes_on_with_what_is_missing_or_damaged(source: Path):
+    config = config_with(source, 8, {"min_item_rows": 2})
+
+    def broken(_: Config) -> PromptSampler:
+        def fail(*_: Any) -> tuple[str, str]:
+            raise OSError("the machine is gone")
+
+        return fail
+
+    with pytest.raises(OSError, match="the machine is gone"):
+        prepare_stage.prepare(config, broken)
+    folder = Path(prepare_stage.folder(config))
+    assert not (folder / "manifest.json").exists()
+    files = {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
+    lost, damaged = (folder / partitions.file_name(*file) for file in (("train", 3), ("seen", 5)))
+    lost.unlink()
+    flip_a_bit(damaged)
+    output = prepare(config)
+    tables = [file for file in files if file.parent.name in partitions.PARTITIONED]
+    again = {file.name for file in tables if file.stat().st_mtime_ns != files[file]}
+    assert again - {damaged.name} <= {"p=00003.parquet"}
+    assert by_raw_id.read(output) == by_raw_id.read(prepare(config_with(source, 1, {"min_item_rows": 2})))
+
+
+def test_negatives_of_several_partitions_are_items_that_the_user_has_not_taken(source: Path):
+    split = {"negatives": 2, "negatives_by": "popularity", "kind": "random"}
+    one = by_raw_id.read(prepare(config_with(source, 4, split, table={"label": ""})))
+    train = one.splits["train"]
+    liked = {(user, item) for user, item, _, label, *_ in train if label}
+    drawn = [(user, item) for user, item, _, label, *_ in train if not label]
+    assert len(drawn) > len([row for row in train if row[3]])
+    assert not liked & set(drawn)

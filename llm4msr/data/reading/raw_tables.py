@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llm4msr import schema
 from llm4msr.data.reading.raw_data import RawData, RawTable, require_unique
@@ -153,3 +154,17 @@ def hold(interactions: pa.Table, users: pa.Table, items: pa.Table, implicit: boo
     schema.check(users, schema.RAW_USERS, where)
     schema.check(items, schema.RAW_ITEMS, where)
     return RawData(HeldTable(interactions, numbered=True), HeldTable(users), items, implicit)
+
+
+def first_rows(raw: RawData, count: int) -> RawData:
+    """The first interactions of a source, its users in them, and all items."""
+    held: list[pa.Table] = []
+    for table in raw.interactions.tables():
+        held.append(table)
+        if sum(map(len, held)) >= count:
+            break
+    interactions = pa.concat_tables(held).slice(0, count)
+    ids = interactions["user_id"].unique()
+    users = [table.filter(pc.is_in(table["user_id"], value_set=ids)) for table in raw.users.tables()]
+    described = pa.concat_tables([raw.users.layout.empty_table(), *users])
+    return RawData(HeldTable(interactions), HeldTable(described), raw.items, raw.implicit)

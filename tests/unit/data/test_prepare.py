@@ -12,6 +12,7 @@ import pytest
 from llm4msr import schema, storage
 from llm4msr.config import Config
 from llm4msr.data import partitions, split
+from llm4msr.data import prepare as prepare_stage
 from llm4msr.data.catalogue import MAX_VALUES
 from llm4msr.data.histories import MAX_TITLES
 from llm4msr.data.prepare import prompt_data
@@ -472,10 +473,11 @@ def test_prepare_refuses_a_source_that_is_not_there(tmp_path: Path):
 
 
 def test_what_prompts_are_made_of_is_the_same_before_and_after_preparing(small: Config):
-    before, fields, warnings = prompt_data(small, sampler)
+    before, fields, users, warnings = prompt_data(small, sampler)
     assert not Path(small.root).exists()
     published = prepare(small)
-    after, found_fields, found_warnings = prompt_data(small, sampler)
+    after, found_fields, found_users, found_warnings = prompt_data(small, sampler)
+    assert users == found_users == 2
     assert {name: before[name].to_pylist() for name in after} == {n: t.to_pylist() for n, t in after.items()}
     assert fields == found_fields
     assert warnings == found_warnings == published.manifest.info["warnings"] != []
@@ -534,3 +536,76 @@ def test_a_negative_has_seen_what_its_positive_has(tmp_path: Path):
     drawn = [row for row in train if row["label"] == 0]
     assert drawn
     assert all(users[row["seen"] - 1] == row["user"] for row in drawn)
+
+
+# --- rare values, negatives by popularity, larger data ---------------------------------------------------------------
+
+
+def test_rare_items_have_no_embedding_and_only_described_ones_a_number(tmp_path: Path):
+    items = ["i0"] * 6 + ["i1"] * 6 + ["i2"] * 2 + ["nobody"] * 2 + ["i0"] * 4
+    rows = [[f"u{at % 3}", item, "home", 1, at, "watch" if at < 3 else "tv"] for at, item in enumerate(items)]
+    config = config_of(write_data(tmp_path, rows), split={"min_item_rows": 3, "min_value_count": 4})
+    output = prepare(config)
+    ids = table(output, "items").to_pydict()
+    own = dict(zip(ids["item_id"], ids["f:item_id"], strict=True))
+    assert {own["i0"], own["i1"]} == {1, 2}
+    assert own["i2"] == 0
+    assert "nobody" not in own
+    assert fields(output)["item"]["item_id"] == 2
+    assert fields(output)["item"]["brand"] == fields(output)["user"]["country"] == []
+    assert fields(output)["context"] == {"device": ["tv"]}
+    train = table(output, "train").to_pydict()
+    assert train["item"].count(0) == 2
+    assert train["c:device"].count(0) == 3
+    liked = [title for user in table(output, "histories").to_pylist() for s in user["history"] for title in s["titles"]]
+    assert "" not in liked
+    assert liked.count("Title 2") == 2
+
+
+@pytest.mark.parametrize("by", ["uniform", "popularity"])
+def test_negatives_are_drawn_alike_or_as_often_as_they_were_taken(tmp_path: Path, by: str):
+    """Everybody takes an item of their own, so that the others' can be drawn; those of some have many rows."""
+    rows = [[f"u{u}", f"i{u % 5}", "home", 1, 0, "tv"] for u in range(3000) if u % 5 < 2 or u % 10 == u % 5]
+    rows = [[*row[:4], at, row[5]] for at, row in enumerate(rows)]
+    config = config_of(
+        write_data(tmp_path, rows), table={"label": "", "users": "", "user_features": []},
+        split={"kind": "random", "negatives": 4, "negatives_by": by},
+    )  # fmt: skip
+    output = prepare(config)
+    train = table(output, "train").to_pandas()
+    taken = train[train["label"] == 1].set_index("user")["item"]
+    drawn = train[train["label"] == 0]
+    share = train[train["label"] == 1]["item"].value_counts(normalize=True)
+    weight = share if by == "popularity" else share * 0 + 1 / 5
+    expected = dict.fromkeys(share.index, 0.0)
+    for own, users in taken.value_counts().items():
+        for item in expected:
+            expected[item] += 4 * users * (item != own) * weight[item] / (1 - weight[own])
+    counts = drawn["item"].value_counts()
+    for item, count in expected.items():
+        assert counts[item] == pytest.approx(count, rel=0.08)
+    assert (taken.loc[drawn["user"]].to_numpy() != drawn["item"].to_numpy()).all()
+
+
+def test_the_split_of_a_row_follows_from_its_number_alone(tmp_path: Path):
+    rows = interactions()
+    config = config_of(tmp_path, split={"kind": "random"})
+    whole, half = parts_of(rows, config), parts_of(rows[:500], config)
+    assert (whole[:500] == half).mean() > 0.9  # shares are exact, so that a few rows beside the cuts differ
+    assert np.bincount(whole).tolist() == [800, 100, 100]
+
+
+def test_a_dry_run_of_large_data_looks_at_the_first_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prepare_stage, "SAMPLE_ROWS", 400)
+    config = config_of(write_data(tmp_path), split={"partitions": 4})
+    data = prompt_data(config, sampler)
+    assert data.warnings[0] == "all of this is estimated from the first 400 of about 1,000 rows"
+    assert data.tables["histories"].num_rows == 40
+    assert data.users == 100
+    assert not Path(config.root).exists()
+
+
+@pytest.mark.parametrize("wrong", [0, 3, -2, 1 << 17, "all"])
+def test_partitions_are_a_power_of_two(tmp_path: Path, wrong: Any):
+    with pytest.raises(ValueError, match="partitions"):
+        config_of(tmp_path, split={"partitions": wrong})
