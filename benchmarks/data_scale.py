@@ -27,6 +27,8 @@ from tests.support.experiments import tiny_llama
 RESULT = Path(__file__).parent / "results" / "data-scale.md"
 RECORDS = RESULT.with_suffix(".json")
 BATCH = 16_384
+VARIABLES = {"RAY_ADDRESS": "local", "RAY_worker_niceness": "0"}
+"""A Ray of its own, whose workers do not wait for all other work on this machine."""
 CONFIG = """\
 name = "scale"
 storage = "{work}/runs-{rows}"
@@ -185,7 +187,7 @@ def _stage(stage: str, work: Path, rows: int, **settings: Any) -> Record:
     config = write_config(work, rows, **settings)
     if stage != "train":  # of which a run has two
         shutil.rmtree(work / f"runs-{rows}" / stage, ignore_errors=True)
-    return _process_meter.run([sys.executable, "-m", "llm4msr", stage, str(config)], {"RAY_ADDRESS": "local"})._asdict()
+    return _process_meter.run([sys.executable, "-m", "llm4msr", stage, str(config)], VARIABLES)._asdict()
 
 
 def write_config(work: Path, rows: int, negatives: int = 0, workers: int = 1, knowledge: str = "none") -> Path:
