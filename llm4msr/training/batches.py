@@ -5,6 +5,7 @@ batch is made of random rows of as many row groups as there are streams. `prepar
 lies in one row group is a sample of its partition already.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -42,7 +43,7 @@ class RowReader:
         """All rows of one partition or of all of them, at most `size` at a time."""
         for number in range(len(self.files.rows_P)) if partition is None else [partition]:
             for group in range(len(self.files.group_sizes(number))):
-                rows = Rows.unpack(self.files.read(number, group))
+                rows = self.files.unpack(self.files.read(number, group))
                 for start in range(0, len(rows.user_B), size):
                     yield rows.cut(start, start + size)
 
@@ -75,14 +76,14 @@ class RowReader:
         begin = min(skip * size, self.rows)
         begun_V = streams.rows_of_each(begin)
         sources = [
-            _Source(self._groups(streams.stretches(stream, order), order, begun_V[stream]), self.files.dtype)
+            _Source(self._groups(streams.stretches(stream, order), order, begun_V[stream]), self.files.record)
             for stream in range(rank, streams.count, world)
         ]
         while begin < self.rows:
             end = min(begin + max(BLOCK_ROWS // size, 1) * size, self.rows)
             bounds = [*range(begin, end, size), end]
             count_TV = np.diff([streams.rows_of_each(bound)[rank::world] for bound in bounds], axis=0)
-            rows = Rows.unpack(_next_rows(sources, count_TV))
+            rows = self.files.unpack(_next_rows(sources, count_TV))
             yield _Block(rows, count_TV.sum(axis=1).tolist(), np.diff(bounds).tolist())
             begin = end
 
@@ -101,9 +102,13 @@ class RowReader:
         for group, group_end in zip(order_G.tolist(), end_G.tolist(), strict=True):
             start = group_end - int(size_G[group])
             if first < group_end and start < end:
-                mixed = np.random.default_rng([order, partition, group]).permutation(group_end - start)
-                rows = mixed[max(first - start, 0) : end - start]
+                rows = _mixed(order, partition, group, group_end - start)[max(first - start, 0) : end - start]
                 yield self.files.read(partition, group).take(rows)
+
+
+@functools.lru_cache(64)  # two streams share a row group where one's stretch ends and the other's begins
+def _mixed(order: int, partition: int, group: int, rows: int) -> Ints:
+    return np.random.default_rng([order, partition, group]).permutation(rows)
 
 
 class _Block(NamedTuple):

@@ -21,7 +21,7 @@ OPEN_FILES = 64
 """Files that stay open, and the parsed footer with them: one for each stream."""
 
 Records: TypeAlias = npt.NDArray[np.void]
-"""Rows side by side in memory, so that a random one is one access: 28 bytes, and 4 for each context field."""
+"""Rows as bytes, side by side, so that a random one is one access: 28 bytes, and 4 for each context field."""
 
 
 class Rows(NamedTuple):
@@ -34,16 +34,6 @@ class Rows(NamedTuple):
     context_BC: Tensor
     seen_B: Tensor | None = None
     """int64: place in `schema.SEEN`, counted from 1; 0 = not seen; None where it was not read."""
-
-    @classmethod
-    def unpack(cls, records_B: Records) -> "Rows":
-        """All numbers as int64, labels as float32."""
-
-        def column(name: str, dtype: npt.DTypeLike = np.int64) -> Tensor:
-            return torch.from_numpy(records_B[name].astype(dtype))
-
-        user_B, item_B, scenario_B = column("user"), column("item"), column("scenario")
-        return cls(user_B, item_B, scenario_B, column("label", np.float32), column("context"), column("seen"))
 
     def take(self, mask_B: Tensor) -> "Rows":
         """The rows of the mask, bool [B]."""
@@ -76,7 +66,7 @@ class RowFiles:
         self.rows_P: list[int] = np.diff(partitions.offsets(prepared, split)).tolist()
         self.rows = sum(self.rows_P)
         self._prepared, self._split, self._context = prepared, split, context
-        self.dtype = np.dtype(
+        self._dtype = np.dtype(
             [
                 *((name, np.int64) for name in ("user", "seen")),  # numbers that can pass 2^31
                 *((name, np.int32) for name in ("item", "scenario")),
@@ -84,9 +74,21 @@ class RowFiles:
                 ("context", np.int32, (len(context),)),
             ]
         )
+        self.record = np.dtype((np.void, self._dtype.itemsize))
+        """The type of `Records`: NumPy moves bytes as they are, where it would go through fields one by one."""
         self._parquet = functools.lru_cache(OPEN_FILES)(self._open)
         self.read: Callable[[int, int], Records] = functools.cache(self._read) if self.rows <= KEPT_ROWS else self._read
         """Number of a partition and of a row group in its file -> the group's rows, in the order of the file."""
+
+    def unpack(self, records_B: Records) -> Rows:
+        """All numbers as int64, labels as float32."""
+        typed_B = records_B.view(self._dtype)
+
+        def column(name: str, dtype: npt.DTypeLike = np.int64) -> Tensor:
+            return torch.from_numpy(typed_B[name].astype(dtype))
+
+        user_B, item_B, scenario_B = column("user"), column("item"), column("scenario")
+        return Rows(user_B, item_B, scenario_B, column("label", np.float32), column("context"), column("seen"))
 
     def group_sizes(self, partition: int) -> Ints:
         """Rows of each row group of a partition's file: int64 [G]."""
@@ -105,18 +107,18 @@ class RowFiles:
         return self._prepared.row_groups(partitions.file_name(self._split, partition))
 
     def _read(self, partition: int, group: int) -> Records:
-        columns = [name for name in self.dtype.names or () if name != "context"]
+        columns = [name for name in self._dtype.names or () if name != "context"]
         context = [f"c:{name}" for name in self._context]
         with self._prepared.read_errors(partitions.file_name(self._split, partition)):
             table = self._parquet(partition).read_row_group(group, [*columns, *context], use_threads=False)
-            records_B = np.empty(len(table), self.dtype)
+            records_B = np.empty(len(table), self._dtype)
             for name in columns:
-                records_B[name] = _numbers(table[name], self.dtype[name])
+                records_B[name] = _numbers(table[name], self._dtype[name])
             for i, name in enumerate(context):
                 records_B["context"][:, i] = _numbers(table[name], np.dtype(np.int32))
         if partition:
             self._count_on(records_B, partition)
-        return records_B
+        return records_B.view(self.record)
 
     def _count_on(self, records_B: Records, partition: int) -> None:
         """Turn places in a partition into numbers that count over all."""
