@@ -8,15 +8,15 @@ import codecs
 import zipfile
 import zlib
 from pathlib import Path
+from typing import cast
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from upath import UPath
 
 from llm4msr import storage
-from llm4msr.arrays import Column
+from llm4msr.arrays import Column, strings
 from llm4msr.config import SourceConfig
 from llm4msr.data.reading import csv_blocks
 from llm4msr.data.reading.columns import Rows, split_texts
@@ -75,9 +75,7 @@ def read(config: SourceConfig) -> RawData:
     item_table = _item_table(films)
     for table, rows, key in ((item_table, films, "item_id"), (user_table, users, "user_id")):
         require_unique(table[key], str(rows.file), key)
-    frames = (pa.Table.from_pydict({key: rated[key] for key in ("user_id", "item_id")}), item_table, user_table)
-    names = _scenarios(config.scenario, *(frame.to_pandas() for frame in frames))
-    rated["scenario_id"] = pa.array(names, pa.string())
+    rated["scenario_id"] = _scenarios(config.scenario, rated, item_table, user_table)
     interactions = pa.Table.from_pydict(rated).select(UNNUMBERED.names)
     return hold(interactions, user_table, item_table, implicit=False, where=config.path)
 
@@ -103,13 +101,19 @@ def _item_table(rows: Rows) -> pa.Table:
     return pa.Table.from_pydict({"item_id": rows.ids("item_id"), "title": title, "f:genres": genres, "f:year": year})
 
 
-def _scenarios(kind: str, ratings: pd.DataFrame, films: pd.DataFrame, users: pd.DataFrame) -> "pd.Series[str]":
+def _scenarios(kind: str, rated: dict[str, Column], films: pa.Table, users: pa.Table) -> Column:
+    """The scenario of each rating; null where an age group is not known."""
     if kind == "age":
-        groups = users["f:age"].astype(int).map(_ML1M_AGES).fillna("35 and over")
-        return ratings["user_id"].map(groups.set_axis(users["user_id"]))
-    column = films["f:genres"].map(_shelf) if kind == "genre" else films["f:year"].map(_era)
-    known = ratings["item_id"].map(column.set_axis(films["item_id"]))
-    return known.fillna(LAST_SHELF if kind == "genre" else _era(""))
+        groups = [_ML1M_AGES.get(int(age), "35 and over") for age in strings(users["f:age"])]
+        return _look_up(rated["user_id"], users["user_id"], groups)
+    genres = cast("list[list[str]]", films["f:genres"].to_pylist())
+    names = [*(map(_shelf, genres) if kind == "genre" else map(_era, strings(films["f:year"])))]
+    unknown = LAST_SHELF if kind == "genre" else _era("")
+    return _look_up(rated["item_id"], films["item_id"], names).fill_null(pa.scalar(unknown))
+
+
+def _look_up(ids: Column, known: Column, names: list[str]) -> Column:
+    return pa.array(names, pa.string()).take(pc.index_in(ids, value_set=known))
 
 
 def _shelf(genres: list[str]) -> str:

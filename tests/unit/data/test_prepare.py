@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -609,3 +611,15 @@ def test_a_dry_run_of_large_data_looks_at_the_first_rows(tmp_path: Path, monkeyp
 def test_partitions_are_a_power_of_two(tmp_path: Path, wrong: Any):
     with pytest.raises(ValueError, match="partitions"):
         config_of(tmp_path, split={"partitions": wrong})
+
+
+def test_one_partition_is_prepared_without_loading_ray_or_torch(tmp_path: Path):
+    write_ids(tmp_path, ["a", "b"], 100)
+    (tmp_path / "c.toml").write_text(
+        f'name = "small"\nstorage = "{tmp_path}/out"\n[source]\nkind = "table"\npath = "{tmp_path}"\n'
+        '[source.table]\ninteractions = "interactions.parquet"\nlabel = "label"\norder = "ts"\n'
+    )
+    code = "import sys; from llm4msr import load, pipeline; pipeline.prepare(load(sys.argv[1]))"
+    code += "; print({'ray', 'torch', 'scipy', 'polars'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "c.toml")], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "set()", done.stderr
