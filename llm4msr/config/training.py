@@ -45,9 +45,10 @@ class TrainConfig(Section):
     """What each worker trains on: one core, or one GPU, which pays for large batches and models."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the matrix products in training: `bfloat16` is up to twice as fast where the CPU (avx512_bf16, AMX) or the GPU
-    has instructions for it, and many times slower where not. `auto` looks at the first worker's machine, and keeps to
-    what it chose when the run goes on elsewhere; it takes `float32` for a backbone of your own. Weights, averages and
-    all scoring are float32 either way; results differ by no more than those of two seeds do."""
+    has instructions for it, and slower where not. `auto` looks at the first worker's machine, and keeps to what it
+    chose when the run goes on elsewhere; for a backbone of your own, or hidden layers narrower than 32, it takes
+    `float32`. Weights, averages and all scoring are float32 either way, and results differ by less than those of two
+    seeds do."""
     checkpoint_batches: Annotated[int, Key.HOW] = Field(1000, ge=0)
     """Global batches after which a checkpoint is written within an epoch; 0 = only after every epoch. A crash, or
     another number of workers, costs the batches since then."""

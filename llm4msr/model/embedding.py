@@ -65,14 +65,14 @@ class FeatureEmbedding(nn.Module):
         ):
             self.register_buffer(name, torch.tensor(numbers), persistent=False)
 
-    def forward(self, slots_BS: Tensor) -> Tensor:
-        """float32 [B, F * E]."""
+    def forward(self, slots_BS: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[B, F * E] in this format; the table and its gradient are float32."""
         place_BF, means = slots_BS.index_select(1, self._first_F), []
         for i, (field, start, at) in enumerate(zip(self._fields, self._starts, self._columns, strict=False)):
             if field.slots > 1:
                 means.append(_Mean(i, slots_BS[:, at : at + field.slots], start, field.size))
                 place_BF[:, i] = start
-        x_BFE: Tensor = _Lookup.apply(self.table.weight, place_BF, means, self.table.sparse)
+        x_BFE: Tensor = _Lookup.apply(self.table.weight, place_BF, means, self.table.sparse, dtype)
         return x_BFE.flatten(1)
 
     def hide(self, slots_BS: Tensor, share: float) -> Tensor:
@@ -136,17 +136,22 @@ class _Lookup(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context: Any, table_VE: Tensor, place_BF: Tensor, means: list[_Mean], sparse: bool) -> Tensor:
-        x_BFE = table_VE.index_select(0, place_BF.flatten()).view(*place_BF.shape, -1)
+    def forward(
+        context: Any, table_VE: Tensor, place_BF: Tensor, means: list[_Mean], sparse: bool, dtype: torch.dtype
+    ) -> Tensor:
+        small = len(table_VE) <= place_BF.numel()  # then its rows are cast before they are copied, not after
+        rows_VE = table_VE.to(dtype) if small else table_VE
+        x_BFE = rows_VE.index_select(0, place_BF.flatten()).view(*place_BF.shape, -1).to(dtype)
         for mean in means:
             x_BFE[:, mean.field] = mean.embed(table_VE)
         context.place_BF, context.means, context.values, context.sparse = place_BF, means, len(table_VE), sparse
         return x_BFE
 
     @staticmethod
-    def backward(context: Any, gradient_BFE: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(context: Any, gradient_BFE: Tensor) -> tuple[Tensor, None, None, None, None]:
         make = _sparse_gradient if context.sparse else _dense_gradient
-        return make(context.values, gradient_BFE, context.place_BF, context.means), None, None, None
+        gradient_VE = make(context.values, gradient_BFE.float(), context.place_BF, context.means)
+        return gradient_VE, None, None, None, None
 
 
 def _dense_gradient(values: int, gradient_BFE: Tensor, place_BF: Tensor, means: list[_Mean]) -> Tensor:

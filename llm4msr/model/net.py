@@ -67,15 +67,13 @@ class RankerNet(nn.Module):
         Under autocast, which training may turn on, the features are cast once, for all layers that read them.
         """
         device = batch.slots_BS.device.type
-        casts = torch.is_autocast_enabled(device)
-        groups = PaddedGroups if casts and device == "cpu" else RowGroups
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        groups = PaddedGroups if device == "cpu" and dtype == torch.bfloat16 else RowGroups
         rows = groups(batch.scenario_B, self.scenarios)
         slots_BS, scenario_B, owner_B = (rows.ordered(column_B) for column_B in batch[:3])
         batch = batch._replace(slots_BS=slots_BS, scenario_B=scenario_B, owner_B=owner_B)
         code_BK = self._codes(batch, strengths.user)[batch.owner_B] if self.uses_users else None
-        x_BD = self._features(batch.slots_BS, code_BK)
-        if casts:
-            x_BD = x_BD.to(torch.get_autocast_dtype(device))
+        x_BD = self._features(batch.slots_BS, code_BK, dtype)
         if self.kind in ("user", "both") and (strengths.user or not self.residual):
             x_BD = self._at_bottom(x_BD, self.user_meta(x_BD, code_BK), strengths.user)
         return rows.join([self._logits(x_BD, batch.scenario_B, strengths.scenario).float()])
@@ -112,9 +110,9 @@ class RankerNet(nn.Module):
             return F.silu(generated_BD)
         return x_BD + (generated_BD if level == 1.0 else level * generated_BD)
 
-    def _features(self, slots_BS: Tensor, code_BK: Tensor | None) -> Tensor:
-        x_BD = self.embedding(slots_BS)
-        return torch.cat([x_BD, code_BK], dim=1) if self.kind == "feature" and code_BK is not None else x_BD
+    def _features(self, slots_BS: Tensor, code_BK: Tensor | None, dtype: torch.dtype) -> Tensor:
+        x_BD = self.embedding(slots_BS, dtype)
+        return torch.cat([x_BD, code_BK.to(dtype)], dim=1) if self.kind == "feature" and code_BK is not None else x_BD
 
     def _logits(self, x_BD: Tensor, scenario_B: Tensor, level: float) -> Tensor:
         logits_B = self.backbone(x_BD, scenario_B)

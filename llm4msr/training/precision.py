@@ -13,17 +13,21 @@ from llm4msr.config import Config
 
 Precision = Literal["float32", "bfloat16"]
 
+NARROW = 32
+"""Width of the widest hidden layer below which bfloat16 gains nothing."""
+
 
 def choose(config: Config, device: torch.device) -> Precision:
     """What `train.precision` says, or for `auto` what suits this machine and the backbone.
 
     A backbone of your own is trained in float32 unless the config says otherwise: it may join results of products with
-    float32 tensors in ways that need one type.
+    float32 tensors in ways that need one type. So is a net of narrow layers, which to cast costs as much as it saves.
     """
-    wanted = config.train.precision
+    wanted, model = config.train.precision, config.model
     if wanted != "auto":
         return wanted
-    return "bfloat16" if ":" not in config.model.backbone and multiplies_bfloat16(device) else "float32"
+    suits = ":" not in model.backbone and max(model.hidden) >= NARROW
+    return "bfloat16" if suits and multiplies_bfloat16(device) else "float32"
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -78,6 +78,8 @@ class Logit(nn.Linear):
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """float32 [B, 1]."""
+        if not torch.is_autocast_enabled(x_BD.device.type):
+            return super().forward(x_BD)
         with torch.autocast(x_BD.device.type, enabled=False):
             return super().forward(x_BD.float())
 

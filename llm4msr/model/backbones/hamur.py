@@ -25,7 +25,7 @@ class GeneratedLinear(nn.Module):
 
     def forward(self, x_BD: Tensor, core_BCC: Tensor) -> Tensor:
         """[B, O]."""
-        return self.up((self.down(x_BD)[..., None] * core_BCC).sum(1))
+        return self.up((self.down(x_BD).float()[..., None] * core_BCC).sum(1))
 
 
 class Hamur(nn.Module):
@@ -43,7 +43,7 @@ class Hamur(nn.Module):
     def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
         """Logits [B]."""
         rows = RowGroups(scenario_B, len(self.towers))
-        core_BCC = self.hyper(x_BD).unflatten(1, (CORE, CORE))
+        core_BCC = self.hyper(x_BD).float().unflatten(1, (CORE, CORE))  # sums of bfloat16 would be slow
         hidden_BH = rows.through(self.bottoms, x_BD)
         adapted_BH = self.up(torch.sigmoid(self.down(hidden_BH, core_BCC)), core_BCC)
         return rows.through(self.towers, hidden_BH + rows.through(self.norms, adapted_BH))[:, 0]

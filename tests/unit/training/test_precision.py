@@ -18,18 +18,19 @@ def run(world: World, wanted: str, epochs: int = 2, resume: Checkpoint | None = 
     return fit(config, Dataset.open(config, world.data, world.knowledge), resume, **options)
 
 
-def test_auto_takes_what_the_machine_multiplies_fast_and_float32_for_a_backbone_of_ones_own(world: World):
-    def choice(wanted: str, backbone: str) -> str:
+def test_auto_takes_bfloat16_where_the_machine_and_the_backbone_suit(world: World):
+    def choice(wanted: str, **model: Any) -> str:
         update = {
             "train": world.config.train.model_copy(update={"precision": wanted}),
-            "model": world.config.model.model_copy(update={"backbone": backbone}),
+            "model": world.config.model.model_copy(update={"hidden": (64, 32)} | model),
         }
         return precision.choose(world.config.model_copy(update=update), CPU)
 
-    assert choice("auto", "star") == ("bfloat16" if precision.multiplies_bfloat16(CPU) else "float32")
-    assert choice("auto", "my.package:Net") == "float32"
-    for backbone in ("star", "my.package:Net"):
-        assert [choice(wanted, backbone) for wanted in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+    assert choice("auto") == ("bfloat16" if precision.multiplies_bfloat16(CPU) else "float32")
+    unsuited = ({"backbone": "my.package:Net"}, {"hidden": (16, 8)})
+    for model in ({}, *unsuited):
+        assert [choice(wanted, **model) for wanted in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+    assert {choice("auto", **model) for model in unsuited} == {"float32"}
 
 
 def test_the_cpu_tells_what_it_multiplies_as_the_kernel_does():
