@@ -12,10 +12,15 @@ from tests.unit.conftest import World
 CPU = torch.device("cpu")
 
 
-def run(world: World, wanted: str, epochs: int = 2, resume: Checkpoint | None = None, **options: Any) -> Checkpoint:
-    train = world.config.train.model_copy(update={"precision": wanted, "epochs": epochs, "patience": 9})
-    config = world.config.model_copy(update={"train": train})
-    return fit(config, Dataset.open(config, world.data, world.knowledge), resume, **options)
+def run(world: World, wanted: str, epochs: int = 2, resume: Checkpoint | None = None) -> Checkpoint:
+    """Without any dropout."""
+    changes = {"precision": wanted, "epochs": epochs, "patience": 9, "id_dropout": 0.0}
+    update = {
+        "train": world.config.train.model_copy(update=changes),
+        "model": world.config.model.model_copy(update={"dropout": 0.0, "knowledge_dropout": 0.0}),
+    }
+    config = world.config.model_copy(update=update)
+    return fit(config, Dataset.open(config, world.data, world.knowledge), resume)
 
 
 def test_auto_takes_bfloat16_where_the_machine_and_the_backbone_suit(world: World):
