@@ -43,7 +43,7 @@ def make_bundle(root: Path, name: str, seed: int = 1, **model: Any) -> str:
     users, scenarios = len(data.tables.users), data.tables.scenarios
     rng = np.random.default_rng(seed)
     vectors = [rng.standard_normal((rows, Z)).astype(np.float16) for rows in (users, scenarios)]
-    data.knowledge = KnowledgeStore(vectors[0], np.arange(users) > 0, vectors[1])
+    data.knowledge = KnowledgeStore.in_memory(vectors[0], np.arange(users) > 0, vectors[1])
     net = data.new_net(config)
     with torch.no_grad():
         for parameter in net.parameters():

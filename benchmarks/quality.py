@@ -302,10 +302,10 @@ def _test_metrics(scored: Predictions, source: Config, data: Dataset) -> dict[st
     result: dict[str, Any] = {f"test_{name}": value for name, value in report["overall"].items()}
     result["scenario_auc"] = {one["scenario_id"]: one["auc"] for one in report["scenarios"]}
     try:
-        store = KnowledgeStore.open(extracted(source), len(data.tables.users), data.tables.scenarios)
+        store = KnowledgeStore.open(extracted(source), data.prepared)
     except ConfigError:  # no knowledge of this data set was extracted
         return result
-    read = store.known_N[scored.user]
+    read = store.known(scored.user)
     return result | {"read_auc": metrics.auc(scored.label[read], scored.logit[read]), "read_rows": int(read.sum())}
 
 

@@ -329,7 +329,7 @@ def _random_knowledge(tables: FeatureTables) -> KnowledgeStore:
         rng.standard_normal((rows, KNOWLEDGE_WIDTH), np.float32).astype(np.float16)
         for rows in (len(tables.users), tables.scenarios)
     )
-    return KnowledgeStore(users, np.arange(len(users)) > 0, scenarios)
+    return KnowledgeStore.in_memory(users, np.arange(len(users)) > 0, scenarios)
 
 
 # --- memory ------------------------------------------------------------------------------------------------------

@@ -153,7 +153,7 @@ def _read(prepared: StageOutput, data: Dataset, numbers: Sequence[int]) -> _Tabl
     train, test, users = read("train", columns), read("test", columns), read("users", ["user", "user_id"])
     users = users.set_index("user").rename_axis(None)
     assert data.knowledge is not None
-    users = users.join(_activity(train, users.index)).assign(known=data.knowledge.known_N[users.index])
+    users = users.join(_activity(train, users.index)).assign(known=data.knowledge.known(users.index.to_numpy()))
     return {"users": users, "train": train, "test": test}
 
 

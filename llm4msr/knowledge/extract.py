@@ -15,8 +15,9 @@ from upath import UPath
 from llm4msr import ray_session, storage
 from llm4msr.arrays import strings
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import drift, work_list
+from llm4msr.knowledge import drift, sums, work_list
 from llm4msr.knowledge.actor import Pass
 from llm4msr.knowledge.engines import Task, models, open_tokenizer, soundness
 from llm4msr.knowledge.failures import refuse_failed_rows, refuse_failures, total
@@ -33,7 +34,7 @@ from llm4msr.knowledge.work import Shard, Work
 from llm4msr.progress import say
 from llm4msr.storage import FileRecord, StageOutput, StageResult
 
-VERSION = 3
+VERSION = 4
 
 
 @ray_session.unwrap_errors
@@ -143,6 +144,7 @@ def _build(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> 
             "items": rows["items"],
             "width": _width(list_row_groups(folder, pooled, "users")),
         }
+    files[sums.FILE] = sums.write(folder, list_row_groups(folder, files, "users"), partitions.count(data))
     failed = sum(part["empty"] + part["failed"] for part in sealed)
     skipped = results["vectors"].skipped + kept
     return StageResult(files=files, rows=sum(rows.values()), failed=failed, skipped=skipped, info=info)

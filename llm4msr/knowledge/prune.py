@@ -13,9 +13,10 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.arrays import Bools, Ints32
 from llm4msr.config import Config
-from llm4msr.knowledge import store, versions
+from llm4msr.knowledge import versions
 from llm4msr.knowledge.buckets import Bucket, ByBucket, bucket_of_shard
 from llm4msr.knowledge.index import RowGroup, read_index, split_by_shard
+from llm4msr.knowledge.mapped_vectors import cache_path
 from llm4msr.knowledge.rows import CHECKSUMS, read_checksums, read_shard
 from llm4msr.knowledge.work import Work
 from llm4msr.storage import MANIFEST, StageOutput, cache, lock
@@ -100,7 +101,7 @@ def _running_versions(root: UPath, names: Collection[str], only_busy: bool) -> s
 
 def _delete_cache(version: StageOutput) -> None:
     """Delete this machine's memory-mapped copies of a version's vectors."""
-    cached = store.cache_path(version)
+    cached = cache_path(version)
     for copy in cached.parent.glob(f"{cached.name}.*"):
         storage.remove(storage.path(copy))
 

@@ -1,34 +1,58 @@
 """The knowledge store: a user's or scenario's number -> the LLM's vector, memory-mapped from this machine's cache.
 
+Vectors lie by partition and place in it; a machine copies and opens the partitions that it looks numbers up in.
+
 Shape suffixes: N users with the unknown one as row 0, S scenarios likewise, Z width of the LLM's vector, R rows that
-knowledge has seen, B rows of a batch.
+knowledge has seen, P partitions, B rows of a batch.
 """
 
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llm4msr import storage
 from llm4msr.arrays import Array, Bools, Halves, Ints
+from llm4msr.data import partitions
+from llm4msr.data.partitioned_rows import PartitionedRows
 from llm4msr.errors import StorageError
-from llm4msr.knowledge.index import RowGroup
-from llm4msr.knowledge.rows import good_rows, read_rows, row_groups
+from llm4msr.knowledge import controls, sums
+from llm4msr.knowledge.mapped_vectors import MappedVectors, fill
+from llm4msr.knowledge.rows import row_groups
+from llm4msr.knowledge.sums import Sums
 from llm4msr.model.inputs import KnowledgeStatistics
-from llm4msr.storage import StageOutput, cache
-from llm4msr.storage.vectors import to_matrix
+from llm4msr.storage import StageOutput
+
+
+class Vectors(NamedTuple):
+    """What is known of users: a row for each, zero where nothing is known."""
+
+    vectors: PartitionedRows
+    """float16 [N, Z]."""
+    known: PartitionedRows
+    """bool [N]."""
 
 
 class Past(NamedTuple):
     """What was known of a user before each row that knowledge has seen: each user's rows together, oldest first."""
 
-    vectors_RZ: Halves
-    known_R: Bools
-    """Whether anything was known."""
-    user_R: Ints
-    """Whose row it is."""
+    vectors: PartitionedRows
+    """float16 [R, Z]."""
+    known: PartitionedRows
+    """Whether anything was known: bool [R]."""
+    users: PartitionedRows
+    """Whose row it is, by place in the partition: int64 [R]."""
+    rows_P: Ints
+    """How many rows of each partition there are: the first, those of users that have knowledge."""
+
+
+class StandIns(NamedTuple):
+    """Whose vector stands in for that of each number, where it is another's: int64 [N], and [R] with a past."""
+
+    users: PartitionedRows
+    past: PartitionedRows | None
 
 
 class KnowledgeStore:
@@ -37,44 +61,60 @@ class KnowledgeStore:
     A user's number is their dense id; with `past`, number N + r is what was known before row r.
 
     Args:
-        users_NZ: float16, zero where a user is not known.
-        known_N: bool, whether a user is known.
+        users: by their numbers.
         scenarios_SZ: float16.
+        total: sums over the known users.
         past: where the extraction has points in time.
+        noise: gives random numbers instead of a partition's vectors, of a seed and the partition; in memory by default.
     """
 
-    def __init__(self, users_NZ: Halves, known_N: Bools, scenarios_SZ: Halves, past: Past | None = None):
-        self.users_NZ, self.known_N, self.scenarios_SZ, self.past = users_NZ, known_N, scenarios_SZ, past
+    def __init__(
+        self,
+        users: Vectors,
+        scenarios_SZ: Halves,
+        total: Sums,
+        past: Past | None = None,
+        noise: Callable[[int, int], Halves] | None = None,
+    ):
+        self.users, self.scenarios_SZ, self.sums, self.past = users, scenarios_SZ, total, past
         self.hides_seen = False
         """Whether a row that knowledge has seen is shown as that of an unknown user (`split.history_share`)."""
-        self._stand_ins: Ints | None = None
-        """Whose vector stands in for that of each number, where it is another's: [N], or [N + R] with a past."""
+        self._stand_ins: StandIns | None = None
+        self._noise = noise or partial(controls.noise_in_memory, users.vectors)
 
     @classmethod
-    def open(cls, output: StageOutput, users: int, scenarios: int) -> "KnowledgeStore":
-        """From a finished extraction; `users` and `scenarios` count the unknown one.
+    def open(cls, output: StageOutput, prepared: StageOutput) -> "KnowledgeStore":
+        """From a finished extraction and the prepared data whose numbers are looked up.
 
         Raises:
-            StorageError: a shard is missing, damaged, of another width or model, or knows ids beyond these counts.
+            StorageError: a file is missing, damaged, of another width or model, or knows ids beyond the prepared ones;
+                of a partition's files when it is opened.
         """
-        info = output.manifest.info
-        width = int(info["width"])
-        cached = cache_path(output).with_suffix(f".{users}")
-
-        def build(new: Path) -> None:
-            users_NZ = map_zeros(new / "users.npy", (users, width))
-            np.save(new / "known.npy", _fill(users_NZ, row_groups(output)))
-            users_NZ.flush()
-            _write_past(output, width, new)
-
-        cache.build_once(cached, build)
-        scenarios_SZ = np.zeros((scenarios, int(info.get("scenario_width", width))), np.float16)
-        _fill(scenarios_SZ, row_groups(output, "scenarios"))
+        mapped = MappedVectors(output, partitions.offsets(prepared, "users"))
+        info, rows_P = output.manifest.info, mapped.past_rows()
+        width = int(info.get("scenario_width", info["width"]))
+        scenarios_SZ = np.zeros((prepared.manifest.info["scenarios"], width), np.float16)
+        fill(scenarios_SZ, row_groups(output, "scenarios"))
+        rows = partial(PartitionedRows, mapped.offset_P)
+        users = Vectors(rows(mapped.reader("users")), rows(mapped.reader("known")))
         past = None
-        if (cached / "past.npy").exists():
-            known_R, user_R = np.load(cached / "past_known.npy"), np.load(cached / "past_user.npy")
-            past = Past(np.load(cached / "past.npy", mmap_mode="r"), known_R, user_R)
-        return cls(np.load(cached / "users.npy", mmap_mode="r"), np.load(cached / "known.npy"), scenarios_SZ, past)
+        if rows_P.any():
+            rows = partial(PartitionedRows, partitions.offsets(prepared, "seen"))
+            names = ("past", "past_known", "past_user")
+            vectors, known, owners = (rows(mapped.reader(name)) for name in names)
+            past = Past(vectors, known, owners, rows_P)
+        return cls(users, scenarios_SZ, sums.read(output), past, mapped.noise)
+
+    @classmethod
+    def in_memory(cls, users_NZ: Halves, known_N: Bools, scenarios_SZ: Halves) -> "KnowledgeStore":
+        """From arrays that hold all users in one partition."""
+        offset_P = np.array([0, len(known_N)])
+        users = Vectors(PartitionedRows(offset_P, lambda _: users_NZ), PartitionedRows(offset_P, lambda _: known_N))
+        return cls(users, scenarios_SZ, Sums.of(users_NZ[known_N]))
+
+    def known(self, number_B: Ints) -> Bools:
+        """Whether users have a vector: bool [B], of their dense ids."""
+        return self.users.known.take(number_B)
 
     def vector_numbers(self, user_B: Tensor, seen_B: Tensor | None) -> Tensor:
         """The number of the vector that each row is shown with: int64 [B].
@@ -85,44 +125,75 @@ class KnowledgeStore:
         """
         if seen_B is None:
             return user_B
-        if self.past is not None:
-            has_past_B = (seen_B > 0) & (seen_B <= len(self.past.known_R))
-            return torch.where(has_past_B, len(self.known_N) - 1 + seen_B, user_B)
-        return user_B.masked_fill(seen_B > 0, 0) if self.hides_seen else user_B
+        if self.past is None:
+            return user_B.masked_fill(seen_B > 0, 0) if self.hides_seen else user_B
+        row_B, offset_P = seen_B.numpy() - 1, self.past.vectors.offset_P
+        home_B = np.clip(np.searchsorted(offset_P, row_B, side="right") - 1, 0, len(offset_P) - 2)
+        has_past_B = (row_B >= 0) & (row_B - offset_P[home_B] < self.past.rows_P[home_B])
+        return torch.where(torch.from_numpy(has_past_B), len(self.users.known) - 1 + seen_B, user_B)
 
     def lookup(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors float16 [B, Z] and whether each is known, bool [B], of numbers int64 [B]."""
-        number_B = numbers.numpy()
-        source_B = number_B if self._stand_ins is None else self._stand_ins[number_B]
-        past = self.past or Past(self.users_NZ[:0], self.known_N[:0], source_B[:0])
-        known_B = _take(number_B, self.known_N, past.known_R) & _take(source_B, self.known_N, past.known_R)
-        return torch.from_numpy(_take(source_B, self.users_NZ, past.vectors_RZ)), torch.from_numpy(known_B)
+        number_B = source_B = numbers.numpy()
+        past, instead = self.past, self._stand_ins
+        if instead is not None:
+            source_B = self._take(number_B, instead.users, instead.past)
+        known_B = self._take(number_B, self.users.known, past and past.known)
+        if instead is not None:
+            known_B = known_B & self._take(source_B, self.users.known, past and past.known)
+        vectors_BZ = self._take(source_B, self.users.vectors, past and past.vectors)
+        return torch.from_numpy(vectors_BZ), torch.from_numpy(known_B)
+
+    def _take(self, number_B: Ints, users: PartitionedRows, past: PartitionedRows | None) -> Array:
+        """Rows of the users' array [N, ...], and for numbers beyond its end of the past's [R, ...]."""
+        is_past_B = number_B >= len(self.users.known)
+        if past is None or not is_past_B.any():
+            return np.asarray(users.take(number_B))
+        rows_of_users = users.take(number_B[~is_past_B])
+        rows = np.empty((len(number_B), *rows_of_users.shape[1:]), rows_of_users.dtype)
+        rows[~is_past_B] = rows_of_users
+        rows[is_past_B] = past.take(number_B[is_past_B] - len(self.users.known))
+        return rows
 
     def with_control(self, control: str, seed: int) -> "KnowledgeStore":
-        """The same store with wrong vectors: `shuffled` among the known users, or `random` normal numbers.
+        """The same store with wrong vectors: `shuffled` among a partition's known users, or `random` normal numbers.
 
         What was known of a user in the past becomes what was known of the other user as far into their history, or
-        the user's own random numbers.
+        the user's own random numbers. Both follow the seed and the partition, so that no more than that is opened.
         """
         if control == "none":
             return self
         rng = np.random.default_rng([seed, 4711])
-        users_NZ, scenarios_SZ = self.users_NZ, self.scenarios_SZ.copy()
-        stand_in_N = np.arange(len(self.known_N))
+        users, scenarios_SZ, total = self.users, self.scenarios_SZ.copy(), self.sums
         if control == "random":
-            users_NZ = rng.standard_normal(self.users_NZ.shape, np.float32).astype(np.float16)
             scenarios_SZ[1:] = rng.standard_normal(scenarios_SZ[1:].shape).astype(np.float16)
+            users = users._replace(vectors=PartitionedRows(users.vectors.offset_P, partial(self._noise, seed)))
+            total = Sums(total.users, np.zeros_like(total.total_Z), np.full_like(total.square_Z, total.users))
         else:
             scenarios_SZ[1:] = scenarios_SZ[1:][rng.permutation(len(scenarios_SZ) - 1)]
-            known = np.flatnonzero(self.known_N)
-            stand_in_N[known] = known[rng.permutation(len(known))]
-        wrong = KnowledgeStore(users_NZ, self.known_N, scenarios_SZ, self.past)
+        wrong = KnowledgeStore(users, scenarios_SZ, total, self.past)
         wrong.hides_seen = self.hides_seen
-        stand_in_R = stand_in_N[:0]
-        if self.past is not None:
-            stand_in_R = self.past.user_R if control == "random" else _shuffle_past(self.past, stand_in_N)
-        wrong._stand_ins = np.concatenate([stand_in_N, stand_in_R])
+        wrong._stand_ins = self._own_numbers() if control == "random" else self._shuffled_numbers(seed)
         return wrong
+
+    def _own_numbers(self) -> StandIns:
+        """Everybody's own number, in the past too."""
+        offset_P = self.users.known.offset_P
+        users = PartitionedRows(offset_P, lambda p: np.arange(offset_P[p], offset_P[p + 1]))
+        past = self.past and PartitionedRows(
+            self.past.users.offset_P, partial(controls.own_numbers, self.past.users, offset_P)
+        )
+        return StandIns(users, past)
+
+    def _shuffled_numbers(self, seed: int) -> StandIns:
+        """For each known user another one of the partition, and for their past that user's."""
+        places = PartitionedRows(self.users.known.offset_P, partial(controls.shuffle, self.users.known, seed))
+        users = PartitionedRows(places.offset_P, lambda p: places.offset_P[p] + places.open(p))
+        first = len(places)
+        past = self.past and PartitionedRows(
+            self.past.users.offset_P, partial(controls.shuffled_past, self.past.users, places, first)
+        )
+        return StandIns(users, past)
 
     def statistics(self) -> KnowledgeStatistics:
         """Mean and deviation over the known users (all of them users of training rows), and the scenarios.
@@ -130,90 +201,7 @@ class KnowledgeStore:
         Raises:
             StorageError: no user is known.
         """
-        known = np.flatnonzero(self.known_N)
-        if not len(known):
+        if not self.sums.users:
             raise StorageError("the knowledge store knows no user; look at the errors in its shards")
-        total, square = np.zeros(self.users_NZ.shape[1]), np.zeros(self.users_NZ.shape[1])
-        for chunk in np.array_split(known, -(-len(known) // 65536)):
-            block = self.users_NZ[chunk].astype(np.float64)
-            total, square = total + block.sum(0), square + (block**2).sum(0)
-        mean = total / len(known)
-        scale = np.sqrt(np.maximum(square / len(known) - mean**2, 0)) + 1e-6
-        singles = (torch.from_numpy(array.astype(np.float32)) for array in (mean, scale, self.scenarios_SZ))
-        return KnowledgeStatistics(*singles)
-
-
-def cache_path(output: StageOutput) -> Path:
-    """Where this machine keeps the vectors of a version, memory-mapped; the suffix is the number of users."""
-    digests = {name: part.digest for name, part in output.manifest.files.items()}
-    return cache.root() / "knowledge" / storage.digest_json(digests)
-
-
-def _take(number_B: Ints, users: Array, past: Array) -> Array:
-    """Rows of the users' array [N, ...], and for numbers beyond its end of the past's [R, ...]."""
-    is_past_B = number_B >= len(users)
-    if not is_past_B.any():
-        return np.asarray(users[number_B])
-    rows = np.empty((len(number_B), *users.shape[1:]), users.dtype)
-    rows[~is_past_B] = users[number_B[~is_past_B]]
-    rows[is_past_B] = past[number_B[is_past_B] - len(users)]
-    return rows
-
-
-def _shuffle_past(past: Past, stand_in_N: Ints) -> Ints:
-    """For each past the number of that of the user who stands in, as far into their history: int64 [R]."""
-    count_N = np.bincount(past.user_R, minlength=len(stand_in_N))
-    starts = np.flatnonzero(np.diff(past.user_R, prepend=-1))
-    first_N = np.zeros(len(stand_in_N), np.int64)
-    first_N[past.user_R[starts]] = starts
-    other_R = stand_in_N[past.user_R]
-    place_R = (np.arange(len(other_R)) - first_N[past.user_R]) * count_N[other_R] // count_N[past.user_R]
-    return np.asarray(len(stand_in_N) + first_N[other_R] + place_R)
-
-
-def _write_past(output: StageOutput, width: int, folder: Path) -> None:
-    """`past.npy` and its companions, where the extraction has points in time; one row group in memory at a time."""
-    groups = row_groups(output, "past")
-    if not groups:
-        return
-    rows = sum(output.manifest.files[f"pooled/{group.file.name}"].rows for group in groups)
-    vectors_RZ = map_zeros(folder / "past.npy", (rows, width))
-    known_R, user_R, start = np.zeros(rows, bool), np.zeros(rows, np.int64), 0
-    for group in groups:
-        table = read_rows(group, ["user", "known", "vector"])
-        written = slice(start, start + len(table))
-        vectors_RZ[written] = to_matrix(table["vector"])
-        known_R[written], user_R[written] = table["known"].to_numpy(), table["user"].to_numpy()
-        start += len(table)
-    vectors_RZ.flush()
-    np.save(folder / "past_known.npy", known_R)
-    np.save(folder / "past_user.npy", user_R)
-
-
-def map_zeros(file: Path, shape: tuple[int, int]) -> "np.memmap[Any, np.dtype[np.float16]]":
-    """A new file of zeros as a matrix, with room on the disk for all of it."""
-    matrix_NZ: np.memmap[Any, np.dtype[np.float16]] = np.lib.format.open_memmap(file, "w+", np.float16, shape)
-    cache.reserve(file, file.stat().st_size)
-    return matrix_NZ
-
-
-def _fill(matrix_NZ: Halves, groups: list[RowGroup]) -> Bools:
-    """Write each good row of the row groups to the row of its id; gives back which rows were written, [N]."""
-    known_N = np.zeros(len(matrix_NZ), bool)
-    for group in groups:
-        table = read_rows(group, ["id", "error", "vector"])
-        width = table["vector"].type.list_size
-        if width != matrix_NZ.shape[1]:
-            raise StorageError(
-                f"{group.file}: vectors of width {width}, expected {matrix_NZ.shape[1]}; it is another model's: "
-                "delete it and its version's manifest.json, then run `llm4msr extract` again"
-            )
-        ids = table["id"].to_numpy()
-        if len(ids) and ids.max() >= len(matrix_NZ):
-            raise StorageError(
-                f"{group.file}: id {ids.max()} is beyond the {len(matrix_NZ) - 1} prepared ones; extract again"
-            )
-        good = good_rows(table)
-        matrix_NZ[ids[good]] = to_matrix(table["vector"])[good]
-        known_N[ids[good]] = True
-    return known_N
+        arrays = (self.sums.mean, self.sums.deviation + 1e-6, self.scenarios_SZ)
+        return KnowledgeStatistics(*(torch.from_numpy(array.astype(np.float32)) for array in arrays))

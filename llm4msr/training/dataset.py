@@ -35,7 +35,7 @@ class Dataset:
         knowledge = None
         if config.model.knowledge != "none":
             assert extracted is not None
-            store = KnowledgeStore.open(extracted, len(tables.users), tables.scenarios)
+            store = KnowledgeStore.open(extracted, prepared)
             store.hides_seen = config.split.history_share < 1
             knowledge = store.with_control(config.model.control, config.seed)
         return cls(prepared, tables, scenario_names(prepared), knowledge)

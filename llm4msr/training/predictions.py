@@ -76,7 +76,7 @@ def _score(numbers: list[int], model: TrainedModel, folder: str) -> dict[str, An
     rows = data.rows("test")
     for number in numbers:
         scored = predict(net, data, rows, model.config.train.batch_size, number)
-        known = int(data.knowledge.known_N[scored.user].sum()) if data.knowledge is not None else 0
+        known = int(data.knowledge.known(scored.user).sum()) if data.knowledge is not None else 0
         sums = Sums.of(scored, len(data.scenario_names))
         file = _file_of(storage.path(folder), column_of(model), number)
         Scored(scored.logit.astype(np.float32), known, sums).write(file)

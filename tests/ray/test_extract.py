@@ -201,7 +201,7 @@ def test_users_pooled_from_items_that_the_llm_read_once(experiment: MakeExperime
     assert stamps(folder) == before
     data = Dataset.open(made.config, prepared, open_extracted(made.config))
     assert data.knowledge is not None
-    assert data.knowledge.known_N.sum() == len(users)
+    assert data.knowledge.known(np.arange(len(data.knowledge.users.known))).sum() == len(users)
     assert data.new_net(made.config).user_code.project.in_features == matrix(users).shape[1]
 
 
@@ -235,7 +235,7 @@ def test_each_training_row_sees_what_was_known_of_its_user_before_it(
     data = Dataset.open(config, prepared, output)
     assert data.knowledge is not None
     gone = seen["user"].unique()[1]
-    assert not data.knowledge.known_N[gone]
+    assert not data.knowledge.known(np.array([gone])).any()
     rows, _ = next(data.rows("train").batches(1 << 20, None))
     batch = data.batch(rows, data.new_net(config))
     assert rows.seen_B is not None

@@ -15,6 +15,7 @@ import pyarrow as pa
 from llm4msr import schema, storage
 from llm4msr.config import Config, ModelConfig
 from llm4msr.data import partitions
+from llm4msr.knowledge import sums
 from llm4msr.knowledge.extract import folder as extract_folder
 from llm4msr.knowledge.prompts import render
 from llm4msr.model.embedding import Field
@@ -141,6 +142,9 @@ def publish_knowledge(folder: Any, shards: dict[str, pa.Table], width: int = WID
         for name, table in shards.items():
             storage.write_table(at / "vectors" / name, table)
         files = {f"vectors/{name}": table.num_rows for name, table in shards.items()}
+        users = [table for name, table in shards.items() if name.startswith("users-")]
+        storage.write_table(at / sums.FILE, sums.as_table(0, users) if users else sums.LAYOUT.empty_table())
+        files[sums.FILE] = 1
         return StageResult(files=files, rows=sum(files.values()), info={"width": width})
 
     asked = {"model": "made-up", "revision": "0"}

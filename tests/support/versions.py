@@ -11,8 +11,9 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.data import partitions
-from llm4msr.knowledge import index, versions, work_list
+from llm4msr.knowledge import index, sums, versions, work_list
 from llm4msr.knowledge.active_users import users_to_read
+from llm4msr.knowledge.index import RowGroup
 from llm4msr.knowledge.prompts.render import windows
 from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.rows import read_vectors, row_groups
@@ -74,6 +75,9 @@ def make_version(
         (sealed,) = work_list.seal_bucket(_table_of(job), str(folder)).to_pylist()
         files[sealed["file"]] = sealed["rows"]
         kept, asked = kept + done["kept"], asked + sum(shard["rows"] for shard in shards)
+    rows = [RowGroup(str(folder / name), "", 0) for name in files if name.startswith("index/")]
+    storage.write_table(folder / sums.FILE, sums.as_table(0, map(read_vectors, rows)))
+    files[sums.FILE] = 1
     info = {"width": WIDTH, "kept": kept, "asked": asked, "version": len(bases) + 1}
     return storage.publish(
         folder, "extract", 1, {}, {}, lambda _: StageResult(files=files, rows=kept + asked, info=info), resumable=True

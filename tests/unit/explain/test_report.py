@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 
 from llm4msr import Ranker, RankRequest, storage
 from llm4msr.config import Config
@@ -235,9 +236,9 @@ def with_vectors(run: FinishedRun, changed: list[int]) -> FinishedRun:
     """The same run, but for the vectors of these users."""
     store = run.data.knowledge
     assert store is not None
-    vectors = np.array(store.users_NZ)
+    vectors, known = (tensor.numpy() for tensor in store.lookup(torch.arange(len(store.users.known))))
     vectors[changed] += 1
-    run.data.knowledge = KnowledgeStore(vectors, store.known_N, store.scenarios_SZ)
+    run.data.knowledge = KnowledgeStore.in_memory(vectors, known, store.scenarios_SZ)
     return run
 
 

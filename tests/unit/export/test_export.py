@@ -80,7 +80,7 @@ def test_codes_are_one_row_per_user_with_knowledge(world: World, tmp_path: Path)
     table = read_codes(output.folder)
     ids = storage.read_table(world.data.folder / "users/p=00000.parquet")["user_id"].to_pylist()
     assert data.knowledge is not None
-    known = np.flatnonzero(data.knowledge.known_N)
+    known = np.flatnonzero(data.knowledge.known(np.arange(len(ids))))
     assert table["id"].to_pylist() == sorted(ids[user] for user in known)
     assert output.manifest.info["users_with_knowledge"] == table.num_rows == 37
     assert output.manifest.rows == len(ids) - 1

@@ -1,16 +1,26 @@
 import random
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from llm4msr import storage
+from llm4msr.data import partitions
+from llm4msr.data.partitioned_rows import PartitionedRows
 from llm4msr.errors import StorageError
+from llm4msr.knowledge.mapped_vectors import cache_path
 from llm4msr.knowledge.rows import read_texts
-from llm4msr.knowledge.store import KnowledgeStore, Past, cache_path
-from llm4msr.storage import StageOutput
+from llm4msr.knowledge.store import KnowledgeStore, Past
+from llm4msr.storage import StageOutput, StageResult
 from tests.support.data import WIDTH, flipped, publish_knowledge, shard
+from tests.support.partitioned import in_partitions
+from tests.support.versions import make_version
+from tests.unit.conftest import World
 
 USERS, SCENARIOS = 12, 4
 RNG = np.random.default_rng(0)
@@ -18,6 +28,24 @@ VECTORS = RNG.standard_normal((USERS, WIDTH)).astype(np.float16)
 SHELVES = RNG.standard_normal((SCENARIOS, WIDTH)).astype(np.float16)
 FAILED, ABSENT = 5, 11
 KNOWN = [i for i in range(1, USERS) if i not in (FAILED, ABSENT)]
+KNOWN_N = np.isin(np.arange(USERS), KNOWN)
+
+
+def prepared_of(folder: Path, users: int = USERS, scenarios: int = SCENARIOS) -> StageOutput:
+    """Prepared data of so many users and scenarios, as far as the store asks."""
+
+    def build(at: Any) -> StageResult:
+        names = [partitions.file_name(table, 0) for table in ("users", "seen")]
+        for name, rows in zip(names, (users, 14), strict=True):
+            storage.write_table(at / name, pa.table({"user": range(rows)}))
+        return StageResult(files=dict(zip(names, (users, 14), strict=True)), rows=users, info={"scenarios": scenarios})
+
+    return storage.publish(storage.path(folder), "prepare", 1, {}, {}, build)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> StageOutput:
+    return prepared_of(tmp_path / "prepared")
 
 
 @pytest.fixture
@@ -34,12 +62,17 @@ def output(tmp_path: Path) -> StageOutput:
 
 
 @pytest.fixture
-def store(output: StageOutput) -> KnowledgeStore:
-    return KnowledgeStore.open(output, USERS, SCENARIOS)
+def store(output: StageOutput, prepared: StageOutput) -> KnowledgeStore:
+    return KnowledgeStore.open(output, prepared)
 
 
 def looked_up(store: KnowledgeStore, ids: list[int]) -> np.ndarray:
     return store.lookup(torch.tensor(ids))[0].numpy()
+
+
+def known_users(store: KnowledgeStore) -> list[int]:
+    known: list[int] = np.flatnonzero(store.known(np.arange(len(store.users.known)))).tolist()
+    return known
 
 
 def test_lookup_gives_each_users_own_vector(store: KnowledgeStore):
@@ -52,7 +85,7 @@ def test_lookup_gives_each_users_own_vector(store: KnowledgeStore):
 
 def test_failed_absent_and_unknown_users_are_not_known(store: KnowledgeStore):
     vectors, known = store.lookup(torch.arange(USERS))
-    assert np.flatnonzero(known.numpy()).tolist() == KNOWN
+    assert np.flatnonzero(known.numpy()).tolist() == KNOWN == known_users(store)
     assert (vectors[~known] == 0).all()
 
 
@@ -61,42 +94,45 @@ def test_scenarios_stand_at_their_number(store: KnowledgeStore):
     assert (store.scenarios_SZ[0] == 0).all()
 
 
-def test_users_vectors_are_memory_mapped_and_found_again_in_the_cache(output: StageOutput, own_cache: Path):
+def test_users_vectors_are_memory_mapped_and_found_again_in_the_cache(
+    output: StageOutput, prepared: StageOutput, own_cache: Path, tmp_path: Path
+):
     def files() -> set[Path]:
-        return set((own_cache / "knowledge").iterdir())
+        return set((own_cache / "knowledge").glob(f"{cache_path(output).name}.*"))
 
-    KnowledgeStore.open(output, USERS, SCENARIOS)
+    looked_up(KnowledgeStore.open(output, prepared), KNOWN)
     before = files()
-    again = KnowledgeStore.open(output, USERS, SCENARIOS)
-    assert isinstance(again.users_NZ, np.memmap)
-    assert files() == before
+    again = KnowledgeStore.open(output, prepared)
+    assert isinstance(again.users.vectors.open(0), np.memmap)
     np.testing.assert_array_equal(looked_up(again, KNOWN), VECTORS[KNOWN])
-    KnowledgeStore.open(output, USERS + 1, SCENARIOS)
+    assert files() == before
+    looked_up(KnowledgeStore.open(output, prepared_of(tmp_path / "larger", USERS + 1)), KNOWN)
     assert len(files() - before) == 2
 
 
-def test_other_vectors_are_not_taken_from_the_cache(store: KnowledgeStore, tmp_path: Path):
+def test_other_vectors_are_not_taken_from_the_cache(store: KnowledgeStore, prepared: StageOutput, tmp_path: Path):
     parts = {
         "scenarios-000000000.parquet": shard([1, 2, 3], SHELVES[1:]),
         "users-000000000.parquet": shard(KNOWN, -VECTORS[KNOWN]),
     }
-    other = KnowledgeStore.open(publish_knowledge(tmp_path / "other", parts), USERS, SCENARIOS)
+    other = KnowledgeStore.open(publish_knowledge(tmp_path / "other", parts), prepared)
     np.testing.assert_array_equal(looked_up(other, KNOWN), -looked_up(store, KNOWN))
 
 
-def test_shards_of_another_width_are_refused(tmp_path: Path):
+def test_shards_of_another_width_are_refused(tmp_path: Path, prepared: StageOutput):
     parts = {"users-000000000.parquet": shard([1], np.ones((1, WIDTH + 1)))}
+    store = KnowledgeStore.open(publish_knowledge(tmp_path / "wide", parts), prepared)
     with pytest.raises(
         StorageError, match=rf"users-000000000\.parquet: vectors of width {WIDTH + 1}, expected {WIDTH}"
     ):
-        KnowledgeStore.open(publish_knowledge(tmp_path / "wide", parts), USERS, SCENARIOS)
+        looked_up(store, [1])
 
 
 @pytest.mark.parametrize(("name", "count"), [("users", USERS), ("scenarios", SCENARIOS)])
-def test_ids_beyond_what_was_prepared_are_refused(tmp_path: Path, name: str, count: int):
+def test_ids_beyond_what_was_prepared_are_refused(tmp_path: Path, prepared: StageOutput, name: str, count: int):
     parts = {f"{name}-000000000.parquet": shard([1, count], np.ones((2, WIDTH)))}
     with pytest.raises(StorageError, match=rf"id {count} is beyond the {count - 1} prepared ones; extract again"):
-        KnowledgeStore.open(publish_knowledge(tmp_path / "beyond", parts), USERS, SCENARIOS)
+        looked_up(KnowledgeStore.open(publish_knowledge(tmp_path / "beyond", parts), prepared), [1])
 
 
 def test_statistics_are_those_of_the_known_users(store: KnowledgeStore):
@@ -108,9 +144,9 @@ def test_statistics_are_those_of_the_known_users(store: KnowledgeStore):
     assert found.mean_Z.dtype == found.scale_Z.dtype == torch.float32
 
 
-def test_statistics_of_nobody_are_refused(tmp_path: Path):
+def test_statistics_of_nobody_are_refused(tmp_path: Path, prepared: StageOutput):
     parts = {"users-000000000.parquet": shard([1], np.ones((1, WIDTH)), ["Boom: x"])}
-    store = KnowledgeStore.open(publish_knowledge(tmp_path / "nobody", parts), USERS, SCENARIOS)
+    store = KnowledgeStore.open(publish_knowledge(tmp_path / "nobody", parts), prepared)
     with pytest.raises(StorageError, match="knows no user"):
         store.statistics()
 
@@ -124,18 +160,24 @@ def test_shuffled_gives_known_users_each_others_vectors(store: KnowledgeStore):
     before, after = looked_up(store, KNOWN), looked_up(mixed, KNOWN)
     assert {row.tobytes() for row in after} == {row.tobytes() for row in before}
     assert (before != after).any(1).mean() > 0.5
-    np.testing.assert_array_equal(mixed.known_N, store.known_N)
+    assert known_users(mixed) == known_users(store)
     assert {row.tobytes() for row in mixed.scenarios_SZ[1:]} == {row.tobytes() for row in SHELVES[1:]}
     assert (mixed.scenarios_SZ[0] == 0).all()
 
 
 def test_random_vectors_are_others_for_the_same_users(store: KnowledgeStore):
     noise = store.with_control("random", 1)
-    np.testing.assert_array_equal(noise.known_N, store.known_N)
-    assert (looked_up(noise, KNOWN) != looked_up(store, KNOWN)).mean() > 0.9
-    assert noise.users_NZ.dtype == np.float16
-    assert noise.users_NZ.shape == store.users_NZ.shape
-    assert abs(float(noise.users_NZ.astype(np.float32).std()) - 1) < 0.3
+    assert known_users(noise) == known_users(store)
+    everybody = looked_up(noise, list(range(USERS)))
+    assert (everybody[KNOWN] != looked_up(store, KNOWN)).mean() > 0.9
+    assert (everybody.dtype, everybody.shape) == (np.float16, (USERS, WIDTH))
+    assert abs(float(everybody.astype(np.float32).std()) - 1) < 0.3
+    assert isinstance(noise.users.vectors.open(0), np.memmap), "not all in memory"
+    in_memory = KnowledgeStore.in_memory(looked_up(store, list(range(USERS))), KNOWN_N, store.scenarios_SZ)
+    np.testing.assert_array_equal(looked_up(in_memory.with_control("random", 1), list(range(USERS))), everybody)
+    drawn = noise.statistics()
+    assert drawn.mean_Z.tolist() == [0] * WIDTH
+    np.testing.assert_allclose(drawn.scale_Z.numpy(), 1, atol=1e-5)
     assert (noise.scenarios_SZ[1:] != store.scenarios_SZ[1:]).any(1).all()
     assert (noise.scenarios_SZ[0] == 0).all()
 
@@ -158,14 +200,14 @@ def test_texts_are_read_in_order(output: StageOutput):
     assert errors == ["", "", "", "Boom: x", *[""] * 6]
 
 
-def test_a_store_can_lie_on_an_object_store(tmp_path: Path):
+def test_a_store_can_lie_on_an_object_store(tmp_path: Path, prepared: StageOutput):
     parts = {
         "scenarios-000000000.parquet": shard([1, 2, 3], SHELVES[1:]),
         "users-000000000.parquet": shard(KNOWN, VECTORS[KNOWN]),
     }
     output = publish_knowledge(f"memory://{tmp_path.name}/knowledge", parts)
     assert storage.open_output(output.folder) is not None
-    store = KnowledgeStore.open(output, USERS, SCENARIOS)
+    store = KnowledgeStore.open(output, prepared)
     np.testing.assert_array_equal(looked_up(store, KNOWN), VECTORS[KNOWN])
 
 
@@ -182,9 +224,15 @@ def in_time(store: KnowledgeStore) -> KnowledgeStore:
     place = np.concatenate([np.arange(count) for count in LENGTHS.values()])
     vectors = np.zeros((len(user), WIDTH), np.float16)
     vectors[:, 0], vectors[:, 1] = user, place
-    known = np.zeros(USERS, bool)
-    known[list(LENGTHS)] = True
-    return KnowledgeStore(store.users_NZ, known, store.scenarios_SZ, Past(vectors, place > 0, user))
+    known = np.isin(np.arange(USERS), list(LENGTHS))
+    offset_P = np.array([0, len(user)])
+    past = Past(*(PartitionedRows(offset_P, partial(_same, rows)) for rows in (vectors, place > 0, user)), offset_P[1:])
+    in_memory = KnowledgeStore.in_memory(looked_up(store, list(range(USERS))), known, store.scenarios_SZ)
+    return KnowledgeStore(in_memory.users, store.scenarios_SZ, in_memory.sums, past)
+
+
+def _same(rows: np.ndarray, _: int) -> np.ndarray:
+    return rows
 
 
 def past_of(store: KnowledgeStore) -> tuple[np.ndarray, np.ndarray]:
@@ -197,8 +245,8 @@ def past_of(store: KnowledgeStore) -> tuple[np.ndarray, np.ndarray]:
 def test_a_seen_row_is_shown_with_what_was_known_before_it(in_time: KnowledgeStore):
     vectors, known = past_of(in_time)
     assert in_time.past is not None
-    np.testing.assert_array_equal(vectors, in_time.past.vectors_RZ)
-    np.testing.assert_array_equal(known, in_time.past.known_R)
+    np.testing.assert_array_equal(vectors, in_time.past.vectors.open(0))
+    np.testing.assert_array_equal(known, in_time.past.known.open(0))
 
 
 def test_later_rows_and_users_beyond_the_seen_rows_are_shown_with_the_whole(in_time: KnowledgeStore):
@@ -222,15 +270,118 @@ def test_random_numbers_of_a_user_are_the_same_at_all_times(in_time: KnowledgeSt
     noise = in_time.with_control("random", 1)
     vectors, known = past_of(noise)
     np.testing.assert_array_equal(known, past_of(in_time)[1])
-    np.testing.assert_array_equal(vectors, noise.users_NZ[np.repeat(list(LENGTHS), list(LENGTHS.values()))])
+    own = np.repeat(list(LENGTHS), list(LENGTHS.values()))
+    np.testing.assert_array_equal(vectors, looked_up(noise, own.tolist()))
 
 
-def test_no_flipped_bit_of_the_mapped_vectors_is_used(output: StageOutput, store: KnowledgeStore):
-    users_NZ, known_N = np.array(store.users_NZ), store.known_N
-    folder = cache_path(output).with_suffix(f".{USERS}")
+def test_no_flipped_bit_of_the_mapped_vectors_is_used(
+    output: StageOutput, prepared: StageOutput, store: KnowledgeStore
+):
+    users_NZ = np.array(looked_up(store, list(range(USERS))))
+    (folder,) = (f for f in cache_path(output).parent.glob(f"{cache_path(output).name}.*-{USERS}") if f.is_dir())
     rng = random.Random(2)
     for flip in range(200):
         flipped(folder / ("users.npy", "known.npy")[flip % 2], rng)
-        again = KnowledgeStore.open(output, USERS, SCENARIOS)
-        np.testing.assert_array_equal(again.users_NZ, users_NZ)
-        np.testing.assert_array_equal(again.known_N, known_N)
+        again = KnowledgeStore.open(output, prepared)
+        np.testing.assert_array_equal(looked_up(again, list(range(USERS))), users_NZ)
+        assert known_users(again) == KNOWN
+
+
+# --- partitions ---------------------------------------------------------------------------------------------------
+
+
+def partitioned(world: World, total: int, root: Path) -> tuple[KnowledgeStore, StageOutput, StageOutput]:
+    """The users of a version in partitions, and the prepared data and the version that they are from."""
+    config, data = in_partitions(world.config, world.data, total, root)
+    version = make_version((config, data, world.knowledge), root, "version", total, failed=("u3", "u17"))
+    return KnowledgeStore.open(version, data), data, version
+
+
+def by_raw_id(store: KnowledgeStore, data: StageOutput) -> dict[str, tuple[bytes, bool]]:
+    ids = pa.concat_tables(partitions.read_each(data, "users", ["user_id"]))["user_id"].to_pylist()
+    vectors, known = store.lookup(torch.arange(len(ids)))
+    return {str(raw_id): (row.tobytes(), bool(k)) for raw_id, row, k in zip(ids, vectors.numpy(), known, strict=True)}
+
+
+@pytest.mark.parametrize("total", [2, 8])
+def test_a_user_has_the_same_vector_in_any_number_of_partitions(world: World, tmp_path: Path, total: int):
+    one, many = (partitioned(world, count, tmp_path / str(count)) for count in (1, total))
+    vectors = by_raw_id(many[0], many[1])
+    assert vectors == by_raw_id(one[0], one[1])
+    assert sum(known for _, known in vectors.values()) == 38
+    assert not vectors[""][1]
+    ours, theirs = many[0].statistics(), one[0].statistics()
+    np.testing.assert_allclose(ours.mean_Z.numpy(), theirs.mean_Z.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(ours.scale_Z.numpy(), theirs.scale_Z.numpy(), rtol=1e-6)
+
+
+def test_only_the_partitions_that_are_asked_for_are_copied_and_opened(world: World, tmp_path: Path, own_cache: Path):
+    store, data, version = partitioned(world, 4, tmp_path)
+    first_P = partitions.offsets(data, "users")
+    prefix = cache_path(version).name
+
+    def copied() -> set[int]:
+        folders = (own_cache / "knowledge").glob(f"{prefix}.*-of-00004-*")
+        return {int(folder.name[len(prefix) + 1 :][:5]) for folder in folders if folder.is_dir()}
+
+    store.statistics()
+    shuffled = store.with_control("shuffled", 1)
+    noise = store.with_control("random", 1)
+    assert copied() == set()
+    for wanted in (store, shuffled, noise):
+        looked_up(wanted, [int(first_P[2]), int(first_P[2]) + 1])
+        assert copied() == {2}
+    looked_up(store, first_P[:2].tolist())
+    assert copied() == {0, 1, 2}
+
+
+@pytest.mark.parametrize("control", ["shuffled", "random"])
+def test_a_partition_has_its_own_wrong_vectors(world: World, tmp_path: Path, control: str):
+    store, data, _ = partitioned(world, 2, tmp_path)
+    first_P = partitions.offsets(data, "users")
+    wrong, again, other = (store.with_control(control, seed) for seed in (1, 1, 2))
+    for start, stop in pairwise(first_P.tolist()):
+        users = [user for user in known_users(store) if start <= user < stop]
+        before, after = looked_up(store, users), looked_up(wrong, users)
+        assert (before != after).any()
+        np.testing.assert_array_equal(after, looked_up(again, users))
+        assert (after != looked_up(other, users)).any()
+        if control == "shuffled":
+            assert {row.tobytes() for row in after} == {row.tobytes() for row in before}
+    assert known_users(wrong) == known_users(store)
+
+
+@pytest.mark.parametrize("control", ["none", "shuffled", "random"])
+def test_points_in_time_are_found_in_their_partition(world: World, tmp_path: Path, control: str):
+    """Each row's vector holds its user's number and its place; the last users of each partition have no past."""
+    base, data, _ = partitioned(world, 4, tmp_path)
+    first_P = partitions.offsets(data, "seen")
+    seen = [partitions.read(data, "seen", p) for p in range(4)]
+    local = [data.table(partitions.file_name("seen", p))["user"].to_numpy() for p in range(4)]
+    rows_P = np.array([max(len(table) - 7, 0) for table in seen])
+    vectors = []
+    for table, count in zip(seen, rows_P, strict=True):
+        owner = table["user"].to_numpy()[:count]
+        vectors.append(np.zeros((count, 4), np.float16))
+        vectors[-1][:, 0], vectors[-1][:, 1] = owner, np.arange(count) - np.searchsorted(owner, owner)
+        same = owner[:, None] == owner[None, :]
+        vectors[-1][:, 1] = np.tril(same, -1).sum(1)
+    rows = [PartitionedRows(first_P, parts.__getitem__) for parts in (vectors, [v[:, 1] > 0 for v in vectors])]
+    owners = PartitionedRows(first_P, lambda p: local[p][: rows_P[p]])
+    past = Past(rows[0], rows[1], owners, rows_P)
+    store = KnowledgeStore(base.users, base.scenarios_SZ, base.sums, past).with_control(control, 3)
+    for p in range(4):
+        user_B = torch.from_numpy(seen[p]["user"].to_numpy().copy())
+        seen_B = torch.arange(len(user_B)) + 1 + int(first_P[p])
+        numbers = store.vector_numbers(user_B, seen_B)
+        assert torch.equal(numbers[rows_P[p] :], user_B[rows_P[p] :])
+        found, known = (tensor.numpy()[: rows_P[p]] for tensor in store.lookup(numbers))
+        if control == "none":
+            np.testing.assert_array_equal(found, vectors[p])
+            np.testing.assert_array_equal(known, vectors[p][:, 1] > 0)
+        elif control == "random":
+            np.testing.assert_array_equal(found, store.lookup(user_B[: rows_P[p]])[0].numpy())
+        else:
+            here = set(seen[p]["user"].to_pylist())
+            assert set(found[:, 0].astype(int).tolist()) <= here
+            assert (found[:, 0] != vectors[p][:, 0]).any()

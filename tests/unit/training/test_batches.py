@@ -375,7 +375,7 @@ def test_the_footer_tells_the_labels(tmp_path: Path):
 
 def test_to_batch_holds_each_user_once_with_the_stores_vector(world: World):
     tables = FeatureTables.open(world.data)
-    store = KnowledgeStore.open(world.knowledge, len(tables.users), tables.scenarios)
+    store = KnowledgeStore.open(world.knowledge, world.data)
     rows, _ = next(RowReader(world.data, "train", ["device"]).batches(64, seed=1))
     batch = to_batch(rows, tables, store)
     vectors, known = store.lookup(rows.user_B)
@@ -389,7 +389,7 @@ def test_to_batch_holds_each_user_once_with_the_stores_vector(world: World):
 @pytest.mark.parametrize("hides", [True, False])
 def test_a_row_that_knowledge_has_seen_is_that_of_an_unknown_user_where_asked(world: World, hides: bool):
     tables = FeatureTables.open(world.data)
-    store = KnowledgeStore.open(world.knowledge, len(tables.users), tables.scenarios)
+    store = KnowledgeStore.open(world.knowledge, world.data)
     store.hides_seen = hides
     rows, _ = next(RowReader(world.data, "train", ["device"]).batches(64, seed=1))
     seen_B = torch.arange(len(rows.user_B)) % 2 * 7

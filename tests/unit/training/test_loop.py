@@ -287,7 +287,7 @@ def test_a_control_trains_on_wrong_vectors(world: World):
     one, two = (data(world, c).knowledge for c in (right, wrong))
     assert one is not None
     assert two is not None
-    ids = torch.from_numpy(np.flatnonzero(one.known_N))
+    ids = torch.from_numpy(np.flatnonzero(one.known(np.arange(len(one.users.known)))))
     assert not torch.equal(one.lookup(ids)[0], two.lookup(ids)[0])
 
 
