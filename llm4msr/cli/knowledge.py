@@ -50,6 +50,7 @@ def show(
     lines += [f"{scenario}: {', '.join(words)}" for scenario, words in shown["interests"].items()]
     lines += [f"error: {shown['error']}"] if shown["error"] else []
     lines += [f"near: {near['raw_id']} {near['cosine']:.4f}" for near in shown.get("nearest", [])]
+    lines += [f"among {shown['compared']} users of the same partition"] if "compared" in shown else []
     print(sanitize("\n".join(lines)))
     print(as_json(shown))
 

@@ -114,7 +114,7 @@ def _build(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> 
         say(f"  {kept} rows are as an earlier version has them, {sum(s.rows for s in work.shards)} are to be asked")
     if work.steady:
         say(f"  {work.steady} scenarios moved by no more than extract.scenario_tolerance and keep their prompts")
-    info: dict[str, object] = {"version": _next_version(folder)}
+    info: dict[str, object] = {"version": _next_version(folder), "partitions": partitions.count(data)}
     scenarios = strings(data.table("scenarios.parquet", ["scenario_id"])["scenario_id"])[1:]
     results = {
         task: run_pass(Pass(task, config, str(folder), reader, scenarios), shards)

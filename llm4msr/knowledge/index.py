@@ -70,7 +70,7 @@ class RowGroup(NamedTuple):
     @property
     def bucket(self) -> Bucket | None:
         """The bucket of an index file; None for a shard."""
-        return Bucket.parse(f"index/{self.file.name}")
+        return Bucket.parse(f"index/{self.uri.rpartition('/')[2]}")
 
 
 def row_keys(raw_ids: Sequence[str], fingerprints: Sequence[str], writes: str) -> "pa.Array[Any]":

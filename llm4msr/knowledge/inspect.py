@@ -1,23 +1,22 @@
 """One version looked into: what it knows of a user, and whether the LLM still says what is stored. No Ray here."""
 
-from collections.abc import Iterator
 from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llm4msr.arrays import Floats, Halves, strings, typed_rows
+from llm4msr.arrays import Halves, strings, typed_rows
 from llm4msr.config import Config
 from llm4msr.data.partitions import hash_ids
 from llm4msr.errors import ConfigError, StorageError
-from llm4msr.knowledge import interests
+from llm4msr.knowledge import interests, sums
 from llm4msr.knowledge.engines import open_engine, open_tokenizer
 from llm4msr.knowledge.extract import check_same_model
 from llm4msr.knowledge.index import read_index
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.reader import Reader
-from llm4msr.knowledge.rows import good_rows, read_rows, read_texts, read_vectors, row_groups
+from llm4msr.knowledge.rows import good_rows, groups_beside, read_rows, read_texts, read_vectors, row_groups
 from llm4msr.storage import StageOutput
 from llm4msr.storage.vectors import to_matrix
 
@@ -44,10 +43,12 @@ class User(TypedDict):
     """Words by scenario, as the answer has them."""
     nearest: NotRequired[list[Neighbour]]
     """Users with the nearest vectors, where this one has a vector."""
+    compared: NotRequired[int]
+    """Among how many users these are the nearest: those with a vector in the same partition."""
 
 
 def show(output: StageOutput, raw_id: str, neighbours: int = 5) -> User:
-    """What a version knows of a user, and who is nearest.
+    """What a version knows of a user, and who is nearest in the user's partition, which is all that is read.
 
     Nearest by the cosine of vectors less the mean of all, since hidden states have a large part in common.
 
@@ -62,7 +63,7 @@ def show(output: StageOutput, raw_id: str, neighbours: int = 5) -> User:
     (user,) = typed_rows(table.slice(row, 1).select(columns), User)
     user["interests"] = interests.read(user["answer"], scenarios)
     if not user["error"]:
-        user["nearest"] = _nearest(output, raw_id, to_matrix(table["vector"])[row], neighbours)
+        user["nearest"], user["compared"] = _nearest(output, raw_id, to_matrix(table["vector"])[row], neighbours)
     return user
 
 
@@ -70,7 +71,7 @@ def _read_group_with(output: StageOutput, raw_id: str) -> pa.Table:
     """The rows of the row group that holds a user."""
     hash_1 = hash_ids([raw_id])
     columns = ["id", "raw_id", "prompt", "answer", "tokens", "error", "vector"]
-    for group in row_groups(output):
+    for group in groups_beside(output, raw_id):
         if group.number is not None:  # of an index file
             if not (group.bucket and group.bucket.holds(hash_1).all()):
                 continue
@@ -82,31 +83,22 @@ def _read_group_with(output: StageOutput, raw_id: str) -> pa.Table:
     raise ConfigError(f"{output.folder}: knows no user '{raw_id}'; ids are those of the source's files")
 
 
-def _nearest(output: StageOutput, raw_id: str, vector_Z: Halves, count: int) -> list[Neighbour]:
-    mean_Z, best = _mean(output), pa.table({"raw_id": pa.array([], pa.string()), "cosine": pa.array([], pa.float64())})
+def _nearest(output: StageOutput, raw_id: str, vector_Z: Halves, count: int) -> tuple[list[Neighbour], int]:
+    """The nearest users, and among how many they are that."""
+    mean_Z, compared = sums.read(output).mean, 0
+    best = pa.table({"raw_id": pa.array([], pa.string()), "cosine": pa.array([], pa.float64())})
     centred_Z = vector_Z.astype(np.float64) - mean_Z
-    for table in _read_good(output):
+    for group in groups_beside(output, raw_id):
+        table = read_vectors(group)
+        table = table.filter(pa.array(good_rows(table)))
         others_NZ = to_matrix(table["vector"]).astype(np.float64) - mean_Z
         lengths_N = np.linalg.norm(others_NZ, axis=1) * np.linalg.norm(centred_Z)
         cosine_N = others_NZ @ centred_Z / np.maximum(lengths_N, 1e-12)
         others = table.select(["raw_id"]).append_column("cosine", pa.array(cosine_N))
         others = others.filter(pc.field("raw_id") != raw_id)
+        compared += len(others)
         best = pa.concat_tables([best, others]).sort_by([("cosine", "descending")]).slice(0, count)
-    return [{"raw_id": row["raw_id"], "cosine": round(row["cosine"], 4)} for row in best.to_pylist()]
-
-
-def _read_good(output: StageOutput) -> Iterator[pa.Table]:
-    for group in row_groups(output):
-        table = read_vectors(group)
-        yield table.filter(pa.array(good_rows(table)))
-
-
-def _mean(output: StageOutput) -> Floats:
-    """The mean vector of all users: [Z]."""
-    total_Z, count = np.zeros(1), 0
-    for table in _read_good(output):
-        total_Z, count = total_Z + to_matrix(table["vector"]).sum(0, dtype=np.float64), count + len(table)
-    return total_Z / max(count, 1)
+    return [{"raw_id": row["raw_id"], "cosine": round(row["cosine"], 4)} for row in best.to_pylist()], compared
 
 
 class VerifyReport(TypedDict):

@@ -16,7 +16,7 @@ from upath import UPath
 
 from llm4msr import storage
 from llm4msr.arrays import Bools, strings, typed_rows
-from llm4msr.data.partitions import hash_ids
+from llm4msr.data.partitions import hash_ids, numbers_of
 from llm4msr.errors import StorageError
 from llm4msr.knowledge.buckets import Bucket
 from llm4msr.knowledge.index import GROUP_ROWS, RowGroup, read_index, row_keys, split_by_shard, texts_to_write
@@ -43,6 +43,14 @@ def list_row_groups(folder: UPath, files: Mapping[str, FileRecord], kind: str) -
         return [RowGroup(str(folder / name), files[name].digest, number) for name, number in groups]
     shards = [name for name in sorted(files) if name.rpartition("/")[2].startswith(f"{kind}-")]
     return [RowGroup(str(folder / name), files[name].digest) for name in shards]
+
+
+def groups_beside(output: StageOutput, raw_id: str) -> list[RowGroup]:
+    """The row groups of all users of the partition that a user lies in, or would."""
+    total = int(output.manifest.info.get("partitions", 1))
+    home = int(numbers_of(hash_ids([raw_id]), total)[0])
+    files = {name: part for name, part in output.manifest.files.items() if partition_of(name, total) == home}
+    return list_row_groups(output.folder, files, "users")
 
 
 def partition_of(name: str, total: int) -> int:

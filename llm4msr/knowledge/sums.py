@@ -5,7 +5,6 @@ every run. Shape suffixes: N users, Z width of a vector.
 """
 
 from collections.abc import Iterable, Sequence
-from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -67,7 +66,7 @@ def write(folder: UPath, groups: Sequence[RowGroup], partitions: int) -> FileRec
     """
     jobs: dict[int, list[dict[str, object]]] = {}
     for group in groups:
-        name = str(PurePosixPath(group.file.parent.name) / group.file.name)
+        name = "/".join(group.uri.split("/")[-2:])
         jobs.setdefault(partition_of(name, partitions), []).append(group._asdict())
     items = [{"partition": partition, "groups": mine} for partition, mine in sorted(jobs.items())]
     rows = sorted(ray_session.run_each(_add_up, items), key=lambda row: int(row["partition"]))

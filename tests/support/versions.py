@@ -78,7 +78,7 @@ def make_version(
     rows = [RowGroup(str(folder / name), "", 0) for name in files if name.startswith("index/")]
     storage.write_table(folder / sums.FILE, sums.as_table(0, map(read_vectors, rows)))
     files[sums.FILE] = 1
-    info = {"width": WIDTH, "kept": kept, "asked": asked, "version": len(bases) + 1}
+    info = {"width": WIDTH, "kept": kept, "asked": asked, "version": len(bases) + 1, "partitions": total}
     return storage.publish(
         folder, "extract", 1, {}, {}, lambda _: StageResult(files=files, rows=kept + asked, info=info), resumable=True
     )

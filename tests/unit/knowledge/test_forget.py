@@ -6,10 +6,12 @@ import pytest
 
 from llm4msr import storage
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.errors import StorageError
 from llm4msr.knowledge import forget
 from llm4msr.knowledge.versions import index_files
 from tests.support.data import published
+from tests.support.partitioned import in_partitions
 from tests.support.versions import make_version
 from tests.unit.conftest import World
 
@@ -98,3 +100,12 @@ def test_who_is_gone_from_the_data_and_not_yet_from_the_store_is_known(world: Wo
     config = listing(world.config, tmp_path, b"u5\nu9\nx1")
     assert forget.check_list(config, data, []).known == ["u9"]
     assert forget.check_list(config, data, bases.values()) == (["u5", "u9"], ["x1"])
+
+
+def test_ids_are_looked_up_in_their_partitions_alone(world: World, tmp_path: Path):
+    config, data = in_partitions(world.config, world.data, 4, tmp_path / "data")
+    home_N = partitions.numbers_of(partitions.hash_ids(["u5", "u9", "nobody"]), 4)
+    for number in set(range(4)) - set(home_N.tolist()):
+        (Path(str(data.folder)) / partitions.file_name("users", number)).unlink()
+    config = listing(config, tmp_path, b"u9\nu5\nnobody\n")
+    assert forget.check_list(config, data, []) == (["u5", "u9"], ["nobody"])

@@ -8,7 +8,7 @@ import pytest
 
 from llm4msr import storage
 from llm4msr.errors import ConfigError
-from llm4msr.knowledge.actor_pool import plan_pool
+from llm4msr.knowledge.actor_pool import plan_pool, rows_per_shard
 from llm4msr.knowledge.passes import finished_shards
 from llm4msr.knowledge.work import Shard
 from tests.support.data import config_of
@@ -61,3 +61,18 @@ def test_a_shard_is_finished_if_no_row_of_it_is_to_be_tried_again(tmp_path: Path
     (folder / name).write_bytes((folder / name).read_bytes()[:-7])  # as a crash of the machine may leave it
     assert finished_shards(folder, shards) == {}
     assert finished_shards(folder, []) == {}
+
+
+@pytest.mark.parametrize(
+    ("extract", "machines", "rows"),
+    [
+        ({}, [{"CPU": 8.0}], 256),
+        ({}, [{"CPU": 8.0}, {"CPU": 8.0, "GPU": 2.0}], 4096),
+        ({"device": "gpu", "actors": 2}, [], 4096),
+        ({"rows_per_shard": 7}, [{"CPU": 8.0, "GPU": 2.0}], 7),
+    ],
+)
+def test_a_shard_is_larger_where_engines_run_on_gpus(
+    tmp_path: Path, extract: dict[str, Any], machines: list[dict[str, float]], rows: int
+):
+    assert rows_per_shard(config_of(tmp_path, extract=extract), machines) == rows
