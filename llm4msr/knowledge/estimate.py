@@ -15,7 +15,7 @@ from llm4msr.data import partitions
 from llm4msr.data.prepare import PromptData
 from llm4msr.knowledge import index, versions
 from llm4msr.knowledge.actor_pool import rows_per_shard
-from llm4msr.knowledge.buckets import Bucket, bucket_count
+from llm4msr.knowledge.buckets import Bucket
 from llm4msr.knowledge.engines import PromptTokenizer, engine_name, models, open_tokenizer, soundness
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import item_prompts, items_to_read, user_prompts
@@ -37,7 +37,7 @@ def estimate(config: Config, data: PromptData, finished: bool) -> dict[str, obje
     items = items_to_read(tables["items"]) if config.extract.item_vectors == "llm" else 0
     count = items if reads_items else min(data.users, config.extract.max_users or data.users)
     rows = tables["items"].slice(1) if reads_items else tables["histories"]
-    there = min(count, len(rows))
+    there = count if reads_items else round(count * len(rows) / max(data.users, 1))  # the most active ones come first
     sample = rows.take(np.linspace(0, there - 1, SAMPLE).astype(int)) if there > SAMPLE else rows.slice(0, there)
     rendered = item_prompts(sample, fields, config) if reads_items else user_prompts(sample, config)
     prompts = rendered.filter(pc.not_equal(rendered["prompt"], pa.scalar("")))
@@ -87,7 +87,7 @@ def _known_share(config: Config, prompts: pa.Table, kind: str, count: int) -> fl
     fingerprints = [templates.fingerprint(text, reader.reads) for text in strings(prompts["prompt"])]
     hash_N = partitions.hash_ids(raw_ids)
     keys = index.row_keys(raw_ids, fingerprints, reader.writes[kind])
-    bucket = Bucket(kind, 0, max(1, bucket_count(count) // 16))  # a part of a large store is enough
+    bucket = Bucket(kind, 0, 1 << max(0, (count >> 20).bit_length() - 1))  # of a large store some million rows
     rows = pa.Table.from_pydict({"id": prompts["id"], "hash": pa.array(hash_N), "key": keys})
     rows = rows.filter(pa.array(bucket.holds(hash_N)))
     held = versions.Earlier(versions.index_files(root, names).values(), names).of(bucket)

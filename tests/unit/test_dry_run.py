@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.data.prepare import prompt_data
 from llm4msr.dry_run import plan
 from llm4msr.knowledge import estimate as module
@@ -13,6 +14,7 @@ from llm4msr.knowledge.prompts.render import item_prompts, user_prompts
 from llm4msr.knowledge.prompts.sample import sampler
 from llm4msr.pipeline import prepare
 from tests.support.data import config_of, write_data
+from tests.support.partitioned import in_partitions
 from tests.unit.conftest import World
 
 VERBS = ("prepare", "extract", "train", "evaluate", "export", "explain", "refresh", "serve", "run")
@@ -143,3 +145,17 @@ def test_run_plans_all_stages(config: Config):
     found = plan(config, "run")
     assert list(found) == ["prepare", "extract", "train", "evaluate", "export"]
     assert found["train"] == [f"mmoe {name}, seed {seed}" for name in ("none", "both") for seed in (1, 2)]
+
+
+@pytest.mark.parametrize("total", [2, 8])
+def test_the_plan_of_partitions_counts_all_users_and_reads_one_partition(config: Config, tmp_path: Path, total: int):
+    one = plan(config, "run")
+    parts, data = in_partitions(config, prepare(config), total, tmp_path / "parts")
+    for number in range(1, total):
+        name = partitions.file_name("histories", number)
+        (Path(str(data.folder)) / name).write_bytes(b"x" * data.manifest.files[name].bytes)
+    many = plan(parts, "run")
+    assert many["prepare"]["users"] == one["prepare"]["users"] == 40
+    for name in ("prompts", "left", "shards", "tokens_are"):
+        assert many["extract"][name] == one["extract"][name]
+    assert many["extract"]["tokens"] == pytest.approx(one["extract"]["tokens"], rel=0.1)
