@@ -236,14 +236,14 @@ def test_each_training_row_sees_what_was_known_of_its_user_before_it(
     assert data.knowledge is not None
     gone = seen["user"].unique()[1]
     assert not data.knowledge.known(np.array([gone])).any()
-    rows, _ = next(data.rows("train").batches(1 << 20, None))
+    rows = next(data.rows("train").in_file_order(1 << 20))
     batch = data.batch(rows, data.new_net(config))
     assert rows.seen_B is not None
     place = rows.seen_B.numpy() - 1
     known = (seen["before"].to_numpy() > 0) & (seen["user"].to_numpy() != gone)
     np.testing.assert_array_equal(batch.known_N[batch.owner_B].numpy(), known[place])
     np.testing.assert_array_equal(batch.z_NZ[batch.owner_B].numpy(), matrix(past)[place].astype(np.float16))
-    later, _ = next(data.rows("test").batches(1 << 20, None))
+    later = next(data.rows("test").in_file_order(1 << 20))
     np.testing.assert_array_equal(data.knowledge.vector_numbers(later.user_B, later.seen_B), later.user_B)
     pipeline.train(config)
 
