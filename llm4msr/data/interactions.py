@@ -23,11 +23,11 @@ class Ids(NamedTuple):
     def from_column(cls, column: Column) -> "Ids":
         """Number the values of a column of text, which may be encoded as a dictionary."""
         whole = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
-        if not pa.types.is_dictionary(whole.type):
-            whole = whole.dictionary_encode()
-        chunks = cast("list[pa.DictionaryArray[Any, Any]]", whole.unify_dictionaries().chunks)
+        # a column that was plain gets one dictionary for all chunks, which it would take long to compare with itself
+        encoded = whole.unify_dictionaries() if pa.types.is_dictionary(whole.type) else whole.dictionary_encode()
+        chunks = cast("list[pa.DictionaryArray[Any, Any]]", encoded.chunks)
         if not chunks:
-            return cls(np.zeros(0, np.int32), pa.array([], whole.type.value_type))
+            return cls(np.zeros(0, np.int32), pa.array([], encoded.type.value_type))
         numbers = np.concatenate([chunk.indices.to_numpy() for chunk in chunks])
         return cls(numbers.astype(np.int32, copy=False), chunks[-1].dictionary)
 
