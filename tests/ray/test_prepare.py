@@ -10,6 +10,7 @@ from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.data import prepare as prepare_stage
 from llm4msr.data.report_figures import PromptSampler
+from llm4msr.errors import DataError
 from llm4msr.pipeline import prepare
 from tests.support import by_raw_id
 from tests.support.data import config_of, flip_a_bit, prepared_table
@@ -96,3 +97,13 @@ def test_negatives_of_several_partitions_are_items_that_the_user_has_not_taken(s
     drawn = [(user, item) for user, item, _, label, *_ in train if not label]
     assert len(drawn) > len([row for row in train if row[3]])
     assert not liked & set(drawn)
+
+
+def test_a_bad_cell_is_named_as_in_one_process_and_nothing_is_published(source: Path):
+    rows, items, users = world(5)
+    rows[700]["label"] = "maybe"
+    write(source, rows, items, users)
+    config = config_with(source, 4, {})
+    with pytest.raises(DataError, match=r"interactions\.csv: column 'label': 'maybe' in row 701"):
+        prepare(config)
+    assert not list(Path(config.root).rglob("manifest.json"))
