@@ -28,8 +28,8 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes about our actors' arguments are no errors
-# A Ray that is started here keeps 2 GiB of objects in memory, not a third of the machine's, and the others on disk.
-os.environ.setdefault("RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES", str(2 << 30))
+# A Ray that is started here keeps 1 GiB of objects in memory, not a third of the machine's, and the others on disk.
+os.environ.setdefault("RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES", str(1 << 30))
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -191,7 +191,7 @@ class SplitConfig(Section):
 
     partitions: Literal["auto"] | int = "auto"
     """Into how many partitions of users the tables are divided: a power of two. One partition is prepared in this
-    process, several by Ray. `auto`: as many as hold at most about 5 million interactions each."""
+    process, several by Ray. `auto`: one of up to 5 million interactions, or as many as hold at most 2 million each."""
 
     @field_validator("partitions")
     @classmethod

@@ -23,11 +23,13 @@ from llm4msr.errors import ConfigError
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput, StageResult
 
-VERSION = 10
+VERSION = 11
 SAMPLE_ROWS = 1_000_000
 """First interactions of larger data that a dry run looks at."""
-PARTITION_ROWS = 5_000_000
-"""Interactions of a partition, at most about; up to so many are prepared in this process."""
+ROWS_HERE = 5_000_000
+"""Interactions that are prepared in this process, at most about."""
+PARTITION_ROWS = 2_000_000
+"""Interactions of one of several partitions, at most about: each CPU of Ray holds one at a time."""
 
 
 def prepare(config: Config, open_sampler: SamplerOpener) -> StageOutput:
@@ -141,4 +143,5 @@ def partition_count(config: Config, raw: RawData) -> int:
     wanted = config.split.partitions
     if wanted != "auto":
         return wanted
-    return 1 << max(0, math.ceil(math.log2(max(raw.interactions.rows, 1) / PARTITION_ROWS)))
+    rows = raw.interactions.rows
+    return 1 if rows <= ROWS_HERE else 1 << math.ceil(math.log2(rows / PARTITION_ROWS))

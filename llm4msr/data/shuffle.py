@@ -15,8 +15,8 @@ from llm4msr.progress import track
 
 BUCKET = "bucket"
 """Column of the partition's number. Ray spreads its values over blocks, so that a block may hold several or none."""
-INPUT_BYTES = 1 << 28
-"""Bytes that a task of the shuffle takes apart at once; Ray's own default is four times as much."""
+INPUT_BYTES = 1 << 27
+"""Bytes that a task of the shuffle takes apart at once; Ray's own default is eight times as much."""
 
 
 def shuffle(raw: RawTable, name: str, total: int, folder: UPath) -> None:

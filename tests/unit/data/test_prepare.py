@@ -13,11 +13,13 @@ import pytest
 
 from llm4msr import schema, storage
 from llm4msr.config import Config
-from llm4msr.data import partitions, split
+from llm4msr.data import partitions, sources, split
 from llm4msr.data import prepare as prepare_stage
 from llm4msr.data.catalogue import MAX_VALUES
 from llm4msr.data.histories import MAX_TITLES
 from llm4msr.data.prepare import prompt_data
+from llm4msr.data.reading.raw_data import RawData
+from llm4msr.data.reading.raw_tables import HeldTable
 from llm4msr.data.scenarios import MAX_SHARED
 from llm4msr.errors import ConfigError, DataError, StorageError
 from llm4msr.knowledge.prompts.render import scenario_prompts, user_prompts
@@ -623,3 +625,13 @@ def test_one_partition_is_prepared_without_loading_ray_or_torch(tmp_path: Path):
     code += "; print({'ray', 'torch', 'scipy', 'polars'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "c.toml")], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "set()", done.stderr
+
+
+@pytest.mark.parametrize(("rows", "total"), [(1, 1), (5_000_000, 1), (5_000_001, 4), (10**7, 8), (10**8, 64)])
+def test_users_get_as_many_partitions_as_hold_two_million_rows_each(tmp_path: Path, rows: int, total: int):
+    config = config_of(write_data(tmp_path))
+    raw = sources.read(config.source)
+    users = raw.users.layout.empty_table()
+    table = pa.table({"user_id": pa.nulls(rows)})
+    large = RawData(HeldTable(table), HeldTable(users), raw.items, implicit=False)
+    assert prepare_stage.partition_count(config, large) == total
