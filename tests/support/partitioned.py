@@ -87,13 +87,17 @@ def model_in_partitions(model: TrainedModel, total: int, root: Any) -> TrainedMo
     config, data = in_partitions(model.config, model.prepared, total, root)
     if model.extracted is None:
         return TrainedModel(config, data, None, model.output)
-    shards = {}
-    for name in model.extracted.manifest.files:
+    shards, offset_P = dict[str, pa.Table](), partitions.offsets(data, "users")
+    for name in (name for name in model.extracted.manifest.files if name.startswith("vectors/")):
         table = model.extracted.table(name)
-        if "/users-" in name:
-            numbers = partitions.find_users(data, strings(table["raw_id"]))
-            ids = pa.array([numbers[raw_id] for raw_id in strings(table["raw_id"])], pa.int64())
-            table = table.set_column(table.column_names.index("id"), "id", ids)
-        shards[name.rpartition("/")[2]] = table
+        if "/users-" not in name:
+            shards[name.rpartition("/")[2]] = table
+            continue
+        numbers = partitions.find_users(data, strings(table["raw_id"]))
+        number_N = np.array([numbers[raw_id] for raw_id in strings(table["raw_id"])])
+        home_N = np.searchsorted(offset_P, number_N, side="right") - 1
+        table = table.set_column(table.column_names.index("id"), "id", pa.array(number_N - offset_P[home_N]))
+        for number in range(total):
+            shards[f"users-{number:05d}-{len(shards):09d}.parquet"] = table.filter(pa.array(home_N == number))
     width = model.extracted.manifest.info["width"]
     return TrainedModel(config, data, publish_knowledge(extract_folder(config, data), shards, width), model.output)
