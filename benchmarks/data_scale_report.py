@@ -156,7 +156,8 @@ def _drivers(records: Sequence[Record]) -> str:
 def _how() -> str:
     return f"""CPU-seconds are user and system time of all processes that a stage starts. Memory is what they hold at
 one moment, what they share counted once (PSS, so Ray's object store is in it); of a single process, the highest
-resident memory. It is looked at five times a second.
+resident memory. It is looked at five times a second. Other work shared the cores, which makes CPU-seconds more and
+wall seconds many more.
 
 `python -m benchmarks.data_scale` on {describe(("ray", "torch", "numpy", "pyarrow", "polars", "duckdb"))}.
 """
