@@ -188,7 +188,6 @@ class SplitConfig(Section):
     """The earliest share of the training period that feeds prompts. 1 is the paper's: a user's vector then contains the
     labels of the very rows that it trains with, and where users have few rows a model can read them off. Below 1,
     those rows train as rows of a user without knowledge."""
-
     partitions: Literal["auto"] | int = "auto"
     """Into how many partitions of users the tables are divided: a power of two. One partition is prepared in this
     process, several by Ray. `auto`: one of up to 5 million interactions, or as many as hold at most 2 million each."""
