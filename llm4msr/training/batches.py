@@ -129,8 +129,7 @@ class _Source:
 
     def take(self, count: int) -> list[Records]:
         """The next `count` rows, in pieces."""
-        pieces = [self._rest[:count]]
-        count -= len(pieces[0])
+        pieces = [self._rest[:0]]
         while count:
             if not len(self._rest):
                 self._rest = next(self._groups)

@@ -59,6 +59,12 @@ def publish(folder: Path, rows_P: list[int], group_rows: int = 8, label: npt.Arr
     return published(folder, files)
 
 
+@pytest.fixture(autouse=True, params=[128, batches.BLOCK_ROWS])
+def block_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several global batches are put together at once, and then the next ones, or all of an epoch."""
+    monkeypatch.setattr(batches, "BLOCK_ROWS", request.param)
+
+
 @pytest.fixture(scope="module", params=PARTITIONS)
 def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RowReader:
     output = publish(tmp_path_factory.mktemp("rows"), SIZES[request.param])
