@@ -43,7 +43,9 @@ def whole(spine: Spine, experiment: MakeExperiment, tmp_path_factory: pytest.Tem
 
 def beside(spine: Spine, experiment: MakeExperiment, root: Path, without: str = "") -> Experiment:
     """The spine's config with a copy of its outputs, but those of one stage."""
-    shutil.copytree(spine.experiment.root, root, ignore=shutil.ignore_patterns(without))
+    source = spine.experiment.root
+    # prepared data has a folder `train` too
+    shutil.copytree(source, root, ignore=lambda folder, _: {without} if Path(folder) == Path(source) else set())
     return experiment({"storage": str(root)})
 
 
