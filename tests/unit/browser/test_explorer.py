@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 from starlette.types import Receive, Scope, Send
 
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.errors import ConfigError
 from llm4msr.explain.candidates import choose_candidates, frequent_items
 from llm4msr.explain.explorer.routes import explorer_app
@@ -75,7 +76,8 @@ def test_a_search_finds_ids_by_their_beginning_and_the_active_first(view: View):
 def test_the_ranking_at_full_strength_is_the_reports(view: View):
     user = view.user(view.users("")[0].user_id)
     answer = view.rank(RankingRequest(user_id=user.user_id, scenario=user.scenario))
-    number, scenario = view.run.user_numbers[user.user_id], 1 + view.scenarios.index(user.scenario)
+    number = partitions.find_users(view.run.prepared, [user.user_id])[user.user_id]
+    scenario = 1 + view.scenarios.index(user.scenario)
     items = choose_candidates(view.run, frequent_items(view.run), number, scenario)
     expected = ranking(view.run, number, scenario, items)
     assert [(line.rank_without, line.rank_with) for line in answer.lines] == list(

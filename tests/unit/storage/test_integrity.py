@@ -76,7 +76,7 @@ def test_prepared_data(world: World, tmp_path: Path, name: str) -> None:
 
 
 def test_rows_that_baselines_are_counted_from(world: World, tmp_path: Path) -> None:
-    never_read(copied(world.data, tmp_path), "train/p=00000.parquet", lambda output: Popularity.read(output, 3), 20)
+    never_read(copied(world.data, tmp_path), "train/p=00000.parquet", lambda output: Popularity.of(output, 0, 3), 20)
 
 
 def test_a_file_that_is_too_large_to_be_read_at_once(
