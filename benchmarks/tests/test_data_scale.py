@@ -1,5 +1,7 @@
 """The made-up data, the meter of processes, and whether the peers do what `prepare` does."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from benchmarks import _peer_prepare, _process_meter, _skewed_rows
 from benchmarks.data_scale import write_config
 from llm4msr import load
 from llm4msr.pipeline import prepare
+from tests.support.experiments import ROOT
 
 ROWS = 20_000
 
@@ -55,7 +58,7 @@ def test_the_meter_counts_children_and_what_outlives_them(tmp_path: Path) -> Non
         f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {spin!r}])\n"
         f"subprocess.Popen([sys.executable, '-c', {hold!r}])\n"
     )
-    usage = _process_meter.run([sys.executable, str(program)])
+    usage = _process_meter.Usage(**json.loads(measure([sys.executable, str(program)])))
     assert usage.cpu_seconds >= 0.5
     assert usage.peak > 190e6
     assert usage.largest_other > 190e6
@@ -63,8 +66,20 @@ def test_the_meter_counts_children_and_what_outlives_them(tmp_path: Path) -> Non
 
 
 def test_the_meter_shows_what_a_command_that_fails_said() -> None:
-    with pytest.raises(RuntimeError, match="no such luck"):
-        _process_meter.run([sys.executable, "-c", "raise SystemExit('no such luck')"])
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        measure([sys.executable, "-c", "raise SystemExit('no such luck')"])
+    assert "no such luck" in caught.value.stderr
+
+
+def measure(command: list[str]) -> str:
+    """By a process without other children, since the meter waits for all that it has: here Ray could be one."""
+    program = (
+        "import json, sys; from benchmarks._process_meter import run; print(json.dumps(run(sys.argv[1:])._asdict()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
