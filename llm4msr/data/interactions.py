@@ -41,7 +41,7 @@ class Ids(NamedTuple):
 
     def to_column(self) -> "pa.DictionaryArray[Any, Any]":
         """The ids of the rows, encoded as a dictionary."""
-        return pa.DictionaryArray.from_arrays(self.number_R, self.distinct.cast(pa.string()))
+        return pa.DictionaryArray.from_arrays(pa.array(self.number_R, pa.int32()), self.distinct.cast(pa.string()))
 
     def count_rows(self, chosen_R: Bools | slice = slice(None)) -> Ints:
         """Rows of each distinct id among the chosen rows."""

@@ -69,11 +69,11 @@ def add_bucket(table: pa.Table, total: int) -> pa.Table:
     """The rows with their partitions' numbers; texts get offsets of 64 bits, since blocks may outgrow 2 GiB."""
     users = Ids.from_column(table["user_id"])
     bucket_U = partitions.numbers_of(partitions.hash_ids(strings(users.distinct)), total)
-    for at, field in enumerate(table.schema):
-        if field.name == "scenario_id" or field.name.startswith(schema.CONTEXT):
-            ids = Ids.from_column(table[field.name])
-            if len(ids.distinct) * total * 4 < len(table):  # so few that each block's copy of them is small
-                table = table.set_column(at, field.name, ids.to_column())
+    if (
+        "scenario_id" in table.column_names
+    ):  # so few that each block can have a copy of them; blocks must be of one type
+        at = table.column_names.index("scenario_id")
+        table = table.set_column(at, "scenario_id", Ids.from_column(table["scenario_id"]).to_column())
     table = table.cast(pa.schema([field.with_type(_wide(field.type)) for field in table.schema]))
     return table.append_column(BUCKET, pa.array(bucket_U[users.number_R].astype(np.int32)))
 
