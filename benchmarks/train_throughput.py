@@ -7,6 +7,8 @@ Measures in parts (`--parts`), each kept as a JSON file below `--work`, so an in
     auc        both trained on the same rows for the same epochs: the learning rate of each is picked on validation
     peer       the peer's own trainer and loader with 0 and 8 workers, ours (Ray Train, Parquet in, validation and
                metrics on) and the bare loop, in turn, `--rounds` times
+    precision  the step of every backbone in float32, in float32 with oneDNN's own bfloat16 option, and in bfloat16
+    seeds      AUC of our default sizes in float32 and in bfloat16, five seeds each
     knowledge  the step of every use of knowledge in turn; the LLM's vectors are made up, which costs the same
     workers    one and two Ray Train workers with one thread each
     memory     peak resident memory of the loop on generated rows
@@ -16,6 +18,7 @@ the machine disturbs them less than a clock. Writes benchmarks/results/train-thr
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import multiprocessing
@@ -40,9 +43,9 @@ from torch.nn import functional as F
 
 from benchmarks._cpu_clock import train_with_clock
 from benchmarks._random_rows import open_dataset, peak_memory, random_rows
-from benchmarks.train_throughput_report import BATCH, EPOCHS, KNOWLEDGE_WIDTH, RATES, SEEDS, report
+from benchmarks.train_throughput_report import BATCH, EPOCHS, FORMATS, KNOWLEDGE_WIDTH, ONEDNN, RATES, SEEDS, report
 from llm4msr import schema, storage
-from llm4msr.config import Config
+from llm4msr.config import BACKBONES, Config, ModelConfig
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
@@ -53,6 +56,7 @@ from llm4msr.training.dataset import Dataset
 from llm4msr.training.feature_tables import FeatureTables
 from llm4msr.training.loop import fit
 from llm4msr.training.optimizers import new_optimizers
+from llm4msr.training.precision import Precision, choose, products
 from llm4msr.training.row_files import Rows
 from llm4msr.training.scoring import predict
 
@@ -65,6 +69,10 @@ MODELS: dict[str, dict[str, Any]] = {
 """In the sizes that the peer's MovieLens script gives them."""
 OUR_DEFAULTS: dict[str, dict[str, Any]] = {"star": {"backbone": "star"}, "mmoe": {"backbone": "mmoe"}}
 TIMED_EPOCHS = 3
+FIVE_SEEDS = (1, 2, 3, 4, 5)
+CPU = torch.device("cpu")
+WARM_UP = 5
+"""Turns of ten steps before formats are timed: most sizes of groups have come by then, for which oneDNN compiles."""
 USES = ("none", "feature", "user", "scenario", "both", "both, full rank")
 GENERATED_ROWS = (10**5, 10**6, 10**7)
 USERS, ITEMS = 100_001, 50_001
@@ -78,7 +86,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--peer", default="", help="a checkout of Scenario-Wise-Rec")
     parser.add_argument("--peer-python", action="append", default=[], help="its interpreter; again for another one")
     parser.add_argument("--work", default="runs/train-throughput")
-    parser.add_argument("--parts", default="auc,peer,knowledge,workers,memory", help="empty: only write the report")
+    parser.add_argument(
+        "--parts", default="auc,peer,precision,seeds,knowledge,workers,memory", help="empty: only write the report"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer-rows", type=int, default=50_000, help="training rows of a timed epoch of the peer")
     return parser
@@ -91,6 +101,8 @@ def main() -> None:
     measure: dict[str, Callable[[], Any]] = {
         "auc": lambda: measure_auc(options, work),
         "peer": lambda: measure_peer(options, work),
+        "precision": lambda: in_own_process(precision_steps, config_of(options.data, work), options.rounds),
+        "seeds": lambda: measure_seeds(options, work),
         "knowledge": lambda: in_own_process(knowledge_steps, config_of(options.data, work), options.rounds),
         "workers": lambda: measure_workers(options, work),
         "memory": lambda: measure_memory(work),
@@ -240,16 +252,21 @@ def bare_loop(config: Config) -> float:
     batches = [(to_batch(rows, data.tables, None), rows.label_B) for rows, _ in data.rows("train").batches(BATCH, 1)]
     net = data.new_net(config).train()
     (optimizer,) = new_optimizers(net, config)
-    for batch, label_B in batches[:20]:
-        step(net, optimizer, batch, label_B)
+    precision = choose(config, CPU)
+    for batch, label_B in batches[:50]:  # oneDNN compiles for most sizes of groups that come
+        step(net, optimizer, batch, label_B, precision)
     start = time.process_time()
     for batch, label_B in batches:
-        step(net, optimizer, batch, label_B)
+        step(net, optimizer, batch, label_B, precision)
     return sum(len(label_B) for _, label_B in batches) / (time.process_time() - start)
 
 
-def step(net: RankerNet, optimizer: torch.optim.Optimizer, batch: Batch, label_B: torch.Tensor) -> None:
-    loss = F.binary_cross_entropy_with_logits(net(batch), label_B)
+def step(
+    net: RankerNet, optimizer: torch.optim.Optimizer, batch: Batch, label_B: torch.Tensor, precision: Precision
+) -> None:
+    with products(precision, CPU):
+        logit_B = net(batch)
+    loss = F.binary_cross_entropy_with_logits(logit_B, label_B)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -276,6 +293,53 @@ def measure_workers(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     return results
 
 
+# --- number formats ----------------------------------------------------------------------------------------------
+
+
+def precision_steps(config: Config, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a step, a list over rounds: {backbone: {format: ..}}. Formats take turns on the same rows."""
+    results: dict[str, Any] = {}
+    data = open_data(config)
+    chunks = _chunks(data.rows("train"), 10)
+    for name in BACKBONES:
+        steppers = {form: _stepper(config, data, {"backbone": name}, "none", form == "bfloat16") for form in FORMATS}
+        for number in range(WARM_UP + rounds * 3):
+            parts = next(chunks)
+            for form, run in steppers.items():
+                with _onednn_option(form == ONEDNN):
+                    spent = run(parts) * 1000 / len(parts)
+                if number >= WARM_UP:
+                    results.setdefault(name, {}).setdefault(form, []).append(spent)
+        say(f"precision {name} { {form: round(median(v), 1) for form, v in results[name].items()} }")
+    return results
+
+
+@contextlib.contextmanager
+def _onednn_option(on: bool) -> Iterator[None]:
+    """Float32 products whose factors oneDNN rounds to bfloat16, the weights' gradients too."""
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    if on:
+        matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def measure_seeds(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """{model: {format: {valid and test AUC of each seed}}}, all at the default learning rate."""
+    results: dict[str, Any] = {}
+    for seed, (name, model), form in itertools.product(FIVE_SEEDS, OUR_DEFAULTS.items(), ("float32", "bfloat16")):
+        config = config_of(options.data, work, model, precision=form, epochs=EPOCHS)
+        run = in_own_process(auc_of, config, seed)
+        at = results.setdefault(name, {}).setdefault(form, {"valid": [], "test": []})
+        at["valid"].append(max(run["valid_auc"]))
+        at["test"].append(run["test_auc"])
+        say(f"seeds {name} {form} {at}")
+    return results
+
+
 # --- knowledge ---------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +349,8 @@ def knowledge_steps(config: Config, rounds: int) -> dict[str, Any]:
     data = open_data(config)
     chunks = _chunks(data.rows("train"), 10)
     for name, model in OUR_DEFAULTS.items():
-        steppers = {use: _stepper(config, data, model, use) for use in USES}
+        bfloat16 = choose(config.model_copy(update={"model": ModelConfig(**model)}), CPU) == "bfloat16"
+        steppers = {use: _stepper(config, data, model, use, bfloat16) for use in USES}
         for number in range(1 + rounds * 5):
             parts = next(chunks)
             for use, run in steppers.items():
@@ -303,8 +368,11 @@ def _chunks(rows: RowReader, batches: int) -> Iterator[list[Rows]]:
             yield chunk
 
 
-def _stepper(config: Config, data: Dataset, model: dict[str, Any], use: str) -> Callable[[list[Rows]], float]:
+def _stepper(
+    config: Config, data: Dataset, model: dict[str, Any], use: str, bfloat16: bool
+) -> Callable[[list[Rows]], float]:
     """Runs the loop's steps on some rows; gives back CPU-seconds."""
+    precision: Precision = "bfloat16" if bfloat16 else "float32"
     level, _, full = use.partition(", ")
     settings = config.model.model_copy(update=model | {"knowledge": level} | ({"meta_rank": 0} if full else {}))
     config = config.model_copy(update={"model": settings})
@@ -317,7 +385,7 @@ def _stepper(config: Config, data: Dataset, model: dict[str, Any], use: str) -> 
         for rows in parts:
             batch = dataset.batch(rows, net)
             slots_BS = net.embedding.hide(batch.slots_BS, config.train.id_dropout)
-            step(net, optimizer, batch._replace(slots_BS=slots_BS), rows.label_B)
+            step(net, optimizer, batch._replace(slots_BS=slots_BS), rows.label_B, precision)
         return time.process_time() - start
 
     return run
@@ -367,7 +435,7 @@ def peak_of_epoch(folder: Path) -> tuple[int, int]:
     net = data.new_net(config)
     (optimizer,) = new_optimizers(net, config)
     rows = next(data.rows("valid").in_file_order(BATCH))
-    step(net, optimizer, to_batch(rows, data.tables, None), rows.label_B)
+    step(net, optimizer, to_batch(rows, data.tables, None), rows.label_B, choose(config, CPU))
     before = peak_memory()
     fit(config, data)
     return before >> 20, peak_memory() >> 20
