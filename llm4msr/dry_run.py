@@ -26,7 +26,8 @@ def plan(config: Config, verb: str) -> dict[str, Any]:
     if verb in ("evaluate", "run"):
         parts["evaluate"] = f"{len(compared_runs(config))} models on the test rows"
     if verb in ("export", "run"):
-        parts["export"] = f"bundle of {config.model.backbone} {config.model.variant}, seed {config.seed}"
+        bundle = f"bundle of {config.model.backbone} {config.model.variant}, seed {config.seed}"
+        parts["export"] = f"nothing; {reason}" if (reason := config.model.unservable) else bundle
     if verb == "explain":
         numbers = config.evaluate.seeds or (config.seed,)
         parts["explain"] = f"report on {config.model.backbone} {config.model.variant}, {len(numbers)} seed(s)"

@@ -77,7 +77,7 @@ def exported(config: Config) -> StageOutput:
 
 def inputs(config: Config) -> tuple[StageOutput, StageOutput | None]:
     """What a model is trained on: prepared data, and knowledge where the model uses any."""
-    return prepared(config), None if config.model.knowledge == "none" else extracted(config)
+    return prepared(config), extracted(config) if config.model.uses_knowledge else None
 
 
 def _finished(folder: UPath, otherwise: str) -> StageOutput:
@@ -165,7 +165,12 @@ def serve(config: Config) -> str:
 
 
 def check_explainable(config: Config) -> None:
-    """Raise a ConfigError if there is no finished run with knowledge to look into."""
+    """Raise a ConfigError if there is no finished run with knowledge to look into.
+
+    A report tells what the levels of knowledge do; the match is none of them.
+    """
+    if config.model.match:
+        raise ConfigError("model.match: reports and the explorer do not show matches yet; leave it empty to explain")
     if config.model.knowledge == "none":
         raise ConfigError("model.knowledge = 'none': nothing to explain; set it to both, user, scenario or feature")
     trained(config)
@@ -195,7 +200,7 @@ def _plain(config: Config) -> "TrainedModel | None":
 
 
 def run(config: Config) -> list[StageOutput]:
-    """Prepare, extract, train every compared model, evaluate, export.
+    """Prepare, extract, train every compared model, evaluate, export (but not a model that matches pasts).
 
     Raises:
         InputError: the config or the data is wrong.
@@ -216,10 +221,11 @@ def stages(config: Config) -> Iterator[StageOutput]:
     from llm4msr.training.evaluate import compared_runs
     from llm4msr.training.trained import TrainedModel
 
-    export_stage.check_servable(config)
+    if not config.model.unservable:
+        export_stage.check_servable(config)
     runs = trainings(config)
     backbones.find(config.model.backbone)  # a wrong import path is reported before the LLM works for hours
-    uses_knowledge = any(run.model.knowledge != "none" for _, run in runs)
+    uses_knowledge = any(run.model.uses_knowledge for _, run in runs)
     driver.require_machines(config)  # and so are machines that can never come,
     if uses_knowledge:
         extract_stage.require_machines(config)
@@ -236,12 +242,15 @@ def stages(config: Config) -> Iterator[StageOutput]:
     models: dict[tuple[str, int], TrainedModel] = {}
     for name, training in runs:
         data, vectors = inputs.get(training.seed, inputs[config.seed])
-        vectors = None if training.model.knowledge == "none" else vectors
+        vectors = vectors if training.model.uses_knowledge else None
         output = train_stage.train(training, data, vectors)
         models[name, training.seed] = TrainedModel(training, data, vectors, output)
         yield _report(3, f"train {name}, seed {training.seed}", output)
     compared = [models[name, training.seed] for name, training in compared_runs(config)]
     yield _report(4, "evaluate", evaluate_stage.evaluate(config, compared))
+    if config.model.unservable:
+        say(f"[5/5] export: left out; {config.model.unservable}")
+        return
     yield _report(5, "export", export_stage.export(config, models[config.model.variant, config.seed]))
 
 

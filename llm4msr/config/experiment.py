@@ -1,13 +1,22 @@
 """One experiment: all sections together."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from llm4msr.config.data import SourceConfig, SplitConfig
 from llm4msr.config.knowledge import ExtractConfig
-from llm4msr.config.model import ModelConfig
+from llm4msr.config.model import MatchPart, ModelConfig
 from llm4msr.config.section import Section
 from llm4msr.config.serving import ServeConfig
 from llm4msr.config.training import MAX_SEED, EvaluateConfig, TrainConfig
+
+_MATCHES: dict[str, tuple[MatchPart, ...]] = {
+    "none": (),
+    "din": ("ids",),
+    "match": ("candidate", "cosines", "attention"),
+}
+"""What is matched by models without levels of knowledge."""
 
 
 class ExplainConfig(Section):
@@ -53,8 +62,19 @@ class Config(Section):
 
     def using(self, variant: str, seed: int) -> "Config":
         """This experiment with another way of using knowledge and another seed for training."""
-        controls = {"shuffled", "random"}
-        change = {"control": variant} if variant in controls else {"knowledge": variant, "control": "none"}
-        if variant in controls and self.model.knowledge == "none":
-            change["knowledge"] = "both"
-        return self.model_copy(update={"seed": seed, "model": self.model.model_copy(update=change)})
+        model, change = self.model, dict[str, object]()
+        if variant in ("shuffled", "random"):
+            change = {"control": variant} | ({} if model.uses_knowledge else {"knowledge": "both"})
+        elif variant in _MATCHES:
+            parts = model.match if variant == "match" and model.matches_vectors else _MATCHES[variant]
+            change = {"knowledge": "none", "control": "none", "match": parts}
+        else:
+            change = {"knowledge": variant, "control": "none"}
+        return self.model_copy(update={"seed": seed, "model": model.model_copy(update=change)})
+
+    @model_validator(mode="after")
+    def _check_there_are_vectors_to_match(self) -> Self:
+        models = [self.model, *(self.using(variant, self.seed).model for variant in self.evaluate.variants)]
+        if self.extract.reads != "items" and any(model.matches_vectors for model in models):
+            raise ValueError("model.match: candidate, cosines and attention need extract.reads = 'items'")
+        return self

@@ -1,14 +1,15 @@
 """The ranker: a backbone and how knowledge enters it."""
 
 import difflib
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from llm4msr.config.section import Section
 
 Knowledge = Literal["none", "user", "scenario", "both", "feature"]
 Control = Literal["none", "shuffled", "random"]
+MatchPart = Literal["candidate", "cosines", "attention", "ids"]
 
 _CLASSES = {
     "single": "Single",
@@ -56,6 +57,17 @@ class ModelConfig(Section):
     control: Control = "none"
     """Wrong vectors, to see what a gain owes to the vectors' content: other users' and other scenarios' (`shuffled`),
     or noise (`random`). Such a model is not exported. `none` = the right ones."""
+    match: tuple[MatchPart, ...] = ()
+    """What the model sees of how a candidate matches its user's past, each a switch: the candidate's vector
+    (`candidate`); its cosines with what the user liked, in this scenario and elsewhere, and with what they did not
+    (`cosines`); target attention over the vectors of what they liked (`attention`); and, without any knowledge, target
+    attention over the embeddings of these items' ids, as in Deep Interest Network (`ids`). The first three need
+    `extract.reads = "items"`. Such a model is not exported yet."""
+    past_events: int = Field(50, ge=1)
+    """For `match`: how many of a user's latest events before a row count as their past."""
+    past: Literal["fresh", "stale"] = "fresh"
+    """For `match`, what rows of validation and test see of their user's past: all that was before the row, as in
+    service (`fresh`), or only what was before it among the training rows (`stale`)."""
     embedding_dim: int = Field(16, ge=1)
     """Numbers in the embedding of each feature, ids included. More can hold more of each id, and make a
     larger model."""
@@ -90,7 +102,32 @@ class ModelConfig(Section):
     knowledge_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of users per batch whose code is replaced by the learned default."""
 
+    @field_validator("match")
+    @classmethod
+    def _put_in_order(cls, parts: tuple[MatchPart, ...]) -> tuple[MatchPart, ...]:
+        return tuple(part for part in get_args(MatchPart) if part in parts)
+
+    @property
+    def matches_vectors(self) -> bool:
+        """Whether items' vectors enter the model by themselves."""
+        return any(part != "ids" for part in self.match)
+
+    @property
+    def uses_knowledge(self) -> bool:
+        """Whether any vector enters the model."""
+        return self.knowledge != "none" or self.matches_vectors
+
+    @property
+    def unservable(self) -> str:
+        """Why a bundle cannot hold this kind of model yet; empty if it can."""
+        parts = ", ".join(self.match)
+        return parts and f"model.match = [{parts}]: no bundle holds users' pasts yet; such a model is only evaluated"
+
     @property
     def variant(self) -> str:
-        """`none`, `feature`, `user`, `scenario` or `both`, and the control where there is one."""
-        return self.knowledge if self.control == "none" else f"{self.knowledge}-{self.control}"
+        """A model's name in tables: `none`, `feature`, `user`, `scenario` or `both`, then `match` and `din` where the
+        past is matched by vectors and by ids, and the control where there is one."""
+        parts = ["match"] * self.matches_vectors + ["din"] * ("ids" in self.match)
+        if self.knowledge != "none" or not parts:
+            parts.insert(0, self.knowledge)
+        return "-".join(parts + [self.control] * (self.control != "none"))

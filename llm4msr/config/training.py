@@ -6,7 +6,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from llm4msr.config.section import Key, Section
 
-Variant = Literal["none", "feature", "user", "scenario", "both", "shuffled", "random"]
+Variant = Literal["none", "feature", "user", "scenario", "both", "match", "din", "shuffled", "random"]
 
 MAX_SEED = 2**63 - 1
 """The largest that every generator of random numbers takes."""
@@ -84,6 +84,8 @@ class EvaluateConfig(Section):
     """What the table of results compares the configured model with."""
 
     variants: tuple[Variant, ...] = ("none",)
-    """`shuffled` and `random` are the configured knowledge with wrong vectors."""
+    """`none` is the plain backbone, `din` the same with target attention over item ids, `match` with the configured
+    `model.match` or else all parts of it that need vectors. The others are the configured model with another way of
+    using knowledge, or with wrong vectors (`shuffled`, `random`)."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...], AfterValidator(check_seeds)] = ()
     """Empty = the config's own seed."""

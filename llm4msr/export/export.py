@@ -44,9 +44,11 @@ def export(config: Config, model: TrainedModel) -> StageOutput:
 
 
 def check_servable(config: Config) -> None:
-    """Raise a ConfigError if the model is a control, which nobody would serve."""
+    """Raise a ConfigError if the model is a control, which nobody would serve, or cannot be served yet."""
     if config.model.control != "none":
         raise ConfigError(f"model.control = '{config.model.control}': wrong vectors are for measuring, not for serving")
+    if config.model.unservable:
+        raise ConfigError(config.model.unservable)
 
 
 def llm_identity(config: Config, knowledge: StageOutput) -> dict[str, str]:

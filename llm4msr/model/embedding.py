@@ -83,6 +83,15 @@ class FeatureEmbedding(nn.Module):
         hidden[row_H, self._id_columns[id_H]] = self._id_starts[id_H]
         return hidden
 
+    def item_ids(self, slots_BS: Tensor) -> Tensor:
+        """int64 [B]: the places of the items' ids in the table."""
+        return slots_BS[:, self.item_column]
+
+    @property
+    def item_column(self) -> int:
+        """The slot of the item's id."""
+        return next(self._columns[i] for i, f in enumerate(self._fields) if (f.side, f.name) == ("item", "item_id"))
+
     def scenarios(self, slots_BS: Tensor) -> Tensor:
         """int64 [B]: the scenarios' numbers, which the slots tell too; 0 where `hide` hid the scenario."""
         at = next(i for i, field in enumerate(self._fields) if field.side == "scenario")

@@ -1,6 +1,7 @@
 """What the nets read: a batch of rows, how much of each level of knowledge counts, and what a net is built from.
 
-Shape suffixes: B rows, S slots of a row (and scenarios, in `scenarios_SZ`), N users, Z numbers of an LLM's vector.
+Shape suffixes: B rows, S slots of a row (and scenarios, in `scenarios_SZ`), N users (and events of a past, in `_BN`), I
+items of D numbers each, Z numbers of an LLM's vector.
 """
 
 from dataclasses import dataclass
@@ -8,6 +9,21 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Past(NamedTuple):
+    """The candidate of each row, and its user's latest events before that row (N of them at most), the latest first."""
+
+    candidate_B: Tensor
+    """int64: item numbers, 0 = unknown."""
+    item_BN: Tensor
+    """int64: item numbers; 0 where a past is shorter than N, and for items that are unknown."""
+    place_BN: Tensor
+    """int64: places of these items' ids in the embedding table."""
+    scenario_BN: Tensor
+    """int64: scenario numbers."""
+    liked_BN: Tensor
+    """bool: whether the user liked the item."""
 
 
 class Batch(NamedTuple):
@@ -23,10 +39,14 @@ class Batch(NamedTuple):
     """float16: the users' LLM vectors; [N, 0] without user knowledge."""
     known_N: Tensor
     """bool: which users have one."""
+    past: Past | None = None
+    """For models that match it with the candidate (`model.match`)."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same on that device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        past = self.past and Past._make(tensor.to(device, non_blocking=True) for tensor in self.past)
+        *tensors, _ = self
+        return Batch._make([*(tensor.to(device, non_blocking=True) for tensor in tensors), past])
 
 
 class Strengths(NamedTuple):
@@ -41,7 +61,7 @@ WHOLE = Strengths()
 
 @dataclass(frozen=True)
 class KnowledgeStatistics:
-    """What a model with knowledge is built from; all float32."""
+    """What a model with knowledge is built from; float32 where nothing else is said."""
 
     mean_Z: Tensor
     """Of the training users' vectors."""
@@ -49,3 +69,5 @@ class KnowledgeStatistics:
     """Their standard deviation."""
     scenarios_SZ: Tensor
     """The scenarios' vectors, row 0 for the unknown scenario."""
+    items_ID: Tensor | None = None
+    """The items' vectors, float16, zero for an item without one; None where users were read and not items."""

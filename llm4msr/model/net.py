@@ -1,10 +1,12 @@
 """The ranker: embeddings, user meta layers at the bottom, a backbone, scenario meta layers beside it. Plain torch.
 
-    slots -> x -> x' = x + user_meta(x, c_user) -> backbone(x', scenario) + scenario_meta(x', c_scenario) -> logit
+    slots, match -> x
+    x -> x' = x + user_meta(x, c_user) -> backbone(x', scenario) + scenario_meta(x', c_scenario) -> logit
 
-Each knowledge level can be absent (`model.knowledge`). The backbone and the embeddings are made first, with the
-same draws from the seed, and both meta stacks start at zero: at initialisation a model with knowledge scores
-exactly like its plain backbone.
+Each knowledge level can be absent (`model.knowledge`), and so can the match of a user's past with the candidate
+(`model.match`), which joins the features. The backbone and the embeddings are made first, with the same draws from the
+seed, and both meta stacks start at zero: at initialisation a model with either level scores exactly like its plain
+backbone.
 """
 
 import torch
@@ -16,6 +18,7 @@ from llm4msr.model import backbones
 from llm4msr.model.backbones.base import Logit, PaddedGroups, RowGroups
 from llm4msr.model.embedding import FeatureEmbedding, Field
 from llm4msr.model.inputs import WHOLE, Batch, KnowledgeStatistics, Strengths
+from llm4msr.model.matching import Match, match_width
 from llm4msr.model.meta import GeneratedLayers, KnowledgeCode, MetaStack, through_generated
 
 
@@ -25,7 +28,7 @@ class RankerNet(nn.Module):
     Args:
         fields: the features, in the order of the slots.
         scenarios: how many, the unknown one included.
-        knowledge: needed unless `config.knowledge` is `none`.
+        knowledge: needed if `config.uses_knowledge`.
     """
 
     scenarios_SZ: Tensor
@@ -36,8 +39,9 @@ class RankerNet(nn.Module):
         self.scenarios = scenarios
         self.knowledge_dropout = config.knowledge_dropout
         self.embedding = FeatureEmbedding(fields, config.embedding_dim)
-        width = self.embedding.width + (config.code_dim if self.kind == "feature" else 0)
+        self.width = width = input_width(self.embedding, config)
         self.backbone = backbones.build(width, scenarios, config)
+        self.match = Match(config, knowledge.items_ID if knowledge else None) if config.match else None
         shape = meta_shape(config)
         if self.uses_users:
             assert knowledge is not None
@@ -70,10 +74,11 @@ class RankerNet(nn.Module):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
         groups = PaddedGroups if device == "cpu" and dtype == torch.bfloat16 else RowGroups
         rows = groups(batch.scenario_B, self.scenarios)
+        match_BM = rows.ordered(self._match(batch)) if self.match is not None else None
         slots_BS, scenario_B, owner_B = (rows.ordered(column_B) for column_B in batch[:3])
         batch = batch._replace(slots_BS=slots_BS, scenario_B=scenario_B, owner_B=owner_B)
         code_BK = self._codes(batch, strengths.user)[batch.owner_B] if self.uses_users else None
-        x_BD = self._features(batch.slots_BS, code_BK, dtype)
+        x_BD = self._features(batch.slots_BS, code_BK, match_BM, dtype)
         if self.kind in ("user", "both") and (strengths.user or not self.residual):
             x_BD = self._at_bottom(x_BD, self.user_meta(x_BD, code_BK), strengths.user)
         return rows.join([self._logits(x_BD, batch.scenario_B, strengths.scenario).float()])
@@ -110,9 +115,19 @@ class RankerNet(nn.Module):
             return F.silu(generated_BD)
         return x_BD + (generated_BD if level == 1.0 else level * generated_BD)
 
-    def _features(self, slots_BS: Tensor, code_BK: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _match(self, batch: Batch) -> Tensor:
+        assert self.match is not None
+        assert batch.past is not None
+        places_B = self.embedding.item_ids(batch.slots_BS)
+        features_BM: Tensor = self.match(batch.past, batch.scenario_B, self.embedding.table, places_B)
+        return features_BM
+
+    def _features(
+        self, slots_BS: Tensor, code_BK: Tensor | None, match_BM: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        parts = [code_BK if self.kind == "feature" else None, match_BM]
         x_BD = self.embedding(slots_BS, dtype)
-        return torch.cat([x_BD, code_BK.to(dtype)], dim=1) if self.kind == "feature" and code_BK is not None else x_BD
+        return torch.cat([x_BD, *(part.to(dtype) for part in parts if part is not None)], dim=1)
 
     def _logits(self, x_BD: Tensor, scenario_B: Tensor, level: float) -> Tensor:
         logits_B = self.backbone(x_BD, scenario_B)
@@ -165,6 +180,11 @@ class Fusion(nn.Module):
             return self.merge(torch.cat([logits_B[:, None], F.silu(out_BO)], dim=1))[:, 0]
         share_B = torch.sigmoid(self.gate(x_BD))[:, 0] if self.kind == "gate" else 1.0
         return logits_B + share_B * out_BO[:, 0]
+
+
+def input_width(embedding: FeatureEmbedding, config: ModelConfig) -> int:
+    """How many numbers of a row the backbone reads."""
+    return embedding.width + (config.code_dim if config.knowledge == "feature" else 0) + match_width(config)
 
 
 def meta_shape(config: ModelConfig) -> dict[str, int]:

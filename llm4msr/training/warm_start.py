@@ -67,7 +67,7 @@ def load_weights(net: RankerNet, config: Config, data: Dataset) -> None:
     old = safetensors.torch.load(trained.read(WEIGHTS))
     weights = net.state_dict()
     scenarios = _match(pa.array(data.scenario_names), pa.array(scenario_names(prepared)))
-    per_scenario = ScenarioTensors(net.backbone, net.embedding.width, net.scenarios, config.model)
+    per_scenario = ScenarioTensors(net.backbone, net.width, net.scenarios, config.model)
     try:
         for name in weights.keys() - {_TABLE, _PER_DATA}:
             per_scenario.copy(name, weights, old, scenarios)
@@ -91,7 +91,6 @@ class ScenarioTensors:
 
     def __init__(self, backbone: nn.Module, width: int, scenarios: int, config: ModelConfig):
         """Build the backbone with one more scenario, and compare."""
-        width += config.code_dim if config.knowledge == "feature" else 0
         own, larger = backbone.state_dict(), backbones.build(width, scenarios + 1, config).state_dict()
         self._axes = {f"backbone.{name}": _changed_axis(own[name], larger[name]) for name in own}
         self._members: dict[str, tuple[str, int, str]] = {}

@@ -2,12 +2,14 @@ import ast
 import inspect
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, get_args
 
 import pydantic
 import pytest
 
 from llm4msr import config as configs
 from llm4msr.config import Config, Section, load
+from llm4msr.config.training import Variant
 from llm4msr.errors import ConfigError, StorageError
 from tests.support.data import config_of
 
@@ -245,3 +247,32 @@ def test_every_key_is_described_below_it(section: type[Section]):
 
 def test_every_section_is_public():
     assert {s for s in Section.__subclasses__() if s.__module__.startswith(configs.__name__)} < set(SECTIONS)
+
+
+def test_variants_of_a_match_are_the_plain_model_din_and_the_match_without_levels(tmp_path: Path):
+    parts = ("cosines", "ids")
+    config = config_of(tmp_path, model={"match": parts, "knowledge": "both"}, extract={"reads": "items"})
+    told = {name: config.using(name, 1).model for name in get_args(Variant)}
+    assert {name: (model.variant, model.match) for name, model in told.items()} == {
+        "none": ("none", ()),
+        "din": ("din", ("ids",)),
+        "match": ("match-din", parts),
+        "feature": ("feature-match-din", parts),
+        "user": ("user-match-din", parts),
+        "scenario": ("scenario-match-din", parts),
+        "both": ("both-match-din", parts),
+        "shuffled": ("both-match-din-shuffled", parts),
+        "random": ("both-match-din-random", parts),
+    }
+    whole = config_of(tmp_path, model={"knowledge": "user"}, extract={"reads": "items"}).using("match", 1).model
+    assert whole.match == ("candidate", "cosines", "attention")
+    alone = config.model_copy(update={"model": told["match"]}).using("random", 1).model
+    assert (alone.knowledge, alone.variant) == ("none", "match-din-random")
+
+
+@pytest.mark.parametrize("sections", [{"model": {"match": ["cosines"]}}, {"evaluate": {"variants": ["match"]}}])
+def test_matching_vectors_needs_those_of_items(tmp_path: Path, sections: dict[str, Any]):
+    with pytest.raises(pydantic.ValidationError, match="need extract.reads = 'items'"):
+        config_of(tmp_path, **sections)
+    config_of(tmp_path, extract={"reads": "items"}, **sections)
+    config_of(tmp_path, model={"match": ["ids"]}, evaluate={"variants": ["din"]})

@@ -1,0 +1,152 @@
+"""How a candidate matches what its user took before: features that the backbone and the meta layers read beside others.
+
+Each part is a switch (`model.match`). Those of item vectors (`candidate`, `cosines`, `attention`) need knowledge, the
+one of item ids (`ids`) needs none. All are scaled by factors that start at zero, so training starts as if there were
+none. A user without a past has zeros wherever the past would enter.
+
+Target attention is that of Zhou et al., "Deep Interest Network", KDD 2018, https://arxiv.org/abs/1706.06978, with a
+softmax in which an empty past has a place of its own.
+
+Shape suffixes: B rows, N events of the past, D width of an item's vector (or embedding), K width of a code, I items,
+M features of the match.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llm4msr.config.model import ModelConfig
+from llm4msr.model.inputs import Past
+
+COSINES = 6
+SHARPNESS = 4.0
+"""What cosines are multiplied with at first, before attention's softmax."""
+
+
+def match_width(config: ModelConfig) -> int:
+    """How many features the match has: M."""
+    of_vectors = {"candidate": config.code_dim, "cosines": COSINES, "attention": 2 * config.code_dim + 2}
+    widths = of_vectors | {"ids": 2 * config.embedding_dim + 2}
+    return sum(widths[part] for part in config.match)
+
+
+class Match(nn.Module):
+    """Features of the match [B, M].
+
+    Args:
+        config: says which parts there are.
+        items_ID: the items' vectors of any float type, zero where there is none; needed for parts of item vectors.
+    """
+
+    def __init__(self, config: ModelConfig, items_ID: Tensor | None):
+        super().__init__()
+        self.scale_M = nn.Parameter(torch.zeros(match_width(config)))
+        self.vectors = None
+        if config.matches_vectors:
+            assert items_ID is not None
+            self.vectors = VectorMatch(config, items_ID)
+        self.ids = IdMatch(config.embedding_dim) if "ids" in config.match else None
+
+    def forward(self, past: Past, scenario_B: Tensor, table: nn.Embedding, place_B: Tensor) -> Tensor:
+        """float32 [B, M], also under autocast: a cosine in bfloat16 has three digits.
+
+        Args:
+            past: of each row, with the candidate.
+            scenario_B: the rows' scenarios.
+            table: embeddings of all features.
+            place_B: places of the candidates' ids in it.
+        """
+        with torch.autocast(scenario_B.device.type, enabled=False):
+            parts = [] if self.vectors is None else self.vectors(past, scenario_B)
+            if self.ids is not None:
+                embedding_BD = F.embedding(place_B, table.weight, sparse=table.sparse)
+                past_BND = F.embedding(past.place_BN, table.weight, sparse=table.sparse)
+                parts.append(self.ids(embedding_BD, past_BND, past.liked_BN & (past.item_BN > 0)))
+            return torch.cat(parts, dim=1) * self.scale_M
+
+
+class VectorMatch(nn.Module):
+    """The parts that come from items' vectors, which have unit length here."""
+
+    unit_ID: Tensor
+
+    def __init__(self, config: ModelConfig, items_ID: Tensor):
+        super().__init__()
+        self.parts = config.match
+        self.register_buffer("unit_ID", F.normalize(items_ID.float(), dim=1).half(), persistent=False)
+        width = items_ID.shape[1]
+        if "candidate" in self.parts or "attention" in self.parts:
+            self.project = nn.Sequential(nn.Linear(width, config.code_dim), nn.LayerNorm(config.code_dim))
+        if "attention" in self.parts:
+            self.attention = TargetAttention(width, SHARPNESS)
+
+    def forward(self, past: Past, scenario_B: Tensor) -> list[Tensor]:
+        """The features of each part, [B, ...] each."""
+        candidate_BD = F.embedding(past.candidate_B, self.unit_ID).float()
+        parts = []
+        if "candidate" in self.parts:
+            parts.append(self.project(candidate_BD))
+        if "cosines" not in self.parts and "attention" not in self.parts:
+            return parts
+        past_BND = F.embedding(past.item_BN, self.unit_ID).float()
+        known_BN = past_BND.any(2)
+        if "cosines" in self.parts:
+            parts.append(cosines(candidate_BD, past_BND, known_BN, past, scenario_B))
+        if "attention" in self.parts:
+            mean_BD, share_B = self.attention(candidate_BD, past_BND, known_BN & past.liked_BN)
+            mean_BK, cosine_B = self.project(mean_BD), (mean_BD * candidate_BD).sum(1)
+            told_B2 = torch.stack([cosine_B, share_B], dim=1)
+            parts.append(torch.cat([mean_BK, mean_BK * self.project(candidate_BD), told_B2], dim=1))
+        return parts
+
+
+def cosines(candidate_BD: Tensor, past_BND: Tensor, known_BN: Tensor, past: Past, scenario_B: Tensor) -> Tensor:
+    """Cosines of the candidate with the past [B, 6]; 0 where there is nothing to compare with.
+
+    With the means of what was liked (all, in the row's scenario, in the others) and of what was not, and the largest
+    and the mean of the three largest with what was liked. All vectors are of unit length.
+    """
+    here_BN, liked_BN = past.scenario_BN == scenario_B[:, None], past.liked_BN & known_BN
+    chosen_BXN = torch.stack([liked_BN, liked_BN & here_BN, liked_BN & ~here_BN, ~past.liked_BN & known_BN], dim=1)
+    mean_BXD = F.normalize(torch.bmm(chosen_BXN.float(), past_BND), dim=2)
+    of_means_BX = torch.bmm(mean_BXD, candidate_BD[:, :, None])[:, :, 0]
+    cosine_BN = torch.bmm(past_BND, candidate_BD[:, :, None])[:, :, 0].masked_fill(~liked_BN, -torch.inf)
+    top_BX = cosine_BN.topk(min(3, cosine_BN.shape[1]), dim=1).values
+    is_there_BX, top_BX = top_BX > -torch.inf, top_BX.clamp(min=-1)
+    sum_B = (top_BX * is_there_BX).sum(1)
+    largest_B = top_BX[:, 0] * is_there_BX[:, 0]
+    return torch.cat([of_means_BX, torch.stack([largest_B, sum_B / is_there_BX.sum(1).clamp(min=1)], 1)], dim=1)
+
+
+class IdMatch(nn.Module):
+    """Target attention over the embeddings of the ids of liked items."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.attention = TargetAttention(width, 1.0)
+
+    def forward(self, candidate_BD: Tensor, past_BND: Tensor, liked_BN: Tensor) -> Tensor:
+        """[B, 2 D + 2]."""
+        mean_BD, share_B = self.attention(candidate_BD, past_BND, liked_BN)
+        both_BD = mean_BD * candidate_BD
+        return torch.cat([mean_BD, both_BD, both_BD.sum(1, keepdim=True), share_B[:, None]], dim=1)
+
+
+class TargetAttention(nn.Module):
+    """A mean of the past, weighted by how it suits the candidate: `softmax(h W c)` beside an empty place of score 0.
+
+    `W` starts as a multiple of the identity, so that it is similarity that counts at first.
+    """
+
+    def __init__(self, width: int, sharpness: float):
+        super().__init__()
+        self.query = nn.Linear(width, width, bias=False)
+        with torch.no_grad():
+            self.query.weight.copy_(sharpness * torch.eye(width))
+
+    def forward(self, candidate_BD: Tensor, past_BND: Tensor, counts_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean [B, D], and the share of all weights that the past has [B]: zeros where nothing counts."""
+        score_BN = torch.bmm(past_BND, self.query(candidate_BD)[:, :, None])[:, :, 0]
+        score_BN = score_BN.masked_fill(~counts_BN, -torch.inf)
+        weight_BN = F.pad(score_BN, (1, 0)).softmax(1)[:, 1:]  # the empty place is never masked, so nothing is NaN
+        return torch.bmm(weight_BN[:, None], past_BND)[:, 0], weight_BN.sum(1)
