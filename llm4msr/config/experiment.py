@@ -62,14 +62,13 @@ class Config(Section):
 
     def using(self, variant: str, seed: int) -> "Config":
         """This experiment with another way of using knowledge and another seed for training."""
-        model, change = self.model, dict[str, object]()
+        model = self.model
+        change: dict[str, object] = {"knowledge": variant, "control": "none"}
         if variant in ("shuffled", "random"):
-            change = {"control": variant} | ({} if model.uses_knowledge else {"knowledge": "both"})
+            change = {"knowledge": model.knowledge if model.uses_knowledge else "both", "control": variant}
         elif variant in _MATCHES:
             parts = model.match if variant == "match" and model.matches_vectors else _MATCHES[variant]
-            change = {"knowledge": "none", "control": "none", "match": parts}
-        else:
-            change = {"knowledge": variant, "control": "none"}
+            change |= {"knowledge": "none", "match": parts}
         return self.model_copy(update={"seed": seed, "model": model.model_copy(update=change)})
 
     @model_validator(mode="after")
