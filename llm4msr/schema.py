@@ -135,6 +135,11 @@ def past(width: int) -> pa.Schema:
     return _schema(user=pa.int64(), known=pa.bool_(), vector=pa.list_(pa.float16(), width))
 
 
+def item_vectors(width: int) -> pa.Schema:
+    """A row for each row of `ITEMS`, in its order: the item's vector as models read it, zero if not `known`."""
+    return _schema(item=pa.int64(), known=pa.bool_(), vector=pa.list_(pa.float16(), width))
+
+
 def category_field(items: pa.Table, fields: Iterable[str]) -> str | None:
     """The feature of the items that prompts show: `category` where there is one, else the first many-valued one."""
     many = [name for name in fields if pa.types.is_list(items.schema.field(f"f:{name}").type)]

@@ -13,8 +13,9 @@ class ExtractConfig(Section):
     reads: Literal["users", "items"] = "users"
     """Each user's history in one prompt, as in the paper; or each item alone, once, and a user's vector is pooled from
     those of the items in the history. That costs LLM time per item, and new rows of old items cost none."""
-    item_vectors: Literal["llm", "random"] = "llm"
-    """`random` is a control for `reads = "items"`: what the histories bring without the LLM."""
+    item_vectors: Literal["llm", "random", "shuffled"] = "llm"
+    """For `reads = "items"`: what the LLM says of each item (`llm`), or a control. `random` numbers show what the
+    histories bring without the LLM; with `shuffled`, each item has what the LLM says of another one."""
     pool_dim: int = Field(64, ge=1)
     """How many principal components of the items' vectors are pooled."""
     point_in_time: bool = False

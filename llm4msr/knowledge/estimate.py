@@ -34,7 +34,7 @@ def estimate(config: Config, data: PromptData, finished: bool) -> dict[str, obje
     """Prompts, tokens and hours of an extraction as JSON; `finished` says that it is done already."""
     tables, fields = data.tables, data.item_fields
     reads_items = config.extract.reads == "items"
-    items = items_to_read(tables["items"]) if config.extract.item_vectors == "llm" else 0
+    items = items_to_read(tables["items"]) if config.extract.item_vectors != "random" else 0
     count = items if reads_items else min(data.users, config.extract.max_users or data.users)
     rows = tables["items"].slice(1) if reads_items else tables["histories"]
     there = count if reads_items else round(count * len(rows) / max(data.users, 1))  # the most active ones come first

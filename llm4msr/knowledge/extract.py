@@ -17,7 +17,7 @@ from llm4msr.arrays import strings
 from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import drift, sums, work_list
+from llm4msr.knowledge import drift, item_vectors, sums, work_list
 from llm4msr.knowledge.actor import Pass
 from llm4msr.knowledge.engines import Task, models, open_tokenizer, soundness
 from llm4msr.knowledge.failures import refuse_failed_rows, refuse_failures, total
@@ -25,7 +25,6 @@ from llm4msr.knowledge.forget import ids_to_forget
 from llm4msr.knowledge.index import RowGroup
 from llm4msr.knowledge.passes import run_pass
 from llm4msr.knowledge.prompts import templates
-from llm4msr.knowledge.prompts.render import items_to_read
 from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.rows import list_row_groups, read_rows
 from llm4msr.knowledge.user_pooling import pool_users
@@ -34,7 +33,7 @@ from llm4msr.knowledge.work import Shard, Work
 from llm4msr.progress import say
 from llm4msr.storage import FileRecord, StageOutput, StageResult
 
-VERSION = 4
+VERSION = 5
 
 
 @ray_session.unwrap_errors
@@ -99,7 +98,10 @@ def folder(config: Config, data: StageOutput) -> UPath:
     e = config.extract
     tables, uris = ["histories", "scenarios"], {"user": e.user_template, "scenario": e.scenario_template}
     if e.reads == "items":
-        tables, uris = ["seen", "items", "scenarios"], {"item": e.item_template, "scenario": e.scenario_template}
+        tables, uris = (
+            ["seen", "items", "fields.json", "scenarios"],
+            {"item": e.item_template, "scenario": e.scenario_template},
+        )
     files = sorted(name for name in data.manifest.files if name.partition("/")[0].removesuffix(".parquet") in tables)
     content = [data.manifest.files[name].digest for name in files]
     texts = [templates.read(kind, uri).template for kind, uri in uris.items()]
@@ -136,12 +138,15 @@ def _build(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> 
     if config.extract.forget:
         info |= {"forgotten": work.forgotten, "forget": len(ids_to_forget(config))}
     if config.extract.reads == "items":
-        items = items_to_read(data.table("items.parquet", ["f:item_id"]))
-        pooled = pool_users(config, data, folder, items, list_row_groups(folder, files, "items"))
+        trained_I = data.table("items.parquet", ["f:item_id"])["f:item_id"].to_numpy() > 0
+        items = item_vectors.make(config, folder, trained_I, list_row_groups(folder, files, "items"))
+        files[item_vectors.FILE] = item_vectors.write(folder, items)
+        pooled = pool_users(config, data, folder, items)
         files |= pooled
         info |= {
             "users": sum(part.rows for name, part in pooled.items() if "/users-" in name),
             "items": rows["items"],
+            "item_width": items.vectors_ID.shape[1],
             "width": _width(list_row_groups(folder, pooled, "users")),
         }
     files[sums.FILE] = sums.write(folder, list_row_groups(folder, files, "users"), partitions.count(data))

@@ -33,11 +33,11 @@ def whiten(vectors_IZ: AnyFloats, dim: int) -> Singles:
     return np.asarray(centred_IZ @ (directions_ZZ[:, kept] * signs / np.sqrt(variances[kept])), np.float32)
 
 
-def pool(vector_RD: Singles, liked_R: Bools, known_R: Bools, first_N: Ints, last_N: Ints) -> Singles:
+def pool(vector_RD: AnyFloats, liked_R: Bools, known_R: Bools, first_N: Ints, last_N: Ints) -> Singles:
     """Pools of ranges of rows: float32 [N, 2 D], the liked items' pool and then that of the others.
 
     Args:
-        vector_RD: float32, the whitened vector of each row's item.
+        vector_RD: the whitened vector of each row's item.
         liked_R: bool, whether the user liked it.
         known_R: bool, whether the item has a vector; rows without one do not count.
         first_N: int64, the first row of each range.

@@ -13,20 +13,18 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from llm4msr import ray_session, schema, storage
-from llm4msr.arrays import Bools, Column, Halves, Ints, Singles
+from llm4msr.arrays import AnyFloats, Bools, Column, Halves, Ints
 from llm4msr.config import Config
 from llm4msr.data import partitions
-from llm4msr.errors import StorageError
 from llm4msr.knowledge import pooling
 from llm4msr.knowledge.active_users import users_to_read
 from llm4msr.knowledge.forget import ids_to_forget
-from llm4msr.knowledge.index import RowGroup
+from llm4msr.knowledge.item_vectors import ItemVectors
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import Window, slice_rows
-from llm4msr.knowledge.rows import good_rows, read_rows
 from llm4msr.progress import track
 from llm4msr.storage import FileRecord, StageOutput
-from llm4msr.storage.vectors import to_column, to_matrix
+from llm4msr.storage.vectors import to_column
 
 if TYPE_CHECKING:
     import ray
@@ -45,28 +43,22 @@ class UserRows(NamedTuple):
     last: int
 
 
-def pool_users(
-    config: Config, data: StageOutput, folder: UPath, items: int, groups: list[RowGroup]
-) -> dict[str, FileRecord]:
+def pool_users(config: Config, data: StageOutput, folder: UPath, items: ItemVectors) -> dict[str, FileRecord]:
     """Write the vectors of all users (and of their past) as pools of the items' vectors.
 
     Args:
         config: the run's.
         data: what was prepared.
         folder: of the new version.
-        items: number of items that the LLM read.
-        groups: row groups that hold their vectors.
+        items: their vectors.
 
     Returns:
         The files that were written, by name.
-
-    Raises:
-        StorageError: no item has a vector.
     """
     import ray
 
     ray_session.connect()
-    shared = ray.put(_item_vectors(config, folder, items, groups))
+    shared = ray.put(items)
     users = users_to_read(config, data)
     written: dict[str, FileRecord] = {}
     with track("pool", sum(users)) as progress:
@@ -78,29 +70,6 @@ def pool_users(
             if result["file"].startswith("pooled/users"):
                 progress.advance(result["rows"])
     return written
-
-
-def _item_vectors(config: Config, folder: UPath, items: int, groups: list[RowGroup]) -> tuple[Singles, Bools]:
-    """Whitened vectors (random numbers, for the control), float32 [I, D], and which items have one, bool [I].
-
-    I is one more than `items`: row 0 is the unknown item.
-    """
-    dim = config.extract.pool_dim
-    if config.extract.item_vectors == "random":
-        known_I = np.arange(items + 1) > 0
-        return np.random.default_rng(4711).standard_normal((items + 1, dim), np.float32), known_I
-    table = pa.concat_tables(read_rows(group, ["id", "error", "vector"]) for group in groups)
-    good = good_rows(table)
-    if not good.any():
-        raise StorageError(f"{folder / 'vectors'}: no item has a vector; look at the errors in its shards")
-    vectors = to_matrix(table["vector"])
-    known_I = np.zeros(items + 1, bool)
-    ids = table["id"].to_numpy()[good]
-    known_I[ids] = True
-    whitened = pooling.whiten(vectors[good], dim)
-    vectors_ID = np.zeros((items + 1, whitened.shape[1]), np.float32)
-    vectors_ID[ids] = whitened
-    return vectors_ID, known_I
 
 
 def _pool_partition(
@@ -136,13 +105,13 @@ def _cut(counts_N: Ints) -> Iterator[UserRows]:
         start = stop
 
 
-def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: Singles, known_I: Bools) -> pa.Table:
+def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: AnyFloats, known_I: Bools) -> pa.Table:
     """Rows of `schema.knowledge` for these users; a user who met no item with a vector has an error.
 
     Args:
         users: rows of `schema.HISTORIES`.
         seen: their rows of `schema.SEEN`, in the same order of users.
-        vectors_ID: float32, by item number.
+        vectors_ID: by item number.
         known_I: bool, which items have a vector.
     """
     last_N = np.cumsum(users["interactions"].to_numpy())
@@ -162,7 +131,7 @@ def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: Singles, known_I: B
     return schema.check(pa.Table.from_arrays([columns[name] for name in layout.names], layout.names), layout, "pooled")
 
 
-def past_rows(users: pa.Table, seen: pa.Table, forgotten_N: Bools, vectors_ID: Singles, known_I: Bools) -> pa.Table:
+def past_rows(users: pa.Table, seen: pa.Table, forgotten_N: Bools, vectors_ID: AnyFloats, known_I: Bools) -> pa.Table:
     """Rows of `schema.past`, one for each of `seen`: pools of its user's rows before it.
 
     Nothing is known of users to forget, bool [N]; the rest as in `pooled_rows`.
@@ -177,7 +146,7 @@ def past_rows(users: pa.Table, seen: pa.Table, forgotten_N: Bools, vectors_ID: S
     return schema.check(pa.Table.from_arrays(columns, layout.names), layout, "past")
 
 
-def _pools(seen: pa.Table, vectors_ID: Singles, known_I: Bools, first_N: Ints, last_N: Ints) -> tuple[Halves, Bools]:
+def _pools(seen: pa.Table, vectors_ID: AnyFloats, known_I: Bools, first_N: Ints, last_N: Ints) -> tuple[Halves, Bools]:
     """Pools [N, 2 D] of ranges of rows, and in which of them there is an item with a vector."""
     item_R, liked_R = seen["item"].to_numpy(), seen["label"].to_numpy() > 0.5
     pooled_NZ = pooling.pool(vectors_ID[item_R], liked_R, known_I[item_R], first_N, last_N).astype(np.float16)

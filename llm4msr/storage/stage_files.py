@@ -14,7 +14,7 @@ from llm4msr.text import shorten
 
 FILES = {
     "prepare": r"(users|histories|seen|train|valid|test)/p=\d{5}\.parquet|(items|scenarios)\.parquet|fields\.json",
-    "extract": r"(scenarios|sums)\.parquet|(vectors|index|pooled)/(users|items|scenarios|past)-[\w-]+\.parquet",
+    "extract": r"(items|scenarios|sums)\.parquet|(vectors|index|pooled)/(users|items|scenarios|past)-[\w-]+\.parquet",
     "train": r"net\.safetensors|history\.json",
     "evaluate": r"metrics\.json|table\.md|predictions/(seed=\d+/)?p=\d{5}\.parquet",
     "explain": r"report\.html|[a-z]+\.(csv|parquet)",

@@ -20,7 +20,7 @@ import llm4msr
 from llm4msr import pipeline
 from llm4msr.cli import main
 from llm4msr.data import partitions
-from llm4msr.knowledge import pooling
+from llm4msr.knowledge import item_vectors, pooling
 from llm4msr.knowledge.rows import read_vectors, row_groups
 from llm4msr.pipeline import extracted as open_extracted
 from llm4msr.storage import StageOutput
@@ -196,6 +196,8 @@ def test_users_pooled_from_items_that_the_llm_read_once(experiment: MakeExperime
     liked, every = seen["label"].to_numpy() > 0.5, np.ones(len(seen), bool)
     expected = pooling.pool(white, liked, every, np.r_[0, last[:-1]], last)
     np.testing.assert_allclose(matrix(users), expected, atol=2e-2)
+    kept = item_vectors.read(open_extracted(made.config))
+    np.testing.assert_array_equal(kept.vectors_ID[kept.known_I], pooling.whiten(matrix(items), 5).astype(np.float16))
     before = stamps(folder)
     pipeline.extract(made.config)
     assert stamps(folder) == before

@@ -47,7 +47,7 @@ def windows(config: Config, users: Sequence[int], items: int, rows: int) -> list
     if e.reads == "users":
         ranges = [window for p, count in enumerate(users) for window in Window.ranges("users", count, rows, p)]
     else:
-        ranges = Window.ranges("items", items, rows) if e.item_vectors == "llm" else []
+        ranges = Window.ranges("items", items, rows) if e.item_vectors != "random" else []
     return [Window("scenarios"), *ranges]
 
 

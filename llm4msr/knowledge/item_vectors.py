@@ -1,0 +1,96 @@
+"""Items' vectors as models read them: the strongest directions of what the LLM says, each of unit variance.
+
+A version keeps them beside the vectors that they come from, with a row for each item of the prepared data, by number:
+users are pooled from them, and a model compares a candidate with a user's past by them.
+
+Shape suffixes: I items with the unknown one as row 0, D kept directions, Z width of the LLM's vector.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from upath import UPath
+
+from llm4msr import schema, storage
+from llm4msr.arrays import Bools, Column, Halves, Singles
+from llm4msr.config import Config
+from llm4msr.errors import StorageError
+from llm4msr.knowledge import pooling
+from llm4msr.knowledge.index import RowGroup
+from llm4msr.knowledge.rows import good_rows, read_rows
+from llm4msr.storage import FileRecord, StageOutput
+from llm4msr.storage.vectors import to_column, to_matrix
+
+FILE = "items.parquet"
+"""Of a version that reads items: rows of `schema.item_vectors`."""
+_SEED = 4711
+"""Of the controls: one draw for all seeds of a model, as there is one LLM for all."""
+
+
+class ItemVectors(NamedTuple):
+    """A vector for each item, zero where nothing is known of it."""
+
+    vectors_ID: Halves
+    known_I: Bools
+
+
+def make(config: Config, folder: UPath, trained_I: Bools, groups: Sequence[RowGroup]) -> ItemVectors:
+    """The vectors that `extract.item_vectors` names.
+
+    Args:
+        config: the run's.
+        folder: of the new version.
+        trained_I: bool, which items stand in training rows.
+        groups: row groups that hold what the LLM says of items.
+
+    Raises:
+        StorageError: no item has a vector.
+    """
+    source, dim = config.extract.item_vectors, config.extract.pool_dim
+    rng = np.random.default_rng(_SEED)
+    if source == "random":
+        vectors_ID, known_I = rng.standard_normal((len(trained_I), dim), np.float32), trained_I
+    else:
+        vectors_ID, known_I = whiten(folder, len(trained_I), dim, groups)
+    if source == "shuffled":
+        places = np.flatnonzero(known_I)
+        vectors_ID[places] = vectors_ID[rng.permutation(places)]
+    return ItemVectors(np.where(known_I[:, None], vectors_ID, 0).astype(np.float16), known_I)
+
+
+def whiten(folder: UPath, items: int, dim: int, groups: Sequence[RowGroup]) -> tuple[Singles, Bools]:
+    """The strongest directions of the vectors in these row groups, and which of the I `items` have one.
+
+    Raises:
+        StorageError: none has.
+    """
+    table = pa.concat_tables(read_rows(group, ["id", "error", "vector"]) for group in groups)
+    good = good_rows(table)
+    if not good.any():
+        raise StorageError(f"{folder / 'vectors'}: no item has a vector; look at the errors in its shards")
+    known_I, ids = np.zeros(items, bool), table["id"].to_numpy()[good]
+    known_I[ids] = True
+    whitened = pooling.whiten(to_matrix(table["vector"])[good], dim)
+    vectors_ID = np.zeros((items, whitened.shape[1]), np.float32)
+    vectors_ID[ids] = whitened
+    return vectors_ID, known_I
+
+
+def write(folder: UPath, items: ItemVectors) -> FileRecord:
+    """Keep them in a version's folder."""
+    vectors_ID, known_I = items
+    columns: list[Column] = [pa.array(np.arange(len(known_I))), pa.array(known_I), to_column(vectors_ID)]
+    layout = schema.item_vectors(vectors_ID.shape[1])
+    return storage.write_table(folder / FILE, pa.Table.from_arrays(columns, schema=layout))
+
+
+def read(output: StageOutput) -> ItemVectors:
+    """Those of a finished version that reads items: by the numbers of the prepared items.
+
+    Raises:
+        StorageError: the file is damaged.
+    """
+    table = output.table(FILE)
+    return ItemVectors(to_matrix(table["vector"]), table["known"].to_numpy())
