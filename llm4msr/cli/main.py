@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from llm4msr.cli import knowledge
+from llm4msr.cli import knowledge, own_data
 from llm4msr.cli.options import ConfigPath, DryRun, Overrides, load_config
 from llm4msr.cli.process import interrupts_as_errors, run_command, signal_code
 from llm4msr.progress import say
@@ -82,6 +82,7 @@ def serve(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> 
     sys.exit(code)
 
 
+app.command()(own_data.init)
 app.add_typer(knowledge.app, name="knowledge")
 
 

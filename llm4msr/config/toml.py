@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from llm4msr import storage
 from llm4msr.config.experiment import Config
 from llm4msr.errors import ConfigError
+from llm4msr.text import as_json
 
 
 def load(uri: str, overrides: Sequence[str] = ()) -> Config:
@@ -82,3 +83,17 @@ def _keys_at(location: Sequence[int | str]) -> Iterable[str]:
     for key in location:
         section = cast("type[BaseModel]", section.model_fields[str(key)].annotation)
     return section.model_fields
+
+
+def as_toml(value: object) -> str:
+    """A value as TOML writes it: text, numbers, booleans, lists of them, and tables of text."""
+    if isinstance(value, str):
+        return as_json(value)  # JSON's escapes are TOML's too
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_toml, value))}]"
+    if isinstance(value, dict):
+        pairs = ", ".join(f"{as_toml(key)} = {as_toml(inner)}" for key, inner in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
+    return repr(value)

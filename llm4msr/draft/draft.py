@@ -1,0 +1,74 @@
+"""From files to the draft of a config."""
+
+from collections.abc import Iterator, Sequence
+
+from llm4msr.draft import descriptions, interactions, public, tables
+from llm4msr.draft.guess import Draft, Guess, Note
+from llm4msr.draft.roles import Roles, find_roles
+from llm4msr.draft.samples import Sample, read_samples
+from llm4msr.errors import DataError
+from llm4msr.text import shorten
+
+
+def draft(places: Sequence[str]) -> Draft:
+    """Look at some rows of the files, and guess what is what.
+
+    Raises:
+        DataError: no file can be read as CSV or Parquet, or none has a column of users and one of items.
+        StorageError: a place does not exist or cannot be read.
+    """
+    known = public.recognise(places)
+    if known is not None:
+        return known
+    found = tables.look_into(places)
+    samples = read_samples(found)
+    roles = find_roles(samples)
+    columns = interactions.find_columns(roles)
+    items, mend_items = descriptions.find_items(roles, columns.taken)
+    users, mend_users = descriptions.find_users(roles)
+    unused = [*(sample.name for sample in roles.unused), *found.others]
+    table = [
+        _interactions(roles),
+        *_delimiter(samples, roles),
+        *items[:1],
+        *users[:1],
+        *columns.guesses,
+        *items[1:],
+        *users[1:],
+    ]
+    table += [Note(f"files that are not used: {shorten(', '.join(unused), 200)}")] if unused else []
+    decisions = [*columns.decisions, *mend_items, *mend_users, *_faults(roles, columns.guesses)]
+    return Draft(found.path, _seen(samples), table, columns.split, decisions)
+
+
+def _interactions(roles: Roles) -> Guess:
+    sample = roles.interactions
+    many = f"{len(sample.files):,} files, " if len(sample.files) > 1 else ""
+    about = "" if sample.is_whole else "about "
+    return Guess("interactions", sample.name, f"a row for each user and item: {many}{about}{sample.about:,} rows")
+
+
+def _delimiter(samples: Sequence[Sample], roles: Roles) -> Iterator[Guess]:
+    marks = {sample.delimiter for sample in samples if sample not in roles.unused} - {""}
+    for mark in marks:
+        yield Guess("delimiter", mark, "the header has other marks too, and with this one all rows have as many cells")
+
+
+def _seen(samples: Sequence[Sample]) -> str:
+    rows = [f"{len(s.rows.table):,} rows of {s.name or s.files[0].path.name}" for s in samples]
+    return f"{shorten(', '.join(rows), 300)}"
+
+
+def _faults(roles: Roles, guesses: list[Guess | Note]) -> Iterator[str]:
+    """What the source would refuse in the rows that were looked at, as it says it itself."""
+    rows = roles.interactions.rows
+    read = {"user": rows.ids, "item": rows.ids, "scenario": rows.ids, "label": rows.labels}
+    for guess in guesses:
+        if isinstance(guess, Guess) and str(guess.value) in rows.table.column_names:
+            try:
+                if guess.key in read:
+                    read[guess.key](str(guess.value))
+                elif guess.key == "order":
+                    interactions.read_order(rows, str(guess.value))
+            except DataError as error:
+                yield f"{guess.key}: {error}"

@@ -1,0 +1,241 @@
+"""From files of many shapes to a config that runs, or that says what is left to decide."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm4msr.config import Config
+from llm4msr.data.prepare import prompt_data
+from llm4msr.draft.draft import draft
+from llm4msr.draft.guess import Draft, Guess
+from llm4msr.draft.write import experiment_name, write
+from llm4msr.errors import DataError, InputError, StorageError
+from llm4msr.knowledge.prompts.sample import sampler
+from tests.unit.draft import shapes
+from tests.unit.draft.shapes import ACCEPTED, TO_DECIDE, rows
+
+EXPECTED: dict[str, dict[str, Any]] = {
+    "usual": {"user": "user_id", "item": "item_id", "scenario": "scenario", "label": "label", "order": "timestamp"}
+    | {"title": "title", "category": "category_path", "items": "items.csv", "users": "users.csv"}
+    | {"user_features": ("country",), "kind": "time"},
+    "packed_tabs": {"user": "visitorId", "item": "productSku", "scenario": "pageType", "label": "clicked"}
+    | {"order": "eventTime", "title": "Product Name", "context": ("deviceType",)},
+    "parquet_by_day": {"interactions": "events", "user": "customer_id", "item": "article_id", "scenario": "channel"}
+    | {"label": "bought", "order": "event_ts", "title": "prod_name", "category": "categories"},
+    "folder_of_parts": {"interactions": "plays", "items": "songs.csv", "user": "MEMBER_ID", "item": "SONG_ID"}
+    | {"scenario": "SURFACE", "label": "PLAYED", "title": "TRACK_NAME", "item_features": ("ARTIST",)},
+    "orders_without_labels": {"user": "Customer ID", "item": "StockCode", "scenario": "Country", "negatives": 4}
+    | {"order": "InvoiceDate"},
+    "reviews_with_stars": {"user": "reviewerID", "item": "asin", "scenario": "domain", "negatives": 4}
+    | {"order": "unixReviewTime"},
+    "names_without_meaning": {"user": "a", "item": "b", "scenario": "c", "label": "d", "order": "e", "title": "n"}
+    | {"items": "t2.txt"},
+    "positions_within_users": {"user": "uid", "item": "iid", "order": "seq", "kind": "leave_last_out", "negatives": 4},
+    "two_marks_in_the_header": {"delimiter": ";", "item": "item_id,code", "scenario": "shelf"},
+    "no_time_and_no_files_beside": {"user": "customerNumber", "item": "isbn", "scenario": "store", "kind": "random"},
+}
+
+
+def values(found: Draft) -> dict[str, Any]:
+    return {guess.key: guess.value for guess in [*found.table, *found.split] if isinstance(guess, Guess)}
+
+
+def notes(found: Draft) -> str:
+    return write(found, "x", "x.toml")
+
+
+def config_of(found: Draft) -> Config:
+    return Config.model_validate(tomllib.loads(write(found, "shop", "shop.toml")))
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_a_shape_becomes_a_config_that_runs_as_it_is(name: str, tmp_path: Path):
+    found = draft(ACCEPTED[name](tmp_path))
+    assert found.decisions == []
+    guessed = values(found)
+    assert {key: guessed.get(key) for key in EXPECTED[name]} == EXPECTED[name]
+    data = prompt_data(config_of(found), sampler)
+    assert data.users == 30
+    assert data.tables["scenarios"].num_rows - 1 == len({row.page for row in rows()}) or name == "orders_without_labels"
+
+
+@pytest.mark.parametrize("name", TO_DECIDE)
+def test_what_is_left_to_decide_is_one_thing_and_what_reading_then_asks_for(name: str, tmp_path: Path):
+    shape, said, refusal = TO_DECIDE[name]
+    found = draft(shape(tmp_path))
+    (decision,) = found.decisions
+    assert decision.startswith(said)
+    assert f"# - {said}" in notes(found)
+    with pytest.raises(DataError, match=refusal):
+        prompt_data(config_of(found), sampler)
+
+
+def test_a_scenario_is_sought_in_the_items_and_a_folder_can_be_the_only_one(tmp_path: Path):
+    given = shapes.stars_with_semicolons(tmp_path)
+    (decision,) = draft(given).decisions
+    assert "copy 'genres' (2 values) of movies.csv" in decision
+    (tmp_path / "scenario=all").mkdir()
+    (tmp_path / "ratings.csv").rename(tmp_path / "scenario=all" / "ratings.csv")
+    found = draft([str(tmp_path)])
+    assert found.decisions == []
+    assert values(found)["scenario"] == "scenario"
+    assert prompt_data(config_of(found), sampler).tables["scenarios"].num_rows == 1 + 1
+
+
+def test_stars_are_explained_with_how_they_become_a_like(tmp_path: Path):
+    text = notes(draft(shapes.reviews_with_stars(tmp_path)))
+    assert "'overall' holds stars from 1 to 5" in text
+    assert "write a column of 0 and 1, overall > 3, name it as label" in text
+
+
+def test_kinds_of_events_are_no_scenario_and_are_named(tmp_path: Path):
+    cells = [[f"u{r.user}", f"i{r.item}", ("view", "cart", "purchase")[r.item % 3], r.page, r.minute] for r in rows()]
+    shapes.write(tmp_path / "e.csv", ["user_id", "product_id", "event_type", "site", "ts"], cells)
+    found = draft([str(tmp_path / "e.csv")])
+    assert values(found)["scenario"] == "site"
+    assert "'event_type' holds kinds of events ('" in notes(found)
+
+
+def test_a_label_of_one_class_is_left_out(tmp_path: Path):
+    cells = [[f"u{r.user}", f"i{r.item}", r.page, 1, r.minute] for r in rows()]
+    shapes.write(tmp_path / "e.csv", ["user_id", "item_id", "page", "clicked", "ts"], cells)
+    found = draft([str(tmp_path / "e.csv")])
+    assert values(found)["negatives"] == 4
+    assert "label is left out: 'clicked' is 1 in all rows" in notes(found)
+
+
+def test_scenarios_that_share_no_user_are_said_to(tmp_path: Path):
+    cells = [[f"u{r.user}", f"i{r.item}", f"country {r.user % 3}", r.liked, r.minute] for r in rows()]
+    shapes.write(tmp_path / "e.csv", ["user_id", "item_id", "country", "clicked", "ts"], cells)
+    (scenario,) = [g for g in draft([str(tmp_path)]).table if isinstance(g, Guess) and g.key == "scenario"]
+    assert not scenario.is_sure
+    assert "No user is in two of them" in scenario.why
+
+
+def test_no_more_than_the_first_block_of_a_file_is_read(tmp_path: Path):
+    line = "u{0},i{1},home,{2},{3}\n"
+    text = "".join(line.format(at % 5000, at % 700, at % 2, at) for at in range(400_000)).encode()
+    (tmp_path / "big.csv").write_bytes(b"user_id,item_id,page,clicked,ts\n" + text + b"\xff,broken\n")
+    found = draft([str(tmp_path / "big.csv")])
+    assert "100,000 rows of big.csv" in found.seen
+    (interactions,) = [g for g in found.table if isinstance(g, Guess) and g.key == "interactions"]
+    about = int(interactions.why.rpartition("about ")[2].split()[0].replace(",", ""))
+    assert about == pytest.approx(400_000, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "evil", ['a"\n[train]\nepochs = 1\n#', "back\\slash\t", "\u202eevil\u2066", "x\x7f\x85\u2028y", "'''"]
+)
+def test_what_files_say_stays_text_in_the_config(evil: str, tmp_path: Path):
+    cells = [[f"u{r.user}", f"i{r.item}", f"{evil}{r.page}", r.liked, r.minute] for r in rows()]
+    header = ["user_id", "item_id", "page", "clicked", "ts"]
+    shapes.write(tmp_path / "e.csv", header, cells)
+    shapes.write(
+        tmp_path / "i.csv",
+        ["item_id", f"title {evil}", "colour" + evil],
+        [[f"i{i}", f"A {evil} cup {i}", f"{evil}{i % 2}"] for i in range(24)],
+    )
+    if "\n" in evil:  # a header is one line
+        evil = evil.replace("\n", " ")
+        shapes.write(
+            tmp_path / "i.csv",
+            ["item_id", f"title {evil}", "colour" + evil],
+            [[f"i{i}", f"A {evil} cup {i}", f"{evil}{i % 2}"] for i in range(24)],
+        )
+    found = draft([str(tmp_path)])
+    text = write(found, "shop", "e.toml")
+    document = tomllib.loads(text)
+    assert list(document) == ["name", "source", "split"]
+    assert document["source"]["table"]["title"] == f"title {evil}"
+    assert document["source"]["table"]["item_features"] == ["colour" + evil]
+    assert all(character.isprintable() or character in "\n\t" for character in text)
+    assert prompt_data(config_of(found), sampler).users == 30
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("u.data", b"196\t242\t3\t881250949\n186\t302\t3\t891717742\n", "the first line looks like data"),
+        ("rows.jsonl", b"{}\n", ".jsonl files are not read; write it as CSV or Parquet"),
+        ("sheet.xlsx", b"PK\x03\x04", "save its sheet as CSV"),
+        ("shop.sqlite", b"SQLite", 'set source.kind = "sql"'),
+        ("latin.csv", "user_id,item_id\nü,1\n".encode("latin-1"), "save it as UTF-8"),
+        ("empty.csv", b"", "the file is empty"),
+        ("weather.csv", b"city,degrees\nRome,30.5\nOslo,12.1\nRome,31.5\n", "no column looks like ids of"),
+    ],
+)
+def test_what_cannot_be_drafted_says_what_to_do(name: str, content: bytes, message: str, tmp_path: Path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        draft([str(tmp_path / name)])
+    assert message in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_a_folder_without_tables_and_a_missing_file_are_named(tmp_path: Path):
+    (tmp_path / "notes.md").write_text("hello")
+    with pytest.raises(DataError, match=r"no CSV and no Parquet file; it holds notes\.md"):
+        draft([str(tmp_path)])
+    with pytest.raises(StorageError, match="absent"):
+        draft([str(tmp_path / "absent.csv")])
+
+
+def test_files_of_one_folder_with_the_same_columns_are_one_table(tmp_path: Path):
+    for month in ("january", "february"):
+        cells = [[f"u{r.user}", f"i{r.item}", r.page, r.liked, r.minute] for r in rows()]
+        shapes.write(tmp_path / "log" / f"{month}.csv", ["user_id", "item_id", "page", "clicked", "ts"], cells)
+    shapes.write(tmp_path / "items.csv", ["item_id", "title"], [row[:2] for row in shapes.titles("i")])
+    assert values(draft([str(tmp_path)]))["interactions"] == "log"
+    assert values(draft([str(tmp_path / "log")]))["interactions"] == ""
+
+
+def test_numbered_files_beside_others_are_named_by_a_pattern(tmp_path: Path):
+    for day in range(1, 13):
+        cells = [[f"u{r.user}", f"i{r.item}", r.page, r.liked, r.minute] for r in rows(50, seed=day)]
+        shapes.write(
+            tmp_path / f"clicks_2026-05-{day:02}.csv.gz", ["user_id", "item_id", "page", "clicked", "ts"], cells
+        )
+    shapes.write(tmp_path / "items.csv", ["item_id", "title"], [row[:2] for row in shapes.titles("i")])
+    (tmp_path / "README.md").write_text("hello")
+    found = draft([str(tmp_path)])
+    assert values(found)["interactions"] == "clicks_*.csv.gz"
+    assert prompt_data(config_of(found), sampler).users == 30
+    assert "files that are not used: README.md" in notes(found)
+
+
+def test_numbered_files_of_other_columns_are_other_tables(tmp_path: Path):
+    shapes.usual(tmp_path)
+    for old, new in (("interactions", "table1"), ("items", "table2"), ("users", "table3")):
+        (tmp_path / f"{old}.csv").rename(tmp_path / f"{new}.csv")
+    guessed = values(draft([str(tmp_path)]))
+    assert (guessed["interactions"], guessed["items"], guessed["users"]) == ("table1.csv", "table2.csv", "table3.csv")
+
+
+def test_public_data_is_known_by_its_files(tmp_path: Path):
+    for name in ("ratings.dat", "movies.dat", "users.dat"):
+        (tmp_path / name).write_text("1::2\n")
+    assert config_of(draft([str(tmp_path)])).source.kind == "movielens"
+    (tmp_path / "amazon").mkdir()
+    (tmp_path / "amazon" / "reviews_Books_5.json.gz").write_bytes(b"")
+    assert config_of(draft([str(tmp_path / "amazon")])).source.kind == "amazon"
+
+
+def test_paths_are_written_as_they_were_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shapes.usual(tmp_path / "data" / "shop")
+    monkeypatch.chdir(tmp_path)
+    assert draft(["data/shop"]).path == "data/shop"
+    assert draft(["data/shop/interactions.csv", "data/shop/items.csv"]).path == "data/shop"
+    assert draft([str(tmp_path / "data" / "shop")]).path == str(tmp_path / "data" / "shop")
+    monkeypatch.chdir(tmp_path / "data" / "shop")
+    assert draft(["interactions.csv"]).path == "."
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("data/My shop/", "My-shop"), (".", "my-data"), ("s3://bucket/a_b.c", "a_b.c"), ("ml-1m.zip", "ml-1m")],
+)
+def test_the_experiment_is_named_after_the_folder(path: str, name: str):
+    assert experiment_name(path) == name
+    Config.model_validate({"name": name, "source": {"kind": "table", "path": "x"}})
