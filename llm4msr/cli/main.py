@@ -83,6 +83,7 @@ def serve(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> 
 
 
 app.command()(own_data.init)
+app.command()(own_data.check)
 app.add_typer(knowledge.app, name="knowledge")
 
 

@@ -1,13 +1,14 @@
-"""`llm4msr init FILES...`: a first config for someone's own data."""
+"""`llm4msr init FILES...` and `llm4msr check CONFIG`: a first config for someone's own data, and a look at it."""
 
 import shlex
 from typing import Annotated
 
 import typer
 
+from llm4msr.cli.options import ConfigPath, Overrides, load_config
 from llm4msr.errors import ConfigError
 from llm4msr.progress import say
-from llm4msr.text import as_json, mask
+from llm4msr.text import as_json, mask, sanitize
 
 Files = Annotated[list[str], typer.Argument(metavar="FILES...", help="CSV or Parquet files, or folders of them.")]
 Out = Annotated[str, typer.Option("--out", metavar="CONFIG", help="The TOML file to write.")]
@@ -38,3 +39,21 @@ def init(files: Files, out: Out = "config.toml", force: Force = False) -> None:
     say(f"wrote {out}; next: llm4msr check {shlex.quote(out)}")
     unsure = [guess.key for guess in guesses if not guess.is_sure]
     print(mask(as_json({"stage": "init", "config": out, "decide": found.decisions, "unsure": unsure})))
+
+
+def check(config: ConfigPath, set_: Overrides = []) -> None:
+    """Print the data report and one whole prompt as the LLM will read it, and warn of likely mistakes.
+
+    Reads the source as `prepare` does, of very large data the first million rows, and writes nothing. Next:
+    `llm4msr run CONFIG --dry-run` for the plan with its times.
+    """
+    from llm4msr.data.prepare import prompt_data
+    from llm4msr.data.report import report_lines
+    from llm4msr.knowledge.prompts.sample import sampler
+
+    data = prompt_data(load_config(config, set_), sampler)
+    print(sanitize("\n".join(report_lines(data.report, whole_prompt=True))))
+    for warning in data.warnings:
+        say(f"warning: {warning}")
+    counts = data.report.model_dump(include={"rows", "users", "items", "scenarios"})
+    print(mask(as_json({"stage": "check"} | counts | {"warnings": data.warnings})))

@@ -83,6 +83,7 @@ class PromptData(NamedTuple):
     item_fields: dict[str, list[str]]
     users: int
     """Users with a history, or about how many."""
+    report: DataReport
     warnings: list[str]
 
 
@@ -95,8 +96,9 @@ def prompt_data(config: Config, open_sampler: SamplerOpener) -> PromptData:
     if output is not None:
         tables = {name: output.table(f"{name}.parquet") for name in ("scenarios", "items")}
         tables["histories"] = partitions.read(output, "histories", 0)
-        users, warnings = partitions.rows(output, "histories"), output.manifest.info.get("warnings", [])
-        return PromptData(tables, catalogue.item_fields(output), users, warnings)
+        users, info = partitions.rows(output, "histories"), output.manifest.info
+        report = DataReport.model_validate(info["report"])
+        return PromptData(tables, catalogue.item_fields(output), users, report, info.get("warnings", []))
     sample_prompt, raw, note = open_sampler(config), _read(config), []
     rows = raw.interactions.rows
     if partition_count(config, raw) > 1 and rows > SAMPLE_ROWS:
@@ -105,7 +107,8 @@ def prompt_data(config: Config, open_sampler: SamplerOpener) -> PromptData:
     data = here.prepare(raw, config, sample_prompt)
     users = data.tables["histories"].num_rows
     share = raw.interactions.rows / rows if note else 1
-    return PromptData(data.tables, data.item_fields, round(users / share), note + find_warnings(data.report, config))
+    warnings = note + find_warnings(data.report, config)
+    return PromptData(data.tables, data.item_fields, round(users / share), data.report, warnings)
 
 
 def _read(config: Config) -> RawData:

@@ -96,15 +96,15 @@ class DataReport(BaseModel):
     prompt: str
 
 
-def report_lines(report: DataReport) -> list[str]:
-    """The report as lines of text for a terminal."""
+def report_lines(report: DataReport, whole_prompt: bool = False) -> list[str]:
+    """The report as lines of text for a terminal; of the prompt only the first ones, unless it is wanted whole."""
     sections = {
         "data": [_data(report)],
         "scenarios": [_scenarios(report)],
         **{f"{side}s": [_described(described)] for side, described in report.described.items()},
         "titles": [_titles(report.titles)],
         "split": _split(report.parts),
-        "prompt": _prompt(report),
+        "prompt": _prompt(report, whole_prompt),
     }
     width = max(map(len, sections))
     return [
@@ -163,9 +163,11 @@ def _split(splits: dict[str, Split]) -> list[str]:
     return lines + ([f"drawn as negatives: {drawn}"] if drawn else [])
 
 
-def _prompt(report: DataReport) -> list[str]:
+def _prompt(report: DataReport, whole: bool) -> list[str]:
     if not report.prompt:
         return ["none: no user has liked anything in the training rows"]
-    text = [shorten(line, WIDTH) for line in block(report.prompt).split("\n") if line.strip()]
-    kept = text if len(text) <= PROMPT_LINES else [text[0], *text[1 : PROMPT_LINES - 1], "…"]
-    return [f"that of {report.prompt_of}:", *(f"| {line}" for line in kept)]
+    lines = block(report.prompt).split("\n")
+    if not whole:
+        text = [shorten(line, WIDTH) for line in lines if line.strip()]
+        lines = text if len(text) <= PROMPT_LINES else [text[0], *text[1 : PROMPT_LINES - 1], "…"]
+    return [f"that of {report.prompt_of}:", *(f"| {line}".rstrip() for line in lines)]

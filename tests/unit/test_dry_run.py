@@ -63,7 +63,8 @@ def test_prompts_and_tokens_are_counted(config: Config, llama: Path):
 def test_items_are_counted_where_the_llm_reads_items(config: Config, llama: Path):
     of_items = config.model_copy(update={"extract": config.extract.model_copy(update={"reads": "items"})})
     found = plan(of_items, "extract")["extract"]
-    tables, fields, _, _ = prompt_data(config, sampler)
+    data = prompt_data(config, sampler)
+    tables, fields = data.tables, data.item_fields
     tokenizer = PromptTokenizer(llama, 1 << 20)
     counts = [
         len(tokenizer(row["prompt"])) for row in item_prompts(tables["items"].slice(1), fields, config).to_pylist()

@@ -57,6 +57,14 @@ def test_preparing_a_small_table_waits_neither_for_torch_nor_for_ray(tmp_path: P
     assert not packages & {"torch", "ray", "fastapi", "transformers", "sklearn"}
 
 
+def test_a_first_config_and_its_check_wait_neither_for_torch_nor_for_ray(tmp_path: Path):
+    files, out = str(write_data(tmp_path)), str(tmp_path / "config.toml")
+    for arguments in (["init", files, "--out", out], ["check", out]):
+        packages = packages_after(COMMAND.format(arguments=arguments))
+        assert "pyarrow" in packages
+        assert not packages & {"torch", "ray", "fastapi", "transformers", "sklearn"}
+
+
 @pytest.mark.parametrize("module", ["serve.client", "serve.proxy"])
 def test_a_client_and_a_proxy_are_light(module: str):
     packages = packages_after(f"import llm4msr.{module}")

@@ -1,10 +1,12 @@
-"""`llm4msr init`: a config file from data files, never over one that is there."""
+"""`llm4msr init` writes a config file from data files, and `llm4msr check` shows what it makes of them."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from llm4msr.config import load
+from tests.support.data import write_csv
 from tests.unit.cli.test_main import call, last_line
 from tests.unit.draft import shapes
 
@@ -44,3 +46,40 @@ def test_init_says_what_is_left_to_decide(
     line = last_line(capsys)
     assert [decision.split(":")[0] for decision in line["decide"]] == ["scenario"]
     assert line["unsure"] == ["scenario"]
+
+
+def test_check_shows_the_report_and_a_whole_prompt_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    given = shapes.usual(tmp_path / "shop")
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, "init", *given) == 0
+    before = {*tmp_path.rglob("*")}
+    capsys.readouterr()
+    assert call(monkeypatch, "check", "config.toml", "--set", "split.by=user") == 0
+    captured = capsys.readouterr()
+    assert {*tmp_path.rglob("*")} == before
+    *report, line = captured.out.splitlines()
+    counts = {"rows": 600, "users": 30, "items": 24, "scenarios": 3}
+    assert {name: json.loads(line)[name] for name in counts} == counts
+    assert "600 rows of 30 users with 24 items" in report[0]
+    prompt = "\n".join(text.partition("| ")[2] for text in report if "| " in text)
+    assert "what the user would rather skip. Answer in a few short sentences." in prompt
+    assert "search: Red cup no. 0; Pale yellow cup no. 23" in prompt
+    assert "warning: 75 of 600 rows have the user, item and scenario of an earlier row" in captured.err
+    assert len(json.loads(line)["warnings"]) == captured.err.count("warning: ")
+
+
+def test_check_names_a_bad_cell_and_shows_hostile_titles_as_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    given = shapes.usual(tmp_path)
+    out = str(tmp_path / "c.toml")
+    write_csv(tmp_path / "items.csv", ["item_id", "title"], [[f"i{i}", f"\x1b[2J\u202etitle {i}"] for i in range(24)])
+    assert call(monkeypatch, "init", *given, "--out", out) == 0
+    assert call(monkeypatch, "check", out) == 0
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out + captured.err
+    assert "\u202e" not in captured.out + captured.err
+    assert call(monkeypatch, "check", out, "--set", "source.table.label=timestamp") == 2
+    assert "a label lies between 0 and 1" in capsys.readouterr().err

@@ -477,14 +477,16 @@ def test_prepare_refuses_a_source_that_is_not_there(tmp_path: Path):
 
 
 def test_what_prompts_are_made_of_is_the_same_before_and_after_preparing(small: Config):
-    before, fields, users, warnings = prompt_data(small, sampler)
+    before = prompt_data(small, sampler)
     assert not Path(small.root).exists()
     published = prepare(small)
-    after, found_fields, found_users, found_warnings = prompt_data(small, sampler)
-    assert users == found_users == 2
-    assert {name: before[name].to_pylist() for name in after} == {n: t.to_pylist() for n, t in after.items()}
-    assert fields == found_fields
-    assert warnings == found_warnings == published.manifest.info["warnings"] != []
+    after = prompt_data(small, sampler)
+    assert before.users == after.users == 2
+    tables = {name: table.to_pylist() for name, table in after.tables.items()}
+    assert {name: before.tables[name].to_pylist() for name in tables} == tables
+    assert before.item_fields == after.item_fields
+    assert before.report == after.report
+    assert before.warnings == after.warnings == published.manifest.info["warnings"] != []
 
 
 def test_seen_rows_are_the_histories_rows_in_their_order(tmp_path: Path):
