@@ -1,9 +1,12 @@
-"""Progress with an estimate of the time left: a bar on a terminal, a line now and then in a job's log."""
+"""Lines on standard error, and progress with an estimate of the time left: a bar on a terminal, a line now and then in
+a job's log. How much of this is shown is a setting of the process: `--quiet` and `--verbose` of the command line.
+"""
 
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 
 from rich.console import Console
 from rich.progress import (
@@ -20,9 +23,45 @@ from llm4msr.text import sanitize
 SECONDS_BETWEEN_LINES = 60.0
 
 
-def say(text: str) -> None:
-    """Print a line for the reader, on standard error: standard output is for results."""
+class Level(IntEnum):
+    """How much this process shows."""
+
+    QUIET = 0
+    """Warnings and errors."""
+    USUAL = 1
+    """Progress too."""
+    VERBOSE = 2
+    """Also what Ray logs, and where in the code an error arose."""
+
+
+_level = Level.USUAL
+
+
+def level() -> Level:
+    """How much this process shows."""
+    return _level
+
+
+def set_level(wanted: Level) -> None:
+    """Show so much from now on."""
+    global _level
+    _level = wanted
+
+
+def show(text: str) -> None:
+    """Print a line on standard error, whatever the level: standard output is for results."""
     print(sanitize(text), file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """Show a line about what is going on, unless it shall be quiet."""
+    if _level > Level.QUIET:
+        show(text)
+
+
+def warn(text: str) -> None:
+    """Show a warning, whatever the level."""
+    show(f"warning: {text}")
 
 
 class Track:
@@ -33,7 +72,7 @@ class Track:
         self._start, self._last_line = time.monotonic(), 0.0
         self._first: tuple[float, int] | None = None
         self._bar: Progress | None = None
-        if Console(stderr=True).is_terminal:
+        if _level > Level.QUIET and Console(stderr=True).is_terminal:
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
             self._bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
             self._task = self._bar.add_task(name, total=total, completed=done)

@@ -20,7 +20,7 @@ from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from llm4msr.errors import ConfigError, LLM4MSRError
-from llm4msr.progress import say
+from llm4msr.progress import Level, level, say
 from llm4msr.storage.local_files import full_disk
 
 # No warning from each `ray` command in uv's virtual environments, and no question about usage statistics.
@@ -46,6 +46,7 @@ def connect() -> None:
     """
     import ray
 
+    is_verbose = level() == Level.VERBOSE
     if not ray.is_initialized():
         address, origin = _cluster_address()
         if address:
@@ -54,7 +55,8 @@ def connect() -> None:
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
             with without_lines(b"logging.cc"):
-                ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+                logs = logging.INFO if is_verbose else logging.ERROR
+                ray.init(include_dashboard=False, logging_level=logs, log_to_driver=is_verbose)
         except (ConnectionError, ValueError, RuntimeError) as error:
             shown_address = address or ("auto" if os.environ.get("RAY_ADDRESS") == "auto" else "")
             if not shown_address:
@@ -66,6 +68,8 @@ def connect() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # so that our errors come back as objects, not as text
+    if is_verbose:
+        return
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions too
     for name in ("ray.train", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)

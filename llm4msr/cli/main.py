@@ -3,14 +3,15 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llm4msr.cli import knowledge, own_data
+from llm4msr import __version__
+from llm4msr.cli import config, knowledge, own_data
 from llm4msr.cli.options import ConfigPath, DryRun, Overrides, load_config
 from llm4msr.cli.process import interrupts_as_errors, run_command, signal_code
-from llm4msr.progress import say
+from llm4msr.progress import Level, say, set_level
 from llm4msr.text import as_json, mask
 
 if TYPE_CHECKING:
@@ -20,15 +21,41 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="llm4msr",
     help="LLM knowledge for multi-scenario recommenders: extracted once offline, served by a small fast ranker.\n\n"
+    "For your own data, `init` writes a first config and `check` shows what it makes of the data. "
     "The stages, in order: prepare, extract, train, evaluate, export, explain, serve. `run` does all up to export; "
     "`refresh` brings newer knowledge to what is served. Each is a function of one TOML file, finds what it finished "
     "before, and continues what was interrupted.\n\n"
     "Exit codes: 0 fine, 2 wrong config or input, 3 more failed rows than allowed, 130 and 143 interrupted.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.command()(own_data.init)
+app.command()(own_data.check)
+
+ANYWHERE = ("--quiet", "--verbose")
+"""Options of the whole program that may stand behind the verb too."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"llm4msr {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show warnings and errors alone, and the result.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show also what Ray logs, and where an error arose.")]
+
+
+@app.callback()
+def options(version: Version = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """What holds for every verb."""
+    set_level(Level.QUIET if quiet else Level.VERBOSE if verbose else Level.USUAL)
+
 
 VERBS = {
     "prepare": "Read the source, split it, fit vocabularies and statistics on training rows.",
@@ -82,8 +109,7 @@ def serve(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> 
     sys.exit(code)
 
 
-app.command()(own_data.init)
-app.command()(own_data.check)
+app.add_typer(config.app, name="config")
 app.add_typer(knowledge.app, name="knowledge")
 
 
@@ -145,4 +171,5 @@ def _run_stages(verb: str, config: "Config") -> "list[StageOutput]":
 
 def main(verb: str = "") -> None:
     """Entry point, of one verb if it is given."""
-    run_command(lambda: app([verb, *sys.argv[1:]] if verb else None))
+    given = [*([verb] if verb else []), *sys.argv[1:]]
+    run_command(lambda: app(sorted(given, key=lambda word: word not in ANYWHERE), prog_name="llm4msr"))

@@ -7,10 +7,23 @@ import typer
 if TYPE_CHECKING:
     from llm4msr.config import Config
 
+
+def _complete_override(begun: str) -> list[str]:
+    """The keys that begin so, for the shell."""
+    from llm4msr.config.json_schema import keys
+
+    return [f"{key}=" for key in keys() if key.startswith(begun)]
+
+
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="TOML file: a path or any URI.")]
 Overrides = Annotated[
     list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key: train.epochs=5. Can be repeated."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key: train.epochs=5. Can be repeated.",
+        autocompletion=_complete_override,
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan with its numbers, and do nothing.")]
 

@@ -7,7 +7,7 @@ import typer
 
 from llm4msr.cli.options import ConfigPath, Overrides, load_config
 from llm4msr.errors import ConfigError
-from llm4msr.progress import say
+from llm4msr.progress import say, warn
 from llm4msr.text import as_json, mask, sanitize
 
 Files = Annotated[list[str], typer.Argument(metavar="FILES...", help="CSV or Parquet files, or folders of them.")]
@@ -54,6 +54,6 @@ def check(config: ConfigPath, set_: Overrides = []) -> None:
     data = prompt_data(load_config(config, set_), sampler)
     print(sanitize("\n".join(report_lines(data.report, whole_prompt=True))))
     for warning in data.warnings:
-        say(f"warning: {warning}")
+        warn(warning)
     counts = data.report.model_dump(include={"rows", "users", "items", "scenarios"})
     print(mask(as_json({"stage": "check"} | counts | {"warnings": data.warnings})))

@@ -4,12 +4,13 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from llm4msr.errors import InterruptedRunError, LLM4MSRError
-from llm4msr.progress import say
+from llm4msr.progress import Level, level, show
 
 SECONDS_TO_END = 8.0
 """After Ctrl-C or SIGTERM; then the process ends without waiting for what does not let go."""
@@ -35,19 +36,30 @@ def interrupts_as_errors(name: str) -> Iterator[None]:
 
 
 def run_command(command: Callable[[], None], name: str = "it") -> None:
-    """Run a command; an error of ours is one message and an exit code, without a stack trace."""
+    """Run a command; an error of ours is one message and an exit code, with a stack trace only if that is wanted."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     try:
         with interrupts_as_errors(name):
             command()
     except LLM4MSRError as error:
-        say(f"error: {error}")
+        if level() == Level.VERBOSE:
+            show(_trace(error))
+        show(f"error: {error}")
         if isinstance(error, InterruptedRunError):
             end = threading.Timer(SECONDS_TO_END, os._exit, [error.exit_code])
             end.daemon = True
             end.start()
         sys.exit(error.exit_code)
+
+
+def _trace(error: BaseException) -> str:
+    """Where the error arose, and those that it stands for, which its message leaves out."""
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__suppress_context__ = False
+        cause = cause.__cause__ or cause.__context__
+    return "".join(traceback.format_exception(error)).rstrip()
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

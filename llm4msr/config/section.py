@@ -13,9 +13,12 @@ class Key(Enum):
 
 
 class Section(BaseModel):
-    """A frozen section that refuses unknown keys, and numbers that are not finite."""
+    """A frozen section that refuses unknown keys, and numbers that are not finite.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    The docstring below a key is its description, in the JSON schema too.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     def identity(self) -> dict[str, object]:
         """The keys that decide the result of the stage that reads this section, for its fingerprint."""

@@ -1,4 +1,4 @@
-"""The configuration from one TOML file and `--set section.key=value`."""
+"""The configuration from one TOML file and `--set section.key=value`, and as TOML again."""
 
 import difflib
 import tomllib
@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from llm4msr import storage
 from llm4msr.config.experiment import Config
+from llm4msr.config.section import Section
 from llm4msr.errors import ConfigError
 from llm4msr.text import as_json
 
@@ -83,6 +84,18 @@ def _keys_at(location: Sequence[int | str]) -> Iterable[str]:
     for key in location:
         section = cast("type[BaseModel]", section.model_fields[str(key)].annotation)
     return section.model_fields
+
+
+def dump(config: Section, name: str = "") -> str:
+    """Every key as TOML, `# default` behind those that were not given; it loads as the same config."""
+    values = {key: getattr(config, key) for key in type(config).model_fields}
+    sections = {key: value for key, value in values.items() if isinstance(value, Section)}
+    lines = [f"[{name}]"] if name else []
+    for key in [key for key in values if key not in sections]:
+        mark = "" if key in config.model_fields_set else "  # default"
+        lines.append(f"{key} = {as_toml(values[key])}{mark}")
+    parts = [dump(section, f"{name}.{key}" if name else key) for key, section in sections.items()]
+    return "\n\n".join(["\n".join(lines), *parts])
 
 
 def as_toml(value: object) -> str:

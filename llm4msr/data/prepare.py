@@ -20,7 +20,7 @@ from llm4msr.data.report import DataReport, report_lines
 from llm4msr.data.report_figures import SamplerOpener
 from llm4msr.data.report_warnings import find_warnings
 from llm4msr.errors import ConfigError
-from llm4msr.progress import say
+from llm4msr.progress import say, warn
 from llm4msr.storage import StageOutput, StageResult
 
 VERSION = 11
@@ -61,7 +61,7 @@ def _print_report(output: StageOutput) -> None:
     for line in [] if output.reused else report_lines(DataReport.model_validate(info["report"])):
         say(line)
     for warning in info.get("warnings", []):
-        say(f"warning: {warning}")
+        warn(warning)
 
 
 def goes_by_seed(config: Config) -> bool:

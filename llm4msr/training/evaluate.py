@@ -8,7 +8,7 @@ from upath import UPath
 from llm4msr import ray_session, storage
 from llm4msr.config import Config
 from llm4msr.data import partitions
-from llm4msr.progress import say, track
+from llm4msr.progress import track, warn
 from llm4msr.storage import FileRecord, StageOutput, StageResult, cache
 from llm4msr.training import popularity, predictions
 from llm4msr.training.dataset import scenario_names
@@ -55,7 +55,7 @@ def evaluate(config: Config, models: Sequence[TrainedModel]) -> StageOutput:
         resumable=True,
     )
     for line in output.manifest.info["warnings"]:
-        say(f"warning: {line}")
+        warn(line)
     return output
 
 

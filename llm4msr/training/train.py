@@ -8,7 +8,7 @@ from upath import UPath
 from llm4msr import ray_session, storage
 from llm4msr.config import Config
 from llm4msr.data import catalogue, partitions
-from llm4msr.progress import say
+from llm4msr.progress import say, warn
 from llm4msr.storage import StageOutput, StageResult, cache
 from llm4msr.training import checkpoint, driver, popularity, warm_start
 from llm4msr.training.checkpoint import WEIGHTS, weights_as_bytes
@@ -48,7 +48,7 @@ def train(config: Config, data: StageOutput, knowledge: StageOutput | None) -> S
         resumable=True,
     )
     for line in output.manifest.info["warnings"]:
-        say(f"warning: {line}")
+        warn(line)
     return output
 
 

@@ -42,7 +42,10 @@ def test_the_nets_load_neither_ray_nor_storage():
     assert "llm4msr.storage" not in names
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["knowledge", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["train", "--help"], ["knowledge", "--help"], ["init", "--help"], ["config", "schema"]],
+)
 def test_help_loads_nothing_heavy(arguments: list[str]):
     packages = packages_after(COMMAND.format(arguments=arguments))
     assert "llm4msr" in packages
