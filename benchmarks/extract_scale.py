@@ -210,13 +210,13 @@ def planning(config: Config, folder: Path) -> Measured:
     data, output = prepared(config), extracted(config)
     reader = Reader.of(config, models.revision(Path(config.extract.model)), open_tokenizer(config.extract).frame)
     total = partitions.count(data)
-    todo = windows(config, users_to_read(config, data), 0, work_list.WINDOW_ROWS)[1:]
+    todo = windows(users_to_read(config, data), {}, work_list.WINDOW_ROWS)[1:]
     counts = work_list.bucket_counts(todo, total)
     names = storage.files_below(output.folder.parent)
     earlier = versions.Earlier(versions.index_files(output.folder.parent, names).values(), names)
     times = {"render": time.process_time()}
     for window in todo:
-        work_list.render_window(_row(window._asdict()), config, data, str(folder), reader, counts)
+        work_list.render_window(_row(window._asdict()), config, data, str(folder), {"users": reader}, counts)
     times["render"] = time.process_time() - times["render"]
     times["match"] = time.process_time()
     kept = 0

@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from llm4msr.config.section import Key, Section
 
+ItemVectors = Literal["llm", "words", "random", "shuffled"]
+
 
 class ExtractConfig(Section):
     """The frozen LLM and how it is asked."""
@@ -13,9 +15,10 @@ class ExtractConfig(Section):
     reads: Literal["users", "items"] = "users"
     """Each user's history in one prompt, as in the paper; or each item alone, once, and a user's vector is pooled from
     those of the items in the history. That costs LLM time per item, and new rows of old items cost none."""
-    item_vectors: Literal["llm", "random", "shuffled"] = "llm"
-    """For `reads = "items"`: what the LLM says of each item (`llm`), or a control. `random` numbers show what the
-    histories bring without the LLM; with `shuffled`, each item has what the LLM says of another one."""
+    item_vectors: ItemVectors = "llm"
+    """For `reads = "items"`: where their vectors come from. The LLM (`llm`); counts of the `words` in titles and
+    features, which need no LLM at all and are what it has to beat; or a control: `random` numbers show what the
+    histories bring without any text, and with `shuffled` each item has what the LLM says of another one."""
     pool_dim: int = Field(64, ge=1)
     """How many principal components of the items' vectors are pooled."""
     point_in_time: bool = False
@@ -29,7 +32,8 @@ class ExtractConfig(Section):
     pooling: Literal["last", "mean", "answer"] = "last"
     """Which hidden states of the LLM become a prompt's vector: the last token's (`last`), the mean over all its tokens
     (`mean`), or the last token's after the LLM has also written and read its own answer (`answer`), for which it
-    writes up to `answer_tokens` for each row."""
+    writes up to `answer_tokens` for each row. With `mean` and `reads = "items"`, the LLM reads of an item what data
+    says and nothing else, neither a question nor a chat template: that is short, and every token the item's own."""
     answers: Literal["scenarios", "none", "all"] = "scenarios"
     """Texts that the LLM writes for people to read: its answer about each scenario (`scenarios`), none at all (`none`),
     or also about each user or item (`all`), which takes far longer than reading the prompts. They change vectors
@@ -85,8 +89,22 @@ class ExtractConfig(Section):
     """Number type of the LLM's weights and arithmetic. The 16-bit types halve the memory and are faster on GPUs; they
     change vectors a little, so all rows are asked again."""
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where items' vectors come from, one beside the other."""
+        return (self.item_vectors,)
+
     @model_validator(mode="after")
     def _check_points_in_time_are_pooled(self) -> Self:
         if self.point_in_time and self.reads != "items":
             raise ValueError("point_in_time is for reads = 'items'; a prompt for each training row would be asked")
+        return self
+
+    @model_validator(mode="after")
+    def _check_items_are_asked(self) -> Self:
+        if self.reads == "items" and self.pooling == "mean" and self.answers == "all":
+            raise ValueError(
+                "answers = 'all' asks about each item, and with pooling = 'mean' the LLM reads an item's own text "
+                "without a question; choose another pooling, or answers = 'scenarios'"
+            )
         return self

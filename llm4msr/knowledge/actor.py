@@ -3,72 +3,19 @@
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from upath import UPath
 
-from llm4msr import schema, storage
+from llm4msr import storage
 from llm4msr.arrays import Array, Column, Halves, strings
-from llm4msr.config import Config
 from llm4msr.errors import StorageError
 from llm4msr.knowledge import interests
-from llm4msr.knowledge.engines import Engine, PromptTokenizer, Task, models, open_engine, open_tokenizer
-from llm4msr.knowledge.index import NOTHING_LIKED
-from llm4msr.knowledge.reader import Reader
+from llm4msr.knowledge.engines import Engine, PromptTokenizer, models, open_engine, open_tokenizer
+from llm4msr.knowledge.shards import Counts, Pass, Spent
 from llm4msr.knowledge.work_list import read_prompts
-from llm4msr.storage import FileRecord
 from llm4msr.storage.vectors import to_column
-
-SHARD_FOLDERS: dict[Task, str] = {"answers": "work/answers", "vectors": "vectors"}
-"""Where a version keeps the shards of each pass; the second pass takes over the answers of the first."""
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One task over shards of a version, and what is the same for all of them."""
-
-    task: Task
-    config: Config
-    folder_uri: str
-    """Of the version."""
-    reader: Reader
-    scenarios: list[str]
-    """Raw ids, in the order of their numbers."""
-
-    def shard_folder(self, task: Task | None = None) -> UPath:
-        """Where the shards of this pass lie, or those of another task."""
-        return storage.path(self.folder_uri) / SHARD_FOLDERS[task or self.task]
-
-
-class Counts(NamedTuple):
-    """Rows of a shard, how many of them failed, and how many of those have nothing to ask about."""
-
-    rows: int
-    failed: int
-    empty: int
-
-    @classmethod
-    def of(cls, errors: Sequence[str]) -> "Counts":
-        """From the rows' error column."""
-        return cls(len(errors), sum(map(bool, errors)), errors.count(NOTHING_LIKED))
-
-
-class Spent(NamedTuple):
-    """What a shard took of an actor, and what it gave."""
-
-    tokens: int
-    """Of the prompts."""
-    cached: int
-    """Those of them that the prefix cache held."""
-    seconds: float
-    cpu_seconds: float
-    """Of all cores together."""
-    with_interests: int
-    """Users' answers that hold interests."""
 
 
 class AskLLM:
@@ -79,27 +26,31 @@ class AskLLM:
 
         self.pass_, self.task, self.config = pass_, pass_.task, pass_.config
         self.meters = Meters(pass_.task)
-
-    @cached_property
-    def tokenizer(self) -> PromptTokenizer:
-        """Opened with the first shard: Ray passes on a failed call's error whole, a failed actor's only as text."""
-        return open_tokenizer(self.config.extract)
+        self._tokenizers: dict[bool, PromptTokenizer] = {}
 
     @cached_property
     def engine(self) -> Engine:
-        """Likewise. The model's files are hashed after they were loaded, so a change before then is noticed."""
-        engine = open_engine(self.config.extract, self.task)
-        self._check_model()
-        return engine
+        """Opened with the first shard: Ray passes on a failed call's error whole, a failed actor's only as text."""
+        return open_engine(self.config.extract, self.task)
 
-    def _check_model(self) -> None:
-        model, planned = self.config.extract.model, self.pass_.reader
-        revision = models.revision(models.resolve(model))
-        if (revision, self.tokenizer.frame) != (planned.revision, planned.frame):
+    @cached_property
+    def revision(self) -> str:
+        """The model's files are hashed after they were loaded, so a change before then is noticed."""
+        return models.revision(models.resolve(self.config.extract.model))
+
+    def _open(self, name: str) -> tuple[Engine, PromptTokenizer]:
+        """The engine and the tokenizer for a shard, if they are those that were planned."""
+        engine, planned = self.engine, self.pass_.reader(name)
+        if planned.own_text not in self._tokenizers:
+            self._tokenizers[planned.own_text] = open_tokenizer(self.config.extract, planned.own_text)
+        tokenizer = self._tokenizers[planned.own_text]
+        if (self.revision, tokenizer.frame) != (planned.revision, planned.frame):
             raise StorageError(
-                f"extract.model = '{model}': on {socket.gethostname()} it is revision {revision}, planned was "
-                f"{planned.revision}; give every machine the same files, and run `llm4msr extract` again"
+                f"extract.model = '{self.config.extract.model}': on {socket.gethostname()} it is revision "
+                f"{self.revision}, planned was {planned.revision}; give every machine the same files, and run "
+                "`llm4msr extract` again"
             )
+        return engine, tokenizer
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """`batch` is one row, which names a shard: prompts go from storage to the LLM, past Ray's object store."""
@@ -118,12 +69,12 @@ class AskLLM:
             StorageError: the model cannot be loaded, or is not the one that was planned.
         """
         name = shard["file"][0].as_py()
-        engine = self.engine  # opened before any row is tried: that it cannot be opened is no row's fault
+        engine, tokenizer = self._open(name)  # before any row is tried: that they cannot be opened is no row's fault
         begun, cores, engine.cached_tokens = time.monotonic(), time.process_time(), 0
         prompts = strings(shard["prompt"])
         answers, errors = self._first_pass(name, strings(shard["error"]))
         reads_answers = self.config.extract.pooling == "answer" and self.task == "vectors"
-        tokens = self._tokenize(prompts, answers if reads_answers else [""] * len(shard), errors)
+        tokens = _tokenize(tokenizer, prompts, answers if reads_answers else [""] * len(shard), errors)
         columns: dict[str, Column] = {field: shard[field] for field in ("id", "raw_id", "fingerprint", "prompt")}
         with_interests = 0
         if self.task == "answers":
@@ -137,21 +88,13 @@ class AskLLM:
         columns["answer"] = pa.array(answers, pa.string())
         columns["tokens"] = pa.array(list(map(len, tokens)), pa.int64())
         columns["error"] = pa.array(errors, pa.string())
-        part = self._write(name, pa.Table.from_pydict(columns))
+        part = self.pass_.write(name, pa.Table.from_pydict(columns))
         counts, seconds = Counts.of(errors), time.monotonic() - begun
         spent = Spent(sum(map(len, tokens)), cached, seconds, time.process_time() - cores, with_interests)
         rows = {"ok": counts.rows - counts.failed, "failed": counts.failed - counts.empty, "skipped": counts.empty}
         self.meters.count(rows, spent.tokens, cached, seconds)
         summary = {"file": name} | part.model_dump() | counts._asdict() | spent._asdict()
         return pa.table({key: [value] for key, value in summary.items()})
-
-    def _write(self, name: str, table: pa.Table) -> FileRecord:
-        if self.task == "vectors":
-            layout = schema.knowledge(self.engine.width)
-            table = schema.check(table.select(layout.names), layout, "shard")
-        reader = self.pass_.reader
-        metadata = {"reads": reader.reads, "writes": reader.writes[name.partition("-")[0]]}
-        return storage.write_table(self.pass_.shard_folder() / name, table.replace_schema_metadata(metadata))
 
     def _first_pass(self, name: str, errors: list[str]) -> tuple[list[str], list[str]]:
         """Answers of the shard's rows as the first pass wrote them; and its errors, where answers are pooled."""
@@ -161,25 +104,6 @@ class AskLLM:
         first = storage.read_table(file, ["answer", "error"])
         pooled = self.config.extract.pooling == "answer"
         return strings(first["answer"]), strings(first["error"]) if pooled else errors
-
-    def _tokenize(self, prompts: list[str], answers: list[str], errors: list[str]) -> list[list[int]]:
-        """Token ids of each good row; a row that cannot be tokenised gets its error."""
-        tokens: list[list[int]] = [[] for _ in prompts]
-        good = _good_rows(errors)
-        try:
-            batch = self.tokenizer.encode_batch([prompts[row] for row in good], [answers[row] for row in good])
-            together = dict(zip(good, batch, strict=True))
-        except Exception:  # of one row, which shows itself below
-            together = {}
-        for row in good:
-            try:
-                ids = together.get(row)
-                tokens[row] = (
-                    self.tokenizer(prompts[row], answers[row]) if ids is None else self.tokenizer.check_length(ids)
-                )
-            except Exception as error:  # whatever one prompt does, the others go on
-                errors[row] = _message(error)
-        return tokens
 
     def _generate(self, prompts: list[str], tokens: list[list[int]], errors: list[str], structured: bool) -> list[str]:
         """The LLM's answer to each good row: interests per scenario where `structured`, else free text."""
@@ -208,6 +132,24 @@ class AskLLM:
 
         _fill(vectors_ND, errors, embed)
         return vectors_ND
+
+
+def _tokenize(tokenizer: PromptTokenizer, prompts: list[str], answers: list[str], errors: list[str]) -> list[list[int]]:
+    """Token ids of each good row; a row that cannot be tokenised gets its error."""
+    tokens: list[list[int]] = [[] for _ in prompts]
+    good = _good_rows(errors)
+    try:
+        batch = tokenizer.encode_batch([prompts[row] for row in good], [answers[row] for row in good])
+        together = dict(zip(good, batch, strict=True))
+    except Exception:  # of one row, which shows itself below
+        together = {}
+    for row in good:
+        try:
+            ids = together.get(row)
+            tokens[row] = tokenizer(prompts[row], answers[row]) if ids is None else tokenizer.check_length(ids)
+        except Exception as error:  # whatever one prompt does, the others go on
+            errors[row] = _message(error)
+    return tokens
 
 
 def _good_rows(errors: Sequence[str]) -> list[int]:

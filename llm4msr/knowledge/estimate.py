@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from llm4msr import storage
 from llm4msr.arrays import strings
-from llm4msr.config import Config
+from llm4msr.config import Config, ExtractConfig
 from llm4msr.data import partitions
 from llm4msr.data.prepare import PromptData
 from llm4msr.knowledge import index, versions
@@ -18,8 +18,9 @@ from llm4msr.knowledge.actor_pool import rows_per_shard
 from llm4msr.knowledge.buckets import Bucket
 from llm4msr.knowledge.engines import PromptTokenizer, engine_name, models, open_tokenizer, soundness
 from llm4msr.knowledge.prompts import templates
-from llm4msr.knowledge.prompts.render import item_prompts, items_to_read, user_prompts
+from llm4msr.knowledge.prompts.render import item_rows, items_to_read, user_prompts
 from llm4msr.knowledge.reader import Reader
+from llm4msr.knowledge.sources import Source, sources
 
 CHARACTERS_PER_TOKEN = 4.0
 """Where the model's tokenizer is not on this machine."""
@@ -28,30 +29,45 @@ SAMPLE = 2000
 EFFICIENCY = 0.5
 """Share of this machine's matrix rate that an engine reaches, and seconds to start it: measured with the quickstart."""
 START_SECONDS = 40.0
+WORDS_ESTIMATE = "no LLM and no cost: words are counted, some thousand items a second"
 
 
 def estimate(config: Config, data: PromptData, finished: bool) -> dict[str, object]:
-    """Prompts, tokens and hours of an extraction as JSON; `finished` says that it is done already."""
-    tables, fields = data.tables, data.item_fields
-    reads_items = config.extract.reads == "items"
-    items = items_to_read(tables["items"]) if config.extract.item_vectors != "random" else 0
-    count = items if reads_items else min(data.users, config.extract.max_users or data.users)
-    rows = tables["items"].slice(1) if reads_items else tables["histories"]
-    there = count if reads_items else round(count * len(rows) / max(data.users, 1))  # the most active ones come first
-    sample = rows.take(np.linspace(0, there - 1, SAMPLE).astype(int)) if there > SAMPLE else rows.slice(0, there)
-    rendered = item_prompts(sample, fields, config) if reads_items else user_prompts(sample, config)
-    prompts = rendered.filter(pc.not_equal(rendered["prompt"], pa.scalar("")))
-    lengths, shared, exact = _count_tokens(config, strings(prompts["prompt"]))
+    """Prompts, tokens and hours of an extraction as JSON; `finished` says that it is done already.
+
+    What the first source of vectors reads, and as `beside` what each of the others does.
+    """
+    first, *others = (_estimate(config, data, source, finished) for source in sources(config.extract))
+    return first | ({"beside": others} if others else {})
+
+
+def _estimate(config: Config, data: PromptData, source: Source, finished: bool) -> dict[str, object]:
+    """The same of one source."""
+    tables, as_read = data.tables, config.model_copy(update={"extract": source.extract})
+    scenarios = (tables["scenarios"].num_rows - 1) * ("scenarios" in source.kinds)
+    if source.name == "words":
+        return {
+            "engine": "none",
+            "model": source.model,
+            "prompts": tables["items"].num_rows - 1 + scenarios,
+            "tokens": 0,
+            "estimate": "finished already: nothing to do" if finished else WORDS_ESTIMATE,
+        }
+    kind = next((kind for kind in source.kinds if kind != "scenarios"), "")
+    count = _rows(config, data, kind)
+    prompts = _sampled_prompts(as_read, data, source, kind, count)
+    own_text = source.reads_own_text(kind)
+    lengths, shared, exact = _count_tokens(source.extract, strings(prompts["prompt"]), own_text)
     per_prompt, size = sum(lengths) / max(len(lengths), 1), rows_per_shard(config)
-    cached = shared if engine_name(config.extract) == "vllm" else 0
-    known = 1 if finished else _known_share(config, prompts, "items" if reads_items else "users", count)
+    cached = shared if engine_name(source.extract) == "vllm" and source.extract.pooling != "mean" else 0
+    known = 1 if finished else _known_share(as_read, prompts, source, kind, count)
     left = round(count * (1 - known))
     numbers: dict[str, object] = {
-        "engine": engine_name(config.extract),
-        "model": config.extract.model,
-        "prompts": count + tables["scenarios"].num_rows - 1,
+        "engine": engine_name(source.extract),
+        "model": source.model,
+        "prompts": count + scenarios,
         "left": left,
-        "shards": sum(math.ceil(rows / size) for rows in (count, tables["scenarios"].num_rows - 1)),
+        "shards": sum(math.ceil(rows / size) for rows in (count, scenarios)),
         "tokens": round(per_prompt * count),
         "tokens_p50": int(np.percentile(lengths or [0], 50)),
         "tokens_p99": int(np.percentile(lengths or [0], 99)),
@@ -61,28 +77,50 @@ def estimate(config: Config, data: PromptData, finished: bool) -> dict[str, obje
     }
     if finished:
         return numbers | {"estimate": "finished already: nothing to do"}
-    return numbers | cost(config, left, max(per_prompt - cached, 1))
+    return numbers | cost(as_read, left, max(per_prompt - cached, 1))
 
 
-def _count_tokens(config: Config, texts: list[str]) -> tuple[list[int], int, bool]:
+def _rows(config: Config, data: PromptData, kind: str) -> int:
+    """How many rows of a kind are read; no kind has none."""
+    if kind == "users":
+        return min(data.users, config.extract.max_users or data.users)
+    return items_to_read(data.tables["items"]) if kind else 0
+
+
+def _sampled_prompts(config: Config, data: PromptData, source: Source, kind: str, count: int) -> pa.Table:
+    """Prompts of some of these rows, spread over all of them."""
+    rows, there = data.tables["items"].slice(1), count
+    if kind == "users":  # the most active ones come first
+        rows = data.tables["histories"]
+        there = round(count * len(rows) / max(data.users, 1))
+    sample = rows.take(np.linspace(0, there - 1, SAMPLE).astype(int)) if there > SAMPLE else rows.slice(0, there)
+    if kind == "users":
+        rendered = user_prompts(sample, config)
+    else:
+        rendered = item_rows(sample, data.item_fields, config, source.name, source.reads_own_text(kind))
+    return rendered.filter(pc.not_equal(rendered["prompt"], pa.scalar("")))
+
+
+def _count_tokens(e: ExtractConfig, texts: list[str], own_text: bool) -> tuple[list[int], int, bool]:
     """Tokens of each prompt, how many all prompts have in common at their beginning, and whether they were counted."""
-    folder = models.find_local(config.extract.model)
+    folder = models.find_local(e.model)
     if folder is None:
         shared = len(os.path.commonprefix(texts))
         return [round(len(text) / CHARACTERS_PER_TOKEN) for text in texts], round(shared / CHARACTERS_PER_TOKEN), False
-    tokenizer = PromptTokenizer(folder, max_tokens=1 << 30)
+    tokenizer = PromptTokenizer(folder, max_tokens=1 << 30, framed=not own_text)
     tokens = tokenizer.encode_batch(texts, [""] * len(texts))
     return [len(ids) for ids in tokens], len(os.path.commonprefix(tokens)), True
 
 
-def _known_share(config: Config, prompts: pa.Table, kind: str, count: int) -> float:
+def _known_share(config: Config, prompts: pa.Table, source: Source, kind: str, count: int) -> float:
     """The share of these prompts, a sample of `count`, that earlier versions below this storage have read already."""
     model = models.find_local(config.extract.model)
     root = versions.root(config)
     if model is None or not root.exists() or not len(prompts):
         return 0.0
     names = storage.files_below(root)
-    reader = Reader.of(config, models.revision(model), open_tokenizer(config.extract).frame)
+    frame = open_tokenizer(config.extract, source.reads_own_text(kind)).frame
+    reader = Reader.of(config, models.revision(model), frame)
     raw_ids = strings(prompts["raw_id"])
     fingerprints = [templates.fingerprint(text, reader.reads) for text in strings(prompts["prompt"])]
     hash_N = partitions.hash_ids(raw_ids)

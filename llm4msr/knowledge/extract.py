@@ -8,6 +8,7 @@ request the users' too), then `vectors`. Last, an index is written of all rows, 
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 from upath import UPath
@@ -18,17 +19,19 @@ from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.errors import StorageError
 from llm4msr.knowledge import drift, item_vectors, sums, work_list
-from llm4msr.knowledge.actor import Pass
-from llm4msr.knowledge.engines import Task, models, open_tokenizer, soundness
+from llm4msr.knowledge.engines import Task
 from llm4msr.knowledge.failures import refuse_failed_rows, refuse_failures, total
 from llm4msr.knowledge.forget import ids_to_forget
 from llm4msr.knowledge.index import RowGroup
-from llm4msr.knowledge.passes import run_pass
+from llm4msr.knowledge.passes import PassResult, merge, run_pass
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.rows import list_row_groups, read_rows
+from llm4msr.knowledge.shards import SHARD_FOLDERS, Pass
+from llm4msr.knowledge.sources import ITEM_KINDS, Source, sources, texts_of_items
 from llm4msr.knowledge.user_pooling import pool_users
 from llm4msr.knowledge.versions import version_number
+from llm4msr.knowledge.words import Words
 from llm4msr.knowledge.work import Shard, Work
 from llm4msr.progress import say
 from llm4msr.storage import FileRecord, StageOutput, StageResult
@@ -48,26 +51,35 @@ def extract(config: Config, data: StageOutput) -> StageOutput:
             users to forget is known.
         TooManyFailedError: more rows of a kind failed than `extract.max_failed_fraction`; finished shards are kept.
     """
-    version = folder(config, data)
-    model_folder = models.resolve(config.extract.model)
-    revision = models.revision(model_folder)
-    name = models.pin(config.extract.model, model_folder)
-    inputs = {"prepare": data.manifest.fingerprint, "model": config.extract.model, "revision": revision}
-    inputs |= {"pinned": name} if name != config.extract.model else {}
+    version, named = folder(config, data), sources(config.extract)
+    revisions = [source.revision() for source in named]
+    revision, pinned = _joined(revisions), [source.pin() for source in named]
+    inputs = {"prepare": data.manifest.fingerprint, "model": model_name(config), "revision": revision}
+    inputs |= {"pinned": _joined(source.model for source in pinned)} if pinned != named else {}
     settings = config.model_dump(include={"extract"})
 
     def build(folder: UPath) -> StageResult:
-        exact = config.model_copy(update={"extract": config.extract.model_copy(update={"model": name})})
-        soundness.check_model(model_folder)
-        soundness.check_positions(config.extract, model_folder)
-        return _build(exact, data, folder, Reader.of(config, revision, open_tokenizer(exact.extract).frame))
+        readers: dict[str, Reader] = {}
+        for source, its_revision in zip(pinned, revisions, strict=True):
+            source.check()
+            readers |= source.readers(config, its_revision, texts_of_items(data))
+        return _build(config, data, folder, pinned, readers)
 
-    _withdraw_if_of_another_model(version, revision, config.extract.model)
+    _withdraw_if_of_another_model(version, revision, inputs["model"])
     output = storage.publish(version, "extract", config.seed, settings, inputs, build, resumable=True)
     storage.remove(version / "work")
     refuse_failed_rows(config, output)
     check_same_model(config, output, revision)
     return output
+
+
+def _joined(names: Iterable[str]) -> str:
+    return " + ".join(names)
+
+
+def model_name(config: Config) -> str:
+    """What the config's vectors come from: the model, or several of them, of which counts of words may be one."""
+    return _joined(source.model for source in sources(config.extract))
 
 
 def _withdraw_if_of_another_model(folder: UPath, revision: str, model: str) -> None:
@@ -84,10 +96,10 @@ def check_same_model(config: Config, output: StageOutput, revision: str = "") ->
     Raises:
         StorageError: it is another one, or the model cannot be found.
     """
-    now = revision or models.revision(models.resolve(config.extract.model))
+    now = revision or _joined(source.revision() for source in sources(config.extract))
     if (then := output.manifest.inputs["revision"]) != now:
         raise StorageError(
-            f"{output.folder}: made with revision {then} of {config.extract.model}, "
+            f"{output.folder}: made with revision {then} of {model_name(config)}, "
             f"which is {now} now; delete that folder, or choose another storage"
         )
     return now
@@ -109,61 +121,76 @@ def folder(config: Config, data: StageOutput) -> UPath:
     return storage.path(config.root) / "extract" / storage.digest_json(identity)[:12]
 
 
-def _build(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> StageResult:
-    work = work_list.plan_work(config, data, folder, reader)
+def _build(
+    config: Config, data: StageOutput, folder: UPath, pinned: list[Source], readers: dict[str, Reader]
+) -> StageResult:
+    work = work_list.plan_work(config, data, folder, readers)
     kept = sum(work.kept.values())
     if kept:
         say(f"  {kept} rows are as an earlier version has them, {sum(s.rows for s in work.shards)} are to be asked")
     if work.steady:
         say(f"  {work.steady} scenarios moved by no more than extract.scenario_tolerance and keep their prompts")
     info: dict[str, object] = {"version": _next_version(folder), "partitions": partitions.count(data)}
-    scenarios = strings(data.table("scenarios.parquet", ["scenario_id"])["scenario_id"])[1:]
-    results = {
-        task: run_pass(Pass(task, config, str(folder), reader, scenarios), shards)
-        for task, shards in _passes(config, work).items()
-    }
-    refuse_failures(config, folder, {task: result.counts for task, result in results.items()}, work)
-    files, sealed = _seal(folder, work, results["vectors"].written)
+    results = _run_passes(config, data, folder, pinned, work)
+    refuse_failures(config, folder, {task: merge(results, task).counts for task in SHARD_FOLDERS}, work)
+    vectors, answers = merge(results, "vectors"), merge(results, "answers")
+    files, sealed = _seal(folder, work, vectors.written)
     files[drift.FILE] = storage.record_file(folder / drift.FILE)
-    by_kind = {kind: total(part for part in sealed if part["kind"] == kind) for kind in reader.writes}
+    by_kind = {kind: total(part for part in sealed if part["kind"] == kind) for kind in readers}
     rows = {kind: total["rows"] for kind, total in by_kind.items()}
     width = _width(list_row_groups(folder, files, "scenarios"))
-    if "answers" in results:
-        counts = results["answers"].counts.values()
-        info["answers_failed"] = sum(shard.failed - shard.empty for shard in counts)
-    info |= {"width": width, "scenario_width": width, "users": rows["users"], "kept": kept}
-    info |= {"shards": len(results["vectors"].counts), "by_kind": by_kind}
+    if answers.counts:
+        info["answers_failed"] = sum(shard.failed - shard.empty for shard in answers.counts.values())
+    info |= {"width": width, "scenario_width": width, "users": rows.get("users", 0), "kept": kept}
+    info |= {"shards": len(vectors.counts), "by_kind": by_kind}
     info |= {"users_without_likes": sum(part["empty"] for part in sealed)}
-    info |= {"spent": {task: dict(result.spent) for task, result in results.items()}}
+    info |= {"spent": {name: dict(result.spent) for name, result in results.items()}}
     if config.extract.forget:
         info |= {"forgotten": work.forgotten, "forget": len(ids_to_forget(config))}
     if config.extract.reads == "items":
         trained_I = data.table("items.parquet", ["f:item_id"])["f:item_id"].to_numpy() > 0
-        items = item_vectors.make(config, folder, trained_I, list_row_groups(folder, files, "items"))
+        groups = {kind: list_row_groups(folder, files, kind) for kind in readers if kind in ITEM_KINDS.values()}
+        items = item_vectors.make(config, folder, trained_I, groups)
         files[item_vectors.FILE] = item_vectors.write(folder, items)
         pooled = pool_users(config, data, folder, items)
         files |= pooled
         info |= {
             "users": sum(part.rows for name, part in pooled.items() if "/users-" in name),
-            "items": rows["items"],
+            "items": int(items.known_I.sum()),
             "item_width": items.vectors_ID.shape[1],
             "width": _width(list_row_groups(folder, pooled, "users")),
         }
     files[sums.FILE] = sums.write(folder, list_row_groups(folder, files, "users"), partitions.count(data))
     failed = sum(part["empty"] + part["failed"] for part in sealed)
-    skipped = results["vectors"].skipped + kept
+    skipped = vectors.skipped + kept
     return StageResult(files=files, rows=sum(rows.values()), failed=failed, skipped=skipped, info=info)
 
 
-def _passes(config: Config, work: Work) -> dict[Task, list[Shard]]:
-    """The passes in their order, and the shards of each."""
-    e = config.extract
-    passes: dict[Task, list[Shard]] = {}
-    if e.answers == "all" or e.pooling == "answer":
-        passes["answers"] = work.shards
-    elif e.answers == "scenarios":
-        passes["answers"] = [shard for shard in work.shards if shard.kind == "scenarios"]
-    return passes | {"vectors": work.shards}
+def _run_passes(
+    config: Config, data: StageOutput, folder: UPath, pinned: list[Source], work: Work
+) -> dict[str, PassResult]:
+    """Every source reads its shards; by the names of the passes, in their order."""
+    scenarios = strings(data.table("scenarios.parquet", ["scenario_id"])["scenario_id"])[1:]
+    results: dict[str, PassResult] = {}
+    for source in pinned:
+        as_read = config.model_copy(update={"extract": source.extract})
+        mine = [shard for shard in work.shards if shard.kind in source.kinds]
+        counted = mine and source.name == "words"
+        words = Words.fit(texts_of_items(data)(), config.extract.pool_dim) if counted else None
+        for task, shards in _tasks(source, mine).items():
+            pass_ = Pass(task, as_read, str(folder), work.readers, scenarios, source.name)
+            results[pass_.name] = run_pass(pass_, shards, words)
+    return results
+
+
+def _tasks(source: Source, shards: list[Shard]) -> dict[Task, list[Shard]]:
+    """What a source does, in order, and with which of its shards."""
+    e, tasks = source.extract, dict[Task, list[Shard]]()
+    if source.name == "llm" and (e.answers == "all" or e.pooling == "answer"):
+        tasks["answers"] = shards
+    elif source.name == "llm" and e.answers == "scenarios":
+        tasks["answers"] = [shard for shard in shards if shard.kind == "scenarios"]
+    return tasks | {"vectors": shards}
 
 
 def _next_version(folder: UPath) -> int:

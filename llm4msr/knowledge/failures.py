@@ -9,9 +9,9 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.errors import TooManyFailedError
-from llm4msr.knowledge.actor import SHARD_FOLDERS, Counts
 from llm4msr.knowledge.engines import Task
 from llm4msr.knowledge.index import NOTHING_LIKED
+from llm4msr.knowledge.shards import SHARD_FOLDERS, Counts
 from llm4msr.knowledge.work import Work
 from llm4msr.storage import StageOutput
 from llm4msr.text import shorten

@@ -17,6 +17,7 @@ from llm4msr.knowledge.index import read_index
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.rows import good_rows, groups_beside, read_rows, read_texts, read_vectors, row_groups
+from llm4msr.knowledge.sources import Source, sources
 from llm4msr.storage import StageOutput
 from llm4msr.storage.vectors import to_matrix
 
@@ -114,18 +115,21 @@ def verify(config: Config, output: StageOutput, sample: int = 16) -> VerifyRepor
     """Ask the LLM again about some of the rows that it read, and compare fingerprints and vectors.
 
     Raises:
+        ConfigError: no model read users or items.
         StorageError: the model is another one now, or a row is not what its prompt gives.
     """
-    revision = check_same_model(config, output)
-    kind = "items" if config.extract.reads == "items" else "users"
+    check_same_model(config, output)
+    source, kind = _asked(config)
     rows = _sample(output, kind, sample, config.seed)
     raw_ids, prompts = strings(rows["raw_id"]), strings(rows["prompt"])
-    tokenizer = open_tokenizer(config.extract)
-    reads = Reader.of(config, revision, tokenizer.frame).reads
+    own_text = source.reads_own_text(kind)
+    tokenizer = open_tokenizer(source.extract, own_text)
+    as_read = config.model_copy(update={"extract": source.extract})
+    reads = Reader.of(as_read, source.revision(), tokenizer.frame).reads
     for raw_id, prompt, fingerprint in zip(raw_ids, prompts, strings(rows["fingerprint"]), strict=True):
         if templates.fingerprint(prompt, reads) != fingerprint:
             raise StorageError(f"{output.folder}: '{raw_id}' has a fingerprint that is not its prompt's")
-    engine = open_engine(config.extract, "vectors")
+    engine = open_engine(source.extract, "vectors")
     answers = strings(rows["answer"]) if config.extract.pooling == "answer" else [""] * len(rows)
     again_NZ = engine.vectors([tokenizer(*texts) for texts in zip(prompts, answers, strict=True)])
     stored_NZ = to_matrix(rows["vector"]).astype(np.float64)
@@ -138,6 +142,19 @@ def verify(config: Config, output: StageOutput, sample: int = 16) -> VerifyRepor
         )
     least = round(float(cosine_N.min()), 6) if len(rows) else 1.0
     return {"uri": str(output.folder), "rows": output.manifest.rows, "compared": len(rows), "least_cosine": least}
+
+
+def _asked(config: Config) -> tuple[Source, str]:
+    """The first source that a model is, and which rows of it are compared.
+
+    Raises:
+        ConfigError: no model read any users or items.
+    """
+    for source in sources(config.extract):
+        for kind in source.kinds:
+            if source.name != "words" and kind != "scenarios":
+                return source, kind
+    raise ConfigError(f"extract.item_vectors = '{config.extract.item_vectors}': no model read the items")
 
 
 def _sample(output: StageOutput, kind: str, count: int, seed: int) -> pa.Table:

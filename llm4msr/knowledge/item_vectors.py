@@ -6,7 +6,7 @@ users are pooled from them, and a model compares a candidate with a user's past 
 Shape suffixes: I items with the unknown one as row 0, D kept directions, Z width of the LLM's vector.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from llm4msr.errors import StorageError
 from llm4msr.knowledge import pooling
 from llm4msr.knowledge.index import RowGroup
 from llm4msr.knowledge.rows import good_rows, read_rows
+from llm4msr.knowledge.sources import ITEM_KINDS
 from llm4msr.storage import FileRecord, StageOutput
 from llm4msr.storage.vectors import to_column, to_matrix
 
@@ -36,32 +37,34 @@ class ItemVectors(NamedTuple):
     known_I: Bools
 
 
-def make(config: Config, folder: UPath, trained_I: Bools, groups: Sequence[RowGroup]) -> ItemVectors:
+def make(config: Config, folder: UPath, trained_I: Bools, groups: Mapping[str, Sequence[RowGroup]]) -> ItemVectors:
     """The vectors that `extract.item_vectors` names.
 
     Args:
         config: the run's.
         folder: of the new version.
         trained_I: bool, which items stand in training rows.
-        groups: row groups that hold what the LLM says of items.
+        groups: row groups of each kind of items, as in `sources.ITEM_KINDS`.
 
     Raises:
         StorageError: no item has a vector.
     """
-    source, dim = config.extract.item_vectors, config.extract.pool_dim
+    (source,), dim = config.extract.sources, config.extract.pool_dim
     rng = np.random.default_rng(_SEED)
     if source == "random":
         vectors_ID, known_I = rng.standard_normal((len(trained_I), dim), np.float32), trained_I
     else:
-        vectors_ID, known_I = whiten(folder, len(trained_I), dim, groups)
+        vectors_ID, known_I = _whiten(folder, trained_I, dim, groups[ITEM_KINDS[source]])
     if source == "shuffled":
         places = np.flatnonzero(known_I)
         vectors_ID[places] = vectors_ID[rng.permutation(places)]
     return ItemVectors(np.where(known_I[:, None], vectors_ID, 0).astype(np.float16), known_I)
 
 
-def whiten(folder: UPath, items: int, dim: int, groups: Sequence[RowGroup]) -> tuple[Singles, Bools]:
-    """The strongest directions of the vectors in these row groups, and which of the I `items` have one.
+def _whiten(folder: UPath, trained_I: Bools, dim: int, groups: Sequence[RowGroup]) -> tuple[Singles, Bools]:
+    """The strongest directions of the vectors in these row groups, and which items have one.
+
+    Directions, mean and variances are those of items in training rows, and hold for the others too.
 
     Raises:
         StorageError: none has.
@@ -70,10 +73,10 @@ def whiten(folder: UPath, items: int, dim: int, groups: Sequence[RowGroup]) -> t
     good = good_rows(table)
     if not good.any():
         raise StorageError(f"{folder / 'vectors'}: no item has a vector; look at the errors in its shards")
-    known_I, ids = np.zeros(items, bool), table["id"].to_numpy()[good]
+    known_I, ids = np.zeros(len(trained_I), bool), table["id"].to_numpy()[good]
     known_I[ids] = True
-    whitened = pooling.whiten(to_matrix(table["vector"])[good], dim)
-    vectors_ID = np.zeros((items, whitened.shape[1]), np.float32)
+    whitened = pooling.whiten(to_matrix(table["vector"])[good], dim, trained_I[ids])
+    vectors_ID = np.zeros((len(trained_I), whitened.shape[1]), np.float32)
     vectors_ID[ids] = whitened
     return vectors_ID, known_I
 

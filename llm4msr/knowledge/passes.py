@@ -4,16 +4,23 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 from upath import UPath
 
 from llm4msr import ray_session, storage
-from llm4msr.arrays import strings
+from llm4msr.arrays import Column, strings
 from llm4msr.errors import StorageError
-from llm4msr.knowledge.actor import SHARD_FOLDERS, AskLLM, Counts, Pass, Spent
+from llm4msr.knowledge.actor import AskLLM
 from llm4msr.knowledge.actor_pool import nodes, plan_pool
+from llm4msr.knowledge.engines import Task
+from llm4msr.knowledge.shards import SHARD_FOLDERS, Counts, Pass, Spent
+from llm4msr.knowledge.words import Words
 from llm4msr.knowledge.work import Shard
+from llm4msr.knowledge.work_list import read_prompts
 from llm4msr.progress import say, track
 from llm4msr.storage import FileRecord
+from llm4msr.storage.vectors import to_column
 
 
 class PassResult(NamedTuple):
@@ -29,12 +36,23 @@ class PassResult(NamedTuple):
     """Sums of `Spent` over the actors, in this run."""
 
 
+def merge(results: Mapping[str, PassResult], task: Task) -> PassResult:
+    """All passes of a task as one, by their names: `answers` is one of the LLM's alone, the others give vectors."""
+    of_task = [result for name, result in results.items() if (name == "answers") == (task == "answers")]
+    counts, written, spent = dict[str, Counts](), dict[str, FileRecord](), Counter[str]()
+    for result in of_task:
+        counts |= result.counts
+        written |= result.written
+        spent.update(result.spent)
+    return PassResult(counts, written, sum(result.skipped for result in of_task), spent)
+
+
 MOST_TASKS = 1 << 14
 """Tasks that Ray Data keeps account of in a pass; a task of more shards than that goes through several of them."""
 
 
-def run_pass(pass_: Pass, shards: Sequence[Shard]) -> PassResult:
-    """Ask about every row of the shards; finished shards stay as they are.
+def run_pass(pass_: Pass, shards: Sequence[Shard], words: Words | None = None) -> PassResult:
+    """Ask about every row of the shards, or count its `words`; finished shards stay as they are.
 
     Raises:
         ConfigError: no machine of the cluster fits an engine.
@@ -48,9 +66,9 @@ def run_pass(pass_: Pass, shards: Sequence[Shard]) -> PassResult:
     if left:
         total = sum(shard.rows for shard in shards)
         if skipped:
-            say(f"  {pass_.task}: {skipped} of {total} rows were finished before")
-        with track(pass_.task, total, skipped) as progress:
-            for summary in _ask(pass_, left):
+            say(f"  {pass_.name}: {skipped} of {total} rows were finished before")
+        with track(pass_.name, total, skipped) as progress:
+            for summary in _count(pass_, left, words) if words else _ask(pass_, left):
                 name = summary["file"]
                 rows = counts[name] = Counts(summary["rows"], summary["failed"], summary["empty"])
                 written[f"{SHARD_FOLDERS[pass_.task]}/{name}"] = FileRecord.model_validate(summary)
@@ -80,6 +98,25 @@ def _ask(pass_: Pass, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
     )
     for batch in summaries.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         yield from batch.to_pylist()
+
+
+def _count(pass_: Pass, shards: Sequence[Shard], words: Words) -> Iterator[dict[str, Any]]:
+    """The same without an LLM, in tasks."""
+    jobs = [shard.model_dump() for shard in shards]
+    return ray_session.run_each(count_shard, jobs, pass_=pass_, words=words)
+
+
+def count_shard(batch: pa.Table, pass_: Pass, words: Words) -> pa.Table:
+    """Write the vectors of a shard by its words; `batch` is one row, which names it. Gives back what `AskLLM` does."""
+    rows = read_prompts(batch, pass_.folder_uri)
+    name, errors = rows["file"][0].as_py(), strings(rows["error"])
+    vectors_ND = words.vectors(strings(rows["prompt"])).astype(np.float16)
+    columns: dict[str, Column] = {field: rows[field] for field in ("id", "raw_id", "fingerprint", "prompt", "error")}
+    columns |= {"answer": pa.array([""] * len(rows), pa.string()), "tokens": pa.array(np.zeros(len(rows), np.int64))}
+    columns["vector"] = to_column(vectors_ND)
+    record = pass_.write(name, pa.Table.from_pydict(columns))
+    summary = {"file": name} | record.model_dump() | Counts.of(errors)._asdict() | Spent.nothing()._asdict()
+    return pa.table({key: [value] for key, value in summary.items()})
 
 
 def finished_shards(folder: UPath, shards: Sequence[Shard]) -> dict[str, Counts]:

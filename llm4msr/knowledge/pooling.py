@@ -14,8 +14,8 @@ PRIOR = 3.0
 """Rows that a short history is counted as having besides its own."""
 
 
-def whiten(vectors_IZ: AnyFloats, dim: int) -> Singles:
-    """The first `dim` principal components, each of unit variance: float32 [I, D], D at most I - 1 and Z.
+def whiten(vectors_IZ: AnyFloats, dim: int, fitted_I: Bools | None = None) -> Singles:
+    """The first `dim` principal components, each of unit variance: float32 [I, D], with D at most Z and less than I.
 
     Hidden states share a few directions of huge variance that say little; without this they drown the rest. It is the
     whitening of Su et al., "Whitening Sentence Representations for Better Semantics and Faster Retrieval",
@@ -24,12 +24,15 @@ def whiten(vectors_IZ: AnyFloats, dim: int) -> Singles:
     Args:
         vectors_IZ: the LLM's vectors of the items that have one, float16 to float64.
         dim: components to keep, if there are so many of a variance that is not zero.
+        fitted_I: bool, the items that decide the components; all where none is given.
     """
-    centred_IZ = vectors_IZ.astype(np.float64) - vectors_IZ.mean(0, dtype=np.float64)
+    fitted_IZ = vectors_IZ if fitted_I is None else vectors_IZ[fitted_I]
+    centred_IZ = fitted_IZ.astype(np.float64) - fitted_IZ.mean(0, dtype=np.float64)
     variances, directions_ZZ = np.linalg.eigh(centred_IZ.T @ centred_IZ / len(centred_IZ))
     kept = np.argsort(variances)[::-1][: min(dim, max(len(centred_IZ) - 1, 1))]
     kept = kept[variances[kept] > 1e-9 * variances.max()]
     signs = np.sign(directions_ZZ[np.abs(directions_ZZ[:, kept]).argmax(0), kept])  # else they are arbitrary
+    centred_IZ = vectors_IZ.astype(np.float64) - fitted_IZ.mean(0, dtype=np.float64)
     return np.asarray(centred_IZ @ (directions_ZZ[:, kept] * signs / np.sqrt(variances[kept])), np.float32)
 
 

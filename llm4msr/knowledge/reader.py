@@ -1,12 +1,17 @@
-"""Identity of the LLM and of the settings that decide its vectors and texts."""
+"""Who reads the rows of a kind: identity of the model and of the settings that decide its vectors and texts."""
+
+from typing import Literal
 
 from pydantic import BaseModel
 
 from llm4msr.config import Config
 
+SourceName = Literal["llm", "encoder", "words"]
+"""Where vectors come from: the frozen LLM, a sentence encoder, or counts of words."""
+
 
 class Reader(BaseModel):
-    """The LLM and how its hidden states become a vector, which is part of each vector's fingerprint."""
+    """A model and how its hidden states become a vector, which is part of each vector's fingerprint."""
 
     revision: str
     """Of the model; an actor compares it with that of the model it loaded."""
@@ -15,10 +20,15 @@ class Reader(BaseModel):
     reads: str
     """All that decides a vector besides its prompt."""
     writes: dict[str, str]
-    """How the texts of `users`, `items` and `scenarios` are written beside their vectors; empty where none are."""
+    """How the texts of each kind of rows are written beside their vectors; empty where none are."""
+    source: SourceName = "llm"
+    own_text: bool = False
+    """Whether it reads what data says of a row and nothing else: no instruction, no chat template."""
 
     @classmethod
-    def of(cls, config: Config, revision: str, frame: str) -> "Reader":
+    def of(
+        cls, config: Config, revision: str, frame: str, source: SourceName = "llm", own_text: bool = False
+    ) -> "Reader":
         """The reader that a config names. The engine is left out on purpose: all engines give the same vectors."""
         e = config.extract
         text, everyone = f"answer={e.answer_tokens}", e.answers == "all"
@@ -26,9 +36,9 @@ class Reader(BaseModel):
             "users": f"{text} interests" if everyone else "",
             "items": text if everyone else "",
             "scenarios": text if e.answers != "none" else "",
+            "items_by_encoder": "",
         }
         answer = f" {writes['users'] or text}" if e.pooling == "answer" else ""
         weights = f"{e.dtype} {e.quantization}".strip()
-        return cls(
-            revision=revision, frame=frame, reads=f"{revision} {frame} {e.pooling} {weights}{answer}", writes=writes
-        )
+        reads = f"{revision} {frame} {e.pooling} {weights}{answer}"
+        return cls(revision=revision, frame=frame, reads=reads, writes=writes, source=source, own_text=own_text)

@@ -30,8 +30,9 @@ from llm4msr.knowledge.buckets import Bucket, bucket_count
 from llm4msr.knowledge.forget import check_list, ids_to_forget
 from llm4msr.knowledge.index import NOTHING_LIKED, RowGroup, State
 from llm4msr.knowledge.prompts import templates
-from llm4msr.knowledge.prompts.render import Window, items_to_read, render, windows
+from llm4msr.knowledge.prompts.render import Window, render, windows
 from llm4msr.knowledge.reader import Reader
+from llm4msr.knowledge.sources import items_by_kind
 from llm4msr.knowledge.work import Shard, Work
 from llm4msr.progress import track
 from llm4msr.schema import INDEX
@@ -41,33 +42,33 @@ WINDOW_ROWS = 1 << 16
 """Rows whose prompts one task renders, at most."""
 
 
-def plan_work(config: Config, data: StageOutput, folder: UPath, reader: Reader) -> Work:
+def plan_work(config: Config, data: StageOutput, folder: UPath, readers: dict[str, Reader]) -> Work:
     """Plan the version in `folder`, or take up the plan of a run that was interrupted.
 
     Raises:
         StorageError: an earlier version's index is damaged, or nobody in the list of users to forget is known.
     """
     earlier = Work.load(folder)
-    if earlier and earlier.planned and earlier.reader == reader and earlier.files == _planned_files(folder):
+    if earlier and earlier.planned and earlier.readers == readers and earlier.files == _planned_files(folder):
         return earlier
     storage.remove(folder / "work")
     names = storage.files_below(folder.parent)
     bases = versions.index_files(folder.parent, names)
-    work = Work(reader=reader, bases=list(bases))
+    work = Work(readers=readers, bases=list(bases))
     work.forgotten = len(check_list(config, data, bases.values()).known)
     work.save(folder)  # from now on `prune` leaves the bases alone
     scenarios, work.steady = drift.keep_steady(
         data.table("scenarios.parquet"), drift.read_earlier(folder, bases), config.extract.scenario_tolerance
     )
     storage.write_table(folder / drift.FILE, scenarios)
-    items = items_to_read(data.table("items.parquet", ["f:item_id"]))
-    todo = windows(config, users_to_read(config, data), items, WINDOW_ROWS)
+    users = users_to_read(config, data) if "users" in readers else []
+    todo = windows(users, items_by_kind(readers, data.table("items.parquet", ["f:item_id"])), WINDOW_ROWS)
     counts = bucket_counts(todo, partitions.count(data))
     jobs = [window._asdict() for window in todo]
     rows = sum(window.stop - window.start for window in todo) + data.manifest.info["scenarios"] - 1
     with track("render", rows) as progress:
         for done in ray_session.run_each(
-            render_window, jobs, config=config, data=data, folder_uri=str(folder), reader=reader, counts=counts
+            render_window, jobs, config=config, data=data, folder_uri=str(folder), readers=readers, counts=counts
         ):
             progress.advance(done["rows"])
     spilled = spilled_by_bucket(todo, counts, partitions.count(data))
@@ -117,7 +118,12 @@ def _planned_files(folder: UPath) -> dict[str, int]:
 
 
 def render_window(
-    batch: pa.Table, config: Config, data: StageOutput, folder_uri: str, reader: Reader, counts: dict[str, int]
+    batch: pa.Table,
+    config: Config,
+    data: StageOutput,
+    folder_uri: str,
+    readers: dict[str, Reader],
+    counts: dict[str, int],
 ) -> pa.Table:
     """Write prompts, fingerprints and keys of one window, with a row group for each bucket that has rows.
 
@@ -126,11 +132,12 @@ def render_window(
         config: the run's.
         data: what was prepared.
         folder_uri: of the new version.
-        reader: who will read the prompts.
+        readers: who will read the prompts, by kind.
         counts: number of buckets by kind.
     """
     (window,) = (Window(**row) for row in batch.to_pylist())
-    rows = render(window, config, data, storage.path(folder_uri) / drift.FILE)
+    reader = readers[window.kind]
+    rows = render(window, config, data, storage.path(folder_uri) / drift.FILE, reader)
     kept = rows.filter(pc.invert(pc.is_in(rows["raw_id"], value_set=ids_to_forget(config, window.kind))))
     raw_ids, texts = strings(kept["raw_id"]), strings(kept["prompt"])
     fingerprints = [templates.fingerprint(text, reader.reads) for text in texts]

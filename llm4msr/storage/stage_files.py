@@ -14,7 +14,8 @@ from llm4msr.text import shorten
 
 FILES = {
     "prepare": r"(users|histories|seen|train|valid|test)/p=\d{5}\.parquet|(items|scenarios)\.parquet|fields\.json",
-    "extract": r"(items|scenarios|sums)\.parquet|(vectors|index|pooled)/(users|items|scenarios|past)-[\w-]+\.parquet",
+    "extract": r"(items|scenarios|sums)\.parquet"
+    r"|(vectors|index|pooled)/(users|items(_by_[a-z]+)?|scenarios|past)-[\w-]+\.parquet",
     "train": r"net\.safetensors|history\.json",
     "evaluate": r"metrics\.json|table\.md|predictions/(seed=\d+/)?p=\d{5}\.parquet",
     "explain": r"report\.html|[a-z]+\.(csv|parquet)",
@@ -23,7 +24,7 @@ FILES = {
     "refresh": r"codes\.arrow",
 }
 """Names relative to the output, as patterns of the whole name."""
-SHARD = re.compile(r"\w[\w.-]*/vectors/(users|items|scenarios)-[\w-]+\.parquet", re.ASCII)
+SHARD = re.compile(r"\w[\w.-]*/vectors/(users|items(_by_[a-z]+)?|scenarios)-[\w-]+\.parquet", re.ASCII)
 """Name of a shard relative to the folder of all versions, since an index may name shards of other versions."""
 NAME = re.compile(r"\w[\w.-]*")
 """Name of the folder of one output."""

@@ -21,7 +21,7 @@ from llm4msr import pipeline
 from llm4msr.cli import main
 from llm4msr.data import partitions
 from llm4msr.knowledge import item_vectors, pooling
-from llm4msr.knowledge.rows import read_vectors, row_groups
+from llm4msr.knowledge.rows import read_texts, read_vectors, row_groups
 from llm4msr.pipeline import extracted as open_extracted
 from llm4msr.storage import StageOutput
 from llm4msr.storage.vectors import to_matrix
@@ -216,6 +216,28 @@ def test_pools_of_random_vectors_ask_the_llm_about_scenarios_only(
     folder = extracted(made)
     assert {file.name.split("-")[0] for file in (folder / "vectors").iterdir()} == {"scenarios"}
     assert {file.name.split("-")[0] for file in (folder / "pooled").iterdir()} == {"users"}
+
+
+def test_vectors_by_words_need_no_llm_and_are_taken_over_by_the_next_version(
+    experiment: MakeExperiment, ray_session: None
+) -> None:
+    """Of all items, and of scenarios; a model trains with them."""
+    settings = {"extract.reads": "items", "extract.item_vectors": "words", "extract.model": "/no/such/model"}
+    made = experiment(settings | {"extract.pool_dim": 5, "train.epochs": 1})
+    pipeline.prepare(made.config)
+    output = pipeline.extract(made.config)
+    assert output.manifest.inputs["model"] == "words"
+    by_kind = output.manifest.info["by_kind"]
+    assert {kind: rows["rows"] for kind, rows in by_kind.items()} == {"items_by_words": 40, "scenarios": 3}
+    texts = [row["prompt"] for row in read_texts(output, "items_by_words")]
+    assert min(texts) == "Title number 0. Things, Red, Size 0"
+    kept = item_vectors.read(output)
+    assert kept.known_I.sum() == 40
+    assert pipeline.train(made.config).manifest.rows
+    limited = made.config.extract.model_copy(update={"max_users": 9})
+    again = pipeline.extract(made.config.model_copy(update={"extract": limited}))
+    assert again.manifest.info["kept"] == 43
+    np.testing.assert_array_equal(item_vectors.read(again).vectors_ID, kept.vectors_ID)
 
 
 def test_each_training_row_sees_what_was_known_of_its_user_before_it(

@@ -55,10 +55,10 @@ def make_version(
     config, data, _ = world
     config = with_extract(config, **extract)
     folder, total = storage.path(root) / name, partitions.count(data)
-    todo, counts = windows(config, users_to_read(config, data), 0, 16)[1:], {"users": max(buckets, total)}
+    todo, counts = windows(users_to_read(config, data), {}, 16)[1:], {"users": max(buckets, total)}
     for window in todo:
         row = _table_of(window._asdict())
-        work_list.render_window(row, config, data, str(folder), READER, counts)
+        work_list.render_window(row, config, data, str(folder), {"users": READER}, counts)
     names = storage.files_below(folder.parent)
     bases = versions.index_files(folder.parent, names).values()
     earlier = versions.Earlier(bases, names)

@@ -72,6 +72,13 @@ def test_items_are_counted_where_the_llm_reads_items(config: Config, llama: Path
     assert (found["prompts"], found["tokens"]) == (len(counts) + 2, sum(counts))
 
 
+def test_words_cost_nothing_and_the_plan_says_so(config: Config):
+    change = {"reads": "items", "item_vectors": "words", "model": "some/llm"}
+    found = plan(config.model_copy(update={"extract": config.extract.model_copy(update=change)}), "extract")["extract"]
+    assert (found["engine"], found["model"], found["prompts"], found["tokens"]) == ("none", "words", 22, 0)
+    assert found["estimate"].startswith("no LLM and no cost")
+
+
 def test_shared_tokens_are_told_for_the_engine_that_shares_them(config: Config):
     vllm = config.model_copy(update={"extract": config.extract.model_copy(update={"engine": "vllm"})})
     found = plan(vllm, "extract")["extract"]

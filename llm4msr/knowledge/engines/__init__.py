@@ -57,14 +57,14 @@ def _load(config: ExtractConfig, name: str, folder: Path, task: Task) -> Engine:
     return TransformersEngine(folder, pooling, config.dtype)
 
 
-def open_tokenizer(config: ExtractConfig) -> PromptTokenizer:
-    """The configured model's tokenizer, without its weights.
+def open_tokenizer(config: ExtractConfig, own_text: bool = False) -> PromptTokenizer:
+    """The configured model's tokenizer, without its weights; for `own_text` without the chat template.
 
     Raises:
         StorageError: the model cannot be found, or has no tokenizer that can be used.
     """
     room = config.answer_tokens if config.pooling == "answer" else 0
-    return PromptTokenizer(models.resolve(config.model), config.max_prompt_tokens + room)
+    return PromptTokenizer(models.resolve(config.model), config.max_prompt_tokens + room, framed=not own_text)
 
 
 __all__ = ["Engine", "PromptTokenizer", "Task", "engine_name", "models", "open_engine", "open_tokenizer"]

@@ -43,8 +43,8 @@ class PromptTokenizer:
     What stands after a prompt's `templates.ANSWER_BEGINS` goes to the beginning of the answer.
     """
 
-    def __init__(self, folder: Path, max_tokens: int):
-        """Open the tokenizer of the model in `folder`.
+    def __init__(self, folder: Path, max_tokens: int, framed: bool = True):
+        """Open the tokenizer of the model in `folder`; unless `framed`, its chat template is left out.
 
         Raises:
             StorageError: the folder holds none that can be loaded, or its chat template cannot be used.
@@ -58,6 +58,7 @@ class PromptTokenizer:
             why = f"{type(error).__name__}: {first_line(error)}"
             raise StorageError(f"{folder}: the tokenizer cannot be loaded ({why}); copy the model again") from None
         self.max_tokens = max_tokens
+        self._template = self.tokenizer.chat_template if framed else None
         self._before, self._after = self._read_frame(folder)
         added = self.tokenizer.added_tokens_decoder.items()
         self._controls = {number: str(token) for number, token in added if _is_control(str(token), token.special)}
@@ -84,7 +85,7 @@ class PromptTokenizer:
             return []
         parts = [(*self._split(prompt), answer) for prompt, answer in zip(prompts, answers, strict=True)]
         texts = [f"{self._before}{text}{self._after}{begun}{answer}" for text, begun, answer in parts]
-        batch: list[list[int]] = self.tokenizer(texts, add_special_tokens=not self.tokenizer.chat_template).input_ids
+        batch: list[list[int]] = self.tokenizer(texts, add_special_tokens=not self._template).input_ids
         return [
             ids if self._is_plain(ids, *part) else self._encode_apart(*part)
             for ids, part in zip(batch, parts, strict=True)
@@ -110,7 +111,7 @@ class PromptTokenizer:
 
     def _read_frame(self, folder: Path) -> tuple[str, str]:
         """What the chat template puts before and after the user's message; empty texts where there is no template."""
-        if not self.tokenizer.chat_template:
+        if not self._template:
             return "", ""
         try:
             first, *others = (self._render() for _ in range(8))
@@ -130,7 +131,7 @@ class PromptTokenizer:
     def _split(self, prompt: str) -> tuple[str, str]:
         """The user's message, and what the template begins the answer with."""
         text, _, begun = prompt.partition(ANSWER_BEGINS)
-        return (text.strip() if self.tokenizer.chat_template else text), begun
+        return (text.strip() if self._template else text), begun
 
     def _render(self) -> str:
         return str(
@@ -154,12 +155,12 @@ class PromptTokenizer:
     def _find_frame_controls(self, begun: str) -> list[int]:
         """Control tokens of a prompt whose text is a word."""
         text = f"{self._before}word{self._after}{begun}"
-        return self._controls_in(self.tokenizer(text, add_special_tokens=not self.tokenizer.chat_template).input_ids)
+        return self._controls_in(self.tokenizer(text, add_special_tokens=not self._template).input_ids)
 
     @cached_property
     def _marks(self) -> list[str]:
         """Texts that mark turns in the chat template without being tokens of their own."""
-        source = self.tokenizer.chat_template
+        source = self._template
         sources = source.values() if isinstance(source, dict) else [source or ""]
         marks = {mark for text in (*sources, self._before, self._after) for mark in _MARKUP.findall(text)}
         end = self._after.strip()
@@ -199,7 +200,7 @@ class PromptTokenizer:
             ids: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids if text else []
             return ids
 
-        if self.tokenizer.chat_template:
+        if self._template:
             return plain(self._before), plain(self._after + begun), []
         word = plain("word")
         whole: list[int] = self.tokenizer("word", add_special_tokens=True).input_ids

@@ -1,11 +1,12 @@
 """Rows of the prepared tables rendered with the templates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from upath import UPath
 
 from llm4msr import schema, storage
@@ -15,6 +16,8 @@ from llm4msr.data import partitions
 from llm4msr.data.catalogue import item_fields
 from llm4msr.data.scenarios import MAX_SHARED
 from llm4msr.knowledge.prompts import templates
+from llm4msr.knowledge.prompts.own_text import item_texts, scenario_texts
+from llm4msr.knowledge.reader import Reader, SourceName
 from llm4msr.schema import PROMPTS, ScenarioStatistics
 from llm4msr.storage import StageOutput
 
@@ -41,23 +44,21 @@ class Window(NamedTuple):
         return [cls(kind, start, min(start + rows, count), partition) for start in range(0, count, rows)]
 
 
-def windows(config: Config, users: Sequence[int], items: int, rows: int) -> list[Window]:
-    """What the LLM reads: the scenarios, then ranges of `rows` of each partition's first `users`, or of all items."""
-    e = config.extract
-    if e.reads == "users":
-        ranges = [window for p, count in enumerate(users) for window in Window.ranges("users", count, rows, p)]
-    else:
-        ranges = Window.ranges("items", items, rows) if e.item_vectors != "random" else []
-    return [Window("scenarios"), *ranges]
+def windows(users: Sequence[int], items: Mapping[str, int], rows: int) -> list[Window]:
+    """What is read: scenarios, ranges of `rows` of each partition's first `users`, and of the `items` of each kind."""
+    of_users = [window for p, count in enumerate(users) for window in Window.ranges("users", count, rows, p)]
+    of_items = [window for kind, count in items.items() for window in Window.ranges(kind, count, rows)]
+    return [Window("scenarios"), *of_users, *of_items]
 
 
-def render(window: Window, config: Config, data: StageOutput, scenarios: UPath) -> pa.Table:
+def render(window: Window, config: Config, data: StageOutput, scenarios: UPath, reader: Reader) -> pa.Table:
     """id, raw_id and prompt of a window's rows, read from the prepared `data` or the file of `scenarios`."""
     if window.kind == "scenarios":
-        return scenario_prompts(storage.read_table(scenarios), config)
-    if window.kind == "items":
+        rows = storage.read_table(scenarios)
+        return plain_scenarios(rows) if reader.own_text else scenario_prompts(rows, config)
+    if window.kind != "users":
         rows = slice_rows(data, "items.parquet", window.start + 1, window.stop + 1)  # row 0: the unknown item
-        return item_prompts(rows, item_fields(data), config)
+        return item_rows(rows, item_fields(data), config, reader.source, reader.own_text)
     histories = partitions.file_name("histories", window.partition)
     return user_prompts(slice_rows(data, histories, window.start, window.stop), config)
 
@@ -79,12 +80,27 @@ def _named(row: ScenarioStatistics, names: list[str]) -> list[str]:
     return sorted([row["scenario_id"], *others]) if len(others) < MAX_SHARED else names
 
 
+def plain_scenarios(scenarios: pa.Table) -> pa.Table:
+    """id, raw_id and, as a prompt, what data says of each scenario in a table of `schema.SCENARIOS`."""
+    rows = scenarios.filter(pc.greater(scenarios["scenario"], pa.scalar(0)))
+    return _prompts(rows["scenario"], rows["scenario_id"], pa.array(scenario_texts(rows), pa.string()))
+
+
 def user_prompts(histories: pa.Table, config: Config) -> pa.Table:
     """id, raw_id and prompt of each user in a table of `schema.HISTORIES`."""
     template = templates.read("user", config.extract.user_template)
     render_batch = partial(templates.user_prompts, template, titles_per_scenario=config.extract.titles_per_scenario)
     texts = [render_batch(batch["history"]) for batch in histories.to_batches(max_chunksize=TEXT_ROWS)]
     return _prompts(histories["user"], histories["user_id"], pa.chunked_array(texts, pa.string()))
+
+
+def item_rows(
+    items: pa.Table, fields: dict[str, list[str]], config: Config, source: SourceName = "llm", own_text: bool = False
+) -> pa.Table:
+    """id, raw_id and prompt of each item as a source reads it: in a template, or what data says and nothing else."""
+    if own_text and (source == "words" or not config.extract.item_template):
+        return _prompts(items["item"], items["item_id"], pa.array(item_texts(items, fields), pa.string()))
+    return item_prompts(items, fields, config)
 
 
 def item_prompts(items: pa.Table, fields: dict[str, list[str]], config: Config) -> pa.Table:

@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 from llm4msr.config import Config
 from llm4msr.data.report_figures import PromptSampler
 from llm4msr.knowledge.prompts import render, templates
+from llm4msr.knowledge.sources import sources
 from llm4msr.text import quote
 
 MAX_PROMPT = 4000
@@ -30,7 +31,9 @@ def _sample(config: Config, tables: dict[str, pa.Table], fields: dict[str, list[
     if config.extract.reads == "items":
         rows = tables["items"].filter(pc.greater(tables["items"]["f:item_id"], pa.scalar(0)))
         rows = rows.slice(len(rows) // 2, 1)
-        sample = render.item_prompts(rows, fields, config)
+        first = sources(config.extract)[0]
+        kind = first.kinds[0]
+        sample = render.item_rows(rows, fields, config, first.name, first.reads_own_text(kind))
     else:
         rows = tables["histories"]
         active = np.flatnonzero(pc.list_value_length(rows["history"]).to_numpy())

@@ -181,9 +181,9 @@ def _clean_column(titles: pa.StringArray) -> pa.StringArray:
     return pc.utf8_slice_codeunits(joined, 0, MAX_TITLE)
 
 
-def clean(titles: Sequence[str]) -> list[str]:
-    """Titles as a prompt shows them: clipped, without control characters, and every run of white space one blank."""
-    return [" ".join(re.sub(_CONTROLS, " ", title).split())[:MAX_TITLE] for title in titles]
+def clean(titles: Sequence[str], most: int = MAX_TITLE) -> list[str]:
+    """Titles as a prompt shows them: cut, without control characters, and every run of white space one blank."""
+    return [" ".join(re.sub(_CONTROLS, " ", title).split())[:most] for title in titles]
 
 
 def _fill(template: Template, **values: str) -> str:

@@ -13,11 +13,12 @@ from llm4msr import schema, storage
 from llm4msr.arrays import Halves
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
-from llm4msr.knowledge.actor import SHARD_FOLDERS, AskLLM, Pass
+from llm4msr.knowledge.actor import AskLLM
 from llm4msr.knowledge.engines import PromptTokenizer, models, open_tokenizer
 from llm4msr.knowledge.engines.transformers import TransformersEngine
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.reader import Reader
+from llm4msr.knowledge.shards import SHARD_FOLDERS, Pass
 from llm4msr.storage.vectors import to_matrix
 from tests.support.data import config_of, flip_a_bit
 
@@ -56,7 +57,7 @@ def prompted() -> pa.Table:
 
 
 def actor(config: Config, task: Any, folder: Path, planned: Reader | None = None) -> AskLLM:
-    return AskLLM(Pass(task, config, str(folder), planned or reader(config), ["home", "search"]))
+    return AskLLM(Pass(task, config, str(folder), {"users": planned or reader(config)}, ["home", "search"]))
 
 
 def ask(config: Config, task: Any, folder: Path, table: pa.Table) -> tuple[dict[str, Any], pa.Table]:

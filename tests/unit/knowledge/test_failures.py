@@ -9,15 +9,14 @@ import pytest
 from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.errors import TooManyFailedError
-from llm4msr.knowledge.actor import SHARD_FOLDERS, Counts
 from llm4msr.knowledge.engines import Task
 from llm4msr.knowledge.failures import refuse_failures
-from llm4msr.knowledge.reader import Reader
+from llm4msr.knowledge.shards import SHARD_FOLDERS, Counts
 from llm4msr.knowledge.work import Work
 from tests.support.data import config_of
 
 USERS, SCENARIOS = "users-000000000.parquet", "scenarios-0.parquet"
-WORK = Work(reader=Reader(revision="", frame="", reads="", writes={}), bases=[])
+WORK = Work(readers={}, bases=[])
 
 
 def write(folder: Path, task: Task, name: str = USERS) -> None:

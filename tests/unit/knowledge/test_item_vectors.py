@@ -33,7 +33,7 @@ def config(folder: Path, source: str) -> Config:
 
 
 def make(folder: Path, source: str) -> ItemVectors:
-    return item_vectors.make(config(folder, source), storage.path(folder), TRAINED, said(folder))
+    return item_vectors.make(config(folder, source), storage.path(folder), TRAINED, {"items": said(folder)})
 
 
 def test_items_have_the_strongest_directions_of_what_the_llm_says(tmp_path: Path):
@@ -62,7 +62,9 @@ def test_random_numbers_are_those_of_items_in_training_rows(tmp_path: Path):
 
 def test_that_the_llm_read_no_item_is_told(tmp_path: Path):
     with pytest.raises(StorageError, match="no item has a vector; look at the errors in its shards"):
-        item_vectors.make(config(tmp_path, "llm"), storage.path(tmp_path), TRAINED, said(tmp_path, good=False))
+        item_vectors.make(
+            config(tmp_path, "llm"), storage.path(tmp_path), TRAINED, {"items": said(tmp_path, good=False)}
+        )
 
 
 def test_they_are_read_as_they_were_written(tmp_path: Path):

@@ -15,7 +15,8 @@ from llm4msr.knowledge.prompts.render import (
     user_prompts,
     windows,
 )
-from tests.support.data import config_of, published
+from tests.support.data import published
+from tests.support.versions import READER
 from tests.unit.conftest import World
 
 NO_FILE = storage.path("/no/scenarios/here")
@@ -31,21 +32,20 @@ NO_FILE = storage.path("/no/scenarios/here")
     ],
 )
 def test_windows_are_the_scenarios_and_ranges_of_each_partitions_users(
-    tmp_path: Path, users: list[int], per_shard: int, ranges: list[tuple[int, ...]]
+    users: list[int], per_shard: int, ranges: list[tuple[int, ...]]
 ):
-    found = windows(config_of(tmp_path), users, 0, per_shard)
+    found = windows(users, {}, per_shard)
     assert found == [Window("scenarios"), *(Window("users", *rows) for rows in ranges)]
 
 
-@pytest.mark.parametrize(("vectors", "ranges"), [("llm", [(0, 4), (4, 8), (8, 9)]), ("random", [])])
-def test_windows_of_items_know_no_limit_of_users(tmp_path: Path, vectors: str, ranges: list[tuple[int, int]]):
-    extract = {"max_users": 2, "reads": "items", "item_vectors": vectors}
-    found = windows(config_of(tmp_path, extract=extract), [10], 9, 4)
-    assert found == [Window("scenarios"), *(Window("items", *rows) for rows in ranges)]
+def test_windows_are_ranges_of_the_items_of_each_kind():
+    found = windows([], {"items": 9, "items_by_words": 5}, 4)
+    ranges = [("items", 0, 4), ("items", 4, 8), ("items", 8, 9), ("items_by_words", 0, 4), ("items_by_words", 4, 5)]
+    assert found == [Window("scenarios"), *(Window(*window) for window in ranges)]
 
 
 def test_a_window_of_items_begins_after_the_unknown_item(world: World):
-    table = render(Window("items", 2, 5), world.config, world.data, NO_FILE)
+    table = render(Window("items", 2, 5), world.config, world.data, NO_FILE, READER)
     items = storage.read_table(world.data.folder / "items.parquet")
     assert table["id"].to_pylist() == [3, 4, 5]
     assert table["raw_id"].to_pylist() == items["item_id"].to_pylist()[3:6]
@@ -73,7 +73,7 @@ def test_items_to_read_are_those_of_training_rows():
 def test_windows_of_users_are_slices_of_the_whole(world: World):
     whole = user_prompts(storage.read_table(world.data.folder / "histories/p=00000.parquet"), world.config)
     ranges = [(0, 6), (6, 40)]
-    found = [render(Window("users", a, b), world.config, world.data, NO_FILE) for a, b in ranges]
+    found = [render(Window("users", a, b), world.config, world.data, NO_FILE, READER) for a, b in ranges]
     assert [len(table) for table in found] == [6, 34]
     assert pa.concat_tables(found).equals(whole)
 

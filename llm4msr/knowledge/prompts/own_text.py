@@ -1,0 +1,33 @@
+"""What data says of an item or a scenario, without any instruction: one line, for who reads the text alone."""
+
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from llm4msr.arrays import strings, typed_rows
+from llm4msr.knowledge.prompts.templates import clean
+from llm4msr.schema import FEATURE, ScenarioStatistics
+
+MAX_OWN_TITLE = 200
+"""Characters kept of an item's title: more than in a prompt, since nothing else stands beside it."""
+
+
+def item_texts(items: pa.Table, fields: Mapping[str, Sequence[str]]) -> list[str]:
+    """Title and features of each item in a table of `schema.ITEMS`; `fields` are the vocabularies of its features."""
+    values: list[list[str]] = [[] for _ in range(len(items))]
+    for name, words in fields.items():
+        column = items[FEATURE + name].to_pylist() if words else []
+        for row, numbers in zip(values, column, strict=False):
+            row += [words[number - 1] for number in (numbers if isinstance(numbers, list) else [numbers]) if number]
+    titles = clean(strings(items["title"]), MAX_OWN_TITLE)
+    return [_join(title, clean(row)) for title, row in zip(titles, values, strict=True)]
+
+
+def scenario_texts(scenarios: pa.Table) -> list[str]:
+    """Name, categories and most liked titles of each scenario in a table of `schema.SCENARIOS`."""
+    rows = typed_rows(scenarios, ScenarioStatistics)
+    return [_join(clean([row["scenario_id"]])[0], [*clean(row["categories"]), *clean(row["titles"])]) for row in rows]
+
+
+def _join(title: str, more: Sequence[str]) -> str:
+    return ". ".join(part for part in (title, ", ".join(more)) if part)

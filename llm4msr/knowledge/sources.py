@@ -1,0 +1,121 @@
+"""The sources of a version's vectors: who reads which kinds of rows, and as what each is known.
+
+Scenarios are read by the LLM, or by the first source where no LLM is among them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from llm4msr.config import Config, ExtractConfig
+from llm4msr.data.catalogue import item_fields
+from llm4msr.knowledge import words
+from llm4msr.knowledge.engines import models, open_tokenizer, soundness
+from llm4msr.knowledge.prompts.own_text import item_texts
+from llm4msr.knowledge.prompts.render import items_to_read
+from llm4msr.knowledge.reader import Reader, SourceName
+from llm4msr.storage import StageOutput
+
+ITEM_KINDS: dict[str, str] = {
+    "llm": "items",
+    "shuffled": "items",
+    "encoder": "items_by_encoder",
+    "words": "items_by_words",
+}
+"""The kind of rows that holds the vectors of items by where they come from (`extract.item_vectors`)."""
+TextsOfItems = Callable[[], Sequence[str]]
+"""Gives what data says of each item in training rows."""
+
+
+class Source(NamedTuple):
+    """A source as it reads."""
+
+    name: SourceName
+    extract: ExtractConfig
+    kinds: tuple[str, ...]
+    """Of the rows that it reads."""
+
+    @property
+    def model(self) -> str:
+        """Its name."""
+        return "words" if self.name == "words" else self.extract.model
+
+    def revision(self) -> str:
+        """Identity of what it reads with.
+
+        Raises:
+            StorageError: the model cannot be found or read.
+        """
+        return words.revision() if self.name == "words" else models.revision(models.resolve(self.extract.model))
+
+    def check(self) -> None:
+        """Look at the model's files before any engine starts.
+
+        Raises:
+            ConfigError: prompts may be longer than the model can read.
+            StorageError: a file is missing or damaged.
+        """
+        if self.name != "words":
+            model = models.resolve(self.extract.model)
+            soundness.check_model(model)
+            soundness.check_positions(self.extract, model)
+
+    def pin(self) -> "Source":
+        """The same for all other machines: a hub's model is named with its commit."""
+        if self.name == "words":
+            return self
+        name = models.pin(self.extract.model, models.resolve(self.extract.model))
+        return self._replace(extract=self.extract.model_copy(update={"model": name}))
+
+    def reads_own_text(self, kind: str) -> bool:
+        """Whether it reads what data says of a row and nothing else, which a mean over all tokens allows."""
+        return self.name != "llm" or (kind == "items" and self.extract.pooling == "mean")
+
+    def readers(self, config: Config, revision: str, texts: TextsOfItems) -> dict[str, Reader]:
+        """Who reads each of its kinds.
+
+        Raises:
+            StorageError: the model has no tokenizer that can be used.
+        """
+        if self.name == "words":
+            reads = f"{revision} {words.identity(texts(), config.extract.pool_dim)}"
+            writes = dict.fromkeys(self.kinds, "")
+            one = Reader(revision=revision, frame="", reads=reads, writes=writes, source="words", own_text=True)
+            return dict.fromkeys(self.kinds, one)
+        as_read = config.model_copy(update={"extract": self.extract})
+        owns = {kind: self.reads_own_text(kind) for kind in self.kinds}
+        frames = {own: open_tokenizer(self.extract, own).frame for own in {*owns.values()}}
+        return {kind: Reader.of(as_read, revision, frames[own], self.name, own) for kind, own in owns.items()}
+
+
+def sources(e: ExtractConfig) -> list[Source]:
+    """The sources that a config names, the LLM first where it is among them."""
+    if e.reads == "users":
+        return [Source("llm", e, ("users", "scenarios"))]
+    kinds = {ITEM_KINDS[name]: name for name in e.sources if name in ITEM_KINDS}
+    found = []
+    if "items" in kinds or not kinds:  # random numbers alone: the LLM reads the scenarios
+        found.append(Source("llm", e, tuple(kind for kind in kinds if kind == "items")))
+    if "words" in kinds.values():
+        found.append(Source("words", e, (ITEM_KINDS["words"],)))
+    return [found[0]._replace(kinds=(*found[0].kinds, "scenarios")), *found[1:]]
+
+
+def items_by_kind(readers: dict[str, Reader], items: pa.Table) -> dict[str, int]:
+    """How many items each kind of rows has, the first ones: those of training rows; all by words, which cost nothing.
+
+    `items` has at least the column `f:item_id` of the prepared items.
+    """
+    counts = {kind: len(items) - 1 if one.source == "words" else items_to_read(items) for kind, one in readers.items()}
+    return {kind: count for kind, count in counts.items() if kind in ITEM_KINDS.values()}
+
+
+def texts_of_items(data: StageOutput) -> TextsOfItems:
+    """What the prepared data says of items in training rows."""
+    return lambda: trained_texts(data.table("items.parquet"), item_fields(data))
+
+
+def trained_texts(items: pa.Table, fields: dict[str, list[str]]) -> list[str]:
+    """The same from the table of all items and the vocabularies of their features."""
+    return item_texts(items.slice(1, items_to_read(items)), fields)
