@@ -42,6 +42,8 @@ class Files(NamedTuple):
     files: dict[str, FileRecord]
     fields: Fields
     report: DataReport
+    segments: tuple[str, ...] = ()
+    """Names of the segments of raw rows that they were made of."""
 
 
 def write(prepared: Prepared, folder: UPath) -> Files:

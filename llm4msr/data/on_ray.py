@@ -24,7 +24,7 @@ from llm4msr.data import (
     report_figures,
     scan,
     scenarios,
-    shuffle,
+    segments,
     split,
     vocabularies,
     work_files,
@@ -52,8 +52,9 @@ def prepare(raw: RawData, config: Config, sample_prompt: PromptSampler, total: i
     """
     ray_session.connect()
     passes = _Passes(config, total, folder)
-    shuffle.shuffle(raw.interactions, work_files.RAW_ROWS, total, folder)
-    shuffle.shuffle(raw.users, work_files.RAW_USERS, total, folder)
+    interactions = segments.shuffle_rows("interactions", raw.interactions, config, total)
+    users = segments.shuffle_rows("users", raw.users, config, total)
+    work_files.write_segments(folder, interactions, users)
     known = split.find_cuts(config.split, passes.ask)
     parts = min(total, ITEM_PARTS)
     passes.run("look through", partition_tasks.scan_partition, known=known, parts=parts, has_users=raw.users.rows > 0)
@@ -85,7 +86,8 @@ def prepare(raw: RawData, config: Config, sample_prompt: PromptSampler, total: i
     histories = storage.read_table(folder / partitions.file_name("histories", 0))  # the sample is of one partition
     sample = sample_prompt({"histories": histories, "items": vocabulary.items}, vocabulary.item)
     report = report_figures.build(scans.counts, described, splits, pairs, raw.items, vocabulary.items, sample)
-    return Files(files, vocabulary.fields(sum(scans.trained)), report)
+    names = tuple(segments.name(segment) for segment in interactions + users)
+    return Files(files, vocabulary.fields(sum(scans.trained)), report, names)
 
 
 def _some_user_ids(raw: RawData) -> Any:

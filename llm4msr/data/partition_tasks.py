@@ -36,9 +36,7 @@ def tell_within(
 
 
 def _cut_keys(job: pa.Table, folder_uri: str, config: Config, sought: str, known: Cuts) -> np.ndarray[Any, Any]:
-    file = work_files.place(storage.path(folder_uri), work_files.RAW_ROWS, _number(job))
-    rows = storage.read_table(file, ["order", "row"])
-    order_R, row_R = rows["order"].to_numpy(), rows["row"].to_numpy()
+    order_R, row_R = work_files.read_orders(storage.path(folder_uri), _number(job))
     return split.cut_keys(order_R, row_R, sought, known, config.split, config.seed)
 
 

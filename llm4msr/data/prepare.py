@@ -136,6 +136,8 @@ def _build(config: Config, open_sampler: SamplerOpener, folder: UPath) -> StageR
         name = file.partition("/")[0].removesuffix(".parquet")
         counts[name] = counts.get(name, 0) + record.rows
     info = {"report": data.report.model_dump(), "warnings": find_warnings(data.report, config)}
+    if data.segments:
+        info["segments"] = data.segments
     return StageResult(
         files=data.files | {"fields.json": 1}, rows=sum(counts[name] for name in split.SPLITS), info=counts | info
     )

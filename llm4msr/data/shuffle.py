@@ -8,39 +8,48 @@ from upath import UPath
 
 from llm4msr import schema, storage
 from llm4msr.arrays import strings
-from llm4msr.data import partitions, work_files
+from llm4msr.data import partitions
 from llm4msr.data.interactions import Ids, Interactions
 from llm4msr.data.reading.raw_data import RawTable, require_unique
 from llm4msr.progress import track
+from llm4msr.storage import FileRecord
 
 BUCKET = "bucket"
 """Column of the partition's number. Ray spreads its values over blocks, so that a block may hold several or none."""
 INPUT_BYTES = 1 << 27
 """Bytes that a task of the shuffle takes apart at once; Ray's own default is eight times as much."""
+ROWS = "rows"
+"""Folder of the files."""
+_RECORDS = pa.table({"name": [""], "rows": [0], "bytes": [0], "digest": [""]}).schema
+
+Write = Callable[[pa.Table, UPath], FileRecord]
 
 
-def shuffle(raw: RawTable, name: str, total: int, folder: UPath) -> None:
-    """Write the rows of each partition below `work/NAME`, or find that an earlier run has."""
-    done = folder / work_files.WORK / f"{name}.json"
-    if done.exists():
-        return
-    write = _write_rows if name == work_files.RAW_ROWS else _write_users
-    written: dict[int, int] = {}
-    with track(f"shuffle {name.removeprefix('raw-')}", raw.rows) as progress:
-        for bucket, rows in _shuffled(raw, total, folder, write) if raw.rows else ():
-            if bucket in written:
-                raise RuntimeError(f"partition {bucket} came in two blocks")
-            written[bucket] = rows
-            progress.advance(rows)
-    for bucket in set(range(total)) - written.keys():
-        write(raw.layout.empty_table(), folder, bucket)
-    work_files.write_json(done, written)
+def write_partitions(raw: RawTable, table: str, label: str, total: int, folder: UPath) -> dict[str, FileRecord]:
+    """Write the rows of each partition to a file of its own; their records by name.
+
+    Args:
+        raw: the rows.
+        table: `interactions` or `users`.
+        label: what the progress is called.
+        total: number of partitions.
+        folder: of the files.
+    """
+    write = _write_rows if table == "interactions" else _write_users
+    written: dict[str, FileRecord] = {}
+    with track(f"shuffle {label}", raw.rows) as progress:
+        for name, record in _shuffled(raw, total, folder, write) if raw.rows else ():
+            if name in written:
+                raise RuntimeError(f"partition {name} came in two blocks")
+            written[name] = record
+            progress.advance(record.rows)
+    for name in {partitions.file_name(ROWS, partition) for partition in range(total)} - written.keys():
+        written[name] = write(raw.layout.empty_table(), folder / name)
+    return written
 
 
-def _shuffled(
-    raw: RawTable, total: int, folder: UPath, write: Callable[[pa.Table, UPath, int], None]
-) -> Iterator[tuple[int, int]]:
-    """Each partition that has rows, and how many, once its file is written."""
+def _shuffled(raw: RawTable, total: int, folder: UPath, write: Write) -> Iterator[tuple[str, FileRecord]]:
+    """The name and the record of each partition that has rows, once its file is written."""
     import ray
 
     context = ray.data.DataContext.get_current()
@@ -60,7 +69,7 @@ def _shuffled(
         )
         for batch in blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for row in batch.to_pylist():
-                yield row[BUCKET], row["rows"]
+                yield row.pop("name"), FileRecord.model_validate(row)
     finally:
         context.shuffle_input_batch_bytes, context.shuffle_compression = before
 
@@ -82,23 +91,24 @@ def _wide(kind: pa.DataType) -> pa.DataType:
     return pa.large_string() if pa.types.is_string(kind) else kind
 
 
-def _write_block(block: pa.Table, folder_uri: str, write: Callable[[pa.Table, UPath, int], None]) -> pa.Table:
+def _write_block(block: pa.Table, folder_uri: str, write: Write) -> pa.Table:
     folder, bucket_R = storage.path(folder_uri), block[BUCKET].to_numpy()
-    counts = np.bincount(bucket_R)
-    buckets = np.flatnonzero(counts)
-    for bucket in buckets.tolist():
-        rows = block.drop_columns(BUCKET)
-        write(rows if len(buckets) == 1 else rows.filter(bucket_R == bucket), folder, bucket)
-    return pa.table({BUCKET: pa.array(buckets), "rows": pa.array(counts[buckets])})
+    rows, found = block.drop_columns(BUCKET), []
+    buckets = np.unique(bucket_R).tolist()
+    for bucket in buckets:
+        name = partitions.file_name(ROWS, bucket)
+        record = write(rows if len(buckets) == 1 else rows.filter(bucket_R == bucket), folder / name)
+        found.append({"name": name, **record.model_dump()})
+    return pa.Table.from_pylist(found, _RECORDS)
 
 
-def _write_rows(rows: pa.Table, folder: UPath, bucket: int) -> None:
-    work_files.write_rows(folder, bucket, Interactions.from_table(rows))
+def _write_rows(rows: pa.Table, file: UPath) -> FileRecord:
+    table = Interactions.from_table(rows).to_table()
+    return storage.write_table(file, table, max(len(table), 1))
 
 
-def _write_users(users: pa.Table, folder: UPath, bucket: int) -> None:
+def _write_users(users: pa.Table, file: UPath) -> FileRecord:
     narrow = [f.with_type(pa.string()) if pa.types.is_large_string(f.type) else f for f in users.schema]
     users = users.cast(pa.schema(narrow))
     require_unique(users["user_id"], "the source's users", "user_id")
-    file = work_files.place(folder, work_files.RAW_USERS, bucket)
-    storage.write_table(file, schema.check(users, schema.RAW_USERS, "users"))
+    return storage.write_table(file, schema.check(users, schema.RAW_USERS, "users"))

@@ -131,7 +131,7 @@ def open_output(folder: UPath) -> StageOutput | None:
 def repair_advice(folder: UPath, stage: str, file: UPath | None = None) -> str:
     """What to do about an output with a damaged file."""
     if stage != "extract":
-        return f"delete {folder} and run stage '{stage}' again"
+        return f"delete {folder} and run stage '{'prepare' if stage == 'shuffle' else stage}' again"
     damaged = f"{file} and " if file else ""
     return (
         f"delete {damaged}{folder / MANIFEST}, then run `llm4msr extract` again: "

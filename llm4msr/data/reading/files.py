@@ -132,8 +132,17 @@ def fingerprint(files: Iterable[SourceFile]) -> str:
     Raises:
         StorageError: one cannot be read.
     """
+    return storage.digest(*hash_files(files))
+
+
+def hash_files(files: Iterable[SourceFile]) -> list[str]:
+    """A hash of each file's name and content.
+
+    Raises:
+        StorageError: one cannot be read.
+    """
     with ThreadPoolExecutor(THREADS) as threads:
-        return storage.digest(*threads.map(_hash, files))
+        return [*threads.map(_hash, files)]
 
 
 def _hash(file: SourceFile) -> str:

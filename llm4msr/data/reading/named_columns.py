@@ -19,8 +19,9 @@ from llm4msr.data.reading.raw_tables import HeldTable, UniqueTable
 from llm4msr.errors import ConfigError, DataError
 from llm4msr.text import MAX_ID
 
-Convert = Callable[[Rows, int | None], pa.Table]
-"""From rows, and the number of the first of them (none where they have no order), to the raw layout."""
+Convert = functools.partial[pa.Table]
+"""From rows, and the number of the first of them (none where they have no order), to the raw layout: what the function
+needs besides these is bound to it, and tells two ways of reading apart."""
 
 
 class NamedTable(Protocol):

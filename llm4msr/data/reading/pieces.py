@@ -22,7 +22,8 @@ PIECE_BYTES = 1 << 28
 FOOTERS = 64
 """Parquet files whose rows are counted, if they are not larger; of the others the number is estimated."""
 _BATCH_ROWS = 1 << 16
-_FILE_BITS = 40
+FILE_BITS = 40
+"""Lower bits of a row's number, which count within a file."""
 _FAULTS_OF_PARQUET: tuple[type[Exception], ...] = (pa.ArrowException, ValueError, *FAULTS)
 """A ValueError: names of columns are no UTF-8, or a server sends no parts of files."""
 
@@ -50,7 +51,7 @@ class Plan(NamedTuple):
 
 def first_number(piece: Piece, rows: Rows) -> int:
     """The number of the first of these rows of the piece: those of later rows, and of later files, are greater."""
-    return (piece.place << _FILE_BITS) + (rows.before or 0)
+    return (piece.place << FILE_BITS) + (rows.before or 0)
 
 
 def read_piece(piece: Piece, names: Sequence[str], delimiter: str = "") -> Iterator[Rows]:

@@ -7,14 +7,14 @@ import pyarrow as pa
 from upath import UPath
 
 from llm4msr import storage
-from llm4msr.config import SourceConfig
+from llm4msr.config import SourceConfig, TableColumns
 from llm4msr.data.reading import files, pieces
 from llm4msr.data.reading.columns import Rows
 from llm4msr.data.reading.csv_blocks import EmptyFileError
+from llm4msr.data.reading.file_rows import FileRows
 from llm4msr.data.reading.named_columns import Convert, read_named, tables_of
 from llm4msr.data.reading.pieces import Piece
 from llm4msr.data.reading.raw_data import RawData, RawTable
-from llm4msr.data.reading.raw_tables import PieceTable
 from llm4msr.errors import DataError
 
 
@@ -33,7 +33,7 @@ def read(config: SourceConfig) -> RawData:
         StorageError: a file cannot be read.
     """
     folder = storage.path(config.path)
-    return read_named(config.table, lambda name: FileTable(folder, name, config.table.delimiter))
+    return read_named(config.table, lambda name: FileTable(folder, name, config.table))
 
 
 class FileTable:
@@ -41,9 +41,10 @@ class FileTable:
 
     in_order = True
 
-    def __init__(self, folder: UPath, name: str, delimiter: str):
+    def __init__(self, folder: UPath, name: str, columns: TableColumns):
         self.where = str(folder / name if name else folder)
-        self._files, self._delimiter = files.find_files(folder, name), delimiter
+        self._files, self._delimiter = files.find_files(folder, name), columns.delimiter
+        self._orders_are_numbers = not columns.order
         if len(self._files) == 1:
             self.where = str(self._files[0].path)
         self._first: Rows | None = None
@@ -67,7 +68,9 @@ class FileTable:
         """All rows of the files in the order of their names."""
         plan = pieces.plan(self._files, self.first(names))
         read = functools.partial(_read_piece, list(names), self._delimiter, convert, layout)
-        return PieceTable(layout, plan.rows, plan.pieces, read, files.total_size(self._files))
+        reading = repr((names, self._delimiter, convert.args, layout.names, layout.types))
+        size = files.total_size(self._files)
+        return FileRows(layout, plan.rows, plan.pieces, read, size, reading, self._orders_are_numbers)
 
 
 def _read_piece(
