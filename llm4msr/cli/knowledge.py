@@ -67,9 +67,11 @@ def prune(
 
     This config's own version stays. Versions from before the newest list of users to forget (extract.forget) go
     whatever --keep says, so that nothing of these users is left in the store. Prepared data and bundles are not
-    touched: prepare from data without these users, and export again.
+    touched: prepare from data without these users, and export again. Of the raw rows that `prepare` keeps by partition
+    (the folder `shuffle`), those go that this config's prepared data was not made of.
     """
-    from llm4msr import pipeline
+    from llm4msr import pipeline, storage
+    from llm4msr.data import prepare, segments
     from llm4msr.knowledge.prune import prune as prune_versions
 
     loaded = load_config(config, set_)
@@ -79,7 +81,10 @@ def prune(
     report = prune_versions(loaded, current, keep, unfinished, dry_run)
     if report["unfinished"]:
         say(f"  unfinished, kept: {', '.join(report['unfinished'])}; go on with `extract`, or give --unfinished")
-    print(as_json(report))
+    gone = []
+    if prepared := storage.open_output(prepare.folder(loaded)):
+        gone = segments.prune(loaded, prepared.manifest.info.get("segments", ()), dry_run)
+    print(as_json({**report, "segments": gone}))
 
 
 @app.command()
