@@ -47,6 +47,7 @@ def test_partitions_equal_one(source: Path, name: str):
     reports = [info.pop("report") for info in infos]
     for report in reports:
         report.pop("prompt"), report.pop("prompt_of")
+    assert len(infos[1].pop("segments")) == 2  # rows and users
     assert infos[0] == infos[1]
     assert reports[0] == reports[1]
     own = [row["f:user_id"] for row in prepared_table(several, "users").to_pylist()]
