@@ -144,7 +144,7 @@ HOSTILE_PLANS: list[dict[str, object]] = [
 @pytest.mark.parametrize("values", [{}, *HOSTILE_PLANS])
 def test_a_plan_that_names_files_elsewhere_counts_as_none(tmp_path: Path, values: dict[str, object]) -> None:
     reader = {"revision": "r", "frame": "f", "reads": "r", "writes": {}}
-    plan = {"reader": reader, "bases": ["one"], "planned": True, "buckets": [["users", 0, 1]]} | values
+    plan = {"readers": {"users": reader}, "bases": ["one"], "planned": True, "buckets": [["users", 0, 1]]} | values
     storage.write_bytes(storage.path(tmp_path / "work" / "work.json"), json.dumps(plan).encode())
     assert (Work.load(storage.path(tmp_path)) is None) == bool(values)
 
