@@ -1,5 +1,6 @@
 """What the cells of a column look like, in a sample of rows."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,7 @@ import pyarrow.types as types
 from llm4msr.arrays import Column, Floats, strings
 from llm4msr.data.reading.columns import Rows, are_numbers
 from llm4msr.data.reading.order import Order
+from llm4msr.draft import names
 from llm4msr.errors import DataError
 
 Kind = Literal["flag", "whole", "number", "time", "text", "list", "other"]
@@ -141,3 +143,9 @@ def _of_numbers(sample: ColumnSample, held: Column) -> ColumnSample:
         return _with(sample, "flag", low=low, high=high)
     is_whole = bool((numbers == np.floor(numbers)).all())
     return _with(sample, "whole" if is_whole else "number", low=low, high=high)
+
+
+def named(columns: Iterable[ColumnSample], usual: tuple[str, ...]) -> list[ColumnSample]:
+    """Those of the columns that have a usual name, the most usual first."""
+    by_name = {column.name: column for column in columns}
+    return [by_name[name] for name in names.choose(by_name, usual)]

@@ -76,7 +76,8 @@ def _faults(described: Described, name: str, role: str) -> Iterator[str]:
 
 
 def _no_items(roles: Roles, taken: set[str]) -> Iterator[Note]:
-    titles = names.choose((name for name in roles.interactions.columns if name not in taken), names.TITLE)
+    rest = [c.name for c in roles.interactions.columns.values() if c.name not in taken and not c.is_unique]
+    titles = names.choose(rest, names.TITLE) or [name for name in rest if names.has_word(name, ("title", "name"))]
     if titles:
         yield Note(
             f"items is left out: '{titles[0]}' stands in the interactions, and titles are read from a table with one "

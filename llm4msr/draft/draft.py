@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from llm4msr.draft import descriptions, interactions, public, tables
+from llm4msr.draft import descriptions, interactions, public, tables, times
 from llm4msr.draft.guess import Draft, Guess, Note
 from llm4msr.draft.roles import Roles, find_roles
 from llm4msr.draft.samples import Sample, read_samples
@@ -69,6 +69,6 @@ def _faults(roles: Roles, guesses: list[Guess | Note]) -> Iterator[str]:
                 if guess.key in read:
                     read[guess.key](str(guess.value))
                 elif guess.key == "order":
-                    interactions.read_order(rows, str(guess.value))
+                    times.read_order(rows, str(guess.value))
             except DataError as error:
                 yield f"{guess.key}: {error}"

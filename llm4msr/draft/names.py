@@ -17,14 +17,14 @@ USER = _words(
     "userid user uid userkey userno usernumber useridx usr usrid customerid customer customernumber customerno custid "
     "memberid member memberno reviewerid buyerid shopperid clientid visitorid visitor accountid account profileid "
     "subscriberid viewerid listenerid readerid playerid personid personalid patronid householdid msno reviewer buyer "
-    "client viewer username authorid cookieid deviceid anonymousid sessionid session"
+    "client viewer userpseudoid username email authorid cookieid deviceid anonymousid sessionid session"
 )
 ITEM = _words(
     "itemid item iid itemkey itemno parentasin asin productid product productcode prodid skuid sku stockcode goodsid "
     "articleid movieid movie filmid songid trackid track videoid contentid newsid bookid isbn showid gameid appid "
     "recipeid listingid offerid adid postid storyid docid documentid businessid restaurantid venueid poiid locationid "
     "placeid hotelid propertyid jobid courseid artistid albumid podcastid episodeid programid materialid "
-    "creativeid noteid spuid upc ean gtin article video content"
+    "creativeid noteid spuid trackuri itemuri upc ean gtin article video content"
 )
 SCENARIO = _words(
     "scenario scenarioid scene sceneid domain domainid surface channel placement pagetype page screen slot tab feed "
@@ -34,7 +34,8 @@ SCENARIO = _words(
 LABEL = _words(
     "label clicked click isclick isclicked clicks liked like islike isliked target y purchased purchase ispurchase "
     "bought isbuy buy converted conversion isconversion ordered booked watched played completed finished longview "
-    "response responded positive ispositive relevant relevance engaged saved favorite favourite"
+    "response responded positive ispositive relevant relevance engaged saved favorite favourite "
+    "recommended isrecommended"
 )
 STARS = _words(
     "rating ratings stars star score overall reviewscore reviewrating reviewoverall starrating ratingvalue ratingscore "
@@ -48,6 +49,11 @@ ORDER = _words(
     "purchasedate transactiondate transactiontime watchedat playedat viewedat invoicedate reviewtime reviewdate "
     "ratedat date day dt seqpos position pos seq sequence step rank ordernumber order"
 )
+VISIT = _words(
+    "orderid orderno invoice invoiceno invoiceid transactionid transaction basketid cartid receiptid eventid requestid "
+    "impressionid logid rowid recordid reviewid visitid index row id"
+)
+"""What tells rows or visits apart, and neither users nor items."""
 TITLE = _words(
     "title itemtitle producttitle movietitle booktitle tracktitle name itemname productname prodname moviename "
     "trackname songname displayname headline itemtext text caption label shortdescription description summary"
@@ -62,6 +68,12 @@ CONTEXT = _words(
     "region city locale language lang referrer trafficsource network connectiontype appversion"
 )
 """What is known when a list is ranked; what a user did with an item is not."""
+
+
+def has_word(name: str, usual: tuple[str, ...]) -> bool:
+    """Whether one of the words of which the name is made is a usual name, as in `sales_channel_id`."""
+    words = re.findall(r"[a-z]+|[A-Z][a-z]*|[A-Z]+", name)
+    return any(word.lower() in usual for word in words)
 
 
 def plain(name: str) -> str:

@@ -18,6 +18,8 @@ _NEAR_UNIQUE = 0.9
 """Share of different values from which a column is a key, a few of whose values stand twice."""
 _OVERLAP = 0.3
 """Share of the interactions' ids that a file describes, from which it is taken for theirs whatever its names are."""
+_CHANCE = 10
+"""So many different values may be among the ids of another table by chance, as small numbers are."""
 
 
 class Described(NamedTuple):
@@ -47,6 +49,7 @@ def find_roles(samples: Sequence[Sample]) -> Roles:
     Raises:
         DataError: no table has a column of users and one of items.
     """
+    _refuse_apart(samples)
     interactions = max(samples, key=lambda sample: (_points(sample), sample.about))
     others = [sample for sample in samples if sample is not interactions]
     user, item = _find_ids(interactions, others)
@@ -57,9 +60,29 @@ def find_roles(samples: Sequence[Sample]) -> Roles:
     return Roles(interactions, user, item, items, users, unused)
 
 
-def _points(sample: Sample) -> int:
+def _refuse_apart(samples: Sequence[Sample]) -> None:
+    """Refuse tables of which some have users and some have items, as orders and their lines do, but none has both."""
+    has = [(sample, *_has_ids(sample)) for sample in samples]
+    if any(has_user and has_item for _, has_user, has_item in has):
+        return
+    for users in [sample for sample, has_user, _ in has if has_user]:
+        for items in [sample for sample, _, has_item in has if has_item]:
+            if shared := [name for name in users.columns if name in items.columns]:
+                raise DataError(
+                    f"users stand in {users.name} and items in {items.name}: join the two by '{shared[0]}' to one "
+                    "table, in which each row is what one user did with one item"
+                )
+
+
+def _has_ids(sample: Sample) -> tuple[bool, bool]:
+    """Whether it names users and items that stand in several rows."""
     repeated = [column.name for column in sample.columns.values() if _may_be_id(column) and not column.is_unique]
     has_user, has_item = (bool(names.choose(repeated, usual, loosely=True)) for usual in (names.USER, names.ITEM))
+    return has_user, has_item
+
+
+def _points(sample: Sample) -> int:
+    has_user, has_item = _has_ids(sample)
     rest = sum(bool(names.choose(sample.columns, usual)) for usual in (names.ORDER, (*names.LABEL, *names.STARS)))
     return 4 * (has_user and has_item) + 2 * (has_user or has_item) + rest
 
@@ -108,7 +131,7 @@ def _joined(interactions: Sample, columns: Sequence[str], others: Sequence[Sampl
             continue
         for name in columns:
             key, share = _best_key(interactions, name, sample)
-            if share >= _OVERLAP and interactions.columns[name].kind != "flag":
+            if share >= _OVERLAP and _is_fit(interactions, name) and interactions.columns[name].distinct > _CHANCE:
                 used = share * interactions.columns[name].distinct / sample.columns[key].distinct
                 found.append((share * min(used, 1.0), share, name, key, sample.name))
     if not found:
@@ -131,9 +154,9 @@ def _repeated(interactions: Sample, columns: Sequence[str], role: str, is_only: 
 
 
 def _is_fit(sample: Sample, name: str) -> bool:
-    usual = (names.SCENARIO, names.LABEL, names.STARS, names.EVENT, names.ORDER, names.TITLE, names.CATEGORY)
+    others = (*names.SCENARIO, *names.LABEL, *names.STARS, *names.EVENT, *names.ORDER, *names.TITLE, *names.CATEGORY)
     column = sample.columns[name]
-    return not any(names.choose([name], kind) for kind in usual) and column.words < 1.5 and not column.is_epoch
+    return not names.choose([name], (*others, *names.VISIT)) and column.words < 1.5 and not column.is_epoch
 
 
 def _find_described(

@@ -195,7 +195,7 @@ def _check_header(header: list[str], file: SourceFile) -> None:
     for name in filter(str.strip, header):
         require_column(name, header, file.path)
     data = [name for name in header if name.strip() and _is_value(name)]
-    if 2 * len(data) >= len(header):
+    if 2 * len(data) >= len(header) or _is_value(header[0]):
         shown = shorten(", ".join(map(quote, header)), 120)
         raise DataError(
             f"{file.path}: the first line looks like data, not like names of columns: {shown}; "

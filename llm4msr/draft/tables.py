@@ -13,7 +13,7 @@ from llm4msr.data.reading.files import SourceFile
 from llm4msr.errors import DataError, StorageError
 from llm4msr.text import shorten
 
-TEXT_ENDS = (".csv", ".tsv", ".tab", ".psv", ".txt", ".inter", ".item", ".user")
+TEXT_ENDS = (".csv", ".tsv", ".tab", ".psv", ".txt", ".dat", ".data", ".inter", ".item", ".user")
 """Names that a folder's files of text have, `.gz` behind them or not; others in a folder are passed over."""
 _VARIES = re.compile(r"[0-9a-f]{8,}(-[0-9a-f]{4,})*|\d+(-\d+)*", re.IGNORECASE)
 """What tells the files of one table apart: numbers, dates, and what Spark adds to its names."""

@@ -276,11 +276,21 @@ def users_that_are_missing(folder: Path) -> list[str]:
     return [str(folder)]
 
 
+def pages_with_gaps(folder: Path) -> list[str]:
+    write(
+        folder / "visits.csv",
+        ["user_id", "item_id", "page", "clicked", "ts"],
+        [[f"u{r.user}", f"i{r.item}", r.page if r.item else "", r.liked, r.minute] for r in rows()],
+    )
+    return [str(folder)]
+
+
 TO_DECIDE: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
     "no scenario": (stars_with_semicolons, "scenario: ", "column 'scenario' is missing"),
     "two names": (ids_under_two_names, "items: the item is 'id' in items.csv", "column 'item_id' is missing"),
     "twice": (items_that_stand_twice, "items: in items.csv, 1 of the values of ", "stands again in row 25"),
     "times": (times_as_people_write_them, "order: ", "expected a number or a time such as"),
+    "gaps": (pages_with_gaps, "scenario: ", "an id cannot be empty"),
     "no user": (users_that_are_missing, "user: ", "an id cannot be empty"),
 }
 """Shapes of which one thing is left to decide or to mend: what the draft says, and what reading says until then."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.data.prepare import prompt_data
 from llm4msr.draft.draft import draft
@@ -104,6 +105,67 @@ def test_a_label_of_one_class_is_left_out(tmp_path: Path):
     found = draft([str(tmp_path / "e.csv")])
     assert values(found)["negatives"] == 4
     assert "label is left out: 'clicked' is 1 in all rows" in notes(found)
+
+
+def test_a_label_that_is_not_read_is_named(tmp_path: Path):
+    cells = [[f"u{r.user}", f"i{r.item}", r.page, ("no", "yes")[r.liked], r.minute] for r in rows()]
+    shapes.write(tmp_path / "e.csv", ["user_id", "item_id", "page", "clicked", "ts"], cells)
+    found = draft([str(tmp_path / "e.csv")])
+    assert values(found)["negatives"] == 4
+    assert "label is left out: 'clicked' holds 'no', 'yes' and the like" in notes(found)
+
+
+def test_dates_are_known_by_their_look_where_no_name_tells(tmp_path: Path):
+    cells = [[f"u{r.user}", f"i{r.item}", r.page, r.liked, f"{1 + r.minute // 1440}.03.2026 8:00"] for r in rows()]
+    shapes.write(tmp_path / "e.csv", ["Kunde", "Artikel", "Seite", "Gekauft", "Zeit"], cells)
+    found = draft([str(tmp_path / "e.csv")])
+    assert (values(found)["user"], values(found)["item"], values(found)["order"]) == ("Kunde", "Artikel", "Zeit")
+    assert [decision.split(":")[0] for decision in found.decisions] == ["order"]
+
+
+def test_few_different_times_are_cut_within_each_user(tmp_path: Path):
+    cells = [[f"u{r.user}", f"i{r.item}", r.page, r.liked, f"2026-03-0{1 + r.minute // 1440}"] for r in rows()]
+    shapes.write(tmp_path / "e.csv", ["user_id", "item_id", "page", "clicked", "day"], cells)
+    found = draft([str(tmp_path / "e.csv")])
+    assert (values(found)["kind"], values(found)["by"]) == ("time", "user")
+    assert prompt_data(config_of(found), sampler).users == 30
+
+
+def test_files_that_may_be_the_scenarios_are_named_as_such(tmp_path: Path):
+    for name in ("Beauty", "Toys"):
+        cells = [[f"u{r.user}", f"i{r.item}", r.liked, r.minute] for r in rows()]
+        shapes.write(tmp_path / f"{name}.csv", ["user_id", "item_id", "clicked", "ts"], cells)
+    (decision,) = draft([str(tmp_path)]).decisions
+    assert "if each file is a scenario, put each into a folder of its own, such as 'scenario=Beauty'" in decision
+    for name in ("Beauty", "Toys"):
+        (tmp_path / f"scenario={name}").mkdir()
+        (tmp_path / f"{name}.csv").rename(tmp_path / f"scenario={name}" / f"{name}.csv")
+    found = draft([str(tmp_path)])
+    assert found.decisions == []
+    assert prompt_data(config_of(found), sampler).tables["scenarios"].num_rows == 1 + 2
+
+
+def test_users_and_items_in_tables_apart_are_to_be_joined(tmp_path: Path):
+    lines = [[at // 4, f"p{r.item}", r.liked] for at, r in enumerate(rows())]
+    shapes.write(tmp_path / "order_lines.csv", ["order_id", "product_id", "reordered"], lines)
+    shapes.write(
+        tmp_path / "orders.csv", ["order_id", "user_id", "weekday"], [[o, f"u{o % 30}", o % 7] for o in range(150)]
+    )
+    with pytest.raises(
+        DataError, match=r"users stand in orders\.csv and items in order_lines\.csv: join .* 'order_id'"
+    ):
+        draft([str(tmp_path)])
+
+
+def test_files_of_an_object_store_are_looked_at_too(tmp_path: Path):
+    shapes.usual(tmp_path)
+    remote = storage.path("memory://bucket/shop")
+    for file in tmp_path.iterdir():
+        storage.write_bytes(remote / file.name, file.read_bytes())
+    found = draft(["memory://bucket/shop"])
+    assert found.path == "memory://bucket/shop"
+    assert {key: values(found).get(key) for key in EXPECTED["usual"]} == EXPECTED["usual"]
+    assert prompt_data(config_of(found), sampler).users == 30
 
 
 def test_scenarios_that_share_no_user_are_said_to(tmp_path: Path):
