@@ -38,9 +38,12 @@ RAW_USERS = _schema(user_id=pa.string())
 
 RAW_ITEMS = _schema(item_id=pa.string(), title=pa.string())
 
-INTERACTIONS = _schema(user=pa.int64(), item=pa.int64(), scenario=pa.int64(), label=pa.float32(), seen=pa.int64())
+INTERACTIONS = _schema(
+    user=pa.int64(), item=pa.int64(), scenario=pa.int64(), label=pa.float32(), seen=pa.int64(), event=pa.int64()
+)
 """Rows of train, valid and test, besides one int64 column `c:NAME` for each context field. `seen` is the row's place in
-`SEEN`, counted from 1, or that of the row that a negative was drawn for; 0 where knowledge has not seen it."""
+`SEEN`, counted from 1, or that of the row that a negative was drawn for; 0 where knowledge has not seen it. `event` is
+likewise the place in `EVENTS`, counted from 0, which every row has."""
 
 USERS = _schema(user=pa.int64(), user_id=pa.string())
 """Row i is user i, row 0 the unknown user; besides int64 or list<int64> features `f:NAME`, as `ITEMS` has too."""
@@ -95,6 +98,20 @@ SEEN = _schema(
 )
 """The rows that histories are made of: users in the order of `HISTORIES`, each user's rows together, oldest first.
 `before` counts the user's rows that are older than this one, without those of the same moment."""
+
+EVENTS = _schema(
+    user=pa.int64(),
+    item=pa.int64(),
+    scenario=pa.int64(),
+    label=pa.float32(),
+    split=pa.int8(),
+    earlier=pa.int64(),
+    before=pa.int64(),
+)
+"""All rows of `train`, `valid` and `test` but drawn ones: users in the order of `HISTORIES`, then those without a
+history (who may have one number together), each user's rows together, oldest first. `split` is 0, 1 or 2 for those
+tables. `earlier` counts the user's rows above this one, `before` those of them that are of an earlier moment."""
+
 PROMPTS = _schema(id=pa.int64(), raw_id=pa.string(), prompt=pa.string())
 """What the LLM reads of each user, scenario or item; `id` as the prepared data number them."""
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from llm4msr import schema
 from llm4msr.arrays import Array, Column, Ints, Singles
+from llm4msr.data.events import count_earlier
 from llm4msr.data.interactions import inverse, sort_places
 
 MAX_TITLES = 50
@@ -65,20 +66,11 @@ def build(past: Past, user_ids: Column, titles: Column, scenario_ids: list[str])
         "user": rows.user_H,
         "item": rows.item_H,
         "label": rows.label_H,
-        "before": _before(rows, count_U[active]),
+        "before": count_earlier(rows.user_H, rows.order_H)[1],
     }
     seen |= {"scenario": rows.scenario_H, "order": rows.order_H}
     table = pa.Table.from_pydict(columns, schema.HISTORIES)
     return Histories(table, pa.Table.from_pydict(seen, schema.SEEN), inverse(in_order, len(in_order)))
-
-
-def _before(rows: Past, count_L: Ints) -> Ints:
-    """How many rows of the same user are older [N]; `count_L` are the rows of each user, in their order."""
-    place_N = np.arange(len(rows.user_H))
-    is_first_N = np.ones(len(place_N), bool)
-    is_first_N[1:] = (rows.user_H[1:] != rows.user_H[:-1]) | (rows.order_H[1:] != rows.order_H[:-1])
-    first_N = np.maximum.accumulate(np.where(is_first_N, place_N, 0))
-    return first_N - np.repeat(np.cumsum(count_L) - count_L, count_L)
 
 
 def _shelves(rows: Past, line_N: Ints, lines: int, titles: Column, scenario_ids: list[str]) -> "pa.ListArray[Any]":

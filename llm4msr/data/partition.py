@@ -11,7 +11,7 @@ import pyarrow as pa
 from llm4msr import schema
 from llm4msr.arrays import Array, Column, Ints
 from llm4msr.config import Config
-from llm4msr.data import catalogue, histories, negatives, scan, scenarios
+from llm4msr.data import catalogue, events, histories, negatives, scan, scenarios
 from llm4msr.data.histories import Past
 from llm4msr.data.negatives import Drawn
 from llm4msr.data.report import Split
@@ -38,7 +38,7 @@ class Partition(NamedTuple):
 
 
 def build(split: SplitRows, described: pa.Table, place: Place, words: Vocabularies, config: Config) -> Partition:
-    """The tables of a partition; in them `user` and `seen` count from its own first row.
+    """The tables of a partition; in them `user`, `seen` and `event` count from its own first row.
 
     Args:
         split: its rows.
@@ -61,6 +61,7 @@ def build(split: SplitRows, described: pa.Table, place: Place, words: Vocabulari
     lists = words.items[schema.FEATURE + category] if category else None
     seen_R = np.zeros(len(rows), np.int64)
     seen_R[chosen] = liked.place_H + 1
+    timed = events.build(rows, split.split_R, user_R, item_R, scenario_R, liked.table["user"].to_numpy())
     drawn = _draw(split, item_R, scenario_R, place, words, config)
     columns: dict[str, Array] = {
         "user": user_R,
@@ -68,10 +69,11 @@ def build(split: SplitRows, described: pa.Table, place: Place, words: Vocabulari
         "scenario": scenario_R,
         "label": rows.label_R,
         "seen": seen_R,
+        "event": timed.place_R,
     }
     for name, known in words.context.items():
         columns[schema.CONTEXT + name] = number(rows.context[name], pa.array(["", *known]))
-    tables = {"users": users, "histories": liked.table, "seen": liked.seen}
+    tables = {"users": users, "histories": liked.table, "seen": liked.seen, "events": timed.table}
     splits = {}
     for name, code in SPLITS.items():
         negative = np.flatnonzero(split.split_R[drawn.row_N] == code)

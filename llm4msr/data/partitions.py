@@ -3,7 +3,7 @@
 A user's partition is the top bits of a hash of the raw id, so it is the same in every stage and on every day. Tables
 that grow with users or rows (`PARTITIONED`) have a file for each partition; a user there is a place in the partition's
 `users`. In memory a user's number counts on from partition to partition: the rows of `users` in earlier partitions, and
-the place. The same holds for `seen`.
+the place. The same holds for `seen` and `event`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ from llm4msr.hashes import numbers_of as numbers_of
 from llm4msr.schema import TRAIN_GROUP_ROWS
 from llm4msr.storage import GROUP_ROWS, FileRecord, StageOutput, write_table
 
-PARTITIONED = ("users", "train", "valid", "test", "histories", "seen")
+PARTITIONED = ("users", "train", "valid", "test", "histories", "seen", "events")
 
 
 def file_name(table: str, partition: int) -> str:
@@ -88,7 +88,7 @@ def parquet(prepared: StageOutput, table: str, partition: int) -> pq.ParquetFile
 
 
 def read(prepared: StageOutput, table: str, partition: int, columns: list[str] | None = None) -> pa.Table:
-    """A partition's rows; `user` and `seen` are numbers that count over all partitions.
+    """A partition's rows; `user`, `seen` and `event` are numbers that count over all partitions.
 
     Raises:
         StorageError: the file is missing or damaged.
@@ -102,8 +102,8 @@ def read_each(prepared: StageOutput, table: str, columns: list[str] | None = Non
 
 
 def number(prepared: StageOutput, local: pa.Table, partition: int) -> pa.Table:
-    """The same rows of a partition, with numbers that count over all partitions in `user` and `seen`."""
-    for column, table in (("user", "users"), ("seen", "seen")):
+    """The same rows of a partition, with numbers that count over all partitions in `user`, `seen` and `event`."""
+    for column, table in (("user", "users"), ("seen", "seen"), ("event", "events")):
         if partition and column in local.column_names:
             place = local[column]
             counted = pc.add(place, pa.scalar(int(offsets(prepared, table)[partition])))

@@ -13,7 +13,8 @@ from upath import UPath
 from llm4msr.text import shorten
 
 FILES = {
-    "prepare": r"(users|histories|seen|train|valid|test)/p=\d{5}\.parquet|(items|scenarios)\.parquet|fields\.json",
+    "prepare": r"(users|histories|seen|events|train|valid|test)/p=\d{5}\.parquet|(items|scenarios)\.parquet"
+    r"|fields\.json",
     "shuffle": r"rows/p=\d{5}\.parquet",
     "extract": r"(items|scenarios|sums)\.parquet"
     r"|(vectors|index|pooled)/(users|items(_by_[a-z]+)?|scenarios|past)-[\w-]+\.parquet",

@@ -15,10 +15,11 @@ import torch
 
 from llm4msr.arrays import Ints
 from llm4msr.knowledge.store import KnowledgeStore
-from llm4msr.model.inputs import Batch
+from llm4msr.model.inputs import Batch, Past
 from llm4msr.storage import StageOutput
 from llm4msr.training.ahead import ahead
 from llm4msr.training.feature_tables import FeatureTables
+from llm4msr.training.pasts import Pasts
 from llm4msr.training.row_files import Records, RowFiles, Rows
 from llm4msr.training.streams import Streams, Stretch, check_workers
 
@@ -33,10 +34,11 @@ class RowReader:
         prepared: the output of `prepare`.
         split: `train`, `valid` or `test`.
         context: fields whose columns are read too.
+        events: whether the column `event` is.
     """
 
-    def __init__(self, prepared: StageOutput, split: str, context: Sequence[str] = ()):
-        self.files = RowFiles(prepared, split, context)
+    def __init__(self, prepared: StageOutput, split: str, context: Sequence[str] = (), events: bool = False):
+        self.files = RowFiles(prepared, split, context, events)
         self.rows = self.files.rows
 
     def in_file_order(self, size: int, partition: int | None = None) -> Iterator[Rows]:
@@ -147,11 +149,18 @@ def _next_rows(sources: Sequence[_Source], count_TV: Ints) -> Records:
     return records_B.take(np.argsort(batch_B, kind="stable"))
 
 
-def to_batch(rows: Rows, tables: FeatureTables, knowledge: KnowledgeStore | None) -> Batch:
+def to_batch(rows: Rows, tables: FeatureTables, knowledge: KnowledgeStore | None, pasts: Pasts | None = None) -> Batch:
     """The ranker's input: feature slots looked up, each user's vector once (that of a point in time: once a row)."""
     slots_BS = tables.slots(rows.user_B, rows.item_B, rows.scenario_B, rows.context_BC)
+    past = None if pasts is None else _past(rows, tables, pasts)
     if knowledge is None:
-        nobody = torch.zeros((1, 0), dtype=torch.float16)
-        return Batch(slots_BS, rows.scenario_B, torch.zeros_like(rows.user_B), nobody, torch.zeros(1, dtype=torch.bool))
+        nobody, unknown = torch.zeros((1, 0), dtype=torch.float16), torch.zeros(1, dtype=torch.bool)
+        return Batch(slots_BS, rows.scenario_B, torch.zeros_like(rows.user_B), nobody, unknown, past)
     vectors_N, owner_B = torch.unique(knowledge.vector_numbers(rows.user_B, rows.seen_B), return_inverse=True)
-    return Batch(slots_BS, rows.scenario_B, owner_B, *knowledge.lookup(vectors_N))
+    return Batch(slots_BS, rows.scenario_B, owner_B, *knowledge.lookup(vectors_N), past)
+
+
+def _past(rows: Rows, tables: FeatureTables, pasts: Pasts) -> Past:
+    assert rows.event_B is not None
+    item_BN, scenario_BN, liked_BN = (torch.from_numpy(column).long() for column in pasts.before(rows.event_B.numpy()))
+    return Past(rows.item_B, item_BN, tables.item_places(item_BN), scenario_BN, liked_BN > 0)

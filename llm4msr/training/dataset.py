@@ -11,6 +11,7 @@ from llm4msr.model.net import RankerNet
 from llm4msr.storage import StageOutput
 from llm4msr.training.batches import RowReader, to_batch
 from llm4msr.training.feature_tables import FeatureTables
+from llm4msr.training.pasts import Pasts
 from llm4msr.training.row_files import Rows
 
 
@@ -27,26 +28,32 @@ class Dataset:
     tables: FeatureTables
     scenario_names: list[str]
     knowledge: KnowledgeStore | None
+    pasts: Pasts | None = None
+    """For models that match them with candidates."""
 
     @classmethod
     def open(cls, config: Config, prepared: StageOutput, extracted: StageOutput | None) -> "Dataset":
-        """`extracted` is needed unless `model.knowledge` is `none`; the control is applied here."""
+        """`extracted` is needed if the model uses knowledge; the control is applied here."""
         tables = FeatureTables.open(prepared, config.model)
         knowledge = None
-        if config.model.knowledge != "none":
+        if config.model.uses_knowledge:
             assert extracted is not None
             store = KnowledgeStore.open(extracted, prepared)
             store.hides_seen = config.split.history_share < 1
             knowledge = store.with_control(config.model.control, config.seed)
-        return cls(prepared, tables, scenario_names(prepared), knowledge)
+        pasts = None
+        if config.model.match:
+            pasts = Pasts(prepared, config.model.past_events, config.model.past == "fresh")
+        return cls(prepared, tables, scenario_names(prepared), knowledge, pasts)
 
     def rows(self, part: str) -> RowReader:
         """Rows of `train`, `valid` or `test`."""
-        return RowReader(self.prepared, part, [f.name for f in self.tables.fields if f.side == "context"])
+        context = [f.name for f in self.tables.fields if f.side == "context"]
+        return RowReader(self.prepared, part, context, events=self.pasts is not None)
 
     def batch(self, rows: Rows, net: RankerNet) -> Batch:
         """What `net` reads of these rows."""
-        return to_batch(rows, self.tables, self.knowledge if net.uses_users else None)
+        return to_batch(rows, self.tables, self.knowledge if net.uses_users else None, self.pasts)
 
     def new_net(self, config: Config) -> RankerNet:
         """An untrained net; the same seed gives the same embeddings and backbone whatever knowledge is added."""

@@ -1,5 +1,7 @@
 """The places of users', items' and scenarios' features in the embedding table, looked up row by row."""
 
+from itertools import chain
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,6 +30,8 @@ class FeatureTables:
     def __init__(self, fields: list[Field], users: PartitionedRows, items_IS: Ints, scenarios: int):
         self.fields, self.users, self.scenarios = fields, users, scenarios
         self.items_IS = torch.from_numpy(items_IS + slot_starts(fields, "item"))
+        slots = chain.from_iterable([f.name] * f.slots for f in fields if f.side == "item")
+        self._id_places_I = self.items_IS[:, list(slots).index("item_id")].contiguous()
         self.user_slots = len(slot_starts(fields, "user"))
         self.scenario_start = int(slot_starts(fields, "scenario")[0])
         self.context_start = torch.from_numpy(slot_starts(fields, "context"))
@@ -55,6 +59,10 @@ class FeatureTables:
 
         slots = PartitionedRows(partitions.offsets(prepared, "users"), open_partition)
         return cls(fields, slots, np.concatenate(numbers, axis=1), scenarios)
+
+    def item_places(self, items: Tensor) -> Tensor:
+        """int64 of the same shape: places of items' ids in the embedding table, of items' numbers."""
+        return self._id_places_I[items]
 
     def slots(self, user_B: Tensor, item_B: Tensor, scenario_B: Tensor, context_BC: Tensor) -> Tensor:
         """int64 [B, S]: places of the rows' features in the embedding table."""

@@ -21,7 +21,8 @@ OPEN_FILES = 64
 """Files that stay open, and the parsed footer with them: one for each stream."""
 
 Records: TypeAlias = npt.NDArray[np.void]
-"""Rows as bytes, side by side, so that a random one is one access: 28 bytes, and 4 for each context field."""
+"""Rows as bytes, side by side, so that a random one is one access: 28 bytes, 8 for an event, and 4 for each context
+field."""
 
 
 class Rows(NamedTuple):
@@ -34,18 +35,12 @@ class Rows(NamedTuple):
     context_BC: Tensor
     seen_B: Tensor | None = None
     """int64: place in `schema.SEEN`, counted from 1; 0 = not seen; None where it was not read."""
+    event_B: Tensor | None = None
+    """int64: place in `schema.EVENTS`; None where it was not read."""
 
     def take(self, mask_B: Tensor) -> "Rows":
         """The rows of the mask, bool [B]."""
-        seen_B = None if self.seen_B is None else self.seen_B[mask_B]
-        return Rows(
-            self.user_B[mask_B],
-            self.item_B[mask_B],
-            self.scenario_B[mask_B],
-            self.label_B[mask_B],
-            self.context_BC[mask_B],
-            seen_B,
-        )
+        return Rows._make(None if column is None else column[mask_B] for column in self)
 
     def cut(self, first: int, end: int | None, step: int = 1) -> "Rows":
         """Some of the rows, without a copy."""
@@ -54,21 +49,24 @@ class Rows(NamedTuple):
 
 
 class RowFiles:
-    """The files of a split. Users and seen rows have numbers that count over all partitions.
+    """The files of a split. Users, seen rows and events have numbers that count over all partitions.
 
     Args:
         prepared: the output of `prepare`.
         split: `train`, `valid` or `test`.
         context: fields whose columns are read too.
+        events: whether the column `event` is.
     """
 
-    def __init__(self, prepared: StageOutput, split: str, context: Sequence[str]):
+    def __init__(self, prepared: StageOutput, split: str, context: Sequence[str], events: bool = False):
         self.rows_P: list[int] = np.diff(partitions.offsets(prepared, split)).tolist()
         self.rows = sum(self.rows_P)
         self._prepared, self._split, self._context = prepared, split, context
+        tables = {"user": "users", "seen": "seen"} | ({"event": "events"} if events else {})
+        self._offsets = {column: partitions.offsets(prepared, table) for column, table in tables.items()}
         self._dtype = np.dtype(
             [
-                *((name, np.int64) for name in ("user", "seen")),  # numbers that can pass 2^31
+                *((name, np.int64) for name in self._offsets),  # numbers that can pass 2^31
                 *((name, np.int32) for name in ("item", "scenario")),
                 ("label", np.float32),
                 ("context", np.int32, (len(context),)),
@@ -88,7 +86,8 @@ class RowFiles:
             return torch.from_numpy(typed_B[name].astype(dtype))
 
         user_B, item_B, scenario_B = column("user"), column("item"), column("scenario")
-        return Rows(user_B, item_B, scenario_B, column("label", np.float32), column("context"), column("seen"))
+        rest = column("label", np.float32), column("context"), column("seen")
+        return Rows(user_B, item_B, scenario_B, *rest, column("event") if "event" in self._offsets else None)
 
     def group_sizes(self, partition: int) -> Ints:
         """Rows of each row group of a partition's file: int64 [G]."""
@@ -122,12 +121,9 @@ class RowFiles:
 
     def _count_on(self, records_B: Records, partition: int) -> None:
         """Turn places in a partition into numbers that count over all."""
-        records_B["user"] += self._offsets["users"][partition]
-        records_B["seen"] += (records_B["seen"] > 0) * self._offsets["seen"][partition]
-
-    @functools.cached_property
-    def _offsets(self) -> dict[str, Ints]:
-        return {table: partitions.offsets(self._prepared, table) for table in ("users", "seen")}
+        for column, offset_P in self._offsets.items():
+            is_counted_B = records_B["seen"] > 0 if column == "seen" else True  # 0 = not seen
+            records_B[column] += is_counted_B * offset_P[partition]
 
 
 def _numbers(column: Column, dtype: "np.dtype[Any]") -> Array:

@@ -16,8 +16,10 @@ class ByRawId(NamedTuple):
     histories: dict[str, tuple[int, list[Any]]]
     seen: dict[str, list[tuple[Any, ...]]]
     """Of each user (item, label, before, scenario, order), oldest first."""
+    events: dict[str, list[tuple[Any, ...]]]
+    """Of each user (item, scenario, label, split, earlier, before), oldest first; those of unknown users sorted."""
     splits: dict[str, list[tuple[Any, ...]]]
-    """Sorted (user, item, scenario, label, context..., place among the user's seen rows or -1)."""
+    """Sorted (user, item, scenario, label, context..., place among the user's seen rows or -1, and its event)."""
 
 
 def read(output: StageOutput) -> ByRawId:
@@ -32,6 +34,20 @@ def read(output: StageOutput) -> ByRawId:
         own = seen.setdefault(users[row["user"]], [])
         places.append((users[row["user"]], len(own)))
         own.append((items[row["item"]], row["label"], row["before"], scenarios[row["scenario"]], row["order"]))
+    events: dict[str, list[tuple[Any, ...]]] = {}
+    at_event = []
+    for row in tables["events"].to_pylist():
+        told = (
+            items[row["item"]],
+            scenarios[row["scenario"]],
+            row["label"],
+            row["split"],
+            row["earlier"],
+            row["before"],
+        )
+        events.setdefault(users[row["user"]], []).append(told)
+        at_event.append((users[row["user"]], told))
+    events.get("", []).sort()
     splits = {}
     for name in SPLITS:
         splits[name] = []
@@ -41,7 +57,10 @@ def read(output: StageOutput) -> ByRawId:
                 owner, place = places[row["seen"] - 1]
                 assert owner == user
             context = [["", *words][row[f"c:{key}"]] for key, words in fields["context"].items()]
-            splits[name].append((user, items[row["item"]], scenarios[row["scenario"]], row["label"], *context, place))
+            owner, event = at_event[row["event"]]
+            assert owner == user
+            told = (user, items[row["item"]], scenarios[row["scenario"]], row["label"], *context, place, event)
+            splits[name].append(told)
         splits[name].sort()
     return ByRawId(
         {row["user_id"]: _features(row, fields["user"], "user") for row in tables["users"].to_pylist()},
@@ -49,6 +68,7 @@ def read(output: StageOutput) -> ByRawId:
         tables["scenarios"].to_pylist(),
         {row["user_id"]: (row["interactions"], row["history"]) for row in tables["histories"].to_pylist()},
         seen,
+        events,
         splits,
     )
 

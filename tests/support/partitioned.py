@@ -35,9 +35,10 @@ def split(data: StageOutput, folder: Any, total: int) -> StageOutput:
     home_N[0] = 0
     place_N, home_S = _places(home_N), home_N[tables["seen"]["user"].to_numpy()]
     place_S = np.r_[0, _places(home_S) + 1]  # 0: not seen
+    place_E = _places(home_N[tables["events"]["user"].to_numpy()])
 
     def renumber(table: pa.Table) -> pa.Table:
-        for name, places in (("user", place_N), ("seen", place_S)):
+        for name, places in (("user", place_N), ("seen", place_S), ("event", place_E)):
             if name in table.column_names:
                 at = table.column_names.index(name)
                 table = table.set_column(at, name, pa.array(places[table[name].to_numpy()]))
@@ -73,11 +74,11 @@ def _places(home_R: Ints) -> Ints:
 
 
 def rows_by_raw_id(data: StageOutput, name: str) -> pa.Table:
-    """A table of all partitions with `user_id` for `user`, without `seen`, sorted by all flat columns."""
+    """A table of all partitions with `user_id` for `user`, without `seen` and `event`, sorted by all flat columns."""
     users = pa.concat_tables(partitions.read_each(data, "users", ["user_id"]))["user_id"]
     table = pa.concat_tables(partitions.read_each(data, name))
     table = table.set_column(0, "user", users.take(table["user"]))
-    table = table.drop_columns([column for column in ("seen",) if column in table.column_names])
+    table = table.drop_columns([column for column in ("seen", "event") if column in table.column_names])
     flat = [field.name for field in table.schema if not pa.types.is_nested(field.type)]
     return table.take(pc.sort_indices(table, [(column, "ascending") for column in flat])).combine_chunks()
 

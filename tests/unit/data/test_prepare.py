@@ -90,9 +90,13 @@ def test_nothing_of_validation_and_test_rows_reaches_a_prompt_a_vocabulary_or_a_
 
     one, two = prepare(before), prepare(after)
     np.testing.assert_array_equal(parts_of(changed, after) != split.TRAIN, later)
-    for name in ("fields.json", "scenarios.parquet", "histories/p=00000.parquet", "train/p=00000.parquet"):
+    for name in ("fields.json", "scenarios.parquet", "histories/p=00000.parquet"):
         first, second = (storage.read_bytes(output.folder / name) for output in (one, two))
         assert first == second, name
+    events = [table(output, "events") for output in (one, two)]
+    for trained, timed in zip(trains := [table(output, "train") for output in (one, two)], events, strict=True):
+        assert set(timed["split"].take(trained["event"]).to_pylist()) == {split.TRAIN}
+    assert trains[0].drop_columns("event").equals(trains[1].drop_columns("event"))
     assert rendered(before, one) == rendered(after, two)
     assert "secret" not in json.dumps(rendered(after, two)).lower()
     test_of_one, test_of_two = (storage.read_bytes(output.folder / "test/p=00000.parquet") for output in (one, two))
@@ -193,6 +197,7 @@ def test_unknown_ids_of_later_rows_are_zero(small: Config):
         "scenario": [1],
         "label": [1],
         "seen": [0],
+        "event": [9],
         "c:device": [0],
     }
     assert table(output, "test").to_pydict() == {
@@ -201,6 +206,7 @@ def test_unknown_ids_of_later_rows_are_zero(small: Config):
         "scenario": [0],
         "label": [0],
         "seen": [0],
+        "event": [4],
         "c:device": [1],
     }
 
@@ -414,6 +420,7 @@ def test_counts_are_in_the_manifest(small: Config):
         "scenarios": 2,
         "histories": 2,
         "seen": 8,
+        "events": 10,
         "train": 8,
         "valid": 1,
         "test": 1,

@@ -146,6 +146,7 @@ def reference(rows: list[Row], items: dict[str, list[str]], users: dict[str, str
             ]
             for user, own in seen.items()
         },
+        events(used, people, titles, trained),
         {name: sorted(told(row, people, titles, trained) for row in used if row["split"] == name) for name in SPLITS},
     )
 
@@ -156,7 +157,22 @@ SPLITS = ("train", "valid", "test")
 def told(row: Row, people: dict[str, Any], titles: dict[str, str], trained: dict[str, set[str]]) -> tuple[Any, ...]:
     scenario, device = (row[name] if row[name] in trained[name] else "" for name in ("scenario", "device"))
     user, item = row["user"] if row["user"] in people else "", row["item"] if row["item"] in titles else ""
-    return (user, item, scenario, row["label"], device, row.get("place", -1))
+    return (user, item, scenario, row["label"], device, row.get("place", -1), row["event"])
+
+
+def events(rows: list[Row], people: dict[str, Any], titles: dict[str, str], trained: dict[str, set[str]]) -> Row:
+    """Each row's event as `event`, and those of each user."""
+    of_user, whole = defaultdict(list), defaultdict(list)
+    for row in sorted(rows, key=lambda row: row["time"]):
+        of_user[row["user"]].append(row)
+    for user, own in of_user.items():
+        for at, row in enumerate(own):
+            before = sum(other["time"] < row["time"] for other in own)
+            item, scenario = row["item"] in titles, row["scenario"] in trained["scenario"]
+            kind = (row["item"] * item, row["scenario"] * scenario, row["label"], SPLITS.index(row["split"]))
+            row["event"] = (*kind, at, before)
+            whole[user if user in people else ""].append(row["event"])
+    return {user: own if user else sorted(own) for user, own in whole.items()}
 
 
 def history(own: list[Row], titles: dict[str, str]) -> list[Row]:

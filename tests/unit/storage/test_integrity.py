@@ -63,11 +63,12 @@ def readers(world: World) -> dict[str, Callable[[StageOutput], Any]]:
         **{part: batches(world, part) for part in ("train", "valid", "test")},
         "histories": lambda output: slice_rows(output, "histories/p=00000.parquet", 0, 5),
         "seen": lambda output: slice_rows(output, "seen/p=00000.parquet", 3, 9),
+        "events": lambda output: output.table("events/p=00000.parquet"),
     }
 
 
 @pytest.mark.parametrize(
-    "name", ["users", "items", "scenarios", "fields", "train", "valid", "test", "histories", "seen"]
+    "name", ["users", "items", "scenarios", "fields", "train", "valid", "test", "histories", "seen", "events"]
 )
 def test_prepared_data(world: World, tmp_path: Path, name: str) -> None:
     file = partitions.file_name(name, 0) if name in partitions.PARTITIONED else f"{name}.parquet"

@@ -44,6 +44,7 @@ def publish(folder: Path, rows_P: list[int], group_rows: int = 8, label: npt.Arr
             "scenario": number % 3,
             "label": label[number].astype(np.float32),
             "seen": np.where(number % 4, local + 1, 0),
+            "event": local,
             "c:device": number % 5,
             "c:hour": number % 7,
         }
@@ -51,6 +52,7 @@ def publish(folder: Path, rows_P: list[int], group_rows: int = 8, label: npt.Arr
             "train": pa.table(columns | {"ignored": ["x"] * len(local)}),
             "users": pa.table({"user": local}),
             "seen": pa.table({"user": local}),
+            "events": pa.table({"user": local}),
         }
         for name, table in tables.items():
             file = partitions.file_name(name, partition)
@@ -68,7 +70,7 @@ def block_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture(scope="module", params=PARTITIONS)
 def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RowReader:
     output = publish(tmp_path_factory.mktemp("rows"), SIZES[request.param])
-    return RowReader(output, "train", ["device", "hour"])
+    return RowReader(output, "train", ["device", "hour"], events=True)
 
 
 def users(batches: Iterator[tuple[Rows, int]]) -> list[list[int]]:
@@ -92,7 +94,7 @@ def test_each_row_comes_exactly_once_and_only_the_last_batch_is_small(reader: Ro
 
 
 def test_columns_stay_together_and_have_their_types(reader: RowReader):
-    """`user` and `seen` are places in a partition's file, and numbers that count over all partitions in a batch."""
+    """`user`, `seen` and `event` are places in a partition's file, and count over all partitions in a batch."""
     for rows, _ in reader.batches(100, 1):
         number = rows.user_B
         assert torch.equal(rows.item_B, 10 * number)
@@ -100,6 +102,7 @@ def test_columns_stay_together_and_have_their_types(reader: RowReader):
         assert torch.equal(rows.label_B, (number % 2).float())
         assert torch.equal(rows.context_BC, torch.stack([number % 5, number % 7], dim=1))
         assert torch.equal(rows.seen_B, torch.where(number % 4 > 0, number + 1, 0))
+        assert torch.equal(rows.event_B, number)
         assert rows.label_B.dtype == torch.float32
         assert {column.dtype for i, column in enumerate(rows) if i != 3} == {torch.int64}
 
@@ -107,6 +110,7 @@ def test_columns_stay_together_and_have_their_types(reader: RowReader):
 def test_without_context_fields_there_is_no_context(tmp_path: Path):
     rows, _ = next(RowReader(publish(tmp_path, [30]), "train").batches(10, 1))
     assert rows.context_BC.shape == (10, 0)
+    assert rows.event_B is None
 
 
 def test_in_file_order_rows_come_as_they_lie(reader: RowReader):

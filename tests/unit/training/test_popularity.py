@@ -23,7 +23,7 @@ def rows(count: int, seed: int, scenarios: int = 4) -> pd.DataFrame:
     item, scenario = rng.geometric(0.05, count).clip(0, 60), rng.integers(scenarios, size=count)
     label = rng.random(count) < 0.2 + 0.15 * scenario + 0.3 * (item < 10)
     columns = {"user": rng.integers(1, 30, count), "item": item, "scenario": scenario, "label": label.astype("float32")}
-    return pd.DataFrame(columns | {"seen": 0})
+    return pd.DataFrame(columns | {"seen": 0, "event": 0})
 
 
 def published(folder: Path, train: pd.DataFrame, test: pd.DataFrame, rows_per_group: int = 100) -> StageOutput:
