@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from llm4msr.config.section import Key, Section
 
-ItemVectors = Literal["llm", "words", "random", "shuffled"]
+ItemVectors = Literal["llm", "encoder", "words", "random", "shuffled"]
 
 
 class ExtractConfig(Section):
@@ -15,12 +15,16 @@ class ExtractConfig(Section):
     reads: Literal["users", "items"] = "users"
     """Each user's history in one prompt, as in the paper; or each item alone, once, and a user's vector is pooled from
     those of the items in the history. That costs LLM time per item, and new rows of old items cost none."""
-    item_vectors: ItemVectors = "llm"
-    """For `reads = "items"`: where their vectors come from. The LLM (`llm`); counts of the `words` in titles and
-    features, which need no LLM at all and are what it has to beat; or a control: `random` numbers show what the
-    histories bring without any text, and with `shuffled` each item has what the LLM says of another one."""
+    item_vectors: ItemVectors | Annotated[tuple[ItemVectors, ...], Field(min_length=1)] = "llm"
+    """For `reads = "items"`: where their vectors come from. The LLM (`llm`); a sentence `encoder`; counts of the
+    `words` in titles and features, which need no model at all and are what one has to beat; or a control: `random`
+    numbers show what the histories bring without any text, and with `shuffled` each item has what the LLM says of
+    another one. A list, such as `["llm", "words"]`, sets them side by side: `pool_dim` components of each."""
+    encoder: str = ""
+    """For `item_vectors = "encoder"`: a sentence encoder in Hugging Face's layout, named as `model` is. It reads an
+    item's title and features, and their vector is the mean over all tokens."""
     pool_dim: int = Field(64, ge=1)
-    """How many principal components of the items' vectors are pooled."""
+    """How many principal components of the items' vectors are pooled, of each source."""
     point_in_time: bool = False
     """For `reads = "items"`: a training row sees its user's vector as it was before that row, so that no vector knows
     the label of its row. Later rows, and serving, see the whole history."""
@@ -92,12 +96,22 @@ class ExtractConfig(Section):
     @property
     def sources(self) -> tuple[str, ...]:
         """Where items' vectors come from, one beside the other."""
-        return (self.item_vectors,)
+        return (self.item_vectors,) if isinstance(self.item_vectors, str) else self.item_vectors
 
     @model_validator(mode="after")
     def _check_points_in_time_are_pooled(self) -> Self:
         if self.point_in_time and self.reads != "items":
             raise ValueError("point_in_time is for reads = 'items'; a prompt for each training row would be asked")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> Self:
+        if len({*self.sources}) < len(self.sources):
+            raise ValueError(f"item_vectors = {list(self.sources)}: each only once")
+        if self.reads == "users" and self.item_vectors != "llm":
+            raise ValueError(f"item_vectors = {self.item_vectors!r} is for reads = 'items'")
+        if "encoder" in self.sources and not self.encoder:
+            raise ValueError("item_vectors = 'encoder' needs a model in extract.encoder: a folder, a URI or a hub id")
         return self
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ class AskLLM:
     @cached_property
     def engine(self) -> Engine:
         """Opened with the first shard: Ray passes on a failed call's error whole, a failed actor's only as text."""
-        return open_engine(self.config.extract, self.task)
+        return open_engine(self.config.extract, self.task, self.pass_.source == "encoder")
 
     @cached_property
     def revision(self) -> str:
@@ -90,7 +90,7 @@ class AskLLM:
         columns["error"] = pa.array(errors, pa.string())
         part = self.pass_.write(name, pa.Table.from_pydict(columns))
         counts, seconds = Counts.of(errors), time.monotonic() - begun
-        spent = Spent(sum(map(len, tokens)), cached, seconds, time.process_time() - cores, with_interests)
+        spent = Spent(sum(map(len, _distinct(tokens))), cached, seconds, time.process_time() - cores, with_interests)
         rows = {"ok": counts.rows - counts.failed, "failed": counts.failed - counts.empty, "skipped": counts.empty}
         self.meters.count(rows, spent.tokens, cached, seconds)
         summary = {"file": name} | part.model_dump() | counts._asdict() | spent._asdict()
@@ -120,15 +120,16 @@ class AskLLM:
         return answers
 
     def _embed(self, tokens: list[list[int]], errors: list[str]) -> Halves:
-        """The vector of each good row, zeros for the others: float16 [N, D]."""
+        """The vector of each good row, zeros for the others: float16 [N, D]. Rows of the same tokens are read once."""
         vectors_ND = np.zeros((len(tokens), self.engine.width), np.float16)
 
         def embed(rows: list[int]) -> Halves:
             with np.errstate(over="ignore"):
-                halves = self.engine.vectors([tokens[row] for row in rows]).astype(np.float16)
+                distinct = _distinct([tokens[row] for row in rows])
+                halves = self.engine.vectors([*map(list, distinct)]).astype(np.float16)
             if not np.isfinite(halves).all():
                 raise FloatingPointError("the hidden state is not finite in float16")
-            return halves
+            return halves[[distinct[tuple(tokens[row])] for row in rows]]
 
         _fill(vectors_ND, errors, embed)
         return vectors_ND
@@ -150,6 +151,11 @@ def _tokenize(tokenizer: PromptTokenizer, prompts: list[str], answers: list[str]
         except Exception as error:  # whatever one prompt does, the others go on
             errors[row] = _message(error)
     return tokens
+
+
+def _distinct(tokens: Sequence[list[int]]) -> dict[tuple[int, ...], int]:
+    """Each different list of tokens, and which in their order it is."""
+    return {ids: at for at, ids in enumerate(dict.fromkeys(map(tuple, tokens)))}
 
 
 def _good_rows(errors: Sequence[str]) -> list[int]:

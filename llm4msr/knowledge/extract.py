@@ -55,7 +55,11 @@ def extract(config: Config, data: StageOutput) -> StageOutput:
     revisions = [source.revision() for source in named]
     revision, pinned = _joined(revisions), [source.pin() for source in named]
     inputs = {"prepare": data.manifest.fingerprint, "model": model_name(config), "revision": revision}
-    inputs |= {"pinned": _joined(source.model for source in pinned)} if pinned != named else {}
+    inputs |= (
+        {"pinned": _joined(source.model for source in pinned)}
+        if [s.model for s in pinned] != [s.model for s in named]
+        else {}
+    )
     settings = config.model_dump(include={"extract"})
 
     def build(folder: UPath) -> StageResult:

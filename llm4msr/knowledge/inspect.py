@@ -129,7 +129,7 @@ def verify(config: Config, output: StageOutput, sample: int = 16) -> VerifyRepor
     for raw_id, prompt, fingerprint in zip(raw_ids, prompts, strings(rows["fingerprint"]), strict=True):
         if templates.fingerprint(prompt, reads) != fingerprint:
             raise StorageError(f"{output.folder}: '{raw_id}' has a fingerprint that is not its prompt's")
-    engine = open_engine(source.extract, "vectors")
+    engine = open_engine(source.extract, "vectors", source.name == "encoder")
     answers = strings(rows["answer"]) if config.extract.pooling == "answer" else [""] * len(rows)
     again_NZ = engine.vectors([tokenizer(*texts) for texts in zip(prompts, answers, strict=True)])
     stored_NZ = to_matrix(rows["vector"]).astype(np.float64)
@@ -153,7 +153,7 @@ def _asked(config: Config) -> tuple[Source, str]:
     for source in sources(config.extract):
         for kind in source.kinds:
             if source.name != "words" and kind != "scenarios":
-                return source, kind
+                return source.pin(), kind
     raise ConfigError(f"extract.item_vectors = '{config.extract.item_vectors}': no model read the items")
 
 

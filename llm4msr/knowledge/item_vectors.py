@@ -38,7 +38,7 @@ class ItemVectors(NamedTuple):
 
 
 def make(config: Config, folder: UPath, trained_I: Bools, groups: Mapping[str, Sequence[RowGroup]]) -> ItemVectors:
-    """The vectors that `extract.item_vectors` names.
+    """The vectors of the sources that `extract.item_vectors` names, side by side.
 
     Args:
         config: the run's.
@@ -49,8 +49,15 @@ def make(config: Config, folder: UPath, trained_I: Bools, groups: Mapping[str, S
     Raises:
         StorageError: no item has a vector.
     """
-    (source,), dim = config.extract.sources, config.extract.pool_dim
-    rng = np.random.default_rng(_SEED)
+    parts = [_of_source(source, config, folder, trained_I, groups) for source in config.extract.sources]
+    vectors, known = zip(*parts, strict=True)
+    return ItemVectors(np.concatenate(vectors, axis=1), np.any(known, axis=0))
+
+
+def _of_source(
+    source: str, config: Config, folder: UPath, trained_I: Bools, groups: Mapping[str, Sequence[RowGroup]]
+) -> ItemVectors:
+    rng, dim = np.random.default_rng(_SEED), config.extract.pool_dim
     if source == "random":
         vectors_ID, known_I = rng.standard_normal((len(trained_I), dim), np.float32), trained_I
     else:

@@ -36,8 +36,8 @@ class Reader(BaseModel):
             "users": f"{text} interests" if everyone else "",
             "items": text if everyone else "",
             "scenarios": text if e.answers != "none" else "",
-            "items_by_encoder": "",
         }
+        writes |= {"items_by_encoder": "", "scenarios": ""} if source == "encoder" else {}
         answer = f" {writes['users'] or text}" if e.pooling == "answer" else ""
         weights = f"{e.dtype} {e.quantization}".strip()
         reads = f"{revision} {frame} {e.pooling} {weights}{answer}"

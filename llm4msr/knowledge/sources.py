@@ -24,6 +24,8 @@ ITEM_KINDS: dict[str, str] = {
     "words": "items_by_words",
 }
 """The kind of rows that holds the vectors of items by where they come from (`extract.item_vectors`)."""
+PADDING_POSITIONS = 2
+"""Some encoders count the places of a text from here on."""
 TextsOfItems = Callable[[], Sequence[str]]
 """Gives what data says of each item in training rows."""
 
@@ -62,11 +64,14 @@ class Source(NamedTuple):
             soundness.check_positions(self.extract, model)
 
     def pin(self) -> "Source":
-        """The same for all other machines: a hub's model is named with its commit."""
+        """The same for all machines: a hub's model is named with its commit; an encoder gets texts that it can read."""
         if self.name == "words":
             return self
-        name = models.pin(self.extract.model, models.resolve(self.extract.model))
-        return self._replace(extract=self.extract.model_copy(update={"model": name}))
+        folder = models.resolve(self.extract.model)
+        exact: dict[str, object] = {"model": models.pin(self.extract.model, folder)}
+        if self.name == "encoder" and (most := soundness.positions(folder)):
+            exact["max_prompt_tokens"] = min(self.extract.max_prompt_tokens, most - PADDING_POSITIONS)
+        return self._replace(extract=self.extract.model_copy(update=exact))
 
     def reads_own_text(self, kind: str) -> bool:
         """Whether it reads what data says of a row and nothing else, which a mean over all tokens allows."""
@@ -97,6 +102,9 @@ def sources(e: ExtractConfig) -> list[Source]:
     found = []
     if "items" in kinds or not kinds:  # random numbers alone: the LLM reads the scenarios
         found.append(Source("llm", e, tuple(kind for kind in kinds if kind == "items")))
+    if "encoder" in kinds.values():
+        change = {"model": e.encoder, "pooling": "mean", "answers": "none", "quantization": "", "tensor_parallel": 1}
+        found.append(Source("encoder", e.model_copy(update=change), (ITEM_KINDS["encoder"],)))
     if "words" in kinds.values():
         found.append(Source("words", e, (ITEM_KINDS["words"],)))
     return [found[0]._replace(kinds=(*found[0].kinds, "scenarios")), *found[1:]]

@@ -180,7 +180,8 @@ def match_bucket(batch: pa.Table, folder_uri: str, rows: int) -> pa.Table:
         storage.write_table(work / "kept" / bucket.file, kept)
     left = prompts.filter(pc.invert(pc.is_in(prompts["key"], value_set=kept["key"]))).drop_columns(["hash"])
     left = left.append_column("length", pc.utf8_length(left["prompt"]))
-    left = left.sort_by([("length", "ascending"), ("raw_id", "ascending")]).drop_columns(["length"])
+    left = left.sort_by([("length", "ascending"), ("fingerprint", "ascending"), ("raw_id", "ascending")])
+    left = left.drop_columns(["length"])  # those of the same text lie together, and are read once
     groups = [left.slice(start, rows) for start in range(0, len(left), rows)]
     shards = []
     for number, group in enumerate(groups):

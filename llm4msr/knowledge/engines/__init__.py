@@ -18,8 +18,8 @@ def engine_name(config: ExtractConfig) -> str:
     return "vllm" if importlib.util.find_spec("vllm") else "transformers"
 
 
-def open_engine(config: ExtractConfig, task: Task = "vectors") -> Engine:
-    """Load the configured model with the configured engine, ready for this task.
+def open_engine(config: ExtractConfig, task: Task = "vectors", encoder: bool = False) -> Engine:
+    """Load the configured model, an LLM or an `encoder`, with the configured engine, ready for this task.
 
     Raises:
         ConfigError: a setting is not the engine's, or prompts may be longer than the model can read.
@@ -35,7 +35,7 @@ def open_engine(config: ExtractConfig, task: Task = "vectors") -> Engine:
     soundness.check_model(folder)
     soundness.check_positions(config, folder)
     try:
-        return _load(config, name, folder, task)
+        return _load(config, name, folder, task, encoder)
     except LLM4MSRError:
         raise
     except Exception as error:
@@ -45,7 +45,7 @@ def open_engine(config: ExtractConfig, task: Task = "vectors") -> Engine:
         ) from error
 
 
-def _load(config: ExtractConfig, name: str, folder: Path, task: Task) -> Engine:
+def _load(config: ExtractConfig, name: str, folder: Path, task: Task, encoder: bool) -> Engine:
     pooling: Pooling = "last" if config.pooling == "answer" else config.pooling
     if name == "vllm":
         from llm4msr.knowledge.engines.vllm import VllmEngine
@@ -54,7 +54,7 @@ def _load(config: ExtractConfig, name: str, folder: Path, task: Task) -> Engine:
         return VllmEngine(folder, pooling, config.dtype, max_tokens, task, config.tensor_parallel, config.quantization)
     from llm4msr.knowledge.engines.transformers import TransformersEngine
 
-    return TransformersEngine(folder, pooling, config.dtype)
+    return TransformersEngine(folder, pooling, config.dtype, encoder)
 
 
 def open_tokenizer(config: ExtractConfig, own_text: bool = False) -> PromptTokenizer:

@@ -15,7 +15,7 @@ from llm4msr.knowledge.engines import models
 _POINTER = b"version https://git-lfs"
 _WEIGHTS = {".safetensors", ".bin", ".gguf", ".pt"}
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+_POSITIONS = ("max_seq_length", "max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
 
 
 def check_model(folder: Path) -> None:
@@ -55,9 +55,15 @@ def parameters(folder: Path) -> int:
 
 
 def positions(folder: Path) -> int:
-    """How many tokens the model can read, as its config.json says; 0 if it does not."""
-    config = _read_json(folder / "config.json")
-    for section in (config, config.get("text_config") or {}):
+    """How many tokens the model can read, as its config.json says, or is meant to, if less; 0 if neither is said."""
+    trained = folder / "sentence_bert_config.json"
+    meant = _positions(_read_json(trained)) if trained.exists() else 0
+    can = _positions(_read_json(folder / "config.json"))
+    return min(can, meant) if can and meant else can or meant
+
+
+def _positions(config: Any) -> int:
+    for section in (config, config.get("text_config") or {}) if isinstance(config, dict) else ():
         for key in _POSITIONS:
             if isinstance(section, dict) and isinstance(section.get(key), int) and section[key] > 0:
                 return int(section[key])

@@ -62,6 +62,8 @@ class PromptTokenizer:
         self._before, self._after = self._read_frame(folder)
         added = self.tokenizer.added_tokens_decoder.items()
         self._controls = {number: str(token) for number, token in added if _is_control(str(token), token.special)}
+        if not framed:  # an encoder's vocabulary has not every letter, and what it has not is no control token
+            self._controls = {number: text for number, text in self._controls.items() if not self._is_unknown(text)}
         self._frame_controls = lru_cache(64)(self._find_frame_controls)
         self._frame_ids, self._spelling = lru_cache(64)(self._find_frame_ids), lru_cache(1 << 12)(self._spell)
 
@@ -127,6 +129,10 @@ class PromptTokenizer:
             )
         before, _, after = first.partition(_PLACEHOLDER)
         return before, after
+
+    def _is_unknown(self, text: str) -> bool:
+        """Whether this token stands for what the vocabulary has not, and for nothing else."""
+        return [name for name, token in self.tokenizer.special_tokens_map.items() if token == text] == ["unk_token"]
 
     def _split(self, prompt: str) -> tuple[str, str]:
         """The user's message, and what the template begins the answer with."""

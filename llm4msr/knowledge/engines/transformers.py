@@ -6,7 +6,7 @@ from typing import assert_never
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from llm4msr.arrays import Singles
 from llm4msr.errors import StorageError
@@ -16,6 +16,8 @@ from llm4msr.knowledge.engines.base import REPETITION_PENALTY, JsonSchema, Pooli
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of a padded batch, padding included: more is slower on a CPU, and fewer leave a GPU idle."""
 BATCH_ANSWERS = 16
+_POOLER = "pooler."
+"""What some encoders make of their first token's state: it is not read here, and not every encoder has it."""
 
 
 class TransformersEngine:
@@ -24,15 +26,15 @@ class TransformersEngine:
     Shape suffixes: B prompts of a batch, T tokens of its longest prompt, D width of the hidden state.
     """
 
-    def __init__(self, folder: Path, pooling: Pooling, dtype: str):
-        """Load the model in `folder` with weights of `dtype`, a name in `torch`.
+    def __init__(self, folder: Path, pooling: Pooling, dtype: str, encoder: bool = False):
+        """Load the model in `folder` with weights of `dtype`, a name in `torch`; an `encoder` cannot answer.
 
         Raises:
             StorageError: weights are missing, or of other shapes than config.json says.
         """
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         with models.quiet():
-            loaded = AutoModelForCausalLM.from_pretrained(
+            loaded = (AutoModel if encoder else AutoModelForCausalLM).from_pretrained(
                 folder,
                 dtype=getattr(torch, dtype),
                 output_loading_info=True,
@@ -46,7 +48,8 @@ class TransformersEngine:
                 f"{folder}: the weights {name} are {list(shape)}, and config.json says {list(expected)} "
                 f"({len(other)} differ); config.json and weights are of two models: copy it again"
             )
-        if missing := sorted(loaded[1]["missing_keys"]):  # transformers would make them up
+        missing = sorted(key for key in loaded[1]["missing_keys"] if not (encoder and key.startswith(_POOLER)))
+        if missing:  # transformers would make them up
             raise StorageError(f"{folder}: no weights for {missing[0]} ({len(missing)} are missing); copy it again")
         self.model.eval().to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -104,6 +104,18 @@ def test_vectors_are_the_engines_and_bad_rows_are_told(
     assert table["answer"].to_pylist() == [""] * 5
 
 
+def test_rows_of_the_same_text_are_read_once(config: Config, prompted: pa.Table, tmp_path: Path):
+    texts = ["likes tea", "likes coffee and cake", "likes tea", "likes tea", "likes nothing"]
+    rows = prompted.set_column(2, "prompt", pa.array(texts)).set_column(4, "error", pa.array([""] * 5))
+    summary, table = ask(config, "vectors", tmp_path / "out", rows)
+    lengths = table["tokens"].to_pylist()
+    assert summary["tokens"] == lengths[0] + lengths[1] + lengths[4]
+    tokenizer = PromptTokenizer(Path(config.extract.model), 60)
+    each = engine(config).vectors([tokenizer(text) for text in texts])
+    np.testing.assert_allclose(vectors(table), each, atol=1e-3 * np.abs(each).max())
+    np.testing.assert_array_equal(vectors(table)[[0, 0]], vectors(table)[[2, 3]])
+
+
 def test_answers_of_the_first_pass_stand_beside_the_vectors(config: Config, prompted: pa.Table, tmp_path: Path):
     summary, first = ask(config, "answers", tmp_path / "out", prompted)
     assert summary["failed"] == 2

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from llm4msr import storage
 from llm4msr.config import Config
@@ -17,6 +18,7 @@ from tests.support.data import config_of, shard
 
 RNG = np.random.default_rng(5)
 SAID = RNG.standard_normal((6, 4)).astype(np.float16)
+COUNTS = RNG.standard_normal((7, 4)).astype(np.float16)
 FAILED = 3
 """The fourth of six items that the LLM read; two more are in no training row."""
 TRAINED = np.array([False, *[True] * 6, False, False])
@@ -28,12 +30,24 @@ def said(folder: Path, good: bool = True) -> list[RowGroup]:
     return [RowGroup(str(folder / "vectors/items-0.parquet"), "")]
 
 
-def config(folder: Path, source: str) -> Config:
+def counted(folder: Path) -> list[RowGroup]:
+    """Words count in all items but one, those that are in no training row too."""
+    rows = shard([1, 2, 3, 5, 6, 7, 8], COUNTS)
+    storage.write_table(storage.path(folder / "vectors/items_by_words-0.parquet"), rows)
+    return [RowGroup(str(folder / "vectors/items_by_words-0.parquet"), "")]
+
+
+def config(folder: Path, source: Any) -> Config:
     return config_of(folder, extract={"reads": "items", "item_vectors": source, "pool_dim": 3})
 
 
-def make(folder: Path, source: str) -> ItemVectors:
-    return item_vectors.make(config(folder, source), storage.path(folder), TRAINED, {"items": said(folder)})
+def make(folder: Path, source: Any) -> ItemVectors:
+    return item_vectors.make(
+        config(folder, source),
+        storage.path(folder),
+        TRAINED,
+        {"items": said(folder), "items_by_words": counted(folder)},
+    )
 
 
 def test_items_have_the_strongest_directions_of_what_the_llm_says(tmp_path: Path):
@@ -58,6 +72,35 @@ def test_random_numbers_are_those_of_items_in_training_rows(tmp_path: Path):
     assert vectors_ID.shape == (9, 3)
     assert vectors_ID[known_I].all()
     assert not vectors_ID[~known_I].any()
+
+
+def test_words_know_items_of_no_training_row_but_do_not_go_by_them(tmp_path: Path):
+    vectors_ID, known_I = make(tmp_path, "words")
+    assert np.flatnonzero(known_I).tolist() == [1, 2, 3, 5, 6, 7, 8]
+    trained = np.array([True] * 5 + [False] * 2)
+    np.testing.assert_array_equal(vectors_ID[known_I], pooling.whiten(COUNTS, 3, trained).astype(np.float16))
+    np.testing.assert_allclose(np.cov(vectors_ID[[1, 2, 3, 5, 6]].T.astype(float), bias=True), np.eye(3), atol=1e-2)
+
+
+def test_several_sources_stand_side_by_side_and_an_item_is_known_if_one_knows_it(tmp_path: Path):
+    llm, counts, both = (make(tmp_path, source) for source in ("llm", "words", ["llm", "words"]))
+    np.testing.assert_array_equal(both.vectors_ID, np.hstack([llm.vectors_ID, counts.vectors_ID]))
+    np.testing.assert_array_equal(both.known_I, llm.known_I | counts.known_I)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"item_vectors": ["llm", "llm"]}, "each only once"),
+        ({"item_vectors": []}, "at least 1 item"),
+        ({"item_vectors": "encoder"}, "needs a model in extract.encoder"),
+        ({"item_vectors": "words", "reads": "users"}, "is for reads = 'items'"),
+        ({"pooling": "mean", "answers": "all"}, "without a question"),
+    ],
+)
+def test_sources_that_cannot_be_are_refused(tmp_path: Path, change: dict[str, Any], message: str):
+    with pytest.raises(ValidationError, match=message):
+        config_of(tmp_path, extract={"reads": "items"} | change)
 
 
 def test_that_the_llm_read_no_item_is_told(tmp_path: Path):
