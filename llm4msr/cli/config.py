@@ -27,7 +27,7 @@ def schema() -> None:
     """Print the JSON schema of the TOML file, with a description of every key.
 
     An editor with a TOML language server completes and checks the file by it: write it beside the file, with
-    `llm4msr config schema > llm4msr.schema.json`, and `#:schema ./llm4msr.schema.json` as the file's first line.
+    `llm4msr config schema > config.schema.json`, and `#:schema ./config.schema.json` as the file's first line.
     """
     from llm4msr.config.json_schema import json_schema
 

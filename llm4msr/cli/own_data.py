@@ -10,7 +10,7 @@ from llm4msr.errors import ConfigError
 from llm4msr.progress import say, warn
 from llm4msr.text import as_json, mask, sanitize
 
-Files = Annotated[list[str], typer.Argument(metavar="FILES...", help="CSV or Parquet files, or folders of them.")]
+Files = Annotated[list[str], typer.Argument(metavar="FILES", help="CSV or Parquet files, or folders of them.")]
 Out = Annotated[str, typer.Option("--out", metavar="CONFIG", help="The TOML file to write.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")]
 
@@ -22,6 +22,7 @@ def init(files: Files, out: Out = "config.toml", force: Force = False) -> None:
     items and users. Nothing is asked. Next: `llm4msr check CONFIG`.
     """
     from llm4msr import storage
+    from llm4msr.config.toml import as_toml
     from llm4msr.draft.draft import draft
     from llm4msr.draft.guess import Guess
     from llm4msr.draft.write import experiment_name, write
@@ -33,7 +34,8 @@ def init(files: Files, out: Out = "config.toml", force: Force = False) -> None:
     storage.write_bytes(file, write(found, experiment_name(found.path), out).encode())
     guesses = [entry for entry in [*found.table, *found.split] if isinstance(entry, Guess)]
     for guess in guesses:
-        say(f"  {guess.key:<18} {guess.value!s:<24} {'' if guess.is_sure else 'unsure: '}{guess.why}")
+        value = guess.value if isinstance(guess.value, str) else as_toml(guess.value)
+        say(f"  {guess.key:<18} {value:<24} {'' if guess.is_sure else 'unsure: '}{guess.why}")
     for decision in found.decisions:
         say(f"to decide: {decision}")
     say(f"wrote {out}; next: llm4msr check {shlex.quote(out)}")

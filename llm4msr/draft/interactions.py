@@ -67,7 +67,8 @@ def _find_split(sample: Sample, order: Guess | Note, is_position: bool, has_labe
     elif is_position:
         yield Guess("kind", "leave_last_out", "order is a position within the user: the last row of each tests")
     else:
-        yield Guess("kind", "time", "the latest rows test, as in service; where few test users have a past, by = user")
+        why = 'the latest rows test, as in service; where few test users have a past, set by = "user"'
+        yield Guess("kind", "time", why)
         times_there = sample.columns[str(order.value)].distinct
         if sample.is_whole and times_there < FEW_TIMES:
             yield Guess("by", "user", f"there are {times_there} different times, too few to cut all rows by")
