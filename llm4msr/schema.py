@@ -148,7 +148,7 @@ def knowledge(width: int) -> pa.Schema:
 
 
 def past(width: int) -> pa.Schema:
-    """A row for each row of `SEEN`, in its order: the vector of its user's history before it, zero if not `known`."""
+    """A row for each row of `EVENTS`, in its order: the vector of its user's past before it, zero if not `known`."""
     return _schema(user=pa.int64(), known=pa.bool_(), vector=pa.list_(pa.float16(), width))
 
 

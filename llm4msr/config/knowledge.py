@@ -26,8 +26,8 @@ class ExtractConfig(Section):
     pool_dim: int = Field(64, ge=1)
     """How many principal components of the items' vectors are pooled, of each source."""
     point_in_time: bool = False
-    """For `reads = "items"`: a training row sees its user's vector as it was before that row, so that no vector knows
-    the label of its row. Later rows, and serving, see the whole history."""
+    """For `reads = "items"`: a row sees its user's vector as it was before that row, so that no vector knows the label
+    of its row. Serving sees the whole history, and so do rows of validation and test with `model.past = "stale"`."""
     engine: Annotated[Literal["auto", "vllm", "transformers"], Key.HOW] = "auto"
     """What runs the LLM: `vllm` (extra `gpu` or `cpu`), `transformers`, or `auto`, which is vLLM where it is installed.
     Both give the same vectors but for rounding."""

@@ -66,8 +66,8 @@ class ModelConfig(Section):
     past_events: int = Field(50, ge=1)
     """For `match`: how many of a user's latest events before a row count as their past."""
     past: Literal["fresh", "stale"] = "fresh"
-    """For `match`, what rows of validation and test see of their user's past: all that was before the row, as in
-    service (`fresh`), or only what was before it among the training rows (`stale`)."""
+    """What rows of validation and test see of their user's past, by `match` and by `extract.point_in_time`: all that
+    was before the row, as in service (`fresh`), or what training rows tell alone (`stale`)."""
     embedding_dim: int = Field(16, ge=1)
     """Numbers in the embedding of each feature, ids included. More can hold more of each id, and make a
     larger model."""

@@ -31,6 +31,19 @@ def shuffle(known: PartitionedRows, seed: int, partition: int) -> Ints:
     return stand_in_N
 
 
+def wrong_items(vectors_ID: Halves, control: str, seed: int) -> Halves:
+    """Items' vectors, `shuffled` among the items that have one, or `random` numbers in their place: float16 [I, D]."""
+    rng, places = np.random.default_rng([seed, 4711, 0]), np.flatnonzero(vectors_ID.any(1))
+    wrong_ID = np.zeros_like(vectors_ID)
+    if control == "shuffled":
+        wrong_ID[places] = vectors_ID[rng.permutation(places)]
+        return wrong_ID
+    for start in range(0, len(places), _ROWS):
+        piece = places[start : start + _ROWS]
+        wrong_ID[piece] = rng.standard_normal((len(piece), wrong_ID.shape[1]), np.float32)
+    return wrong_ID
+
+
 def own_numbers(past_users: PartitionedRows, offset_P: Ints, partition: int) -> Ints:
     """For each row of a partition's past the number of its user: int64 [R]."""
     return np.asarray(offset_P[partition] + past_users.open(partition))

@@ -36,7 +36,7 @@ from llm4msr.knowledge.work import Shard, Work
 from llm4msr.progress import say
 from llm4msr.storage import FileRecord, StageOutput, StageResult
 
-VERSION = 5
+VERSION = 6
 
 
 @ray_session.unwrap_errors
@@ -115,7 +115,7 @@ def folder(config: Config, data: StageOutput) -> UPath:
     tables, uris = ["histories", "scenarios"], {"user": e.user_template, "scenario": e.scenario_template}
     if e.reads == "items":
         tables, uris = (
-            ["seen", "items", "fields.json", "scenarios"],
+            ["seen", "items", "fields.json", "scenarios", *["events"] * e.point_in_time],
             {"item": e.item_template, "scenario": e.scenario_template},
         )
     files = sorted(name for name in data.manifest.files if name.partition("/")[0].removesuffix(".parquet") in tables)

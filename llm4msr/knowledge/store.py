@@ -2,8 +2,8 @@
 
 Vectors lie by partition and place in it; a machine copies and opens the partitions that it looks numbers up in.
 
-Shape suffixes: N users with the unknown one as row 0, S scenarios likewise, Z width of the LLM's vector, R rows that
-knowledge has seen, P partitions, B rows of a batch.
+Shape suffixes: N users with the unknown one as row 0, S scenarios likewise, Z width of the LLM's vector, R events, P
+partitions, B rows of a batch.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from llm4msr.arrays import Array, Bools, Halves, Ints
 from llm4msr.data import partitions
 from llm4msr.data.partitioned_rows import PartitionedRows
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import controls, sums
+from llm4msr.knowledge import controls, item_vectors, sums
 from llm4msr.knowledge.mapped_vectors import MappedVectors, fill
 from llm4msr.knowledge.rows import row_groups
 from llm4msr.knowledge.sums import Sums
@@ -36,7 +36,7 @@ class Vectors(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What was known of a user before each row that knowledge has seen: each user's rows together, oldest first."""
+    """What was known of a user before each event: each user's together, oldest first."""
 
     vectors: PartitionedRows
     """float16 [R, Z]."""
@@ -45,7 +45,7 @@ class Past(NamedTuple):
     users: PartitionedRows
     """Whose row it is, by place in the partition: int64 [R]."""
     rows_P: Ints
-    """How many rows of each partition there are: the first, those of users that have knowledge."""
+    """How many events of each partition there are: the first, those of users that have knowledge."""
 
 
 class StandIns(NamedTuple):
@@ -58,7 +58,7 @@ class StandIns(NamedTuple):
 class KnowledgeStore:
     """Vectors by number; they are memory-mapped, so workers on a machine share them.
 
-    A user's number is their dense id; with `past`, number N + r is what was known before row r.
+    A user's number is their dense id; with `past`, number N + r is what was known before event r.
 
     Args:
         users: by their numbers.
@@ -66,6 +66,7 @@ class KnowledgeStore:
         total: sums over the known users.
         past: where the extraction has points in time.
         noise: gives random numbers instead of a partition's vectors, of a seed and the partition; in memory by default.
+        items_ID: float16, by item number, zero where nothing is known; where items were read.
     """
 
     def __init__(
@@ -75,10 +76,14 @@ class KnowledgeStore:
         total: Sums,
         past: Past | None = None,
         noise: Callable[[int, int], Halves] | None = None,
+        items_ID: Halves | None = None,
     ):
         self.users, self.scenarios_SZ, self.sums, self.past = users, scenarios_SZ, total, past
+        self.items_ID = items_ID
         self.hides_seen = False
         """Whether a row that knowledge has seen is shown as that of an unknown user (`split.history_share`)."""
+        self.is_stale = False
+        """Whether rows that knowledge has not seen are shown with what was known after training (`model.past`)."""
         self._stand_ins: StandIns | None = None
         self._noise = noise or partial(controls.noise_in_memory, users.vectors)
 
@@ -99,11 +104,12 @@ class KnowledgeStore:
         users = Vectors(rows(mapped.reader("users")), rows(mapped.reader("known")))
         past = None
         if rows_P.any():
-            rows = partial(PartitionedRows, partitions.offsets(prepared, "seen"))
+            rows = partial(PartitionedRows, partitions.offsets(prepared, "events"))
             names = ("past", "past_known", "past_user")
             vectors, known, owners = (rows(mapped.reader(name)) for name in names)
             past = Past(vectors, known, owners, rows_P)
-        return cls(users, scenarios_SZ, sums.read(output), past, mapped.noise)
+        items_ID = item_vectors.read(output).vectors_ID if item_vectors.FILE in output.manifest.files else None
+        return cls(users, scenarios_SZ, sums.read(output), past, mapped.noise, items_ID)
 
     @classmethod
     def in_memory(cls, users_NZ: Halves, known_N: Bools, scenarios_SZ: Halves) -> "KnowledgeStore":
@@ -116,21 +122,24 @@ class KnowledgeStore:
         """Whether users have a vector: bool [B], of their dense ids."""
         return self.users.known.take(number_B)
 
-    def vector_numbers(self, user_B: Tensor, seen_B: Tensor | None) -> Tensor:
+    def vector_numbers(self, user_B: Tensor, seen_B: Tensor | None, event_B: Tensor | None = None) -> Tensor:
         """The number of the vector that each row is shown with: int64 [B].
 
         Args:
             user_B: int64, the rows' users.
             seen_B: int64, as in `schema.INTERACTIONS`; None for rows that knowledge cannot have seen.
+            event_B: int64, likewise; None for rows that are at no point in time.
         """
-        if seen_B is None:
-            return user_B
         if self.past is None:
-            return user_B.masked_fill(seen_B > 0, 0) if self.hides_seen else user_B
-        row_B, offset_P = seen_B.numpy() - 1, self.past.vectors.offset_P
-        home_B = np.clip(np.searchsorted(offset_P, row_B, side="right") - 1, 0, len(offset_P) - 2)
-        has_past_B = (row_B >= 0) & (row_B - offset_P[home_B] < self.past.rows_P[home_B])
-        return torch.where(torch.from_numpy(has_past_B), len(self.users.known) - 1 + seen_B, user_B)
+            return user_B.masked_fill(seen_B > 0, 0) if self.hides_seen and seen_B is not None else user_B
+        if event_B is None:
+            return user_B
+        row_B, offset_P = event_B.numpy(), self.past.vectors.offset_P
+        home_B = np.searchsorted(offset_P, row_B, side="right") - 1
+        has_past_B = torch.from_numpy(row_B - offset_P[home_B] < self.past.rows_P[home_B])
+        if self.is_stale and seen_B is not None:
+            has_past_B &= seen_B > 0
+        return torch.where(has_past_B, len(self.users.known) + event_B, user_B)
 
     def lookup(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors float16 [B, Z] and whether each is known, bool [B], of numbers int64 [B]."""
@@ -160,6 +169,7 @@ class KnowledgeStore:
 
         What was known of a user in the past becomes what was known of the other user as far into their history, or
         the user's own random numbers. Both follow the seed and the partition, so that no more than that is opened.
+        Items' vectors are wrong in the same way, among all items.
         """
         if control == "none":
             return self
@@ -171,8 +181,9 @@ class KnowledgeStore:
             total = Sums(total.users, np.zeros_like(total.total_Z), np.full_like(total.square_Z, total.users))
         else:
             scenarios_SZ[1:] = scenarios_SZ[1:][rng.permutation(len(scenarios_SZ) - 1)]
-        wrong = KnowledgeStore(users, scenarios_SZ, total, self.past)
-        wrong.hides_seen = self.hides_seen
+        items_ID = None if self.items_ID is None else controls.wrong_items(self.items_ID, control, seed)
+        wrong = KnowledgeStore(users, scenarios_SZ, total, self.past, items_ID=items_ID)
+        wrong.hides_seen, wrong.is_stale = self.hides_seen, self.is_stale
         wrong._stand_ins = self._own_numbers() if control == "random" else self._shuffled_numbers(seed)
         return wrong
 
@@ -196,7 +207,7 @@ class KnowledgeStore:
         return StandIns(users, past)
 
     def statistics(self) -> KnowledgeStatistics:
-        """Mean and deviation over the known users (all of them users of training rows), and the scenarios.
+        """Mean and deviation over the known users (all of them users of training rows), the scenarios and the items.
 
         Raises:
             StorageError: no user is known.
@@ -204,4 +215,6 @@ class KnowledgeStore:
         if not self.sums.users:
             raise StorageError("the knowledge store knows no user; look at the errors in its shards")
         arrays = (self.sums.mean, self.sums.deviation + 1e-6, self.scenarios_SZ)
-        return KnowledgeStatistics(*(torch.from_numpy(array.astype(np.float32)) for array in arrays))
+        mean_Z, scale_Z, scenarios_SZ = (torch.from_numpy(array.astype(np.float32)) for array in arrays)
+        items_ID = None if self.items_ID is None else torch.from_numpy(self.items_ID)
+        return KnowledgeStatistics(mean_Z, scale_Z, scenarios_SZ, items_ID)

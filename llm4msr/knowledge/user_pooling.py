@@ -1,11 +1,11 @@
 """Ray Data over partitions of users whose vectors are pooled from those of the items they met; no LLM here.
 
 `pooled/users-*` are rows of the knowledge store, from whole histories. With `extract.point_in_time`, `pooled/past-*`
-have a row for each row of `seen`, in its order: what was known of its user before it.
+have a row for each row of `events`, in its order: what was known of its user before it.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -80,19 +80,28 @@ def _pool_partition(
 
     (job,) = batch.to_pylist()
     items, forget, written = ray.get(shared), ids_to_forget(config), []
-    histories, seen = (partitions.file_name(table, job["partition"]) for table in ("histories", "seen"))
+    histories, seen, events = (partitions.file_name(t, job["partition"]) for t in ("histories", "seen", "events"))
     counts_N = data.table(histories, ["interactions"])["interactions"].to_numpy()[: job["users"]]
-    for at in _cut(counts_N):
-        users, rows = slice_rows(data, histories, at.start, at.stop), slice_rows(data, seen, at.first, at.last)
+    windows = [("users", seen, at) for at in _cut(counts_N)]
+    if config.extract.point_in_time:
+        windows += [("past", events, at) for at in _cut(_count_events(data, events)[: job["users"]])]
+    for kind, file, at in windows:
+        users, rows = slice_rows(data, histories, at.start, at.stop), slice_rows(data, file, at.first, at.last)
         forgotten_N = pc.is_in(users["user_id"], value_set=forget)
-        tables = {"users": pooled_rows(users, rows, *items).filter(pc.invert(forgotten_N))}
-        if config.extract.point_in_time:
-            tables["past"] = past_rows(users, rows, forgotten_N.to_numpy(), *items)
-        for kind, table in tables.items():
-            name = f"pooled/{Window(kind, at.start, at.stop, job['partition']).file}"
-            record = storage.write_table(storage.path(folder_uri) / name, table)
-            written.append({"file": name} | record.model_dump())
+        if kind == "users":
+            table = pooled_rows(users, rows, *items).filter(pc.invert(forgotten_N))
+        else:
+            table = past_rows(rows, users["user"].filter(forgotten_N), *items)
+        name = f"pooled/{Window(kind, at.start, at.stop, job['partition']).file}"
+        record = storage.write_table(storage.path(folder_uri) / name, table)
+        written.append({"file": name} | record.model_dump())
     return pa.Table.from_pylist(written)
+
+
+def _count_events(data: StageOutput, file: str) -> Ints:
+    """The events of each user of a partition; users with a history come first, in its order."""
+    earlier_E = data.table(file, ["earlier"])["earlier"].to_numpy()
+    return np.diff(np.flatnonzero(earlier_E == 0), append=len(earlier_E))
 
 
 def _cut(counts_N: Ints) -> Iterator[UserRows]:
@@ -115,7 +124,8 @@ def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: AnyFloats, known_I:
         known_I: bool, which items have a vector.
     """
     last_N = np.cumsum(users["interactions"].to_numpy())
-    vectors_NZ, known_N = _pools(seen, vectors_ID, known_I, last_N - users["interactions"].to_numpy(), last_N)
+    counts_R = known_I[seen["item"].to_numpy()]
+    vectors_NZ, known_N = _pools(seen, counts_R, vectors_ID, last_N - users["interactions"].to_numpy(), last_N)
     blank = pa.array([""] * len(users))
     columns: dict[str, Column] = {
         "id": users["user"],
@@ -131,24 +141,35 @@ def pooled_rows(users: pa.Table, seen: pa.Table, vectors_ID: AnyFloats, known_I:
     return schema.check(pa.Table.from_arrays([columns[name] for name in layout.names], layout.names), layout, "pooled")
 
 
-def past_rows(users: pa.Table, seen: pa.Table, forgotten_N: Bools, vectors_ID: AnyFloats, known_I: Bools) -> pa.Table:
-    """Rows of `schema.past`, one for each of `seen`: pools of its user's rows before it.
+def past_rows(events: pa.Table, forgotten: "pa.ChunkedArray[Any]", vectors_ID: AnyFloats, known_I: Bools) -> pa.Table:
+    """Rows of `schema.past`, one for each of these rows of `schema.EVENTS`: pools of its user's rows before it.
 
-    Nothing is known of users to forget, bool [N]; the rest as in `pooled_rows`.
+    Rows of validation and test are counted only for rows of the same or a later split.
+
+    Args:
+        events: all those of some users.
+        forgotten: numbers of users of whom nothing is known.
+        vectors_ID: by item number.
+        known_I: bool, which items have a vector.
     """
-    counts_N = users["interactions"].to_numpy()
-    first_R = np.repeat(np.cumsum(counts_N) - counts_N, counts_N)
-    vectors_RZ, known_R = _pools(seen, vectors_ID, known_I, first_R, first_R + seen["before"].to_numpy())
-    known_R &= ~np.repeat(forgotten_N, counts_N)
-    vectors_RZ[~known_R] = 0
-    columns: list[Column] = [seen["user"], pa.array(known_R), to_column(vectors_RZ)]
-    layout = schema.past(vectors_RZ.shape[1])
+    split_E, known_E = events["split"].to_numpy(), np.zeros(len(events), bool)
+    vectors_EZ = np.zeros((len(events), 2 * vectors_ID.shape[1]), np.float16)
+    first_E = np.arange(len(events)) - events["earlier"].to_numpy()
+    last_E = first_E + events["before"].to_numpy()
+    for level in np.unique(split_E):
+        own = np.flatnonzero(split_E == level)
+        counts_E = known_I[events["item"].to_numpy()] & (split_E <= level)
+        vectors_EZ[own], known_E[own] = _pools(events, counts_E, vectors_ID, first_E[own], last_E[own])
+    known_E &= ~np.asarray(pc.is_in(events["user"], value_set=forgotten.combine_chunks()).to_numpy())
+    vectors_EZ[~known_E] = 0
+    columns: list[Column] = [events["user"], pa.array(known_E), to_column(vectors_EZ)]
+    layout = schema.past(vectors_EZ.shape[1])
     return schema.check(pa.Table.from_arrays(columns, layout.names), layout, "past")
 
 
-def _pools(seen: pa.Table, vectors_ID: AnyFloats, known_I: Bools, first_N: Ints, last_N: Ints) -> tuple[Halves, Bools]:
-    """Pools [N, 2 D] of ranges of rows, and in which of them there is an item with a vector."""
-    item_R, liked_R = seen["item"].to_numpy(), seen["label"].to_numpy() > 0.5
-    pooled_NZ = pooling.pool(vectors_ID[item_R], liked_R, known_I[item_R], first_N, last_N).astype(np.float16)
-    known_R = np.r_[0, np.cumsum(known_I[item_R])]
-    return pooled_NZ, known_R[last_N] > known_R[first_N]
+def _pools(rows: pa.Table, counts_R: Bools, vectors_ID: AnyFloats, first_N: Ints, last_N: Ints) -> tuple[Halves, Bools]:
+    """Pools [N, 2 D] of the rows that count in ranges of rows, and in which ranges there are any."""
+    item_R, liked_R = rows["item"].to_numpy(), rows["label"].to_numpy() > 0.5
+    pooled_NZ = pooling.pool(vectors_ID[item_R], liked_R, counts_R, first_N, last_N).astype(np.float16)
+    sum_R = np.r_[0, np.cumsum(counts_R)]
+    return pooled_NZ, sum_R[last_N] > sum_R[first_N]

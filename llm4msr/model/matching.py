@@ -1,8 +1,7 @@
 """How a candidate matches what its user took before: features that the backbone and the meta layers read beside others.
 
 Each part is a switch (`model.match`). Those of item vectors (`candidate`, `cosines`, `attention`) need knowledge, the
-one of item ids (`ids`) needs none. All are scaled by factors that start at zero, so training starts as if there were
-none. A user without a past has zeros wherever the past would enter.
+one of item ids (`ids`) needs none. A user without a past has zeros wherever the past would enter.
 
 Target attention is that of Zhou et al., "Deep Interest Network", KDD 2018, https://arxiv.org/abs/1706.06978, with a
 softmax in which an empty past has a place of its own.
@@ -19,6 +18,7 @@ from llm4msr.config.model import ModelConfig
 from llm4msr.model.inputs import Past
 
 COSINES = 6
+PIECE = 1 << 16
 SHARPNESS = 4.0
 """What cosines are multiplied with at first, before attention's softmax."""
 
@@ -40,7 +40,6 @@ class Match(nn.Module):
 
     def __init__(self, config: ModelConfig, items_ID: Tensor | None):
         super().__init__()
-        self.scale_M = nn.Parameter(torch.zeros(match_width(config)))
         self.vectors = None
         if config.matches_vectors:
             assert items_ID is not None
@@ -62,7 +61,7 @@ class Match(nn.Module):
                 embedding_BD = F.embedding(place_B, table.weight, sparse=table.sparse)
                 past_BND = F.embedding(past.place_BN, table.weight, sparse=table.sparse)
                 parts.append(self.ids(embedding_BD, past_BND, past.liked_BN & (past.item_BN > 0)))
-            return torch.cat(parts, dim=1) * self.scale_M
+            return torch.cat(parts, dim=1)
 
 
 class VectorMatch(nn.Module):
@@ -73,7 +72,7 @@ class VectorMatch(nn.Module):
     def __init__(self, config: ModelConfig, items_ID: Tensor):
         super().__init__()
         self.parts = config.match
-        self.register_buffer("unit_ID", F.normalize(items_ID.float(), dim=1).half(), persistent=False)
+        self.register_buffer("unit_ID", of_unit_length(items_ID), persistent=False)
         width = items_ID.shape[1]
         if "candidate" in self.parts or "attention" in self.parts:
             self.project = nn.Sequential(nn.Linear(width, config.code_dim), nn.LayerNorm(config.code_dim))
@@ -98,6 +97,14 @@ class VectorMatch(nn.Module):
             told_B2 = torch.stack([cosine_B, share_B], dim=1)
             parts.append(torch.cat([mean_BK, mean_BK * self.project(candidate_BD), told_B2], dim=1))
         return parts
+
+
+def of_unit_length(items_ID: Tensor) -> Tensor:
+    """float16 [I, D]; zeros stay as they are."""
+    unit_ID = items_ID.to(torch.float16, copy=True)
+    for part_ID in unit_ID.split(PIECE):  # not all of them as float32 at once
+        part_ID.copy_(F.normalize(part_ID.float(), dim=1))
+    return unit_ID
 
 
 def cosines(candidate_BD: Tensor, past_BND: Tensor, known_BN: Tensor, past: Past, scenario_B: Tensor) -> Tensor:

@@ -156,7 +156,8 @@ def to_batch(rows: Rows, tables: FeatureTables, knowledge: KnowledgeStore | None
     if knowledge is None:
         nobody, unknown = torch.zeros((1, 0), dtype=torch.float16), torch.zeros(1, dtype=torch.bool)
         return Batch(slots_BS, rows.scenario_B, torch.zeros_like(rows.user_B), nobody, unknown, past)
-    vectors_N, owner_B = torch.unique(knowledge.vector_numbers(rows.user_B, rows.seen_B), return_inverse=True)
+    numbers_B = knowledge.vector_numbers(rows.user_B, rows.seen_B, rows.event_B)
+    vectors_N, owner_B = torch.unique(numbers_B, return_inverse=True)
     return Batch(slots_BS, rows.scenario_B, owner_B, *knowledge.lookup(vectors_N), past)
 
 

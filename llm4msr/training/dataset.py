@@ -40,6 +40,7 @@ class Dataset:
             assert extracted is not None
             store = KnowledgeStore.open(extracted, prepared)
             store.hides_seen = config.split.history_share < 1
+            store.is_stale = config.model.past == "stale"
             knowledge = store.with_control(config.model.control, config.seed)
         pasts = None
         if config.model.match:
@@ -49,7 +50,8 @@ class Dataset:
     def rows(self, part: str) -> RowReader:
         """Rows of `train`, `valid` or `test`."""
         context = [f.name for f in self.tables.fields if f.side == "context"]
-        return RowReader(self.prepared, part, context, events=self.pasts is not None)
+        in_time = self.pasts is not None or (self.knowledge is not None and self.knowledge.past is not None)
+        return RowReader(self.prepared, part, context, events=in_time)
 
     def batch(self, rows: Rows, net: RankerNet) -> Batch:
         """What `net` reads of these rows."""

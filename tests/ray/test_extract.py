@@ -240,9 +240,7 @@ def test_vectors_by_words_need_no_llm_and_are_taken_over_by_the_next_version(
     np.testing.assert_array_equal(item_vectors.read(again).vectors_ID, kept.vectors_ID)
 
 
-def test_each_training_row_sees_what_was_known_of_its_user_before_it(
-    experiment: MakeExperiment, ray_session: None
-) -> None:
+def test_each_row_sees_what_was_known_of_its_user_before_it(experiment: MakeExperiment, ray_session: None) -> None:
     """And a forgotten user's past is gone like the user."""
     settings = {"extract.reads": "items", "extract.item_vectors": "random", "extract.pool_dim": 5}
     made = experiment(settings | {"extract.point_in_time": True, "extract.answers": "none"})
@@ -252,23 +250,29 @@ def test_each_training_row_sees_what_was_known_of_its_user_before_it(
     extract = made.config.extract.model_copy(update={"forget": str(made.root / "forget.txt")})
     config = made.config.model_copy(update={"extract": extract})
     output = pipeline.extract(config)
-    seen = pq.read_table(Path(str(prepared.folder)) / "seen/p=00000.parquet").to_pandas()
+    events = pq.read_table(Path(str(prepared.folder)) / "events/p=00000.parquet").to_pandas()
+    users = pq.read_table(Path(str(prepared.folder)) / "histories/p=00000.parquet")["user"].to_pylist()
+    events = events[events["user"].isin(users)]
     past = pa.concat_tables([pq.read_table(file) for file in sorted(Path(str(output.folder)).glob("pooled/past-*"))])
-    assert past["user"].to_pylist() == seen["user"].tolist()
+    assert past["user"].to_pylist() == events["user"].tolist()
     assert len(pa.concat_tables([read_vectors(group) for group in row_groups(output)])) < len(past)
     data = Dataset.open(config, prepared, output)
     assert data.knowledge is not None
-    gone = seen["user"].unique()[1]
+    gone = events["user"].unique()[1]
     assert not data.knowledge.known(np.array([gone])).any()
-    rows = next(data.rows("train").in_file_order(1 << 20))
-    batch = data.batch(rows, data.new_net(config))
-    assert rows.seen_B is not None
-    place = rows.seen_B.numpy() - 1
-    known = (seen["before"].to_numpy() > 0) & (seen["user"].to_numpy() != gone)
-    np.testing.assert_array_equal(batch.known_N[batch.owner_B].numpy(), known[place])
-    np.testing.assert_array_equal(batch.z_NZ[batch.owner_B].numpy(), matrix(past)[place].astype(np.float16))
-    later = next(data.rows("test").in_file_order(1 << 20))
-    np.testing.assert_array_equal(data.knowledge.vector_numbers(later.user_B, later.seen_B), later.user_B)
+    known = (events["before"].to_numpy() > 0) & (events["user"].to_numpy() != gone)
+    for split in ("train", "valid", "test"):
+        rows = next(data.rows(split).in_file_order(1 << 20))
+        batch = data.batch(rows, data.new_net(config))
+        assert rows.event_B is not None
+        place = rows.event_B.numpy()
+        np.testing.assert_array_equal(batch.known_N[batch.owner_B].numpy(), known[place])
+        np.testing.assert_array_equal(batch.z_NZ[batch.owner_B].numpy(), matrix(past)[place].astype(np.float16))
+    stale = Dataset.open(
+        config.model_copy(update={"model": config.model.model_copy(update={"past": "stale"})}), prepared, output
+    )
+    assert stale.knowledge is not None
+    np.testing.assert_array_equal(stale.knowledge.vector_numbers(rows.user_B, rows.seen_B, rows.event_B), rows.user_B)
     pipeline.train(config)
 
 

@@ -59,13 +59,25 @@ def test_rows_of_users_are_pooled_from_their_own_items_only():
 
 def test_the_past_of_a_row_is_the_pool_of_the_rows_before_it():
     """A user who met items 1, 2 and 4 at one moment, then 3, and a forgotten user."""
-    users = pa.table({"user": [7, 4], "user_id": ["g", "d"], "interactions": [4, 2]})
     labels, before = pa.array([1, 0, 1, 1, 1, 1], pa.float32()), [0, 0, 0, 3, 0, 1]
-    seen = pa.table({"user": [7] * 4 + [4] * 2, "item": [1, 2, 4, 3, 1, 2], "label": labels, "before": before})
-    rows = past_rows(users, seen, np.array([False, True]), np.eye(5, dtype=np.float32), np.arange(5) > 0)
+    events = pa.table({"user": [7] * 4 + [4] * 2, "item": [1, 2, 4, 3, 1, 2], "label": labels, "before": before})
+    events = events.append_column("earlier", pa.array([0, 1, 2, 3, 0, 1])).append_column("split", pa.array([0] * 6))
+    rows = past_rows(events, pa.chunked_array([[4]]), np.eye(5, dtype=np.float32), np.arange(5) > 0)
     assert rows["user"].to_pylist() == [7, 7, 7, 7, 4, 4]
     assert rows["known"].to_pylist() == [False, False, False, True, False, False]
     vectors = np.stack(rows["vector"].to_pylist())
     both, one = 1 / np.sqrt(2 + pooling.PRIOR), 1 / np.sqrt(1 + pooling.PRIOR)
     np.testing.assert_allclose(vectors[3], [0, both, 0, 0, both, 0, 0, one, 0, 0], rtol=1e-3)
     assert not vectors[[0, 1, 2, 4, 5]].any()
+
+
+def test_later_splits_are_in_the_past_of_no_earlier_one():
+    """A random split: events of test, training, validation, training and test, one after the other."""
+    columns = {"user": [7] * 5, "item": [1, 2, 3, 4, 1], "label": pa.array([1] * 5, pa.float32())}
+    places = {"split": [2, 0, 1, 0, 2], "earlier": range(5), "before": range(5)}
+    rows = past_rows(
+        pa.table(columns | places), pa.chunked_array([[]], pa.int64()), np.eye(5, dtype=np.float32), np.arange(5) > 0
+    )
+    items = [set(np.flatnonzero(vector[:5]).tolist()) for vector in rows["vector"].to_pylist()]
+    assert items == [set(), set(), {2}, {2}, {1, 2, 3, 4}]
+    assert rows["known"].to_pylist() == [False, False, True, True, True]

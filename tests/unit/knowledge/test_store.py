@@ -35,7 +35,7 @@ def prepared_of(folder: Path, users: int = USERS, scenarios: int = SCENARIOS) ->
     """Prepared data of so many users and scenarios, as far as the store asks."""
 
     def build(at: Any) -> StageResult:
-        names = [partitions.file_name(table, 0) for table in ("users", "seen")]
+        names = [partitions.file_name(table, 0) for table in ("users", "events")]
         for name, rows in zip(names, (users, 14), strict=True):
             storage.write_table(at / name, pa.table({"user": range(rows)}))
         return StageResult(files=dict(zip(names, (users, 14), strict=True)), rows=users, info={"scenarios": scenarios})
@@ -238,21 +238,24 @@ def _same(rows: np.ndarray, _: int) -> np.ndarray:
 def past_of(store: KnowledgeStore) -> tuple[np.ndarray, np.ndarray]:
     """Vectors and whether they are known, of each row that was seen."""
     user_B = torch.from_numpy(np.repeat(list(LENGTHS), list(LENGTHS.values())))
-    vectors, known = store.lookup(store.vector_numbers(user_B, torch.arange(len(user_B)) + 1))
+    vectors, known = store.lookup(store.vector_numbers(user_B, None, torch.arange(len(user_B))))
     return vectors.numpy(), known.numpy()
 
 
-def test_a_seen_row_is_shown_with_what_was_known_before_it(in_time: KnowledgeStore):
+def test_a_row_is_shown_with_what_was_known_before_it(in_time: KnowledgeStore):
     vectors, known = past_of(in_time)
     assert in_time.past is not None
     np.testing.assert_array_equal(vectors, in_time.past.vectors.open(0))
     np.testing.assert_array_equal(known, in_time.past.known.open(0))
 
 
-def test_later_rows_and_users_beyond_the_seen_rows_are_shown_with_the_whole(in_time: KnowledgeStore):
-    users = torch.tensor([3, 1, 2, 4])
-    for seen in (None, torch.tensor([0, 0, 0, 0]), torch.tensor([15, 99, 0, 15])):
-        assert torch.equal(in_time.vector_numbers(users, seen), users)
+def test_rows_at_no_time_and_stale_ones_are_shown_with_the_whole(in_time: KnowledgeStore):
+    users, events = torch.tensor([3, 1, 2, 4]), torch.tensor([0, 4, 6, 7])
+    assert torch.equal(in_time.vector_numbers(users, None), users)
+    assert torch.equal(in_time.vector_numbers(users, torch.tensor([0, 1, 0, 1]), events), USERS + events)
+    in_time.is_stale = True
+    numbers = in_time.vector_numbers(users, torch.tensor([0, 1, 0, 1]), events)
+    assert numbers.tolist() == [3, USERS + 4, 2, USERS + 7]
 
 
 def test_shuffled_takes_another_users_past_as_far_into_the_history(in_time: KnowledgeStore):
@@ -355,9 +358,9 @@ def test_a_partition_has_its_own_wrong_vectors(world: World, tmp_path: Path, con
 def test_points_in_time_are_found_in_their_partition(world: World, tmp_path: Path, control: str):
     """Each row's vector holds its user's number and its place; the last users of each partition have no past."""
     base, data, _ = partitioned(world, 4, tmp_path)
-    first_P = partitions.offsets(data, "seen")
-    seen = [partitions.read(data, "seen", p) for p in range(4)]
-    local = [data.table(partitions.file_name("seen", p))["user"].to_numpy() for p in range(4)]
+    first_P = partitions.offsets(data, "events")
+    seen = [partitions.read(data, "events", p) for p in range(4)]
+    local = [data.table(partitions.file_name("events", p))["user"].to_numpy() for p in range(4)]
     rows_P = np.array([max(len(table) - 7, 0) for table in seen])
     vectors = []
     for table, count in zip(seen, rows_P, strict=True):
@@ -372,8 +375,7 @@ def test_points_in_time_are_found_in_their_partition(world: World, tmp_path: Pat
     store = KnowledgeStore(base.users, base.scenarios_SZ, base.sums, past).with_control(control, 3)
     for p in range(4):
         user_B = torch.from_numpy(seen[p]["user"].to_numpy().copy())
-        seen_B = torch.arange(len(user_B)) + 1 + int(first_P[p])
-        numbers = store.vector_numbers(user_B, seen_B)
+        numbers = store.vector_numbers(user_B, None, torch.arange(len(user_B)) + int(first_P[p]))
         assert torch.equal(numbers[rows_P[p] :], user_B[rows_P[p] :])
         found, known = (tensor.numpy()[: rows_P[p]] for tensor in store.lookup(numbers))
         if control == "none":
