@@ -29,7 +29,8 @@ class ExtractConfig(Section):
     """For `reads = "items"`: a row sees its user's vector as it was before that row, so that no vector knows the label
     of its row. Serving sees the whole history, and so do rows of validation and test with `model.past = "stale"`."""
     engine: Annotated[Literal["auto", "vllm", "transformers"], Key.HOW] = "auto"
-    """What runs the LLM: `vllm` (extra `gpu` or `cpu`), `transformers`, or `auto`, which is vLLM where it is installed.
+    """What runs the LLM: `vllm` (extra `gpu` or `cpu`), `transformers`, or `auto`, which is vLLM where it is installed
+    and can give the `layer`.
     Both give the same vectors but for rounding."""
     model: str = "smollm2-135m"
     """`smollm2-135m`, a local folder, a URI, or an id of the Hugging Face hub (`owner/name`, `owner/name@revision`)."""
@@ -38,6 +39,9 @@ class ExtractConfig(Section):
     (`mean`), or the last token's after the LLM has also written and read its own answer (`answer`), for which it
     writes up to `answer_tokens` for each row. With `mean` and `reads = "items"`, the LLM reads of an item what data
     says and nothing else, neither a question nor a chat template: that is short, and every token the item's own."""
+    layer: int = Field(0, ge=0)
+    """Which of the LLM's layers they are the hidden states of, counted from 1; 0 = the last one, after its final norm.
+    Layers in the middle can say more of what a text is about. `transformers` gives any, vLLM the last one alone."""
     answers: Literal["scenarios", "none", "all"] = "scenarios"
     """Texts that the LLM writes for people to read: its answer about each scenario (`scenarios`), none at all (`none`),
     or also about each user or item (`all`), which takes far longer than reading the prompts. They change vectors
@@ -112,6 +116,15 @@ class ExtractConfig(Section):
             raise ValueError(f"item_vectors = {self.item_vectors!r} is for reads = 'items'")
         if "encoder" in self.sources and not self.encoder:
             raise ValueError("item_vectors = 'encoder' needs a model in extract.encoder: a folder, a URI or a hub id")
+        return self
+
+    @model_validator(mode="after")
+    def _check_layer(self) -> Self:
+        if self.layer and self.engine == "vllm":
+            raise ValueError(
+                f"layer = {self.layer}: vLLM gives the hidden states of the last layer alone (layer = 0); for another "
+                "one set engine = 'transformers'"
+            )
         return self
 
     @model_validator(mode="after")

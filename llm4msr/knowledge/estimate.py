@@ -55,8 +55,8 @@ def _estimate(config: Config, data: PromptData, source: Source, finished: bool) 
         }
     kind = next((kind for kind in source.kinds if kind != "scenarios"), "")
     count = _rows(config, data, kind)
-    prompts = _sampled_prompts(as_read, data, source, kind, count)
     own_text = source.reads_own_text(kind)
+    prompts = _sampled_prompts(as_read, data, source, kind, count, own_text)
     lengths, shared, exact = _count_tokens(source.extract, strings(prompts["prompt"]), own_text)
     per_prompt, size = sum(lengths) / max(len(lengths), 1), rows_per_shard(config)
     cached = shared if engine_name(source.extract) == "vllm" and source.extract.pooling != "mean" else 0
@@ -75,6 +75,8 @@ def _estimate(config: Config, data: PromptData, source: Source, finished: bool) 
         "cached_share": round(cached / max(per_prompt, 1), 3),
         "tokens_are": "counted" if exact else "estimated, since the model is not on this machine yet",
     }
+    if kind == "items":
+        numbers["tokens_by_pooling"] = _tokens_by_pooling(as_read, data, source, count)
     if finished:
         return numbers | {"estimate": "finished already: nothing to do"}
     return numbers | cost(as_read, left, max(per_prompt - cached, 1))
@@ -87,7 +89,19 @@ def _rows(config: Config, data: PromptData, kind: str) -> int:
     return items_to_read(data.tables["items"]) if kind else 0
 
 
-def _sampled_prompts(config: Config, data: PromptData, source: Source, kind: str, count: int) -> pa.Table:
+def _tokens_by_pooling(config: Config, data: PromptData, source: Source, items: int) -> dict[str, int]:
+    """Tokens of all items as `extract.pooling` has them read: the mean needs no question, so their own text will do."""
+    tokens = {}
+    for pooling, own_text in (("last", False), ("mean", True)):
+        prompts = _sampled_prompts(config, data, source, "items", items, own_text)
+        lengths = _count_tokens(config.extract, strings(prompts["prompt"]), own_text)[0]
+        tokens[pooling] = round(items * sum(lengths) / max(len(lengths), 1))
+    return tokens
+
+
+def _sampled_prompts(
+    config: Config, data: PromptData, source: Source, kind: str, count: int, own_text: bool
+) -> pa.Table:
     """Prompts of some of these rows, spread over all of them."""
     rows, there = data.tables["items"].slice(1), count
     if kind == "users":  # the most active ones come first
@@ -97,7 +111,7 @@ def _sampled_prompts(config: Config, data: PromptData, source: Source, kind: str
     if kind == "users":
         rendered = user_prompts(sample, config)
     else:
-        rendered = item_rows(sample, data.item_fields, config, source.name, source.reads_own_text(kind))
+        rendered = item_rows(sample, data.item_fields, config, source.name, own_text)
     return rendered.filter(pc.not_equal(rendered["prompt"], pa.scalar("")))
 
 

@@ -39,6 +39,7 @@ class Reader(BaseModel):
         }
         writes |= {"items_by_encoder": "", "scenarios": ""} if source == "encoder" else {}
         answer = f" {writes['users'] or text}" if e.pooling == "answer" else ""
+        layer = f" layer={e.layer}" if e.layer else ""
         weights = f"{e.dtype} {e.quantization}".strip()
-        reads = f"{revision} {frame} {e.pooling} {weights}{answer}"
+        reads = f"{revision} {frame} {e.pooling} {weights}{layer}{answer}"
         return cls(revision=revision, frame=frame, reads=reads, writes=writes, source=source, own_text=own_text)

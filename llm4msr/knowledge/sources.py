@@ -61,7 +61,7 @@ class Source(NamedTuple):
         if self.name != "words":
             model = models.resolve(self.extract.model)
             soundness.check_model(model)
-            soundness.check_positions(self.extract, model)
+            soundness.check_fit(self.extract, model)
 
     def pin(self) -> "Source":
         """The same for all machines: a hub's model is named with its commit; an encoder gets texts that it can read."""
@@ -104,6 +104,7 @@ def sources(e: ExtractConfig) -> list[Source]:
         found.append(Source("llm", e, tuple(kind for kind in kinds if kind == "items")))
     if "encoder" in kinds.values():
         change = {"model": e.encoder, "pooling": "mean", "answers": "none", "quantization": "", "tensor_parallel": 1}
+        change |= {"layer": 0}
         found.append(Source("encoder", e.model_copy(update=change), (ITEM_KINDS["encoder"],)))
     if "words" in kinds.values():
         found.append(Source("words", e, (ITEM_KINDS["words"],)))

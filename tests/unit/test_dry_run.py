@@ -72,6 +72,26 @@ def test_items_are_counted_where_the_llm_reads_items(config: Config, llama: Path
     assert (found["prompts"], found["tokens"]) == (len(counts) + 2, sum(counts))
 
 
+def test_the_mean_needs_fewer_tokens_of_an_item_and_the_plan_says_how_many(config: Config):
+    found = {}
+    for pooling in ("last", "mean"):
+        change = {"reads": "items", "pooling": pooling}
+        other = config.model_copy(update={"extract": config.extract.model_copy(update=change)})
+        found[pooling] = plan(other, "extract")["extract"]
+    both = {pooling: plans["tokens"] for pooling, plans in found.items()}
+    assert both["mean"] < both["last"] / 2
+    assert found["last"]["tokens_by_pooling"] == found["mean"]["tokens_by_pooling"] == both
+
+
+def test_the_plan_of_several_sources_says_what_each_reads(config: Config, llama: Path):
+    change = {"reads": "items", "item_vectors": ("llm", "words", "encoder"), "encoder": str(llama)}
+    found = plan(config.model_copy(update={"extract": config.extract.model_copy(update=change)}), "extract")["extract"]
+    encoder, words = found["beside"]
+    assert (found["model"], encoder["model"], words["model"]) == (str(llama), str(llama), "words")
+    assert (found["prompts"], encoder["prompts"], words["prompts"]) == (22, 20, 20)
+    assert encoder["tokens"] == found["tokens_by_pooling"]["mean"]
+
+
 def test_words_cost_nothing_and_the_plan_says_so(config: Config):
     change = {"reads": "items", "item_vectors": "words", "model": "some/llm"}
     found = plan(config.model_copy(update={"extract": config.extract.model_copy(update=change)}), "extract")["extract"]

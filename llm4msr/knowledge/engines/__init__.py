@@ -12,10 +12,10 @@ from llm4msr.text import first_line
 
 
 def engine_name(config: ExtractConfig) -> str:
-    """`auto` is vLLM where it is installed, else transformers."""
+    """`auto` is vLLM where it is installed and can give the layer, else transformers."""
     if config.engine != "auto":
         return config.engine
-    return "vllm" if importlib.util.find_spec("vllm") else "transformers"
+    return "vllm" if not config.layer and importlib.util.find_spec("vllm") else "transformers"
 
 
 def open_engine(config: ExtractConfig, task: Task = "vectors", encoder: bool = False) -> Engine:
@@ -33,7 +33,7 @@ def open_engine(config: ExtractConfig, task: Task = "vectors", encoder: bool = F
             "install vLLM (extra gpu or cpu) or leave them out"
         )
     soundness.check_model(folder)
-    soundness.check_positions(config, folder)
+    soundness.check_fit(config, folder)
     try:
         return _load(config, name, folder, task, encoder)
     except LLM4MSRError:
@@ -54,7 +54,7 @@ def _load(config: ExtractConfig, name: str, folder: Path, task: Task, encoder: b
         return VllmEngine(folder, pooling, config.dtype, max_tokens, task, config.tensor_parallel, config.quantization)
     from llm4msr.knowledge.engines.transformers import TransformersEngine
 
-    return TransformersEngine(folder, pooling, config.dtype, encoder)
+    return TransformersEngine(folder, pooling, config.dtype, config.layer, encoder)
 
 
 def open_tokenizer(config: ExtractConfig, own_text: bool = False) -> PromptTokenizer:

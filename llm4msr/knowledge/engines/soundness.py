@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ _POINTER = b"version https://git-lfs"
 _WEIGHTS = {".safetensors", ".bin", ".gguf", ".pt"}
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _POSITIONS = ("max_seq_length", "max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx")
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 
 
 def check_model(folder: Path) -> None:
@@ -57,17 +59,23 @@ def parameters(folder: Path) -> int:
 def positions(folder: Path) -> int:
     """How many tokens the model can read, as its config.json says, or is meant to, if less; 0 if neither is said."""
     trained = folder / "sentence_bert_config.json"
-    meant = _positions(_read_json(trained)) if trained.exists() else 0
-    can = _positions(_read_json(folder / "config.json"))
+    meant = _first_number(_read_json(trained), _POSITIONS) if trained.exists() else 0
+    can = _first_number(_read_json(folder / "config.json"), _POSITIONS)
     return min(can, meant) if can and meant else can or meant
 
 
-def _positions(config: Any) -> int:
+def _first_number(config: Any, keys: Sequence[str]) -> int:
+    """The first of these keys that a model's configuration, or its part on text, has as a number; else 0."""
     for section in (config, config.get("text_config") or {}) if isinstance(config, dict) else ():
-        for key in _POSITIONS:
+        for key in keys:
             if isinstance(section, dict) and isinstance(section.get(key), int) and section[key] > 0:
                 return int(section[key])
     return 0
+
+
+def layers(folder: Path) -> int:
+    """How many layers the model has, as its config.json says; 0 if it does not."""
+    return _first_number(_read_json(folder / "config.json"), _LAYERS)
 
 
 def tokens_needed(config: ExtractConfig) -> int:
@@ -76,12 +84,15 @@ def tokens_needed(config: ExtractConfig) -> int:
     return config.max_prompt_tokens + (config.answer_tokens if writes else 0)
 
 
-def check_positions(config: ExtractConfig, folder: Path) -> None:
-    """Compare the config's longest prompt with the model's positions.
+def check_fit(config: ExtractConfig, folder: Path) -> None:
+    """Compare the config's longest prompt with the model's positions, and its layer with the model's layers.
 
     Raises:
-        ConfigError: the prompts and answers that the config allows are longer than the model can read.
+        ConfigError: the prompts and answers that the config allows are longer than the model can read, or it has no
+            such layer.
     """
+    if config.layer > (last := layers(folder)):
+        raise ConfigError(f"extract.layer = {config.layer}: {config.model} has {last} layers; 0 is the last one")
     most, needed = positions(folder), tokens_needed(config)
     if not most or needed <= most:
         return

@@ -26,8 +26,10 @@ class TransformersEngine:
     Shape suffixes: B prompts of a batch, T tokens of its longest prompt, D width of the hidden state.
     """
 
-    def __init__(self, folder: Path, pooling: Pooling, dtype: str, encoder: bool = False):
+    def __init__(self, folder: Path, pooling: Pooling, dtype: str, layer: int = 0, encoder: bool = False):
         """Load the model in `folder` with weights of `dtype`, a name in `torch`; an `encoder` cannot answer.
+
+        Vectors are pooled from the states of this `layer`, counted from 1; 0 = the last one, after the final norm.
 
         Raises:
             StorageError: weights are missing, or of other shapes than config.json says.
@@ -53,7 +55,7 @@ class TransformersEngine:
             raise StorageError(f"{folder}: no weights for {missing[0]} ({len(missing)} are missing); copy it again")
         self.model.eval().to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        self.pooling = pooling
+        self.pooling, self.layer = pooling, layer
         self.cached_tokens = 0
 
     @property
@@ -65,9 +67,10 @@ class TransformersEngine:
     def vectors(self, tokens: Sequence[list[int]]) -> Singles:
         """Pooled hidden states, float32 [N, D]; prompts of like length share a padded batch."""
         pooled_ND = np.zeros((len(tokens), self.width), np.float32)
-        for rows in batches([len(ids) for ids in tokens], BATCH_TOKENS[self.device]):
+        most = BATCH_TOKENS[self.device] // (4 if self.layer else 1)  # the states of all layers are kept for a moment
+        for rows in batches([len(ids) for ids in tokens], most):
             ids_BT, mask_BT = self._pad([tokens[row] for row in rows], left=False)
-            states_BTD = self.model.base_model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state.float()
+            states_BTD = self._states(ids_BT, mask_BT).float()
             lengths_B = mask_BT.sum(1)
             if self.pooling == "last":
                 vectors_BD = states_BTD[torch.arange(len(rows)), lengths_B - 1]
@@ -77,6 +80,12 @@ class TransformersEngine:
                 assert_never(self.pooling)
             pooled_ND[rows] = vectors_BD.cpu().numpy()
         return pooled_ND
+
+    def _states(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        """Hidden states of the layer: [B, T, D]."""
+        out = self.model.base_model(input_ids=ids_BT, attention_mask=mask_BT, output_hidden_states=bool(self.layer))
+        states_BTD: torch.Tensor = out.hidden_states[self.layer] if self.layer else out.last_hidden_state
+        return states_BTD
 
     @torch.inference_mode()
     def answers(

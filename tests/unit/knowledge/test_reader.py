@@ -15,6 +15,7 @@ from tests.support.data import config_of
         ({"pooling": "mean"}, False),
         ({"pooling": "answer"}, False),
         ({"dtype": "bfloat16"}, False),
+        ({"layer": 1}, False),
         ({"engine": "vllm"}, True),
         ({"actors": 3}, True),
         ({"rows_per_shard": 3}, True),

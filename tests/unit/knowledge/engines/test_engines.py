@@ -1,15 +1,17 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llm4msr.config import ExtractConfig
-from llm4msr.errors import MissingExtraError, StorageError
+from llm4msr.errors import ConfigError, MissingExtraError, StorageError
 from llm4msr.knowledge.engines import engine_name, models, open_engine, open_tokenizer, soundness
 from llm4msr.knowledge.engines import transformers as engine_module
 from llm4msr.knowledge.engines.tokens import PromptTokenizer, PromptTooLongError
@@ -59,6 +61,31 @@ def test_a_batch_holds_prompts_of_like_length_and_no_more_tokens_than_allowed():
 def test_poolings_differ(llama: Path, tokens: list[list[int]]):
     last, mean = (TransformersEngine(llama, pooling, "float32").vectors(tokens[1:]) for pooling in ("last", "mean"))
     assert np.abs(last - mean).max() > 0.1
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("layer", [1, 2])
+def test_vectors_of_a_layer_are_its_hidden_states(llama: Path, tokens: list[list[int]], layer: int, pooling: Any):
+    """The last of both layers comes after the final norm, as without a layer."""
+    found = TransformersEngine(llama, pooling, "float32", layer).vectors(tokens)
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+    for ids, vector in zip(tokens, found, strict=True):
+        with torch.inference_mode():
+            states_TD = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0].numpy()
+        np.testing.assert_allclose(vector, states_TD[-1] if pooling == "last" else states_TD.mean(0), atol=1e-4)
+    default = TransformersEngine(llama, pooling, "float32").vectors(tokens)
+    assert np.allclose(found, default, atol=1e-4) == (layer == 2)
+
+
+def test_a_layer_that_the_model_has_not_is_refused(llama: Path):
+    with pytest.raises(ConfigError, match=r"extract\.layer = 3: .* has 2 layers; 0 is the last one"):
+        open_engine(ExtractConfig(engine="transformers", model=str(llama), layer=3, max_prompt_tokens=100))
+
+
+def test_another_layer_than_the_last_is_not_vllms():
+    assert engine_name(ExtractConfig(layer=1)) == "transformers"
+    with pytest.raises(ValidationError, match="layer = 1: vLLM gives the hidden states of the last layer alone"):
+        ExtractConfig(engine="vllm", layer=1)
 
 
 def test_vectors_of_nothing_are_an_empty_matrix(llama: Path):

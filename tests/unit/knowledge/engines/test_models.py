@@ -252,7 +252,7 @@ def test_the_longest_prompt_is_compared_with_the_models_positions(
 ):
     config = ExtractConfig.model_validate({"model": str(llama), "engine": engine} | changes)
     if told is None:
-        soundness.check_positions(config, llama)
+        soundness.check_fit(config, llama)
         return
     with pytest.raises(ConfigError, match=told):
         open_engine(config)
