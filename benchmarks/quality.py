@@ -263,7 +263,7 @@ def run_key(run: Config, test: bool) -> str:
     in every grid, and a new switch leaves the runs without it what they are."""
     same: dict[str, Any] = dict.fromkeys(("name", "storage", "evaluate", "explain", "serve"), True)
     same |= {"train": {"workers", "device", "checkpoint_batches"}}
-    if run.model.knowledge == "none":
+    if not run.model.uses_knowledge:
         same |= {"extract": set(ExtractConfig.model_fields) - {"max_users"}}  # which decides the users of `read_auc`
     return storage.digest_json([VERSION, test, run.model_dump(exclude=same, exclude_defaults=True)])[:16]
 
@@ -275,7 +275,7 @@ def _run(config_json: str, test: bool, file: str) -> str:
     run = Config.model_validate_json(config_json)
     start = time.process_time()
     source = run.model_copy(update={"seed": DATA_SEED})
-    data = Dataset.open(run, prepared(source), None if run.model.knowledge == "none" else extracted(source))
+    data = Dataset.open(run, prepared(source), extracted(source) if run.model.uses_knowledge else None)
     fitted = fit(run, data)
     train_seconds = time.process_time() - start
     result = {

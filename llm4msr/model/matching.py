@@ -6,9 +6,11 @@ one of item ids (`ids`) needs none. A user without a past has zeros wherever the
 Target attention is that of Zhou et al., "Deep Interest Network", KDD 2018, https://arxiv.org/abs/1706.06978, with a
 softmax in which an empty past has a place of its own.
 
-Shape suffixes: B rows, N events of the past, D width of an item's vector (or embedding), K width of a code, I items,
-M features of the match.
+Shape suffixes: B rows, N events of the past, E those of all rows that count, D width of an item's vector (or
+embedding), K width of a code, I items, M features of the match.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,21 +60,50 @@ class Match(nn.Module):
         with torch.autocast(scenario_B.device.type, enabled=False):
             parts = [] if self.vectors is None else self.vectors(past, scenario_B)
             if self.ids is not None:
-                embedding_BD = F.embedding(place_B, table.weight, sparse=table.sparse)
-                past_BND = F.embedding(past.place_BN, table.weight, sparse=table.sparse)
-                parts.append(self.ids(embedding_BD, past_BND, past.liked_BN & (past.item_BN > 0)))
+                parts.append(self.ids(past, table, place_B))
             return torch.cat(parts, dim=1)
+
+
+class Chosen(NamedTuple):
+    """Events of pasts that count, one after the other: most pasts are far shorter than the longest."""
+
+    row_E: Tensor
+    column_E: Tensor
+    shape: torch.Size
+    """[B, N]."""
+
+    @classmethod
+    def of(cls, is_chosen_BN: Tensor) -> "Chosen":
+        """Those where it is true."""
+        row_E, column_E = is_chosen_BN.nonzero(as_tuple=True)
+        return cls(row_E, column_E, is_chosen_BN.shape)
+
+    def take(self, values_BN: Tensor) -> Tensor:
+        """[E]: the values of these events."""
+        return values_BN[self.row_E, self.column_E]
+
+    def spread(self, values_E: Tensor, rest: float) -> Tensor:
+        """[B, N]: a value for each event, and the `rest` for those that do not count."""
+        return values_E.new_full(self.shape, rest).index_put((self.row_E, self.column_E), values_E)
+
+    def sum(self, vectors_ED: Tensor, group_E: Tensor | None = None, groups: int = 1) -> Tensor:
+        """[B, G, D]: the sum of each row's vectors in each group; there are G `groups`."""
+        place_E = self.row_E if group_E is None else self.row_E * groups + group_E
+        sums = vectors_ED.new_zeros(self.shape[0] * groups, vectors_ED.shape[1]).index_add(0, place_E, vectors_ED)
+        return sums.view(self.shape[0], groups, -1)
 
 
 class VectorMatch(nn.Module):
     """The parts that come from items' vectors, which have unit length here."""
 
     unit_ID: Tensor
+    known_I: Tensor
 
     def __init__(self, config: ModelConfig, items_ID: Tensor):
         super().__init__()
         self.parts = config.match
         self.register_buffer("unit_ID", of_unit_length(items_ID), persistent=False)
+        self.register_buffer("known_I", self.unit_ID.any(1), persistent=False)
         width = items_ID.shape[1]
         if "candidate" in self.parts or "attention" in self.parts:
             self.project = nn.Sequential(nn.Linear(width, config.code_dim), nn.LayerNorm(config.code_dim))
@@ -85,18 +116,20 @@ class VectorMatch(nn.Module):
         parts = []
         if "candidate" in self.parts:
             parts.append(self.project(candidate_BD))
-        if "cosines" not in self.parts and "attention" not in self.parts:
-            return parts
-        past_BND = F.embedding(past.item_BN, self.unit_ID).float()
-        known_BN = past_BND.any(2)
+        known_BN = self.known_I[past.item_BN]
         if "cosines" in self.parts:
-            parts.append(cosines(candidate_BD, past_BND, known_BN, past, scenario_B))
+            events = Chosen.of(known_BN)
+            parts.append(cosines(candidate_BD, self._vectors(events, past), events, past, scenario_B))
         if "attention" in self.parts:
-            mean_BD, share_B = self.attention(candidate_BD, past_BND, known_BN & past.liked_BN)
+            events = Chosen.of(known_BN & past.liked_BN)
+            mean_BD, share_B = self.attention(candidate_BD, self._vectors(events, past), events)
             mean_BK, cosine_B = self.project(mean_BD), (mean_BD * candidate_BD).sum(1)
             told_B2 = torch.stack([cosine_B, share_B], dim=1)
             parts.append(torch.cat([mean_BK, mean_BK * self.project(candidate_BD), told_B2], dim=1))
         return parts
+
+    def _vectors(self, events: Chosen, past: Past) -> Tensor:
+        return F.embedding(events.take(past.item_BN), self.unit_ID).float()
 
 
 def of_unit_length(items_ID: Tensor) -> Tensor:
@@ -107,18 +140,19 @@ def of_unit_length(items_ID: Tensor) -> Tensor:
     return unit_ID
 
 
-def cosines(candidate_BD: Tensor, past_BND: Tensor, known_BN: Tensor, past: Past, scenario_B: Tensor) -> Tensor:
+def cosines(candidate_BD: Tensor, past_ED: Tensor, events: Chosen, past: Past, scenario_B: Tensor) -> Tensor:
     """Cosines of the candidate with the past [B, 6]; 0 where there is nothing to compare with.
 
     With the means of what was liked (all, in the row's scenario, in the others) and of what was not, and the largest
     and the mean of the three largest with what was liked. All vectors are of unit length.
     """
-    here_BN, liked_BN = past.scenario_BN == scenario_B[:, None], past.liked_BN & known_BN
-    chosen_BXN = torch.stack([liked_BN, liked_BN & here_BN, liked_BN & ~here_BN, ~past.liked_BN & known_BN], dim=1)
-    mean_BXD = F.normalize(torch.bmm(chosen_BXN.float(), past_BND), dim=2)
-    of_means_BX = torch.bmm(mean_BXD, candidate_BD[:, :, None])[:, :, 0]
-    cosine_BN = torch.bmm(past_BND, candidate_BD[:, :, None])[:, :, 0].masked_fill(~liked_BN, -torch.inf)
-    top_BX = cosine_BN.topk(min(3, cosine_BN.shape[1]), dim=1).values
+    liked_E, here_E = events.take(past.liked_BN), events.take(past.scenario_BN == scenario_B[:, None])
+    group_E = torch.where(liked_E, (~here_E).long(), 2)
+    here_BD, elsewhere_BD, disliked_BD = events.sum(past_ED, group_E, 3).unbind(1)
+    sums_BXD = torch.stack([here_BD + elsewhere_BD, here_BD, elsewhere_BD, disliked_BD], dim=1)
+    of_means_BX = (F.normalize(sums_BXD, dim=2) * candidate_BD[:, None]).sum(2)
+    cosine_E = (candidate_BD[events.row_E] * past_ED).sum(1).masked_fill(~liked_E, -torch.inf)
+    top_BX = events.spread(cosine_E, -torch.inf).topk(min(3, events.shape[1]), dim=1).values
     is_there_BX, top_BX = top_BX > -torch.inf, top_BX.clamp(min=-1)
     sum_B = (top_BX * is_there_BX).sum(1)
     largest_B = top_BX[:, 0] * is_there_BX[:, 0]
@@ -132,9 +166,13 @@ class IdMatch(nn.Module):
         super().__init__()
         self.attention = TargetAttention(width, 1.0)
 
-    def forward(self, candidate_BD: Tensor, past_BND: Tensor, liked_BN: Tensor) -> Tensor:
-        """[B, 2 D + 2]."""
-        mean_BD, share_B = self.attention(candidate_BD, past_BND, liked_BN)
+    def forward(self, past: Past, table: nn.Embedding, place_B: Tensor) -> Tensor:
+        """[B, 2 D + 2]; `table` and `place_B` as in `Match`."""
+        events = Chosen.of(past.liked_BN & (past.item_BN > 0))
+        place_E, rows = events.take(past.place_BN), len(place_B)
+        embedding_XD = F.embedding(torch.cat([place_B, place_E]), table.weight, sparse=table.sparse)
+        candidate_BD, past_ED = embedding_XD[:rows], embedding_XD[rows:]
+        mean_BD, share_B = self.attention(candidate_BD, past_ED, events)
         both_BD = mean_BD * candidate_BD
         return torch.cat([mean_BD, both_BD, both_BD.sum(1, keepdim=True), share_B[:, None]], dim=1)
 
@@ -151,9 +189,10 @@ class TargetAttention(nn.Module):
         with torch.no_grad():
             self.query.weight.copy_(sharpness * torch.eye(width))
 
-    def forward(self, candidate_BD: Tensor, past_BND: Tensor, counts_BN: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, candidate_BD: Tensor, past_ED: Tensor, events: Chosen) -> tuple[Tensor, Tensor]:
         """The mean [B, D], and the share of all weights that the past has [B]: zeros where nothing counts."""
-        score_BN = torch.bmm(past_BND, self.query(candidate_BD)[:, :, None])[:, :, 0]
-        score_BN = score_BN.masked_fill(~counts_BN, -torch.inf)
-        weight_BN = F.pad(score_BN, (1, 0)).softmax(1)[:, 1:]  # the empty place is never masked, so nothing is NaN
-        return torch.bmm(weight_BN[:, None], past_BND)[:, 0], weight_BN.sum(1)
+        score_E = (self.query(candidate_BD).index_select(0, events.row_E) * past_ED).sum(1)
+        score_BN = F.pad(events.spread(score_E, -torch.inf), (1, 0))  # the empty place is never masked: nothing is NaN
+        weight_BN = score_BN.softmax(1)[:, 1:]
+        weighted_ED = events.take(weight_BN)[:, None] * past_ED
+        return events.sum(weighted_ED)[:, 0], weight_BN.sum(1)

@@ -4,7 +4,7 @@ import torch
 
 from llm4msr.config import BACKBONES
 from llm4msr.model.inputs import Batch, Past
-from llm4msr.model.matching import COSINES, TargetAttention, cosines, match_width
+from llm4msr.model.matching import COSINES, Chosen, TargetAttention, cosines, match_width
 from llm4msr.model.net import RankerNet
 from tests.support.data import FIELDS, model_config, random_batch, statistics
 
@@ -109,8 +109,9 @@ def test_cosines_are_those_of_a_loop():
     past = batch.past
     assert past is not None
     unit_ID = torch.nn.functional.normalize(item_vectors().float(), dim=1)
-    past_BND = unit_ID[past.item_BN]
-    told = cosines(unit_ID[past.candidate_B], past_BND, past_BND.any(2), past, batch.scenario_B).numpy()
+    events = Chosen.of(unit_ID.any(1)[past.item_BN])
+    past_ED = unit_ID[events.take(past.item_BN)]
+    told = cosines(unit_ID[past.candidate_B], past_ED, events, past, batch.scenario_B).numpy()
     assert told.shape[1] == COSINES
     unit = unit_ID.numpy()
     for row in range(len(told)):
@@ -132,12 +133,12 @@ def test_cosines_are_those_of_a_loop():
 
 def test_attention_looks_first_at_what_is_similar_and_leaves_a_share_to_the_empty_place():
     attention = TargetAttention(3, 4.0)
-    candidate, past = torch.eye(3)[:1], torch.eye(3)[None]
-    mean, share = attention(candidate, past, torch.ones(1, 3, dtype=torch.bool))
+    candidate, past = torch.eye(3)[:1], torch.eye(3)
+    mean, share = attention(candidate, past, Chosen.of(torch.ones(1, 3, dtype=torch.bool)))
     weights = torch.tensor([4.0, 0, 0, 0]).softmax(0)  # the last place is the empty one
     torch.testing.assert_close(mean[0], weights[:3])
     torch.testing.assert_close(share[0], 1 - weights[3])
-    nothing, none = attention(candidate, past, torch.zeros(1, 3, dtype=torch.bool))
+    nothing, none = attention(candidate, past[:0], Chosen.of(torch.zeros(1, 3, dtype=torch.bool)))
     assert not nothing.any()
     assert not none.any()
 
