@@ -132,9 +132,8 @@ def _of_numbers(sample: ColumnSample, held: Column) -> ColumnSample:
     if not len(held):
         return sample
     plain = pc.utf8_trim_whitespace(held) if types.is_string(held.type) else held
-    numbers: Floats = (
-        plain.cast(pa.int8() if types.is_boolean(plain.type) else plain.type).cast(pa.float64()).to_numpy()
-    )
+    plain = plain.cast(pa.int8()) if types.is_boolean(plain.type) else plain
+    numbers: Floats = plain.cast(pa.float64(), safe=False).to_numpy()  # ids from 2^53 on need not be exact here
     numbers = numbers[np.isfinite(numbers)]
     if not len(numbers):
         return sample

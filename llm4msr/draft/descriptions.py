@@ -65,6 +65,9 @@ def _faults(described: Described, name: str, role: str) -> Iterator[str]:
             f"{role}s: the {role} is '{described.key}' in {sample.name} and '{name}' in the interactions, and both "
             f"tables need one name: rename the column in one of them, and name it as source.table.{role}"
         )
+    if described.overlap == 0 and sample.is_whole:
+        shown = f"the file has {', '.join(map(quote, column.values[:3]))}"
+        yield f"{role}s: none of the interactions' {role}s is in {sample.name}: {shown}; write ids the same way in both"
     if column.distinct < column.filled:
         twice = column.filled - column.distinct
         yield (

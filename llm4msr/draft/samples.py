@@ -151,6 +151,8 @@ def _cut(rows: Rows) -> Rows:
     for place, field in enumerate(table.schema):
         if types.is_dictionary(field.type):  # Arrow cannot group by several of them
             table = table.set_column(place, field.name, table[place].cast(field.type.value_type))
+        if types.is_string_view(field.type):  # nor filter these
+            table = table.set_column(place, field.name, table[place].cast(pa.string()))
     return Rows(table, rows.file, rows.before)
 
 

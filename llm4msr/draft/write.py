@@ -12,6 +12,10 @@ _HEAD = """\
 # The comment above a key says why it has its value; "unsure" marks what to look at first.
 # Next: llm4msr check {file}
 """
+_QUICK_LOOK = """
+# For a first look within minutes, take the signs off: the LLM reads the most active users alone; 0 = all.
+# [extract]
+# max_users = 300"""
 
 
 def write(draft: Draft, name: str, file: str) -> str:
@@ -30,7 +34,7 @@ def write(draft: Draft, name: str, file: str) -> str:
         lines += ["", "[source.table]"]
     lines += [line for entry in draft.table for line in _entry(entry)]
     if draft.split:
-        lines += ["", "[split]", *(line for entry in draft.split for line in _entry(entry))]
+        lines += ["", "[split]", *(line for entry in draft.split for line in _entry(entry)), _QUICK_LOOK]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip("\n") + "\n"
 
 

@@ -1,9 +1,13 @@
 """From files of many shapes to a config that runs, or that says what is left to decide."""
 
 import tomllib
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llm4msr import storage
@@ -143,6 +147,47 @@ def test_files_that_may_be_the_scenarios_are_named_as_such(tmp_path: Path):
     found = draft([str(tmp_path)])
     assert found.decisions == []
     assert prompt_data(config_of(found), sampler).tables["scenarios"].num_rows == 1 + 2
+
+
+def test_described_ids_of_which_none_is_used_are_a_thing_to_mend(tmp_path: Path):
+    shapes.usual(tmp_path)
+    shapes.write(tmp_path / "items.csv", ["item_id", "title"], [row[:2] for row in shapes.titles("I-")])
+    (decision,) = draft([str(tmp_path)]).decisions
+    assert decision.startswith("items: none of the interactions' items is in items.csv: the file has 'I-")
+
+
+def test_columns_of_every_type_are_looked_at(tmp_path: Path):
+    count = len(rows())
+    columns: dict[str, pa.Array[Any]] = {
+        "user_id": pa.array([2**62 + r.user for r in rows()]),
+        "item_id": pa.array([2**64 - 1 - r.item for r in rows()], pa.uint64()),
+        "page": pa.array([r.page for r in rows()], pa.string_view()),
+        "clicked": pa.array([Decimal(r.liked) for r in rows()]),
+        "ts": pa.array([r.minute for r in rows()], pa.timestamp("ns", "Europe/Berlin")),
+        "far": pa.array([2**62 + r.minute for r in rows()], pa.timestamp("us")),
+        "nothing": pa.nulls(count),
+        "half": pa.array(np.zeros(count, np.float16)),
+        "not numbers": pa.array([float("nan")] * count),
+        "bytes": pa.array([b"\xff"] * count),
+        "vector": pa.array([[0.5]] * count, pa.list_(pa.float32())),
+        "struct": pa.array([{"a": 1}] * count),
+        "lasting": pa.array([1] * count, pa.duration("s")),
+        "at": pa.array([1] * count, pa.time64("us")),
+        "tags": pa.array([["a", None]] * count),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    found = draft([str(tmp_path / "rows.parquet")])
+    expected = {"user": "user_id", "item": "item_id", "scenario": "page", "label": "clicked", "order": "ts"}
+    assert {key: values(found)[key] for key in expected} == expected
+    assert found.decisions == []
+    assert prompt_data(config_of(found), sampler).users == 30
+
+
+def test_the_users_of_a_first_look_can_be_limited_by_taking_signs_off(tmp_path: Path):
+    text = notes(draft(shapes.usual(tmp_path)))
+    uncommented = text.replace("# [extract]", "[extract]").replace("# max_users", "max_users")
+    assert Config.model_validate(tomllib.loads(text)).extract.max_users == 0
+    assert Config.model_validate(tomllib.loads(uncommented)).extract.max_users == 300
 
 
 def test_users_and_items_in_tables_apart_are_to_be_joined(tmp_path: Path):
