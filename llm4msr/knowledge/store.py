@@ -216,5 +216,5 @@ class KnowledgeStore:
             raise StorageError("the knowledge store knows no user; look at the errors in its shards")
         arrays = (self.sums.mean, self.sums.deviation + 1e-6, self.scenarios_SZ)
         mean_Z, scale_Z, scenarios_SZ = (torch.from_numpy(array.astype(np.float32)) for array in arrays)
-        items_ID = None if self.items_ID is None else torch.from_numpy(self.items_ID)
+        items_ID = None if self.items_ID is None else torch.tensor(self.items_ID)  # what was read cannot be written
         return KnowledgeStatistics(mean_Z, scale_Z, scenarios_SZ, items_ID)

@@ -114,7 +114,7 @@ class _Mean:
         """[B, E]."""
         if self.share_BV is not None:
             return self.share_BV @ table_VE[self.start : self.end]
-        values_BNE = table_VE.index_select(0, self.slots_BN.flatten()).view(*self.slots_BN.shape, -1)
+        values_BNE = table_VE.index_select(0, self.slots_BN.flatten()).view(*self.slots_BN.shape, table_VE.shape[1])
         return torch.bmm(self.share_BN[:, None], values_BNE)[:, 0]
 
     def add_gradient(self, gradient_VE: Tensor, out_BE: Tensor) -> None:
@@ -150,7 +150,7 @@ class _Lookup(torch.autograd.Function):
     ) -> Tensor:
         small = len(table_VE) <= place_BF.numel()  # then its rows are cast before they are copied, not after
         rows_VE = table_VE.to(dtype) if small else table_VE
-        x_BFE = rows_VE.index_select(0, place_BF.flatten()).view(*place_BF.shape, -1).to(dtype)
+        x_BFE = rows_VE.index_select(0, place_BF.flatten()).view(*place_BF.shape, table_VE.shape[1]).to(dtype)
         for mean in means:
             x_BFE[:, mean.field] = mean.embed(table_VE)
         context.place_BF, context.means, context.values, context.sparse = place_BF, means, len(table_VE), sparse

@@ -89,8 +89,8 @@ class Chosen(NamedTuple):
     def sum(self, vectors_ED: Tensor, group_E: Tensor | None = None, groups: int = 1) -> Tensor:
         """[B, G, D]: the sum of each row's vectors in each group; there are G `groups`."""
         place_E = self.row_E if group_E is None else self.row_E * groups + group_E
-        sums = vectors_ED.new_zeros(self.shape[0] * groups, vectors_ED.shape[1]).index_add(0, place_E, vectors_ED)
-        return sums.view(self.shape[0], groups, -1)
+        rows, width = self.shape[0], vectors_ED.shape[1]
+        return vectors_ED.new_zeros(rows * groups, width).index_add(0, place_E, vectors_ED).view(rows, groups, width)
 
 
 class VectorMatch(nn.Module):

@@ -87,6 +87,18 @@ def test_a_user_without_a_past_is_scored_and_trained_without_nan(match: tuple[st
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+@every_part
+def test_every_weight_has_a_gradient_if_a_worker_has_no_row_of_a_batch(match: tuple[str, ...]):
+    """Or rows without any past: distributed training waits for a gradient of every parameter."""
+    batch = with_past(random_batch())
+    assert batch.past is not None
+    empty = batch._replace(past=batch.past._replace(item_BN=torch.zeros_like(batch.past.item_BN)))
+    for some in (rows_of(batch, slice(0, 0)), empty):
+        model = net(match=match).train()
+        model(some).sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_the_candidate_and_the_past_change_the_score_only_through_what_is_known_of_them():
     model, batch = net(match=("candidate", "cosines", "attention")), with_past(random_batch())
     past = batch.past
