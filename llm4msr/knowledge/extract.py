@@ -232,5 +232,7 @@ def require_machines(config: Config) -> None:
         ConfigError: names the key, what is there, and what to do.
     """
     e = config.extract
+    if all(source.name == "words" for source in sources(e)):
+        return
     gpus = e.tensor_parallel if e.device == "gpu" else 0
     ray_session.require_resources(f"extract.device = '{e.device}'", {"CPU": 1, "GPU": gpus})

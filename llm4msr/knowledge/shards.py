@@ -81,8 +81,3 @@ class Spent(NamedTuple):
     """Of all cores together."""
     with_interests: int
     """Users' answers that hold interests."""
-
-    @classmethod
-    def nothing(cls) -> "Spent":
-        """By who reads no tokens."""
-        return cls(0, 0, 0.0, 0.0, 0)

@@ -17,6 +17,7 @@ from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.shards import Pass
 from llm4msr.knowledge.sources import items_by_kind, sources, texts_of_items
 from llm4msr.knowledge.words import Words
+from llm4msr.knowledge.work import Shard
 from llm4msr.storage.vectors import to_matrix
 from tests.support.data import config_of
 from tests.unit.conftest import World
@@ -109,12 +110,12 @@ def test_a_shard_holds_the_vectors_of_its_texts(world: World, tmp_path: Path):
     texts = ["green tea", "a saw", ""]
     rows = {"id": [1, 2, 3], "raw_id": ["a", "b", "c"], "fingerprint": ["f", "g", "h"], "prompt": texts}
     table = pa.table(rows | {"error": ["", "", "nothing liked before the cut"]})
-    storage.write_groups(folder / "work/todo/items_by_words.parquet", [table])
+    storage.write_groups(folder / "work/todo/items_by_words-0.parquet", [table])
     reader = Reader(revision="r", frame="", reads="r", writes={"items_by_words": ""}, source="words", own_text=True)
     pass_ = Pass("vectors", world.config, str(folder), {"items_by_words": reader}, [], "words")
-    job = pa.Table.from_pylist([{"name": name, "todo": "items_by_words.parquet", "group": 0}])
+    job = Shard(name=name, kind="items_by_words", todo="items_by_words-0.parquet", group=0, rows=3)
     fitted = Words.fit(TEAS + TOOLS, 4)
-    (summary,) = count_shard(job, pass_, fitted).to_pylist()
+    summary = count_shard(pass_, job, fitted)
     assert (summary["file"], summary["rows"], summary["failed"], summary["empty"]) == (name, 3, 1, 1)
     assert (summary["tokens"], summary["digest"]) == (0, storage.digest_file(folder / "vectors" / name))
     written = storage.read_table(folder / "vectors" / name)
