@@ -20,6 +20,9 @@ class ExtractConfig(Section):
     `words` in titles and features, which need no model at all and are what one has to beat; or a control: `random`
     numbers show what the histories bring without any text, and with `shuffled` each item has what the LLM says of
     another one. A list, such as `["llm", "words"]`, sets them side by side: `pool_dim` components of each."""
+    items: Literal["all", "trained"] = "all"
+    """For `reads = "items"`: which are read. `all` that are described, so that a new one is known by what it is before
+    anybody took it; or those of training rows alone (`trained`), where a catalogue is long and few of it are taken."""
     encoder: str = ""
     """For `item_vectors = "encoder"`: a sentence encoder in Hugging Face's layout, named as `model` is. It reads an
     item's title and features, and their vector is the mean over all tokens."""

@@ -49,7 +49,7 @@ def _estimate(config: Config, data: PromptData, source: Source, finished: bool) 
         return {
             "engine": "none",
             "model": source.model,
-            "prompts": tables["items"].num_rows - 1 + scenarios,
+            "prompts": _rows(config, data, source.kinds[0]) + scenarios,
             "tokens": 0,
             "estimate": "finished already: nothing to do" if finished else WORDS_ESTIMATE,
         }
@@ -86,7 +86,7 @@ def _rows(config: Config, data: PromptData, kind: str) -> int:
     """How many rows of a kind are read; no kind has none."""
     if kind == "users":
         return min(data.users, config.extract.max_users or data.users)
-    return items_to_read(data.tables["items"]) if kind else 0
+    return items_to_read(config, data.tables["items"]) if kind else 0
 
 
 def _tokens_by_pooling(config: Config, data: PromptData, source: Source, items: int) -> dict[str, int]:

@@ -59,7 +59,8 @@ def _of_source(
 ) -> ItemVectors:
     rng, dim = np.random.default_rng(_SEED), config.extract.pool_dim
     if source == "random":
-        vectors_ID, known_I = rng.standard_normal((len(trained_I), dim), np.float32), trained_I
+        vectors_ID = rng.standard_normal((len(trained_I), dim), np.float32)
+        known_I = trained_I if config.extract.items == "trained" else np.arange(len(trained_I)) > 0
     else:
         vectors_ID, known_I = _whiten(folder, trained_I, dim, groups[ITEM_KINDS[source]])
     if source == "shuffled":
@@ -78,9 +79,11 @@ def _whiten(folder: UPath, trained_I: Bools, dim: int, groups: Sequence[RowGroup
     """
     table = pa.concat_tables(read_rows(group, ["id", "error", "vector"]) for group in groups)
     good = good_rows(table)
-    if not good.any():
-        raise StorageError(f"{folder / 'vectors'}: no item has a vector; look at the errors in its shards")
     known_I, ids = np.zeros(len(trained_I), bool), table["id"].to_numpy()[good]
+    if not trained_I[ids].any():
+        raise StorageError(
+            f"{folder / 'vectors'}: no item of the training rows has a vector; look at the errors in its shards"
+        )
     known_I[ids] = True
     whitened = pooling.whiten(to_matrix(table["vector"])[good], dim, trained_I[ids])
     vectors_ID = np.zeros((len(trained_I), whitened.shape[1]), np.float32)

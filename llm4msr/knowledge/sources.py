@@ -3,7 +3,7 @@
 Scenarios are read by the LLM, or by the first source where no LLM is among them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -13,7 +13,7 @@ from llm4msr.data.catalogue import item_fields
 from llm4msr.knowledge import words
 from llm4msr.knowledge.engines import models, open_tokenizer, soundness
 from llm4msr.knowledge.prompts.own_text import item_texts
-from llm4msr.knowledge.prompts.render import items_to_read
+from llm4msr.knowledge.prompts.render import trained_items
 from llm4msr.knowledge.reader import Reader, SourceName
 from llm4msr.storage import StageOutput
 
@@ -111,13 +111,9 @@ def sources(e: ExtractConfig) -> list[Source]:
     return [found[0]._replace(kinds=(*found[0].kinds, "scenarios")), *found[1:]]
 
 
-def items_by_kind(readers: dict[str, Reader], items: pa.Table) -> dict[str, int]:
-    """How many items each kind of rows has, the first ones: those of training rows; all by words, which cost nothing.
-
-    `items` has at least the column `f:item_id` of the prepared items.
-    """
-    counts = {kind: len(items) - 1 if one.source == "words" else items_to_read(items) for kind, one in readers.items()}
-    return {kind: count for kind, count in counts.items() if kind in ITEM_KINDS.values()}
+def items_by_kind(readers: Iterable[str], items: int) -> dict[str, int]:
+    """How many items each kind of rows has that is read: the first `items`, whoever reads them."""
+    return {kind: items for kind in readers if kind in ITEM_KINDS.values()}
 
 
 def texts_of_items(data: StageOutput) -> TextsOfItems:
@@ -127,4 +123,4 @@ def texts_of_items(data: StageOutput) -> TextsOfItems:
 
 def trained_texts(items: pa.Table, fields: dict[str, list[str]]) -> list[str]:
     """The same from the table of all items and the vocabularies of their features."""
-    return item_texts(items.slice(1, items_to_read(items)), fields)
+    return item_texts(items.slice(1, trained_items(items)), fields)

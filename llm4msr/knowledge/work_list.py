@@ -30,7 +30,7 @@ from llm4msr.knowledge.buckets import Bucket, bucket_count
 from llm4msr.knowledge.forget import check_list, ids_to_forget
 from llm4msr.knowledge.index import NOTHING_LIKED, RowGroup, State
 from llm4msr.knowledge.prompts import templates
-from llm4msr.knowledge.prompts.render import Window, render, windows
+from llm4msr.knowledge.prompts.render import Window, items_to_read, render, windows
 from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.sources import items_by_kind
 from llm4msr.knowledge.work import Shard, Work
@@ -62,7 +62,8 @@ def plan_work(config: Config, data: StageOutput, folder: UPath, readers: dict[st
     )
     storage.write_table(folder / drift.FILE, scenarios)
     users = users_to_read(config, data) if "users" in readers else []
-    todo = windows(users, items_by_kind(readers, data.table("items.parquet", ["f:item_id"])), WINDOW_ROWS)
+    items = items_to_read(config, data.table("items.parquet", ["f:item_id"]))
+    todo = windows(users, items_by_kind(readers, items), WINDOW_ROWS)
     counts = bucket_counts(todo, partitions.count(data))
     jobs = [window._asdict() for window in todo]
     rows = sum(window.stop - window.start for window in todo) + data.manifest.info["scenarios"] - 1

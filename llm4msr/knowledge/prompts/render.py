@@ -117,9 +117,14 @@ def _prompts(ids: Column, raw_ids: Column, texts: Column) -> pa.Table:
     return pa.Table.from_arrays([ids, raw_ids, texts], PROMPTS.names).cast(PROMPTS)
 
 
-def items_to_read(items: pa.Table) -> int:
+def trained_items(items: pa.Table) -> int:
     """How many items stand in training rows; they are the first after the unknown one."""
     return int((items["f:item_id"].to_numpy() > 0).sum())
+
+
+def items_to_read(config: Config, items: pa.Table) -> int:
+    """How many of the prepared items are read, the first ones after the unknown one."""
+    return len(items) - 1 if config.extract.items == "all" else trained_items(items)
 
 
 def slice_rows(data: StageOutput, name: str, start: int, stop: int) -> pa.Table:

@@ -66,9 +66,12 @@ def test_shuffled_items_have_the_vectors_of_others(tmp_path: Path):
     np.testing.assert_array_equal(other_ID, make(tmp_path, "shuffled")[0])
 
 
-def test_random_numbers_are_those_of_items_in_training_rows(tmp_path: Path):
-    vectors_ID, known_I = make(tmp_path, "random")
+def test_random_numbers_are_those_of_the_items_that_would_be_read(tmp_path: Path):
+    trained = config(tmp_path, "random")
+    trained = trained.model_copy(update={"extract": trained.extract.model_copy(update={"items": "trained"})})
+    vectors_ID, known_I = item_vectors.make(trained, storage.path(tmp_path), TRAINED, {})
     np.testing.assert_array_equal(known_I, TRAINED)
+    np.testing.assert_array_equal(make(tmp_path, "random").known_I, np.arange(9) > 0)
     assert vectors_ID.shape == (9, 3)
     assert vectors_ID[known_I].all()
     assert not vectors_ID[~known_I].any()
@@ -104,7 +107,9 @@ def test_sources_that_cannot_be_are_refused(tmp_path: Path, change: dict[str, An
 
 
 def test_that_the_llm_read_no_item_is_told(tmp_path: Path):
-    with pytest.raises(StorageError, match="no item has a vector; look at the errors in its shards"):
+    with pytest.raises(
+        StorageError, match="no item of the training rows has a vector; look at the errors in its shards"
+    ):
         item_vectors.make(
             config(tmp_path, "llm"), storage.path(tmp_path), TRAINED, {"items": said(tmp_path, good=False)}
         )

@@ -15,7 +15,7 @@ from llm4msr.knowledge.prompts.render import (
     user_prompts,
     windows,
 )
-from tests.support.data import published
+from tests.support.data import config_of, published
 from tests.support.versions import READER
 from tests.unit.conftest import World
 
@@ -66,8 +66,10 @@ def test_an_item_shows_its_own_categories(world: World):
     ]
 
 
-def test_items_to_read_are_those_of_training_rows():
-    assert items_to_read(pa.table({"f:item_id": [0, 1, 2, 3, 0, 0]})) == 3
+@pytest.mark.parametrize(("items", "count"), [("all", 5), ("trained", 3)])
+def test_items_to_read_are_all_or_those_of_training_rows(tmp_path: Path, items: str, count: int):
+    config = config_of(tmp_path, extract={"reads": "items", "items": items})
+    assert items_to_read(config, pa.table({"f:item_id": [0, 1, 2, 3, 0, 0]})) == count
 
 
 def test_windows_of_users_are_slices_of_the_whole(world: World):
