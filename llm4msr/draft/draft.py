@@ -7,7 +7,7 @@ from llm4msr.draft.guess import Draft, Guess, Note
 from llm4msr.draft.roles import Roles, find_roles
 from llm4msr.draft.samples import Sample, read_samples
 from llm4msr.errors import DataError
-from llm4msr.text import shorten
+from llm4msr.text import quote, shorten
 
 
 def draft(places: Sequence[str]) -> Draft:
@@ -26,10 +26,12 @@ def draft(places: Sequence[str]) -> Draft:
     columns = interactions.find_columns(roles)
     items, mend_items = descriptions.find_items(roles, columns.taken)
     users, mend_users = descriptions.find_users(roles)
+    used = [sample for sample in samples if sample not in roles.unused]
+    delimiter, mend_delimiter = _delimiter(used)
     unused = [*(sample.name for sample in roles.unused), *found.others]
     table = [
         _interactions(roles),
-        *_delimiter(samples, roles),
+        *delimiter,
         *items[:1],
         *users[:1],
         *columns.guesses,
@@ -37,7 +39,7 @@ def draft(places: Sequence[str]) -> Draft:
         *users[1:],
     ]
     table += [Note(f"files that are not used: {shorten(', '.join(unused), 200)}")] if unused else []
-    decisions = [*columns.decisions, *mend_items, *mend_users, *_faults(roles, columns.guesses)]
+    decisions = [*mend_delimiter, *columns.decisions, *mend_items, *mend_users, *_faults(roles, columns.guesses)]
     return Draft(found.path, _seen(samples), table, columns.split, decisions)
 
 
@@ -48,15 +50,20 @@ def _interactions(roles: Roles) -> Guess:
     return Guess("interactions", sample.name, f"a row for each user and item: {many}{about}{sample.about:,} rows")
 
 
-def _delimiter(samples: Sequence[Sample], roles: Roles) -> Iterator[Guess]:
-    marks = {sample.delimiter for sample in samples if sample not in roles.unused} - {""}
-    for mark in marks:
-        yield Guess("delimiter", mark, "the header has other marks too, and with this one all rows have as many cells")
+def _delimiter(used: Sequence[Sample]) -> tuple[list[Guess | Note], list[str]]:
+    """The key, if a header does not show the mark, and which of the other files have another one."""
+    marks = sorted({sample.delimiter for sample in used} - {""})
+    if not marks:
+        return [], []
+    why = "a header has other marks too, and with this one all rows have as many cells"
+    others = [sample.name for sample in used if not sample.is_read_with(marks[0])]
+    rule = f"delimiter: cells are separated by {quote(marks[0])} in one file, and otherwise in"
+    return [Guess("delimiter", marks[0], why)], [f"{rule} {name}; write both alike" for name in others]
 
 
 def _seen(samples: Sequence[Sample]) -> str:
     rows = [f"{len(s.rows.table):,} rows of {s.name or s.files[0].path.name}" for s in samples]
-    return f"{shorten(', '.join(rows), 300)}"
+    return shorten(", ".join(rows), 300)
 
 
 def _faults(roles: Roles, guesses: list[Guess | Note]) -> Iterator[str]:

@@ -93,8 +93,9 @@ def _may_be_id(column: ColumnSample) -> bool:
 
 def _find_ids(interactions: Sample, others: Sequence[Sample]) -> tuple[Guess, Guess]:
     columns = {name: column for name, column in interactions.columns.items() if _may_be_id(column)}
-    user = _named(columns, names.USER, "user")
-    item = _named({name: columns[name] for name in columns if user is None or name != user.value}, names.ITEM, "item")
+    user = _by_name(columns, names.USER, others, "user")
+    rest = [name for name in columns if user is None or name != user.value]
+    item = _by_name({name: columns[name] for name in rest}, names.ITEM, others, "item")
     taken = [str(guess.value) for guess in (user, item) if guess]
     rest = [name for name in columns if name not in taken]
     if item is None:
@@ -112,14 +113,19 @@ def _find_ids(interactions: Sample, others: Sequence[Sample]) -> tuple[Guess, Gu
     return user, item
 
 
-def _named(columns: dict[str, ColumnSample], usual: tuple[str, ...], role: str) -> Guess | None:
+def _by_name(
+    columns: dict[str, ColumnSample], usual: tuple[str, ...], others: Sequence[Sample], role: str
+) -> Guess | None:
+    """The column of the most usual name, or of one that is the key of another table too."""
     found = names.choose(columns, usual, loosely=True)
     if not found:
         return None
+    keys = {column.name for sample in others for column in sample.columns.values() if _is_key(column)}
+    found.sort(key=lambda name: name not in keys)
     column = columns[found[0]]
-    others = f"; it could also be {', '.join(found[1:3])}" if found[1:] else ""
+    rivals = f"; it could also be {', '.join(found[1:3])}" if found[1:] else ""
     is_weak = names.rank(found[0], usual) > len(usual) - 5
-    why = f"a usual name for ids of {role}s: {column.distinct:,} different values{others}"
+    why = f"a usual name for ids of {role}s: {column.distinct:,} different values{rivals}"
     return Guess(role, found[0], why, is_sure=not is_weak)
 
 

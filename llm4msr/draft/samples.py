@@ -43,6 +43,12 @@ class Sample:
         """Whether all rows of the table are in the sample."""
         return self.about <= len(self.rows.table)
 
+    def is_read_with(self, delimiter: str) -> bool:
+        """Whether its columns are the same where cells are separated so."""
+        file = self.files[0]
+        again = None if file.is_parquet else _try_delimiter(file, delimiter)
+        return file.is_parquet or (again is not None and {*again.table.column_names} <= {*self.columns, ""})
+
 
 def read_samples(places: Places) -> list[Sample]:
     """A sample of each table among the files; files without rows are passed over.

@@ -59,7 +59,9 @@ def look_into(places: Sequence[str]) -> Places:
     for name in sizes:
         if not name.isprintable():
             raise DataError(f"{folder}: the name {name!r} has characters that no config can hold; rename the file")
-    shown = {name: size for name, size in sorted(sizes.items()) if not _is_hidden(name)}
+    outputs = [posixpath.dirname(name) for name in sizes if posixpath.basename(name) == storage.MANIFEST]
+    hidden = {name for name in sizes if _is_hidden(name) or _is_below(name, outputs)} - spelled_out
+    shown = {name: size for name, size in sorted(sizes.items()) if name not in hidden}
     chosen = {name for name in shown if name in spelled_out or _is_table(name)}
     if not chosen:
         held = shorten(", ".join(shown), 200) or "nothing"
@@ -98,6 +100,11 @@ def _as_written(folder: UPath, places: Sequence[str]) -> str:
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(("_", ".")) for part in name.split("/"))
+
+
+def _is_below(name: str, outputs: Sequence[str]) -> bool:
+    """Whether it is a file of one of our own outputs."""
+    return any(name.startswith(f"{folder}/" if folder else "") for folder in outputs)
 
 
 def _is_table(name: str) -> bool:

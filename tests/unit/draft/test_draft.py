@@ -1,5 +1,6 @@
 """From files of many shapes to a config that runs, or that says what is left to decide."""
 
+import re
 import tomllib
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +19,7 @@ from llm4msr.draft.guess import Draft, Guess
 from llm4msr.draft.write import experiment_name, write
 from llm4msr.errors import DataError, InputError, StorageError
 from llm4msr.knowledge.prompts.sample import sampler
+from llm4msr.pipeline import prepare
 from tests.unit.draft import shapes
 from tests.unit.draft.shapes import ACCEPTED, TO_DECIDE, rows
 
@@ -188,6 +190,45 @@ def test_the_users_of_a_first_look_can_be_limited_by_taking_signs_off(tmp_path: 
     uncommented = text.replace("# [extract]", "[extract]").replace("# max_users", "max_users")
     assert Config.model_validate(tomllib.loads(text)).extract.max_users == 0
     assert Config.model_validate(tomllib.loads(uncommented)).extract.max_users == 300
+
+
+def test_files_with_different_marks_of_which_one_must_be_named_are_to_be_mended(tmp_path: Path):
+    given = shapes.two_marks_in_the_header(tmp_path)
+    items = [[f"i{i}", f"Blue cup {i}"] for i in range(24)]
+    shapes.write(tmp_path / "items.csv", ["item_id,code", "title"], items, ";")
+    assert draft([*given, str(tmp_path / "items.csv")]).decisions == []
+    shapes.write(tmp_path / "items.csv", ["item_id,code", "title"], items, "\t")
+    (decision,) = draft([*given, str(tmp_path / "items.csv")]).decisions
+    assert re.match(r"delimiter: cells are separated by '.*' in one file, and otherwise in \w+\.csv; write", decision)
+
+
+def test_of_two_ids_the_one_that_another_table_describes_is_taken(tmp_path: Path):
+    cells = [[f"u{r.user}", f"v{r.item}-{r.user % 2}", f"i{r.item}", r.page, r.liked, r.minute] for r in rows()]
+    header = ["user_id", "item_id", "product_id", "page", "clicked", "ts"]
+    shapes.write(tmp_path / "e.csv", header, cells)
+    assert values(draft([str(tmp_path / "e.csv")]))["item"] == "item_id"
+    shapes.write(tmp_path / "p.csv", ["product_id", "title"], [row[:2] for row in shapes.titles("i")])
+    assert values(draft([str(tmp_path)]))["item"] == "product_id"
+
+
+def test_outputs_of_a_run_beside_the_data_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    shapes.usual(tmp_path / "data")
+    first = draft(["."])
+    assert first.path == "."
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden" / "x.csv").write_text("user_id,item_id\n")
+    prepare(config_of(first))
+    assert [*(tmp_path / "runs").rglob("*.parquet")]
+    assert values(draft(["."])) == values(first)
+
+
+def test_a_file_that_is_spelled_out_is_taken_whatever_its_name(tmp_path: Path):
+    shapes.usual(tmp_path)
+    (tmp_path / "interactions.csv").rename(tmp_path / "_log")
+    found = draft([str(tmp_path / "_log")])
+    assert values(found)["interactions"] == "_log"
+    assert prompt_data(config_of(found), sampler).users == 30
 
 
 def test_users_and_items_in_tables_apart_are_to_be_joined(tmp_path: Path):
