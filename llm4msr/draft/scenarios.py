@@ -78,7 +78,7 @@ def _decision(roles: Roles) -> str:
     files = [file.path.name.split(".")[0] for file in roles.interactions.files]
     if 1 < len(files) <= MOST_UNNAMED:
         text += f"; if each file is a scenario, put each into a folder of its own, such as 'scenario={files[0]}'"
-    return f"{text}; where there is one scenario only, put all into a folder named 'scenario=all'"
+    return f"{text}; if there is only one, put {where} into a folder named 'scenario=all', and run init again"
 
 
 def _few(sample: Sample) -> list[ColumnSample]:

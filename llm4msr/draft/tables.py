@@ -82,7 +82,10 @@ def _common(folders: Sequence[UPath]) -> UPath:
     first = folders[0]
     if any(folder.protocol != first.protocol for folder in folders):
         raise StorageError(f"{first} and {folders[-1]} lie on different storages; bring all files to one")
-    return storage.path(str(first).removesuffix(first.path) + posixpath.commonpath([folder.path for folder in folders]))
+    common = posixpath.commonpath([folder.path for folder in folders])
+    while "=" in posixpath.basename(common):  # a column, which is read from the names below `source.path`
+        common = posixpath.dirname(common)
+    return storage.path(str(first).removesuffix(first.path) + common)
 
 
 def _relative(place: UPath, folder: UPath) -> str:

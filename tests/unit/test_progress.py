@@ -1,7 +1,7 @@
 import pytest
 
 from llm4msr import progress
-from llm4msr.progress import track
+from llm4msr.progress import Level, say, track, warn
 
 
 def test_lines_on_standard_error_end_with_the_whole(capsys: pytest.CaptureFixture[str]):
@@ -43,3 +43,14 @@ def test_a_terminal_gets_a_bar_that_is_closed_whatever_happens(
     shown = capsys.readouterr().err
     assert "extract note" in shown
     assert shown.endswith("\x1b[?25h"), "the cursor is there again"
+
+
+def test_quiet_leaves_warnings_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(progress, "_level", Level.QUIET)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    say("going on")
+    with track("extract", 2) as tracked:
+        tracked.advance(2)
+    warn("something is odd")
+    assert capsys.readouterr().err == "warning: something is odd\n"

@@ -88,6 +88,8 @@ def test_a_scenario_is_sought_in_the_items_and_a_folder_can_be_the_only_one(tmp_
     found = draft([str(tmp_path)])
     assert found.decisions == []
     assert values(found)["scenario"] == "scenario"
+    alone = draft([str(tmp_path / "scenario=all" / "ratings.csv")])
+    assert alone.decisions == []
     assert prompt_data(config_of(found), sampler).tables["scenarios"].num_rows == 1 + 1
 
 
