@@ -3,8 +3,9 @@
 The unit of work is a shard of `rows_per_shard` rows. A shard's file appears in one piece when the shard is
 finished, so a run that was interrupted, in whatever way, redoes only the shards in flight.
 
-Two passes over the same shards, since an engine either writes or pools: `answers` (the scenarios' texts, on
-request the users' too), then `vectors`. Last, an index is written of all rows, new ones and those of earlier versions.
+The sources of vectors take turns, each with the shards of its own kinds of rows. Of the LLM there are two passes over
+the same shards, since an engine either writes or pools: `answers` (the scenarios' texts, on request the users' too),
+then `vectors`. Last, an index is written of all rows, new ones and those of earlier versions.
 """
 
 from collections import defaultdict

@@ -154,7 +154,9 @@ def _asked(config: Config) -> tuple[Source, str]:
         for kind in source.kinds:
             if source.name != "words" and kind != "scenarios":
                 return source.pin(), kind
-    raise ConfigError(f"extract.item_vectors = '{config.extract.item_vectors}': no model read the items")
+    raise ConfigError(
+        f"extract.item_vectors = '{config.extract.item_vectors}': no model read the items, so none is asked again"
+    )
 
 
 def _sample(output: StageOutput, kind: str, count: int, seed: int) -> pa.Table:
