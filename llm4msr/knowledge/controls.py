@@ -4,6 +4,7 @@ import numpy as np
 
 from llm4msr.arrays import Halves, Ints
 from llm4msr.data.partitioned_rows import PartitionedRows
+from llm4msr.knowledge.item_vectors import of_unit_length
 
 _ROWS = 1 << 13
 
@@ -32,7 +33,10 @@ def shuffle(known: PartitionedRows, seed: int, partition: int) -> Ints:
 
 
 def wrong_items(vectors_ID: Halves, control: str, seed: int) -> Halves:
-    """Items' vectors, `shuffled` among the items that have one, or `random` numbers in their place: float16 [I, D]."""
+    """Items' vectors, `shuffled` among the items that have one, or `random` ones in their place: float16 [I, D].
+
+    All are of unit length.
+    """
     rng, places = np.random.default_rng([seed, 4711, 0]), np.flatnonzero(vectors_ID.any(1))
     wrong_ID = np.zeros_like(vectors_ID)
     if control == "shuffled":
@@ -41,7 +45,7 @@ def wrong_items(vectors_ID: Halves, control: str, seed: int) -> Halves:
     for start in range(0, len(places), _ROWS):
         piece = places[start : start + _ROWS]
         wrong_ID[piece] = rng.standard_normal((len(piece), wrong_ID.shape[1]), np.float32)
-    return wrong_ID
+    return of_unit_length(wrong_ID)
 
 
 def own_numbers(past_users: PartitionedRows, offset_P: Ints, partition: int) -> Ints:

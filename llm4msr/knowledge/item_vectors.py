@@ -26,6 +26,7 @@ from llm4msr.storage.vectors import to_column, to_matrix
 
 FILE = "items.parquet"
 """Of a version that reads items: rows of `schema.item_vectors`."""
+_ROWS = 1 << 16
 _SEED = 4711
 """Of the controls: one draw for all seeds of a model, as there is one LLM for all."""
 
@@ -107,3 +108,13 @@ def read(output: StageOutput) -> ItemVectors:
     """
     table = output.table(FILE)
     return ItemVectors(to_matrix(table["vector"]), table["known"].to_numpy())
+
+
+def of_unit_length(vectors_ID: Halves) -> Halves:
+    """The same directions, each of length 1; zeros stay as they are."""
+    unit_ID = np.empty_like(vectors_ID)
+    for start in range(0, len(unit_ID), _ROWS):  # not all of them as float32 at once
+        piece = vectors_ID[start : start + _ROWS].astype(np.float32)
+        length = np.linalg.norm(piece, axis=1, keepdims=True)
+        unit_ID[start : start + _ROWS] = piece / np.where(length > 0, length, 1)
+    return unit_ID

@@ -66,7 +66,7 @@ class KnowledgeStore:
         total: sums over the known users.
         past: where the extraction has points in time.
         noise: gives random numbers instead of a partition's vectors, of a seed and the partition; in memory by default.
-        items_ID: float16, by item number, zero where nothing is known; where items were read.
+        items_ID: float16, by item number, of unit length, zero where nothing is known; where items were read.
     """
 
     def __init__(
@@ -108,7 +108,9 @@ class KnowledgeStore:
             names = ("past", "past_known", "past_user")
             vectors, known, owners = (rows(mapped.reader(name)) for name in names)
             past = Past(vectors, known, owners, rows_P)
-        items_ID = item_vectors.read(output).vectors_ID if item_vectors.FILE in output.manifest.files else None
+        items_ID = None
+        if item_vectors.FILE in output.manifest.files:
+            items_ID = item_vectors.of_unit_length(item_vectors.read(output).vectors_ID)
         return cls(users, scenarios_SZ, sums.read(output), past, mapped.noise, items_ID)
 
     @classmethod
@@ -216,5 +218,5 @@ class KnowledgeStore:
             raise StorageError("the knowledge store knows no user; look at the errors in its shards")
         arrays = (self.sums.mean, self.sums.deviation + 1e-6, self.scenarios_SZ)
         mean_Z, scale_Z, scenarios_SZ = (torch.from_numpy(array.astype(np.float32)) for array in arrays)
-        items_ID = None if self.items_ID is None else torch.tensor(self.items_ID)  # what was read cannot be written
+        items_ID = None if self.items_ID is None else torch.from_numpy(self.items_ID)
         return KnowledgeStatistics(mean_Z, scale_Z, scenarios_SZ, items_ID)

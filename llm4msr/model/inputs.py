@@ -70,4 +70,4 @@ class KnowledgeStatistics:
     scenarios_SZ: Tensor
     """The scenarios' vectors, row 0 for the unknown scenario."""
     items_ID: Tensor | None = None
-    """The items' vectors, float16, zero for an item without one; None where users were read and not items."""
+    """The items' vectors, float16, of unit length, zero for an item without one; None where users were read."""

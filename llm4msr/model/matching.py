@@ -20,7 +20,6 @@ from llm4msr.config.model import ModelConfig
 from llm4msr.model.inputs import Past
 
 COSINES = 6
-PIECE = 1 << 16
 SHARPNESS = 4.0
 """What cosines are multiplied with at first, before attention's softmax."""
 
@@ -37,7 +36,7 @@ class Match(nn.Module):
 
     Args:
         config: says which parts there are.
-        items_ID: the items' vectors of any float type, zero where there is none; needed for parts of item vectors.
+        items_ID: the items' vectors, of unit length, zero where there is none; needed for parts of item vectors.
     """
 
     def __init__(self, config: ModelConfig, items_ID: Tensor | None):
@@ -94,7 +93,7 @@ class Chosen(NamedTuple):
 
 
 class VectorMatch(nn.Module):
-    """The parts that come from items' vectors, which have unit length here."""
+    """The parts that come from items' vectors, of unit length; they are no weights, and are not saved."""
 
     unit_ID: Tensor
     known_I: Tensor
@@ -102,7 +101,7 @@ class VectorMatch(nn.Module):
     def __init__(self, config: ModelConfig, items_ID: Tensor):
         super().__init__()
         self.parts = config.match
-        self.register_buffer("unit_ID", of_unit_length(items_ID), persistent=False)
+        self.register_buffer("unit_ID", items_ID, persistent=False)
         self.register_buffer("known_I", self.unit_ID.any(1), persistent=False)
         width = items_ID.shape[1]
         if "candidate" in self.parts or "attention" in self.parts:
@@ -130,14 +129,6 @@ class VectorMatch(nn.Module):
 
     def _vectors(self, events: Chosen, past: Past) -> Tensor:
         return F.embedding(events.take(past.item_BN), self.unit_ID).float()
-
-
-def of_unit_length(items_ID: Tensor) -> Tensor:
-    """float16 [I, D]; zeros stay as they are."""
-    unit_ID = items_ID.to(torch.float16, copy=True)
-    for part_ID in unit_ID.split(PIECE):  # not all of them as float32 at once
-        part_ID.copy_(F.normalize(part_ID.float(), dim=1))
-    return unit_ID
 
 
 def cosines(candidate_BD: Tensor, past_ED: Tensor, events: Chosen, past: Past, scenario_B: Tensor) -> Tensor:

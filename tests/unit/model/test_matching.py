@@ -14,9 +14,9 @@ every_part = pytest.mark.parametrize("match", [*((part,) for part in PARTS), PAR
 
 
 def item_vectors() -> torch.Tensor:
-    vectors_ID = torch.randn(ITEMS, WIDTH, generator=torch.Generator().manual_seed(5)).half()
+    vectors_ID = torch.randn(ITEMS, WIDTH, generator=torch.Generator().manual_seed(5))
     vectors_ID[[0, 4]] = 0  # the unknown item, and one that nothing is known of
-    return vectors_ID
+    return torch.nn.functional.normalize(vectors_ID, dim=1).half()
 
 
 def net(perturb: float = 0.1, **changes: object) -> RankerNet:

@@ -9,6 +9,7 @@ import pytest
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.export.export import check_servable
+from llm4msr.knowledge.item_vectors import of_unit_length
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.pipeline import check_explainable, prepare
 from llm4msr.training.checkpoint import Checkpoint
@@ -51,7 +52,7 @@ def dataset(config: Config) -> Dataset:
     users = np.zeros((prepared.manifest.info["users"], 4), np.float16)
     scenarios = np.zeros((prepared.manifest.info["scenarios"], 4), np.float16)
     store = KnowledgeStore.in_memory(users, np.arange(len(users)) > 0, scenarios)
-    store.items_ID = items_ID.astype(np.float16)
+    store.items_ID = of_unit_length(items_ID.astype(np.float16))
     store = store.with_control(config.model.control, config.seed)
     pasts = Pasts(prepared, config.model.past_events, config.model.past == "fresh") if config.model.match else None
     return Dataset(prepared, FeatureTables.open(prepared, config.model), scenario_names(prepared), store, pasts)
@@ -96,6 +97,8 @@ def test_wrong_item_vectors_follow_the_seed_and_leave_unknown_items_without_one(
     assert (one != other).any()
     assert not one[[0, 3]].any()
     assert (one[1:] != items_ID[1:]).any(1).mean() > 0.8
+    lengths = np.linalg.norm(one.astype(np.float32), axis=1)
+    np.testing.assert_allclose(lengths, [0.0 if at in (0, 3) else 1.0 for at in range(len(one))], atol=2e-3)
     if control == "shuffled":
         assert sorted(map(tuple, one.tolist())) == sorted(map(tuple, items_ID.tolist()))
 
