@@ -65,9 +65,15 @@ class Interactions:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> "Interactions":
-        """The rows of a table, which may come in any order."""
+        """The rows of a table, whose ids are in the order of the rows if these come in order."""
+        rows = cls.as_they_come(table)
+        return rows if is_sorted(rows.row_R) else rows.take(sort_places(rows.row_R))
+
+    @classmethod
+    def as_they_come(cls, table: pa.Table) -> "Interactions":
+        """The rows of a table in its order, which need not be that of their numbers."""
         names = [name for name in table.column_names if name.startswith(schema.CONTEXT)]
-        rows = cls(
+        return cls(
             user=Ids.from_column(table["user_id"]),
             item=Ids.from_column(table["item_id"]),
             scenario=Ids.from_column(table["scenario_id"]),
@@ -76,7 +82,6 @@ class Interactions:
             order_R=table["order"].to_numpy(),
             row_R=table["row"].to_numpy(),
         )
-        return rows if is_sorted(rows.row_R) else rows.take(sort_places(rows.row_R))
 
     def to_table(self) -> pa.Table:
         """The rows as a table, whose ids and contexts are encoded as dictionaries."""

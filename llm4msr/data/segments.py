@@ -24,7 +24,7 @@ from llm4msr.errors import StorageError
 from llm4msr.storage import StageOutput, StageResult, lock
 
 VERSION = 1
-SEGMENT_ROWS = 1 << 24
+SEGMENT_ROWS = 1 << 23
 """Rows that are shuffled at once, at most about: a shuffle holds them in Ray's object store."""
 MOST_SEGMENTS = 64
 """Of a table. The rows of a partition lie in as many files."""

@@ -103,7 +103,7 @@ def _write_block(block: pa.Table, folder_uri: str, write: Write) -> pa.Table:
 
 
 def _write_rows(rows: pa.Table, file: UPath) -> FileRecord:
-    table = Interactions.from_table(rows).to_table()
+    table = Interactions.as_they_come(rows).to_table()
     return storage.write_table(file, table, max(len(table), 1))
 
 

@@ -15,7 +15,7 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.arrays import Ints
 from llm4msr.data import segments
-from llm4msr.data.interactions import Ids, Interactions, Keys
+from llm4msr.data.interactions import Ids, Interactions, Keys, sort_places
 from llm4msr.data.negatives import Pools
 from llm4msr.data.reading.file_rows import move_rows
 from llm4msr.data.scan import Pairs
@@ -60,8 +60,8 @@ def _segments(folder_uri: str) -> list[list[Segment]]:
 
 def read_rows(folder: UPath, partition: int) -> Interactions:
     """A partition's raw interactions."""
-    rows = Interactions.from_table(pa.concat_tables(_raw_rows(folder, partition)))
-    return rows.take(np.arange(len(rows)))  # a file may name ids in another order than that of the rows
+    rows = Interactions.as_they_come(pa.concat_tables(_raw_rows(folder, partition)))
+    return rows.take(sort_places(rows.row_R))
 
 
 def read_orders(folder: UPath, partition: int) -> tuple[Ints, Ints]:
