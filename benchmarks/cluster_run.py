@@ -70,7 +70,7 @@ def main() -> None:
         here, there = (
             load(str(ROOT / CONFIG), [*settings, f"storage={at}"]) for at in (folder / "calm", f"s3://{BUCKET}/run")
         )
-        calm(folder, settings, story)
+        calm(_entry(f"{folder}/calm", settings), folder, story)
         with RayCluster(folder, WORKERS) as cluster:
             story.tell(f"a cluster of a head and {WORKERS} workers is up")
             refused(cluster, story)
@@ -90,10 +90,10 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def calm(folder: Path, settings: list[str], story: Story) -> None:
+def calm(command: list[str], folder: Path, story: Story) -> None:
     """The undisturbed run, on a Ray of its own."""
     with (folder / "calm.log").open("w") as log:
-        command = [sys.executable, *_entry(f"{folder}/calm", settings)[1:]]
+        command = [sys.executable, *command[1:]]
         done = subprocess.run(command, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": "local"}, stdout=log, stderr=log)
     if done.returncode:
         raise SystemExit(f"the undisturbed run failed\n{(folder / 'calm.log').read_text()[-5000:]}")
