@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,7 @@ def disturbed(cluster: RayCluster, file: Path, config: Config, partitions: int, 
     ]
     for word, moment in moments:
         job.wait_until(moment, f"the moment to kill a worker with {word}", seconds=3600)
-        node: Node = job.wait_until(
-            lambda word=word: next((node for node in cluster.workers if node.runs(word)), None), f"a worker with {word}"
-        )
+        node: Node = job.wait_until(partial(_find_worker, cluster, word), f"a worker with {word}")
         seconds = cluster.kill(node)
         story.tell(f"{node.name}, which ran {word}, was killed; the cluster noticed after {seconds:.0f} s")
         story.tell(f"{cluster.add_worker().name} joins")
@@ -140,6 +139,10 @@ def disturbed(cluster: RayCluster, file: Path, config: Config, partitions: int, 
     story.tell(f"the job is {status}")
     if status != "SUCCEEDED":
         raise SystemExit(f"the job is {status}\n{job.log.read_text()[-8000:]}")
+
+
+def _find_worker(cluster: RayCluster, word: str) -> Node | None:
+    return next((node for node in cluster.workers if node.runs(word)), None)
 
 
 def _count(config: Config, pattern: str) -> int:
@@ -154,19 +157,15 @@ def judge(here: Config, there: Config, log: Path) -> tuple[dict[str, Any], list[
     users = _store.compare(_store.users(there), _store.users(here))
     tables = [{name: file.digest for name, file in prepared(c).manifest.files.items()} for c in (here, there)]
     auc = [evaluate(config).manifest.info["compared_auc"] for config in (here, there)]
-    puts = {
-        what: written(log, kind) for what, kind in (("tables", TABLES), ("shards", VECTORS), ("files", PREDICTIONS))
-    }
+    puts = {what: written(log, kind) for what, kind in WRITTEN.items()}
     checks = {
         "prepared tables differ": tables[0] == tables[1],
         "users: other ids or errors, or one twice": users["same"],
         f"users: least cosine of two vectors {users['cosine']:.6f}": users["cosine"] > LEAST_COSINE,
     }
-    for name, calm_auc in auc[0].items():
-        allowed = SAME if name == "none" else NOISE
-        checks[f"AUC of {name}: {auc[1][name]:.6f}, undisturbed {calm_auc:.6f}"] = (
-            abs(auc[1][name] - calm_auc) <= allowed
-        )
+    for name, theirs in auc[0].items():
+        ours, allowed = auc[1][name], SAME if name == "none" else NOISE
+        checks[f"AUC of {name}: {ours:.6f}, undisturbed {theirs:.6f}"] = abs(ours - theirs) <= allowed
     count = len(_store.users(there))
     results = {"users": users, "count": count, "rows": prepared(there).manifest.rows, "auc": auc, "puts": puts}
     return results, [wrong for wrong, fine in checks.items() if not fine]
