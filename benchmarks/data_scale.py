@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from benchmarks import _peer_prepare, _process_meter, _skewed_rows
 from benchmarks.data_scale_report import Record, report
 from tests.support.experiments import tiny_llama
@@ -163,8 +165,14 @@ def of_run(options: argparse.Namespace, work: Path, rows: int) -> Measurements:
         yield name, partial(_stage, stage, work, rows, knowledge=knowledge)
 
 
+def of_daily(_: argparse.Namespace, work: Path, rows: int) -> Measurements:
+    """`prepare` of all files but the last, again with the last one, and of all of them at once."""
+    yield {"stage": "daily", "rows": rows}, partial(_daily, work, rows)
+
+
 STAGES: dict[str, Callable[[argparse.Namespace, Path, int], Measurements]] = {
     "prepare": of_prepare,
+    "daily": of_daily,
     "batches": of_batches,
     "train": of_train,
     "run": of_run,
@@ -188,6 +196,37 @@ def _stage(stage: str, work: Path, rows: int, **settings: Any) -> Record:
     for folder in {"prepare": ("prepare", "shuffle"), "train": ()}.get(stage, (stage,)):  # a run trains twice
         shutil.rmtree(work / f"runs-{rows}" / folder, ignore_errors=True)
     return _process_meter.run([sys.executable, "-m", "llm4msr", stage, str(config)], VARIABLES)._asdict()
+
+
+def _daily(work: Path, rows: int) -> Record:
+    source = _skewed_rows.write_source(work / f"rows-{rows}", rows)
+    files, days = sorted((source / "interactions").iterdir()), work / f"days-{rows}"
+    shutil.rmtree(days, ignore_errors=True)
+    shutil.rmtree(work / "runs-daily", ignore_errors=True)
+    (days / "interactions").mkdir(parents=True)
+    shutil.copy(source / "items.parquet", days)
+    config = work / "daily.toml"
+    text = write_config(work, rows).read_text()
+    config.write_text(text.replace(f'"{source}"', f'"{days}"').replace(f"runs-{rows}", "runs-daily"))
+    usages, digests = [], []
+    for step in (files[:-1], files[-1:], []):
+        for file in step:
+            shutil.copy(file, days / "interactions")
+        if not step:
+            shutil.rmtree(work / "runs-daily")
+        usages.append(_process_meter.run([sys.executable, "-m", "llm4msr", "prepare", str(config)], VARIABLES))
+        output = newest_manifest(work / "runs-daily" / "prepare")
+        digests.append({name: file["digest"] for name, file in output["files"].items()})
+    seconds = [usage.cpu_seconds for usage in usages]
+    day = pq.read_metadata(files[-1]).num_rows
+    return {"cpu": seconds, "day": day, "peaks": [u.peak for u in usages], "equal": digests[1] == digests[2]}
+
+
+def newest_manifest(folder: Path) -> Record:
+    """The manifest of the output that was published last."""
+    files = sorted(folder.glob("*/manifest.json"), key=lambda file: file.stat().st_mtime_ns)
+    manifest: Record = json.loads(files[-1].read_text())
+    return manifest
 
 
 def write_config(work: Path, rows: int, negatives: int = 0, workers: int = 1, knowledge: str = "none") -> Path:

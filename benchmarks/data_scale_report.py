@@ -11,7 +11,7 @@ GIB = 1 << 30
 
 def report(records: Sequence[Record]) -> str:
     """The result as Markdown."""
-    sections = {"prepare": _prepare, "ml-100k": _movielens, "batches": _batches, "train": _train}
+    sections = {"prepare": _prepare, "daily": _daily, "ml-100k": _movielens, "batches": _batches, "train": _train}
     parts = [
         section([record for record in records if record["stage"] == stage])
         for stage, section in sections.items()
@@ -60,6 +60,27 @@ def _figures(record: Record, before: Record | None) -> Iterable[str]:
 def _further(record: Record, before: Record) -> float:
     """Microseconds of a row beyond those of `before`."""
     return 1e6 * (record["cpu_seconds"] - before["cpu_seconds"]) / (record["rows"] - before["rows"])
+
+
+def _daily(records: Sequence[Record]) -> str:
+    lines = [
+        (
+            f"{record['rows']:,}",
+            f"{record['day']:,}",
+            *(f"{seconds:.1f}" for seconds in record["cpu"]),
+            *(f"{peak / GIB:.2f}" for peak in record["peaks"][:2]),
+            "to the byte" if record["equal"] else "**no**",
+        )
+        for record in sorted(records, key=lambda r: r["rows"])
+    ]
+    heads = ("rows", "of the new day", "CPU s before it", "with it", "all at once", "GiB before it", "with it", "equal")
+    return f"""## A new day
+
+`prepare` of all files but the last, then with the last one, whose rows alone are shuffled; and of all files in an empty
+storage, whose tables are compared with those of the second run.
+
+{table(heads, lines)}
+"""
 
 
 def _movielens(records: Sequence[Record]) -> str:
