@@ -4,8 +4,8 @@ Nothing that grows with users or rows comes to this process. Each pass finds wha
 run that was killed goes on with the partitions that were being worked on.
 """
 
-import itertools
 from functools import reduce
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from llm4msr.data import (
 )
 from llm4msr.data.cuts import Bracket, Cut, Cuts, Points, Rank, Within
 from llm4msr.data.here import Files
+from llm4msr.data.raw_rows import RawRows
 from llm4msr.data.reading.raw_data import RawData
 from llm4msr.data.report import Split
 from llm4msr.data.report_counts import RowCounts
@@ -51,10 +52,11 @@ def prepare(raw: RawData, config: Config, sample_prompt: PromptSampler, total: i
         DataError: the source is wrong, no id is described, or a split is empty.
     """
     ray_session.connect()
-    passes = _Passes(config, total, folder)
-    interactions = segments.shuffle_rows("interactions", raw.interactions, config, total)
-    users = segments.shuffle_rows("users", raw.users, config, total)
-    work_files.write_segments(folder, interactions, users)
+    rows = RawRows(
+        segments.shuffle_rows("interactions", raw.interactions, config, total),
+        segments.shuffle_rows("users", raw.users, config, total),
+    )
+    passes = _Passes(config, rows, total, folder)
     known = split.find_cuts(config.split, passes.ask)
     parts = min(total, ITEM_PARTS)
     passes.run("look through", partition_tasks.scan_partition, known=known, parts=parts, has_users=raw.users.rows > 0)
@@ -86,7 +88,7 @@ def prepare(raw: RawData, config: Config, sample_prompt: PromptSampler, total: i
     histories = storage.read_table(folder / partitions.file_name("histories", 0))  # the sample is of one partition
     sample = sample_prompt({"histories": histories, "items": vocabulary.items}, vocabulary.item)
     report = report_figures.build(scans.counts, described, splits, pairs, raw.items, vocabulary.items, sample)
-    names = tuple(segments.name(segment) for segment in interactions + users)
+    names = tuple(segments.name(segment) for segment in chain(*rows))
     return Files(files, vocabulary.fields(sum(scans.trained)), report, names)
 
 
@@ -103,8 +105,8 @@ def _some_user_ids(raw: RawData) -> Any:
 class _Passes:
     """Passes of tasks over all partitions."""
 
-    def __init__(self, config: Config, total: int, folder: UPath):
-        self.config, self.total, self.folder = config, total, folder
+    def __init__(self, config: Config, rows: RawRows, total: int, folder: UPath):
+        self.config, self.rows, self.total, self.folder = config, rows, total, folder
 
     def run(
         self, name: str, task: Any, count: int = 0, jobs: list[dict[str, int]] | None = None, **shared: Any
@@ -112,7 +114,7 @@ class _Passes:
         """What the task returns for each job; jobs are by default the partitions' numbers."""
         jobs = jobs or [{"number": number} for number in range(count or self.total)]
         if task is not partition_tasks.merge_items:
-            shared["config"] = self.config
+            shared |= {"config": self.config, "raw": self.rows}
         with track(f"prepare: {name}", len(jobs)) as progress:
             results = []
             for result in ray_session.run_each(task, jobs, folder_uri=str(self.folder), **shared):
@@ -173,8 +175,8 @@ class _Scans:
 
     def jobs(self) -> list[dict[str, int]]:
         """The partitions' numbers, with the users of earlier ones."""
-        users = itertools.accumulate(self.users, initial=1)  # the unknown user is the first
-        trained = itertools.accumulate(self.trained, initial=0)
+        users = accumulate(self.users, initial=1)  # the unknown user is the first
+        trained = accumulate(self.trained, initial=0)
         return [
             {"number": number, "earlier_users": 0 if number == 0 else earlier, "earlier_trained": earlier_trained}
             for number, (earlier, earlier_trained) in enumerate(zip(users, trained, strict=True))

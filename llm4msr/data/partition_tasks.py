@@ -15,40 +15,41 @@ from llm4msr.config import Config
 from llm4msr.data import cuts, partition, partitions, report_counts, scan, split, work_files
 from llm4msr.data.cuts import Bracket, Cuts
 from llm4msr.data.interactions import Ids
+from llm4msr.data.raw_rows import RawRows
 from llm4msr.data.scan import Pairs, Scan
 
 DONE = pa.table({"done": [1]})
 
 
-def tell_points(job: pa.Table, folder_uri: str, config: Config, sought: str, known: Cuts) -> pa.Table:
+def tell_points(job: pa.Table, folder_uri: str, config: Config, raw: RawRows, sought: str, known: Cuts) -> pa.Table:
     """The first round of finding a cut."""
-    told = cuts.points(_cut_keys(job, folder_uri, config, sought, known))
+    told = cuts.points(_cut_keys(job, config, raw, sought, known))
     return pa.table({"total": [told.total], "value": [told.value_M], "rank": [told.rank_M]})
 
 
 def tell_within(
-    job: pa.Table, folder_uri: str, config: Config, sought: str, known: Cuts, brackets: list[Bracket]
+    job: pa.Table, folder_uri: str, config: Config, raw: RawRows, sought: str, known: Cuts, brackets: list[Bracket]
 ) -> pa.Table:
     """The second round, for each bracket."""
-    key_N = _cut_keys(job, folder_uri, config, sought, known)
+    key_N = _cut_keys(job, config, raw, sought, known)
     told = [cuts.within(key_N, low, high) for low, high in brackets]
     return pa.table({name: [[part[at] for part in told]] for at, name in enumerate(("below", "value", "count"))})
 
 
-def _cut_keys(job: pa.Table, folder_uri: str, config: Config, sought: str, known: Cuts) -> np.ndarray[Any, Any]:
-    order_R, row_R = work_files.read_orders(storage.path(folder_uri), _number(job))
+def _cut_keys(job: pa.Table, config: Config, raw: RawRows, sought: str, known: Cuts) -> np.ndarray[Any, Any]:
+    order_R, row_R = raw.read_orders(_number(job))
     return split.cut_keys(order_R, row_R, sought, known, config.split, config.seed)
 
 
 def scan_partition(
-    job: pa.Table, folder_uri: str, config: Config, known: Cuts, parts: int, has_users: bool
+    job: pa.Table, folder_uri: str, config: Config, raw: RawRows, known: Cuts, parts: int, has_users: bool
 ) -> pa.Table:
     """Look through a partition's rows; its pairs are written in row groups by a hash of the item."""
     folder, number = storage.path(folder_uri), _number(job)
     record = work_files.place(folder, "scans", number, "json")
     if record.exists():
         return DONE
-    every, users = work_files.read_rows(folder, number), work_files.read_users(folder, number)
+    every, users = raw.read_interactions(number), raw.read_users(number)
     rows = split.divide(every, config.split, known, config.seed)
     user_ids = users["user_id"] if has_users else None
     counts = report_counts.count_rows(every, rows, user_ids, report_counts.FEW_IDS)
@@ -92,13 +93,13 @@ def merge_items(job: pa.Table, folder_uri: str, total: int) -> pa.Table:
     return DONE
 
 
-def build_partition(job: pa.Table, folder_uri: str, config: Config, known: Cuts) -> pa.Table:
+def build_partition(job: pa.Table, folder_uri: str, config: Config, raw: RawRows, known: Cuts) -> pa.Table:
     """Write a partition's tables, and the record of them."""
     folder, number = storage.path(folder_uri), _number(job)
     record = work_files.place(folder, "tables", number, "json")
     if not _is_whole(folder, work_files.read_json(record)):
         place = partition.Place(number, job["earlier_users"][0].as_py(), job["earlier_trained"][0].as_py())
-        every, users = work_files.read_rows(folder, number), work_files.read_users(folder, number)
+        every, users = raw.read_interactions(number), raw.read_users(number)
         rows = split.divide(every, config.split, known, config.seed)
         del every
         built = partition.build(rows, users, place, work_files.read_words(folder_uri), config)

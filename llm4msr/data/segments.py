@@ -6,21 +6,19 @@ segments, so that no shuffle is larger than Ray's memory is good for.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from upath import UPath
 
 from llm4msr import storage
 from llm4msr.config import Config
-from llm4msr.data import partitions, shuffle, sources
+from llm4msr.data import shuffle, sources
+from llm4msr.data.raw_rows import Segment
 from llm4msr.data.reading.file_rows import FileRows
 from llm4msr.data.reading.raw_data import RawTable
 from llm4msr.data.reading.raw_tables import UniqueTable
-from llm4msr.errors import StorageError
 from llm4msr.storage import StageOutput, StageResult, lock
 
 VERSION = 1
@@ -35,15 +33,6 @@ class Piece(NamedTuple):
 
     digest: str
     place: int
-
-
-class Segment(NamedTuple):
-    """A finished segment, and what today's numbers of its rows are."""
-
-    uri: str
-    moved: dict[int, int]
-    """Place that a file had -> place that it has now, where that is another."""
-    orders_are_numbers: bool
 
 
 class _Job(NamedTuple):
@@ -82,7 +71,10 @@ def shuffle_rows(table: str, raw: RawTable, config: Config, total: int) -> list[
         held, jobs = [], [_Job(raw, pieces)]
     place_of = dict(pieces)
     written = [_write(config, family, table, job, total, (at, len(jobs))) for at, job in enumerate(jobs)]
-    return [Segment(str(output.folder), _moved(output, place_of), counted) for output in held + written]
+    return [
+        Segment(str(output.folder), output.manifest.created, _moved(output, place_of), counted)
+        for output in held + written
+    ]
 
 
 def _finished(config: Config, family: str) -> Iterator[StageOutput]:
@@ -141,19 +133,6 @@ def _write(config: Config, family: str, table: str, job: _Job, total: int, step:
 
 def _moved(output: StageOutput, place_of: dict[str, int]) -> dict[int, int]:
     return {place: place_of[digest] for digest, place in _pieces_of(output) if place != place_of[digest]}
-
-
-def read(segment: Segment, partition: int, columns: list[str] | None = None) -> pa.Table:
-    """A partition's rows in a segment, as they were numbered when it was written."""
-    return _open(segment.uri).table(partitions.file_name(shuffle.ROWS, partition), columns)
-
-
-@lru_cache(4 * MOST_SEGMENTS)
-def _open(uri: str) -> StageOutput:
-    output = storage.open_output(storage.path(uri))
-    if output is None:
-        raise StorageError(f"{uri}: deleted while it was read; run stage 'prepare' again")
-    return output
 
 
 def name(segment: Segment) -> str:

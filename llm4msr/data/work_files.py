@@ -1,10 +1,10 @@
-"""What lies in the folder `work` of an unfinished output: where the raw rows are, and what passes over them found.
+"""What lies in the folder `work` of an unfinished output: what passes over the raw rows found.
 
 A partition's file counts only once its record, a JSON file beside it, is there; a record names the digests of files.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -14,18 +14,15 @@ from upath import UPath
 
 from llm4msr import storage
 from llm4msr.arrays import Ints
-from llm4msr.data import segments
-from llm4msr.data.interactions import Ids, Interactions, Keys, sort_places
+from llm4msr.data.interactions import Ids, Keys
 from llm4msr.data.negatives import Pools
-from llm4msr.data.reading.file_rows import move_rows
 from llm4msr.data.scan import Pairs
 from llm4msr.data.scenarios import ScenarioSums
-from llm4msr.data.segments import Segment
 from llm4msr.data.vocabularies import Vocabularies
 
 WORK = "work"
 PAIRS, SUMS = "pairs", "sums"
-SEGMENTS, POOLS, WORDS, ITEMS = "segments.json", "pools.parquet", "words.json", "items.parquet"
+POOLS, WORDS, ITEMS = "pools.parquet", "words.json", "items.parquet"
 
 
 def place(folder: UPath, name: str, number: int, kind: str = "parquet") -> UPath:
@@ -41,48 +38,6 @@ def write_json(file: UPath, value: object) -> None:
 def read_json(file: UPath) -> Any:
     """The value, or None where there is no such file."""
     return json.loads(storage.read_bytes(file)) if file.exists() else None
-
-
-def write_segments(folder: UPath, interactions: list[Segment], users: list[Segment]) -> None:
-    """Note where the raw rows of all partitions lie."""
-    write_json(folder / WORK / SEGMENTS, [interactions, users])
-
-
-@lru_cache(1)
-def _segments(folder_uri: str) -> list[list[Segment]]:
-    tables = read_json(storage.path(folder_uri) / WORK / SEGMENTS)
-    # names of members of a JSON object are texts
-    return [
-        [Segment(uri, {int(old): new for old, new in moved.items()}, counted) for uri, moved, counted in table]
-        for table in tables
-    ]
-
-
-def read_rows(folder: UPath, partition: int) -> Interactions:
-    """A partition's raw interactions."""
-    rows = Interactions.as_they_come(pa.concat_tables(_raw_rows(folder, partition)))
-    return rows.take(sort_places(rows.row_R))
-
-
-def read_orders(folder: UPath, partition: int) -> tuple[Ints, Ints]:
-    """What orders them, and the numbers of the rows."""
-    rows = pa.concat_tables(_raw_rows(folder, partition, ["order", "row"]))
-    return rows["order"].to_numpy(), rows["row"].to_numpy()
-
-
-def _raw_rows(folder: UPath, partition: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    for segment in _segments(str(folder))[0]:
-        rows = segments.read(segment, partition, columns)
-        if segment.moved:
-            number = pa.array(move_rows(rows["row"].to_numpy(), segment.moved))
-            for name in ("row", "order") if segment.orders_are_numbers else ("row",):
-                rows = rows.set_column(rows.column_names.index(name), name, number)
-        yield rows
-
-
-def read_users(folder: UPath, partition: int) -> pa.Table:
-    """A partition's users as the source describes them."""
-    return pa.concat_tables(segments.read(segment, partition) for segment in _segments(str(folder))[1])
 
 
 def write_pairs(file: UPath, parts: Iterable[Pairs]) -> None:
