@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
-from llm4msr.arrays import Ints, strings
+from llm4msr.arrays import Column, Ints, strings
 from llm4msr.hashes import hash_ids as hash_ids  # what serves looks up by the same hash
 from llm4msr.hashes import numbers_of as numbers_of
 from llm4msr.schema import TRAIN_GROUP_ROWS
@@ -80,6 +80,17 @@ def raw_ids(prepared: StageOutput, user_N: Ints) -> list[str]:
         here = home_N == partition
         ids[here] = table["user_id"].take(pa.array(user_N[here] - start_P[partition])).to_pylist()
     return [str(raw_id) for raw_id in ids]
+
+
+def local_ids(users: Column, place_N: Column) -> Column:
+    """The raw ids of places in a partition, as its files have them; that of the unknown user is empty.
+
+    Args:
+        users: the raw ids of the partition's `users`.
+        place_N: places, of which those of the unknown user are below 0, or 0 in the first partition.
+    """
+    known = pc.greater_equal(place_N, pa.scalar(0))
+    return pc.if_else(known, users.take(pc.if_else(known, place_N, pa.scalar(None, pa.int64()))), pa.scalar(""))
 
 
 def parquet(prepared: StageOutput, table: str, partition: int) -> pq.ParquetFile:

@@ -127,7 +127,7 @@ def _write(numbers: list[int], prepared: StageOutput, columns: list[str], folder
         users = prepared.table(partitions.file_name("users", number), ["user_id"])["user_id"]
         names = ["user", "item", "scenario", "label"]
         rows = prepared.table(partitions.file_name("test", number), names)
-        ids = [users.take(rows["user"]), items.take(rows["item"]), scenarios.take(rows["scenario"])]
+        ids = [partitions.local_ids(users, rows["user"]), items.take(rows["item"]), scenarios.take(rows["scenario"])]
         table = pa.table([*ids, rows["label"]], ["user_id", "item_id", "scenario_id", "label"])
         for column in columns:
             scored = Scored.read(_file_of(storage.path(folder), column, number))

@@ -13,6 +13,7 @@ from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.data.partitions import PARTITIONED
 from llm4msr.data.prepare import folder as prepare_folder
+from llm4msr.data.split import SPLITS
 from llm4msr.knowledge.extract import folder as extract_folder
 from llm4msr.storage import StageOutput, StageResult
 from llm4msr.training.trained import TrainedModel
@@ -28,7 +29,7 @@ def in_partitions(config: Config, data: StageOutput, total: int, root: Any) -> t
 def split(data: StageOutput, folder: Any, total: int) -> StageOutput:
     """Publish prepared data, which has one partition, in `total`, a power of two; rows keep their order in each.
 
-    Rows of the unknown user stand in partition 0.
+    Rows of the unknown user are dealt to all partitions, since each is where its user's id belongs.
     """
     tables = {name: data.table(partitions.file_name(name, 0)) for name in PARTITIONED}
     home_N = partitions.numbers_of(partitions.hash_ids(strings(tables["users"]["user_id"])), total)
@@ -37,7 +38,8 @@ def split(data: StageOutput, folder: Any, total: int) -> StageOutput:
     place_S = np.r_[0, _places(home_S) + 1]  # 0: not seen
     place_E = _places(home_N[tables["events"]["user"].to_numpy()])
 
-    def renumber(table: pa.Table) -> pa.Table:
+    def renumber(table: pa.Table, number: int) -> pa.Table:
+        place_N[0] = -int(np.count_nonzero(home_N < number))  # so that it is number 0 once the offset is added
         for name, places in (("user", place_N), ("seen", place_S), ("event", place_E)):
             if name in table.column_names:
                 at = table.column_names.index(name)
@@ -49,9 +51,11 @@ def split(data: StageOutput, folder: Any, total: int) -> StageOutput:
         for name, table in tables.items():
             size = schema.TRAIN_GROUP_ROWS if name == "train" else storage.GROUP_ROWS
             home_R = home_N[table["user"].to_numpy()]
+            if name in SPLITS:
+                home_R = np.where(table["user"].to_numpy() == 0, np.arange(len(table)) % total, home_R)
             for number in range(total):
                 file = partitions.file_name(name, number)
-                rows = renumber(table.filter(pa.array(home_R == number)))
+                rows = renumber(table.filter(pa.array(home_R == number)), number)
                 files[file] = storage.write_table(at / file, rows, size)
         for name in data.manifest.files:
             if "/" not in name:

@@ -87,3 +87,9 @@ def test_an_id_is_sought_in_its_own_partition_alone(tmp_path: Path):
         (prepared.folder / partitions.file_name("users", other)).unlink()
     assert partitions.find_users(prepared, ["u5"]) == {"u5": number}
     assert partitions.raw_ids(prepared, np.array([number])) == ["u5"]
+
+
+def test_the_unknown_user_has_an_empty_id_in_every_partition():
+    users = pa.chunked_array([["u1", "u2"]])
+    assert partitions.local_ids(users, pa.chunked_array([[1, -7, 0]])).to_pylist() == ["u2", "", "u1"]
+    assert partitions.local_ids(users.slice(0, 0), pa.chunked_array([[-7]])).to_pylist() == [""]
