@@ -25,6 +25,9 @@ def test_rows_of_one_class_are_told(
     for name, labels in (("train", train), ("valid", valid)):
         columns = {f.name: pa.array([1, 2] if f.name != "label" else labels, f.type) for f in schema.INTERACTIONS}
         storage.write_table(storage.path(tmp_path / f"{name}/p=00000.parquet"), pa.table(columns), 1)
-    warn_of_one_class(published(tmp_path, {"train/p=00000.parquet": 2, "valid/p=00000.parquet": 2}))
+    for name in ("users", "seen"):
+        storage.write_table(storage.path(tmp_path / f"{name}/p=00000.parquet"), pa.table({"user": [1, 2]}))
+    tables = ("train", "valid", "users", "seen")
+    warn_of_one_class(published(tmp_path, {f"{name}/p=00000.parquet": 2 for name in tables}))
     lines = capsys.readouterr().err.splitlines()
     assert [line[: len(start)] for line, start in zip(lines, told, strict=True)] == told
