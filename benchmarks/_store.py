@@ -8,7 +8,7 @@ import pyarrow as pa
 from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.knowledge.index import RowGroup
-from llm4msr.knowledge.rows import read_vectors, row_groups
+from llm4msr.knowledge.rows import good_rows, read_vectors, row_groups
 from llm4msr.pipeline import extracted
 from llm4msr.storage.vectors import to_matrix
 
@@ -23,7 +23,7 @@ def shards(config: Config) -> dict[str, str]:
 
 
 def users(config: Config) -> pa.Table:
-    """The rows of all users of a finished extraction, by id."""
+    """The rows of all users of a finished extraction, by raw id."""
     return _rows(row_groups(extracted(config)))
 
 
@@ -33,9 +33,9 @@ def scenarios(config: Config) -> pa.Table:
 
 
 def compare(actual: pa.Table, expected: pa.Table) -> dict[str, Any]:
-    """`same`: the ids and errors are equal, each once; `cosine`: the least of two rows' vectors."""
+    """`same`: the ids and errors are equal, each once; `cosine`: the least of two good rows' vectors."""
     same = actual.select(["id", "raw_id", "error"]).equals(expected.select(["id", "raw_id", "error"]))
-    ours, theirs = (to_matrix(table["vector"]).astype(np.float64) for table in (actual, expected))
+    ours, theirs = (to_matrix(good_rows(table)["vector"]).astype(np.float64) for table in (actual, expected))
     if ours.shape != theirs.shape:
         return {"same": False, "cosine": 0.0}
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
@@ -43,4 +43,4 @@ def compare(actual: pa.Table, expected: pa.Table) -> dict[str, Any]:
 
 
 def _rows(groups: list[RowGroup]) -> pa.Table:
-    return pa.concat_tables([read_vectors(group) for group in groups]).sort_by("id")
+    return pa.concat_tables([read_vectors(group) for group in groups]).sort_by("raw_id")
