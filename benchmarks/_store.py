@@ -35,7 +35,8 @@ def scenarios(config: Config) -> pa.Table:
 def compare(actual: pa.Table, expected: pa.Table) -> dict[str, Any]:
     """`same`: the ids and errors are equal, each once; `cosine`: the least of two good rows' vectors."""
     same = actual.select(["id", "raw_id", "error"]).equals(expected.select(["id", "raw_id", "error"]))
-    ours, theirs = (to_matrix(good_rows(table)["vector"]).astype(np.float64) for table in (actual, expected))
+    good = (table.filter(pa.array(good_rows(table))) for table in (actual, expected))
+    ours, theirs = (to_matrix(table["vector"]).astype(np.float64) for table in good)
     if ours.shape != theirs.shape:
         return {"same": False, "cosine": 0.0}
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
