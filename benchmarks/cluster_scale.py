@@ -71,7 +71,7 @@ variants = ["none"]
 """
 VECTORS = r"/(vectors/users-[\w-]+\.parquet)"
 WRITTEN = {
-    "tables of partitions": r"/prepare/\w+/((?:train|valid|test|users|seen|histories)/p=\d+\.parquet)",
+    "tables of partitions": r"/prepare/\w+/((?:train|valid|test|users|seen|events|histories)/p=\d+\.parquet)",
     "shards of vectors": VECTORS,
     "predictions": r"/evaluate/\w+/(predictions/p=\d+\.parquet)",
 }
