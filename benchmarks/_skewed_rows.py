@@ -21,6 +21,19 @@ BLOCK = 1 << 20
 DAYS = 30
 START = 1_750_000_000
 """The first row's time, in seconds since 1970."""
+TABLE = """\
+[source.table]
+interactions = "interactions"
+items = "items.parquet"
+user = "user"
+item = "item"
+scenario = "scenario"
+label = "{label}"
+order = "time"
+title = "title"
+item_features = ["shelf"]
+"""
+"""What a config says of the columns; `label` is `like`, or empty where all rows are positives."""
 
 
 def write_source(folder: Path, rows: int, seed: int = 1) -> Path:

@@ -39,17 +39,7 @@ storage = "s3://set-by-the-benchmark"
 kind = "table"
 path = "{folder}/source"
 
-[source.table]
-interactions = "interactions"
-items = "items.parquet"
-user = "user"
-item = "item"
-scenario = "scenario"
-label = "like"
-order = "time"
-title = "title"
-item_features = ["shelf"]
-
+{table}
 [split]
 partitions = {partitions}
 
@@ -111,8 +101,8 @@ def write_config(folder: Path, rows: int, partitions: int) -> Path:
     _skewed_rows.write_source(folder / "source", rows)
     tiny_llama(folder / "llama")
     file = folder / "config.toml"
-    checkpoint = max(1, rows // 16_384 // 4)
-    file.write_text(CONFIG.format(folder=folder, partitions=partitions, checkpoint=checkpoint))
+    table, checkpoint = _skewed_rows.TABLE.format(label="like"), max(1, rows // 16_384 // 4)
+    file.write_text(CONFIG.format(folder=folder, table=table, partitions=partitions, checkpoint=checkpoint))
     return file
 
 

@@ -39,17 +39,7 @@ storage = "{work}/runs-{rows}"
 kind = "table"
 path = "{source}"
 
-[source.table]
-interactions = "interactions"
-items = "items.parquet"
-user = "user"
-item = "item"
-scenario = "scenario"
-label = "{label}"
-order = "time"
-title = "title"
-item_features = ["shelf"]
-
+{table}
 [split]
 negatives = {negatives}
 
@@ -238,7 +228,7 @@ def write_config(work: Path, rows: int, negatives: int = 0, workers: int = 1, kn
         "work": work,
         "rows": rows,
         "source": source,
-        "label": "" if negatives else "like",
+        "table": _skewed_rows.TABLE.format(label="" if negatives else "like"),
         "negatives": negatives,
         "workers": workers,
         "knowledge": knowledge,

@@ -48,11 +48,7 @@ def _kind(record: Record) -> str:
 def _figures(record: Record, before: Record | None) -> Iterable[str]:
     yield f"{record['rows']:,}"
     yield f"{record['cpu_seconds']:.1f}"
-    yield (
-        f"{1e6 * (record['cpu_seconds'] - before['cpu_seconds']) / (record['rows'] - before['rows']):.1f}"
-        if before
-        else ""
-    )
+    yield f"{_further(record, before):.1f}" if before else ""
     yield f"{record['wall_seconds']:.0f}"
     yield from (f"{record[key] / GIB:.2f}" for key in ("peak", "first_peak", "largest_other"))
 

@@ -2,7 +2,7 @@
 
 A segment holds the rows of some pieces of the source, whose hashes its manifest names. So a day that is added becomes a
 segment of its own, and a run that was killed goes on with the segment that it was at. Large data is shuffled in several
-segments, so that no shuffle is larger than Ray's memory is good for.
+segments, which keeps each shuffle small: up to some 270 million new rows all are of one size, beyond that they grow.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -23,9 +23,9 @@ from llm4msr.storage import StageOutput, StageResult, lock
 
 VERSION = 1
 SEGMENT_ROWS = 1 << 23
-"""Rows that are shuffled at once, at most about: a shuffle holds them in Ray's object store."""
+"""Rows that are shuffled at once, about, unless a run would make too many segments of them."""
 MOST_SEGMENTS = 64
-"""Of a table. The rows of a partition lie in as many files."""
+"""Of a table, of which fewer are taken over; a run makes half as many at most. A partition's rows lie in a file of each."""
 
 
 class Piece(NamedTuple):

@@ -78,9 +78,7 @@ def add_bucket(table: pa.Table, total: int) -> pa.Table:
     """The rows with their partitions' numbers; texts get offsets of 64 bits, since blocks may outgrow 2 GiB."""
     users = Ids.from_column(table["user_id"])
     bucket_U = partitions.numbers_of(partitions.hash_ids(strings(users.distinct)), total)
-    if (
-        "scenario_id" in table.column_names
-    ):  # so few that each block can have a copy of them; blocks must be of one type
+    if "scenario_id" in table.column_names:  # so few that each block can have a copy; all blocks must be of one type
         at = table.column_names.index("scenario_id")
         table = table.set_column(at, "scenario_id", Ids.from_column(table["scenario_id"]).to_column())
     table = table.cast(pa.schema([field.with_type(_wide(field.type)) for field in table.schema]))
