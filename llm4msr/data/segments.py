@@ -25,7 +25,7 @@ VERSION = 1
 SEGMENT_ROWS = 1 << 23
 """Rows that are shuffled at once, about, unless a run would make too many segments of them."""
 MOST_SEGMENTS = 64
-"""Of a table, of which fewer are taken over; a run makes half as many at most. A partition's rows lie in a file of each."""
+"""Of a table, of which fewer are taken over; a run makes half as many at most. Each holds a file of each partition."""
 
 
 class Piece(NamedTuple):
