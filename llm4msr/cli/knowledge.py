@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from llm4msr.cli.options import ConfigPath, Overrides, load_config
+from llm4msr.cli.process import stdout_for_results
 from llm4msr.errors import ConfigError
 from llm4msr.progress import say
 from llm4msr.text import as_json, mask, sanitize
@@ -98,4 +99,6 @@ def verify(
     from llm4msr.knowledge import inspect
 
     loaded = load_config(config, set_)
-    print(mask(as_json(inspect.verify(loaded, pipeline.extracted(loaded), sample))))
+    with stdout_for_results():
+        compared = inspect.verify(loaded, pipeline.extracted(loaded), sample)
+    print(mask(as_json(compared)))

@@ -3,14 +3,15 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from llm4msr import __version__
 from llm4msr.cli import config, knowledge, own_data
 from llm4msr.cli.options import ConfigPath, DryRun, Overrides, load_config
-from llm4msr.cli.process import interrupts_as_errors, run_command, signal_code
+from llm4msr.cli.process import interrupts_as_errors, run_command, signal_code, stdout_for_results
 from llm4msr.progress import Level, say, set_level
 from llm4msr.text import as_json, mask
 
@@ -74,7 +75,7 @@ VERBS = {
 def _add_verb(verb: str, description: str) -> None:
     @app.command(verb, help=description)
     def command(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> None:
-        _execute(verb, config, set_, dry_run, lambda loaded: _run_stages(verb, loaded))
+        _execute(verb, config, set_, dry_run, partial(_run_stages, verb))
 
 
 for _verb, _description in VERBS.items():
@@ -86,7 +87,7 @@ def serve(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> 
     """Serve the exported bundle over HTTP until interrupted."""
     code = 0
 
-    def serve_until_interrupted(loaded: "Config") -> "list[StageOutput]":
+    def serve_until_interrupted(loaded: "Config", results: TextIO) -> "list[StageOutput]":
         from llm4msr import pipeline
         from llm4msr.serve import endpoint
 
@@ -114,30 +115,31 @@ app.add_typer(knowledge.app, name="knowledge")
 
 
 def _execute(
-    verb: str, uri: str, overrides: list[str], dry_run: bool, work: "Callable[[Config], list[StageOutput]]"
+    verb: str, uri: str, overrides: list[str], dry_run: bool, work: "Callable[[Config, TextIO], list[StageOutput]]"
 ) -> None:
     """Load the config, do a verb's work (or print its plan) and end with one JSON line."""
     begun = time.monotonic()
     config = load_config(uri, overrides)
     if dry_run:
-        _print_plan(verb, config)
+        with stdout_for_results() as results:
+            _print_plan(verb, config, results)
         return
-    with interrupts_as_errors(verb):
-        outputs = work(config)
+    with interrupts_as_errors(verb), stdout_for_results() as results:
+        outputs = work(config, results)
     summary = outputs[-1].summary() | {"stage": verb}
     if len(outputs) > 1:
         summary = {"stage": verb, "uri": config.root} | _summarize(outputs, time.monotonic() - begun)
     print(mask(as_json(summary)))
 
 
-def _print_plan(verb: str, config: "Config") -> None:
+def _print_plan(verb: str, config: "Config", results: TextIO) -> None:
     from llm4msr.dry_run import plan
 
     parts = plan(config, verb)
     numbers = parts.get("extract", {}) | parts.get("prepare", {})
     line = {name: numbers[name] for name in ("prompts", "left", "tokens", "estimate", "warnings") if name in numbers}
-    print(mask(as_json(parts, indent=2)))
-    print(mask(as_json({"stage": verb, "dry_run": True} | line)))
+    print(mask(as_json(parts, indent=2)), file=results)
+    print(mask(as_json({"stage": verb, "dry_run": True} | line)), file=results)
 
 
 def _summarize(outputs: "list[StageOutput]", seconds: float) -> dict[str, Any]:
@@ -155,7 +157,7 @@ def _summarize(outputs: "list[StageOutput]", seconds: float) -> dict[str, Any]:
     }
 
 
-def _run_stages(verb: str, config: "Config") -> "list[StageOutput]":
+def _run_stages(verb: str, config: "Config", results: TextIO) -> "list[StageOutput]":
     """Run one stage, or all of them, and show at once what a finished one has to show."""
     from llm4msr import pipeline
 
@@ -163,7 +165,7 @@ def _run_stages(verb: str, config: "Config") -> "list[StageOutput]":
     for output in pipeline.stages(config) if verb == "run" else [getattr(pipeline, verb)(config)]:
         outputs.append(output)
         if output.manifest.stage == "evaluate":
-            print(f"\n{output.read('table.md').decode()}")
+            print(f"\n{output.read('table.md').decode()}", file=results, flush=True)
         if output.manifest.stage == "explain":
             say(f"open it in a browser: {output.folder / 'report.html'}")
     return outputs

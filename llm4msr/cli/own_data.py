@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from llm4msr.cli.options import ConfigPath, Overrides, load_config
+from llm4msr.cli.process import stdout_for_results
 from llm4msr.errors import ConfigError
 from llm4msr.progress import say, warn
 from llm4msr.text import as_json, mask, sanitize
@@ -53,7 +54,8 @@ def check(config: ConfigPath, set_: Overrides = []) -> None:
     from llm4msr.data.report import report_lines
     from llm4msr.knowledge.prompts.sample import sampler
 
-    data = prompt_data(load_config(config, set_), sampler)
+    with stdout_for_results():
+        data = prompt_data(load_config(config, set_), sampler)
     print(sanitize("\n".join(report_lines(data.report, whole_prompt=True))))
     for warning in data.warnings:
         warn(warning)

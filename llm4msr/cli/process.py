@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TextIO
 
 from llm4msr.errors import InterruptedRunError, LLM4MSRError
 from llm4msr.progress import Level, level, show
@@ -35,6 +36,18 @@ def interrupts_as_errors(name: str) -> Iterator[None]:
         raise InterruptedRunError(message, signal_code(interrupt)) from None
 
 
+@contextmanager
+def stdout_for_results() -> Iterator[TextIO]:
+    """Standard output for the block's own results; what libraries print there goes to standard error.
+
+    Ray prints from a thread of its own, and goes on doing so while an interrupted run ends: so an error leaves it so.
+    """
+    results = sys.stdout
+    sys.stdout = sys.stderr
+    yield results
+    sys.stdout = results
+
+
 def run_command(command: Callable[[], None], name: str = "it") -> None:
     """Run a command; an error of ours is one message and an exit code, with a stack trace only if that is wanted."""
     if threading.current_thread() is threading.main_thread():
@@ -50,6 +63,7 @@ def run_command(command: Callable[[], None], name: str = "it") -> None:
             end = threading.Timer(SECONDS_TO_END, os._exit, [error.exit_code])
             end.daemon = True
             end.start()
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (Ray tells of each actor that ends)
         sys.exit(error.exit_code)
 
 
