@@ -1,11 +1,12 @@
 """Is a large run on a cluster the undisturbed run, though a worker dies in every stage? Made-up rows, on S3.
 
     python -m benchmarks.cluster_scale --rows 1000000
+    python -m benchmarks.cluster_scale --rows 10000000 --read 100000
 
 `prepare` to `export` by `ray job submit` on a head and three workers of one CPU each, storage on a local S3 server: a
-tiny random Llama reads about all users, ten rows each. A worker is killed with SIGKILL in `prepare`, `extract`, `train`
-and `evaluate`, and another joins. In the end the prepared tables must be the undisturbed run's to the byte, the vectors
-and AUC the same, and what was written twice no more than what was in flight. Writes
+tiny random Llama reads about all users, ten rows each, or about the most active. A worker is killed with SIGKILL in
+`prepare`, `extract`, `train` and `evaluate`, and another joins. In the end the prepared tables must be the undisturbed
+run's to the byte, the vectors and AUC the same, and what was written twice no more than what was in flight. Writes
 benchmarks/results/cluster-scale.md; exits with 1 and says what differs.
 """
 
@@ -47,6 +48,7 @@ partitions = {partitions}
 engine = "transformers"
 model = "{folder}/llama"
 answers = "none"
+max_users = {read}
 rows_per_shard = 1024
 actors = 2
 
@@ -74,7 +76,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.work) as name, s3_server(Path(name) / "moto.log", BUCKET) as variables:
         folder = Path(name)
         os.environ |= variables
-        file = write_config(folder, options.rows, options.partitions)
+        file = write_config(folder, options)
         here, there = (load(str(file), [f"storage={at}"]) for at in (folder / "calm", f"s3://{BUCKET}/run"))
         calm(_entry(file, here), folder, story)
         with RayCluster(folder, WORKERS) as cluster:
@@ -91,18 +93,20 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, help="interactions; a tenth as many users")
+    parser.add_argument("--read", type=int, default=0, help="how many users the LLM reads about; 0 for all")
     parser.add_argument("--partitions", type=int, default=16)
     parser.add_argument("--work", help="folder for temporary files; a short path")
     return parser
 
 
-def write_config(folder: Path, rows: int, partitions: int) -> Path:
+def write_config(folder: Path, options: argparse.Namespace) -> Path:
     """The config, and what it names."""
-    _skewed_rows.write_source(folder / "source", rows)
+    _skewed_rows.write_source(folder / "source", options.rows)
     tiny_llama(folder / "llama")
     file = folder / "config.toml"
-    table, checkpoint = _skewed_rows.TABLE.format(label="like"), max(1, rows // 16_384 // 4)
-    file.write_text(CONFIG.format(folder=folder, table=table, partitions=partitions, checkpoint=checkpoint))
+    table, checkpoint = _skewed_rows.TABLE.format(label="like"), max(1, options.rows // 16_384 // 4)
+    values = {"partitions": options.partitions, "read": options.read, "checkpoint": checkpoint}
+    file.write_text(CONFIG.format(folder=folder, table=table, **values))
     return file
 
 
@@ -156,8 +160,8 @@ def judge(here: Config, there: Config, log: Path) -> tuple[dict[str, Any], list[
     for name, theirs in auc[0].items():
         ours, allowed = auc[1][name], SAME if name == "none" else NOISE
         checks[f"AUC of {name}: {ours:.6f}, undisturbed {theirs:.6f}"] = abs(ours - theirs) <= allowed
-    count = len(_store.users(there))
-    results = {"users": users, "count": count, "rows": prepared(there).manifest.rows, "auc": auc, "puts": puts}
+    counts = {"read": len(_store.users(there)), "users": prepared(there).manifest.info["users"]}
+    results = {"users": users, "counts": counts, "rows": prepared(there).manifest.rows, "auc": auc, "puts": puts}
     return results, [wrong for wrong, fine in checks.items() if not fine]
 
 
@@ -179,9 +183,10 @@ def report(story: Story, run: dict[str, Any], wrong: list[str], options: argpars
 
 {verdict}
 
-{options.rows:,} made-up interactions in {options.partitions} partitions, {run["count"]:,} users read about by a tiny
-random Llama, {run["rows"]:,} rows; once undisturbed on this machine's own Ray and local disk, once on a Ray cluster of
-a head and {WORKERS} workers of one CPU each by `ray job submit`, with storage on S3 (moto's server).
+{options.rows:,} made-up interactions of {run["counts"]["users"]:,} users in {options.partitions} partitions; a tiny
+random Llama reads about {run["counts"]["read"]:,} of them. Once undisturbed on this machine's own Ray and local disk,
+once on a Ray cluster of a head and {WORKERS} workers of one CPU each by `ray job submit`, with storage on S3 (moto's
+server).
 
 | s | what happened |
 | ---: | --- |
@@ -197,7 +202,7 @@ Prepared tables: compared by digest. Least cosine of two users' vectors: {run["u
 | --- | ---: | ---: |
 {again}
 
-`python -m benchmarks.cluster_scale --rows {options.rows} --partitions {options.partitions}` on
+`python -m benchmarks.cluster_scale --rows {options.rows} --read {options.read} --partitions {options.partitions}` on
 {describe(("ray", "torch", "s3fs"))}.
 """
 
