@@ -172,9 +172,15 @@ class SplitConfig(Section):
     never sees them."""
     latest: int = Field(0, ge=0)
     """How many of the latest interactions are used at all; 0 = all."""
+    first_events: int = Field(0, ge=0)
+    """How many of each user's first interactions are used at all, as in a young shop, where nobody has been for long;
+    0 = all. `latest` then counts these alone."""
+    implicit: bool = False
+    """Whether every row is a like, whatever label the source gives it: what is predicted is then what a user takes
+    next, not how they rate what they took. `negatives` must draw the others. A source without labels is so anyway."""
     negatives: int = Field(0, ge=0, le=100)
-    """For a source without labels: how many items are drawn for each row, with label 0, from those of the same scenario
-    that the user had not taken. It needs some, such as 4; a source with labels needs 0."""
+    """Where every row is a like: how many items are drawn for each, with label 0, from those of the same scenario that
+    the user had not taken. It needs some, such as 4; where labels count it is 0."""
     negatives_by: Literal["uniform", "popularity"] = "uniform"
     """How negatives are drawn from the items of the scenario's training rows: each alike, or as often as it has rows
     there."""

@@ -37,7 +37,11 @@ def tell_within(
 
 
 def _cut_keys(job: pa.Table, config: Config, raw: RawRows, sought: str, known: Cuts) -> np.ndarray[Any, Any]:
-    order_R, row_R = raw.read_orders(_number(job))
+    if config.split.first_events:
+        rows = split.choose(raw.read_interactions(_number(job)), config.split)
+        order_R, row_R = rows.order_R, rows.row_R
+    else:
+        order_R, row_R = raw.read_orders(_number(job))
     return split.cut_keys(order_R, row_R, sought, known, config.split, config.seed)
 
 

@@ -40,7 +40,7 @@ def prepare(config: Config, open_sampler: SamplerOpener) -> StageOutput:
 
     Raises:
         DataError: the source is wrong; the message names file, column and row.
-        ConfigError: implicit data without `split.negatives`.
+        ConfigError: nothing but likes and no `split.negatives`, or labels and these.
     """
     output = storage.publish(
         folder(config),
@@ -113,10 +113,17 @@ def prompt_data(config: Config, open_sampler: SamplerOpener) -> PromptData:
 
 def _read(config: Config) -> RawData:
     raw = sources.read(config.source)
-    if raw.implicit and not config.split.negatives:
-        raise ConfigError("all rows of this source are positives; set split.negatives, such as 4")
-    if not raw.implicit and config.split.negatives:
-        raise ConfigError("split.negatives is for data without labels; this source gives labels")
+    implicit = raw.implicit or config.split.implicit
+    if implicit and not config.split.negatives:
+        raise ConfigError(
+            f"{'all rows of this source are likes' if raw.implicit else 'split.implicit makes a like of every row'}; "
+            "set split.negatives, such as 4"
+        )
+    if config.split.negatives and not implicit:
+        raise ConfigError(
+            "split.negatives is for rows that are all likes, and this source gives labels; "
+            "set split.implicit = true to go without them"
+        )
     return raw
 
 

@@ -74,6 +74,8 @@ class DataReport(BaseModel):
     """The figures and examples; the manifest of `prepare` holds it as `report`."""
 
     rows: int
+    left_out: int
+    """Rows of the source that are not used."""
     users: int
     items: int
     scenarios: int
@@ -103,7 +105,7 @@ def report_lines(report: DataReport, whole_prompt: bool = False) -> list[str]:
         "scenarios": [_scenarios(report)],
         **{f"{side}s": [_described(described)] for side, described in report.described.items()},
         "titles": [_titles(report.titles)],
-        "split": _split(report.parts),
+        "split": [*_split(report.parts), *_left_out(report)],
         "prompt": _prompt(report, whole_prompt),
     }
     width = max(map(len, sections))
@@ -161,6 +163,11 @@ def _split(splits: dict[str, Split]) -> list[str]:
     ]
     drawn = ", ".join(f"{split.drawn:,} of {name}" for name, split in splits.items() if split.drawn)
     return lines + ([f"drawn as negatives: {drawn}"] if drawn else [])
+
+
+def _left_out(report: DataReport) -> list[str]:
+    of = f"{report.left_out:,} of {report.rows + report.left_out:,} rows"
+    return [f"left out (split.first_events, split.latest): {of}"] if report.left_out else []
 
 
 def _prompt(report: DataReport, whole: bool) -> list[str]:

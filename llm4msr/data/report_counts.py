@@ -41,12 +41,14 @@ class RowCounts(BaseModel):
     """The counts of a partition, or of several."""
 
     rows: int
+    left_out: int
+    """Rows that are not used."""
     users: int
     users_with_one_row: int
     repeats: int
     first_order: int
     several: int
-    """Users with several rows, those that `latest` leaves out included; for how many of them `order` counts anew, if
+    """Users with several rows, those that are left out included; for how many of them `order` counts anew, if
     it begins with 0, and if with 1."""
     anew: tuple[int, int]
     orders: int
@@ -56,7 +58,7 @@ class RowCounts(BaseModel):
     missing_users: MissingIds | None
 
     def __add__(self, other: "RowCounts") -> "RowCounts":
-        plain = ("rows", "users", "users_with_one_row", "repeats", "several")
+        plain = ("rows", "left_out", "users", "users_with_one_row", "repeats", "several")
         values = None
         if self.order_values is not None and other.order_values is not None:
             values = sorted({*self.order_values, *other.order_values})
@@ -96,6 +98,7 @@ def count_rows(
     first_U = _first_rows(rows.user, rows.row_R)
     return RowCounts(
         rows=len(rows),
+        left_out=len(every) - len(rows),
         users=len(count_U),
         users_with_one_row=int((count_U == 1).sum()),
         repeats=count_repeats(rows.user, rows.item, rows.scenario),

@@ -62,6 +62,7 @@ def build(
     longest_path, other_separator = _paths(raw_items)
     return DataReport(
         rows=counts.rows,
+        left_out=counts.left_out,
         users=counts.users,
         items=len(pairs.item.distinct),
         scenarios=len(pairs.scenario.distinct),

@@ -74,7 +74,7 @@ def _order(report: DataReport, config: Config) -> Iterator[str]:
     s, columns = config.split, config.source.table
     one_time = (s.kind == "time" and s.by == "global") or s.latest or (s.kind == "random" and s.history_share < 1)
     if config.source.is_own and not columns.order:
-        if s.kind != "random" or s.latest:
+        if s.kind != "random" or s.latest or s.first_events:
             yield (
                 "there is no source.table.order, so the order of rows in the file is taken for time: name the column "
                 "of time, or set split.kind = 'random' where there is none"
@@ -136,10 +136,9 @@ def _labels(report: DataReport, config: Config) -> Iterator[str]:
             "rows, so there is nothing to tell apart and metrics are n/a: bring data with more items, or with labels"
         )
     elif only_label == "1":
-        where = "source.amazon.implicit = true" if config.source.kind == "amazon" else "leave label out"
         yield (
             "all labels are 1, so there is nothing to tell apart and metrics are n/a: "
-            f"{where} and set split.negatives, such as 4"
+            "set split.implicit = true, and split.negatives, such as 4"
         )
     elif only_label == "0":
         yield "no label is above 0.5, so nothing is liked, there are no prompts and metrics are n/a; mend the labels"

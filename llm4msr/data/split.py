@@ -4,6 +4,7 @@ Shape suffix: R rows.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -37,14 +38,26 @@ def divide(rows: Interactions, config: SplitConfig, cut: Cuts, seed: int) -> Spl
     `time` by `global`: rows of one time stay together. `time` by `user`: a user's last rows. Either way no
     training row of a user is later than one of their validation or test rows.
     """
+    rows = choose(rows, config)
     if cut.kept is not None:
         rows = rows.take(np.flatnonzero(_is_kept(rows.order_R, rows.row_R, cut)))
+    if config.implicit:
+        rows = replace(rows, label_R=np.ones_like(rows.label_R))
     split_R = _assign(rows, config, cut, seed)
     return SplitRows(rows, split_R, _history_rows(rows, split_R, config, cut))
 
 
+def choose(rows: Interactions, config: SplitConfig) -> Interactions:
+    """The rows of a partition among which `latest` and the cuts are looked for: each user's first ones."""
+    if not config.first_events:
+        return rows
+    rank_R, _ = _rank_in_user(rows.user.number_R, rows.order_R)
+    return rows.take(np.flatnonzero(rank_R < config.first_events))
+
+
 def divide_all(rows: Interactions, config: SplitConfig, seed: int) -> SplitRows:
     """Split rows that are all there are."""
+    rows = choose(rows, config)
 
     def ask(sought: str, known: Cuts, ranks: list[Rank]) -> list[Cut]:
         key_N = cut_keys(rows.order_R, rows.row_R, sought, known, config, seed)

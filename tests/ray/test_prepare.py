@@ -22,6 +22,7 @@ CONFIGS: dict[str, tuple[int, dict[str, Any]]] = {
     "user": (8, {"by": "user", "history_share": 0.5, "latest": 700}),
     "last": (4, {"kind": "leave_last_out"}),
     "random": (32, {"kind": "random", "history_share": 0.7}),
+    "first": (8, {"first_events": 9, "latest": 300}),
 }
 
 

@@ -38,7 +38,7 @@ def test_every_key_has_a_description_in_one_line():
     described = descriptions(json_schema())
     assert len(described) > 100
     assert [name for name, text in described.items() if len(text) < 10 or "\n" in text] == []
-    assert described["SplitConfig.negatives"].startswith("For a source without labels: how many items")
+    assert described["SplitConfig.negatives"].startswith("Where every row is a like: how many items")
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)

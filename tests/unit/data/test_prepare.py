@@ -367,8 +367,18 @@ def test_implicit_data_needs_negatives(tmp_path: Path):
 
 def test_labelled_data_refuses_negatives(tmp_path: Path):
     write_data(tmp_path)
-    with pytest.raises(ConfigError, match=r"split\.negatives is for data without labels"):
+    with pytest.raises(ConfigError, match=r"this source gives labels; set split\.implicit = true"):
         prepare(config_of(tmp_path, split={"negatives": 2}))
+    with pytest.raises(ConfigError, match=r"split\.implicit makes a like of every row; set split\.negatives"):
+        prepare(config_of(tmp_path, split={"implicit": True}))
+
+
+def test_labels_that_do_not_count_are_as_no_labels(tmp_path: Path):
+    write_data(tmp_path)
+    without = prepare(config_of(tmp_path, table={"label": ""}, split={"negatives": 2}))
+    ignored = prepare(config_of(tmp_path, split={"negatives": 2, "implicit": True}))
+    for name in (*split.SPLITS, "histories", "events"):
+        assert table(ignored, name).equals(table(without, name)), name
 
 
 def test_implicit_data_gets_negatives_in_every_part(tmp_path: Path):

@@ -26,6 +26,9 @@ CONFIGS: list[dict[str, Any]] = [
     {"kind": "leave_last_out", "latest": 350, "history_share": 0.4},
     {"latest": 333, "valid": 0.2, "test": 0.15},
     {"latest": 401, "history_share": 0.7},
+    {"first_events": 7},
+    {"first_events": 12, "by": "user", "latest": 240},
+    {"first_events": 5, "kind": "leave_last_out"},
 ]
 
 
@@ -60,7 +63,11 @@ def write(folder: Path, rows: list[Row], items: dict[str, list[str]], users: dic
 def divide(rows: list[Row], config: Config) -> list[Row]:
     """The rows that are used, in their order, each with its `split` and `past`."""
     s = config.split
-    in_time = sorted(rows, key=lambda row: row["time"])[-s.latest :]  # sorted() keeps the order of equal times
+    in_time = sorted(rows, key=lambda row: row["time"])  # sorted() keeps the order of equal times
+    if s.first_events:
+        past: Counter[str] = Counter()
+        in_time = [row for row in in_time if past.update([row["user"]]) or past[row["user"]] <= s.first_events]
+    in_time = in_time[-s.latest :]
     of_user = defaultdict(list)
     for row in in_time:
         of_user[row["user"]].append(row)

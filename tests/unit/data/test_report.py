@@ -141,7 +141,7 @@ def test_negatives_that_cannot_be_drawn_are_told(tmp_path: Path, items: int, lac
     config = write(tmp_path, rows, table={"label": ""}, split={"negatives": 4, "kind": "random"})
     _, warnings = report_of(config)
     assert len([line for line in warnings if told in line]) == 1
-    assert not any("leave label out" in line for line in warnings)
+    assert not any("split.implicit" in line for line in warnings)
 
 
 def test_the_sampled_prompt_is_the_one_that_extraction_asks_and_holds_training_rows_alone(tmp_path: Path):
@@ -305,9 +305,18 @@ def test_parts_of_another_size_than_set_are_told(tmp_path: Path):
         prepare(write(tmp_path, rows))
 
 
+def test_rows_that_are_left_out_are_told(tmp_path: Path):
+    every, _ = report_of(write(tmp_path / "all", healthy()))
+    few, _ = report_of(write(tmp_path / "few", healthy(), split={"by": "user", "first_events": 10}))
+    assert (every.left_out, few.rows + few.left_out) == (0, every.rows)
+    line = f"left out (split.first_events, split.latest): {few.left_out:,} of {every.rows:,} rows"
+    assert any(line in told for told in report_lines(few))
+    assert not any("left out" in told for told in report_lines(every))
+
+
 def test_all_labels_of_one_class_are_told_and_the_run_goes_on(tmp_path: Path):
     likes = [[*row[:3], 1, *row[4:]] for row in healthy()]
-    only_warning(write(tmp_path / "1", likes), "all labels are 1", "leave label out and set split.negatives")
+    only_warning(write(tmp_path / "1", likes), "all labels are 1", "set split.implicit = true, and split.negatives")
     none = [[*row[:3], 0, *row[4:]] for row in healthy()]
     report, warnings = report_of(write(tmp_path / "0", none))
     assert "no label is above 0.5" in warnings[0]

@@ -7,9 +7,9 @@ import pytest
 from llm4msr.config import SplitConfig
 from llm4msr.data import negatives
 from llm4msr.data.negatives import Pools
-from llm4msr.data.split import TEST, TRAIN, VALID
+from llm4msr.data.split import TEST, TRAIN, VALID, choose
 from llm4msr.errors import DataError
-from tests.support.splits import assign, divide
+from tests.support.splits import assign, divide, encode
 
 
 def with_negatives(rows, part, per_positive, seed):
@@ -76,6 +76,12 @@ def test_user_time_cuts_each_user_by_their_own_time():
         in_time = here.sort_values("order", kind="stable")["part"].to_numpy()
         assert (np.diff(in_time) >= 0).all()
         np.testing.assert_allclose(np.bincount(in_time, minlength=3) / len(here), [0.6, 0.2, 0.2], atol=1.5 / len(here))
+
+
+def test_a_users_first_rows_are_those_of_the_earliest_times_and_ties_are_taken_as_they_come():
+    rows = rows_of(["a"] * 5 + ["b"], [3.0, 1, 2, 2, 2, 9])
+    chosen = choose(encode(rows), SplitConfig(first_events=3))
+    assert chosen.row_R.tolist() == [1, 2, 3, 5]
 
 
 def test_leave_last_out_takes_the_last_two_of_who_has_three():

@@ -540,7 +540,7 @@ def test_prepare_draws_negatives_for_likes_alone(tmp_path: Path):
     config = experiment(tmp_path, {"negatives": 2}, implicit=True)
     labels = storage.read_table(prepare(config).folder / "train/p=00000.parquet")["label"].to_numpy()
     assert 0.25 < labels.mean() < 0.5
-    with pytest.raises(ConfigError, match=r"all rows of this source are positives; set split\.negatives"):
+    with pytest.raises(ConfigError, match=r"all rows of this source are likes; set split\.negatives"):
         prepare(config.model_copy(update={"split": config.split.model_copy(update={"negatives": 0})}))
 
 

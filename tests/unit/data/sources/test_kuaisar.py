@@ -338,7 +338,9 @@ def test_prepare_runs_to_its_end(tmp_path: Path):
     titles = dict(zip(read["items"]["item_id"].to_pylist(), read["items"]["title"].to_pylist(), strict=True))
     assert (titles["3"], titles["37"]) == ("Funny > Kind 3", "37")
     assert read["users"].num_rows == 26
-    with pytest.raises(ConfigError, match=r"split\.negatives is for data without labels; this source gives labels"):
+    with pytest.raises(
+        ConfigError, match=r"split\.negatives is for rows that are all likes, and this source gives labels"
+    ):
         prepare(config.model_copy(update={"split": config.split.model_copy(update={"negatives": 2})}))
 
 
