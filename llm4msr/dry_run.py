@@ -27,7 +27,7 @@ def plan(config: Config, verb: str) -> dict[str, Any]:
         parts["evaluate"] = f"{len(compared_runs(config))} models on the test rows"
     if verb in ("export", "run"):
         bundle = f"bundle of {config.model.backbone} {config.model.variant}, seed {config.seed}"
-        parts["export"] = f"nothing; {reason}" if (reason := config.model.unservable) else bundle
+        parts["export"] = bundle
     if verb == "explain":
         numbers = config.evaluate.seeds or (config.seed,)
         parts["explain"] = f"report on {config.model.backbone} {config.model.variant}, {len(numbers)} seed(s)"

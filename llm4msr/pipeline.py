@@ -200,7 +200,7 @@ def _plain(config: Config) -> "TrainedModel | None":
 
 
 def run(config: Config) -> list[StageOutput]:
-    """Prepare, extract, train every compared model, evaluate, export (but not a model that matches pasts).
+    """Prepare, extract, train every compared model, evaluate, export.
 
     Raises:
         InputError: the config or the data is wrong.
@@ -221,8 +221,7 @@ def stages(config: Config) -> Iterator[StageOutput]:
     from llm4msr.training.evaluate import compared_runs
     from llm4msr.training.trained import TrainedModel
 
-    if not config.model.unservable:
-        export_stage.check_servable(config)
+    export_stage.check_servable(config)
     runs = trainings(config)
     backbones.find(config.model.backbone)  # a wrong import path is reported before the LLM works for hours
     uses_knowledge = any(run.model.uses_knowledge for _, run in runs)
@@ -248,9 +247,6 @@ def stages(config: Config) -> Iterator[StageOutput]:
         yield _report(3, f"train {name}, seed {training.seed}", output)
     compared = [models[name, training.seed] for name, training in compared_runs(config)]
     yield _report(4, "evaluate", evaluate_stage.evaluate(config, compared))
-    if config.model.unservable:
-        say(f"[5/5] export: left out; {config.model.unservable}")
-        return
     yield _report(5, "export", export_stage.export(config, models[config.model.variant, config.seed]))
 
 

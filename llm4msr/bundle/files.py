@@ -5,7 +5,9 @@
     coder.safetensors      what turns an LLM vector into a user's code: for codes of newer knowledge
     users.arrow            id -> places of a user's features in the embedding table      (id_table.py)
     codes.arrow            id -> code, float16 [K], of each user with knowledge          (id_table.py)
-    items.arrow            id -> title, places of an item's features; one partition      (id_table.py)
+    pasts.arrow            id -> the user's latest events, where the model matches pasts (id_table.py, pasts.py)
+    items.arrow            id -> title, places of an item's features, its vector where the model matches vectors,
+                           float16 [D] of unit length; one partition                     (id_table.py)
     selftest.json          requests and the scores that the trained net gave; every load repeats them
     README.md              the model card
 
@@ -34,9 +36,9 @@ from llm4msr.model.meta import KnowledgeCode
 from llm4msr.model.serving_net import ServingNet
 from llm4msr.text import shorten
 
-VERSION = 5
-NET, CODER, USERS, CODES = "net.safetensors", "coder.safetensors", "users.arrow", "codes.arrow"
-ITEMS, DESCRIPTION, SELF_TEST = "items.arrow", "bundle.json", "selftest.json"
+VERSION = 6
+NET, CODER, DESCRIPTION, SELF_TEST = "net.safetensors", "coder.safetensors", "bundle.json", "selftest.json"
+USERS, CODES, PASTS, ITEMS = "users.arrow", "codes.arrow", "pasts.arrow", "items.arrow"
 
 
 class BundleDescription(BaseModel):
@@ -52,6 +54,8 @@ class BundleDescription(BaseModel):
     """Their names by number; the first, the unknown one's, is empty."""
     context: dict[str, list[str]]
     """Values of each context field; number 0 is unknown, the first value is 1."""
+    item_dim: int = 0
+    """Numbers of an item's vector; 0 where the model matches none."""
     llm: dict[str, str] = {}
     """What made the vectors: newer knowledge must come from the same."""
 
@@ -101,7 +105,7 @@ def read_net(bundle: Path, description: BundleDescription) -> ServingNet:
     Raises:
         StorageError: the weights do not fit the description.
     """
-    net = ServingNet(description.fields, len(description.scenarios), description.model)
+    net = ServingNet(description.fields, len(description.scenarios), description.model, description.item_dim)
     _load(net, bundle / NET)
     return net.eval()
 
@@ -151,7 +155,7 @@ def read_codes(folder: Path, bundle: Path) -> IdTable:
 
 
 def read_items(folder: Path) -> Partition:
-    """Titles and slots, int32 [I, S], by item id.
+    """Titles, slots int32 [I, S] and, where the model matches vectors, `unit` float16 [I, D], by item id.
 
     Raises:
         StorageError: damaged.

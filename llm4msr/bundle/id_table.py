@@ -2,8 +2,9 @@
 
 The file is an Arrow IPC file with a record batch for each partition of the ids (`hashes.numbers_of`). Its rows
 are sorted by `hash`, the CRC-32 of the id (uint32), and where that is equal by `id` (large_string) as UTF-8 bytes. Its
-other columns hold a text or a fixed number of numbers a row. Opening one keeps nothing that grows with its rows, and a
-lookup touches a few pages, so the operating system's page cache is the only copy however many processes look up.
+other columns hold a text, a fixed number of numbers or a list of numbers a row. Opening one keeps nothing that grows
+with its rows, and a lookup touches a few pages, so the operating system's page cache is the only copy however many
+processes look up.
 """
 
 import zlib
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from io import IOBase
 from itertools import compress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +21,7 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from llm4msr import storage
-from llm4msr.arrays import Array, Bools, Hashes32, Ints, strings
+from llm4msr.arrays import Array, Bools, Column, Hashes32, Ints, Ints32, strings
 from llm4msr.errors import StorageError
 from llm4msr.hashes import checksum, hash_ids, numbers_of
 from llm4msr.storage import arrow_files
@@ -28,6 +29,8 @@ from llm4msr.storage.vectors import to_matrix
 from llm4msr.text import quote, shorten
 
 _KEYS: dict[str, pa.DataType] = {"hash": pa.uint32(), "id": pa.large_string()}
+LIST = pa.large_list(pa.int32())
+"""A column of as many numbers as each row has."""
 
 
 def table_schema(columns: Mapping[str, pa.DataType], metadata: dict[bytes | str, bytes | str]) -> pa.Schema:
@@ -60,13 +63,25 @@ def write(file: UPath, partitions: Iterable[pa.Table], schema: pa.Schema) -> int
 
 def _sort(file: UPath, table: pa.Table) -> pa.RecordBatch:
     """The table as one batch, by hash and id."""
-    order = pc.sort_indices(table, sort_keys=[(key, "ascending") for key in _KEYS])
+    order = _order(table)
     table = table.take(order).combine_chunks()
     hash_N = table["hash"].to_numpy()
     for row in np.flatnonzero(hash_N[1:] == hash_N[:-1]).tolist():
         if table["id"][row] == table["id"][row + 1]:
             raise StorageError(f"{file}: id {quote(table['id'][row].as_py())} stands twice; nothing written")
     return next(iter(table.to_batches()), pa.RecordBatch.from_pylist([], table.schema))
+
+
+def _order(table: pa.Table) -> Column:
+    return pc.sort_indices(table, sort_keys=[(key, "ascending") for key in _KEYS])
+
+
+def rows_of(ids: Column) -> Ints:
+    """The rows that ids have in a table of one partition that holds no others: int64 [N]."""
+    hashes = pa.array(checksum(map(str.encode, strings(ids))))
+    row_N = np.empty(len(ids), np.int64)
+    row_N[_order(pa.table([hashes, ids], ["hash", "id"])).to_numpy()] = np.arange(len(ids))
+    return row_N
 
 
 def _is_power_of_two(total: int) -> bool:
@@ -83,9 +98,13 @@ class Partition:
         """By column, [N, width]."""
         self.texts: dict[str, Texts] = {}
         """By column; one is `id`."""
+        self.lists: dict[str, Lists] = {}
+        """By column."""
         for field, column in zip(batch.schema, batch.columns, strict=True):
             if field.type == pa.large_string():
                 self.texts[field.name] = Texts(cast("pa.LargeStringArray", column))
+            elif field.type == LIST:
+                self.lists[field.name] = Lists(cast("pa.LargeListArray[Any]", column))
             elif field.name != "hash":
                 self.numbers[field.name] = to_matrix(column)
 
@@ -153,6 +172,17 @@ class Texts:
         return equal_B
 
 
+class Lists:
+    """A column of lists of numbers, each a view of the file."""
+
+    def __init__(self, column: "pa.LargeListArray[Any]"):
+        self._ends = column.offsets.to_numpy().data
+        self._numbers: Ints32 = column.values.to_numpy()
+
+    def __getitem__(self, row: int) -> Ints32:
+        return self._numbers[self._ends[row] : self._ends[row + 1]]
+
+
 Place = tuple[Partition, int]
 """Partition and row of an id."""
 
@@ -202,10 +232,8 @@ def _check_schema(schema: pa.Schema) -> None:
     if {field.name: field.type for field in list(schema)[:2]} != _KEYS:
         raise pa.ArrowInvalid("the first columns are not 'hash' and 'id'")
     for field in list(schema)[2:]:
-        if field.type != pa.large_string() and not _is_numbers(field.type):
-            raise pa.ArrowInvalid(
-                f"column '{shorten(field.name)}' has neither text nor a fixed number of numbers a row"
-            )
+        if field.type not in (pa.large_string(), LIST) and not _is_numbers(field.type):
+            raise pa.ArrowInvalid(f"column '{shorten(field.name)}' has neither text nor numbers")
 
 
 def _is_numbers(kind: pa.DataType) -> bool:

@@ -21,6 +21,7 @@ from llm4msr.bundle import files
 from llm4msr.bundle.files import TOLERANCE, SelfTest
 from llm4msr.bundle.id_table import IdTable, Place
 from llm4msr.bundle.messages import ModelInfo, RankedItem, RankRequest, RankResponse, Unknown
+from llm4msr.bundle.pasts import PastReader, stored_events
 from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
 from llm4msr.model.embedding import slot_starts
 from llm4msr.storage.local_copy import open_local
@@ -62,7 +63,9 @@ class Ranker:
         self.net = files.read_net(folder, self.description)
         self.users = IdTable(folder / files.USERS)
         self.codes = files.read_codes(folder, folder)
+        self.pasts = IdTable(folder / files.PASTS)
         self.items = files.read_items(folder)
+        self._past_reader = PastReader(self.items, self.description.fields)
         self._nobody_S = slot_starts(self.description.fields, "user")
         self._nothing_S = slot_starts(self.description.fields, "item")
         self._scenarios = {name: number for number, name in enumerate(self.description.scenarios) if number}
@@ -140,9 +143,13 @@ class Ranker:
         owner_B = np.repeat(np.arange(len(requests)), counts)
         users = [self.users.find(request.user_id) for request in requests]
         codes = [self.codes.find(request.user_id) if self.net.uses_users else None for request in requests]
-        slots_BS, scenario_B = self._slots(requests, users, item_B, owner_B)
+        pasts = [stored_events(self.pasts, request.user_id) for request in requests]
+        scenario_N = np.array([self._scenarios.get(request.scenario, 0) for request in requests])
+        slots_BS = self._slots(requests, users, item_B, owner_B, scenario_N)
+        scenario_B = torch.from_numpy(scenario_N[owner_B])
+        match = self._past_reader.read(item_B, counts, scenario_N, pasts) if self.net.match is not None else None
         with torch.inference_mode():
-            logits_B = self.net(slots_BS, scenario_B, self._codes(codes), torch.from_numpy(owner_B))
+            logits_B = self.net(slots_BS, scenario_B, self._codes(codes), torch.from_numpy(owner_B), match)
             scores_B = np.asarray(torch.sigmoid(logits_B.float()))  # a net may run in less precision
         parts = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
         return [
@@ -181,19 +188,22 @@ class Ranker:
         return torch.from_numpy(np.stack(codes, dtype=np.float32))
 
     def _slots(
-        self, requests: Sequence[RankRequest], users: Sequence[Place | None], item_B: Ints, owner_B: Ints
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """int64: places in the embedding table [B, S], and scenarios [B]."""
+        self,
+        requests: Sequence[RankRequest],
+        users: Sequence[Place | None],
+        item_B: Ints,
+        owner_B: Ints,
+        scenario_N: Ints,
+    ) -> torch.Tensor:
+        """int64 [B, S]: places in the embedding table."""
         user_NS = np.stack([self._nobody_S if u is None else self.users.numbers("slots", u) for u in users])
-        scenario_N = np.array([self._scenarios.get(request.scenario, 0) for request in requests])
         values_NC = [[values.get(r.context.get(n, ""), 0) for n, values in self._context.items()] for r in requests]
         context_NC = np.array(values_NC, np.int64).reshape(len(requests), -1) + self._context_start
         last_NS = np.concatenate([scenario_N[:, None] + self._scenario_start, context_NC], axis=1)
         item_BS = self.items.numbers["slots"].take(item_B, axis=0)
         item_BS[item_B < 0] = self._nothing_S
         sides = [user_NS.take(owner_B, axis=0), item_BS, last_NS.take(owner_B, axis=0)]
-        slots_BS = np.concatenate(sides, axis=1, dtype=np.int64)
-        return torch.from_numpy(slots_BS), torch.from_numpy(scenario_N[owner_B])
+        return torch.from_numpy(np.concatenate(sides, axis=1, dtype=np.int64))
 
     def _answer(
         self,

@@ -62,9 +62,10 @@ class ModelConfig(Section):
     (`candidate`); its cosines with what the user liked, in this scenario and elsewhere, and with what they did not
     (`cosines`); target attention over the vectors of what they liked (`attention`); and, without any knowledge, target
     attention over the embeddings of these items' ids, as in Deep Interest Network (`ids`). The first three need
-    `extract.reads = "items"`. Such a model is not exported yet."""
+    `extract.reads = "items"`."""
     past_events: int = Field(50, ge=1)
-    """For `match`: how many of a user's latest events before a row count as their past."""
+    """For `match`: how many of a user's latest events before a row count as their past. A bundle keeps so many of each
+    user, at 8 bytes an event."""
     past: Literal["fresh", "stale"] = "fresh"
     """What rows of validation and test see of their user's past, by `match` and by `extract.point_in_time`: all that
     was before the row, as in service (`fresh`), or what training rows tell alone (`stale`)."""
@@ -116,12 +117,6 @@ class ModelConfig(Section):
     def uses_knowledge(self) -> bool:
         """Whether any vector enters the model."""
         return self.knowledge != "none" or self.matches_vectors
-
-    @property
-    def unservable(self) -> str:
-        """Why a bundle cannot hold this kind of model yet; empty if it can."""
-        parts = ", ".join(self.match)
-        return parts and f"model.match = [{parts}]: no bundle holds users' pasts yet; such a model is only evaluated"
 
     @property
     def variant(self) -> str:

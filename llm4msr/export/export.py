@@ -8,6 +8,7 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.export import user_codes
 from llm4msr.export.write import write_bundle
+from llm4msr.knowledge.forget import ids_to_forget
 from llm4msr.knowledge.prompts import templates
 from llm4msr.storage import StageOutput, StageResult
 from llm4msr.text import markdown, mask, shorten
@@ -37,18 +38,16 @@ def export(config: Config, model: TrainedModel) -> StageOutput:
         net, data = model.load()
         encoded = user_codes.encode_all(knowledge, net.user_code) if knowledge is not None and net.uses_users else ()
         llm = {} if knowledge is None else llm_identity(config, knowledge)
-        return write_bundle(config, net, data, encoded, llm, card, at)
+        return write_bundle(config, net, data, encoded, llm, card, at, ids_to_forget(config))
 
     settings, inputs = config.model_dump(include={"model"}), {"train": model.output.folder.name}
     return storage.publish(folder(config, model.output), "export", config.seed, settings, inputs, build)
 
 
 def check_servable(config: Config) -> None:
-    """Raise a ConfigError if the model is a control, which nobody would serve, or cannot be served yet."""
+    """Raise a ConfigError if the model is a control, which nobody would serve."""
     if config.model.control != "none":
         raise ConfigError(f"model.control = '{config.model.control}': wrong vectors are for measuring, not for serving")
-    if config.model.unservable:
-        raise ConfigError(config.model.unservable)
 
 
 def llm_identity(config: Config, knowledge: StageOutput) -> dict[str, str]:

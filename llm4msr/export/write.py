@@ -9,7 +9,7 @@ from torch import Tensor
 from upath import UPath
 
 from llm4msr import storage
-from llm4msr.arrays import VectorColumn
+from llm4msr.arrays import Column, Halves, Ints, VectorColumn
 from llm4msr.bundle import id_table
 from llm4msr.bundle.files import (
     CODER,
@@ -17,14 +17,17 @@ from llm4msr.bundle.files import (
     DESCRIPTION,
     ITEMS,
     NET,
+    PASTS,
     SELF_TEST,
     USERS,
     VERSION,
     BundleDescription,
     code_schema,
 )
+from llm4msr.bundle.pasts import SCHEMA
 from llm4msr.config import Config
 from llm4msr.data import partitions
+from llm4msr.export import user_pasts
 from llm4msr.export.self_test import self_test
 from llm4msr.model.net import RankerNet
 from llm4msr.model.serving_net import ServingNet
@@ -32,6 +35,8 @@ from llm4msr.storage import StageResult
 from llm4msr.storage.vectors import to_column
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.feature_tables import FeatureTables
+
+NOBODY = pa.array([], pa.string())
 
 
 def write_bundle(
@@ -42,6 +47,7 @@ def write_bundle(
     llm: dict[str, str],
     card: str,
     folder: UPath,
+    forget: Column = NOBODY,
 ) -> StageResult:
     """Write a bundle's files.
 
@@ -53,6 +59,7 @@ def write_bundle(
         llm: what made the vectors, as `llm_identity` tells.
         card: the README.md, in Markdown.
         folder: where the files go.
+        forget: raw ids of users whose pasts are left out.
     """
     tables, model = data.tables, config.model
     fields = data.prepared.json("fields.json")
@@ -63,6 +70,7 @@ def write_bundle(
         fields=tables.fields,
         scenarios=data.scenario_names,
         context=fields["context"],
+        item_dim=0 if (units := _units(net)) is None else units.shape[1],
         llm=llm,
     )
     serving = ServingNet.from_trained(net, tables.fields, tables.scenarios, model)
@@ -73,12 +81,15 @@ def write_bundle(
     files = dict.fromkeys((DESCRIPTION, NET, CODER, "README.md"), 1)
     files[USERS] = id_table.write(folder / USERS, _users(data), _users_schema(tables))
     files[CODES] = id_table.write(folder / CODES, codes, code_schema(folder))
-    files[ITEMS] = _write_items(folder / ITEMS, data)
-    test = self_test(net, data, fields["context"])
+    row_I, files[ITEMS] = _write_items(folder / ITEMS, data, units)
+    pasts = user_pasts.read_all(data, row_I, forget)
+    files[PASTS] = id_table.write(folder / PASTS, pasts, SCHEMA)
+    test = self_test(net, data, fields["context"], forget)
     storage.write_bytes(folder / SELF_TEST, test.model_dump_json(indent=1).encode())
     files[SELF_TEST] = len(test.cases)
     storage.write_bytes(folder / "README.md", card.encode())
-    return StageResult(files=files, rows=files[USERS], info={"users_with_knowledge": files[CODES]})
+    info = {"users_with_knowledge": files[CODES], "users_with_past": files[PASTS]}
+    return StageResult(files=files, rows=files[USERS], info=info)
 
 
 def _users_schema(tables: FeatureTables) -> pa.Schema:
@@ -93,11 +104,21 @@ def _users(data: Dataset) -> Iterator[pa.Table]:
         yield table.slice(1) if number == 0 else table
 
 
-def _write_items(file: UPath, data: Dataset) -> int:
+def _units(net: RankerNet) -> Halves | None:
+    """The items' vectors by their numbers, float16 [I, D] of unit length, where the model matches them."""
+    vectors = net.match.vectors if net.match is not None else None
+    return None if vectors is None else vectors.unit_ID.numpy()
+
+
+def _write_items(file: UPath, data: Dataset, units: Halves | None) -> tuple[Ints, int]:
+    """Write the items; gives back the row of each item number in the file, [I], and the rows."""
     items = data.prepared.table("items.parquet", ["item_id", "title"]).slice(1).rename_columns(["id", "title"])
-    slots = _slots(data.tables.items_IS[1:])
-    schema = id_table.table_schema({"title": pa.large_string(), "slots": slots.type}, {})
-    return id_table.write(file, [items.append_column("slots", slots)], schema)
+    columns = {"slots": _slots(data.tables.items_IS[1:])} | ({} if units is None else {"unit": to_column(units[1:])})
+    schema = id_table.table_schema({"title": pa.large_string(), **{n: c.type for n, c in columns.items()}}, {})
+    row_I = np.r_[-1, id_table.rows_of(items["id"])]
+    for name, column in columns.items():
+        items = items.append_column(name, column)
+    return row_I, id_table.write(file, [items], schema)
 
 
 def _slots(slots_NS: Tensor) -> VectorColumn:

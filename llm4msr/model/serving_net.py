@@ -1,6 +1,6 @@
 """The ranker's net as it serves: the scenarios' layers are plain ones, and a user is given by a code, not a vector.
 
-    slots -> x -> x' = x + user_meta(x, code) -> backbone(x', scenario) + scenario layer(x') -> logit
+    slots, match -> x -> x' = x + user_meta(x, code) -> backbone(x', scenario) + scenario layer(x') -> logit
 
 Rows of several requests are scored together: a request's code counts once, and every product is over all rows.
 """
@@ -14,20 +14,30 @@ from torch.nn import functional as F
 from llm4msr.config.model import ModelConfig
 from llm4msr.model import backbones
 from llm4msr.model.embedding import FeatureEmbedding, Field
+from llm4msr.model.matching import Match
 from llm4msr.model.meta import GeneratedLayers, MetaStack, through_generated
-from llm4msr.model.net import Fusion, RankerNet, meta_shape
+from llm4msr.model.net import Fusion, RankerNet, input_width, meta_shape
+from llm4msr.model.serving_match import MatchInput, request_features
 
 
 class ServingNet(nn.Module):
-    """The net that serves: `from_trained` folds a trained net, the constructor makes one to load saved weights into."""
+    """The net that serves: `from_trained` folds a trained net, the constructor makes one to load saved weights into.
+
+    Args:
+        fields: the features, in the order of the slots.
+        scenarios: how many, the unknown one included.
+        config: of the trained net.
+        item_dim: numbers of an item's vector; 0 where the model matches none.
+    """
 
     default_K: Tensor
 
-    def __init__(self, fields: list[Field], scenarios: int, config: ModelConfig):
+    def __init__(self, fields: list[Field], scenarios: int, config: ModelConfig, item_dim: int = 0):
         super().__init__()
         self.config = config
         self.embedding = FeatureEmbedding(fields, config.embedding_dim)
-        width = self.embedding.width + (config.code_dim if config.knowledge == "feature" else 0)
+        width = input_width(self.embedding, config)
+        self.match = Match(config, torch.zeros(0, item_dim)) if config.match else None
         self.backbone = backbones.build(width, scenarios, config)
         if self.uses_users:
             self.register_buffer("default_K", torch.zeros(config.code_dim))
@@ -58,7 +68,8 @@ class ServingNet(nn.Module):
     @torch.no_grad()
     def from_trained(cls, net: RankerNet, fields: list[Field], scenarios: int, config: ModelConfig) -> Self:
         """The trained net with its scenario level folded; scores are equal."""
-        serving = cls(fields, scenarios, config)
+        vectors = net.match.vectors if net.match is not None else None
+        serving = cls(fields, scenarios, config, 0 if vectors is None else vectors.unit_ID.shape[1])
         weights = net.state_dict()
         if net.uses_users:
             weights["default_K"] = torch.tanh(net.user_code.default_K).half().float()
@@ -71,11 +82,26 @@ class ServingNet(nn.Module):
         serving.load_state_dict({name: weights[name] for name in serving.state_dict()})
         return serving.eval()
 
-    def forward(self, slots_BS: Tensor, scenario_B: Tensor, code_NK: Tensor, owner_B: Tensor) -> Tensor:
-        """Logits [B] of candidates of N requests, row i for the user whose code is `code_NK[owner_B[i]]`."""
-        x_BD = self.embedding(slots_BS)
+    def forward(
+        self,
+        slots_BS: Tensor,
+        scenario_B: Tensor,
+        code_NK: Tensor,
+        owner_B: Tensor,
+        given: MatchInput | None = None,
+    ) -> Tensor:
+        """Logits [B] of candidates of N requests, row i for the user whose code is `code_NK[owner_B[i]]`.
+
+        `given` is what a match reads of them, needed if `config.match`.
+        """
+        parts = [self.embedding(slots_BS)]
         if self.config.knowledge == "feature":
-            x_BD = torch.cat([x_BD, code_NK.index_select(0, owner_B)], dim=1)
+            parts.append(code_NK.index_select(0, owner_B))
+        if self.match is not None:
+            assert given is not None
+            places_B = self.embedding.item_ids(slots_BS)
+            parts.append(request_features(self.match, given, self.embedding.table.weight, places_B))
+        x_BD = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         if self._has_user_level:
             x_BD = self._at_bottom(x_BD, code_NK, owner_B)
         logits_B = self.backbone(x_BD, scenario_B)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from llm4msr.arrays import Ints
 from llm4msr.knowledge.store import KnowledgeStore
@@ -19,7 +20,7 @@ from llm4msr.model.inputs import Batch, Past
 from llm4msr.storage import StageOutput
 from llm4msr.training.ahead import ahead
 from llm4msr.training.feature_tables import FeatureTables
-from llm4msr.training.pasts import Pasts
+from llm4msr.training.pasts import PastEvents, Pasts
 from llm4msr.training.row_files import Records, RowFiles, Rows
 from llm4msr.training.streams import Streams, Stretch, check_workers
 
@@ -152,7 +153,10 @@ def _next_rows(sources: Sequence[_Source], count_TV: Ints) -> Records:
 def to_batch(rows: Rows, tables: FeatureTables, knowledge: KnowledgeStore | None, pasts: Pasts | None = None) -> Batch:
     """The ranker's input: feature slots looked up, each user's vector once (that of a point in time: once a row)."""
     slots_BS = tables.slots(rows.user_B, rows.item_B, rows.scenario_B, rows.context_BC)
-    past = None if pasts is None else _past(rows, tables, pasts)
+    past = None
+    if pasts is not None:
+        assert rows.event_B is not None
+        past = to_past(rows.item_B, pasts.before(rows.event_B.numpy()), tables)
     if knowledge is None:
         nobody, unknown = torch.zeros((1, 0), dtype=torch.float16), torch.zeros(1, dtype=torch.bool)
         return Batch(slots_BS, rows.scenario_B, torch.zeros_like(rows.user_B), nobody, unknown, past)
@@ -161,7 +165,7 @@ def to_batch(rows: Rows, tables: FeatureTables, knowledge: KnowledgeStore | None
     return Batch(slots_BS, rows.scenario_B, owner_B, *knowledge.lookup(vectors_N), past)
 
 
-def _past(rows: Rows, tables: FeatureTables, pasts: Pasts) -> Past:
-    assert rows.event_B is not None
-    item_BN, scenario_BN, liked_BN = (torch.from_numpy(column).long() for column in pasts.before(rows.event_B.numpy()))
-    return Past(rows.item_B, item_BN, tables.item_places(item_BN), scenario_BN, liked_BN > 0)
+def to_past(candidate_B: Tensor, events: PastEvents, tables: FeatureTables) -> Past:
+    """What a match reads: the rows' candidates, and the events before each row."""
+    item_BN, scenario_BN, liked_BN = (torch.from_numpy(column).long() for column in events)
+    return Past(candidate_B, item_BN, tables.item_places(item_BN), scenario_BN, liked_BN > 0)

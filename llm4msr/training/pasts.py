@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llm4msr import storage
 from llm4msr.arrays import Ints, Ints32
 from llm4msr.data import partitions
+from llm4msr.data.interactions import run_starts
 from llm4msr.data.partitioned_rows import KEPT
 from llm4msr.storage import StageOutput, cache
 
@@ -61,6 +63,29 @@ class Pasts:
         for number, rows in places:
             told_BN3[rows] = self._open(number)[0][seen_BN[rows]]
         return PastEvents(told_BN3[..., 0], told_BN3[..., 1], told_BN3[..., 2])
+
+    def latest(self, partition: int) -> pa.Table:
+        """All that is known of a partition's users now, as serving has it: their latest events of every split.
+
+        Columns `user`, `item`, `scenario` and `label`: each user's rows together, the oldest first. Unknown users and
+        items are left out.
+        """
+        columns = ["user", "item", "scenario", "label"]
+        events = partitions.read(self._prepared, "events", partition, columns)
+        events = events.filter((pc.field("user") > 0) & (pc.field("item") > 0))
+        start_U = run_starts(events["user"].to_numpy())
+        length_U = np.diff(start_U, append=len(events))
+        end_E = np.repeat(start_U + length_U, length_U)
+        return events.filter(pa.array(end_E - np.arange(len(events)) <= self._most))
+
+    def now(self, user: int) -> PastEvents:
+        """What `latest` has of one user, as the past of a row [1, N]."""
+        (home,) = partitions.homes(self._prepared, np.array([user])).tolist()
+        events = self.latest(home).filter(pc.field("user") == user)
+        told_3N = np.zeros((3, max(len(events), 1)), np.int32)
+        for told_N, name in zip(told_3N, ("item", "scenario", "label"), strict=True):
+            told_N[: len(events)] = events[name].to_numpy() > 0.5 if name == "label" else events[name].to_numpy()
+        return PastEvents(*told_3N[:, None, ::-1].copy())
 
     def _map(self, partition: int) -> tuple[Ints32, Ints]:
         """The arrays of `index_events`."""

@@ -1,11 +1,10 @@
-"""Models that match pasts with candidates, through all stages but the last."""
+"""Models that match pasts with candidates, through all stages to a bundle that ranks."""
 
 from pathlib import Path
 
 import pytest
 
-from llm4msr import pipeline
-from llm4msr.errors import ConfigError
+from llm4msr import Ranker, RankRequest, pipeline
 from tests.support.experiments import MakeExperiment
 
 
@@ -16,7 +15,7 @@ from tests.support.experiments import MakeExperiment
         (4, ["none"], {"none"}),
     ],
 )
-def test_a_run_trains_and_compares_matches_and_exports_none(
+def test_a_run_trains_compares_and_exports_matches(
     experiment: MakeExperiment, ray_session: None, total: int, variants: list[str], others: set[str]
 ) -> None:
     made = experiment(
@@ -35,8 +34,17 @@ def test_a_run_trains_and_compares_matches_and_exports_none(
     )
     outputs = pipeline.run(made.config)
     trainings = ["train"] * (len(variants) + 1)
-    assert [output.manifest.stage for output in outputs] == ["prepare", "extract", *trainings, "evaluate"]
-    assert set(outputs[-1].json("metrics.json")["runs"]) == others | {"user-match-din"}
-    assert "user-match-din" in (Path(str(outputs[-1].folder)) / "table.md").read_text()
-    with pytest.raises(ConfigError, match="no bundle holds users' pasts yet"):
-        pipeline.export(made.config)
+    assert [output.manifest.stage for output in outputs] == ["prepare", "extract", *trainings, "evaluate", "export"]
+    assert set(outputs[-2].json("metrics.json")["runs"]) == others | {"user-match-din"}
+    assert "user-match-din" in (Path(str(outputs[-2].folder)) / "table.md").read_text()
+    ranker = Ranker.load(str(outputs[-1].folder))
+    users = [raw_id.decode() for part in ranker.pasts.partitions for raw_id in part.texts["id"]]
+    assert len(ranker.pasts.partitions) == total
+    assert len(users) > 0.9 * len(ranker.users)
+    items = [raw_id.decode() for raw_id in ranker.items.texts["id"]][:20]
+    scenario = ranker.description.scenarios[1]
+    rankings = {
+        tuple(item.item_id for item in ranker.rank(RankRequest(user_id=user, scenario=scenario, items=items)).ranked)
+        for user in users
+    }
+    assert len(rankings) > 1

@@ -1,0 +1,115 @@
+"""Bundles of models that match pasts, of rows whose every event is known to the test too."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from llm4msr import storage
+from llm4msr.arrays import strings
+from llm4msr.config import Config
+from llm4msr.data import partitions
+from llm4msr.export.write import write_bundle
+from llm4msr.knowledge.item_vectors import of_unit_length
+from llm4msr.knowledge.store import KnowledgeStore
+from llm4msr.model.inputs import Past
+from llm4msr.model.net import RankerNet
+from llm4msr.pipeline import prepare
+from llm4msr.storage import StageOutput, StageResult
+from llm4msr.storage.vectors import to_column
+from llm4msr.training.batches import to_batch
+from llm4msr.training.dataset import Dataset, scenario_names
+from llm4msr.training.feature_tables import FeatureTables
+from llm4msr.training.pasts import Pasts
+from llm4msr.training.row_files import Rows
+from tests.support.data import SCENARIOS, WIDTH, config_of, write_data
+from tests.support.partitioned import in_partitions
+
+PARTS = ("candidate", "cosines", "attention", "ids")
+USERS, ITEMS, PAST_EVENTS = 12, 15, 8
+Event = tuple[str, str, bool]
+"""Item, scenario, and whether it was liked."""
+
+
+class Matching(NamedTuple):
+    """A bundle, what it was made of, and all events of each user, the oldest first."""
+
+    output: StageOutput
+    data: Dataset
+    net: RankerNet
+    events: dict[str, list[Event]]
+
+
+def publish_matching(folder: Path, total: int = 1, forget: list[str] | None = None, **model: Any) -> Matching:
+    """A bundle of a net with random parameters over data of `total` partitions; some items have no vector."""
+    rng, rows, events = np.random.default_rng(3), [], dict[str, list[Event]]()
+    for user in range(USERS):
+        for at in range(3 + 2 * user):
+            event = (f"i{rng.integers(ITEMS)}", SCENARIOS[rng.integers(2)], bool(rng.random() < 0.7))
+            rows.append([f"u{user}", *event[:2], int(event[2]), at, "tv"])
+            events.setdefault(f"u{user}", []).append(event)
+    model = {"past_events": PAST_EVENTS, "match": PARTS, "dropout": 0.0} | model
+    config = config_of(
+        write_data(folder, rows, ITEMS, USERS), split={"by": "user"}, extract={"reads": "items"}, model=model
+    )
+    prepared = prepare(config)
+    if total > 1:
+        config, prepared = in_partitions(config, prepared, total, folder / "parts")
+    data = _dataset(config, prepared)
+    net = data.new_net(config)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    codes = [_codes(net.eval(), data)] if net.uses_users else []
+
+    def build(at: Any) -> StageResult:
+        return write_bundle(config, net, data, codes, {}, "# card", at, pa.array(forget or [], pa.string()))
+
+    output = storage.publish(storage.path(folder / f"bundle-{total}"), "export", 1, {}, {}, build)
+    return Matching(output, data, net.eval(), events)
+
+
+def _dataset(config: Config, prepared: StageOutput) -> Dataset:
+    rng = np.random.default_rng(2)
+    users, scenarios = partitions.rows(prepared, "users"), prepared.manifest.info["scenarios"]
+    vectors = [rng.standard_normal((rows, WIDTH)).astype(np.float16) for rows in (users, scenarios)]
+    store = KnowledgeStore.in_memory(vectors[0], np.arange(users) > 0, vectors[1])
+    store.items_ID = of_unit_length(rng.standard_normal((ITEMS + 1, 6)).astype(np.float16))
+    store.items_ID[[0, 2, 9]] = 0
+    pasts = Pasts(prepared, config.model.past_events, True)
+    return Dataset(prepared, FeatureTables.open(prepared, config.model), scenario_names(prepared), store, pasts)
+
+
+@torch.inference_mode()
+def _codes(net: RankerNet, data: Dataset) -> pa.Table:
+    assert data.knowledge is not None
+    users = np.arange(1, len(data.tables.users))
+    codes = net.user_codes(*data.knowledge.lookup(torch.from_numpy(users))).half().numpy()
+    ids = pa.array(partitions.raw_ids(data.prepared, users), pa.large_string())
+    return pa.table({"id": ids, "code": to_column(codes)})
+
+
+@torch.inference_mode()
+def trained_scores(made: Matching, user: str, scenario: str, items: list[str], past: list[Event]) -> list[float]:
+    """What the net as it trained says of these items for a user of that past; unknown ids are number 0."""
+    item_of = _numbers(strings(made.data.prepared.table("items.parquet")["item_id"]))
+    scenario_of = _numbers(made.data.scenario_names)
+    user_number = partitions.find_users(made.data.prepared, [user]).get(user, 0)
+    item_B = torch.tensor([item_of.get(item, 0) for item in items])
+    scenario_B = torch.full_like(item_B, scenario_of.get(scenario, 0))
+    context_BC = torch.zeros((len(items), 1), dtype=torch.int64)
+    rows = Rows(torch.full_like(item_B, user_number), item_B, scenario_B, torch.zeros(len(items)), context_BC)
+    batch = to_batch(rows, made.data.tables, made.data.knowledge if made.net.uses_users else None)
+    item_N = torch.tensor([item_of.get(item, 0) for item, _, _ in past] or [0])
+    scenario_N = torch.tensor([scenario_of.get(scenario, 0) for _, scenario, _ in past] or [0])
+    liked_N = torch.tensor([liked for _, _, liked in past] or [False])
+    columns = (item_N, made.data.tables.item_places(item_N), scenario_N, liked_N)
+    return torch.sigmoid(
+        made.net(batch._replace(past=Past(item_B, *(column.expand(len(items), -1) for column in columns))))
+    ).tolist()
+
+
+def _numbers(ids: list[str]) -> dict[str, int]:
+    return {raw_id: number for number, raw_id in enumerate(ids)}
