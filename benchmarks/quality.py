@@ -1,123 +1,51 @@
-"""Does LLM knowledge help every backbone, and is it the knowledge? Data sets x backbones x knowledge x seeds.
+"""What is knowledge worth, and is it the knowledge? Data sets x backbones x systems x seeds.
 
     python -m benchmarks.quality --smoke            # one data set, two backbones, two seeds
-    python -m benchmarks.quality core               # see GRIDS below
-    python -m benchmarks.quality core --sets ml-100k --seeds 3 --trials 2
+    python -m benchmarks.quality grid               # all systems; see quality_grids.py
+    python -m benchmarks.quality curve              # gains as users' histories grow longer
+    python -m benchmarks.quality grid --sets beauty-implicit --backbones mmoe --seeds 2 --trials 2
 
-Every cell (data set, switch, backbone, use of knowledge) is tuned alike: the same trials, one training each, judged
-on validation rows. The best trial is trained with every seed, and its best epoch looks at the test rows once.
-Runs are Ray tasks of one CPU; each leaves one JSON file, so the same command continues what was interrupted.
+A system is a form of the model and what its items' vectors come from, such as `user@llm`: see quality_grids. Every
+cell (data set, switch, backbone, system) is tuned alike: the same trials, one training each, judged on validation rows.
+The best trial is trained with every seed, and its best epoch looks at the test rows once. Runs are Ray tasks of one
+CPU; each leaves one JSON file, so the same command continues what was interrupted.
 
 Data is looked for below ./data (see benchmarks/configs); prepared rows, knowledge and runs are kept below --root.
 """
 
 import argparse
+import ast
+import functools
 import itertools
 import json
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import torch
 from upath import UPath
 
+import llm4msr
 from benchmarks import quality_report
-from llm4msr import config, ray_session, storage
-from llm4msr.config import Config, ExtractConfig
-from llm4msr.errors import ConfigError
-from llm4msr.knowledge.store import KnowledgeStore
+from benchmarks.quality_grids import DATA_SEED, GRIDS, TRIALS, Cell, Settings, cells_of, description_of
+from llm4msr import ray_session, storage
+from llm4msr.arrays import Bools
+from llm4msr.config import Config
+from llm4msr.data import partitions
+from llm4msr.data.split import TRAIN
 from llm4msr.pipeline import extract, extracted, prepare, prepared
 from llm4msr.progress import say, track
+from llm4msr.storage import StageOutput
 from llm4msr.training import metrics, popularity
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.loop import fit
 from llm4msr.training.metrics import Predictions
 from llm4msr.training.scoring import predict
-
-VERSION = 2
-DATA_SEED = 0
-"""Random splits and negatives are the same for every training seed."""
-CONFIGS = Path(__file__).parent / "configs"
-PAPER = ("shared_bottom", "omoe", "mmoe", "ple", "aitm", "star")
-OTHERS = ("epnet", "ppnet", "m3oe", "hamur", "sarnet", "adasparse")
-VARIANTS = ("none", "feature", "user", "both", "shuffled", "random")
-"""The grids `items` and `past` add `history`: `both` with pools of random item vectors, what histories bring without
-the LLM."""
-TRIALS: list[tuple[str, ...]] = [
-    (f"train.learning_rate={rate}", f"model.dropout={dropout}")
-    for dropout, rate in itertools.product((0.1, 0.3), (1e-3, 3e-3))
-]
-SWITCHES = {
-    "default": (),
-    "rank 4": ("model.meta_rank=4",),
-    "rank 16": ("model.meta_rank=16",),
-    "full rank": ("model.meta_rank=0",),
-    "two meta layers": ("model.meta_layers=2",),
-    "no residual": ("model.meta_residual=false",),
-    "gate": ("model.fusion=gate",),
-    "concat": ("model.fusion=concat",),
-    "code 8": ("model.code_dim=8",),
-    "code 64": ("model.code_dim=64",),
-    "no knowledge dropout": ("model.knowledge_dropout=0",),
-    "knowledge dropout 0.3": ("model.knowledge_dropout=0.3",),
-    "history share 0.5": ("split.history_share=0.5",),
-    "items read": ("extract.reads=items",),
-    "points in time": ("extract.reads=items", "extract.point_in_time=true"),
-}
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What is compared with what."""
-
-    sets: tuple[str, ...]
-    backbones: tuple[str, ...]
-    variants: tuple[str, ...]
-    seeds: int
-    switches: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"": ()})
-    overrides: tuple[str, ...] = ()
-
-
-GRIDS = {
-    "core": Grid(("ml-100k", "ml-1m", "beauty"), (*PAPER, "single"), VARIANTS, 5),
-    "items": Grid(
-        ("ml-100k", "ml-1m"), (*PAPER, "single"), (*VARIANTS, "history"), 5, overrides=("extract.reads=items",)
-    ),
-    "past": Grid(
-        ("ml-100k", "ml-1m", "beauty"),
-        (*PAPER, "single"),
-        (*VARIANTS, "history"),
-        5,
-        overrides=("extract.reads=items", "extract.point_in_time=true"),
-    ),
-    "others": Grid(("beauty",), OTHERS, ("none", "both", "shuffled"), 3),
-    "plain": Grid(("ml-1m-age",), (*PAPER, "single", *OTHERS), ("none",), 1),
-    "ablation": Grid(("ml-100k",), ("mmoe",), ("none", "both"), 5, SWITCHES),
-    "smoke": Grid(
-        ("ml-100k",), ("shared_bottom", "mmoe"), ("none", "both", "shuffled"), 2, overrides=("extract.max_users=200",)
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One system on one data set."""
-
-    data: str
-    switch: str
-    backbone: str
-    variant: str
-    config: Config
-
-    @property
-    def names(self) -> dict[str, str]:
-        """Its place in the table of runs."""
-        return {"data": self.data, "switch": self.switch, "backbone": self.backbone, "variant": self.variant}
-
 
 Job = tuple[Cell, Config, bool]
 """A cell, the config of one training of it, and whether the test rows are looked at."""
@@ -130,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--smoke", action="store_true", help="the same as the grid 'smoke'")
     parser.add_argument("--sets", nargs="+", metavar="NAME", help="only these data sets of the grid")
     parser.add_argument("--backbones", nargs="+", metavar="NAME", help="only these backbones of the grid")
+    parser.add_argument("--systems", nargs="+", metavar="NAME", help="only these systems of the grid")
     parser.add_argument(
         "--set",
         action="append",
@@ -157,6 +86,7 @@ def main() -> None:
         grid,
         sets=tuple(options.sets or grid.sets),
         backbones=tuple(options.backbones or grid.backbones),
+        systems=tuple(options.systems or grid.systems),
         overrides=(*grid.overrides, *options.set),
     )
     cells = list(cells_of(grid, options.root))
@@ -167,25 +97,13 @@ def main() -> None:
         jobs = [of_seed for of_seed in jobs if all(file.exists() for file in _files(of_seed, options.root))]
         seeds = seeds[: len(jobs)]
     runs = _run_all(list(itertools.chain(*jobs)), options.root, "train and test")
-    chosen = [f"--{option} {' '.join(names)}" for option in ("sets", "backbones") if (names := vars(options)[option])]
-    chosen += [f"--set {setting}" for setting in options.set]
-    chosen.append(f"--seeds {len(seeds)} --trials {options.trials}")
-    command = " ".join(["python -m benchmarks.quality", name, *chosen])
+    parts = ("sets", "backbones", "systems")
+    said = [f"--{part} {' '.join(names)}" for part in parts if (names := vars(options)[part])]
+    said += [*(f"--set {setting}" for setting in options.set), f"--seeds {len(seeds)} --trials {options.trials}"]
+    command = " ".join(["python -m benchmarks.quality", name, *said])
     title = "-".join(["quality", name, *(options.sets or [])])
     about = {data: description_of(data) for data in grid.sets}
     quality_report.write(options.results, title, runs, command, options.trials, about, _baselines(cells))
-
-
-def cells_of(grid: Grid, root: str) -> Iterable[Cell]:
-    for data, backbone, (switch, settings) in itertools.product(grid.sets, grid.backbones, grid.switches.items()):
-        common = [f"storage={root}/{data}", f"model.backbone={backbone}", *grid.overrides]
-        for variant in grid.variants:
-            if variant == "none" and switch not in ("", "default"):
-                continue  # a switch of the meta layers has no plain form
-            control = ("extract.item_vectors=random",) if variant == "history" else ()
-            loaded = config.load(str(CONFIGS / f"{data}.toml"), [*common, *settings, *control])
-            use = "both" if variant == "history" else variant
-            yield Cell(data, switch, backbone, variant, loaded.using(use, DATA_SEED))
 
 
 def _baselines(cells: list[Cell]) -> quality_report.Baselines:
@@ -200,26 +118,21 @@ def _baselines(cells: list[Cell]) -> quality_report.Baselines:
     return baselines
 
 
-def description_of(data: str) -> str:
-    """The comment that its config begins with."""
-    lines = itertools.takewhile(lambda line: line.startswith("#"), (CONFIGS / f"{data}.toml").read_text().splitlines())
-    return " ".join(line.lstrip("# ") for line in lines)
-
-
 def _prepare_inputs(cells: list[Cell]) -> None:
     """Prepare each data set once, and ask the LLM where a cell uses knowledge; what is finished is found."""
     ready = set()
     for cell in cells:
-        needs = (cell.data, cell.config.split, cell.config.extract, cell.variant != "none")
+        uses_knowledge = cell.config.model.uses_knowledge
+        needs = (cell.data, cell.config.split, cell.config.extract if uses_knowledge else None)
         if str(needs) in ready:
             continue
         ready.add(str(needs))
         say(f"{cell.data}: {prepare(cell.config).folder}")
-        if cell.variant != "none":
+        if uses_knowledge:
             say(f"{cell.data}: {extract(cell.config).folder}")
 
 
-def _tune(cells: list[Cell], trials: list[tuple[str, ...]], root: str) -> list[tuple[Cell, Config]]:
+def _tune(cells: list[Cell], trials: list[Settings], root: str) -> list[tuple[Cell, Config]]:
     """Each cell's config with the trial that is best on validation rows."""
     jobs = [(cell, with_settings(cell.config, trial), False) for cell in cells for trial in trials]
     results = _run_all(jobs, root, "tune") if len(trials) > 1 else [{"valid_auc": 0.0} for _ in jobs]
@@ -258,14 +171,25 @@ def _run_all(jobs: list[Job], root: str, what: str) -> list[dict[str, Any]]:
     return [cell.names | result for (cell, _, _), result in zip(jobs, results, strict=True)]
 
 
+@functools.cache
+def code_version() -> str:
+    """A hash of the code that decides what a run gives, comments and docstrings aside."""
+    rooms = ("config", "data", "knowledge", "model", "training")
+    package = Path(llm4msr.__file__).parent
+    trees = [ast.parse(file.read_text()) for room in rooms for file in sorted((package / room).rglob("*.py"))]
+    for node in itertools.chain.from_iterable(map(ast.walk, trees)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = None
+    return storage.digest(*map(ast.dump, trees))
+
+
 def run_key(run: Config, test: bool) -> str:
-    """Names a run by all settings that decide its outcome and are not the default; so a plain backbone is the same run
-    in every grid, and a new switch leaves the runs without it what they are."""
+    """Names a run by its code and all settings that decide its outcome: a plain backbone is the same in every grid."""
     same: dict[str, Any] = dict.fromkeys(("name", "storage", "evaluate", "explain", "serve"), True)
     same |= {"train": {"workers", "device", "checkpoint_batches"}}
     if not run.model.uses_knowledge:
-        same |= {"extract": set(ExtractConfig.model_fields) - {"max_users"}}  # which decides the users of `read_auc`
-    return storage.digest_json([VERSION, test, run.model_dump(exclude=same, exclude_defaults=True)])[:16]
+        same |= {"extract": True}
+    return storage.digest_json([code_version(), test, run.model_dump(exclude=same)])[:16]
 
 
 @ray.remote(num_cpus=1, max_retries=2)
@@ -290,23 +214,36 @@ def _run(config_json: str, test: bool, file: str) -> str:
     if test:
         net = data.new_net(run)
         net.load_state_dict(fitted.best)
-        scored = predict(net, data, data.rows("test"), run.train.batch_size)
-        result |= _test_metrics(scored, source, data)
+        result |= _test_metrics(predict(net, data, data.rows("test"), run.train.batch_size), data)
     storage.write_bytes(UPath(file), json.dumps(result).encode())
     return f"{run.name} {run.model.backbone} {run.model.variant} seed {run.seed}"
 
 
-def _test_metrics(scored: Predictions, source: Config, data: Dataset) -> dict[str, Any]:
-    """AUC, GAUC and logloss of all test rows; AUC of each scenario, and of the users whom the LLM read."""
+def _test_metrics(scored: Predictions, data: Dataset) -> dict[str, Any]:
+    """All metrics of all test rows, and the AUC of each slice and of each scenario."""
     report = metrics.report(scored, data.scenario_names)
     result: dict[str, Any] = {f"test_{name}": value for name, value in report["overall"].items()}
-    result["scenario_auc"] = {one["scenario_id"]: one["auc"] for one in report["scenarios"]}
-    try:
-        store = KnowledgeStore.open(extracted(source), data.prepared)
-    except ConfigError:  # no knowledge of this data set was extracted
-        return result
-    read = store.known(scored.user)
-    return result | {"read_auc": metrics.auc(scored.label[read], scored.logit[read]), "read_rows": int(read.sum())}
+    auc = {name: metrics.auc(scored.label[rows], scored.logit[rows]) for name, rows in slices_of(data.prepared).items()}
+    return result | {"slice_auc": auc | {one["scenario_id"]: one["auc"] for one in report["scenarios"]}}
+
+
+def slices_of(data: StageOutput) -> dict[str, Bools]:
+    """Test rows whose item (or user) has the fewest training events, a quarter or more where many have equally few;
+    and those of users with training events, but none in the row's scenario. Drawn negatives are no events."""
+    names = ["user", "item", "scenario"]
+    events = pa.concat_tables(partitions.read_each(data, "events", [*names, "split"]))
+    past = {name: events[name].to_numpy()[events["split"].to_numpy() == TRAIN] for name in names}
+    test = pa.concat_tables(partitions.read_each(data, "test", names))
+    rows = {name: test[name].to_numpy() for name in names}
+    count = {
+        name: np.bincount(past[name], minlength=int(rows[name].max()) + 1)[rows[name]] for name in ("item", "user")
+    }
+    pair, known = (of["user"] * (1 << 32) + of["scenario"] for of in (rows, past))
+    return {
+        "cold items": count["item"] <= np.quantile(count["item"], 0.25),
+        "cold users": count["user"] <= np.quantile(count["user"], 0.25),
+        "new to the scenario": (count["user"] > 0) & ~np.isin(pair, known),
+    }
 
 
 if __name__ == "__main__":

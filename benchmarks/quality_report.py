@@ -1,6 +1,8 @@
-"""What the runs of benchmarks.quality show: a Markdown report, a Parquet of all runs, and a picture."""
+"""What the runs of benchmarks.quality show: a Markdown report, a Parquet of all runs, and a picture.
 
-from collections.abc import Iterable
+Shape suffix: N tests.
+"""
+
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,27 @@ import pandas as pd
 from scipy import stats
 
 from benchmarks._machine import describe
+from llm4msr.arrays import Floats
 from llm4msr.text import NONE, number
 from llm4msr.training.metrics import Metrics
 from llm4msr.training.popularity import BASELINES, CONSTANT, POPULARITY
 
-CONTROLS = ("none", "feature", "shuffled", "random", "history")
-PAPER = ("shared_bottom", "omoe", "mmoe", "ple", "aitm", "star")
+FIRST = "-first-"
+"""In the name of a data set, before the number of each user's first events that it is cut to."""
 SIGNIFICANT = 0.05
-KNOWLEDGE_NOTE = (
-    " `change` is the relative change of the mean AUC against the plain backbone (`none`), `p` that of a paired t-test "
-    "over seeds against it; it knows the noise of training, not that of the choice of test rows. `read AUC` is over "
-    "the test rows of users whom the LLM read. `feature` gives the user's code to the backbone as one more input, "
-    "`shuffled` and `random` are `both` with other users' vectors and with noise; `history`, where it stands, is "
-    "`both` with users pooled from random item vectors: what their histories bring without the LLM."
+WRONG = ("random", "shuffled")
+WIDTH = {"words": ("words", "words128"), "words128": ("words", "words128")}
+"""Sources of vectors for which these are no controls."""
+METRICS = {"test_gauc": "GAUC", "test_ndcg_at_10": "NDCG@10", "test_logloss": "logloss"}
+NOTE = (
+    "`none` is the plain backbone and `din` target attention over item ids, which knows no text. `user`, `scenario`, "
+    "`both` and `feature` are where knowledge enters (docs/config.md: model.knowledge), `match` the candidate beside "
+    "the past (docs/matching.md); behind `@` stands what items' vectors are: `random` numbers, `shuffled` among the "
+    "items, or counts of `words` (`words128` has as many numbers as `llm+words`). Against each control: the relative "
+    "change of the mean AUC; p of a paired t-test over the backbones' means; and on how many backbones the system is "
+    f"above with p < {SIGNIFICANT} in a paired t-test over seeds. All p are corrected for the number of tests in their "
+    "table (Holm). A test over seeds knows the noise of training, not that of the choice of test rows."
 )
-
 
 Baselines = dict[str, dict[str, Metrics]]
 """Data set -> `constant` and `popularity` -> overall metrics on the test rows, as `popularity.reports` gives them."""
@@ -42,15 +50,14 @@ def write(
     about: dict[str, str],
     baselines: Baselines,
 ) -> None:
-    """Write `name`.md, .parquet and .png to the folder, and print the Markdown; `about` says what each data set is."""
+    """Write `name`.md, .parquet and .svg to the folder, and print the Markdown; `about` says what each data set is."""
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(runs)
-    table["system"] = [v.split("-")[-1] for v in table["variant"]]
-    table.drop(columns="system").to_parquet(folder / f"{name}.parquet", index=False)
+    table.to_parquet(folder / f"{name}.parquet", index=False)
     text = report(name, table, command, trials, about, baselines)
-    if (table["system"] != "none").any() and {*table["data"][table["system"] == "none"]} == {*table["data"]}:
-        picture(folder / f"{name}.png", table)
-        text = text.replace("\n\n", f"\n\n![Relative change of test AUC against the plain backbone]({name}.png)\n\n", 1)
+    if len({*table["data"][table["system"] == "none"]} & {*table["data"][table["system"] != "none"]}):
+        picture(folder / f"{name}.svg", table)
+        text = text.replace("\n\n", f"\n\n![Relative change of test AUC against the plain backbone]({name}.svg)\n\n", 1)
     (folder / f"{name}.md").write_text(text)
     print(text, f"\n-> {folder / name}.md")
 
@@ -58,18 +65,18 @@ def write(
 def report(
     name: str, table: pd.DataFrame, command: str, trials: int, about: dict[str, str], baselines: Baselines
 ) -> str:
-    """The whole Markdown: verdicts first, then a table per data set, then how it was made."""
+    """The whole Markdown: for each data set what beats what, and its metrics; then how it was made."""
     parts = [f"# {name}", ""]
     for data in table["data"].unique().tolist():
         rows = table[table["data"] == data]
-        parts += [f"## {data}", "", about[data], "", *_verdict(rows), *_losers(rows, baselines[data])]
-        parts += [*_comparison(rows, baselines[data]), ""]
+        parts += [f"## {data}", "", about[data], "", *_losers(rows, baselines[data]), *_comparisons(rows)]
+        parts += [*_metrics(rows, baselines[data]), "", *_slices(rows), ""]
     seeds = sorted(table["seed"].unique().tolist())
     parts += [
         f"Test AUC at the best validation epoch, {_over(seeds)}; {_tuned(trials)}. `constant` is the share of "
-        "positives of the scenario's training rows, `popularity` ranks by the item's positives in them."
-        + (KNOWLEDGE_NOTE if (table["system"] != "none").any() else ""),
+        "positives of the scenario's training rows, `popularity` ranks by the item's positives in them.",
         "",
+        *([NOTE, ""] if (table["system"] != "none").any() else []),
         f"Command: `{command}`. {describe()}. "
         f"CPU time of the training in this table: {table['train_cpu_seconds'].sum():.0f} s.",
         "",
@@ -91,154 +98,189 @@ def _tuned(trials: int) -> str:
 
 def _losers(rows: pd.DataFrame, baselines: dict[str, Metrics]) -> list[str]:
     """The cells that a baseline beats: nothing that is said of them means much."""
-    means = rows.groupby(["backbone", "switch", "system"], sort=False)[["test_auc", "test_logloss"]].mean()
+    means = rows.groupby(["backbone", "system"], sort=False)[["test_auc", "test_logloss"]].mean()
     auc, logloss = baselines[POPULARITY]["auc"], baselines[CONSTANT]["logloss"]
     lost = {
         f"item popularity in AUC ({number(auc)})": means["test_auc"] < (-np.inf if auc is None else auc),
         f"a constant in logloss ({number(logloss)})": means["test_logloss"] > (np.inf if logloss is None else logloss),
     }
     lines = [
-        f"- **These lose to {what}**: {', '.join(' '.join(filter(None, cell)) for cell in means.index[where])}."
+        f"- **These lose to {what}**: {', '.join(' '.join(cell) for cell in means.index[where])}."
         for what, where in lost.items()
         if where.any()
     ]
     return [*lines, ""] if lines else []
 
 
-def _comparison(rows: pd.DataFrame, baselines: dict[str, Metrics]) -> list[str]:
-    """A line for each baseline and each system."""
-    switches = rows["switch"].any()
-    head = ["backbone", *(["switch"] if switches else []), "knowledge", "test AUC", "change", "p", "read AUC", "GAUC"]
-    lines = [_line([*head, "logloss", "tuned rate, dropout"]), _line(["---"] * (len(head) + 2))]
-    for name in BASELINES:
-        auc, gauc, logloss = (number(baselines[name][metric]) for metric in ("auc", "gauc", "logloss"))
-        lines.append(_line([NONE, *([NONE] if switches else []), name, auc, "", "", "", gauc, logloss, ""]))
-    for names, cell in rows.groupby(["backbone", "switch", "system"], sort=False):
-        backbone, switch, system = map(str, names)
-        change, p = against(rows, cell, backbone)
-        tuned = f"{cell['learning_rate'].iloc[0]:g}, {cell['dropout'].iloc[0]:g}"
-        metrics = [_spread(cell.get(f"{m}")) for m in ("read_auc", "test_gauc", "test_logloss")]
-        compared = [f"{100 * change:+.2f}%" if np.isfinite(change) else NONE, number(p, 3)]
-        if system == "none":
-            compared = ["", ""]
-        labels = [backbone, *([switch] if switches else []), system]
-        lines.append(_line([*labels, _spread(cell["test_auc"]), *compared, *metrics, tuned]))
-    return lines
+# --- what beats what ----------------------------------------------------------------------------------------------
 
 
-def against(rows: pd.DataFrame, cell: pd.DataFrame, backbone: str, other: str = "none") -> tuple[float, float]:
-    """Relative change of the mean test AUC against another system of this backbone, and p of the paired t-test."""
-    base = rows[(rows["backbone"] == backbone) & (rows["system"] == other)].set_index("seed")["test_auc"]
-    base = base[~base.index.duplicated()]
-    aucs = cell.set_index("seed")["test_auc"]
-    pair = pd.concat([aucs, base], axis=1, join="inner").to_numpy(float)
-    if not len(pair):
-        return float("nan"), float("nan")
-    p = float(stats.ttest_rel(pair[:, 0], pair[:, 1]).pvalue) if len(pair) > 1 else float("nan")
-    return float(pair[:, 0].mean() / pair[:, 1].mean() - 1), p
-
-
-def _verdict(rows: pd.DataFrame) -> list[str]:
-    """Best against best, and on how many of the paper's backbones knowledge beats every control."""
-    if not (rows["system"] != "none").any():
+def controls_of(system: str) -> list[str]:
+    """What it has to beat, from weak to strong; none for controls."""
+    form, _, vectors = system.partition("@")
+    if system in ("none", "din", *WRONG) or vectors in WRONG:
         return []
-    means = rows.groupby(["backbone", "switch", "system"])["test_auc"].mean()
-    is_plain = means.index.get_level_values("system") == "none"
-    plain, ours = means[is_plain], means[means.index.get_level_values("system").isin(("user", "both"))]
-    lines = []
-    if len(plain) and len(ours):
-        (plain_backbone, *_), (backbone, _, system) = (part.index.tolist()[part.argmax()] for part in (plain, ours))
-        lines = [
-            f"- Best plain backbone: {plain_backbone}, {plain.max():.4f}. Best with knowledge: {backbone} "
-            f"with {system}, {ours.max():.4f} ({100 * (ours.max() / plain.max() - 1):+.2f}%)."
-        ]
-    if not len(plain):
-        return ["- No plain model was trained beside these: nothing is said of what knowledge brings.", ""]
-    present = [c for c in CONTROLS if (rows["system"] == c).any()]
-    systems = [system for system in ("both", "user") if (rows["system"] == system).any()]
-    if not systems:
-        return lines
-    papers = [b for b in PAPER if (rows["backbone"] == b).any()]
-    counted = papers or list(rows["backbone"].unique())
-    wins = {system: [b for b in counted if _beats(rows, b, system, present)] for system in systems}
-    best = max(wins, key=lambda system: len(wins[system]))
-    gains = [against(rows, _cell(rows, b, best), b)[0] for b in counted]
-    lines.append(
-        f"- `{best}` beats {', '.join(f'`{c}`' for c in present)} with p < {SIGNIFICANT} each on {len(wins[best])} of "
-        f"{len(counted)} backbones{' of the paper' if papers else ''}"
-        f"{': ' + ', '.join(wins[best]) if wins[best] else ''}; its mean change "
-        f"against `none` is {100 * float(np.nanmean(gains)):+.2f}%."
-    )
-    if len(counted) > 1:
-        lines.append(_over_backbones(rows, best, ["none", *(c for c in present if c != "none")], counted))
+    if not vectors:
+        return ["none", "din", "feature" if form in ("user", "both") else "", *WRONG]
+    others = [source for source in (*WRONG, "words", "words128") if source not in WIDTH.get(vectors, ())]
+    fewer = [form.replace("both", "feature")] if "both" in form else []
+    return ["none", "din", *(f"{form}@{source}" for source in others), *(f"{one}@{vectors}" for one in fewer)]
+
+
+def holm(p_N: Floats) -> Floats:
+    """The same p, corrected for their number (Holm, 1979); what is not a number is no test and stays so."""
+    corrected, tests = np.full(len(p_N), np.nan), np.flatnonzero(np.isfinite(p_N))
+    order = tests[np.argsort(p_N[tests], kind="stable")]
+    corrected[order] = np.minimum(np.maximum.accumulate(p_N[order] * np.arange(len(order), 0, -1)), 1)
+    return corrected
+
+
+def compare(rows: pd.DataFrame) -> pd.DataFrame:
+    """Each system with each of its controls: `change` of the mean AUC, corrected `p` over backbones, and `wins`."""
+    aucs = rows.pivot_table(index=["backbone", "seed"], columns="system", values="test_auc", sort=False)
+    pairs = [(one, other) for one in aucs.columns for other in controls_of(one) if other in aucs.columns]
+    lines, p_seeds = [], []
+    for system, control in pairs:
+        pair = aucs[[system, control]].dropna()
+        means = pair.groupby("backbone").mean()
+        by_backbone = [of_one for _, of_one in pair.groupby("backbone")]
+        p_seeds.append([_paired(of_one) if _gain(of_one) > 0 else 1.0 for of_one in by_backbone])
+        names = {"system": system, "control": control, "backbones": len(means)}
+        lines.append(names | {"change": _gain(means), "p": _paired(means)})
+    table = pd.DataFrame(lines, columns=["system", "control", "backbones", "change", "p"])
+    corrected = holm(np.array([p for of_pair in p_seeds for p in of_pair], float))
+    ends = np.cumsum([len(of_pair) for of_pair in p_seeds])[:-1]
+    wins = [int((part < SIGNIFICANT).sum()) for part in np.split(corrected, ends)] if pairs else []
+    return table.assign(p=holm(table["p"].to_numpy(float)), wins=wins)
+
+
+def _gain(pair: pd.DataFrame) -> float:
+    ours, theirs = pair.to_numpy(float).mean(0)
+    return float(ours / theirs - 1)
+
+
+def _paired(pair: pd.DataFrame) -> float:
+    ours, theirs = pair.to_numpy(float).T
+    return float(stats.ttest_rel(ours, theirs).pvalue) if len(ours) > 1 else float("nan")
+
+
+def _comparisons(rows: pd.DataFrame) -> list[str]:
+    """A line for each system, with a column for each kind of control."""
+    table = compare(rows)
+    if not len(table):
+        plain = (rows["system"] == "none").all() or (rows["system"] == "none").any()
+        return [] if plain else ["No plain model was trained beside these: nothing is said of what they bring.", ""]
+    table["kind"] = [*map(_kind, table["system"], table["control"])]
+    kinds = table["kind"].unique().tolist()
+    lines = [_line(["against", *kinds]), _line(["---"] * (1 + len(kinds)))]
+    for system, own in table.groupby("system", sort=False):
+        cells = {one.kind: _compared(one) for one in own.itertuples()}
+        lines.append(_line([str(system), *(cells.get(kind, "") for kind in kinds)]))
     return [*lines, ""]
 
 
-def _over_backbones(rows: pd.DataFrame, system: str, others: list[str], backbones: list[str]) -> str:
-    """Paired over the backbones' means: what the system adds, whatever the backbone."""
-    means = rows.groupby(["system", "backbone"])["test_auc"].mean()
-    differences = []
-    for other in others:
-        ours, theirs = (means[name].reindex(backbones).to_numpy() for name in (system, other))
-        p = float(stats.ttest_rel(ours, theirs).pvalue)
-        differences.append(f"`{other}` {(ours - theirs).mean():+.4f} (p = {p:.3f})")
-    return f"- Paired over the means of {len(backbones)} backbones, `{system}` differs from {', '.join(differences)}."
+def _kind(system: str, control: str) -> str:
+    """What the control is, whatever the form of both."""
+    form, _, vectors = control.rpartition("@")
+    return form.rpartition("+")[2] if form and vectors == system.rpartition("@")[2] else vectors
 
 
-def _beats(rows: pd.DataFrame, backbone: str, system: str, controls: Iterable[str]) -> bool:
-    compared = [against(rows, _cell(rows, backbone, system), backbone, control) for control in controls]
-    return all(change > 0 and p < SIGNIFICANT for change, p in compared)
+def _compared(one: Any) -> str:
+    p = f", p = {one.p:.3f}" if np.isfinite(one.p) else ""
+    return f"{100 * one.change:+.2f}%{p}, {one.wins}/{one.backbones}"
 
 
-def _cell(rows: pd.DataFrame, backbone: str, system: str) -> pd.DataFrame:
-    selected = rows[(rows["backbone"] == backbone) & (rows["system"] == system)]
-    return selected[selected["switch"] == selected["switch"].iloc[0]] if len(selected) else selected
+# --- metrics ------------------------------------------------------------------------------------------------------
 
 
-def picture(file: Path, table: pd.DataFrame) -> None:
-    """Change of the test AUC against the plain backbone with its 95% interval over seeds; a panel per data set."""
-    sets = list(dict.fromkeys(table["data"]))
-    figure, axes = plt.subplots(1, len(sets), figsize=(4.5 * len(sets) + 2, 5), squeeze=False)
-    for axis, data in zip(axes[0], sets, strict=True):
-        rows = table[table["data"] == data]
-        rows = rows.assign(
-            label=[" ".join(filter(None, pair)) for pair in zip(rows["backbone"], rows["switch"], strict=True)]
-        )
-        labels = list(dict.fromkeys(rows["label"]))
-        systems = [s for s in dict.fromkeys(rows["system"]) if s != "none"]
-        for at, system in enumerate(systems):
-            cells = rows[rows["system"] == system].groupby("label", sort=False)
-            points = [(labels.index(label), *_interval(rows, cell)) for label, cell in cells]
-            y, mean, half = (np.array(column) for column in zip(*points, strict=True))
-            shift = (at - (len(systems) - 1) / 2) * 0.8 / len(systems)
-            axis.errorbar(100 * mean, y + shift, xerr=100 * half, fmt="o", markersize=4, capsize=2, label=system)
-        axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_yticks(range(len(labels)), labels)
-        axis.invert_yaxis()
-        axis.set_title(data)
-        axis.set_xlabel("change of test AUC against the plain backbone, %")
-    axes[0][-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+def _metrics(rows: pd.DataFrame, baselines: dict[str, Metrics]) -> list[str]:
+    """A line for each baseline and each system: AUC on each backbone, and the means of other metrics over them."""
+    backbones = rows["backbone"].unique().tolist()
+    head = ["test AUC", *backbones, *METRICS.values()]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for name in BASELINES:
+        values: dict[str, Any] = {**baselines[name]}
+        auc, *others = (number(values[key]) for key in ("auc", "gauc", "ndcg_at_10", "logloss"))
+        lines.append(_line([name, *[auc] * len(backbones), *others]))
+    for system, own in rows.groupby("system", sort=False):
+        aucs = [_spread(own[own["backbone"] == backbone]["test_auc"]) for backbone in backbones]
+        lines.append(_line([str(system), *aucs, *(number(_mean(own[metric])) for metric in METRICS)]))
+    return lines
 
 
-def _interval(rows: pd.DataFrame, cell: pd.DataFrame) -> tuple[float, float]:
-    """Mean over seeds of the relative change, and half the width of its 95% interval."""
-    plain = rows[(rows["backbone"] == cell["backbone"].iloc[0]) & (rows["system"] == "none")]
-    base = plain.drop_duplicates("seed").set_index("seed")["test_auc"]
-    change = (cell.set_index("seed")["test_auc"] / base - 1).dropna().to_numpy()
-    if len(change) < 2:
-        return float(change.mean()) if len(change) else 0.0, 0.0
-    return float(change.mean()), float(stats.t.ppf(0.975, len(change) - 1) * stats.sem(change))
+def _slices(rows: pd.DataFrame) -> list[str]:
+    """A line for each system: the mean AUC over backbones and seeds, of each slice of the test rows."""
+    auc = pd.DataFrame(rows["slice_auc"].tolist(), index=rows.index)
+    lines = [_line(["AUC of", *auc.columns]), _line(["---"] * (1 + len(auc.columns)))]
+    for system, own in auc.groupby(rows["system"], sort=False):
+        lines.append(_line([str(system), *(number(_mean(own[name])) for name in auc.columns)]))
+    return lines
 
 
-def _spread(values: "pd.Series[float] | None") -> str:
-    if values is None or values.isna().all():
-        return NONE
+def _mean(values: "pd.Series[float]") -> float | None:
+    return None if values.isna().all() else float(values.astype(float).mean())
+
+
+def _spread(values: "pd.Series[float]") -> str:
     present = values.dropna().to_numpy(float)
+    if not len(present):
+        return NONE
     return f"{present.mean():.4f}" + (f" ± {present.std(ddof=1):.4f}" if len(present) > 1 else "")
 
 
 def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+def gains(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each run of a model that is not plain, `gain`: the change of its AUC against the plain one, in percent."""
+    keys = ["data", "backbone", "seed"]
+    plain = table[table["system"] == "none"].drop_duplicates(keys)[[*keys, "test_auc"]]
+    both = table[table["system"] != "none"].merge(plain, on=keys, suffixes=("", "_plain"))
+    return both.assign(gain=100 * (both["test_auc"] / both["test_auc_plain"] - 1))
+
+
+def picture(file: Path, table: pd.DataFrame) -> None:
+    """Gains over the plain backbone: against the length of histories where sets are cut to some, else by system."""
+    found = gains(table)
+    panel, _, length = zip(*(data.partition(FIRST) for data in found["data"]), strict=True)
+    found = found.assign(panel=panel, length=length)
+    is_curve = all(length)
+    sets = list(dict.fromkeys(panel))
+    height = 4 if is_curve else 1.5 + 0.2 * found["system"].nunique()
+    figure, axes = plt.subplots(1, len(sets), figsize=(4.5 * len(sets) + 1.5, height), squeeze=False, sharey=is_curve)
+    for axis, name in zip(axes[0], sets, strict=True):
+        (_draw_curve if is_curve else _draw_systems)(axis, found[found["panel"] == name])
+        axis.set_title(name)
+    axes[0][-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False)
+    figure.tight_layout()
+    plt.rcParams["svg.hashsalt"] = "llm4msr"  # the same runs give the same file
+    figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _draw_curve(axis: Any, found: pd.DataFrame) -> None:
+    for system, own in found.assign(length=found["length"].astype(int)).groupby("system", sort=False):
+        means = own.groupby("length")["gain"].mean()
+        axis.plot(means.index, means, "o-", markersize=4, label=str(system))
+    lengths = sorted({*found["length"].astype(int)})
+    axis.set_xscale("log")
+    axis.set_xticks(lengths, lengths)
+    axis.minorticks_off()
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set_xlabel("first interactions of each user")
+    axis.set_ylabel("gain of AUC over the plain backbone, %")
+
+
+def _draw_systems(axis: Any, found: pd.DataFrame) -> None:
+    systems = list(dict.fromkeys(found["system"]))
+    for backbone, own in found.groupby("backbone", sort=False):
+        means = own.groupby("system", sort=False)["gain"].mean()
+        axis.plot(means, [systems.index(name) for name in means.index], "o", markersize=4, label=str(backbone))
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(systems)), systems)
+    axis.invert_yaxis()
+    axis.set_xlabel("gain of AUC over the plain backbone, %")
