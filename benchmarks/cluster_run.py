@@ -38,7 +38,7 @@ from tests.support.experiments import ROOT
 from tests.support.s3_server import s3_server
 
 RESULT = Path(__file__).parent / "results" / "cluster-test.md"
-CONFIG = "jobs/configs/quickstart.toml"
+CONFIG = "benchmarks/configs/ml-100k.toml"
 BUCKET, WORKERS = "cluster-test", 3
 LEAST_COSINE = 0.999
 NOISE = 0.005

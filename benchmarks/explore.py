@@ -1,9 +1,9 @@
 """How fast does the explorer answer? Rankings after a level was moved, and after a history was edited, over HTTP.
 
-    python -m benchmarks.explore jobs/configs/quickstart.toml
+    python -m benchmarks.explore
 
-The config's run must be finished (`make quickstart`). The page adds a pause of 150 ms after the last move of a level,
-so that a drag asks once, and a few milliseconds to draw; neither is in these numbers.
+The config's run must be finished (`llm4msr run benchmarks/configs/ml-100k.toml`). The page adds a pause of 150 ms after
+the last move of a level, so that a drag asks once, and a few milliseconds to draw; neither is in these numbers.
 Writes benchmarks/results/explore.md.
 """
 
@@ -26,7 +26,7 @@ RESULT = Path(__file__).parent / "results" / "explore.md"
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", nargs="?", default="jobs/configs/quickstart.toml")
+    parser.add_argument("config", nargs="?", default="benchmarks/configs/ml-100k.toml")
     parser.add_argument("--moves", type=int, default=200, help="rankings with another level")
     parser.add_argument("--edits", type=int, default=30, help="rankings with another history")
     return parser
@@ -83,7 +83,7 @@ def report(moves: list[float], edits: list[float], opening: float, model: str, o
     ]
     return f"""# The explorer: how fast it answers
 
-Rankings of 60 candidates, the quickstart's run, `{model}` on one core; {opening:.0f} s after the start the LLM had
+Rankings of 60 candidates, MovieLens-100K, `{model}` on one core; {opening:.0f} s after the start the LLM had
 opened and read its first prompt.
 
 | what | rankings | p50 ms | p99 ms | target ms | held |

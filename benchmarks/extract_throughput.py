@@ -44,7 +44,7 @@ from llm4msr.pipeline import extract, prepare
 from llm4msr.storage.vectors import to_matrix
 
 RESULTS = Path(__file__).parent / "results"
-QUICKSTART = Path(__file__).parents[1] / "jobs" / "configs" / "quickstart.toml"
+CONFIG = Path(__file__).parent / "configs" / "ml-100k.toml"
 GENERATED = 128
 WAYS = {
     "a": "the authors' way: transformers, one by one, 128 tokens generated",
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--some", type=int, default=32, help="prompts of (b)")
     parser.add_argument("--shard", type=int, default=64, help="rows per shard of (d)")
     parser.add_argument("--rounds", type=int, default=2, help="turns of (c) and (d)")
-    parser.add_argument("--config", default=str(QUICKSTART), help="whose histories and prompts are read")
+    parser.add_argument("--config", default=str(CONFIG), help="whose histories and prompts are read")
     parser.add_argument("--random", choices=SHAPES, help="a Llama of that size with random weights, not SmolLM2-135M")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--result", default="extract-throughput", help="name of the report below benchmarks/results")

@@ -1,33 +1,35 @@
 """The whole path in one go: all stages of a config, the endpoint, asked for a few users over HTTP, and the report."""
 
 import argparse
+import itertools
 from typing import Any
 
 import httpx
+import numpy as np
 
 from llm4msr import config, pipeline, storage
 from llm4msr.cli.process import run_command
 from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.explain.stage import REPORT
-from llm4msr.knowledge.rows import read_texts
+from llm4msr.knowledge import item_vectors
 from llm4msr.pipeline import explain, exported, extracted, prepared, stages
 from llm4msr.progress import say
 from llm4msr.serve import api_token, endpoint
 from llm4msr.text import shorten
 
 USERS, SCENARIOS, SHOWN = 3, 2, 5
+ALIKE, NEAREST = 8, 3
 
 
 def main(uri: str, overrides: list[str]) -> None:
-    """Run the stages, show table and texts, serve, ask, stop, and say where the report is and what to try next."""
+    """Run the stages, show table and likenesses, serve, ask, stop, and say where the report is and what to try next."""
     loaded = config.load(uri, overrides)
     (table,) = [output for output in stages(loaded) if output.manifest.stage == "evaluate"]
     print(f"\n{storage.read_bytes(table.folder / 'table.md').decode()}")
-    if loaded.model.knowledge != "none":
-        print("What the LLM says about the scenarios:")
-        for text in read_texts(extracted(loaded)):
-            print(f"  {shorten(text['raw_id'])}: {shorten(text['answer'], 2000)}")
+    print(f"{_about(uri)}\n")
+    if loaded.model.uses_knowledge and loaded.extract.reads == "items":
+        show_likeness(loaded)
     say("\nstarting the endpoint ...")
     address = pipeline.serve(loaded)
     try:
@@ -38,10 +40,25 @@ def main(uri: str, overrides: list[str]) -> None:
     finally:
         endpoint.stop()
     say("\nwriting the report ...")
-    report = explain(loaded).folder / REPORT if loaded.model.knowledge != "none" else None
+    has_report = loaded.model.knowledge != "none" and not loaded.model.match
+    report = explain(loaded).folder / REPORT if has_report else None
     print(_next_steps(uri, loaded))
     if report is not None:
         print(f"See why, in a browser: {report}")
+
+
+def show_likeness(loaded: Config) -> None:
+    """Print the items that were taken most, each with those whose vectors are nearest."""
+    folder = prepared(loaded).folder
+    rows = storage.read_table(folder / partitions.file_name("events", 0), ["item"])["item"].to_numpy()
+    (titles,) = _columns(folder / "items.parquet", "title")
+    unit_ID = item_vectors.of_unit_length(item_vectors.read(extracted(loaded)).vectors_ID).astype(np.float32)
+    taken_I = np.bincount(rows, minlength=len(titles))
+    taken_I[0] = 0  # the unknown item
+    print(f"Items that the vectors ({', '.join(loaded.extract.sources)}) find alike:")
+    for item in np.argsort(-taken_I, kind="stable")[:ALIKE]:
+        near = [place for place in np.argsort(-unit_ID @ unit_ID[item]) if titles[place] != titles[item]]
+        print(f"  {shorten(titles[item])}: {'; '.join(shorten(titles[place]) for place in near[:NEAREST])}")
 
 
 def show_rankings(loaded: Config, client: httpx.Client) -> None:
@@ -79,6 +96,13 @@ def _new_items(folder: Any, user: int, scenario: int) -> list[str]:
 def _columns(file: Any, *names: str) -> list[list[Any]]:
     table = storage.read_table(file, list(names))
     return [table[name].to_pylist() for name in names]
+
+
+def _about(uri: str) -> str:
+    """The comment that the config begins with: what the data is, and what the table is to show."""
+    lines = storage.read_bytes(storage.path(uri)).decode().splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return "\n".join(line.removeprefix("#").strip() for line in comment)
 
 
 def _next_steps(uri: str, loaded: Config) -> str:

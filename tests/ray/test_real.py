@@ -17,7 +17,7 @@ SCENARIOS = 6
 
 
 def test_vllm_and_transformers_agree_and_answer(real: llm4msr.Config) -> None:
-    """The quickstart's most active users and all its scenarios went through the pipeline; now their prompts again."""
+    """MovieLens-100K's most active users and all its scenarios went through the pipeline; now their prompts again."""
     config, output = real, pipeline.extract(real)
     assert output.manifest.info["spent"]["answers"]["with_interests"] == REAL_USERS
     fast = read_store(Path(str(output.folder)))

@@ -68,7 +68,7 @@ def experiment(table: Path, llama: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def real(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> llm4msr.Config:
-    """The quickstart, whose most active users and all scenarios the real LLM has read and answered, run by vLLM."""
+    """MovieLens-100K, whose most active users and all scenarios the real LLM has read and answered, run by vLLM."""
     changes = {
         "storage": tmp_path_factory.mktemp("real"),
         "extract.engine": "vllm",
@@ -77,7 +77,7 @@ def real(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> llm4msr
         "extract.max_users": REAL_USERS,
     }
     overrides = [f"{key}={value}" for key, value in changes.items()]
-    config = llm4msr.load(str(ROOT / "jobs" / "configs" / "quickstart.toml"), overrides)
+    config = llm4msr.load(str(ROOT / "benchmarks" / "configs" / "ml-100k.toml"), overrides)
     pipeline.prepare(config)
     pipeline.extract(config)
     return config
