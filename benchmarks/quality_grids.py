@@ -118,7 +118,7 @@ GRIDS = {
     "curve": Grid(
         tuple(f"{name}{FIRST}{length}" for name, length in itertools.product(CURVE, LENGTHS)),
         ("mmoe",),
-        ("none", "din", *systems(("match",), ("words", "llm", "random"))),
+        ("none", "din", *systems(("user", "match"), ("words", "llm"))),
         2,
         ITEMS,
     ),
