@@ -1,4 +1,4 @@
-"""What do sparse gradients save? A step's CPU time as the embedding table grows, on one and two workers.
+"""What do steps on the rows of a batch save? A step's CPU time as the embedding table grows, on one and two workers.
 
     python -m benchmarks.train_tables
 

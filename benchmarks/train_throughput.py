@@ -55,7 +55,7 @@ from llm4msr.training.batches import RowReader, to_batch
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.feature_tables import FeatureTables
 from llm4msr.training.loop import fit
-from llm4msr.training.optimizers import new_optimizers
+from llm4msr.training.optimizers import AdamW
 from llm4msr.training.precision import Precision, choose, products
 from llm4msr.training.row_files import Rows
 from llm4msr.training.scoring import predict
@@ -251,7 +251,7 @@ def bare_loop(config: Config) -> float:
     data = open_data(config)
     batches = [(to_batch(rows, data.tables, None), rows.label_B) for rows, _ in data.rows("train").batches(BATCH, 1)]
     net = data.new_net(config).train()
-    (optimizer,) = new_optimizers(net, config)
+    optimizer = AdamW(net, config.train)
     precision = choose(config, CPU)
     for batch, label_B in batches[:50]:  # oneDNN compiles for most sizes of groups that come
         step(net, optimizer, batch, label_B, precision)
@@ -261,13 +261,12 @@ def bare_loop(config: Config) -> float:
     return sum(len(label_B) for _, label_B in batches) / (time.process_time() - start)
 
 
-def step(
-    net: RankerNet, optimizer: torch.optim.Optimizer, batch: Batch, label_B: torch.Tensor, precision: Precision
-) -> None:
+def step(net: RankerNet, optimizer: AdamW, batch: Batch, label_B: torch.Tensor, precision: Precision) -> None:
+    optimizer.read(batch)
     with products(precision, CPU):
         logit_B = net(batch)
     loss = F.binary_cross_entropy_with_logits(logit_B, label_B)
-    optimizer.zero_grad(set_to_none=True)
+    net.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
 
@@ -378,7 +377,7 @@ def _stepper(
     config = config.model_copy(update={"model": settings})
     dataset = replace(data, knowledge=None if level == "none" else _random_knowledge(data.tables))
     net = dataset.new_net(config).train()
-    (optimizer,) = new_optimizers(net, config)
+    optimizer = AdamW(net, config.train)
 
     def run(parts: list[Rows]) -> float:
         start = time.process_time()
@@ -433,7 +432,7 @@ def peak_of_epoch(folder: Path) -> tuple[int, int]:
     data = open_dataset(storage.path(folder), USERS, ITEMS)
     config = config_of("generated", folder, MODELS["mmoe"] | {"embedding_dim": 8}, epochs=1)
     net = data.new_net(config)
-    (optimizer,) = new_optimizers(net, config)
+    optimizer = AdamW(net, config.train)
     rows = next(data.rows("valid").in_file_order(BATCH))
     step(net, optimizer, to_batch(rows, data.tables, None), rows.label_B, choose(config, CPU))
     before = peak_memory()

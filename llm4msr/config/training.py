@@ -1,8 +1,8 @@
 """The training loop, and what its model is compared with."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from llm4msr.config.section import Key, Section
 
@@ -52,9 +52,9 @@ class TrainConfig(Section):
     checkpoint_batches: Annotated[int, Key.HOW] = Field(1000, ge=0)
     """Global batches after which a checkpoint is written within an epoch; 0 = only after every epoch. A crash, or
     another number of workers, costs the batches since then."""
-    sparse: bool = False
-    """For embedding tables of a million rows and more: a step then touches only the rows of its batch, through an Adam
-    that moves a row's averages only when the row comes, and without weight decay for the table."""
+    sparse: Annotated[Literal["auto"] | bool, Key.HOW] = "auto"
+    """Whether a step touches only those rows of the embedding table that its batch has, or all. The weights are the
+    same but for rounding. `auto`: where the table has more than 16 rows for each row of a global batch."""
     epochs: int = Field(20, ge=1)
     """Most passes over the training rows; `patience` usually ends training earlier."""
     batch_size: int = Field(4096, ge=1)
@@ -72,12 +72,6 @@ class TrainConfig(Section):
     can have more users, items, scenarios and values by now; `model` must have the same keys. Empty = begin anew."""
     id_dropout: float = Field(0.02, ge=0, lt=1)
     """Share of ids trained as unknown, so that an unknown user, item or scenario has a trained meaning."""
-
-    @model_validator(mode="after")
-    def _sparse_gradients_can_be_joined(self) -> Self:
-        if self.sparse and self.device == "gpu" and self.workers != 1:
-            raise ValueError("sparse gradients of several GPUs cannot be joined (NCCL); use one worker, or CPUs")
-        return self
 
 
 class EvaluateConfig(Section):

@@ -48,6 +48,11 @@ class Batch(NamedTuple):
         *tensors, _ = self
         return Batch._make([*(tensor.to(device, non_blocking=True) for tensor in tensors), past])
 
+    def places(self) -> Tensor:
+        """int64: the places in the embedding table that a net may read for these rows, some of them several times."""
+        places = self.slots_BS.flatten()
+        return places if self.past is None else torch.cat([places, self.past.place_BN.flatten()])
+
 
 class Strengths(NamedTuple):
     """How much of each level of knowledge counts: 0 leaves it out, 1 is what was trained."""

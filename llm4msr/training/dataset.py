@@ -61,6 +61,4 @@ class Dataset:
         """An untrained net; the same seed gives the same embeddings and backbone whatever knowledge is added."""
         torch.manual_seed(config.seed)
         statistics = self.knowledge.statistics() if self.knowledge else None
-        net = RankerNet(self.tables.fields, self.tables.scenarios, config.model, statistics)
-        net.embedding.table.sparse = config.train.sparse
-        return net
+        return RankerNet(self.tables.fields, self.tables.scenarios, config.model, statistics)

@@ -1,7 +1,7 @@
 """The training loop: one process, or one of several under torch.distributed. Knows nothing of Ray.
 
 Learning rate, loss and metrics are defined by the global batch: each worker's loss is its rows' sum over the
-global batch's size, so the averaged gradient is that of one worker with the whole batch.
+global batch's size, so the gradients' sum over the workers is the gradient of one worker with the whole batch.
 """
 
 import copy
@@ -18,12 +18,11 @@ from torch.nn import functional as F
 from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.errors import ConfigError
-from llm4msr.model.net import RankerNet
-from llm4msr.training import precision, warm_start
+from llm4msr.training import gradients, precision, warm_start
 from llm4msr.training.checkpoint import Checkpoint, Progress, Start, Tensors
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.metrics import Report, Sums
-from llm4msr.training.optimizers import load_states, new_optimizers, optimizer_states
+from llm4msr.training.optimizers import AdamW
 from llm4msr.training.precision import Precision
 from llm4msr.training.row_files import Rows
 from llm4msr.training.scoring import device_of, predict
@@ -69,15 +68,14 @@ class Trainer:
         self.world, self.rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
         self.net = data.new_net(config).to("cuda" if config.train.device == "gpu" else "cpu")
         self.device = device_of(self.net)
-        self.parallel_net = _distribute(self.net) if self.world > 1 else self.net
-        self.optimizers = new_optimizers(self.net, config)
+        self.optimizer = AdamW(self.net, config.train)
         self.state = Checkpoint(Progress(), {}, {}, {})
         if resume is None and config.train.warm_start:
             warm_start.load_weights(self.net, config, data)
         if resume is not None:
             self.state = replace(resume, progress=copy.deepcopy(resume.progress))
             self.net.load_state_dict(resume.net)
-            load_states(self.optimizers, resume.optimizer)
+            self.optimizer.load(resume.optimizer)
         self.precision = self.state.progress.precision = self._agree_on_precision()
         self.train_rows, self.valid_rows = data.rows("train"), data.rows("valid")
         progress = self.state.progress
@@ -96,7 +94,7 @@ class Trainer:
         epoch, seed = progress.epoch + 1, self.config.seed
         order, draws = _seed(seed, epoch), _seed(seed, epoch, self.rank)
         loss_sum = torch.zeros((), device=self.device)
-        self.parallel_net.train()
+        self.net.train()
         for rows, global_rows in self.train_rows.batches(
             t.batch_size, order, self.rank, self.world, skip=progress.batch
         ):
@@ -114,14 +112,16 @@ class Trainer:
         if self.config.train.id_dropout:
             slots_BS = self.net.embedding.hide(batch.slots_BS, self.config.train.id_dropout)
             batch = batch._replace(slots_BS=slots_BS, scenario_B=self.net.embedding.scenarios(slots_BS))
+        self.optimizer.read(batch)
         label_B = rows.label_B.to(self.device, non_blocking=True)
         with precision.products(self.precision, self.device):
-            logit_B = self.parallel_net(batch)
+            logit_B = self.net(batch)
         loss = F.binary_cross_entropy_with_logits(logit_B, label_B, reduction="sum")
         self.net.zero_grad(set_to_none=True)
-        (loss * (self.world / global_rows)).backward()
-        for optimizer in self.optimizers:
-            optimizer.step()
+        (loss / global_rows).backward()
+        if self.world > 1:
+            gradients.add_up([*self.net.parameters()])
+        self.optimizer.step()
         return loss.detach()
 
     def _take_sum(self, loss_sum: Tensor) -> float:
@@ -138,6 +138,7 @@ class Trainer:
         loss = progress.loss_sum / max(self.train_rows.rows, 1)
         progress.epoch, progress.batch, progress.loss_sum = progress.epoch + 1, 0, 0.0
         self._check(math.isfinite(loss), "the loss")
+        self.optimizer.catch_up()
         sums = self._sum_valid_rows()
         self._check(not sums.infinite_P.any(), "the validation loss")
         report = sums.report(self.data.scenario_names)
@@ -177,7 +178,8 @@ class Trainer:
         state, progress = self.state, self.state.progress
         if self.start not in progress.starts[-1:]:
             progress.starts.append(self.start)
-        state.net, state.optimizer = _copy(self.net), optimizer_states(self.optimizers)
+        self.optimizer.catch_up()
+        state.net, state.optimizer = _copy(self.net), self.optimizer.state()
         self._check(math.isfinite(progress.loss_sum), "the loss")
         self._check(_finite(state.net) and _finite(state.optimizer), "a weight or its average")
         if self.on_checkpoint is not None:
@@ -218,11 +220,6 @@ def _seed_draws(device: torch.device, seed: int) -> None:
 
 def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def _distribute(net: RankerNet) -> nn.Module:
-    """Gradients are averaged in place; the buffers are constants and need no sending."""
-    return nn.parallel.DistributedDataParallel(net, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _copy(net: nn.Module) -> Tensors:

@@ -1,48 +1,61 @@
 """Adam with decoupled weight decay (AdamW: Loshchilov and Hutter, ICLR 2019, https://arxiv.org/abs/1711.05101),
-and the optimizers' states as flat tensors, which a checkpoint can hold without pickle.
+and its state as flat tensors, which a checkpoint can hold without pickle.
 """
-
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from llm4msr.config import Config
+from llm4msr.config.training import TrainConfig
+from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
+from llm4msr.training.row_adamw import RowAdamW
+
+LARGE = 16
+"""Rows of the embedding table for each row of a global batch, above which a step touches only the rows of its batch."""
 
 
-def new_optimizers(net: RankerNet, config: Config) -> list[Optimizer]:
-    """AdamW, all parameters in one pass; with `train.sparse` the embedding table has an Adam of its own, which touches
-    only the rows of the batch (and knows no weight decay)."""
-    rate, decay = config.train.learning_rate, config.train.weight_decay
-    if not config.train.sparse:
-        return [torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay, fused=True)]
-    table = net.embedding.table.weight
-    dense = [parameter for parameter in net.parameters() if parameter is not table]
-    return [
-        torch.optim.AdamW(dense, lr=rate, weight_decay=decay, fused=True),
-        torch.optim.SparseAdam([table], lr=rate),
-    ]
+class AdamW:
+    """Moves all parameters of a net: the embedding table whole, or where it is large by the rows of each batch."""
 
+    def __init__(self, net: RankerNet, config: TrainConfig):
+        table, rate, decay = net.embedding.table, config.learning_rate, config.weight_decay
+        by_rows = len(table.weight) > LARGE * config.batch_size if config.sparse == "auto" else config.sparse
+        table.sparse = by_rows
+        self._rows = RowAdamW(table.weight, rate, decay) if by_rows else None
+        whole = [parameter for parameter in net.parameters() if not (by_rows and parameter is table.weight)]
+        self._whole = torch.optim.AdamW(whole, lr=rate, weight_decay=decay, fused=True)
+        self._parameters = dict(net.named_parameters())
 
-def optimizer_states(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
-    """Copies on the CPU by `OPTIMIZER.PARAMETER.NAME`, both as numbers: `0.3.exp_avg`."""
-    return {
-        f"{number}.{index}.{name}": torch.as_tensor(value).detach().to("cpu", copy=True)
-        for number, optimizer in enumerate(optimizers)
-        for index, parameter in optimizer.state_dict()["state"].items()
-        for name, value in parameter.items()
-    }
+    def read(self, batch: Batch) -> None:
+        """Bring what a net reads for this batch up to date."""
+        if self._rows is not None:
+            self._rows.read(batch.places())
 
+    def step(self) -> None:
+        """Move the parameters by their gradients."""
+        self._whole.step()
+        if self._rows is not None:
+            self._rows.step()
 
-def load_states(optimizers: Sequence[Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Take over what `optimizer_states` gave."""
-    by_optimizer: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
-    for key, tensor in tensors.items():
-        number, index, name = key.split(".", 2)
-        value = tensor.item() if tensor.dtype == torch.int64 else tensor  # SparseAdam counts its steps in a plain int
-        by_optimizer[int(number)].setdefault(int(index), {})[name] = value
-    for optimizer, state in zip(optimizers, by_optimizer, strict=True):
-        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    def catch_up(self) -> None:
+        """Bring all parameters up to date."""
+        if self._rows is not None:
+            self._rows.catch_up()
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies on the CPU by parameter and name, such as `embedding.table.weight.exp_avg`; after `catch_up`."""
+        return {
+            f"{parameter}.{name}": value.detach().to("cpu", copy=True)
+            for parameter, tensor in self._parameters.items()
+            for name, value in self._owner(tensor).state[tensor].items()
+        }
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state` gave, be it of a table whole or by rows."""
+        for key, value in state.items():
+            parameter, _, name = key.rpartition(".")
+            tensor = self._parameters[parameter]
+            self._owner(tensor).state[tensor][name] = value.to(tensor.device)
+
+    def _owner(self, parameter: Tensor) -> torch.optim.Optimizer:
+        return self._rows if self._rows is not None and parameter in self._rows.state else self._whole

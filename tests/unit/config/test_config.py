@@ -57,7 +57,7 @@ def test_shipped_configs_load(file: Path):
         ("train.workers=0", r"'train.workers': write a number from 1 on, or the least and the most.*\(given: 0\)"),
         ("train.workers=[4, 2]", r"'train.workers': write a number .*\(given: \[4, 2\]\)"),
         ("extract.point_in_time=true", r"'extract': point_in_time is for reads = 'items'"),
-        ("train={sparse = true, device = 'gpu', workers = 2}", r"'train': sparse gradients of several GPUs"),
+        ("train.sparse=often", r"'train.sparse"),
         ("model.hidden=[]", r"'model.hidden': .*at least 1 item"),
         ("model.hidden=[64, 0]", r"'model.hidden.1': .*greater than or equal to 1 \(given: 0\)"),
         ("evaluate.seeds=[3, 3]", r"'evaluate.seeds': a seed stands there twice"),
