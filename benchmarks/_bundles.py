@@ -16,14 +16,15 @@ from llm4msr.arrays import strings
 from llm4msr.bundle import files
 from llm4msr.config import Config, ModelConfig
 from llm4msr.export.write import write_bundle
+from llm4msr.knowledge.item_vectors import of_unit_length
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.pipeline import prepare
 from llm4msr.storage import StageResult
 from llm4msr.storage.vectors import to_column
 from llm4msr.training.dataset import Dataset
 
-Z = 64
-"""Width of the made-up LLM's vectors; serving never sees them."""
+Z, D = 128, 64
+"""Width of the made-up LLM's vectors, which serving never sees, and of the items', from which those could be pooled."""
 
 
 def make_bundle(root: Path, name: str, seed: int = 1, **model: Any) -> str:
@@ -35,6 +36,7 @@ def make_bundle(root: Path, name: str, seed: int = 1, **model: Any) -> str:
             "storage": str(root),
             "source": {"kind": "movielens", "path": "ml-100k"},
             "split": {"by": "user"},
+            "extract": {"reads": "items" if model.get("match") else "users"},
             "model": model,
         }
     )
@@ -44,6 +46,9 @@ def make_bundle(root: Path, name: str, seed: int = 1, **model: Any) -> str:
     rng = np.random.default_rng(seed)
     vectors = [rng.standard_normal((rows, Z)).astype(np.float16) for rows in (users, scenarios)]
     data.knowledge = KnowledgeStore.in_memory(vectors[0], np.arange(users) > 0, vectors[1])
+    items_ID = rng.standard_normal((len(data.tables.items_IS), D)).astype(np.float16)
+    items_ID[0] = 0
+    data.knowledge.items_ID = of_unit_length(items_ID)
     net = data.new_net(config)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -51,7 +56,8 @@ def make_bundle(root: Path, name: str, seed: int = 1, **model: Any) -> str:
     codes = [_codes(net, data)] if net.uses_users else []
 
     def build(folder: Any) -> StageResult:
-        return write_bundle(config, net, data, codes, {}, "# made for a benchmark", folder)
+        vectors_ID = items_ID if config.model.match and net.uses_users else None
+        return write_bundle(config, net, data, codes, {}, "# made for a benchmark", folder, vectors=vectors_ID)
 
     return str(storage.publish(storage.path(root) / "export" / name, "export", seed, {}, {}, build).folder)
 

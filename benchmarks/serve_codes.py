@@ -94,9 +94,9 @@ def replica(uri: str, codes: str, lookups: int, users: int) -> None:
     for number in rng.integers(users, size=lookups):
         raw = f"user-{number:09d}"
         at = time.perf_counter()
-        place = ranker.codes.find(raw)
+        place = ranker.knowledge.codes.find(raw)
         assert place is not None
-        ranker.codes.numbers("code", place).astype(np.float32)
+        ranker.knowledge.codes.numbers("code", place).astype(np.float32)
         taken.append((time.perf_counter() - at) * 1e3)
     percentiles = {f"p{q}": float(np.percentile(taken, q)) for q in (50, 99)}
     print(json.dumps({"start": loaded} | percentiles), flush=True)

@@ -128,7 +128,9 @@ def by_hand() -> Iterator[Attack]:
         b'{"%s": [%s0]}' % (key, many * 300_000) for key in (b"items", b"requests") for many in (b"0,", b"[],")
     ]
     nonsense += ['{"user_id": "ü"}'.encode(e) for e in ("latin-1", "utf-16", "utf-32", "utf-7")]
-    keys = ["user_id", "scenario", "items", "context", "top_k", "extra", "", "__proto__", "\ud800"]
+    values += [[{"item_id": "1", "scenario": "Comedy"}] * many for many in (2, 201, 2_000)]
+    keys = ["user_id", "scenario", "items", "context", "top_k", "history", "history_mode", "extra", "", "__proto__"]
+    keys += ["\ud800"]
     content_types = [b"application/json", b"text/plain", b"application/xml", b"multipart/form-data", b"\xff", b""]
     while True:
         request: dict[str, Any] = {"user_id": "1", "scenario": "Comedy", "items": ["1", "2"], "context": {}}

@@ -5,9 +5,9 @@
     coder.safetensors      what turns an LLM vector into a user's code: for codes of newer knowledge
     users.arrow            id -> places of a user's features in the embedding table      (id_table.py)
     codes.arrow            id -> code, float16 [K], of each user with knowledge          (id_table.py)
-    pasts.arrow            id -> the user's latest events, where the model matches pasts (id_table.py, pasts.py)
-    items.arrow            id -> title, places of an item's features, its vector where the model matches vectors,
-                           float16 [D] of unit length; one partition                     (id_table.py)
+    pasts.arrow            id -> the user's latest events, where the model reads items   (id_table.py, pasts.py)
+    items.arrow            id -> title, places of an item's features; its vector float16 [D]: `unit`, of unit length,
+                           where the model matches vectors, `vector` where users are pooled from it; one partition
     selftest.json          requests and the scores that the trained net gave; every load repeats them
     README.md              the model card
 
@@ -29,6 +29,7 @@ from llm4msr import storage
 from llm4msr.bundle import id_table
 from llm4msr.bundle.id_table import IdTable, Partition
 from llm4msr.bundle.messages import RankRequest
+from llm4msr.bundle.pooled_codes import PooledCodes
 from llm4msr.config import BACKBONES, ModelConfig
 from llm4msr.errors import ConfigError, StorageError
 from llm4msr.model.embedding import Field
@@ -129,6 +130,17 @@ def read_coder(bundle: UPath, description: BundleDescription, checksum: str = ""
     return coder.eval()
 
 
+def read_pooled_codes(bundle: Path, description: BundleDescription, items: Partition) -> PooledCodes | None:
+    """What makes codes from events, for a model whose users were pooled from items.
+
+    Raises:
+        StorageError: the weights do not fit the description.
+    """
+    if "vector" not in items.numbers:
+        return None
+    return PooledCodes(items.numbers["vector"], read_coder(storage.path(bundle), description))
+
+
 def _load(module: torch.nn.Module, file: UPath | Path) -> None:
     try:
         if isinstance(file, Path):
@@ -155,7 +167,7 @@ def read_codes(folder: Path, bundle: Path) -> IdTable:
 
 
 def read_items(folder: Path) -> Partition:
-    """Titles, slots int32 [I, S] and, where the model matches vectors, `unit` float16 [I, D], by item id.
+    """Titles, slots int32 [I, S] and, where the model reads them, `unit` and `vector` float16 [I, D], by item id.
 
     Raises:
         StorageError: damaged.

@@ -39,6 +39,18 @@ class _Message(BaseModel):
         return given
 
 
+KnowledgeSource = Literal["stored", "request", "none"]
+"""Where what is known of a user came from."""
+
+
+class HistoryEvent(_Message):
+    """An item that the user took."""
+
+    item_id: Text
+    scenario: Text
+    liked: bool = Field(True, strict=True)
+
+
 class RankRequest(_Message):
     """Rank these items for this user in this scenario."""
 
@@ -51,6 +63,10 @@ class RankRequest(_Message):
     """Values of the context fields that the model was trained with; a field left out is unknown."""
     top_k: int | None = Field(None, ge=1, strict=True)
     """How many to give back; all where it is left out."""
+    history: Annotated[list[HistoryEvent], FailFast()] = Field(default_factory=list, max_length=1_000)
+    """What the user took, the newest last. Items that the model does not know are left out."""
+    history_mode: Literal["extend", "replace"] = "extend"
+    """Whether the history comes after what the model keeps of the user, or instead of it."""
 
 
 @dataclass(slots=True)
@@ -67,6 +83,8 @@ class Unknown(_Message):
     user: bool
     scenario: bool
     items: list[str]
+    history: int = 0
+    """Events of the request's history that were left out, since their item is unknown."""
 
 
 class RankResponse(_Message):
@@ -79,8 +97,9 @@ class RankResponse(_Message):
     scenario: str
     ranked: list[RankedItem]
     unknown: Unknown
-    knowledge: Literal["used", "none"]
-    """Whether the LLM's knowledge of this user entered the scores."""
+    knowledge: KnowledgeSource
+    """Where that came from what the scores owe to the user's tastes: from what the model keeps of the user (`stored`),
+    also or only from the history in the request (`request`), or nothing of that is known (`none`)."""
 
 
 class RankBatchRequest(_Message):
@@ -107,6 +126,11 @@ class ModelInfo(_Message):
     context: list[str]
     users: int
     users_with_knowledge: int
+    """Users of whom a code is kept."""
+    users_with_past: int = 0
+    """Users of whom events are kept."""
+    reads_history: bool = False
+    """Whether the history in a request counts."""
     items: int
     problem: str = ""
     """Why a newer bundle or newer codes are not served, empty where all is well."""

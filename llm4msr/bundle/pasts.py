@@ -3,23 +3,26 @@
 An event is two int32 numbers in `pasts.arrow`: the item's row in `items.arrow`, and twice the scenario's number, plus 1
 where the user liked the item. A user's stand together, the oldest first: 8 bytes an event.
 
-Shape suffixes: N requests, B candidates of all of them, E events of a past.
+Shape suffixes: N requests, B candidates of all of them, I items, E events of a past.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from llm4msr.arrays import AnyInts, Array, Bools, Ints, Ints32, Singles
 from llm4msr.bundle import id_table
-from llm4msr.bundle.id_table import IdTable, Partition
+from llm4msr.bundle.id_table import Partition
 from llm4msr.model.embedding import Field
 from llm4msr.model.serving_match import MatchInput, RequestPast
 
+SCHEMA = id_table.table_schema({"events": id_table.LIST}, {})
 
-class Events(NamedTuple):
+
+@dataclass(frozen=True, slots=True)
+class Events:
     """Events of a user, the oldest first."""
 
     item_E: AnyInts
@@ -28,6 +31,9 @@ class Events(NamedTuple):
     """Scenario numbers."""
     liked_E: Bools
     """Whether the user liked the item."""
+
+    def __len__(self) -> int:
+        return len(self.item_E)
 
     def pack(self) -> Ints32:
         """The numbers of the file, int32 [2 E]."""
@@ -38,8 +44,17 @@ class Events(NamedTuple):
         """From the numbers of the file, int32 [2 E]."""
         return cls(numbers[::2], numbers[1::2] >> 1, (numbers[1::2] & 1).astype(bool))
 
+    def extend(self, newer: "Events") -> "Events":
+        """These events, then the newer ones."""
+        if not len(newer):
+            return self
+        return Events(
+            np.concatenate([self.item_E, newer.item_E]),
+            np.concatenate([self.scenario_E, newer.scenario_E]),
+            np.concatenate([self.liked_E, newer.liked_E]),
+        )
 
-SCHEMA = id_table.table_schema({"events": id_table.LIST}, {})
+
 NOTHING = Events.unpack(np.zeros(0, np.int32))
 
 
@@ -49,12 +64,14 @@ class PastReader:
     Args:
         items: the table of items, with a column `unit` where the model matches vectors.
         fields: the features, in the order of the slots.
+        most: how many of a user's latest events count.
     """
 
-    def __init__(self, items: Partition, fields: Sequence[Field]):
+    def __init__(self, items: Partition, fields: Sequence[Field], most: int):
         slots = [field.name for field in fields if field.side == "item" for _ in range(field.slots)]
         self._place_I: Ints32 = items.numbers["slots"][:, slots.index("item_id")]
         self._unit_ID: Array = items.numbers.get("unit", np.zeros((len(items), 0), np.float16))
+        self._most = most
 
     def read(self, item_B: Ints, counts: Sequence[int], scenario_N: Ints, events: Sequence[Events]) -> MatchInput:
         """What `ServingNet` takes.
@@ -71,18 +88,9 @@ class PastReader:
         return MatchInput(torch.from_numpy(unit_BD), counts, pasts)
 
     def _past(self, events: Events, scenario: int) -> RequestPast:
-        item_E, scenario_E, liked_E = events
-        columns = (self._units(item_E), self._place_I.take(item_E).astype(np.int64), scenario_E == scenario, liked_E)
-        return RequestPast(*map(torch.from_numpy, columns))
+        item_E, here_E = events.item_E[-self._most :], events.scenario_E[-self._most :] == scenario
+        columns = (self._units(item_E), self._place_I.take(item_E).astype(np.int64), here_E)
+        return RequestPast(*map(torch.from_numpy, (*columns, events.liked_E[-self._most :])))
 
     def _units(self, item_E: AnyInts) -> Singles:
         return self._unit_ID.take(item_E, axis=0).astype(np.float32)
-
-
-def stored_events(pasts: IdTable, user_id: str) -> Events:
-    """What a bundle keeps of a user; nothing of who is not in it."""
-    place = pasts.find(user_id)
-    if place is None:
-        return NOTHING
-    partition, row = place
-    return Events.unpack(partition.lists["events"][row])

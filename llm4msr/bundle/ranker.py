@@ -8,7 +8,8 @@ import copy
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, chain
+from dataclasses import replace
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Self
 
@@ -16,12 +17,13 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from llm4msr.arrays import Ints, Singles
+from llm4msr.arrays import Array, Ints, Singles
 from llm4msr.bundle import files
 from llm4msr.bundle.files import TOLERANCE, SelfTest
 from llm4msr.bundle.id_table import IdTable, Place
 from llm4msr.bundle.messages import ModelInfo, RankedItem, RankRequest, RankResponse, Unknown
-from llm4msr.bundle.pasts import PastReader, stored_events
+from llm4msr.bundle.pasts import PastReader
+from llm4msr.bundle.user_knowledge import Known, UserKnowledge
 from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
 from llm4msr.model.embedding import slot_starts
 from llm4msr.storage.local_copy import open_local
@@ -46,7 +48,6 @@ def _loading(uri: str) -> Iterator[None]:
 class Ranker:
     """A model and its users' codes, loaded from a bundle."""
 
-    codes: IdTable
     _holds: tuple[object, ...] = ()
     """What keeps the local copies whose files are mapped from being deleted."""
 
@@ -62,10 +63,8 @@ class Ranker:
         files.check_backbone(folder, self.description, allow_backbones)
         self.net = files.read_net(folder, self.description)
         self.users = IdTable(folder / files.USERS)
-        self.codes = files.read_codes(folder, folder)
-        self.pasts = IdTable(folder / files.PASTS)
         self.items = files.read_items(folder)
-        self._past_reader = PastReader(self.items, self.description.fields)
+        self._past_reader = PastReader(self.items, self.description.fields, self.description.model.past_events)
         self._nobody_S = slot_starts(self.description.fields, "user")
         self._nothing_S = slot_starts(self.description.fields, "item")
         self._scenarios = {name: number for number, name in enumerate(self.description.scenarios) if number}
@@ -73,6 +72,14 @@ class Ranker:
         self._context = {n: {v: i for i, v in enumerate(known, 1)} for n, known in self.description.context.items()}
         self._context_start = slot_starts(self.description.fields, "context")
         self._folder = folder
+        self.knowledge = UserKnowledge(
+            files.read_codes(folder, folder),
+            IdTable(folder / files.PASTS),
+            self.net.uses_users,
+            self.net.match is not None,
+            files.read_pooled_codes(folder, self.description, self.items),
+            self._scenarios,
+        )
         self._repeat_self_test()
 
     @classmethod
@@ -105,7 +112,7 @@ class Ranker:
         with _loading(uri):
             folder, output, hold = open_local(uri, "refresh")
             other._holds = (*self._holds, hold)
-            other.codes = files.read_codes(folder, self._folder)
+            other.knowledge = replace(self.knowledge, codes=files.read_codes(folder, self._folder))
         other.knowledge_version = output.manifest.fingerprint
         return other
 
@@ -139,24 +146,23 @@ class Ranker:
         if not requests:
             return []
         counts = [len(request.items) for request in requests]
-        item_B = self.items.find_all(list(chain.from_iterable(request.items for request in requests)))
+        parts = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
+        item_B, known = self._find(requests, parts[-1].stop)
         owner_B = np.repeat(np.arange(len(requests)), counts)
         users = [self.users.find(request.user_id) for request in requests]
-        codes = [self.codes.find(request.user_id) if self.net.uses_users else None for request in requests]
-        pasts = [stored_events(self.pasts, request.user_id) for request in requests]
         scenario_N = np.array([self._scenarios.get(request.scenario, 0) for request in requests])
         slots_BS = self._slots(requests, users, item_B, owner_B, scenario_N)
         scenario_B = torch.from_numpy(scenario_N[owner_B])
-        match = self._past_reader.read(item_B, counts, scenario_N, pasts) if self.net.match is not None else None
+        match = None
+        if self.net.match is not None:
+            match = self._past_reader.read(item_B, counts, scenario_N, [user.events for user in known])
         with torch.inference_mode():
-            logits_B = self.net(slots_BS, scenario_B, self._codes(codes), torch.from_numpy(owner_B), match)
+            code_NK = self._codes([user.code_K for user in known])
+            logits_B = self.net(slots_BS, scenario_B, code_NK, torch.from_numpy(owner_B), match)
             scores_B = np.asarray(torch.sigmoid(logits_B.float()))  # a net may run in less precision
-        parts = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
         return [
-            self._answer(
-                request, id_ or str(uuid.uuid4()), user is not None, code is not None, item_B[at], scores_B[at]
-            )
-            for request, id_, user, code, at in zip(requests, request_ids, users, codes, parts, strict=True)
+            self._answer(request, id_ or str(uuid.uuid4()), user is not None, one, item_B[at], scores_B[at])
+            for request, id_, user, one, at in zip(requests, request_ids, users, known, parts, strict=True)
         ]
 
     def title(self, item_id: str) -> str:
@@ -175,17 +181,26 @@ class Ranker:
             scenarios=list(self._scenarios),
             context=list(self._context),
             users=len(self.users),
-            users_with_knowledge=len(self.codes),
+            users_with_knowledge=len(self.knowledge.codes),
+            users_with_past=len(self.knowledge.pasts),
+            reads_history=self.knowledge.reads_history,
             items=len(self.items),
         )
 
-    def _codes(self, places: Sequence[Place | None]) -> torch.Tensor:
+    def _find(self, requests: Sequence[RankRequest], candidates: int) -> tuple[Ints, list[Known]]:
+        """Rows of all candidates, -1 for unknown ones, and what is known of the users."""
+        histories = [[event.item_id for event in request.history] for request in requests]
+        row_X = self.items.find_all([*chain.from_iterable([*(request.items for request in requests), *histories])])
+        bounds = pairwise(accumulate(map(len, histories), initial=candidates))
+        users = [self.knowledge.look_up(r, row_X[at:end]) for r, (at, end) in zip(requests, bounds, strict=True)]
+        return row_X[:candidates], users
+
+    def _codes(self, codes: Sequence[Array | None]) -> torch.Tensor:
         """float32 [N, K]: the user's code or, for who has none, the learned default; [N, 0] without user level."""
         if not self.net.uses_users:
-            return torch.zeros(len(places), 0)
+            return torch.zeros(len(codes), 0)
         default_K = self.net.default_K.numpy()
-        codes = [default_K if place is None else self.codes.numbers("code", place) for place in places]
-        return torch.from_numpy(np.stack(codes, dtype=np.float32))
+        return torch.from_numpy(np.stack([default_K if code is None else code for code in codes], dtype=np.float32))
 
     def _slots(
         self,
@@ -210,7 +225,7 @@ class Ranker:
         request: RankRequest,
         request_id: str,
         user_known: bool,
-        has_code: bool,
+        known: Known,
         item_B: Ints,
         scores_B: Singles,
     ) -> RankResponse:
@@ -226,8 +241,9 @@ class Ranker:
                 user=not user_known,
                 scenario=request.scenario not in self._scenarios,
                 items=[items[i] for i in np.flatnonzero(item_B < 0).tolist()],
+                history=known.left_out,
             ),
-            knowledge="used" if has_code else "none",
+            knowledge=known.source,
         )
 
     def _repeat_self_test(self) -> None:

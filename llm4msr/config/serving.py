@@ -27,6 +27,8 @@ class ServeConfig(Section):
     """If more than `replicas`: as many replicas as the load needs, up to this many; 0 = always `replicas`."""
     max_candidates: int = Field(1000, ge=1, le=100_000)
     """Of one HTTP request; more are refused with 413."""
+    max_history: int = Field(200, ge=0, le=1_000)
+    """Events in the history of one ranking request; more are refused with 422."""
     batch_candidates: int = Field(4000, ge=1)
     """Candidates of waiting requests that are scored together."""
     max_body_bytes: int = Field(1 << 20, ge=1024)

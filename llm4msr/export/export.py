@@ -8,6 +8,7 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.export import user_codes
 from llm4msr.export.write import write_bundle
+from llm4msr.knowledge import item_vectors
 from llm4msr.knowledge.forget import ids_to_forget
 from llm4msr.knowledge.prompts import templates
 from llm4msr.storage import StageOutput, StageResult
@@ -38,7 +39,9 @@ def export(config: Config, model: TrainedModel) -> StageOutput:
         net, data = model.load()
         encoded = user_codes.encode_all(knowledge, net.user_code) if knowledge is not None and net.uses_users else ()
         llm = {} if knowledge is None else llm_identity(config, knowledge)
-        return write_bundle(config, net, data, encoded, llm, card, at, ids_to_forget(config))
+        pooled = knowledge is not None and net.uses_users and item_vectors.FILE in knowledge.manifest.files
+        vectors = item_vectors.read(knowledge).vectors_ID if knowledge is not None and pooled else None
+        return write_bundle(config, net, data, encoded, llm, card, at, ids_to_forget(config), vectors)
 
     settings, inputs = config.model_dump(include={"model"}), {"train": model.output.folder.name}
     return storage.publish(folder(config, model.output), "export", config.seed, settings, inputs, build)

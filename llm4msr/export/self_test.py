@@ -10,7 +10,7 @@ from llm4msr.data import partitions
 from llm4msr.model.net import RankerNet
 from llm4msr.training.batches import to_batch, to_past
 from llm4msr.training.dataset import Dataset
-from llm4msr.training.pasts import PastEvents
+from llm4msr.training.pasts import PastEvents, Pasts
 from llm4msr.training.row_files import Rows
 
 CASE_USERS, CASE_ITEMS = 4, 8
@@ -18,7 +18,9 @@ CASE_USERS, CASE_ITEMS = 4, 8
 
 
 @torch.inference_mode()
-def self_test(net: RankerNet, data: Dataset, context: dict[str, list[str]], forget: Column) -> SelfTest:
+def self_test(
+    net: RankerNet, data: Dataset, context: dict[str, list[str]], pasts: Pasts | None, forget: Column
+) -> SelfTest:
     """A case for every scenario, its users and items spread over the vocabularies, scored by the trained net.
 
     `context` are the known values of each context field; cases have the first one. Of those whom to `forget` no past
@@ -34,7 +36,7 @@ def self_test(net: RankerNet, data: Dataset, context: dict[str, list[str]], forg
     known_C = torch.tensor([int(bool(value)) for value in first.values()], dtype=torch.int64)
     forgotten = set(strings(forget))
     known = [0 if raw_id in forgotten else user for user, raw_id in zip(users, user_ids, strict=True)]
-    pasts = [data.pasts.now(user) for user in known] if data.pasts is not None else []
+    events = [pasts.now(user) for user in known] if pasts is not None and net.match is not None else []
     cases = []
     for scenario, name in enumerate(data.scenario_names):
         case = scenario % len(users)
@@ -52,9 +54,9 @@ def self_test(net: RankerNet, data: Dataset, context: dict[str, list[str]], forg
             known_C.expand(len(items), -1),
         )
         batch = to_batch(rows, data.tables, data.knowledge if net.uses_users else None)
-        if pasts:
-            events = PastEvents(*(column.repeat(len(items), 0) for column in pasts[case]))
-            batch = batch._replace(past=to_past(item_B, events, data.tables))
+        if events:
+            before = PastEvents(*(column.repeat(len(items), 0) for column in events[case]))
+            batch = batch._replace(past=to_past(item_B, before, data.tables))
         scores_B = torch.sigmoid(net(batch))
         cases.append(Case(request=request, scores=scores_B.tolist()))
     return SelfTest(cases=cases)

@@ -16,22 +16,22 @@ from llm4msr.bundle import id_table
 from llm4msr.bundle.pasts import Events
 from llm4msr.data import partitions
 from llm4msr.data.interactions import run_starts
-from llm4msr.training.dataset import Dataset
+from llm4msr.storage import StageOutput
+from llm4msr.training.pasts import Pasts
 
 
-def read_all(data: Dataset, row_I: Ints, forget: Column) -> Iterator[pa.Table]:
-    """A table for each partition: id, and events as `Events.pack` gives them; nothing for a model without a match.
+def read_all(prepared: StageOutput, pasts: Pasts, row_I: Ints, forget: Column) -> Iterator[pa.Table]:
+    """A table for each partition: id, and events as `Events.pack` gives them.
 
     Args:
-        data: what the model was trained on.
+        prepared: what the model was trained on.
+        pasts: of all its users.
         row_I: the row of each item number in the bundle's table of items.
         forget: raw ids of users of whom nothing is kept.
     """
-    if data.pasts is None:
-        return
-    first_P = partitions.offsets(data.prepared, "users")
-    for number, users in enumerate(partitions.read_each(data.prepared, "users", ["user_id"])):
-        events = data.pasts.latest(number)
+    first_P = partitions.offsets(prepared, "users")
+    for number, users in enumerate(partitions.read_each(prepared, "users", ["user_id"])):
+        events = pasts.latest(number)
         user_E, item_E, scenario_E = (events[name].to_numpy() for name in ("user", "item", "scenario"))
         packed = Events(row_I[item_E], scenario_E, events["label"].to_numpy() > 0.5).pack()
         start_U = run_starts(user_E)

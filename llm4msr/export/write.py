@@ -1,6 +1,6 @@
 """The files of a bundle, written from a trained net and the data it was trained on."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,7 @@ from llm4msr.storage import StageResult
 from llm4msr.storage.vectors import to_column
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.feature_tables import FeatureTables
+from llm4msr.training.pasts import Pasts
 
 NOBODY = pa.array([], pa.string())
 
@@ -48,6 +49,7 @@ def write_bundle(
     card: str,
     folder: UPath,
     forget: Column = NOBODY,
+    vectors: Halves | None = None,
 ) -> StageResult:
     """Write a bundle's files.
 
@@ -60,9 +62,11 @@ def write_bundle(
         card: the README.md, in Markdown.
         folder: where the files go.
         forget: raw ids of users whose pasts are left out.
+        vectors: of the items by their numbers, float16 [I, D], where users' vectors were pooled from them.
     """
     tables, model = data.tables, config.model
-    fields = data.prepared.json("fields.json")
+    fields, units = data.prepared.json("fields.json"), _units(net)
+    pasts = Pasts(data.prepared, model.past_events, fresh=True) if model.match or vectors is not None else None
     description = BundleDescription(
         version=VERSION,
         name=config.name,
@@ -70,7 +74,7 @@ def write_bundle(
         fields=tables.fields,
         scenarios=data.scenario_names,
         context=fields["context"],
-        item_dim=0 if (units := _units(net)) is None else units.shape[1],
+        item_dim=units.shape[1] if units is not None else 0,
         llm=llm,
     )
     serving = ServingNet.from_trained(net, tables.fields, tables.scenarios, model)
@@ -81,10 +85,10 @@ def write_bundle(
     files = dict.fromkeys((DESCRIPTION, NET, CODER, "README.md"), 1)
     files[USERS] = id_table.write(folder / USERS, _users(data), _users_schema(tables))
     files[CODES] = id_table.write(folder / CODES, codes, code_schema(folder))
-    row_I, files[ITEMS] = _write_items(folder / ITEMS, data, units)
-    pasts = user_pasts.read_all(data, row_I, forget)
-    files[PASTS] = id_table.write(folder / PASTS, pasts, SCHEMA)
-    test = self_test(net, data, fields["context"], forget)
+    row_I, files[ITEMS] = _write_items(folder / ITEMS, data, {"unit": units, "vector": vectors})
+    events = user_pasts.read_all(data.prepared, pasts, row_I, forget) if pasts is not None else ()
+    files[PASTS] = id_table.write(folder / PASTS, events, SCHEMA)
+    test = self_test(net, data, fields["context"], pasts, forget)
     storage.write_bytes(folder / SELF_TEST, test.model_dump_json(indent=1).encode())
     files[SELF_TEST] = len(test.cases)
     storage.write_bytes(folder / "README.md", card.encode())
@@ -110,10 +114,11 @@ def _units(net: RankerNet) -> Halves | None:
     return None if vectors is None else vectors.unit_ID.numpy()
 
 
-def _write_items(file: UPath, data: Dataset, units: Halves | None) -> tuple[Ints, int]:
-    """Write the items; gives back the row of each item number in the file, [I], and the rows."""
+def _write_items(file: UPath, data: Dataset, vectors: Mapping[str, Halves | None]) -> tuple[Ints, int]:
+    """Write the items with these vectors; gives back the row of each item number in the file, [I], and the rows."""
     items = data.prepared.table("items.parquet", ["item_id", "title"]).slice(1).rename_columns(["id", "title"])
-    columns = {"slots": _slots(data.tables.items_IS[1:])} | ({} if units is None else {"unit": to_column(units[1:])})
+    columns = {"slots": _slots(data.tables.items_IS[1:])}
+    columns |= {name: to_column(vectors_ID[1:]) for name, vectors_ID in vectors.items() if vectors_ID is not None}
     schema = id_table.table_schema({"title": pa.large_string(), **{n: c.type for n, c in columns.items()}}, {})
     row_I = np.r_[-1, id_table.rows_of(items["id"])]
     for name, column in columns.items():

@@ -1,7 +1,6 @@
 """Users as pools of what the LLM says about their items: each item is read once, however many users met it.
 
-A user is two sums of whitened item vectors, of what they liked and of what they did not, each over the square root
-of its count, so that a long history speaks louder than a short one but not in proportion.
+The formula is that of `model.pooling`, which serves too.
 
 Shape suffixes: I items, D kept directions, Z width of the LLM's vector, R rows of histories, N pools.
 """
@@ -9,9 +8,7 @@ Shape suffixes: I items, D kept directions, Z width of the LLM's vector, R rows 
 import numpy as np
 
 from llm4msr.arrays import AnyFloats, Bools, Ints, Singles
-
-PRIOR = 3.0
-"""Rows that a short history is counted as having besides its own."""
+from llm4msr.model.pooling import pool_sums
 
 
 def whiten(vectors_IZ: AnyFloats, dim: int, fitted_I: Bools | None = None) -> Singles:
@@ -52,5 +49,5 @@ def pool(vector_RD: AnyFloats, liked_R: Bools, known_R: Bools, first_N: Ints, la
         np.cumsum(np.where(chosen_R[:, None], vector_RD, 0), axis=0, dtype=np.float64, out=sum_RD[1:])
         count_R = np.r_[0, np.cumsum(chosen_R)]
         sum_ND, count_N = sum_RD[last_N] - sum_RD[first_N], count_R[last_N] - count_R[first_N]
-        halves.append((sum_ND / np.sqrt(count_N + PRIOR)[:, None]).astype(np.float32))
+        halves.append(pool_sums(sum_ND, count_N))
     return np.concatenate(halves, axis=1)

@@ -38,9 +38,13 @@ class KnowledgeCode(nn.Module):
         In float32 also under autocast: a mean many times the deviation would leave nothing of a bfloat16 difference.
         """
         with torch.autocast(z_BZ.device.type, enabled=False):
-            weight_KZ = self.project.weight / self.scale_Z  # standardising the few weights instead of the many vectors
-            code_BK = torch.tanh(self.norm(F.linear(z_BZ.float(), weight_KZ, -(weight_KZ @ self.mean_Z))))
+            code_BK = torch.tanh(self.norm(F.linear(z_BZ.float(), *self.affine())))
         return torch.where(known_B[:, None], code_BK, torch.tanh(self.default_K))
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Weights [K, Z] and biases [K] of `P z`: they standardise, for they are few and the vectors are many."""
+        weight_KZ = self.project.weight / self.scale_Z
+        return weight_KZ, -(weight_KZ @ self.mean_Z)
 
 
 class MetaLayer(nn.Module):

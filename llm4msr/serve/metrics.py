@@ -1,5 +1,6 @@
 """What a replica counts for Prometheus; queues, ongoing requests and status codes are counted by Ray Serve."""
 
+import collections
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,8 +17,8 @@ METRICS = {
     "llm4msr_rank_seconds": "Of one call: waiting to be scored (stage wait), then scoring its batch (stage score).",
     "llm4msr_rank_candidates": "Candidates of one call.",
     "llm4msr_batch_candidates": "Candidates that were scored together.",
-    "llm4msr_rank_requests": "Ranked lists, by use of the user's knowledge (used or none).",
-    "llm4msr_unknown_ids": "Ids that the model never saw, by kind (user, scenario, item).",
+    "llm4msr_rank_requests": "Ranked lists, by where what is known of the user came from (stored, request, none).",
+    "llm4msr_unknown_ids": "Ids that the model never saw, by kind (user, scenario, item, history).",
     "llm4msr_refused_models": "Bundles or codes that could not be loaded; the old ones serve on.",
 }
 """Name -> what it says. Prometheus sees each with `ray_` in front, and counters with `_total` behind."""
@@ -63,14 +64,14 @@ class ServeMetrics:
             self._seconds.observe(wait, {"stage": "wait"})
             self._candidates.observe(count)
         ranked = [response for call in responses for response in call]
-        used = sum(response.knowledge == "used" for response in ranked)
-        _add(self._requests, "knowledge", used=used, none=len(ranked) - used)
+        _add(self._requests, "knowledge", **collections.Counter(str(response.knowledge) for response in ranked))
         _add(
             self._unknown,
             "kind",
             user=sum(response.unknown.user for response in ranked),
             scenario=sum(response.unknown.scenario for response in ranked),
             item=sum(len(response.unknown.items) for response in ranked),
+            history=sum(response.unknown.history for response in ranked),
         )
 
 

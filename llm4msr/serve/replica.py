@@ -55,13 +55,16 @@ class Replica:
         """Refuse what is too much, or what the model does not know.
 
         Raises:
-            HTTPException: 413, too many candidates.
+            HTTPException: 413, too many candidates; 422, too long a history.
             ConfigError: a context field that the model was not trained with.
         """
         if call.candidates > self.config.max_candidates:
             message = f"{call.candidates} candidates, allowed are {self.config.max_candidates}; send fewer at once"
             raise HTTPException(status_code=413, detail=message)
         for request in call.requests:
+            if (events := len(request.history)) > self.config.max_history:
+                message = f"history: {events} events, allowed are {self.config.max_history}; send the newest ones"
+                raise HTTPException(status_code=422, detail=message)
             self.live.ranker.check(request)
 
     def score(self, calls: list[Call]) -> list[list[RankResponse]]:

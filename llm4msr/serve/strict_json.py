@@ -12,8 +12,9 @@ from fastapi.routing import APIRoute
 
 from llm4msr.text import shorten
 
-MAX_OBJECTS, MAX_LISTS = 2_000, 2_000
-"""In one body. A batch has two objects and a list for each request, an edited history one of each for each scenario."""
+MAX_OBJECTS, MAX_LISTS = 10_000, 2_000
+"""In one body. A batch has two objects and two lists for each request, and an object for each event of its history; an
+edited history one of each for each scenario."""
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.?)*+"?', re.DOTALL)
 """A JSON string, or what begins as one. The pattern never fails where it has begun, so its time is linear."""

@@ -38,8 +38,8 @@ def test_a_run_trains_compares_and_exports_matches(
     assert set(outputs[-2].json("metrics.json")["runs"]) == others | {"user-match-din"}
     assert "user-match-din" in (Path(str(outputs[-2].folder)) / "table.md").read_text()
     ranker = Ranker.load(str(outputs[-1].folder))
-    users = [raw_id.decode() for part in ranker.pasts.partitions for raw_id in part.texts["id"]]
-    assert len(ranker.pasts.partitions) == total
+    users = [raw_id.decode() for part in ranker.knowledge.pasts.partitions for raw_id in part.texts["id"]]
+    assert len(ranker.knowledge.pasts.partitions) == total
     assert len(users) > 0.9 * len(ranker.users)
     items = [raw_id.decode() for raw_id in ranker.items.texts["id"]][:20]
     scenario = ranker.description.scenarios[1]

@@ -65,7 +65,7 @@ def test_the_bundle_knows_every_user_and_ranks_by_taste(parted: Spine) -> None:
     for user in range(USERS):
         answer = ranker.rank(RankRequest(user_id=f"user-{user}", scenario=SCENARIOS[0], items=items))
         assert not answer.unknown.user
-        assert answer.knowledge == "used"
+        assert answer.knowledge == "stored"
         scores = {ranked.item_id: ranked.score for ranked in answer.ranked}
         liked = [score for item, score in scores.items() if int(item.removeprefix("item-")) % 2 == user % 2]
         others = [score for item, score in scores.items() if int(item.removeprefix("item-")) % 2 != user % 2]

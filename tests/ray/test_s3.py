@@ -64,7 +64,7 @@ def test_the_bundle_on_s3_ranks_like_the_local_one(
     there = Ranker.load(str(run_on_s3[1][-1].folder)).rank(request)
     here = Ranker.load(str(spine.folder("export"))).rank(request)
     assert there.ranked == here.ranked
-    assert there.knowledge == "used"
+    assert there.knowledge == "stored"
 
 
 def test_running_again_on_s3_finds_everything_finished(

@@ -99,7 +99,7 @@ def test_the_bundle_ranks(spine: Spine) -> None:
     scores = [one.score for one in answer.ranked]
     assert scores == sorted(scores, reverse=True)
     assert {one.item_id for one in answer.ranked[:3]} <= set(items[::2]), "user-0 likes even items"
-    assert answer.knowledge == "used"
+    assert answer.knowledge == "stored"
     assert not answer.unknown.user
     assert not answer.unknown.items
 

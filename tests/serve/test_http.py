@@ -123,12 +123,12 @@ def test_a_batch_answers_each_request_alone(client: httpx.Client) -> None:
 def test_what_is_unknown_is_said(client: httpx.Client) -> None:
     body = asked(user_id="nobody", scenario="nowhere", items=["item-1", "no-item", "item-2"])
     answer = client.post("/v1/rank", json=body).raise_for_status().json()
-    assert answer["unknown"] == {"user": True, "scenario": True, "items": ["no-item"]}
+    assert answer["unknown"] == {"user": True, "scenario": True, "items": ["no-item"], "history": 0}
     assert answer["knowledge"] == "none"
     assert {one["item_id"] for one in answer["ranked"]} == set(body["items"])
     known = client.post("/v1/rank", json=asked()).json()
-    assert known["unknown"] == {"user": False, "scenario": False, "items": []}
-    assert known["knowledge"] == "used"
+    assert known["unknown"] == {"user": False, "scenario": False, "items": [], "history": 0}
+    assert known["knowledge"] == "stored"
     assert client.post("/v1/rank", json=asked(user_id=SAD_USER)).json()["knowledge"] == "none"
 
 

@@ -13,6 +13,7 @@ from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.export.write import write_bundle
 from llm4msr.knowledge.item_vectors import of_unit_length
+from llm4msr.knowledge.pooling import pool
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.model.inputs import Past
 from llm4msr.model.net import RankerNet
@@ -29,6 +30,9 @@ from tests.support.partitioned import in_partitions
 
 PARTS = ("candidate", "cosines", "attention", "ids")
 USERS, ITEMS, PAST_EVENTS = 12, 15, 8
+VECTORS = np.random.default_rng(7).standard_normal((ITEMS + 1, WIDTH // 2)).astype(np.float16)
+"""By item number; two items have none."""
+VECTORS[[0, 2, 9]] = 0
 Event = tuple[str, str, bool]
 """Item, scenario, and whether it was liked."""
 
@@ -42,8 +46,13 @@ class Matching(NamedTuple):
     events: dict[str, list[Event]]
 
 
-def publish_matching(folder: Path, total: int = 1, forget: list[str] | None = None, **model: Any) -> Matching:
-    """A bundle of a net with random parameters over data of `total` partitions; some items have no vector."""
+def publish_matching(
+    folder: Path, total: int = 1, forget: list[str] | None = None, pooled: bool = False, **model: Any
+) -> Matching:
+    """A bundle of a net with random parameters over data of `total` partitions; some items have no vector.
+
+    `pooled` says whether it has what pools users from items.
+    """
     rng, rows, events = np.random.default_rng(3), [], dict[str, list[Event]]()
     for user in range(USERS):
         for at in range(3 + 2 * user):
@@ -65,7 +74,8 @@ def publish_matching(folder: Path, total: int = 1, forget: list[str] | None = No
     codes = [_codes(net.eval(), data)] if net.uses_users else []
 
     def build(at: Any) -> StageResult:
-        return write_bundle(config, net, data, codes, {}, "# card", at, pa.array(forget or [], pa.string()))
+        vectors = VECTORS if pooled else None
+        return write_bundle(config, net, data, codes, {}, "# card", at, pa.array(forget or [], pa.string()), vectors)
 
     output = storage.publish(storage.path(folder / f"bundle-{total}"), "export", 1, {}, {}, build)
     return Matching(output, data, net.eval(), events)
@@ -92,8 +102,13 @@ def _codes(net: RankerNet, data: Dataset) -> pa.Table:
 
 
 @torch.inference_mode()
-def trained_scores(made: Matching, user: str, scenario: str, items: list[str], past: list[Event]) -> list[float]:
-    """What the net as it trained says of these items for a user of that past; unknown ids are number 0."""
+def trained_scores(
+    made: Matching, user: str, scenario: str, items: list[str], past: list[Event], pooled: list[Event] | None = None
+) -> list[float]:
+    """What the net as it trained says of these items for a user of that past; unknown ids are number 0.
+
+    `pooled` are the events that the user's vector is pooled from, where it is not the prepared one.
+    """
     item_of = _numbers(strings(made.data.prepared.table("items.parquet")["item_id"]))
     scenario_of = _numbers(made.data.scenario_names)
     user_number = partitions.find_users(made.data.prepared, [user]).get(user, 0)
@@ -102,13 +117,18 @@ def trained_scores(made: Matching, user: str, scenario: str, items: list[str], p
     context_BC = torch.zeros((len(items), 1), dtype=torch.int64)
     rows = Rows(torch.full_like(item_B, user_number), item_B, scenario_B, torch.zeros(len(items)), context_BC)
     batch = to_batch(rows, made.data.tables, made.data.knowledge if made.net.uses_users else None)
+    if pooled is not None:
+        seen, liked = np.array([item_of.get(item, 0) for item, _, _ in pooled]), np.array([e[2] for e in pooled])
+        known = VECTORS[seen].any(1)
+        z_1Z = pool(VECTORS[seen], liked, known, np.array([0]), np.array([len(pooled)])).astype(np.float16)
+        batch = batch._replace(z_NZ=torch.from_numpy(z_1Z), known_N=torch.from_numpy(known.any(keepdims=True)))
     item_N = torch.tensor([item_of.get(item, 0) for item, _, _ in past] or [0])
     scenario_N = torch.tensor([scenario_of.get(scenario, 0) for _, scenario, _ in past] or [0])
     liked_N = torch.tensor([liked for _, _, liked in past] or [False])
     columns = (item_N, made.data.tables.item_places(item_N), scenario_N, liked_N)
-    return torch.sigmoid(
-        made.net(batch._replace(past=Past(item_B, *(column.expand(len(items), -1) for column in columns))))
-    ).tolist()
+    if made.net.match is not None:
+        batch = batch._replace(past=Past(item_B, *(column.expand(len(items), -1) for column in columns)))
+    return torch.sigmoid(made.net(batch)).tolist()
 
 
 def _numbers(ids: list[str]) -> dict[str, int]:

@@ -37,7 +37,7 @@ def test_a_new_user_gets_the_default_and_after_a_refresh_the_own_code(
     copy = row.set_column(0, "id", pa.array(["u1x"], pa.large_string()))
     both = pa.concat_tables([table, copy]).sort_by("id")
     newer = ranker.with_codes(publish_codes(published.output, tmp_path / "b", both))
-    assert newer.rank(rank_request(user_id="u1x")).knowledge == "used"
+    assert newer.rank(rank_request(user_id="u1x")).knowledge == "stored"
     assert newer.rank(rank_request(user_id="u1x")).unknown.user
     assert scores(newer, user_id="u1x") != scores(ranker, user_id="u1x")
 

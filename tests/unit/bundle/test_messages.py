@@ -10,6 +10,7 @@ from llm4msr.text import MAX_ID
 
 MANY = 200_000
 GOOD = {"user_id": "u", "scenario": "s", "items": ["a"]}
+EVENT = {"item_id": "a", "scenario": "s"}
 WRONG = {
     "items": GOOD | {"items": [0] * MANY},
     "long items": GOOD | {"items": ["x" * (MAX_ID + 1)] * 300},
@@ -21,6 +22,13 @@ WRONG = {
     "context": GOOD | {"context": {str(i): i for i in range(MANY)}},
     "context of lists": GOOD | {"context": {str(i): [] for i in range(60)}},
     "all at once": {"user_id": 1, "scenario": 2, "items": [3] * 9, "context": {"a": 1}, "top_k": "x"},
+    "a history of numbers": GOOD | {"history": [0] * MANY},
+    "a history of nothing": GOOD | {"history": [{}] * MANY},
+    "a long history": GOOD | {"history": [EVENT] * 1_001},
+    "fields of an event": GOOD | {"history": [EVENT | {str(i): i for i in range(MANY)}]},
+    "events that are not there": GOOD | {"history": None},
+    "a taste in words": GOOD | {"history": [EVENT | {"liked": "yes"}]},
+    "another mode": GOOD | {"history_mode": "x" * MANY},
     "nothing": {},
 }
 
@@ -47,3 +55,10 @@ def test_the_context_that_is_wrong_is_named() -> None:
             RankRequest.model_validate(GOOD | {"context": context})
     longest = "x" * MAX_ID
     assert RankRequest.model_validate({"user_id": longest, "scenario": longest, "items": [longest]}).user_id == longest
+
+
+def test_an_event_of_a_history_is_a_liked_one_unless_it_says_otherwise() -> None:
+    told = RankRequest.model_validate(GOOD | {"history": [EVENT, EVENT | {"liked": False}]})
+    assert [event.liked for event in told.history] == [True, False]
+    assert (told.history_mode, RankRequest.model_validate(GOOD).history) == ("extend", [])
+    assert len(RankRequest.model_validate(GOOD | {"history": [EVENT] * 1_000}).history) == 1_000

@@ -61,7 +61,7 @@ def test_all_strangers_score_alike(ranker: Ranker):
 
 def test_knowledge_is_used_for_who_has_some(ranker: Ranker, world: World):
     for user in (f"u{i}" for i in range(40)):
-        expected = "used" if is_known(world, user) else "none"
+        expected = "stored" if is_known(world, user) else "none"
         assert ranker.rank(rank_request(user_id=user)).knowledge == expected
     assert ranker.info().users_with_knowledge == 37
 

@@ -1,20 +1,27 @@
 """A bundle of a model that matches pasts scores as the trained net does, with all that is known of a user."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llm4msr import Ranker, RankRequest
-from tests.support.matching import PARTS, PAST_EVENTS, publish_matching, trained_scores
+from tests.support.matching import PARTS, PAST_EVENTS, Event, publish_matching, trained_scores
 
 CANDIDATES = ["i3", "i1", "nobody's", "i9", "i2", "i14"]
+NEWEST: list[Event] = [("i7", "home", True), ("i3", "search", False), ("i12", "elsewhere", True)]
 
 
-def served_scores(ranker: Ranker, user: str, scenario: str, items: list[str]) -> list[float]:
-    request = RankRequest(user_id=user, scenario=scenario, items=items)
-    scores = {item.item_id: item.score for item in ranker.rank(request).ranked}
-    return [scores[item] for item in items]
+def request(user: str, scenario: str, history: Sequence[Event] = (), mode: str = "extend") -> RankRequest:
+    told = [{"item_id": item, "scenario": at, "liked": liked} for item, at, liked in history]
+    fields = {"user_id": user, "scenario": scenario, "items": CANDIDATES, "history": told, "history_mode": mode}
+    return RankRequest.model_validate(fields)
+
+
+def served_scores(ranker: Ranker, *of_request: Any) -> list[float]:
+    scores = {item.item_id: item.score for item in ranker.rank(request(*of_request)).ranked}
+    return [scores[item] for item in CANDIDATES]
 
 
 @pytest.mark.parametrize(
@@ -37,19 +44,67 @@ def test_scores_are_those_of_the_trained_net_that_sees_all_events_of_a_user(
         for scenario in ("home", "search", "elsewhere"):
             past = made.events.get(user, [])[-PAST_EVENTS:]
             expected = trained_scores(made, user, scenario, CANDIDATES, past)
-            assert served_scores(ranker, user, scenario, CANDIDATES) == pytest.approx(expected, abs=1e-5)
+            assert served_scores(ranker, user, scenario) == pytest.approx(expected, abs=1e-5)
             without += expected != pytest.approx(trained_scores(made, user, scenario, CANDIDATES, []), abs=1e-3)
     assert without >= (0 if model.get("match") == ("candidate",) else 6)
-    requests = [RankRequest(user_id=u, scenario="home", items=CANDIDATES[: 1 + at]) for at, u in enumerate(made.events)]
-    for request, together in zip(requests, ranker.rank_many(requests, [""] * len(requests)), strict=True):
-        alone = {item.item_id: item.score for item in ranker.rank(request).ranked}
+    requests = [request(user, "home", NEWEST[: at % 4]) for at, user in enumerate(made.events)]
+    for one, together in zip(requests, ranker.rank_many(requests, [""] * len(requests)), strict=True):
+        alone = {item.item_id: item.score for item in ranker.rank(one).ranked}
         assert {item.item_id: item.score for item in together.ranked} == pytest.approx(alone, abs=1e-5)
 
 
 def test_of_who_is_to_be_forgotten_no_past_is_kept(tmp_path: Path):
     made = publish_matching(tmp_path, forget=["u5"])
     ranker = Ranker.load(str(made.output.folder))
-    assert made.output.manifest.info["users_with_past"] == len(ranker.pasts) == len(made.events) - 1
-    assert ranker.pasts.find("u5") is None
+    assert made.output.manifest.info["users_with_past"] == len(ranker.knowledge.pasts) == len(made.events) - 1
+    assert ranker.knowledge.pasts.find("u5") is None
     expected = trained_scores(made, "u5", "home", CANDIDATES, [])
-    assert served_scores(ranker, "u5", "home", CANDIDATES) == pytest.approx(expected, abs=1e-5)
+    assert served_scores(ranker, "u5", "home") == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("total", [1, 4])
+@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize("match", [PARTS, ("ids",), ()])
+def test_a_history_in_the_request_extends_or_replaces_what_is_stored(
+    tmp_path: Path, total: int, pooled: bool, match: tuple[str, ...]
+):
+    made = publish_matching(tmp_path, total, pooled=pooled, match=match, knowledge="both")
+    ranker = Ranker.load(str(made.output.folder))
+    assert ranker.info().reads_history == (pooled or bool(match))
+    assert ranker.info().users_with_past == (len(made.events) if pooled or match else 0)
+    for user in ["u1", "u11", "nobody"]:
+        stored = made.events.get(user, [])[-PAST_EVENTS:]
+        for mode, past in (("extend", stored + NEWEST), ("replace", NEWEST)):
+            expected = trained_scores(made, user, "home", CANDIDATES, past[-PAST_EVENTS:], past if pooled else None)
+            assert served_scores(ranker, user, "home", NEWEST, mode) == pytest.approx(expected, abs=1e-5)
+            answer = ranker.rank(request(user, "home", NEWEST, mode))
+            assert (answer.knowledge == "request") == ranker.info().reads_history
+            assert answer.unknown.user == (user == "nobody")
+
+
+def test_who_was_never_seen_is_served_from_their_first_clicks(tmp_path: Path):
+    made = publish_matching(tmp_path, pooled=True, knowledge="user")
+    ranker = Ranker.load(str(made.output.folder))
+    nothing = ranker.rank(request("nobody", "home"))
+    told = ranker.rank(request("nobody", "home", [*NEWEST, ("nobody's", "home", True)]))
+    assert (nothing.knowledge, told.knowledge, ranker.rank(request("u3", "home")).knowledge) == (
+        "none",
+        "request",
+        "stored",
+    )
+    assert (nothing.unknown.history, told.unknown.history) == (0, 1)
+    assert [item.item_id for item in nothing.ranked] != [item.item_id for item in told.ranked]
+
+
+def test_a_history_without_any_known_item_changes_nothing_and_an_empty_one_in_place_of_the_stored_hides_that(
+    tmp_path: Path,
+):
+    made = publish_matching(tmp_path, pooled=True, knowledge="user")
+    ranker = Ranker.load(str(made.output.folder))
+    unknown = ranker.rank(request("u3", "home", [("nobody's", "home", True)] * 3))
+    assert (unknown.knowledge, unknown.unknown.history) == ("stored", 3)
+    assert served_scores(ranker, "u3", "home", [("nobody's", "home", True)]) == served_scores(ranker, "u3", "home")
+    hidden = ranker.rank(request("u3", "home", [], "replace"))
+    assert (hidden.knowledge, hidden.unknown.user) == ("none", False)
+    expected = trained_scores(made, "u3", "home", CANDIDATES, [], pooled=[("nobody's", "home", True)])
+    assert served_scores(ranker, "u3", "home", [], "replace") == pytest.approx(expected, abs=1e-5)
