@@ -206,6 +206,21 @@ def run_each(
         yield from batch.to_pylist()
 
 
+def on_each_node(function: Callable[[], T]) -> list[T]:
+    """What the function returns on each machine of the cluster that has CPUs."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    connect()
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if nodes == [ray.get_runtime_context().get_node_id()]:
+        return [function()]
+    task = ray.remote(num_cpus=0)(function)
+    places = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
+    returned: list[T] = ray.get([task.options(scheduling_strategy=place).remote() for place in places])
+    return returned
+
+
 def say_if_busy(needed: int, what: str = "CPU") -> None:
     """Say so if Ray has fewer free CPUs (or GPUs) than a stage asks for: the stage then waits for them."""
     import ray

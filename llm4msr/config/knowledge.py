@@ -96,9 +96,11 @@ class ExtractConfig(Section):
     item_template: Annotated[str, Key.URI] = ""
     """For `reads = "items"`: URI of your own template, with `$title` and, if you like, `$categories`; empty =
     `item.txt` in llm4msr/knowledge/prompts."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number type of the LLM's weights and arithmetic. The 16-bit types halve the memory and are faster on GPUs; they
-    change vectors a little, so all rows are asked again."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of the LLM's weights and arithmetic. `auto` is what the storage's vectors of this model were made
+    in; for the first ones `bfloat16` where all machines that ask have a GPU, or a CPU with avx512_bf16 or AMX, else
+    `float32`. The 16-bit formats halve time and memory there and change vectors a little, so another format asks about
+    all rows again."""
 
     @property
     def sources(self) -> tuple[str, ...]:

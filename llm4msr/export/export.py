@@ -8,7 +8,7 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.export import user_codes
 from llm4msr.export.write import write_bundle
-from llm4msr.knowledge import item_vectors
+from llm4msr.knowledge import item_vectors, number_format
 from llm4msr.knowledge.forget import ids_to_forget
 from llm4msr.knowledge.prompts import templates
 from llm4msr.storage import StageOutput, StageResult
@@ -60,7 +60,7 @@ def llm_identity(config: Config, knowledge: StageOutput) -> dict[str, str]:
         "model": mask(e.model),
         "revision": knowledge.manifest.inputs["revision"],
         "pooling": e.pooling,
-        "dtype": e.dtype,
+        "dtype": number_format.used_by(knowledge),
     }
     if e.reads == "items":  # their principal components are those of one extraction
         return identity | {"items": knowledge.manifest.fingerprint}

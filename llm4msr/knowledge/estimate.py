@@ -13,7 +13,7 @@ from llm4msr.arrays import strings
 from llm4msr.config import Config, ExtractConfig
 from llm4msr.data import partitions
 from llm4msr.data.prepare import PromptData
-from llm4msr.knowledge import index, versions
+from llm4msr.knowledge import index, number_format, versions
 from llm4msr.knowledge.actor_pool import rows_per_shard
 from llm4msr.knowledge.buckets import Bucket
 from llm4msr.knowledge.engines import PromptTokenizer, engine_name, models, open_tokenizer, soundness
@@ -37,7 +37,9 @@ def estimate(config: Config, data: PromptData, finished: bool) -> dict[str, obje
 
     What the first source of vectors reads, and as `beside` what each of the others does.
     """
-    first, *others = (_estimate(config, data, source, finished) for source in sources(config.extract))
+    model = models.find_local(config.extract.model)
+    as_read = number_format.in_format(config, number_format.expected(config, models.revision(model) if model else ""))
+    first, *others = (_estimate(as_read, data, source, finished) for source in sources(as_read.extract))
     return first | ({"beside": others} if others else {})
 
 
@@ -187,14 +189,14 @@ def _rate(config: Config) -> tuple[float, str]:
     weights = soundness.parameters(folder) if folder else models.ALIAS_PARAMETERS * (e.model == models.ALIAS)
     if not weights:
         return 0.0, "unknown until the model is on this machine"
-    return EFFICIENCY * _matrix_rate() / 2.0 / weights, f"on this machine's CPU ({weights / 1e6:.0f}M weights)"
+    return EFFICIENCY * _matrix_rate(e.dtype) / 2.0 / weights, f"on this machine's CPU ({weights / 1e6:.0f}M weights)"
 
 
-def _matrix_rate() -> float:
-    """Floating-point operations per second of a float32 matrix product on all cores, measured for 0.3 s."""
+def _matrix_rate(dtype: str) -> float:
+    """Floating-point operations per second of a matrix product on all cores, measured for 0.3 s."""
     import torch
 
-    a = torch.randn(1024, 1024)
+    a = torch.randn(1024, 1024, dtype=getattr(torch, dtype))
     a @ a
     begun, times = time.perf_counter(), 0
     while time.perf_counter() - begun < 0.3:

@@ -19,7 +19,7 @@ from llm4msr.arrays import strings
 from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import drift, item_vectors, sums, work_list
+from llm4msr.knowledge import drift, item_vectors, number_format, sums, work_list
 from llm4msr.knowledge.engines import Task
 from llm4msr.knowledge.failures import refuse_failed_rows, refuse_failures, total
 from llm4msr.knowledge.forget import ids_to_forget
@@ -64,11 +64,13 @@ def extract(config: Config, data: StageOutput) -> StageOutput:
     settings = config.model_dump(include={"extract"})
 
     def build(folder: UPath) -> StageResult:
-        readers: dict[str, Reader] = {}
-        for source, its_revision in zip(pinned, revisions, strict=True):
+        readers, by_models = dict[str, Reader](), any(source.name != "words" for source in pinned)
+        dtype = number_format.settle(config, folder, revision) if by_models else ""
+        exact = [source.in_format(dtype) for source in pinned]
+        for source, its_revision in zip(exact, revisions, strict=True):
             source.check()
             readers |= source.readers(config, its_revision, texts_of_items(data))
-        return _build(config, data, folder, pinned, readers)
+        return _build(config, data, folder, exact, readers, {"dtype": dtype})
 
     _withdraw_if_of_another_model(version, revision, inputs["model"])
     output = storage.publish(version, "extract", config.seed, settings, inputs, build, resumable=True)
@@ -127,7 +129,12 @@ def folder(config: Config, data: StageOutput) -> UPath:
 
 
 def _build(
-    config: Config, data: StageOutput, folder: UPath, pinned: list[Source], readers: dict[str, Reader]
+    config: Config,
+    data: StageOutput,
+    folder: UPath,
+    pinned: list[Source],
+    readers: dict[str, Reader],
+    info: dict[str, object],
 ) -> StageResult:
     work = work_list.plan_work(config, data, folder, readers)
     kept = sum(work.kept.values())
@@ -135,7 +142,7 @@ def _build(
         say(f"  {kept} rows are as an earlier version has them, {sum(s.rows for s in work.shards)} are to be asked")
     if work.steady:
         say(f"  {work.steady} scenarios moved by no more than extract.scenario_tolerance and keep their prompts")
-    info: dict[str, object] = {"version": _next_version(folder), "partitions": partitions.count(data)}
+    info |= {"version": _next_version(folder), "partitions": partitions.count(data)}
     results = _run_passes(config, data, folder, pinned, work)
     refuse_failures(config, folder, {task: merge(results, task).counts for task in SHARD_FOLDERS}, work)
     vectors, answers = merge(results, "vectors"), merge(results, "answers")

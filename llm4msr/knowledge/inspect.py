@@ -10,7 +10,7 @@ from llm4msr.arrays import Halves, strings, typed_rows
 from llm4msr.config import Config
 from llm4msr.data.partitions import hash_ids
 from llm4msr.errors import ConfigError, StorageError
-from llm4msr.knowledge import interests, sums
+from llm4msr.knowledge import interests, number_format, sums
 from llm4msr.knowledge.engines import open_engine, open_tokenizer
 from llm4msr.knowledge.extract import check_same_model
 from llm4msr.knowledge.index import read_index
@@ -119,6 +119,7 @@ def verify(config: Config, output: StageOutput, sample: int = 16) -> VerifyRepor
         StorageError: the model is another one now, or a row is not what its prompt gives.
     """
     check_same_model(config, output)
+    config = number_format.as_made(config, output)
     source, kind = _asked(config)
     rows = _sample(output, kind, sample, config.seed)
     raw_ids, prompts = strings(rows["raw_id"]), strings(rows["prompt"])

@@ -21,6 +21,8 @@ class Reader(BaseModel):
     """All that decides a vector besides its prompt."""
     writes: dict[str, str]
     """How the texts of each kind of rows are written beside their vectors; empty where none are."""
+    dtype: str = ""
+    """Number format of the model's weights and arithmetic."""
     source: SourceName = "llm"
     own_text: bool = False
     """Whether it reads what data says of a row and nothing else: no instruction, no chat template."""
@@ -42,4 +44,5 @@ class Reader(BaseModel):
         layer = f" layer={e.layer}" if e.layer else ""
         weights = f"{e.dtype} {e.quantization}".strip()
         reads = f"{revision} {frame} {e.pooling} {weights}{layer}{answer}"
-        return cls(revision=revision, frame=frame, reads=reads, writes=writes, source=source, own_text=own_text)
+        model = {"revision": revision, "frame": frame, "dtype": e.dtype}
+        return cls(**model, reads=reads, writes=writes, source=source, own_text=own_text)

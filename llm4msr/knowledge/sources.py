@@ -73,6 +73,10 @@ class Source(NamedTuple):
             exact["max_prompt_tokens"] = min(self.extract.max_prompt_tokens, most - PADDING_POSITIONS)
         return self._replace(extract=self.extract.model_copy(update=exact))
 
+    def in_format(self, dtype: str) -> "Source":
+        """The same in this number format."""
+        return self._replace(extract=self.extract.model_copy(update={"dtype": dtype}))
+
     def reads_own_text(self, kind: str) -> bool:
         """Whether it reads what data says of a row and nothing else, which a mean over all tokens allows."""
         return self.name != "llm" or (kind == "items" and self.extract.pooling == "mean")

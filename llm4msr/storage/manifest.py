@@ -29,7 +29,7 @@ class Manifest(BaseModel):
     fingerprint: str = Field(pattern=rf"^({stage_files.NAME.pattern})$", max_length=255)
     created: str
     seed: int
-    config: dict[str, object]
+    config: dict[str, Any]
     inputs: dict[str, str]
     files: dict[str, FileRecord]
     rows: int

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from llm4msr.config import Config
+from llm4msr.hardware import multiplies_bfloat16
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -28,14 +29,6 @@ def choose(config: Config, device: torch.device) -> Precision:
         return wanted
     suits = ":" not in model.backbone and max(model.hidden) >= NARROW
     return "bfloat16" if suits and multiplies_bfloat16(device) else "float32"
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether it has instructions for it: avx512_bf16 or AMX of a CPU, tensor cores of a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
-    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def products(precision: Precision, device: torch.device) -> torch.autocast:

@@ -104,7 +104,7 @@ def config_of(folder: Path, storage_at: str = "", **sections: Any) -> Config:
         "source": {"kind": "table", "path": str(folder), "table": table} | sections.pop("source", {}),
         "model": SMALL_MODEL | sections.pop("model", {}),
         "train": FAST_TRAINING | sections.pop("train", {}),
-        "extract": {"engine": "transformers", "model": "none/such"} | sections.pop("extract", {}),
+        "extract": {"engine": "transformers", "model": "none/such", "dtype": "float32"} | sections.pop("extract", {}),
     }
     return Config.model_validate(document | sections)
 

@@ -46,6 +46,7 @@ def open_engine(config: ExtractConfig, task: Task = "vectors", encoder: bool = F
 
 
 def _load(config: ExtractConfig, name: str, folder: Path, task: Task, encoder: bool) -> Engine:
+    assert config.dtype != "auto", "number_format.settle comes before"
     pooling: Pooling = "last" if config.pooling == "answer" else config.pooling
     if name == "vllm":
         from llm4msr.knowledge.engines.vllm import VllmEngine

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 
+from llm4msr.hardware import multiplies_bfloat16
 from llm4msr.training import precision
 from llm4msr.training.checkpoint import Checkpoint
 from llm4msr.training.dataset import Dataset
@@ -31,7 +32,7 @@ def test_auto_takes_bfloat16_where_the_machine_and_the_backbone_suit(world: Worl
         }
         return precision.choose(world.config.model_copy(update=update), CPU)
 
-    assert choice("auto") == ("bfloat16" if precision.multiplies_bfloat16(CPU) else "float32")
+    assert choice("auto") == ("bfloat16" if multiplies_bfloat16() else "float32")
     unsuited = ({"backbone": "my.package:Net"}, {"hidden": (16, 8)})
     for model in ({}, *unsuited):
         assert [choice(wanted, **model) for wanted in ("float32", "bfloat16")] == ["float32", "bfloat16"]
@@ -44,7 +45,7 @@ def test_the_cpu_tells_what_it_multiplies_as_the_kernel_does():
             flags = set(file.read().split())
     except OSError:
         pytest.skip("no /proc here")
-    assert precision.multiplies_bfloat16(CPU) == bool(flags & {"avx512_bf16", "amx_bf16"})
+    assert multiplies_bfloat16() == bool(flags & {"avx512_bf16", "amx_bf16"})
 
 
 def test_products_in_bfloat16_train_another_model_of_the_same_quality(world: World):

@@ -79,7 +79,9 @@ def test_vectors_of_a_layer_are_its_hidden_states(llama: Path, tokens: list[list
 
 def test_a_layer_that_the_model_has_not_is_refused(llama: Path):
     with pytest.raises(ConfigError, match=r"extract\.layer = 3: .* has 2 layers; 0 is the last one"):
-        open_engine(ExtractConfig(engine="transformers", model=str(llama), layer=3, max_prompt_tokens=100))
+        open_engine(
+            ExtractConfig(engine="transformers", dtype="float32", model=str(llama), layer=3)
+        )
 
 
 def test_another_layer_than_the_last_is_not_vllms():
@@ -140,7 +142,7 @@ def test_answer_follows_the_prompt(llama: Path):
 
 @pytest.mark.parametrize(("pooling", "room"), [("last", 100), ("answer", 120)])
 def test_answers_have_room_where_they_are_pooled(llama: Path, pooling: str, room: int):
-    config = ExtractConfig(model=str(llama), pooling=pooling, max_prompt_tokens=100, answer_tokens=20)
+    config = ExtractConfig(model=str(llama), dtype="float32", pooling=pooling, max_prompt_tokens=100, answer_tokens=20)
     assert open_tokenizer(config).max_tokens == room
 
 
@@ -149,7 +151,7 @@ def test_answers_have_room_where_they_are_pooled(llama: Path, pooling: str, room
 
 @pytest.mark.parametrize(("pooling", "expected"), [("last", "last"), ("mean", "mean"), ("answer", "last")])
 def test_open_engine_reads_the_config(llama: Path, pooling: str, expected: str):
-    engine = open_engine(ExtractConfig(engine="transformers", model=str(llama), pooling=pooling))
+    engine = open_engine(ExtractConfig(engine="transformers", dtype="float32", model=str(llama), pooling=pooling))
     assert isinstance(engine, TransformersEngine)
     assert engine.pooling == expected
     assert engine.width == 128

@@ -190,26 +190,26 @@ def test_weights_that_are_missing_are_not_made_up(copied: Path):
     del weights["model.layers.1.mlp.up_proj.weight"]
     safetensors.torch.save_file(weights, copied / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(StorageError, match=r"copy: no weights for model\.layers\.1\.mlp\.up_proj\.weight \(1 are"):
-        open_engine(ExtractConfig(engine="transformers", model=str(copied)))
+        open_engine(ExtractConfig(engine="transformers", dtype="float32", model=str(copied)))
 
 
 def test_weights_of_another_shape_are_named(copied: Path):
     changed(copied / "config.json", intermediate_size=192)
     told = r"layers\.0\.mlp\.down_proj\.weight are \[128, 256\], and config\.json says \[128, 192\] \(6 differ"
     with pytest.raises(StorageError, match=told):
-        open_engine(ExtractConfig(engine="transformers", model=str(copied)))
+        open_engine(ExtractConfig(engine="transformers", dtype="float32", model=str(copied)))
 
 
 def test_code_that_a_model_brings_is_not_run_and_nobody_is_asked(copied: Path, capfd: pytest.CaptureFixture[str]):
     changed(copied / "config.json", model_type="own", auto_map={"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"})
     (copied / "own.py").write_text("raise SystemExit('the code ran')")
     with pytest.raises(StorageError, match="custom code"):
-        open_engine(ExtractConfig(engine="transformers", model=str(copied)))
+        open_engine(ExtractConfig(engine="transformers", dtype="float32", model=str(copied)))
     assert "[y/N]" not in capfd.readouterr().out
 
 
 def test_a_tokenizer_of_another_model_is_told(llama: Path):
-    engine = open_engine(ExtractConfig(engine="transformers", model=str(llama)))
+    engine = open_engine(ExtractConfig(engine="transformers", dtype="float32", model=str(llama)))
     with pytest.raises(StorageError, match=r"token 5000 of 400 .* its tokenizer is another model's"):
         engine.vectors([[3, 5000], [1]])
 
@@ -222,7 +222,7 @@ def test_what_an_engine_raises_while_it_loads_is_one_message(copied: Path):
     config = json.loads((copied / "config.json").read_text()) | {"model_type": "no-such-kind", "architectures": ["X"]}
     (copied / "config.json").write_text(json.dumps(config))
     with pytest.raises(StorageError, match=r"copy: transformers cannot load this model \(\w+: ") as caught:
-        open_engine(ExtractConfig(engine="transformers", model=str(copied)))
+        open_engine(ExtractConfig(engine="transformers", dtype="float32", model=str(copied)))
     assert "\n" not in str(caught.value)
 
 
