@@ -8,21 +8,22 @@ from llm4msr.data.prepare import PromptData, prompt_data
 from llm4msr.errors import ConfigError
 from llm4msr.knowledge.estimate import estimate
 from llm4msr.knowledge.prompts.sample import sampler
+from llm4msr.training.estimate import estimate as time_of_trainings
 from llm4msr.training.evaluate import compared_runs
 
 
 def plan(config: Config, verb: str) -> dict[str, Any]:
     """The plan of one verb, or of all stages for `run`; reads the source, writes nothing."""
     parts: dict[str, Any] = {}
-    if verb in ("prepare", "extract", "run"):
+    if verb in ("prepare", "extract", "train", "run"):
         data = prompt_data(config, sampler)
-        parts |= {"prepare": _of_prepare(config, data)} if verb != "extract" else {}
-        parts |= {"extract": estimate(config, data, _is_extracted(config))} if verb != "prepare" else {}
+        parts |= {"prepare": _of_prepare(config, data)} if verb in ("prepare", "run") else {}
+        parts |= {"extract": estimate(config, data, _is_extracted(config))} if verb in ("extract", "run") else {}
         if verb == "run" and len(of_seeds := [one.seed for one in pipeline.datasets(config)]) > 1:
             parts["extract"]["again_for_each_seed"] = of_seeds
-    if verb in ("train", "run"):
-        runs = [(config.model.variant, config)] if verb == "train" else pipeline.trainings(config)
-        parts["train"] = [f"{config.model.backbone} {name}, seed {run.seed}" for name, run in runs]
+        if verb in ("train", "run"):
+            runs = [(config.model.variant, config)] if verb == "train" else pipeline.trainings(config)
+            parts["train"] = time_of_trainings(runs, data.report.parts["train"].rows)
     if verb in ("evaluate", "run"):
         parts["evaluate"] = f"{len(compared_runs(config))} models on the test rows"
     if verb in ("export", "run"):

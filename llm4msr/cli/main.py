@@ -138,6 +138,7 @@ def _print_plan(verb: str, config: "Config", results: TextIO) -> None:
     parts = plan(config, verb)
     numbers = parts.get("extract", {}) | parts.get("prepare", {})
     line = {name: numbers[name] for name in ("prompts", "left", "tokens", "estimate", "warnings") if name in numbers}
+    line |= {"training": parts["train"]["estimate"]} if "train" in parts else {}
     print(mask(as_json(parts, indent=2)), file=results)
     print(mask(as_json({"stage": verb, "dry_run": True} | line)), file=results)
 

@@ -147,7 +147,8 @@ def test_dry_run_tells_the_plan_and_writes_nothing(call: Call, experiment: MakeE
     assert (plan["extract"]["left"], line["left"]) == (USERS + 1, USERS + 1)
     assert plan["extract"]["tokens_are"] == "counted"
     assert line["tokens"] == plan["extract"]["tokens"] > USERS * 100
-    assert plan["train"] == ["mmoe none, seed 3", "mmoe both, seed 3"]
+    assert plan["train"]["models"] == ["mmoe none, seed 3", "mmoe both, seed 3"]
+    assert line["training"] == plan["train"]["estimate"]
 
     job = [sys.executable, "-m", "jobs.run", str(fresh), "--dry-run"]
     done = subprocess.run(job, capture_output=True, text=True, check=True)

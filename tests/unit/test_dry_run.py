@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.data.prepare import prompt_data
@@ -13,6 +14,7 @@ from llm4msr.knowledge.engines.tokens import PromptTokenizer
 from llm4msr.knowledge.prompts.render import item_prompts, user_prompts
 from llm4msr.knowledge.prompts.sample import sampler
 from llm4msr.pipeline import prepare
+from llm4msr.storage import StageResult
 from tests.support.data import config_of, write_data
 from tests.support.partitioned import in_partitions
 from tests.unit.conftest import World
@@ -158,7 +160,6 @@ def test_a_plan_does_not_change_with_preparing(config: Config):
 @pytest.mark.parametrize(
     ("verb", "expected"),
     [
-        ("train", {"train": ["mmoe both, seed 1"]}),
         ("evaluate", {"evaluate": "4 models on the test rows"}),
         ("export", {"export": "bundle of mmoe both, seed 1"}),
         ("explain", {"explain": "report on mmoe both, 2 seed(s)"}),
@@ -172,7 +173,7 @@ def test_later_stages_are_told_in_words(config: Config, verb: str, expected: dic
 def test_run_plans_all_stages(config: Config):
     found = plan(config, "run")
     assert list(found) == ["prepare", "extract", "train", "evaluate", "export"]
-    assert found["train"] == [f"mmoe {name}, seed {seed}" for name in ("none", "both") for seed in (1, 2)]
+    assert found["train"]["models"] == [f"mmoe {name}, seed {seed}" for name in ("none", "both") for seed in (1, 2)]
 
 
 @pytest.mark.parametrize("total", [2, 8])
@@ -187,3 +188,21 @@ def test_the_plan_of_partitions_counts_all_users_and_reads_one_partition(config:
     for name in ("prompts", "left", "shards", "tokens_are"):
         assert many["extract"][name] == one["extract"][name]
     assert many["extract"]["tokens"] == pytest.approx(one["extract"]["tokens"], rel=0.1)
+
+
+def test_the_time_of_all_trainings_is_told(config: Config):
+    rows = prompt_data(config, sampler).report.parts["train"].rows
+    one, all_of_them = plan(config, "train")["train"], plan(config, "run")["train"]
+    assert one["rows"] == all_of_them["rows"] == rows
+    assert len(one["models"]) == 1
+    assert len(all_of_them["models"]) > 1
+    assert f"for {len(all_of_them['models'])} training(s)" in all_of_them["estimate"]
+    slow = config.model_copy(update={"train": config.train.model_copy(update={"epochs": 10**9})})
+    assert plan(slow, "train")["train"]["estimate"] != one["estimate"]
+
+
+def test_a_large_training_that_is_finished_tells_how_long_others_take(config: Config):
+    info = {"epochs": 2, "starts": [{"epoch": 0, "batch": 0, "workers": 1}]}
+    folder = storage.path(config.root) / "train" / "mmoe-none-s1-0123"
+    storage.publish(folder, "train", 1, {}, {}, lambda _: StageResult(files={}, rows=1_000_000, info=info))
+    assert "as mmoe-none-s1-0123 took" in plan(config, "train")["train"]["estimate"]

@@ -79,9 +79,7 @@ def test_vectors_of_a_layer_are_its_hidden_states(llama: Path, tokens: list[list
 
 def test_a_layer_that_the_model_has_not_is_refused(llama: Path):
     with pytest.raises(ConfigError, match=r"extract\.layer = 3: .* has 2 layers; 0 is the last one"):
-        open_engine(
-            ExtractConfig(engine="transformers", dtype="float32", model=str(llama), layer=3)
-        )
+        open_engine(ExtractConfig(engine="transformers", dtype="float32", model=str(llama), layer=3))
 
 
 def test_another_layer_than_the_last_is_not_vllms():

@@ -1,0 +1,48 @@
+"""How long the trainings of a run would take, before any of them has begun."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llm4msr import storage
+from llm4msr.config import Config
+
+MICROSECONDS_A_ROW = 12.0
+"""Of one worker's core, for a training row in one epoch: measured with MMoE and knowledge at our default sizes."""
+SECONDS_TO_START = 15.0
+"""Of Ray Train's worker and torch, for each training."""
+
+
+def estimate(runs: Sequence[tuple[str, Config]], rows: int) -> dict[str, Any]:
+    """Trainings and their time at most, as JSON.
+
+    Args:
+        runs: name and config of each model to train.
+        rows: training rows of one epoch, drawn negatives included.
+    """
+    config = runs[0][1]
+    rate, source = _seconds_a_row(config)
+    workers = config.train.workers if isinstance(config.train.workers, int) else config.train.workers[0]
+    seconds = len(runs) * (SECONDS_TO_START + config.train.epochs * rows * rate / workers)
+    minutes = max(1, round(seconds / 60))
+    return {
+        "models": [f"{run.model.backbone} {name}, seed {run.seed}" for name, run in runs],
+        "rows": rows,
+        "estimate": (
+            f"at most about {minutes} min for {len(runs)} training(s) of {config.train.epochs} epochs, "
+            f"{source}; most end earlier (train.patience)"
+        ),
+    }
+
+
+def _seconds_a_row(config: Config) -> tuple[float, str]:
+    """Of one worker, for a row in one epoch; and where the number is from."""
+    root = storage.path(config.root) / "train"
+    for folder in sorted(root.iterdir()) if root.exists() else []:
+        output = storage.open_output(folder)
+        if output is None or len(starts := output.manifest.info["starts"]) > 1:
+            continue
+        m, workers = output.manifest, starts[0]["workers"]
+        seconds = max(m.seconds - SECONDS_TO_START, 0) * workers / max(m.rows * m.info["epochs"], 1)
+        if m.info["epochs"] * m.rows > 1_000_000:  # of less, most was the start
+            return seconds, f"as {folder.name} took"
+    return MICROSECONDS_A_ROW / 1e6, f"at {MICROSECONDS_A_ROW:g} microseconds a row"
