@@ -27,11 +27,19 @@ class TableColumns(Section):
     """The column of user ids, in `interactions` and in `users`."""
     item: str = "item_id"
     """The column of item ids, in `interactions` and in `items`."""
+    user_in_users: str = ""
+    """The column of user ids in `users`, if it has another name there."""
+    item_in_items: str = ""
+    """The column of item ids in `items`, if it has another name there."""
     scenario: str = "scenario"
-    """The column of `interactions` that names the scenario, such as a page, a shelf or a channel."""
+    """The column of `interactions` that names the scenario, such as a page, a shelf or a channel. Empty = all rows are
+    of one scenario, `all`; there is then nothing that one could tell of another."""
     label: str = ""
     """The column of `interactions` to be predicted: a number from 0 to 1, `true` or `false`; above 0.5 the item counts
     as liked. Empty = every row is a like, and `split.negatives` must draw the others."""
+    liked_above: float | Literal[""] = ""
+    """Where `label` holds other numbers, such as stars or seconds: above this one an item is liked, else not. Empty =
+    labels are from 0 to 1 already."""
     order: str = ""
     """The column of `interactions` that says what came first: numbers, dates or time stamps (ISO 8601 in a CSV), or,
     with `split.by = "user"`, a position within the user. Empty = the order of the rows in the files and of the files'
@@ -52,6 +60,12 @@ class TableColumns(Section):
     """Columns of `users` that the ranker gets as features; Parquet lists are many-valued."""
     item_features: tuple[str, ...] = ()
     """Columns of `items` that the ranker gets as features besides `category`; Parquet lists are many-valued."""
+
+    @model_validator(mode="after")
+    def _check_limit_has_a_label(self) -> Self:
+        if self.liked_above != "" and not self.label:
+            raise ValueError("liked_above: of which column? name it as label, or leave liked_above out")
+        return self
 
     @model_validator(mode="after")
     def _check_names_are_unique(self) -> Self:

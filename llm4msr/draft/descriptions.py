@@ -21,7 +21,8 @@ def find_items(roles: Roles, taken: set[str]) -> tuple[list[Guess | Note], list[
     if roles.items is None:
         return [*_no_items(roles, taken)], []
     guesses: list[Guess | Note] = [
-        Guess("items", roles.items.sample.name, _why(roles.items, "item"), _is_sure(roles.items))
+        Guess("items", roles.items.sample.name, _why(roles.items, "item"), _is_sure(roles.items)),
+        *_find_key("item_in_items", roles.items, roles.item),
     ]
     columns = _rest(roles.items)
     title, category = _find_title(columns), _find_category(columns)
@@ -31,7 +32,7 @@ def find_items(roles: Roles, taken: set[str]) -> tuple[list[Guess | Note], list[
     used = {guess.value for guess in guesses if isinstance(guess, Guess)}
     refused = {"item_id", "category"} if category else {"item_id"}
     guesses += _find_features("item_features", [c for c in columns if c.name not in used], refused)
-    return guesses, [*_faults(roles.items, str(roles.item.value), "item")]
+    return guesses, [*_faults(roles.items, "item")]
 
 
 def find_users(roles: Roles) -> tuple[list[Guess | Note], list[str]]:
@@ -42,7 +43,14 @@ def find_users(roles: Roles) -> tuple[list[Guess | Note], list[str]]:
     if not any(isinstance(guess, Guess) for guess in features):
         return [Note(f"{roles.users.sample.name or 'the users'} is left out: none of its columns is a feature")], []
     users = Guess("users", roles.users.sample.name, _why(roles.users, "user"), _is_sure(roles.users))
-    return [users, *features], [*_faults(roles.users, str(roles.user.value), "user")]
+    return [users, *_find_key("user_in_users", roles.users, roles.user), *features], [*_faults(roles.users, "user")]
+
+
+def _find_key(key: str, described: Described, ours: Guess) -> Iterator[Guess]:
+    """The name of the ids in the table that describes them, if it is another one than in the interactions."""
+    if described.key != ours.value:
+        why = f"what the interactions call '{ours.value}'"
+        yield Guess(key, described.key, why, is_sure=described.overlap > 0.5)
 
 
 def _rest(described: Described) -> list[ColumnSample]:
@@ -58,13 +66,8 @@ def _is_sure(described: Described) -> bool:
     return described.overlap > 0.5 or (described.overlap > 0 and not described.sample.is_whole)
 
 
-def _faults(described: Described, name: str, role: str) -> Iterator[str]:
+def _faults(described: Described, role: str) -> Iterator[str]:
     sample, column = described.sample, described.sample.columns[described.key]
-    if described.key != name:
-        yield (
-            f"{role}s: the {role} is '{described.key}' in {sample.name} and '{name}' in the interactions, and both "
-            f"tables need one name: rename the column in one of them, and name it as source.table.{role}"
-        )
     if described.overlap == 0 and sample.is_whole:
         shown = f"the file has {', '.join(map(quote, column.values[:3]))}"
         yield f"{role}s: none of the interactions' {role}s is in {sample.name}: {shown}; write ids the same way in both"

@@ -39,7 +39,7 @@ def draft(places: Sequence[str]) -> Draft:
         *users[1:],
     ]
     table += [Note(f"files that are not used: {shorten(', '.join(unused), 200)}")] if unused else []
-    decisions = [*mend_delimiter, *columns.decisions, *mend_items, *mend_users, *_faults(roles, columns.guesses)]
+    decisions = [*mend_delimiter, *mend_items, *mend_users, *_faults(roles, columns.guesses)]
     return Draft(found.path, _seen(samples), table, columns.split, decisions)
 
 

@@ -23,27 +23,23 @@ class Columns(NamedTuple):
 
     guesses: list[Guess | Note]
     split: list[Guess | Note]
-    decisions: list[str]
     taken: set[str]
 
 
 def find_columns(roles: Roles) -> Columns:
     """Guess them; each is of the interactions' table."""
-    sample, decisions = roles.interactions, list[str]()
+    sample = roles.interactions
     taken = {str(roles.user.value), str(roles.item.value)}
     order, is_position = times.find_order(sample, _rest(sample, taken), str(roles.user.value))
     taken |= {str(order.value)} if isinstance(order, Guess) else set()
     label = [*labels.find_label(sample, _rest(sample, taken))]
     taken |= {str(guess.value) for guess in label if isinstance(guess, Guess)}
     scenario = scenarios.find_scenario(_rest(sample, taken), roles)
-    if isinstance(scenario, str):
-        decisions.append(scenario)
-        scenario = Guess("scenario", "scenario", "no column is one: see what to decide above", is_sure=False)
     taken.add(str(scenario.value))
     context = _find_context(sample, _rest(sample, taken))
     has_label = any(isinstance(guess, Guess) for guess in label)
     split = [*_find_split(sample, order, is_position, has_label)]
-    return Columns([roles.user, roles.item, scenario, *label, order, *context], split, decisions, taken)
+    return Columns([roles.user, roles.item, scenario, *label, order, *context], split, taken)
 
 
 def _rest(sample: Sample, taken: set[str]) -> list[ColumnSample]:

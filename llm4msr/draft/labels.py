@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from llm4msr.config.toml import as_toml
 from llm4msr.draft import names
 from llm4msr.draft.columns import ColumnSample, named
 from llm4msr.draft.guess import Guess, Note
@@ -62,8 +63,8 @@ def _of_stars(column: ColumnSample) -> Iterator[Note]:
         "So each row counts as an item that the user took, and the ranker learns what a user takes next"
     )
     yield Note(
-        f"to learn what users like among what they rated: write a column of 0 and 1, {column.name} > {most:g}, "
-        "name it as label, and take split.negatives out"
+        f"to learn what users like among what they rated instead, write label = {as_toml(column.name)} and "
+        f"liked_above = {most:g}, and take split.negatives out"
     )
 
 

@@ -1,4 +1,4 @@
-"""Which column of the interactions names the scenario, or what is to be decided where none does."""
+"""Which column of the interactions names the scenario, or what to do where none does."""
 
 import pyarrow.compute as pc
 
@@ -19,12 +19,12 @@ _NONE = len(_REASONS)
 _SPLITS = {"train", "training", "valid", "validation", "val", "dev", "test"}
 
 
-def find_scenario(columns: list[ColumnSample], roles: Roles) -> Guess | str:
-    """The column, or what is to be decided."""
+def find_scenario(columns: list[ColumnSample], roles: Roles) -> Guess:
+    """The column; an empty name where none is one."""
     evidence = {column: _evidence(column) for column in columns}
     found = [column for column in columns if evidence[column] < _NONE]
     if not found:
-        return _decision(roles)
+        return Guess("scenario", "", _advice(roles), is_sure=False)
     shared = {column for column in found if _shares_users(roles, column.name)}
     found.sort(key=lambda c: (evidence[c] > 0, c.distinct == 1, c not in shared, evidence[c]))
     best, *others = found
@@ -64,21 +64,22 @@ def _values(column: ColumnSample) -> str:
     return f"{count}, such as {shown}"
 
 
-def _decision(roles: Roles) -> str:
+def _advice(roles: Roles) -> str:
+    """What to do where all rows are taken for one scenario."""
     where = roles.interactions.name or roles.interactions.files[0].path.name
     text = (
-        f"scenario: no column of {where} looks like one (a page, a shelf, a channel: few values, of which a user meets "
-        "several). Name such a column as source.table.scenario"
+        f"no column of {where} looks like one (a page, a shelf, a channel: few values, of which a user meets several), "
+        "so all rows are of one scenario, and nothing is learned across scenarios. If there is such a column, name it"
     )
     for described in filter(None, (roles.items, roles.users)):
         columns = [column for column in _few(described.sample) if column.name != described.key]
         if found := named(columns, (*names.SCENARIO, *names.CATEGORY)):
-            text += f", or copy '{found[0].name}' ({found[0].distinct} values) of {described.sample.name} to each row"
+            text += f"; or copy '{found[0].name}' ({found[0].distinct} values) of {described.sample.name} to each row"
             break
     files = [file.path.name.split(".")[0] for file in roles.interactions.files]
     if 1 < len(files) <= MOST_UNNAMED:
         text += f"; if each file is a scenario, put each into a folder of its own, such as 'scenario={files[0]}'"
-    return f"{text}; if there is only one, put {where} into a folder named 'scenario=all', and run init again"
+    return text
 
 
 def _few(sample: Sample) -> list[ColumnSample]:

@@ -7,7 +7,7 @@ becomes the same value whatever stands in the other rows, since a file is read i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, TypeVar, cast
+from typing import Literal, NoReturn, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -71,8 +71,13 @@ class Rows:
         column = self.to_numbers(self.plain(name), name, "expected a number")
         return column.cast(pa.float64(), safe=False)
 
-    def labels(self, name: str) -> Column:
-        """Numbers between 0 and 1 as float32; `true` and `false` in any case are 1 and 0."""
+    def labels(self, name: str, liked_above: float | Literal[""] = "") -> Column:
+        """Numbers between 0 and 1 as float32; `true` and `false` in any case are 1 and 0.
+
+        With `liked_above`, any numbers: 1 above it, else 0.
+        """
+        if liked_above != "":
+            return pc.greater(self.numbers(name), pa.scalar(liked_above)).cast(pa.float32())
         column = self.plain(name)
         if types.is_string(column.type):
             word = pc.utf8_lower(pc.utf8_trim_whitespace(column))
@@ -81,7 +86,8 @@ class Rows:
         rule = "expected a number, true or false"
         column = self.to_numbers(column, name, rule).cast(pa.float64(), safe=False)
         bad = pc.or_(pc.less(column, pa.scalar(0)), pc.greater(column, pa.scalar(1)))
-        self.refuse_where(bad, column, name, "a label lies between 0 and 1; make a rating binary first")
+        rule = "a label lies between 0 and 1; make a rating binary first (your own tables: source.table.liked_above)"
+        self.refuse_where(bad, column, name, rule)
         return column.cast(pa.float32())
 
     def whole_numbers(self, name: str) -> Column:

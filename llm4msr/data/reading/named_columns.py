@@ -19,6 +19,8 @@ from llm4msr.data.reading.raw_tables import HeldTable, UniqueTable
 from llm4msr.errors import ConfigError, DataError
 from llm4msr.text import MAX_ID
 
+ONLY_SCENARIO = "all"
+"""The name of the scenario where a source tells none apart."""
 Convert = functools.partial[pa.Table]
 """From rows, and the number of the first of them (none where they have no order), to the raw layout: what the function
 needs besides these is bound to it, and tells two ways of reading apart."""
@@ -65,16 +67,18 @@ def read_named(columns: TableColumns, find_table: Callable[[str], NamedTable]) -
     items = schema.RAW_ITEMS.empty_table()
     if columns.users:
         table = find_table(columns.users)
-        names = [columns.user, *columns.user_features]
-        users = UniqueTable(_read(table, names, functools.partial(_convert_users, columns)), table.where, columns.user)
+        key = columns.user_in_users or columns.user
+        convert = functools.partial(_convert_users, columns, key)
+        users = UniqueTable(_read(table, [key, *columns.user_features], convert), table.where, key)
     elif columns.user_features:
         raise _no_table("users", columns.user_features)
     if columns.items:
         table = find_table(columns.items)
         texts = [name for name in (columns.title, columns.category) if name]
-        names = [columns.item, *texts, *columns.item_features]
-        items = whole(_read(table, names, functools.partial(_convert_items, columns)))
-        require_unique(items["item_id"], table.where, columns.item)
+        key = columns.item_in_items or columns.item
+        convert = functools.partial(_convert_items, columns, key)
+        items = whole(_read(table, [key, *texts, *columns.item_features], convert))
+        require_unique(items["item_id"], table.where, key)
     elif columns.item_features:
         raise _no_table("items", columns.item_features)
     return RawData(interactions, users, items, implicit=not columns.label)
@@ -87,8 +91,8 @@ def _no_table(side: str, features: tuple[str, ...]) -> DataError:
 def _interactions(columns: TableColumns, table: NamedTable) -> RawTable:
     if not (columns.order or table.in_order):
         raise ConfigError(f"source.table.order: the rows of {table.where} have no order of their own; name its column")
-    numbers = [name for name in (columns.label, columns.order) if name]
-    names = [columns.user, columns.item, columns.scenario, *numbers, *columns.context]
+    optional = [name for name in (columns.scenario, columns.label, columns.order) if name]
+    names = [columns.user, columns.item, *optional, *columns.context]
     first = table.first(names)
     order = Order.decide(first, columns.order) if columns.order else None
     return _read(table, names, functools.partial(_convert_interactions, columns, order), first)
@@ -102,9 +106,11 @@ def _read(table: NamedTable, names: Sequence[str], convert: Convert, first: Rows
 
 def _convert_interactions(columns: TableColumns, order: Order | None, rows: Rows, first: int | None) -> pa.Table:
     count = len(rows.table)
-    ids = {"user_id": columns.user, "item_id": columns.item, "scenario_id": columns.scenario}
-    table: dict[str, Column] = {ours: rows.ids(name) for ours, name in ids.items()}
-    table["label"] = rows.labels(columns.label) if columns.label else pa.array(np.ones(count, np.float32))
+    table: dict[str, Column] = {"user_id": rows.ids(columns.user), "item_id": rows.ids(columns.item)}
+    only = pa.repeat(pa.scalar(ONLY_SCENARIO), count)
+    table["scenario_id"] = rows.ids(columns.scenario) if columns.scenario else only
+    liked = pa.array(np.ones(count, np.float32))
+    table["label"] = rows.labels(columns.label, columns.liked_above) if columns.label else liked
     number = None if first is None else pa.array(np.arange(first, first + count))
     if order is not None:
         table["order"] = order.encode(rows, columns.order)
@@ -126,12 +132,12 @@ def hash_rows(table: pa.Table) -> Hashes:
     return hashes.to_numpy().astype(np.uint64)
 
 
-def _convert_users(columns: TableColumns, rows: Rows, first: int | None) -> pa.Table:
-    return pa.Table.from_pydict({"user_id": rows.ids(columns.user)} | _features(rows, columns.user_features))
+def _convert_users(columns: TableColumns, key: str, rows: Rows, first: int | None) -> pa.Table:
+    return pa.Table.from_pydict({"user_id": rows.ids(key)} | _features(rows, columns.user_features))
 
 
-def _convert_items(columns: TableColumns, rows: Rows, first: int | None) -> pa.Table:
-    ids = rows.ids(columns.item)
+def _convert_items(columns: TableColumns, key: str, rows: Rows, first: int | None) -> pa.Table:
+    ids = rows.ids(key)
     table = {"item_id": ids, "title": rows.texts(columns.title) if columns.title else ids}
     table |= _features(rows, columns.item_features)
     if columns.category:

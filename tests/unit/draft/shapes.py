@@ -225,6 +225,12 @@ def no_time_and_no_files_beside(folder: Path) -> list[str]:
     return [str(folder / "pairs.csv")]
 
 
+def ids_under_two_names(folder: Path) -> list[str]:
+    usual(folder)
+    write(folder / "items.csv", ["id", "title"], [row[:2] for row in titles("i")])
+    return [str(folder)]
+
+
 ACCEPTED: dict[str, Callable[[Path], list[str]]] = {
     shape.__name__: shape
     for shape in (
@@ -238,15 +244,11 @@ ACCEPTED: dict[str, Callable[[Path], list[str]]] = {
         positions_within_users,
         two_marks_in_the_header,
         no_time_and_no_files_beside,
+        stars_with_semicolons,
+        ids_under_two_names,
     )
 }
 """Shapes whose config runs as it is written."""
-
-
-def ids_under_two_names(folder: Path) -> list[str]:
-    usual(folder)
-    write(folder / "items.csv", ["id", "title"], [row[:2] for row in titles("i")])
-    return [str(folder)]
 
 
 def items_that_stand_twice(folder: Path) -> list[str]:
@@ -286,8 +288,6 @@ def pages_with_gaps(folder: Path) -> list[str]:
 
 
 TO_DECIDE: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
-    "no scenario": (stars_with_semicolons, "scenario: ", "column 'scenario' is missing"),
-    "two names": (ids_under_two_names, "items: the item is 'id' in items.csv", "column 'item_id' is missing"),
     "twice": (items_that_stand_twice, "items: in items.csv, 1 of the values of ", "stands again in row 25"),
     "times": (times_as_people_write_them, "order: ", "expected a number or a time such as"),
     "gaps": (pages_with_gaps, "scenario: ", "an id cannot be empty"),

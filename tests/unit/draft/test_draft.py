@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm4msr import storage
+from llm4msr.arrays import strings
 from llm4msr.config import Config
 from llm4msr.data.prepare import prompt_data
 from llm4msr.draft.draft import draft
@@ -41,6 +42,8 @@ EXPECTED: dict[str, dict[str, Any]] = {
     | {"items": "t2.txt"},
     "positions_within_users": {"user": "uid", "item": "iid", "order": "seq", "kind": "leave_last_out", "negatives": 4},
     "two_marks_in_the_header": {"delimiter": ";", "item": "item_id,code", "scenario": "shelf"},
+    "stars_with_semicolons": {"scenario": "", "negatives": 4},
+    "ids_under_two_names": {"item": "item_id", "item_in_items": "id", "title": "title"},
     "no_time_and_no_files_beside": {"user": "customerNumber", "item": "isbn", "scenario": "store", "kind": "random"},
 }
 
@@ -65,7 +68,8 @@ def test_a_shape_becomes_a_config_that_runs_as_it_is(name: str, tmp_path: Path):
     assert {key: guessed.get(key) for key in EXPECTED[name]} == EXPECTED[name]
     data = prompt_data(config_of(found), sampler)
     assert data.users == 30
-    assert data.tables["scenarios"].num_rows - 1 == len({row.page for row in rows()}) or name == "orders_without_labels"
+    pages = {"orders_without_labels": 2, "stars_with_semicolons": 1}.get(name, len({row.page for row in rows()}))
+    assert data.tables["scenarios"].num_rows - 1 == pages
 
 
 @pytest.mark.parametrize("name", TO_DECIDE)
@@ -79,24 +83,25 @@ def test_what_is_left_to_decide_is_one_thing_and_what_reading_then_asks_for(name
         prompt_data(config_of(found), sampler)
 
 
-def test_a_scenario_is_sought_in_the_items_and_a_folder_can_be_the_only_one(tmp_path: Path):
-    given = shapes.stars_with_semicolons(tmp_path)
-    (decision,) = draft(given).decisions
-    assert "copy 'genres' (2 values) of movies.csv" in decision
-    (tmp_path / "scenario=all").mkdir()
-    (tmp_path / "ratings.csv").rename(tmp_path / "scenario=all" / "ratings.csv")
-    found = draft([str(tmp_path)])
-    assert found.decisions == []
-    assert values(found)["scenario"] == "scenario"
-    alone = draft([str(tmp_path / "scenario=all" / "ratings.csv")])
-    assert alone.decisions == []
-    assert prompt_data(config_of(found), sampler).tables["scenarios"].num_rows == 1 + 1
+def test_where_no_column_is_a_scenario_all_rows_are_of_one_and_the_items_are_searched(tmp_path: Path):
+    found = draft(shapes.stars_with_semicolons(tmp_path))
+    assert "copy 'genres' (2 values) of movies.csv" in notes(found)
+    assert strings(prompt_data(config_of(found), sampler).tables["scenarios"]["scenario_id"])[1:] == ["all"]
 
 
 def test_stars_are_explained_with_how_they_become_a_like(tmp_path: Path):
     text = notes(draft(shapes.reviews_with_stars(tmp_path)))
     assert "'overall' holds stars from 1 to 5" in text
-    assert "write a column of 0 and 1, overall > 3, name it as label" in text
+    assert 'write label = "overall" and liked_above = 3, and take split.negatives out' in text
+
+
+def test_what_the_draft_says_about_stars_makes_likes_of_them(tmp_path: Path):
+    text = notes(draft(shapes.reviews_with_stars(tmp_path)))
+    rated = re.sub(r"(?m)^negatives = .*$", "", text).replace(
+        "[source.table]", '[source.table]\nlabel = "overall"\nliked_above = 3'
+    )
+    report = prompt_data(Config.model_validate(tomllib.loads(rated)), sampler).report
+    assert 0 < report.parts["train"].positives < report.parts["train"].rows
 
 
 def test_kinds_of_events_are_no_scenario_and_are_named(tmp_path: Path):
@@ -143,8 +148,8 @@ def test_files_that_may_be_the_scenarios_are_named_as_such(tmp_path: Path):
     for name in ("Beauty", "Toys"):
         cells = [[f"u{r.user}", f"i{r.item}", r.liked, r.minute] for r in rows()]
         shapes.write(tmp_path / f"{name}.csv", ["user_id", "item_id", "clicked", "ts"], cells)
-    (decision,) = draft([str(tmp_path)]).decisions
-    assert "if each file is a scenario, put each into a folder of its own, such as 'scenario=Beauty'" in decision
+    text = notes(draft([str(tmp_path)]))
+    assert "if each file is a scenario, put each into a folder of its own, such as 'scenario=Beauty'" in text
     for name in ("Beauty", "Toys"):
         (tmp_path / f"scenario={name}").mkdir()
         (tmp_path / f"{name}.csv").rename(tmp_path / f"scenario={name}" / f"{name}.csv")
