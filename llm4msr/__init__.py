@@ -13,16 +13,31 @@ if TYPE_CHECKING:
     from llm4msr.config import Config, load
     from llm4msr.errors import LLM4MSRError
     from llm4msr.pipeline import run
+    from llm4msr.run_result import RunResult
+    from llm4msr.serve.client import RankClient
 
 __version__ = "0.1.0"
-__all__ = ["Config", "LLM4MSRError", "RankRequest", "RankResponse", "Ranker", "__version__", "load", "run"]
+__all__ = [
+    "Config",
+    "LLM4MSRError",
+    "RankClient",
+    "RankRequest",
+    "RankResponse",
+    "Ranker",
+    "RunResult",
+    "__version__",
+    "load",
+    "run",
+]
 
 _HOMES = {
     "Config": "config",
     "LLM4MSRError": "errors",
+    "RankClient": "serve.client",
     "RankRequest": "bundle.messages",
     "RankResponse": "bundle.messages",
     "Ranker": "bundle.ranker",
+    "RunResult": "run_result",
     "load": "config",
     "run": "pipeline",
 }

@@ -21,6 +21,7 @@ from llm4msr.data.prepare import goes_by_seed
 from llm4msr.errors import ConfigError
 from llm4msr.knowledge.prompts.sample import sampler
 from llm4msr.progress import say
+from llm4msr.run_result import RunResult
 from llm4msr.storage import StageOutput
 
 if TYPE_CHECKING:
@@ -199,14 +200,14 @@ def _plain(config: Config) -> "TrainedModel | None":
 # --- all of them --------------------------------------------------------------------------------------------------
 
 
-def run(config: Config) -> list[StageOutput]:
-    """Prepare, extract, train every compared model, evaluate, export.
+def run(config: Config) -> RunResult:
+    """Prepare, extract, train every compared model, evaluate, export; the outputs in that order.
 
     Raises:
         InputError: the config or the data is wrong.
         TooManyFailedError: the LLM failed on too many rows.
     """
-    return list(stages(config))
+    return RunResult(config, [*stages(config)])
 
 
 def stages(config: Config) -> Iterator[StageOutput]:

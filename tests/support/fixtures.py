@@ -88,11 +88,11 @@ class Spine:
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
-        self.outputs: list[StageOutput] = pipeline.run(experiment.config)
+        self.outputs = pipeline.run(experiment.config)
 
     def one(self, stage: str) -> StageOutput:
         """The output of a stage; of training, that of the model with knowledge."""
-        return [output for output in self.outputs if output.manifest.stage == stage][-1]
+        return self.outputs.one(stage)
 
     def folder(self, stage: str) -> Path:
         return Path(str(self.one(stage).folder))

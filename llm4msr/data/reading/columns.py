@@ -86,7 +86,7 @@ class Rows:
         rule = "expected a number, true or false"
         column = self.to_numbers(column, name, rule).cast(pa.float64(), safe=False)
         bad = pc.or_(pc.less(column, pa.scalar(0)), pc.greater(column, pa.scalar(1)))
-        rule = "a label lies between 0 and 1; make a rating binary first (your own tables: source.table.liked_above)"
+        rule = "a label lies between 0 and 1 (source.table.liked_above makes likes of other numbers)"
         self.refuse_where(bad, column, name, rule)
         return column.cast(pa.float32())
 

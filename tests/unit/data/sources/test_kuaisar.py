@@ -253,7 +253,12 @@ def test_a_column_that_stands_twice_is_named(tmp_path: Path):
     ("name", "column", "value", "message"),
     [
         ("rec_inter", "user_id", "", "None in row 2; an id cannot be empty"),
-        ("rec_inter", "click", 2, "2.0 in row 2; a label lies between 0 and 1; make a rating binary first (your own tables: source.table.liked_above)"),
+        (
+            "rec_inter",
+            "click",
+            2,
+            "2.0 in row 2; a label lies between 0 and 1 (source.table.liked_above makes likes of other numbers)",
+        ),
         ("rec_inter", "click", "", "None in row 2; expected a number, true or false"),
         ("rec_inter", "timestamp", "2023-05-22", "'2023-05-22' in row 2; expected a number"),
         ("src_inter", "item_id", "", "None in row 2; an id cannot be empty"),
