@@ -41,10 +41,18 @@ def test_init_overwrites_nothing_unless_it_is_forced(
 def test_init_says_what_is_left_to_decide(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    given = shapes.times_as_people_write_them(tmp_path)
+    assert call(monkeypatch, "init", *given, "--out", str(tmp_path / "c.toml")) == 0
+    assert [decision.split(":")[0] for decision in last_line(capsys)["decide"]] == ["order"]
+
+
+def test_init_says_of_which_guess_it_is_not_sure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     given = shapes.stars_with_semicolons(tmp_path)
     assert call(monkeypatch, "init", *given, "--out", str(tmp_path / "c.toml")) == 0
     line = last_line(capsys)
-    assert [decision.split(":")[0] for decision in line["decide"]] == ["scenario"]
+    assert line["decide"] == []
     assert line["unsure"] == ["scenario"]
 
 
