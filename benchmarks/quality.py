@@ -32,7 +32,7 @@ from upath import UPath
 
 import llm4msr
 from benchmarks import quality_report
-from benchmarks.quality_grids import DATA_SEED, GRIDS, TRIALS, Cell, Settings, cells_of, description_of
+from benchmarks.quality_grids import DATA_SEED, GRIDS, TRIALS, Cell, Settings, cells_of, description_of, sets_of
 from llm4msr import ray_session, storage
 from llm4msr.arrays import Bools
 from llm4msr.config import Config
@@ -56,7 +56,13 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("grid", choices=list(GRIDS), nargs="?", default="smoke")
     parser.add_argument("--smoke", action="store_true", help="the same as the grid 'smoke'")
-    parser.add_argument("--sets", nargs="+", metavar="NAME", help="only these data sets of the grid")
+    parser.add_argument(
+        "--sets",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="only these data sets of the grid, or what is cut from them",
+    )
     parser.add_argument("--backbones", nargs="+", metavar="NAME", help="only these backbones of the grid")
     parser.add_argument("--systems", nargs="+", metavar="NAME", help="only these systems of the grid")
     parser.add_argument(
@@ -84,7 +90,7 @@ def main() -> None:
     ray_session.connect()
     grid = replace(
         grid,
-        sets=tuple(options.sets or grid.sets),
+        sets=sets_of(grid, options.sets),
         backbones=tuple(options.backbones or grid.backbones),
         systems=tuple(options.systems or grid.systems),
         overrides=(*grid.overrides, *options.set),

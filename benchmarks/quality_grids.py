@@ -1,7 +1,7 @@
 """What benchmarks.quality compares: data sets, forms of the model, sources of vectors, and the grids made of them."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,6 +145,11 @@ class Cell:
     def names(self) -> dict[str, str]:
         """Its place in the table of runs."""
         return {"data": self.data, "backbone": self.backbone, "system": self.system}
+
+
+def sets_of(grid: Grid, names: Collection[str]) -> tuple[str, ...]:
+    """Its data sets of these names, and those that are cut from such; without names all."""
+    return tuple(data for data in grid.sets if not names or {data, data.partition(FIRST)[0]} & {*names})
 
 
 def cells_of(grid: Grid, root: str) -> Iterable[Cell]:

@@ -66,6 +66,14 @@ def test_the_quality_grids_name_every_backbone_and_every_system_has_controls_in_
         assert system in ("none", "din") or {*quality_report.controls_of(system)} & {*systems} or "@" in system
 
 
+def test_sets_are_chosen_by_name_and_by_what_they_are_cut_from() -> None:
+    grid = quality_grids.GRIDS["curve"]
+    assert quality_grids.sets_of(grid, []) == grid.sets
+    cut = quality_grids.sets_of(grid, ["ml-100k-implicit"])
+    assert cut == tuple(f"ml-100k-implicit-first-{length}" for length in quality_grids.LENGTHS)
+    assert quality_grids.sets_of(grid, ["beauty-implicit-first-3"]) == ("beauty-implicit-first-3",)
+
+
 @pytest.mark.parametrize("file", sorted(quality_grids.CONFIGS.glob("*.toml")), ids=lambda file: file.stem)
 def test_every_config_of_the_benchmarks_loads_and_names_itself(file: Path) -> None:
     assert config.load(str(file)).name == file.stem
