@@ -25,7 +25,7 @@ from llm4msr.training.dataset import Dataset
 from llm4msr.training.row_files import Rows
 from llm4msr.training.trained import TrainedModel
 
-SAMPLE_ROWS = 5_000_000
+SAMPLE_ROWS = 1_000_000
 """Training rows of a sample: it is as many partitions as have no more, or one."""
 
 

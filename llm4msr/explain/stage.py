@@ -11,7 +11,7 @@ from llm4msr.explain.finished_run import ModelPair
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput, StageResult
 
-VERSION = 3
+VERSION = 4
 REPORT = "report.html"
 
 

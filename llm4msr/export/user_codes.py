@@ -20,7 +20,7 @@ from llm4msr.model.meta import KnowledgeCode
 from llm4msr.storage import StageOutput
 from llm4msr.storage.vectors import to_column, to_matrix
 
-PARTITION_ROWS = 1 << 20
+PARTITION_ROWS = 1 << 18
 """Users of a partition, about: what the process that writes the codes holds at once."""
 
 

@@ -79,7 +79,7 @@ class ServingNet(nn.Module):
             for i, (weight_SOD, bias_SO) in enumerate(generated):
                 weights[f"scenario_weight_{i}"], weights[f"scenario_bias_{i}"] = weight_SOD, bias_SO
             weights |= {k.removeprefix("scenario_meta."): v for k, v in weights.items() if ".fusion." in k}
-        serving.load_state_dict({name: weights[name] for name in serving.state_dict()})
+        serving.load_state_dict({name: weights[name].contiguous() for name in serving.state_dict()}, assign=True)
         return serving.eval()
 
     def forward(

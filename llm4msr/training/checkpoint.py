@@ -1,6 +1,7 @@
 """What training goes on from after a crash: saved without pickle, and used only where every file is whole."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypedDict
@@ -72,7 +73,10 @@ class Progress:
 
 @dataclass
 class Checkpoint:
-    """All that another process needs to go on: tensors by name, on the CPU, and the progress as JSON."""
+    """All that another process needs to go on: tensors by name, on the CPU, and the progress as JSON.
+
+    While training goes on, `net` and `optimizer` are the very tensors that it moves: save them, or copy them.
+    """
 
     progress: Progress
     net: Tensors
@@ -99,21 +103,57 @@ class Checkpoint:
         Raises:
             StorageError: a file is missing or damaged.
         """
-        try:
-            digests = json.loads(storage.read_bytes(folder / "digests.json"))
-            files = {name: storage.read_bytes(folder / name) for name in _FILES}
-            whole = digests == {name: storage.digest(data) for name, data in files.items()}
-            progress = Progress(**json.loads(files["progress.json"])) if whole else None
-        except (ValueError, TypeError):
-            progress = None
-        if progress is None:
-            raise StorageError(f"{folder}: a damaged checkpoint")
-        return cls(progress, *(safetensors.torch.load(files[name]) for name in _FILES[:3]))
+        progress = read_progress(folder)
+        return cls(progress, *(safetensors.torch.load(_read(folder, name)) for name in _FILES[:3]))
 
 
-def weights_as_bytes(tensors: Tensors) -> bytes:
-    """The tensors in safetensors' format."""
-    return safetensors.torch.save(tensors)
+def read_progress(folder: UPath) -> Progress:
+    """The progress of a checkpoint.
+
+    Raises:
+        StorageError: a file is missing or damaged.
+    """
+    try:
+        return Progress(**json.loads(_read(folder, "progress.json")))
+    except (ValueError, TypeError):
+        raise StorageError(f"{folder}: a damaged checkpoint") from None
+
+
+def read_best(folder: UPath) -> bytes:
+    """The best epoch's weights, in safetensors' format.
+
+    Raises:
+        StorageError: a file is missing or damaged.
+    """
+    return _read(folder, "best.safetensors")
+
+
+def count_numbers(weights: bytes) -> int:
+    """In all tensors together, as the header of safetensors' format tells."""
+    size = int.from_bytes(weights[:8], "little")
+    header = json.loads(weights[8 : 8 + size])
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def _read(folder: UPath, name: str) -> bytes:
+    data = storage.read_bytes(folder / name)
+    if _digests(folder).get(name) != storage.digest(data):
+        raise StorageError(f"{folder}: a damaged checkpoint")
+    return data
+
+
+def _digests(folder: UPath) -> dict[str, str]:
+    try:
+        digests: dict[str, str] = dict(json.loads(storage.read_bytes(folder / "digests.json")))
+    except (ValueError, TypeError):
+        raise StorageError(f"{folder}: a damaged checkpoint") from None
+    return digests
+
+
+def _require_whole(folder: UPath) -> None:
+    read_progress(folder)
+    if _digests(folder) != {name: storage.digest_file(folder / name) for name in _FILES}:
+        raise StorageError(f"{folder}: a damaged checkpoint")
 
 
 def forget_unreadable(folder: UPath) -> None:
@@ -129,7 +169,7 @@ def forget_unreadable(folder: UPath) -> None:
         state = json.loads(storage.read_bytes(checkpoints / _STATE))
         finished = {str(one["checkpoint_dir_name"]) for one in state["checkpoint_results"]}
         latest = str(state["latest_checkpoint_result"]["checkpoint_dir_name"])
-        Checkpoint.load(checkpoints / latest)
+        _require_whole(checkpoints / latest)
     except (StorageError, ValueError, KeyError, TypeError):
         say(f"  {folder.name}: no checkpoint that can be read; training begins anew")
         storage.remove(checkpoints)

@@ -15,7 +15,7 @@ from llm4msr.progress import say, track
 from llm4msr.storage import StageOutput
 from llm4msr.text import number
 from llm4msr.training import checkpoint
-from llm4msr.training.checkpoint import Checkpoint, Epoch
+from llm4msr.training.checkpoint import Epoch, Progress
 from llm4msr.training.streams import check_workers
 from llm4msr.training.worker import Job, worker_loop
 
@@ -43,8 +43,12 @@ def require_machines(config: Config) -> None:
     ray_session.require_resources(asks, {"CPU": least, "GPU": least if device == "gpu" else 0})
 
 
-def run_workers(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> Checkpoint:
-    """Train on Ray Train workers with checkpoints below `folder`, from the last of them on; gives back the last.
+def run_workers(
+    config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath
+) -> tuple[Progress, bytes]:
+    """Train on Ray Train workers with checkpoints below `folder`, from the last of them on.
+
+    Gives back where they came to, and the best epoch's weights in safetensors' format.
 
     Raises:
         ConfigError: the cluster can never hold the workers, or a loss is no finite number.
@@ -76,7 +80,8 @@ def run_workers(config: Config, data: StageOutput, knowledge: StageOutput | None
     if result.checkpoint is None:
         raise ConfigError(f"{folder}: training ended without a checkpoint; delete that folder and run again")
     with result.checkpoint.as_directory() as saved:
-        return Checkpoint.load(storage.path(saved))
+        last = storage.path(saved)
+        return checkpoint.read_progress(last), checkpoint.read_best(last)
 
 
 def _least_workers(config: Config) -> int:

@@ -155,7 +155,7 @@ class Trainer:
         )
         if not progress.best_report or _is_better(report, progress.best_report):
             progress.best_epoch, progress.best_report = progress.epoch, report
-            self.state.best = _copy(self.net)
+            self.state.best = {} if self.rank else _copy(self.net)  # which the first worker saves
 
     def _sum_valid_rows(self) -> Sums:
         """What the metrics of all validation rows need; each worker scores partitions of its own, or users of one."""
@@ -179,7 +179,7 @@ class Trainer:
         if self.start not in progress.starts[-1:]:
             progress.starts.append(self.start)
         self.optimizer.catch_up()
-        state.net, state.optimizer = _copy(self.net), self.optimizer.state()
+        state.net, state.optimizer = _on_cpu(self.net), self.optimizer.state()
         self._check(math.isfinite(progress.loss_sum), "the loss")
         self._check(_finite(state.net) and _finite(state.optimizer), "a weight or its average")
         if self.on_checkpoint is not None:
@@ -222,6 +222,10 @@ def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
+def _on_cpu(net: nn.Module) -> Tensors:
+    """The weights, where every machine can read them."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+
+
 def _copy(net: nn.Module) -> Tensors:
-    """The weights, where they do not change and every machine can read them."""
-    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in net.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in _on_cpu(net).items()}

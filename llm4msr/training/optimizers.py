@@ -43,9 +43,9 @@ class AdamW:
             self._rows.catch_up()
 
     def state(self) -> dict[str, Tensor]:
-        """Copies on the CPU by parameter and name, such as `embedding.table.weight.exp_avg`; after `catch_up`."""
+        """On the CPU by parameter and name, such as `embedding.table.weight.exp_avg`; after `catch_up`."""
         return {
-            f"{parameter}.{name}": value.detach().to("cpu", copy=True)
+            f"{parameter}.{name}": value.detach().cpu()
             for parameter, tensor in self._parameters.items()
             for name, value in self._owner(tensor).state[tensor].items()
         }

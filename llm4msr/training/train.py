@@ -11,7 +11,7 @@ from llm4msr.data import catalogue, partitions
 from llm4msr.progress import say, warn
 from llm4msr.storage import StageOutput, StageResult, cache
 from llm4msr.training import checkpoint, driver, popularity, warm_start
-from llm4msr.training.checkpoint import WEIGHTS, weights_as_bytes
+from llm4msr.training.checkpoint import WEIGHTS
 from llm4msr.training.dataset import scenario_names
 from llm4msr.training.metrics import Metrics, Report
 from llm4msr.training.row_files import RowFiles
@@ -66,8 +66,8 @@ def folder(config: Config, data: StageOutput, knowledge: StageOutput | None) -> 
 def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> StageResult:
     warn_of_one_class(data)
     _tell_shared_embeddings(config, data)
-    last = driver.run_workers(config, data, knowledge, folder)
-    progress, report = last.progress, last.progress.best_report
+    progress, weights = driver.run_workers(config, data, knowledge, folder)
+    report = progress.best_report
     assert report is not None
     measured = quality(config, data, report)
     baselines = "; ".join(f"{name}: {popularity.phrase(one)}" for name, one in measured["baselines"].items())
@@ -75,7 +75,7 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
         f"  {folder.name}: {progress.epoch} epochs in {progress.precision}, best epoch {progress.best_epoch}; "
         f"validation rows: {popularity.phrase(report['overall'])} ({baselines})"
     )
-    storage.write_bytes(folder / WEIGHTS, weights_as_bytes(last.best))
+    storage.write_bytes(folder / WEIGHTS, weights)
     storage.write_bytes(folder / "history.json", json.dumps(progress.history, indent=1, allow_nan=False).encode())
     storage.remove(folder / checkpoint.FOLDER)
     info = {
@@ -85,7 +85,7 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
         "epochs": progress.epoch,
         "starts": progress.starts,
         "precision": progress.precision,
-        "parameters": sum(tensor.numel() for tensor in last.best.values()),
+        "parameters": checkpoint.count_numbers(weights),
     }
     rows = partitions.rows(data, "train")
     return StageResult(files={WEIGHTS: 1, "history.json": progress.epoch}, rows=rows, info=info)

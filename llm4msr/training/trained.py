@@ -39,5 +39,5 @@ class TrainedModel:
         """
         data = Dataset.open(self.config, self.prepared, self.extracted)
         net = data.new_net(self.config)
-        net.load_state_dict(safetensors.torch.load(self.output.read(WEIGHTS)))
+        net.load_state_dict(safetensors.torch.load(self.output.read(WEIGHTS)), assign=True)
         return net.eval(), data

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import safetensors.torch
 
 from llm4msr import schema, storage
 from llm4msr.config import Config, ModelConfig
@@ -23,7 +24,7 @@ from llm4msr.model.inputs import Batch, KnowledgeStatistics
 from llm4msr.pipeline import inputs, prepare
 from llm4msr.storage import StageOutput, StageResult
 from llm4msr.training import loop
-from llm4msr.training.checkpoint import WEIGHTS, weights_as_bytes
+from llm4msr.training.checkpoint import WEIGHTS
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.train import folder as train_folder
 from llm4msr.training.train import quality
@@ -179,7 +180,7 @@ def publish_trained(config: Config) -> StageOutput:
 
     def build(folder: Any) -> StageResult:
         best = loop.fit(config, Dataset.open(config, data, knowledge))
-        storage.write_bytes(folder / WEIGHTS, weights_as_bytes(best.best))
+        storage.write_bytes(folder / WEIGHTS, safetensors.torch.save(best.best))
         info = quality(config, data, best.progress.best_report) | {
             "best_epoch": best.progress.best_epoch,
             "epochs": best.progress.epoch,

@@ -14,10 +14,10 @@ import torch
 
 from llm4msr import storage
 from llm4msr.config import BACKBONES, Config
-from llm4msr.errors import ConfigError
+from llm4msr.errors import ConfigError, StorageError
 from llm4msr.model.net import RankerNet
 from llm4msr.training import metrics
-from llm4msr.training.checkpoint import Checkpoint, Progress, Tensors, weights_as_bytes
+from llm4msr.training.checkpoint import Checkpoint, Progress, Tensors, count_numbers, read_best
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.loop import fit
 from llm4msr.training.scoring import predict
@@ -320,11 +320,11 @@ def test_checkpoint_survives_saving_without_pickle(world: World, tmp_path: Path)
     assert json.loads((tmp_path / "progress.json").read_text())["epoch"] == 1
 
 
-def test_checkpoint_holds_copies(world: World):
+def test_the_best_weights_are_copies(world: World):
     """What an earlier epoch gave is not changed by later ones."""
     kept: list[tuple[Tensors, Tensors]] = []
     wanted = config(world, train={"epochs": 2})
-    last = run(world, wanted, on_checkpoint=lambda s: kept.append((s.net, copy.deepcopy(s.net))))
+    last = run(world, wanted, on_checkpoint=lambda s: kept.append((s.best, copy.deepcopy(s.best))))
     assert same(*kept[0])
     assert not same(kept[0][0], last.net)
 
@@ -333,6 +333,12 @@ def test_progress_starts_before_the_first_epoch():
     assert (Progress().epoch, Progress().best_epoch, Progress().history) == (0, 0, [])
 
 
-def test_weights_as_bytes_are_safetensors():
-    weights = {"a": torch.arange(3.0)}
-    assert same(safetensors.torch.load(weights_as_bytes(weights)), weights)
+def test_the_best_weights_are_read_without_the_rest(world: World, tmp_path: Path):
+    state = run(world, config(world, train={"epochs": 1}))
+    state.save(tmp_path)
+    weights = read_best(storage.path(tmp_path))
+    assert same(safetensors.torch.load(weights), state.best)
+    assert count_numbers(weights) == sum(tensor.numel() for tensor in state.best.values())
+    (tmp_path / "best.safetensors").write_bytes(weights[:-1])
+    with pytest.raises(StorageError, match="a damaged checkpoint"):
+        read_best(storage.path(tmp_path))
