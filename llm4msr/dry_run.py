@@ -33,7 +33,7 @@ def plan(config: Config, verb: str) -> dict[str, Any]:
         numbers = config.evaluate.seeds or (config.seed,)
         parts["explain"] = f"report on {config.model.backbone} {config.model.variant}, {len(numbers)} seed(s)"
     if verb == "refresh":
-        parts["refresh"] = f"codes of the newest knowledge for {config.serve.bundle or 'the bundle of this config'}"
+        parts["refresh"] = f"what is newly known of users for {config.serve.bundle or 'the bundle of this config'}"
     if verb == "serve":
         s = config.serve
         parts["serve"] = f"http://{s.host}:{s.port}, {s.replicas} replica(s), {s.max_candidates} candidates at most"

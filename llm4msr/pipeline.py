@@ -137,10 +137,12 @@ def explain(config: Config) -> StageOutput:
 
 
 def refresh(config: Config) -> StageOutput:
-    """Publish codes of newer knowledge for a bundle that is served; see `export.refresh`."""
+    """Publish what is newly known of users for a bundle that is served; see `export.refresh`."""
     from llm4msr.export import refresh as refresh_stage
 
-    return refresh_stage.refresh(config, extracted(config), exported(config))
+    served = refresh_stage.Served.open(exported(config))
+    knowledge = extracted(config) if served.needs_knowledge else None
+    return refresh_stage.refresh(config, prepared(config), knowledge, served)
 
 
 def serve(config: Config) -> str:

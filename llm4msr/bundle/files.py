@@ -29,6 +29,7 @@ from llm4msr import storage
 from llm4msr.bundle import id_table
 from llm4msr.bundle.id_table import IdTable, Partition
 from llm4msr.bundle.messages import RankRequest
+from llm4msr.bundle.pasts import SCHEMA
 from llm4msr.bundle.pooled_codes import PooledCodes
 from llm4msr.config import BACKBONES, ModelConfig
 from llm4msr.errors import ConfigError, StorageError
@@ -57,6 +58,8 @@ class BundleDescription(BaseModel):
     """Values of each context field; number 0 is unknown, the first value is 1."""
     item_dim: int = 0
     """Numbers of an item's vector; 0 where the model matches none."""
+    pools_items: bool = False
+    """Whether users' vectors were pooled from the items', which the bundle then has."""
     llm: dict[str, str] = {}
     """What made the vectors: newer knowledge must come from the same."""
 
@@ -66,6 +69,25 @@ def code_schema(bundle: UPath) -> pa.Schema:
     width = read_description(bundle).model.code_dim
     coder = storage.digest_file(bundle / CODER)
     return id_table.table_schema({"code": pa.list_(pa.float16(), width)}, {"coder": coder})
+
+
+def past_schema(bundle: UPath) -> pa.Schema:
+    """The schema of newer events for a bundle, which are rows of its items."""
+    return SCHEMA.with_metadata({"items": storage.digest_file(bundle / ITEMS)})
+
+
+def read_pasts(folder: Path, bundle: Path) -> IdTable:
+    """Newer events by user id.
+
+    Raises:
+        StorageError: damaged, or made for another bundle.
+    """
+    pasts = IdTable(folder / PASTS)
+    if pasts.metadata.get("items") != storage.digest_file(storage.path(bundle / ITEMS)):
+        raise StorageError(
+            f"{folder / PASTS}: events of other items, {bundle} cannot use them; `llm4msr refresh` makes its own"
+        )
+    return pasts
 
 
 def read_description(bundle: UPath | Path, checksum: str = "") -> BundleDescription:
@@ -136,7 +158,7 @@ def read_pooled_codes(bundle: Path, description: BundleDescription, items: Parti
     Raises:
         StorageError: the weights do not fit the description.
     """
-    if "vector" not in items.numbers:
+    if not description.pools_items:
         return None
     return PooledCodes(items.numbers["vector"], read_coder(storage.path(bundle), description))
 

@@ -103,7 +103,7 @@ class Ranker:
         return ranker.with_codes(codes) if codes else ranker
 
     def with_codes(self, uri: str) -> Self:
-        """The same model with the users' codes of newer knowledge; this one stays as it is.
+        """The same model with what `llm4msr refresh` has published, newer codes or events; this one stays as it is.
 
         Raises:
             StorageError: not finished, damaged, or codes of another model.
@@ -112,7 +112,10 @@ class Ranker:
         with _loading(uri):
             folder, output, hold = open_local(uri, "refresh")
             other._holds = (*self._holds, hold)
-            other.knowledge = replace(self.knowledge, codes=files.read_codes(folder, self._folder))
+            if files.CODES in output.manifest.files:
+                other.knowledge = replace(other.knowledge, codes=files.read_codes(folder, self._folder))
+            if files.PASTS in output.manifest.files:
+                other.knowledge = replace(other.knowledge, pasts=files.read_pasts(folder, self._folder))
         other.knowledge_version = output.manifest.fingerprint
         return other
 

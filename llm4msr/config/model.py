@@ -114,6 +114,11 @@ class ModelConfig(Section):
         return any(part != "ids" for part in self.match)
 
     @property
+    def reads_codes(self) -> bool:
+        """Whether users' codes enter the model."""
+        return self.knowledge in ("user", "both", "feature")
+
+    @property
     def uses_knowledge(self) -> bool:
         """Whether any vector enters the model."""
         return self.knowledge != "none" or self.matches_vectors

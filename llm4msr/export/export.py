@@ -23,6 +23,7 @@ _CARD = """# {name}: a multi-scenario ranker{suffix}
 - Trained on {rows:,} rows, the best of {epochs} epochs by {by} on validation rows (epoch {best}).
 - On validation rows: {metrics}. Beside it, {baselines}.
 {warnings}- Frozen LLM: {llm}.
+- What it keeps of users: {kept}.
 - Load it: `from llm4msr import Ranker; Ranker.load("THIS FOLDER").rank(request)`, or serve it: `llm4msr serve`.
 - Scores are probabilities of a like as far as the training rows were representative; they are not calibrated further.
 - Made by LLM4MSR (CIKM 2024, arXiv 2406.12529) as implemented in llm4msr {version}.
@@ -39,8 +40,9 @@ def export(config: Config, model: TrainedModel) -> StageOutput:
         net, data = model.load()
         encoded = user_codes.encode_all(knowledge, net.user_code) if knowledge is not None and net.uses_users else ()
         llm = {} if knowledge is None else llm_identity(config, knowledge)
-        pooled = knowledge is not None and net.uses_users and item_vectors.FILE in knowledge.manifest.files
-        vectors = item_vectors.read(knowledge).vectors_ID if knowledge is not None and pooled else None
+        vectors = None
+        if knowledge is not None and net.uses_users and _pools_items(knowledge):
+            vectors = item_vectors.read(knowledge).vectors_ID
         return write_bundle(config, net, data, encoded, llm, card, at, ids_to_forget(config), vectors)
 
     settings, inputs = config.model_dump(include={"model"}), {"train": model.output.folder.name}
@@ -73,6 +75,20 @@ def folder(config: Config, model: StageOutput) -> UPath:
     return storage.path(config.root) / "export" / name[:12]
 
 
+def _kept(config: Config, knowledge: StageOutput | None) -> str:
+    """Files that tell what users like, and what is in them."""
+    kept = ["codes of what is known of them (`codes.arrow`)"] if config.model.reads_codes else []
+    if config.model.match or (config.model.reads_codes and _pools_items(knowledge)):
+        events = config.model.past_events
+        kept.append(f"their latest {events} events, rows of validation and test included (`pasts.arrow`)")
+    return "; ".join(kept) or "ids and features alone"
+
+
+def _pools_items(knowledge: StageOutput | None) -> bool:
+    """Whether users' vectors are pooled from those of items."""
+    return knowledge is not None and item_vectors.FILE in knowledge.manifest.files
+
+
 def _card(config: Config, model: StageOutput, knowledge: StageOutput | None) -> str:
     info = model.manifest.info
     llm = "none"
@@ -95,5 +111,6 @@ def _card(config: Config, model: StageOutput, knowledge: StageOutput | None) -> 
         best=info["best_epoch"],
         by="AUC" if info["metrics"]["overall"]["auc"] is not None else "logloss",
         llm=llm,
+        kept=_kept(config, knowledge),
         version=model.manifest.libraries.get("llm4msr", ""),
     )

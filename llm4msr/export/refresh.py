@@ -1,47 +1,118 @@
-"""Codes of newer knowledge for a bundle that is being served: nothing is trained, and no endpoint restarts.
+"""What is newly known of users, for a bundle that is being served: nothing is trained, and no endpoint restarts.
 
-<storage>/export/<bundle>/                   what endpoints serve
-<storage>/codes/<bundle>/<knowledge>/        codes of newer knowledge, a folder for each refresh
-<storage>/codes/<bundle>/latest.json         which of them endpoints shall use; they look now and then
+<storage>/export/<bundle>/             what endpoints serve
+<storage>/codes/<bundle>/<version>/    codes of newer knowledge, newer events, or both: a folder for each refresh
+<storage>/codes/<bundle>/latest.json   which of them endpoints shall use; they look now and then
+
+Where users are pooled from items, newer events give newer codes by the vectors of the bundle, and no LLM is asked.
 """
 
 import json
+from typing import NamedTuple
 
+import numpy as np
 from upath import UPath
 
 from llm4msr import ray_session, storage
+from llm4msr.arrays import strings
 from llm4msr.bundle import files, id_table
-from llm4msr.bundle.files import LATEST, codes_root
+from llm4msr.bundle.files import LATEST, BundleDescription, codes_root
+from llm4msr.bundle.id_table import Partition
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
-from llm4msr.export import user_codes
+from llm4msr.export import user_codes, user_pasts
 from llm4msr.export.export import llm_identity
+from llm4msr.export.user_pasts import Numbers
+from llm4msr.knowledge.forget import ids_to_forget
 from llm4msr.storage import StageOutput, StageResult
+from llm4msr.storage.local_copy import open_local
+from llm4msr.training.pasts import Pasts
+
+
+class Served(NamedTuple):
+    """A bundle in service."""
+
+    output: StageOutput
+    description: BundleDescription
+
+    @classmethod
+    def open(cls, output: StageOutput) -> "Served":
+        """From its finished output."""
+        return cls(output, files.read_description(output.folder, output.checksum(files.DESCRIPTION)))
+
+    @property
+    def needs_knowledge(self) -> bool:
+        """Whether newer codes are made of newer vectors."""
+        return self.description.model.reads_codes and not self.description.pools_items
 
 
 @ray_session.unwrap_errors
-def refresh(config: Config, knowledge: StageOutput, bundle: StageOutput) -> StageOutput:
-    """Publish the codes of all users of this config's knowledge for a bundle, and point its endpoints to them.
+def refresh(config: Config, prepared: StageOutput, knowledge: StageOutput | None, served: Served) -> StageOutput:
+    """Publish what is newly known of all users, and point the bundle's endpoints to it.
+
+    Args:
+        config: the run's.
+        prepared: newer data, whose events are read if the model reads any.
+        knowledge: newer vectors, where the bundle needs them.
+        served: the bundle.
 
     Raises:
-        ConfigError: the bundle was trained on vectors of another LLM.
-        StorageError: the bundle is damaged, or its model has no user level.
+        ConfigError: the bundle was trained on vectors of another LLM, or its model knows nothing of users.
+        StorageError: the bundle is damaged.
     """
-    served = bundle.folder
-    description = files.read_description(served, bundle.checksum(files.DESCRIPTION))
-    if (llm := llm_identity(config, knowledge)) != description.llm:
-        differ = ", ".join(
-            f"{k}: {description.llm.get(k)} there, {v} here" for k, v in llm.items() if description.llm.get(k) != v
-        )
-        raise ConfigError(f"{served}: trained on vectors of another origin ({differ}); train and export again")
-    coder = files.read_coder(served, description, bundle.checksum(files.CODER))
-    folder = codes_root(served) / knowledge.manifest.fingerprint
+    output, description = served
+    reads_events = bool(description.model.match) or description.pools_items
+    if not (description.model.reads_codes or reads_events):
+        raise ConfigError(f"{output.folder}: this model keeps nothing of its users, so there is nothing to refresh")
+    if knowledge is not None:
+        _check_origin(config, knowledge, served)
+    inputs = {"prepare": prepared.manifest.fingerprint, "export": output.folder.name}
+    inputs |= {} if knowledge is None else {"extract": knowledge.manifest.fingerprint}
+    forget = strings(ids_to_forget(config))
+    name = storage.digest_json([inputs, forget])[:12]
 
     def build(at: UPath) -> StageResult:
-        rows = id_table.write(at / files.CODES, user_codes.encode_all(knowledge, coder), files.code_schema(served))
-        return StageResult(files={files.CODES: rows}, rows=rows)
+        rows = {}
+        if knowledge is not None:
+            coder = files.read_coder(output.folder, description, output.checksum(files.CODER))
+            codes = user_codes.encode_all(knowledge, coder)
+            rows[files.CODES] = id_table.write(at / files.CODES, codes, files.code_schema(output.folder))
+        if reads_events:
+            rows |= _write_events(config, prepared, served, at)
+        return StageResult(files=rows, rows=max(rows.values()))
 
-    inputs = {"extract": knowledge.manifest.fingerprint, "export": served.name}
-    output = storage.publish(folder, "refresh", config.seed, {}, inputs, build)
-    storage.write_bytes(codes_root(served) / LATEST, json.dumps({"codes": folder.name}).encode())
-    return output
+    made = storage.publish(codes_root(output.folder) / name, "refresh", config.seed, {}, inputs, build)
+    storage.write_bytes(codes_root(output.folder) / LATEST, json.dumps({"codes": name}).encode())
+    return made
+
+
+def _check_origin(config: Config, knowledge: StageOutput, served: Served) -> None:
+    there, here = served.description.llm, llm_identity(config, knowledge)
+    if here != there:
+        differ = ", ".join(f"{k}: {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v)
+        raise ConfigError(
+            f"{served.output.folder}: trained on vectors of another origin ({differ}); train and export again"
+        )
+
+
+def _write_events(config: Config, prepared: StageOutput, served: Served, at: UPath) -> dict[str, int]:
+    """The files of users' events, and of codes that are pooled from them; gives back the rows of each."""
+    local, description = open_local(str(served.output.folder)), served.description  # held as long as it is mapped
+    items, forget = files.read_items(local.folder), ids_to_forget(config)
+    numbers, bundle = _numbers(prepared, items, description), storage.path(local.folder)
+    pasts, rows = Pasts(prepared, description.model.past_events, fresh=True), {}
+    events = user_pasts.read_all(prepared, pasts, numbers, forget)
+    rows[files.PASTS] = id_table.write(at / files.PASTS, events, files.past_schema(bundle))
+    if description.pools_items and description.model.reads_codes:
+        coder = files.read_coder(bundle, description)
+        codes = user_pasts.encode_all(prepared, numbers, items.numbers["vector"], coder, forget)
+        rows[files.CODES] = id_table.write(at / files.CODES, codes, files.code_schema(bundle))
+    return rows
+
+
+def _numbers(prepared: StageOutput, items: Partition, description: BundleDescription) -> Numbers:
+    """What the numbers of prepared data are in the bundle, found by their raw ids."""
+    item_ids = strings(prepared.table("items.parquet", ["item_id"])["item_id"])[1:]
+    names = strings(prepared.table("scenarios.parquet", ["scenario_id"])["scenario_id"])
+    known = {name: number for number, name in enumerate(description.scenarios)}
+    return Numbers(np.r_[-1, items.find_all(item_ids)], np.array([known.get(name, 0) for name in names]))

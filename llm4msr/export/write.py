@@ -29,6 +29,7 @@ from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.export import user_pasts
 from llm4msr.export.self_test import self_test
+from llm4msr.export.user_pasts import Numbers
 from llm4msr.model.net import RankerNet
 from llm4msr.model.serving_net import ServingNet
 from llm4msr.storage import StageResult
@@ -74,6 +75,7 @@ def write_bundle(
         fields=tables.fields,
         scenarios=data.scenario_names,
         context=fields["context"],
+        pools_items=vectors is not None,
         item_dim=units.shape[1] if units is not None else 0,
         llm=llm,
     )
@@ -86,7 +88,8 @@ def write_bundle(
     files[USERS] = id_table.write(folder / USERS, _users(data), _users_schema(tables))
     files[CODES] = id_table.write(folder / CODES, codes, code_schema(folder))
     row_I, files[ITEMS] = _write_items(folder / ITEMS, data, {"unit": units, "vector": vectors})
-    events = user_pasts.read_all(data.prepared, pasts, row_I, forget) if pasts is not None else ()
+    numbers = Numbers(row_I, np.arange(tables.scenarios))
+    events = user_pasts.read_all(data.prepared, pasts, numbers, forget) if pasts is not None else ()
     files[PASTS] = id_table.write(folder / PASTS, events, SCHEMA)
     test = self_test(net, data, fields["context"], pasts, forget)
     storage.write_bytes(folder / SELF_TEST, test.model_dump_json(indent=1).encode())

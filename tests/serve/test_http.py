@@ -141,6 +141,9 @@ def test_what_is_unknown_is_said(client: httpx.Client) -> None:
         ({"top_k": 0}, "top_k"),
         ({"user_id": "x" * (MAX_ID + 1)}, "user_id"),
         ({"context": {"weather": "rain"}}, "weather"),
+        ({"history": [{"item_id": "item-1"}]}, "scenario"),
+        ({"history": [{"item_id": "item-1", "scenario": "films", "liked": 1}]}, "liked"),
+        ({"history_mode": "forget"}, "history_mode"),
     ],
 )
 def test_a_wrong_field_is_named(client: httpx.Client, change: dict[str, Any], field: str) -> None:
@@ -189,6 +192,20 @@ def test_too_many_candidates(client: httpx.Client) -> None:
     assert answer.json()["detail"] == "201 candidates, allowed are 200; send fewer at once"
     half = asked(items=["item-1"] * (MAX_CANDIDATES // 2 + 1))
     assert client.post("/v1/rank:batch", json={"requests": [half, half]}).status_code == 413
+
+
+def test_a_history_is_bounded_and_what_is_unknown_in_it_is_counted(client: httpx.Client) -> None:
+    event = {"item_id": "no-item", "scenario": "films"}
+    answer = client.post("/v1/rank", json=asked(history=[event] * 200)).raise_for_status().json()
+    assert (answer["unknown"]["history"], answer["knowledge"]) == (200, "stored")
+    assert scores_of(answer) == pytest.approx(scores_of(client.post("/v1/rank", json=asked()).json()), abs=1e-6)
+    for path, body in (
+        ("/v1/rank", asked(history=[event] * 201)),
+        ("/v1/rank:batch", {"requests": [asked(), asked(history=[event] * 201)]}),
+    ):
+        refused = client.post(path, json=body)
+        assert refused.status_code == 422
+        assert refused.json()["detail"] == "history: 201 events, allowed are 200; send the newest ones"
 
 
 def test_model_and_health(client: httpx.Client, ranker: Ranker) -> None:

@@ -53,19 +53,11 @@ def publish_matching(
 
     `pooled` says whether it has what pools users from items.
     """
-    rng, rows, events = np.random.default_rng(3), [], dict[str, list[Event]]()
+    rng, events = np.random.default_rng(3), dict[str, list[Event]]()
     for user in range(USERS):
-        for at in range(3 + 2 * user):
-            event = (f"i{rng.integers(ITEMS)}", SCENARIOS[rng.integers(2)], bool(rng.random() < 0.7))
-            rows.append([f"u{user}", *event[:2], int(event[2]), at, "tv"])
-            events.setdefault(f"u{user}", []).append(event)
-    model = {"past_events": PAST_EVENTS, "match": PARTS, "dropout": 0.0} | model
-    config = config_of(
-        write_data(folder, rows, ITEMS, USERS), split={"by": "user"}, extract={"reads": "items"}, model=model
-    )
-    prepared = prepare(config)
-    if total > 1:
-        config, prepared = in_partitions(config, prepared, total, folder / "parts")
+        drawn = zip(rng.integers(ITEMS, size=3 + 2 * user), rng.integers(2, size=3 + 2 * user), strict=True)
+        events[f"u{user}"] = [(f"i{item}", SCENARIOS[scenario], bool(rng.random() < 0.7)) for item, scenario in drawn]
+    config, prepared = prepare_events(folder, events, total, {"match": PARTS} | model)
     data = _dataset(config, prepared)
     net = data.new_net(config)
     with torch.no_grad():
@@ -77,8 +69,24 @@ def publish_matching(
         vectors = VECTORS if pooled else None
         return write_bundle(config, net, data, codes, {}, "# card", at, pa.array(forget or [], pa.string()), vectors)
 
-    output = storage.publish(storage.path(folder / f"bundle-{total}"), "export", 1, {}, {}, build)
+    output = storage.publish(storage.path(folder / "export" / f"bundle-{total}"), "export", 1, {}, {}, build)
     return Matching(output, data, net.eval(), events)
+
+
+def prepare_events(
+    folder: Path, events: dict[str, list[Event]], total: int = 1, model: dict[str, Any] | None = None
+) -> tuple[Config, StageOutput]:
+    """Prepared data of these events in `total` partitions, and its config, whose model has no match by default."""
+    rows = [
+        [user, item, scenario, int(liked), at, "tv"]
+        for user, told in events.items()
+        for at, (item, scenario, liked) in enumerate(told)
+    ]
+    model = {"past_events": PAST_EVENTS, "dropout": 0.0} | (model or {})
+    at = write_data(folder, rows, ITEMS, USERS)
+    config = config_of(at, split={"by": "user"}, extract={"reads": "items"}, model=model)
+    prepared = prepare(config)
+    return in_partitions(config, prepared, total, folder / "parts") if total > 1 else (config, prepared)
 
 
 def _dataset(config: Config, prepared: StageOutput) -> Dataset:

@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 
 from llm4msr import Ranker, RankRequest
-from tests.support.matching import PARTS, PAST_EVENTS, Event, publish_matching, trained_scores
+from llm4msr.bundle.files import latest_codes
+from llm4msr.errors import ConfigError, StorageError
+from llm4msr.export.refresh import Served, refresh
+from tests.support.matching import PARTS, PAST_EVENTS, Event, prepare_events, publish_matching, trained_scores
 
 CANDIDATES = ["i3", "i1", "nobody's", "i9", "i2", "i14"]
+NOTHING: list[Event] = [("nobody's", "home", True)]
 NEWEST: list[Event] = [("i7", "home", True), ("i3", "search", False), ("i12", "elsewhere", True)]
 
 
@@ -108,3 +112,35 @@ def test_a_history_without_any_known_item_changes_nothing_and_an_empty_one_in_pl
     assert (hidden.knowledge, hidden.unknown.user) == ("none", False)
     expected = trained_scores(made, "u3", "home", CANDIDATES, [], pooled=[("nobody's", "home", True)])
     assert served_scores(ranker, "u3", "home", [], "replace") == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("match", [PARTS, ()])
+def test_a_refresh_tells_of_newer_events_and_users_without_an_llm(tmp_path: Path, match: tuple[str, ...]):
+    made = publish_matching(tmp_path, pooled=True, match=match, knowledge="user")
+    newer = {**made.events, "u3": [*made.events["u3"], ("i5", "search", True)], "new": [*NEWEST[:2]] * 2}
+    newer = {"z": [("beyond", "moon", True), *[(f"i{at}", "home", True) for at in (3, 4, 5)]]} | newer
+    config, prepared = prepare_events(tmp_path / "newer", newer, 4)
+    (tmp_path / "forget.txt").write_text("u6\n")
+    extract = config.extract.model_copy(update={"forget": str(tmp_path / "forget.txt")})
+    config = config.model_copy(update={"extract": extract})
+    served = Served.open(made.output)
+    assert not served.needs_knowledge
+    output = refresh(config, prepared, None, served)
+    assert refresh(config, prepared, None, served).reused
+    assert latest_codes(str(made.output.folder)) == str(output.folder)
+    ranker = Ranker.load(str(made.output.folder), codes=str(output.folder))
+    for user in ("u3", "new", "z", "u6"):
+        events = [] if user == "u6" else [event for event in newer[user] if event[0] != "beyond"]
+        expected = trained_scores(made, user, "home", CANDIDATES, events[-PAST_EVENTS:], events or NOTHING)
+        assert served_scores(ranker, user, "home") == pytest.approx(expected, abs=1e-5)
+        assert ranker.rank(request(user, "home")).knowledge == ("stored" if events else "none")
+    other = publish_matching(tmp_path / "other", pooled=True, match=match, knowledge="feature")
+    with pytest.raises(StorageError, match="codes of another model"):
+        Ranker.load(str(other.output.folder), codes=str(output.folder))
+
+
+def test_a_model_that_knows_nothing_of_users_has_nothing_to_refresh(tmp_path: Path):
+    made = publish_matching(tmp_path, match=(), knowledge="scenario")
+    config, prepared = prepare_events(tmp_path / "newer", made.events)
+    with pytest.raises(ConfigError, match="nothing to refresh"):
+        refresh(config, prepared, None, Served.open(made.output))
