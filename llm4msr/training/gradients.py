@@ -11,22 +11,25 @@ from torch import Tensor, nn
 
 
 def add_up(parameters: Sequence[nn.Parameter]) -> None:
-    """Make each gradient its sum over all workers, bit for bit the same on each; one that a worker lacks counts as 0.
+    """Make each gradient its sum over all workers, bit for bit the same on each.
 
-    Takes two exchanges, the second where there are sparse gradients; of these there may be one.
+    One that a worker lacks counts as 0 there, and one that all lack stays away. Takes two exchanges, the second where
+    there is a sparse gradient; each worker has as many of these, one at most.
     """
-    dense = [parameter for parameter in parameters if parameter.grad is None or not parameter.grad.is_sparse]
     sparse = [parameter for parameter in parameters if parameter.grad is not None and parameter.grad.is_sparse]
+    dense = [parameter for parameter in parameters if parameter.grad is None or not parameter.grad.is_sparse]
     rows = [gradient.coalesce() for parameter in sparse if (gradient := parameter.grad) is not None]
-    count_W = torch.zeros(dist.get_world_size(), device=dense[0].device)
+    count_W = [0] * dist.get_world_size()
     count_W[dist.get_rank()] = sum(len(gradient.values()) for gradient in rows)
-    whole = torch.cat([count_W, *(_numbers(parameter) for parameter in dense)])
+    counts = torch.tensor([*count_W, *(parameter.grad is not None for parameter in dense)], device=dense[0].device)
+    whole = torch.cat([counts.float(), *(_numbers(parameter) for parameter in dense)])
     dist.all_reduce(whole)
-    counts, *sums = whole.split([len(count_W), *(parameter.numel() for parameter in dense)])
-    for parameter, numbers in zip(dense, sums, strict=True):
-        parameter.grad = numbers.view_as(parameter)
+    sums, *numbers = whole.split([len(counts), *(parameter.numel() for parameter in dense)])
+    count_X = [int(count) for count in sums.tolist()]
+    for parameter, having, number_N in zip(dense, count_X[len(count_W) :], numbers, strict=True):
+        parameter.grad = number_N.view_as(parameter) if having else None
     for parameter, gradient in zip(sparse, rows, strict=True):
-        parameter.grad = _add_rows(gradient, [int(count) for count in counts])
+        parameter.grad = _add_rows(gradient, count_X[: len(count_W)])
 
 
 def _numbers(parameter: nn.Parameter) -> Tensor:

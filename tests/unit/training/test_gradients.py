@@ -8,13 +8,13 @@ from llm4msr.training.gradients import add_up
 
 
 def gradients(rank: int) -> list[nn.Parameter]:
-    """Of a small parameter, one that the second worker lacks, and a table of which the third touches no row."""
-    small, lacking, table = (nn.Parameter(torch.zeros(shape)) for shape in ((3, 2), (2,), (10, 4)))
+    """Of a small parameter, two that the second worker and all lack, and a table of which the third touches no row."""
+    small, lacking, unused, table = (nn.Parameter(torch.zeros(shape)) for shape in ((3, 2), (2,), (5,), (10, 4)))
     small.grad = torch.full((3, 2), 10.0**rank)
     lacking.grad = None if rank == 1 else torch.ones(2)
     rows = [[1, 9, 1], [9, 0], []][rank]
     table.grad = torch.sparse_coo_tensor(torch.tensor([rows]).long(), torch.full((len(rows), 4), 10.0**rank), (10, 4))
-    return [small, lacking, table]
+    return [small, lacking, unused, table]
 
 
 def work(rank: int, workers: int, folder: Path) -> None:
@@ -23,6 +23,7 @@ def work(rank: int, workers: int, folder: Path) -> None:
     parameters = gradients(rank)
     add_up(parameters)
     found = [parameter.grad for parameter in parameters]
+    assert [one is None for one in found] == [False, False, True, False]
     torch.save([one.to_dense() for one in found if one is not None], folder / f"{rank}.pt")
     dist.destroy_process_group()
 
