@@ -264,6 +264,8 @@ def test_openapi_describes_the_routes(client: httpx.Client) -> None:
         "items",
         "context",
         "top_k",
+        "history",
+        "history_mode",
     }
 
 
