@@ -72,6 +72,7 @@ def real(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> llm4msr
     changes = {
         "storage": tmp_path_factory.mktemp("real"),
         "extract.engine": "vllm",
+        "extract.dtype": "float32",
         "extract.answers": "all",
         "extract.answer_tokens": 48,
         "extract.max_users": REAL_USERS,
