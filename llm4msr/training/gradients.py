@@ -43,9 +43,8 @@ def _add_rows(gradient: Tensor, counts: list[int]) -> Tensor:
     sent_NX = values_NE.new_zeros(max(counts), width + 1)  # the last column is the row's number, as bits
     sent_NX[: len(values_NE), :width] = values_NE
     sent_NX.view(torch.int32)[: len(values_NE), width] = gradient.indices()[0].int()
-    received_MX = sent_NX.new_empty(len(counts) * len(sent_NX), width + 1)
-    dist.all_gather_into_tensor(received_MX, sent_NX)
-    parts = zip(received_MX.split(len(sent_NX)), counts, strict=True)
-    all_MX = torch.cat([part_NX[:count] for part_NX, count in parts])
+    parts = [torch.empty_like(sent_NX) for _ in counts]
+    dist.all_gather(parts, sent_NX)
+    all_MX = torch.cat([part_NX[:count] for part_NX, count in zip(parts, counts, strict=True)])
     row_M = all_MX.view(torch.int32)[:, width].long()
     return torch.sparse_coo_tensor(row_M[None], all_MX[:, :width], gradient.shape, check_invariants=False)
