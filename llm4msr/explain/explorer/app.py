@@ -16,6 +16,7 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.explain.explorer.routes import explorer_app
 from llm4msr.explain.explorer.view import View
+from llm4msr.knowledge import number_format
 from llm4msr.knowledge.engines import Engine, PromptTokenizer, open_engine, open_tokenizer
 from llm4msr.knowledge.engines.tokens import ControlTokenError, PromptTooLongError
 from llm4msr.knowledge.extract import check_same_model
@@ -32,7 +33,8 @@ class FrozenLLM:
     """The LLM that read the run's users; it turns a prompt into a vector."""
 
     def __init__(self, config: Config, extracted: StageOutput):
-        self._config, self._extracted, self._lock = config, extracted, threading.Lock()
+        self._config, self._extracted = number_format.as_made(config, extracted), extracted
+        self._lock = threading.Lock()
         self._llm: tuple[PromptTokenizer, Engine] | None = None
         threading.Thread(target=self._vector, daemon=True).start()
 
