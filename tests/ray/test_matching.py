@@ -48,3 +48,7 @@ def test_a_run_trains_compares_and_exports_matches(
         for user in users
     }
     assert len(rankings) > 1
+    fresh = ranker.with_codes(str(pipeline.refresh(made.config).folder))
+    assert len(fresh.knowledge.pasts) == len(ranker.knowledge.pasts)
+    request = RankRequest(user_id=users[0], scenario=scenario, items=items)
+    assert fresh.rank(request).knowledge == ranker.rank(request).knowledge == "stored"
