@@ -184,3 +184,11 @@ def test_the_tree_names_only_what_exists() -> None:
     assert len(entries) > 10
     missing = [name for places, name in entries if not any((ROOT / place / name).exists() for place in places)]
     assert not missing
+
+
+def test_llms_txt_names_every_guide_and_nothing_that_is_not_there() -> None:
+    text = (ROOT / "docs" / "llms.txt").read_text()
+    named = {(ROOT / "docs" / link).resolve() for link in re.findall(r"\]\(([^)]+)\)", text)}
+    assert {file for file in named if not file.exists()} == set()
+    guides = {file.resolve() for file in (ROOT / "docs").glob("*.md")} - {(ROOT / "docs" / "index.md").resolve()}
+    assert guides <= named
