@@ -206,18 +206,19 @@ def run_each(
         yield from batch.to_pylist()
 
 
-def on_each_node(function: Callable[[], T]) -> list[T]:
-    """What the function returns on each machine of the cluster that has CPUs."""
+def on_each_node(function: Callable[..., T], argument: object, resource: str = "CPU") -> list[T]:
+    """What the function returns on each machine of the cluster that has such a resource: CPU or GPU."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     connect()
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    if nodes == [ray.get_runtime_context().get_node_id()]:
-        return [function()]
-    task = ray.remote(num_cpus=0)(function)
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get(resource)]
+    if resource == "CPU" and nodes == [ray.get_runtime_context().get_node_id()]:
+        return [function(argument)]
+    task = ray.remote(num_cpus=0, num_gpus=0.01 if resource == "GPU" else 0)(function)
     places = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
-    returned: list[T] = ray.get([task.options(scheduling_strategy=place).remote() for place in places])
+    tasks = [task.options(scheduling_strategy=place).remote(argument) for place in places]
+    returned: list[T] = ray.get(tasks)
     return returned
 
 

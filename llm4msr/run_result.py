@@ -63,19 +63,19 @@ class RunResult(Sequence[StageOutput]):
     def metrics(self) -> "pd.DataFrame":
         """Means over seeds on the test rows: a row for each model or baseline and scenario, float64 for each metric.
 
-        `(all)` stands for all scenarios together. A column ending in `_std` is the deviation over seeds.
+        `(all)` stands for all scenarios together, and comes first. A column that ends in `_std` is the deviation over
+        seeds.
         """
         import pandas as pd
 
         summary = self.one("evaluate").json("metrics.json")["summary"]
-        rows = {
-            (model, place): _flat(values)
+        rows = [
+            ((model, place), _flat(values))
             for model, one in summary.items()
             for place, values in [(OVERALL, one["overall"]), *((p["scenario_id"], p) for p in one["scenarios"])]
-        }
-        frame = pd.DataFrame.from_dict(rows, orient="index")
-        frame.index = pd.MultiIndex.from_tuples(rows, names=["model", "scenario"])
-        return frame
+        ]
+        index = pd.MultiIndex.from_tuples([at for at, _ in rows], names=["model", "scenario"])
+        return pd.DataFrame([values for _, values in rows], index=index)
 
     def predictions(self) -> Iterator["pd.DataFrame"]:
         """The test rows, partition by partition: user, item, scenario, label, and each model's score as a logit."""

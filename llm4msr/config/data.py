@@ -191,7 +191,8 @@ class SplitConfig(Section):
     0 = all. `latest` then counts these alone."""
     implicit: bool = False
     """Whether every row is a like, whatever label the source gives it: what is predicted is then what a user takes
-    next, not how they rate what they took. `negatives` must draw the others. A source without labels is so anyway."""
+    next, not how they rate what they took. `negatives` must draw the others. In a source without labels every
+    row is a like anyway."""
     negatives: int = Field(0, ge=0, le=100)
     """Where every row is a like: how many items are drawn for each, with label 0, from those of the same scenario that
     the user had not taken. It needs some, such as 4; where labels count it is 0."""

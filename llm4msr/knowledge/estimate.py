@@ -37,8 +37,9 @@ def estimate(config: Config, data: PromptData, finished: bool) -> dict[str, obje
 
     What the first source of vectors reads, and as `beside` what each of the others does.
     """
-    model = models.find_local(config.extract.model)
-    as_read = number_format.in_format(config, number_format.expected(config, models.revision(model) if model else ""))
+    read = [source.extract.model for source in sources(config.extract) if source.name != "words"]
+    local = [folder for model in read if (folder := models.find_local(model))]
+    as_read = number_format.in_format(config, number_format.expected(config, [*map(models.revision, local)]))
     first, *others = (_estimate(as_read, data, source, finished) for source in sources(as_read.extract))
     return first | ({"beside": others} if others else {})
 

@@ -64,8 +64,9 @@ def extract(config: Config, data: StageOutput) -> StageOutput:
     settings = config.model_dump(include={"extract"})
 
     def build(folder: UPath) -> StageResult:
-        readers, by_models = dict[str, Reader](), any(source.name != "words" for source in pinned)
-        dtype = number_format.settle(config, folder, revision) if by_models else ""
+        readers = dict[str, Reader]()
+        models = [it for source, it in zip(pinned, revisions, strict=True) if source.name != "words"]
+        dtype = number_format.settle(config, folder, models) if models else ""
         exact = [source.in_format(dtype) for source in pinned]
         for source, its_revision in zip(exact, revisions, strict=True):
             source.check()
@@ -81,7 +82,7 @@ def extract(config: Config, data: StageOutput) -> StageOutput:
 
 
 def _joined(names: Iterable[str]) -> str:
-    return " + ".join(names)
+    return number_format.JOINT.join(names)
 
 
 def model_name(config: Config) -> str:

@@ -31,6 +31,14 @@ def finished_versions(config: Config) -> list[StageOutput]:
     return sorted(outputs, key=lambda v: (v.manifest.info.get("version", 0), v.manifest.created), reverse=True)
 
 
+def readable_manifests(config: Config) -> list[Manifest]:
+    """Those of the finished versions below this storage that can be read, the newest first."""
+    all_versions = root(config)
+    folders = [folder for folder in all_versions.iterdir() if folder.is_dir()] if all_versions.exists() else []
+    found = [manifest for folder in folders if (manifest := _read_manifest(folder))]
+    return sorted(found, key=lambda manifest: (_number(manifest), manifest.created), reverse=True)
+
+
 class VersionSummary(TypedDict):
     """A version in the list of all."""
 

@@ -28,8 +28,8 @@ def estimate(runs: Sequence[tuple[str, Config]], rows: int) -> dict[str, Any]:
         "models": [f"{run.model.backbone} {name}, seed {run.seed}" for name, run in runs],
         "rows": rows,
         "estimate": (
-            f"at most about {minutes} min for {len(runs)} training(s) of {config.train.epochs} epochs, "
-            f"{source}; most end earlier (train.patience)"
+            f"about {minutes} min for {len(runs)} training(s) of {config.train.epochs} epochs, "
+            f"{source}; most end earlier (train.patience), and those with knowledge or a match take longer"
         ),
     }
 

@@ -28,7 +28,7 @@ def choose(config: Config, device: torch.device) -> Precision:
     if wanted != "auto":
         return wanted
     suits = ":" not in model.backbone and max(model.hidden) >= NARROW
-    return "bfloat16" if suits and multiplies_bfloat16(device) else "float32"
+    return "bfloat16" if suits and multiplies_bfloat16(device.type) else "float32"
 
 
 def products(precision: Precision, device: torch.device) -> torch.autocast:
