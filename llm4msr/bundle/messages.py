@@ -98,8 +98,8 @@ class RankResponse(_Message):
     ranked: list[RankedItem]
     unknown: Unknown
     knowledge: KnowledgeSource
-    """Where that came from what the scores owe to the user's tastes: from what the model keeps of the user (`stored`),
-    also or only from the history in the request (`request`), or nothing of that is known (`none`)."""
+    """Where the knowledge of the user's tastes behind these scores came from: what the model keeps (`stored`), the
+    request's history, alone or also (`request`), or nowhere (`none`)."""
 
 
 class RankBatchRequest(_Message):

@@ -88,7 +88,8 @@ class PastReader:
         return MatchInput(torch.from_numpy(unit_BD), counts, pasts)
 
     def _past(self, events: Events, scenario: int) -> RequestPast:
-        item_E, here_E = events.item_E[-self._most :], events.scenario_E[-self._most :] == scenario
+        item_E = events.item_E[-self._most :]
+        here_E = (events.scenario_E[-self._most :] == scenario) & (scenario > 0)  # two unknown ones may differ
         columns = (self._units(item_E), self._place_I.take(item_E).astype(np.int64), here_E)
         return RequestPast(*map(torch.from_numpy, (*columns, events.liked_E[-self._most :])))
 

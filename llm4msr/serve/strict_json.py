@@ -12,9 +12,9 @@ from fastapi.routing import APIRoute
 
 from llm4msr.text import shorten
 
-MAX_OBJECTS, MAX_LISTS = 10_000, 2_000
-"""In one body. A batch has two objects and two lists for each request, and an object for each event of its history; an
-edited history one of each for each scenario."""
+MAX_OBJECTS, MAX_LISTS = 60_000, 2_000
+"""In one body. A batch has two objects and two lists for each request, and an object for each event of its history, so
+that 256 requests may bring 200 events each; an edited history has one of each for each scenario."""
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.?)*+"?', re.DOTALL)
 """A JSON string, or what begins as one. The pattern never fails where it has begun, so its time is linear."""
@@ -28,7 +28,7 @@ class StrictRequest(Request):
 
         Raises:
             HTTPException: 422, the body is compressed, no JSON, not in UTF-8 or nested too deep, has more than
-                `MAX_OBJECTS` objects or `MAX_LISTS` lists, or an object with the same key twice.
+                `MAX_LISTS` lists, or an object with the same key twice; 413, it has more than `MAX_OBJECTS` objects.
         """
         if (coding := self.headers.get("content-encoding", "identity")) != "identity":
             raise HTTPException(422, f"content-encoding: {shorten(coding)} is not read here; send the body as it is")
@@ -49,7 +49,7 @@ class StrictRequest(Request):
 
 
 class _ObjectBuilder:
-    """Builds the objects of one body; raises a ValueError for too many of them, and for a key that stands twice."""
+    """Builds the objects of one body; refuses too many of them, and raises a ValueError for a key that stands twice."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -57,7 +57,8 @@ class _ObjectBuilder:
     def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         self.count += 1
         if self.count > MAX_OBJECTS:
-            raise ValueError(f"more than {MAX_OBJECTS} objects")
+            message = "send fewer requests, or shorter histories, at once"
+            raise HTTPException(413, f"the body has more than {MAX_OBJECTS} objects; {message}")
         built = dict(pairs)
         if len(built) < len(pairs):
             seen: set[str] = set()

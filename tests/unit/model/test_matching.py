@@ -123,6 +123,7 @@ def test_cosines_are_those_of_a_loop():
     unit_ID = torch.nn.functional.normalize(item_vectors().float(), dim=1)
     events = Chosen.of(unit_ID.any(1)[past.item_BN])
     past_ED = unit_ID[events.take(past.item_BN)]
+    assert ((past.scenario_BN == 0) & (batch.scenario_B == 0)[:, None] & past.liked_BN & (past.item_BN > 0)).any()
     told = cosines(unit_ID[past.candidate_B], past_ED, events, past, batch.scenario_B).numpy()
     assert told.shape[1] == COSINES
     unit = unit_ID.numpy()
@@ -133,7 +134,7 @@ def test_cosines_are_those_of_a_loop():
             if unit[item].any():
                 (liked if is_liked else disliked).append(unit[item])
                 if is_liked:
-                    (here if scenario == int(batch.scenario_B[row]) else elsewhere).append(unit[item])
+                    (here if scenario == int(batch.scenario_B[row]) > 0 else elsewhere).append(unit[item])
         candidate, expected = unit[int(past.candidate_B[row])], []
         for group in (liked, here, elsewhere, disliked):
             mean = np.mean(group, axis=0) if group else np.zeros(WIDTH)

@@ -8,7 +8,8 @@ import pytest
 from fastapi import HTTPException, Request
 from starlette.types import Message
 
-from llm4msr.serve.strict_json import MAX_LISTS, StrictRequest
+from llm4msr.config import ServeConfig
+from llm4msr.serve.strict_json import MAX_LISTS, MAX_OBJECTS, StrictRequest
 from tests.unit.serve.conftest import Server
 
 IDS = {b"plain-1": 200, "é漢".encode(): 200, b"x" * 128: 200, b"x" * 129: 422, b"\xe9": 422, b"a\xffb": 422}
@@ -69,7 +70,11 @@ def test_a_body_that_is_not_said_to_be_json_or_is_compressed_is_told_how_to_be_s
 
 
 def request_for(items: list[Any]) -> Request:
-    body = json.dumps({"user_id": "u", "scenario": "s", "items": items}).encode()
+    return request_of({"user_id": "u", "scenario": "s", "items": items})
+
+
+def request_of(content: Any) -> Request:
+    body = json.dumps(content).encode()
 
     async def receive() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}
@@ -84,6 +89,15 @@ def test_lists_are_counted_before_they_are_made_and_brackets_in_texts_are_none()
     for item in ("[" * MAX_LISTS, '"[\\"[' * MAX_LISTS, "\\"):
         assert asyncio.run(request_for([item, "["]).json())["items"] == [item, "["]
     assert len(asyncio.run(request_for([[]] * (MAX_LISTS - 1)).json())["items"]) == MAX_LISTS - 1
+
+
+def test_a_full_batch_may_bring_long_histories_and_more_than_that_is_refused_in_words_of_its_own() -> None:
+    history = [{"item_id": "i1", "scenario": "s"}] * ServeConfig().max_history
+    request = {"user_id": "u", "scenario": "s", "items": ["a"], "context": {"device": "tv"}, "history": history}
+    batch = {"requests": [request] * 256}
+    assert asyncio.run(request_of(batch).json()) == batch
+    with pytest.raises(HTTPException, match="413: the body has more than 60000 objects; send fewer requests"):
+        asyncio.run(request_for([{}] * MAX_OBJECTS).json())
 
 
 def test_an_error_names_the_place_and_repeats_nothing_that_was_sent(server: Server) -> None:
