@@ -54,6 +54,10 @@ class Events:
             np.concatenate([self.liked_E, newer.liked_E]),
         )
 
+    def latest(self, most: int) -> "Events":
+        """The latest of them, so many at most."""
+        return self if len(self) <= most else Events(self.item_E[-most:], self.scenario_E[-most:], self.liked_E[-most:])
+
 
 NOTHING = Events.unpack(np.zeros(0, np.int32))
 
@@ -64,14 +68,12 @@ class PastReader:
     Args:
         items: the table of items, with a column `unit` where the model matches vectors.
         fields: the features, in the order of the slots.
-        most: how many of a user's latest events count.
     """
 
-    def __init__(self, items: Partition, fields: Sequence[Field], most: int):
+    def __init__(self, items: Partition, fields: Sequence[Field]):
         slots = [field.name for field in fields if field.side == "item" for _ in range(field.slots)]
         self._place_I: Ints32 = items.numbers["slots"][:, slots.index("item_id")]
         self._unit_ID: Array = items.numbers.get("unit", np.zeros((len(items), 0), np.float16))
-        self._most = most
 
     def read(self, item_B: Ints, counts: Sequence[int], scenario_N: Ints, events: Sequence[Events]) -> MatchInput:
         """What `ServingNet` takes.
@@ -88,10 +90,9 @@ class PastReader:
         return MatchInput(torch.from_numpy(unit_BD), counts, pasts)
 
     def _past(self, events: Events, scenario: int) -> RequestPast:
-        item_E = events.item_E[-self._most :]
-        here_E = (events.scenario_E[-self._most :] == scenario) & (scenario > 0)  # two unknown ones may differ
-        columns = (self._units(item_E), self._place_I.take(item_E).astype(np.int64), here_E)
-        return RequestPast(*map(torch.from_numpy, (*columns, events.liked_E[-self._most :])))
+        here_E = (events.scenario_E == scenario) & (scenario > 0)  # two unknown ones may differ
+        places_E = self._place_I.take(events.item_E).astype(np.int64)
+        return RequestPast(*map(torch.from_numpy, (self._units(events.item_E), places_E, here_E, events.liked_E)))
 
     def _units(self, item_E: AnyInts) -> Singles:
         return self._unit_ID.take(item_E, axis=0).astype(np.float32)

@@ -64,7 +64,7 @@ class Ranker:
         self.net = files.read_net(folder, self.description)
         self.users = IdTable(folder / files.USERS)
         self.items = files.read_items(folder)
-        self._past_reader = PastReader(self.items, self.description.fields, self.description.model.past_events)
+        self._past_reader = PastReader(self.items, self.description.fields)
         self._nobody_S = slot_starts(self.description.fields, "user")
         self._nothing_S = slot_starts(self.description.fields, "item")
         self._scenarios = {name: number for number, name in enumerate(self.description.scenarios) if number}
@@ -76,9 +76,10 @@ class Ranker:
             files.read_codes(folder, folder),
             IdTable(folder / files.PASTS),
             self.net.uses_users,
-            self.net.match is not None,
+            self.description.model.reads_pasts,
             files.read_pooled_codes(folder, self.description, self.items),
             self._scenarios,
+            self.description.model.past_events,
         )
         self._repeat_self_test()
 

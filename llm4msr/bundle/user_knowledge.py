@@ -36,9 +36,10 @@ class UserKnowledge:
         codes: by user id, as `code`.
         pasts: by user id, as `events`.
         has_codes: whether the model reads codes.
-        has_match: whether it reads events.
+        has_match: whether it matches candidates with events.
         pooled: what makes codes from events; None where an LLM has read the users.
         scenarios: number of each known name.
+        most: how many of a user's latest events count, for a match as for a code.
     """
 
     codes: IdTable
@@ -47,6 +48,7 @@ class UserKnowledge:
     has_match: bool
     pooled: PooledCodes | None
     scenarios: Mapping[str, int]
+    most: int
 
     @property
     def reads_history(self) -> bool:
@@ -56,7 +58,7 @@ class UserKnowledge:
     def look_up(self, request: RankRequest, item_E: Ints) -> Known:
         """What is known of the request's user; `item_E` are rows of the items in its history, -1 for unknown ones."""
         told = self._told(request, item_E)
-        events = self._stored(request).extend(told)
+        events = self._stored(request).extend(told).latest(self.most)
         if self.pooled is not None and (len(told) or request.history_mode == "replace"):
             code_K = self.pooled.encode(events)
         else:

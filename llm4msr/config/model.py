@@ -65,7 +65,7 @@ class ModelConfig(Section):
     `extract.reads = "items"`."""
     past_events: int = Field(50, ge=1)
     """For `match`: how many of a user's latest events before a row count as their past. A bundle keeps so many of each
-    user, at 8 bytes an event."""
+    user, at 8 bytes an event; in service the codes of users who are pooled from items are pooled from these too."""
     past: Literal["fresh", "stale"] = "fresh"
     """What rows of validation and test see of their user's past, by `match` and by `extract.point_in_time`: all that
     was before the row, as in service (`fresh`), or what training rows tell alone (`stale`)."""
@@ -112,6 +112,11 @@ class ModelConfig(Section):
     def matches_vectors(self) -> bool:
         """Whether items' vectors enter the model by themselves."""
         return any(part != "ids" for part in self.match)
+
+    @property
+    def reads_pasts(self) -> bool:
+        """Whether what a user took before enters the model by itself."""
+        return any(part != "candidate" for part in self.match)
 
     @property
     def reads_codes(self) -> bool:

@@ -1,8 +1,12 @@
 """Publish the bundle of one trained model: everything that serving needs, and a card that says what it is."""
 
+from collections.abc import Iterable
+
+import pyarrow as pa
 from upath import UPath
 
 from llm4msr import ray_session, storage
+from llm4msr.arrays import strings
 from llm4msr.bundle.files import VERSION
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
@@ -38,11 +42,13 @@ def export(config: Config, model: TrainedModel) -> StageOutput:
 
     def build(at: UPath) -> StageResult:
         net, data = model.load()
-        encoded = user_codes.encode_all(knowledge, net.user_code) if knowledge is not None and net.uses_users else ()
         llm = {} if knowledge is None else llm_identity(config, knowledge)
+        encoded: Iterable[pa.Table] = ()
         vectors = None
         if knowledge is not None and net.uses_users and _pools_items(knowledge):
             vectors = item_vectors.read(knowledge).vectors_ID
+        elif knowledge is not None and net.uses_users:
+            encoded = user_codes.encode_all(knowledge, net.user_code)
         return write_bundle(config, net, data, encoded, llm, card, at, ids_to_forget(config), vectors)
 
     settings, inputs = config.model_dump(include={"model"}), {"train": model.output.folder.name}
@@ -71,14 +77,17 @@ def llm_identity(config: Config, knowledge: StageOutput) -> dict[str, str]:
 
 def folder(config: Config, model: StageOutput) -> UPath:
     """The folder of this config's bundle, exported or not."""
-    name = storage.digest_json([VERSION, config.name, model.folder.name, model.checksum(WEIGHTS)])
+    made_of = [VERSION, config.name, model.folder.name, model.checksum(WEIGHTS)]
+    if forgotten := strings(ids_to_forget(config)):
+        made_of.append(forgotten)
+    name = storage.digest_json(made_of)
     return storage.path(config.root) / "export" / name[:12]
 
 
 def _kept(config: Config, knowledge: StageOutput | None) -> str:
     """Files that tell what users like, and what is in them."""
     kept = ["codes of what is known of them (`codes.arrow`)"] if config.model.reads_codes else []
-    if config.model.match or (config.model.reads_codes and _pools_items(knowledge)):
+    if config.model.reads_pasts or (config.model.reads_codes and _pools_items(knowledge)):
         events = config.model.past_events
         kept.append(f"their latest {events} events, rows of validation and test included (`pasts.arrow`)")
     return "; ".join(kept) or "ids and features alone"

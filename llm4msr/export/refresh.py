@@ -23,7 +23,7 @@ from llm4msr.errors import ConfigError
 from llm4msr.export import user_codes, user_pasts
 from llm4msr.export.export import llm_identity
 from llm4msr.export.user_pasts import Numbers
-from llm4msr.knowledge.forget import ids_to_forget
+from llm4msr.knowledge.forget import ids_to_forget, leave_out
 from llm4msr.storage import StageOutput, StageResult
 from llm4msr.storage.local_copy import open_local
 from llm4msr.training.pasts import Pasts
@@ -61,21 +61,21 @@ def refresh(config: Config, prepared: StageOutput, knowledge: StageOutput | None
         StorageError: the bundle is damaged.
     """
     output, description = served
-    reads_events = bool(description.model.match) or description.pools_items
+    reads_events = description.model.reads_pasts or description.pools_items
     if not (description.model.reads_codes or reads_events):
         raise ConfigError(f"{output.folder}: this model keeps nothing of its users, so there is nothing to refresh")
     if knowledge is not None:
         _check_origin(config, knowledge, served)
     inputs = {"prepare": prepared.manifest.fingerprint, "export": output.folder.name}
     inputs |= {} if knowledge is None else {"extract": knowledge.manifest.fingerprint}
-    forget = strings(ids_to_forget(config))
-    name = storage.digest_json([inputs, forget])[:12]
+    forget = ids_to_forget(config)
+    name = storage.digest_json([inputs, strings(forget)])[:12]
 
     def build(at: UPath) -> StageResult:
         rows = {}
         if knowledge is not None:
             coder = files.read_coder(output.folder, description, output.checksum(files.CODER))
-            codes = user_codes.encode_all(knowledge, coder)
+            codes = (leave_out(table, forget) for table in user_codes.encode_all(knowledge, coder))
             rows[files.CODES] = id_table.write(at / files.CODES, codes, files.code_schema(output.folder))
         if reads_events:
             rows |= _write_events(config, prepared, served, at)
@@ -105,7 +105,7 @@ def _write_events(config: Config, prepared: StageOutput, served: Served, at: UPa
     rows[files.PASTS] = id_table.write(at / files.PASTS, events, files.past_schema(bundle))
     if description.pools_items and description.model.reads_codes:
         coder = files.read_coder(bundle, description)
-        codes = user_pasts.encode_all(prepared, numbers, items.numbers["vector"], coder, forget)
+        codes = user_pasts.encode_all(prepared, pasts, numbers, items.numbers["vector"], coder, forget)
         rows[files.CODES] = id_table.write(at / files.CODES, codes, files.code_schema(bundle))
     return rows
 

@@ -1,6 +1,7 @@
 """Users' events -> what a bundle keeps of their pasts, and codes that are pooled from them, partition by partition.
 
-Of everything that `prepare` knows, rows of validation and test included: serving is later than all of them.
+Of everything that `prepare` knows, rows of validation and test included: serving is later than all of them. Codes are
+pooled from the very events that are kept, so that those of a bundle, of a refresh and of a request agree.
 
 Shape suffixes: E events of a partition, U its users with any, I items, S scenarios, D numbers of an item's vector.
 """
@@ -10,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from llm4msr.arrays import Array, Column, Ints
@@ -19,6 +19,7 @@ from llm4msr.bundle.pasts import Events
 from llm4msr.data import partitions
 from llm4msr.data.interactions import run_starts
 from llm4msr.knowledge import pooling
+from llm4msr.knowledge.forget import leave_out
 from llm4msr.model.meta import KnowledgeCode
 from llm4msr.storage import StageOutput
 from llm4msr.storage.vectors import to_column
@@ -44,7 +45,7 @@ def read_all(prepared: StageOutput, pasts: Pasts, numbers: Numbers, forget: Colu
         forget: raw ids of users of whom nothing is kept.
     """
     for number in range(partitions.count(prepared)):
-        events = _known(pasts.latest(number), numbers)
+        events = pasts.latest(number, numbers.item_I >= 0)
         item_E, scenario_E = numbers.item_I[events["item"]], numbers.scenario_S[events["scenario"]]
         packed = Events(item_E, scenario_E, events["label"].to_numpy() > 0.5).pack()
         start_U = run_starts(events["user"].to_numpy())
@@ -54,19 +55,20 @@ def read_all(prepared: StageOutput, pasts: Pasts, numbers: Numbers, forget: Colu
 
 
 def encode_all(
-    prepared: StageOutput, numbers: Numbers, vector_ID: Array, coder: KnowledgeCode, forget: Column
+    prepared: StageOutput, pasts: Pasts, numbers: Numbers, vector_ID: Array, coder: KnowledgeCode, forget: Column
 ) -> Iterator[pa.Table]:
-    """A table for each partition: id, and the code of who has an item with a vector, pooled from all their events.
+    """A table for each partition: id, and the code of who has an item with a vector, pooled from what `read_all` keeps.
 
     Args:
         prepared: the data.
+        pasts: of all its users.
         numbers: of its items and scenarios in the bundle.
         vector_ID: of the bundle's items by row, float16.
         coder: of the trained net.
         forget: raw ids of users without a code.
     """
     for number in range(partitions.count(prepared)):
-        events = _known(partitions.read(prepared, "events", number, ["user", "item", "label"]), numbers)
+        events = pasts.latest(number, numbers.item_I >= 0)
         item_E, start_U = numbers.item_I[events["item"]], run_starts(events["user"].to_numpy())
         vector_ED = vector_ID.take(item_E, axis=0)
         known_E, end_U = np.asarray(vector_ED.any(axis=1)), np.r_[start_U[1:], len(events)][: len(start_U)]
@@ -78,16 +80,10 @@ def encode_all(
         yield _of_users(prepared, number, user_U[is_known_U], "code", to_column(code_UK[is_known_U]), forget)
 
 
-def _known(events: pa.Table, numbers: Numbers) -> pa.Table:
-    """Those of known users and items."""
-    is_known_E = (events["user"].to_numpy() > 0) & (numbers.item_I[events["item"]] >= 0)
-    return events.filter(pa.array(is_known_E))
-
-
 def _of_users(
     prepared: StageOutput, partition: int, user_U: Ints, name: str, values: Column, forget: Column
 ) -> pa.Table:
     """`id` and the values of these users, less those to forget."""
     users = partitions.read(prepared, "users", partition, ["user_id"])["user_id"]
     ids = users.take(pa.array(user_U - partitions.offsets(prepared, "users")[partition])).combine_chunks()
-    return pa.table([ids, values], ["id", name]).filter(pc.invert(pc.is_in(ids, value_set=forget)))
+    return leave_out(pa.table([ids, values], ["id", name]), forget)

@@ -30,6 +30,7 @@ from llm4msr.data import partitions
 from llm4msr.export import user_pasts
 from llm4msr.export.self_test import self_test
 from llm4msr.export.user_pasts import Numbers
+from llm4msr.knowledge.forget import leave_out
 from llm4msr.model.net import RankerNet
 from llm4msr.model.serving_net import ServingNet
 from llm4msr.storage import StageResult
@@ -58,16 +59,17 @@ def write_bundle(
         config: of the run, whose `model` built the net.
         net: as it was trained.
         data: what it was trained on.
-        codes: tables with `id` and `code`, one for each partition of the ids; none without user level.
+        codes: tables with `id` and `code`, one for each partition of the ids; none without user level, and where
+            `vectors` are given, which users are then pooled from.
         llm: what made the vectors, as `llm_identity` tells.
         card: the README.md, in Markdown.
         folder: where the files go.
-        forget: raw ids of users whose pasts are left out.
+        forget: raw ids of users of whom nothing is written.
         vectors: of the items by their numbers, float16 [I, D], where users' vectors were pooled from them.
     """
     tables, model = data.tables, config.model
     fields, units = data.prepared.json("fields.json"), _units(net)
-    pasts = Pasts(data.prepared, model.past_events, fresh=True) if model.match or vectors is not None else None
+    pasts = Pasts(data.prepared, model.past_events, fresh=True)
     description = BundleDescription(
         version=VERSION,
         name=config.name,
@@ -85,13 +87,20 @@ def write_bundle(
     coder = net.user_code.state_dict() if serving.uses_users else {}
     storage.write_bytes(folder / CODER, safetensors.torch.save(coder))
     files = dict.fromkeys((DESCRIPTION, NET, CODER, "README.md"), 1)
-    files[USERS] = id_table.write(folder / USERS, _users(data), _users_schema(tables))
+    users = (leave_out(table, forget) for table in _users(data))
+    files[USERS] = id_table.write(folder / USERS, users, _users_schema(tables))
+    if vectors is None:
+        codes = (leave_out(table, forget) for table in codes)
+    else:
+        same = Numbers(np.r_[-1, 1 : len(vectors)], np.arange(tables.scenarios))
+        codes = user_pasts.encode_all(data.prepared, pasts, same, vectors, net.user_code, forget)
     files[CODES] = id_table.write(folder / CODES, codes, code_schema(folder))
     row_I, files[ITEMS] = _write_items(folder / ITEMS, data, {"unit": units, "vector": vectors})
     numbers = Numbers(row_I, np.arange(tables.scenarios))
-    events = user_pasts.read_all(data.prepared, pasts, numbers, forget) if pasts is not None else ()
+    keeps_pasts = model.reads_pasts or vectors is not None
+    events = user_pasts.read_all(data.prepared, pasts, numbers, forget) if keeps_pasts else ()
     files[PASTS] = id_table.write(folder / PASTS, events, SCHEMA)
-    test = self_test(net, data, fields["context"], pasts, forget)
+    test = self_test(net, data, fields["context"], pasts, forget, vectors)
     storage.write_bytes(folder / SELF_TEST, test.model_dump_json(indent=1).encode())
     files[SELF_TEST] = len(test.cases)
     storage.write_bytes(folder / "README.md", card.encode())

@@ -40,6 +40,11 @@ def ids_to_forget(config: Config, kind: str = "users") -> Column:
     return pa.array(sorted({line for line in lines if line}), pa.string())
 
 
+def leave_out(table: pa.Table, forget: Column) -> pa.Table:
+    """The rows of a table whose `id` is none of those to forget."""
+    return table.filter(pc.invert(pc.is_in(table["id"], value_set=forget.cast(table["id"].type))))
+
+
 def check_list(config: Config, data: StageOutput, bases: Iterable[Sequence[RowGroup]]) -> Listed:
     """Look each listed id up in the prepared data and in earlier versions, and say which ids are nobody's.
 

@@ -134,8 +134,8 @@ class VectorMatch(nn.Module):
 def cosines(candidate_BD: Tensor, past_ED: Tensor, events: Chosen, past: Past, scenario_B: Tensor) -> Tensor:
     """Cosines of the candidate with the past [B, 6]; 0 where there is nothing to compare with.
 
-    With the means of what was liked (all, in the row's scenario if that is known, in the others) and of what was not, and the largest
-    and the mean of the three largest with what was liked. All vectors are of unit length.
+    With the means of what was liked (all, in the row's scenario if that is known, in the others) and of what was not,
+    and the largest and the mean of the three largest with what was liked. All vectors are of unit length.
     """
     is_here_BN = (past.scenario_BN == scenario_B[:, None]) & (scenario_B > 0)[:, None]  # two unknown ones may differ
     liked_E, here_E = events.take(past.liked_BN), events.take(is_here_BN)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm4msr import storage
-from llm4msr.arrays import Ints, Ints32
+from llm4msr.arrays import Bools, Ints, Ints32
 from llm4msr.data import partitions
 from llm4msr.data.interactions import run_starts
 from llm4msr.data.partitioned_rows import KEPT
@@ -64,15 +64,17 @@ class Pasts:
             told_BN3[rows] = self._open(number)[0][seen_BN[rows]]
         return PastEvents(told_BN3[..., 0], told_BN3[..., 1], told_BN3[..., 2])
 
-    def latest(self, partition: int) -> pa.Table:
+    def latest(self, partition: int, counts_I: Bools | None = None) -> pa.Table:
         """All that is known of a partition's users now, as serving has it: their latest events of every split.
 
         Columns `user`, `item`, `scenario` and `label`: each user's rows together, the oldest first. Unknown users and
-        items are left out.
+        items are left out, and items that do not count where `counts_I` says which do.
         """
         columns = ["user", "item", "scenario", "label"]
         events = partitions.read(self._prepared, "events", partition, columns)
         events = events.filter((pc.field("user") > 0) & (pc.field("item") > 0))
+        if counts_I is not None:
+            events = events.filter(pa.array(counts_I[events["item"].to_numpy()]))
         start_U = run_starts(events["user"].to_numpy())
         length_U = np.diff(start_U, append=len(events))
         end_E = np.repeat(start_U + length_U, length_U)

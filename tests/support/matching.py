@@ -63,7 +63,7 @@ def publish_matching(
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    codes = [_codes(net.eval(), data)] if net.uses_users else []
+    codes = [_codes(net.eval(), data)] if net.uses_users and not pooled else []
 
     def build(at: Any) -> StageResult:
         vectors = VECTORS if pooled else None

@@ -122,6 +122,18 @@ def test_export_finds_what_it_published(trained: Config):
     assert "- Frozen LLM: none." in card
 
 
+def test_another_list_of_users_to_forget_makes_another_bundle(trained: Config, tmp_path: Path):
+    folders = set()
+    for listed in ("", "u1\n", "u1\nu2\n"):
+        (tmp_path / "forget.txt").write_text(listed)
+        extract = trained.extract.model_copy(update={"forget": str(tmp_path / "forget.txt")})
+        output = export(trained.model_copy(update={"extract": extract}).using("none", 1))
+        assert len(Ranker.load(str(output.folder)).users) == 40 - len(listed.split())
+        folders.add(output.folder)
+    assert len(folders) == 3
+    assert export(trained.using("none", 1)).folder in folders
+
+
 def test_nobody_serves_a_control(trained: Config):
     with pytest.raises(ConfigError, match="'shuffled': wrong vectors are for measuring, not for serving"):
         export(trained.using("shuffled", 1))

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from llm4msr import Ranker, RankRequest
-from llm4msr.bundle.files import latest_codes
+from llm4msr import Ranker, RankRequest, storage
+from llm4msr.bundle.files import CODES, PASTS, SELF_TEST, Case, SelfTest, latest_codes
 from llm4msr.errors import ConfigError, StorageError
 from llm4msr.export.refresh import Served, refresh
+from llm4msr.storage import StageOutput
 from tests.support.matching import PARTS, PAST_EVENTS, Event, prepare_events, publish_matching, trained_scores
 
 CANDIDATES = ["i3", "i1", "nobody's", "i9", "i2", "i14"]
@@ -26,6 +29,21 @@ def request(user: str, scenario: str, history: Sequence[Event] = (), mode: str =
 def served_scores(ranker: Ranker, *of_request: Any) -> list[float]:
     scores = {item.item_id: item.score for item in ranker.rank(request(*of_request)).ranked}
     return [scores[item] for item in CANDIDATES]
+
+
+def read_rows(output: StageOutput, file: str) -> pa.Table:
+    return pa.ipc.open_file(str(Path(str(output.folder)) / file)).read_all().replace_schema_metadata(None)
+
+
+def read_self_test(output: StageOutput) -> list[Case]:
+    return SelfTest.model_validate_json(storage.read_bytes(output.folder / SELF_TEST)).cases
+
+
+def code_of(ranker: Ranker, of: RankRequest) -> list[float]:
+    rows = ranker.items.find_all([event.item_id for event in of.history])
+    code = ranker.knowledge.look_up(of, rows).code_K
+    assert code is not None
+    return np.asarray(code, np.float64).tolist()
 
 
 @pytest.mark.parametrize(
@@ -62,25 +80,45 @@ def test_of_who_is_to_be_forgotten_no_past_is_kept(tmp_path: Path):
     ranker = Ranker.load(str(made.output.folder))
     assert made.output.manifest.info["users_with_past"] == len(ranker.knowledge.pasts) == len(made.events) - 1
     assert ranker.knowledge.pasts.find("u5") is None
-    expected = trained_scores(made, "u5", "home", CANDIDATES, [])
-    assert served_scores(ranker, "u5", "home") == pytest.approx(expected, abs=1e-5)
+    assert served_scores(ranker, "u5", "home") == served_scores(ranker, "nobody", "home")
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_no_file_of_a_bundle_names_who_is_to_be_forgotten(tmp_path: Path, pooled: bool):
+    everybody = publish_matching(tmp_path / "all", 4, pooled=pooled, knowledge="both")
+    named = {case.request.user_id for case in read_self_test(everybody.output)} - {""}
+    forget = sorted(named | {"u5"})
+    made = publish_matching(tmp_path, 4, forget, pooled=pooled, knowledge="both")
+    ranker = Ranker.load(str(made.output.folder))
+    of_users = (ranker.users, ranker.knowledge.codes, ranker.knowledge.pasts)
+    assert [len(table) for table in of_users] == [len(made.events) - len(forget)] * 3
+    assert not any(table.find(user) for table in of_users for user in forget)
+    assert named
+    assert {case.request.user_id for case in read_self_test(made.output)} == {""}
+    for file in Path(str(made.output.folder)).rglob("*"):
+        assert file.is_dir() or not any(f'"{user}"'.encode() in file.read_bytes() for user in forget)
+    answer = ranker.rank(request(forget[0], "home"))
+    assert (answer.unknown.user, answer.knowledge) == (True, "none")
 
 
 @pytest.mark.parametrize("total", [1, 4])
 @pytest.mark.parametrize("pooled", [True, False])
-@pytest.mark.parametrize("match", [PARTS, ("ids",), ()])
+@pytest.mark.parametrize("match", [PARTS, ("ids",), ("candidate",), ()])
 def test_a_history_in_the_request_extends_or_replaces_what_is_stored(
     tmp_path: Path, total: int, pooled: bool, match: tuple[str, ...]
 ):
     made = publish_matching(tmp_path, total, pooled=pooled, match=match, knowledge="both")
     ranker = Ranker.load(str(made.output.folder))
-    assert ranker.info().reads_history == (pooled or bool(match))
-    assert ranker.info().users_with_past == (len(made.events) if pooled or match else 0)
+    reads = pooled or match not in (("candidate",), ())
+    assert ranker.info().reads_history == reads
+    assert ranker.info().users_with_past == (len(made.events) if reads else 0)
     for user in ["u1", "u11", "nobody"]:
         stored = made.events.get(user, [])[-PAST_EVENTS:]
         for mode, past in (("extend", stored + NEWEST), ("replace", NEWEST)):
-            expected = trained_scores(made, user, "home", CANDIDATES, past[-PAST_EVENTS:], past if pooled else None)
-            assert served_scores(ranker, user, "home", NEWEST, mode) == pytest.approx(expected, abs=1e-5)
+            past = past[-PAST_EVENTS:]
+            for scenario in ("home", "another"):
+                expected = trained_scores(made, user, scenario, CANDIDATES, past, past if pooled else None)
+                assert served_scores(ranker, user, scenario, NEWEST, mode) == pytest.approx(expected, abs=1e-5)
             answer = ranker.rank(request(user, "home", NEWEST, mode))
             assert (answer.knowledge == "request") == ranker.info().reads_history
             assert answer.unknown.user == (user == "nobody")
@@ -114,6 +152,42 @@ def test_a_history_without_any_known_item_changes_nothing_and_an_empty_one_in_pl
     assert served_scores(ranker, "u3", "home", [], "replace") == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("total", [1, 4])
+@pytest.mark.parametrize("match", [PARTS, ("candidate",), ()])
+def test_a_code_is_pooled_from_the_kept_events_at_export_at_refresh_and_at_request(
+    tmp_path: Path, total: int, match: tuple[str, ...]
+):
+    made = publish_matching(tmp_path, total, pooled=True, match=match, knowledge="both")
+    config, prepared = prepare_events(tmp_path, made.events, total)
+    refreshed = refresh(config, prepared, None, Served.open(made.output))
+    for file in (CODES, PASTS):
+        exported, again = (read_rows(output, file) for output in (made.output, refreshed))
+        assert exported.num_rows == len(made.events)
+        assert exported.equals(again)
+    ranker = Ranker.load(str(made.output.folder))
+    assert max(map(len, made.events.values())) > 2 * PAST_EVENTS
+    for user, events in made.events.items():
+        stored = code_of(ranker, request(user, "home"))
+        kept = events[-PAST_EVENTS:]
+        assert code_of(ranker, request(user, "home", kept, "replace")) == pytest.approx(stored, abs=1e-3)
+        assert code_of(ranker, request("nobody", "home", kept)) == pytest.approx(stored, abs=1e-3)
+        told = code_of(ranker, request(user, "home", NEWEST))
+        expected = code_of(ranker, request("nobody", "home", (kept + NEWEST)[-PAST_EVENTS:]))
+        assert told == pytest.approx(expected, abs=1e-3)
+        assert told != pytest.approx(stored, abs=1e-2)
+        expected_scores = trained_scores(made, user, "home", CANDIDATES, kept, kept)
+        assert served_scores(ranker, user, "home") == pytest.approx(expected_scores, abs=1e-5)
+
+
+def test_events_of_items_that_came_after_the_bundle_take_no_place_of_others(tmp_path: Path):
+    made = publish_matching(tmp_path, pooled=True, knowledge="both")
+    later: list[Event] = [("beyond", "home", True)] * (PAST_EVENTS - 2)
+    config, prepared = prepare_events(tmp_path / "newer", {user: told + later for user, told in made.events.items()})
+    output = refresh(config, prepared, None, Served.open(made.output))
+    for file in (CODES, PASTS):
+        assert read_rows(made.output, file).equals(read_rows(output, file))
+
+
 @pytest.mark.parametrize("match", [PARTS, ()])
 def test_a_refresh_tells_of_newer_events_and_users_without_an_llm(tmp_path: Path, match: tuple[str, ...]):
     made = publish_matching(tmp_path, pooled=True, match=match, knowledge="user")
@@ -131,7 +205,8 @@ def test_a_refresh_tells_of_newer_events_and_users_without_an_llm(tmp_path: Path
     ranker = Ranker.load(str(made.output.folder), codes=str(output.folder))
     for user in ("u3", "new", "z", "u6"):
         events = [] if user == "u6" else [event for event in newer[user] if event[0] != "beyond"]
-        expected = trained_scores(made, user, "home", CANDIDATES, events[-PAST_EVENTS:], events or NOTHING)
+        events = events[-PAST_EVENTS:]
+        expected = trained_scores(made, user, "home", CANDIDATES, events, events or NOTHING)
         assert served_scores(ranker, user, "home") == pytest.approx(expected, abs=1e-5)
         assert ranker.rank(request(user, "home")).knowledge == ("stored" if events else "none")
     other = publish_matching(tmp_path / "other", pooled=True, match=match, knowledge="feature")
@@ -139,8 +214,10 @@ def test_a_refresh_tells_of_newer_events_and_users_without_an_llm(tmp_path: Path
         Ranker.load(str(other.output.folder), codes=str(output.folder))
 
 
-def test_a_model_that_knows_nothing_of_users_has_nothing_to_refresh(tmp_path: Path):
-    made = publish_matching(tmp_path, match=(), knowledge="scenario")
+@pytest.mark.parametrize("match", [("candidate",), ()])
+def test_a_model_that_knows_nothing_of_users_has_nothing_to_refresh(tmp_path: Path, match: tuple[str, ...]):
+    made = publish_matching(tmp_path, match=match, knowledge="scenario")
+    assert made.output.manifest.info["users_with_past"] == 0
     config, prepared = prepare_events(tmp_path / "newer", made.events)
     with pytest.raises(ConfigError, match="nothing to refresh"):
         refresh(config, prepared, None, Served.open(made.output))
