@@ -4,6 +4,7 @@ import pytest
 
 from llm4msr.knowledge import pooling
 from llm4msr.knowledge.user_pooling import past_rows, pooled_rows
+from llm4msr.model.pooling import PRIOR
 
 RNG = np.random.default_rng(3)
 
@@ -35,9 +36,9 @@ def test_a_pool_is_that_of_liked_items_beside_that_of_the_others():
     vectors = RNG.standard_normal((6, 3)).astype(np.float32)
     liked, known = np.array([1, 1, 0, 0, 0, 1], bool), np.array([1, 1, 1, 1, 0, 1], bool)
     found = pooling.pool(vectors, liked, known, np.array([0, 3, 3, 1]), np.array([3, 3, 6, 2]))
-    first = np.r_[(vectors[0] + vectors[1]) / np.sqrt(2 + pooling.PRIOR), vectors[2] / np.sqrt(1 + pooling.PRIOR)]
-    third = np.r_[vectors[5] / np.sqrt(1 + pooling.PRIOR), vectors[3] / np.sqrt(1 + pooling.PRIOR)]
-    last = np.r_[vectors[1] / np.sqrt(1 + pooling.PRIOR), np.zeros(3)]
+    first = np.r_[(vectors[0] + vectors[1]) / np.sqrt(2 + PRIOR), vectors[2] / np.sqrt(1 + PRIOR)]
+    third = np.r_[vectors[5] / np.sqrt(1 + PRIOR), vectors[3] / np.sqrt(1 + PRIOR)]
+    last = np.r_[vectors[1] / np.sqrt(1 + PRIOR), np.zeros(3)]
     np.testing.assert_allclose(found, [first, np.zeros(6), third, last], rtol=1e-5)
 
 
@@ -66,7 +67,7 @@ def test_the_past_of_a_row_is_the_pool_of_the_rows_before_it():
     assert rows["user"].to_pylist() == [7, 7, 7, 7, 4, 4]
     assert rows["known"].to_pylist() == [False, False, False, True, False, False]
     vectors = np.stack(rows["vector"].to_pylist())
-    both, one = 1 / np.sqrt(2 + pooling.PRIOR), 1 / np.sqrt(1 + pooling.PRIOR)
+    both, one = 1 / np.sqrt(2 + PRIOR), 1 / np.sqrt(1 + PRIOR)
     np.testing.assert_allclose(vectors[3], [0, both, 0, 0, both, 0, 0, one, 0, 0], rtol=1e-3)
     assert not vectors[[0, 1, 2, 4, 5]].any()
 
