@@ -34,6 +34,10 @@ def plan(config: Config, verb: str) -> dict[str, Any]:
         parts["explain"] = f"report on {config.model.backbone} {config.model.variant}, {len(numbers)} seed(s)"
     if verb == "refresh":
         parts["refresh"] = f"what is newly known of users for {config.serve.bundle or 'the bundle of this config'}"
+    if verb == "score":
+        wanted = config.score
+        scenarios = wanted.scenarios if isinstance(wanted.scenarios, str) else ", ".join(wanted.scenarios)
+        parts["score"] = f"the best {wanted.top_k} items for each user, scenarios: {scenarios}"
     if verb == "serve":
         s = config.serve
         parts["serve"] = f"http://{s.host}:{s.port}, {s.replicas} replica(s), {s.max_candidates} candidates at most"

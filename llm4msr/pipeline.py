@@ -2,7 +2,7 @@
 
     prepare -> extract -> train -> evaluate
                             |  \\-> explain
-                            \\---> export -> serve, refresh
+                            \\---> export -> serve, refresh, score
 
 This is the one place that knows which outputs belong to a config; a stage's own function takes them as arguments.
 Work that is finished is never repeated. A stage's module is imported where it runs, for `prepare` needs no torch, and
@@ -143,6 +143,15 @@ def refresh(config: Config) -> StageOutput:
     served = refresh_stage.Served.open(exported(config))
     knowledge = extracted(config) if served.needs_knowledge else None
     return refresh_stage.refresh(config, prepared(config), knowledge, served)
+
+
+def score(config: Config) -> StageOutput:
+    """Publish each user's best items by the bundle and the newest codes for it; see `score.stage`."""
+    from llm4msr.bundle import files
+    from llm4msr.score import stage as score_stage
+
+    bundle = exported(config)
+    return score_stage.score(config, prepared(config), bundle, files.latest_codes(str(bundle.folder)))
 
 
 def serve(config: Config) -> str:

@@ -29,6 +29,9 @@ from llm4msr.model.embedding import slot_starts
 from llm4msr.storage.local_copy import open_local
 from llm4msr.text import shorten
 
+ROWS_AT_ONCE = 1 << 12
+"""Candidates of `score_rows` that go through the net together."""
+
 
 def load_error(uri: str, error: BaseException) -> StorageError:
     """What is said of a bundle or codes that cannot be loaded for a reason that this package does not foresee."""
@@ -152,22 +155,25 @@ class Ranker:
         counts = [len(request.items) for request in requests]
         parts = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
         item_B, known = self._find(requests, parts[-1].stop)
-        owner_B = np.repeat(np.arange(len(requests)), counts)
         users = [self.users.find(request.user_id) for request in requests]
-        scenario_N = np.array([self._scenarios.get(request.scenario, 0) for request in requests])
-        slots_BS = self._slots(requests, users, item_B, owner_B, scenario_N)
-        scenario_B = torch.from_numpy(scenario_N[owner_B])
-        match = None
-        if self.net.match is not None:
-            match = self._past_reader.read(item_B, counts, scenario_N, [user.events for user in known])
-        with torch.inference_mode():
-            code_NK = self._codes([user.code_K for user in known])
-            logits_B = self.net(slots_BS, scenario_B, code_NK, torch.from_numpy(owner_B), match)
-            scores_B = np.asarray(torch.sigmoid(logits_B.float()))  # a net may run in less precision
+        scores_B = self._score(requests, users, known, item_B, counts)
         return [
             self._answer(request, id_ or str(uuid.uuid4()), user is not None, one, item_B[at], scores_B[at])
             for request, id_, user, one, at in zip(requests, request_ids, users, known, parts, strict=True)
         ]
+
+    def score_rows(self, user_id: str, scenario: str, item_B: Ints) -> Singles:
+        """The scores that `rank` gives of many items, [B], in their order and without an object for each.
+
+        Args:
+            user_id: of one user, known or not.
+            scenario: the scenario.
+            item_B: rows in `items`, -1 for unknown ones.
+        """
+        request = RankRequest.model_construct(user_id=user_id, scenario=scenario, items=[])
+        known, user = self.knowledge.look_up(request, item_B[:0]), self.users.find(user_id)
+        parts = np.split(item_B, range(ROWS_AT_ONCE, len(item_B), ROWS_AT_ONCE))
+        return np.concatenate([self._score([request], [user], [known], part_B, [len(part_B)]) for part_B in parts])
 
     def title(self, item_id: str) -> str:
         """The title of an item, empty where the item is unknown."""
@@ -198,6 +204,27 @@ class Ranker:
         bounds = pairwise(accumulate(map(len, histories), initial=candidates))
         users = [self.knowledge.look_up(r, row_X[at:end]) for r, (at, end) in zip(requests, bounds, strict=True)]
         return row_X[:candidates], users
+
+    def _score(
+        self,
+        requests: Sequence[RankRequest],
+        users: Sequence[Place | None],
+        known: Sequence[Known],
+        item_B: Ints,
+        counts: Sequence[int],
+    ) -> Singles:
+        """Scores [B] of the requests' candidates, given by their rows, so many of each request."""
+        owner_B = np.repeat(np.arange(len(requests)), counts)
+        scenario_N = np.array([self._scenarios.get(request.scenario, 0) for request in requests])
+        slots_BS = self._slots(requests, users, item_B, owner_B, scenario_N)
+        scenario_B = torch.from_numpy(scenario_N[owner_B])
+        match = None
+        if self.net.match is not None:
+            match = self._past_reader.read(item_B, counts, scenario_N, [user.events for user in known])
+        with torch.inference_mode():
+            code_NK = self._codes([user.code_K for user in known])
+            logits_B = self.net(slots_BS, scenario_B, code_NK, torch.from_numpy(owner_B), match)
+            return np.asarray(torch.sigmoid(logits_B.float()))  # a net may run in less precision
 
     def _codes(self, codes: Sequence[Array | None]) -> torch.Tensor:
         """float32 [N, K]: the user's code or, for who has none, the learned default; [N, 0] without user level."""

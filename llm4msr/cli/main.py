@@ -24,8 +24,8 @@ app = typer.Typer(
     help="LLM knowledge for multi-scenario recommenders: extracted once offline, served by a small fast ranker.\n\n"
     "For your own data, `init` writes a first config and `check` shows what it makes of the data. "
     "The stages, in order: prepare, extract, train, evaluate, export, explain, serve. `run` does all up to export; "
-    "`refresh` brings newer knowledge to what is served. Each is a function of one TOML file, finds what it finished "
-    "before, and continues what was interrupted.\n\n"
+    "`refresh` brings newer knowledge to what is served, and `score` writes lists for all users. Each is a function of "
+    "one TOML file, finds what it finished before, and continues what was interrupted.\n\n"
     "Exit codes: 0 fine, 2 wrong config or input, 3 more failed rows than allowed, 130 and 143 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -67,6 +67,8 @@ VERBS = {
     "explain": "Write report.html: what the LLM says, the model beside a plain one, and what it moved for single "
     "users.",
     "refresh": "Make the users' codes of a served bundle again from newer knowledge; its endpoints take them over.",
+    "score": "Write a list of the best items for each user to Parquet, 100 in every scenario unless [score] says "
+    "otherwise; what the user has already seen is left out. Resumable by some thousand users.",
     "run": "Everything from prepare to export, training each model that [evaluate] compares.",
 }
 """What each verb does whose work is a function of `llm4msr.pipeline` with the same name."""

@@ -14,6 +14,7 @@ from llm4msr.config.data import (
 from llm4msr.config.experiment import Config, ExplainConfig
 from llm4msr.config.knowledge import ExtractConfig
 from llm4msr.config.model import BACKBONES, ModelConfig, check_backbone
+from llm4msr.config.score import ScoreConfig
 from llm4msr.config.section import Key, Section
 from llm4msr.config.serving import ServeConfig
 from llm4msr.config.training import MAX_SEED, EvaluateConfig, TrainConfig
@@ -34,6 +35,7 @@ __all__ = [
     "KuaiSAROptions",
     "ModelConfig",
     "SQLOptions",
+    "ScoreConfig",
     "Section",
     "ServeConfig",
     "SourceConfig",

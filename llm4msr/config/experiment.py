@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from llm4msr.config.data import SourceConfig, SplitConfig
 from llm4msr.config.knowledge import ExtractConfig
 from llm4msr.config.model import MatchPart, ModelConfig
+from llm4msr.config.score import ScoreConfig
 from llm4msr.config.section import Section
 from llm4msr.config.serving import ServeConfig
 from llm4msr.config.training import MAX_SEED, EvaluateConfig, TrainConfig
@@ -54,6 +55,8 @@ class Config(Section):
     """The report."""
     serve: ServeConfig = ServeConfig()
     """The HTTP endpoint."""
+    score: ScoreConfig = ScoreConfig()
+    """Lists for all users."""
 
     @property
     def root(self) -> str:

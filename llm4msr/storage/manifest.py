@@ -37,8 +37,8 @@ class Manifest(BaseModel):
     skipped: int = 0
     continued: bool = False
     """Whether files of an earlier run that did not finish were here. `extract` continues from them (`skipped` counts
-    the rows that it did not ask again) and so do `train` (`info.starts`) and `evaluate`; the other stages delete them
-    and begin again."""
+    the rows that it did not ask again) and so do `train` (`info.starts`), `evaluate` and `score`; the other stages
+    delete them and begin again."""
     seconds: float
     info: dict[str, Any] = {}
     libraries: dict[str, str]

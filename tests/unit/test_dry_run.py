@@ -19,7 +19,7 @@ from tests.support.data import config_of, write_data
 from tests.support.partitioned import in_partitions
 from tests.unit.conftest import World
 
-VERBS = ("prepare", "extract", "train", "evaluate", "export", "explain", "refresh", "serve", "run")
+VERBS = ("prepare", "extract", "train", "evaluate", "export", "explain", "refresh", "score", "serve", "run")
 
 
 @pytest.fixture
@@ -163,6 +163,7 @@ def test_a_plan_does_not_change_with_preparing(config: Config):
         ("evaluate", {"evaluate": "4 models on the test rows"}),
         ("export", {"export": "bundle of mmoe both, seed 1"}),
         ("explain", {"explain": "report on mmoe both, 2 seed(s)"}),
+        ("score", {"score": "the best 100 items for each user, scenarios: all"}),
         ("serve", {"serve": "http://127.0.0.1:8000, 1 replica(s), 1000 candidates at most"}),
     ],
 )

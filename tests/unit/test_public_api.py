@@ -15,7 +15,9 @@ def test_all_public_names_resolve_and_are_sorted():
     assert len(set(llm4msr.__all__)) == len(llm4msr.__all__)
 
 
-@pytest.mark.parametrize("name", ["prepare", "extract", "train", "evaluate", "export", "explain", "refresh", "run"])
+@pytest.mark.parametrize(
+    "name", ["prepare", "extract", "train", "evaluate", "export", "explain", "refresh", "score", "run"]
+)
 def test_stages_are_documented_functions(name: str):
     assert callable(getattr(pipeline, name))
     assert getattr(pipeline, name).__doc__

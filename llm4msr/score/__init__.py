@@ -1,0 +1,1 @@
+"""Lists of each user's best items, made offline."""
