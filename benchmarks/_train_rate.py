@@ -13,7 +13,6 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"  # every report waits for the next look of Ray Train
 
 from benchmarks._cpu_clock import train_with_clock
 from llm4msr import load

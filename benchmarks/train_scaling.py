@@ -26,7 +26,6 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.3"  # every report waits for the next look of Ray Train
 
 import numpy as np
 import pyarrow as pa

@@ -2,13 +2,12 @@
 and its state as flat tensors, which a checkpoint can hold without pickle.
 """
 
-import torch
 from torch import Tensor
 
 from llm4msr.config.training import TrainConfig
 from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
-from llm4msr.training.row_adamw import RowAdamW
+from llm4msr.training.row_adamw import RowAdamW, State, first_state, move
 
 LARGE = 16
 """Rows of the embedding table for each row of a global batch, above which a step touches only the rows of its batch."""
@@ -18,13 +17,13 @@ class AdamW:
     """Moves all parameters of a net: the embedding table whole, or where it is large by the rows of each batch."""
 
     def __init__(self, net: RankerNet, config: TrainConfig):
-        table, rate, decay = net.embedding.table, config.learning_rate, config.weight_decay
+        table, self._rate, self._decay = net.embedding.table, config.learning_rate, config.weight_decay
         by_rows = len(table.weight) > LARGE * config.batch_size if config.sparse == "auto" else config.sparse
         table.sparse = by_rows
-        self._rows = RowAdamW(table.weight, rate, decay) if by_rows else None
-        whole = [parameter for parameter in net.parameters() if not (by_rows and parameter is table.weight)]
-        self._whole = torch.optim.AdamW(whole, lr=rate, weight_decay=decay, fused=True)
-        self._parameters = dict(net.named_parameters())
+        self._rows = RowAdamW(table.weight, self._rate, self._decay) if by_rows else None
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in net.named_parameters()}
+        self._whole = [parameter for parameter in self._names if not (by_rows and parameter is table.weight)]
+        self._states: dict[Tensor, State] = {table.weight: self._rows.state} if self._rows else {}
 
     def read(self, batch: Batch) -> None:
         """Bring what a net reads for this batch up to date."""
@@ -32,8 +31,14 @@ class AdamW:
             self._rows.read(batch.places())
 
     def step(self) -> None:
-        """Move the parameters by their gradients."""
-        self._whole.step()
+        """Move the parameters by their gradients; one that has none stays, and has no state before its first."""
+        moved, gradients, states = [], [], []
+        for parameter in self._whole:
+            if parameter.grad is not None:
+                moved.append(parameter)
+                gradients.append(parameter.grad)
+                states.append(self._state(parameter))
+        move(moved, gradients, states, self._rate, self._decay)
         if self._rows is not None:
             self._rows.step()
 
@@ -45,17 +50,20 @@ class AdamW:
     def state(self) -> dict[str, Tensor]:
         """On the CPU by parameter and name, such as `embedding.table.weight.exp_avg`; after `catch_up`."""
         return {
-            f"{parameter}.{name}": value.detach().cpu()
-            for parameter, tensor in self._parameters.items()
-            for name, value in self._owner(tensor).state[tensor].items()
+            f"{self._names[parameter]}.{name}": value.detach().cpu()
+            for parameter, state in self._states.items()
+            for name, value in state.items()
         }
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Take over what `state` gave, be it of a table whole or by rows."""
+        parameters = {name: parameter for parameter, name in self._names.items()}
         for key, value in state.items():
-            parameter, _, name = key.rpartition(".")
-            tensor = self._parameters[parameter]
-            self._owner(tensor).state[tensor][name] = value.to(tensor.device)
+            name, _, part = key.rpartition(".")
+            parameter = parameters[name]
+            self._state(parameter)[part] = value.to(parameter.device)
 
-    def _owner(self, parameter: Tensor) -> torch.optim.Optimizer:
-        return self._rows if self._rows is not None and parameter in self._rows.state else self._whole
+    def _state(self, parameter: Tensor) -> State:
+        if parameter not in self._states:
+            self._states[parameter] = first_state(parameter)
+        return self._states[parameter]

@@ -9,9 +9,10 @@ for `eps`, which is taken at its mean over the rest: that shows where gradients 
 Shape suffixes: V rows of the table, E embedding width, N rows at once, T steps since all rows were up to date.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 BETAS, EPS = (0.9, 0.999), 1e-8
@@ -22,7 +23,11 @@ CHUNK = 1 << 18
 """Rows that are brought up to date at once."""
 
 
-class RowAdamW(Optimizer):
+State = dict[str, Tensor]
+"""Of one parameter: its `step`, and the averages `exp_avg` and `exp_avg_sq`."""
+
+
+class RowAdamW:
     """AdamW of one table, whose gradients are sparse; the state is that of `torch.optim.AdamW` after `catch_up`.
 
     Args:
@@ -32,10 +37,8 @@ class RowAdamW(Optimizer):
     """
 
     def __init__(self, table: Tensor, rate: float, decay: float):
-        super().__init__([table], {})
         self._table, self._rate, self._decay = table, rate, decay
-        averages = {name: torch.zeros_like(table, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
-        self.state[table] = {"step": torch.zeros((), device=table.device), **averages}
+        self.state = first_state(table)
         self._steps = 0
         """Since all rows were up to date."""
         self._step_V = torch.zeros(len(table), dtype=torch.int16, device=table.device)
@@ -61,30 +64,16 @@ class RowAdamW(Optimizer):
             self._moves_2T.zero_()
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Move the rows that the gradient touches."""
         assert self._table.grad is not None
         if self._steps == PERIOD:
             self.catch_up()
         gradient = self._table.grad.coalesce()
-        row_N, step = gradient.indices()[0], self.state[self._table]["step"]
+        row_N, step = gradient.indices()[0], self.state["step"]
         weight_NE, mean_NE, square_NE = rows = self._current(row_N)
-        adamw(
-            [weight_NE],
-            [gradient.values()],
-            [mean_NE],
-            [square_NE],
-            [],
-            [step],
-            fused=True,
-            amsgrad=False,
-            beta1=BETAS[0],
-            beta2=BETAS[1],
-            lr=self._rate,
-            weight_decay=self._decay,
-            eps=EPS,
-            maximize=False,
-        )
+        state = {"step": step, "exp_avg": mean_NE, "exp_avg_sq": square_NE}
+        move([weight_NE], [gradient.values()], [state], self._rate, self._decay)
         self._steps += 1
         self._rest(int(step))
         self._write(row_N, rows)
@@ -100,8 +89,7 @@ class RowAdamW(Optimizer):
 
     def _current(self, row_N: Tensor) -> list[Tensor]:
         """The rows' weights and two averages [N, E] as plain AdamW would have them by now."""
-        state, step_N = self.state[self._table], self._step_V.index_select(0, row_N).long()
-        tables = (self._table, state["exp_avg"], state["exp_avg_sq"])
+        tables, step_N = self._tables(), self._step_V.index_select(0, row_N).long()
         weight_NE, mean_NE, square_NE = rows = [table.index_select(0, row_N) for table in tables]
         factors_5N1 = self._factors(row_N.device).index_select(1, step_N)[..., None]
         decay_N1, move_N1, eps_N1, shrink_N1, shrink_2_N1 = factors_5N1
@@ -119,7 +107,41 @@ class RowAdamW(Optimizer):
         return torch.stack([decay_T, -self._rate * move_T, eps_T, shrink_T, shrink_2_T]).float().to(device)
 
     def _write(self, row_N: Tensor, rows: list[Tensor]) -> None:
-        state = self.state[self._table]
-        for table, row_NE in zip((self._table, state["exp_avg"], state["exp_avg_sq"]), rows, strict=True):
+        for table, row_NE in zip(self._tables(), rows, strict=True):
             table.index_copy_(0, row_N, row_NE)
         self._step_V.index_fill_(0, row_N, self._steps)
+
+    def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self._table, self.state["exp_avg"], self.state["exp_avg_sq"]
+
+
+def first_state(parameter: Tensor) -> State:
+    """The state before the first step."""
+    averages = {name: torch.zeros_like(parameter, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
+    return {"step": torch.zeros((), device=parameter.device), **averages}
+
+
+@torch.no_grad()
+def move(
+    parameters: Sequence[Tensor], gradients: Sequence[Tensor], states: Sequence[State], rate: float, decay: float
+) -> None:
+    """One step of AdamW, as `torch.optim.AdamW(fused=True)` makes it.
+
+    That class is not used because making one loads torch's compiler, which takes over a second.
+    """
+    adamw(
+        [*parameters],
+        [*gradients],
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        [state["step"] for state in states],
+        fused=True,
+        amsgrad=False,
+        beta1=BETAS[0],
+        beta2=BETAS[1],
+        lr=rate,
+        weight_decay=decay,
+        eps=EPS,
+        maximize=False,
+    )

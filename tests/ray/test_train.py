@@ -26,7 +26,6 @@ NO_CHANCE = {
     "train.precision": "float32",  # what is rounded to bfloat16 tells batches that were cut in two from whole ones
 }
 SOON = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "3",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }

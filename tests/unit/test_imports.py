@@ -72,3 +72,14 @@ def test_a_first_config_and_its_check_wait_neither_for_torch_nor_for_ray(tmp_pat
 def test_a_client_and_a_proxy_are_light(module: str):
     packages = packages_after(f"import llm4msr.{module}")
     assert not packages & {"torch", "ray", "pandas", "pyarrow", "numpy", "fastapi"}
+
+
+def test_a_training_does_not_load_the_compiler_of_torch(tmp_path: Path):
+    """Which takes over a second, and would do so in every worker."""
+    config = config_of(write_data(tmp_path), model={"knowledge": "none"}, train={"epochs": 1})
+    code = "import sys\nfrom llm4msr import Config, pipeline\nfrom llm4msr.training import dataset, loop\n"
+    code += "config = Config.model_validate_json(sys.argv[1])\npipeline.prepare(config)\n"
+    code += "loop.fit(config, dataset.Dataset.open(config, *pipeline.inputs(config)))"
+    names = modules_after(code, config.model_dump_json())
+    assert "torch" in names
+    assert "torch._dynamo" not in names
