@@ -127,8 +127,8 @@ def measurements(options: argparse.Namespace, work: Path) -> Measurements:
 
 
 def of_prepare(options: argparse.Namespace, work: Path, rows: int) -> Measurements:
-    """Of rows with labels, of rows whose negatives are drawn, and by the peers."""
-    for negatives in dict.fromkeys((0, options.negatives)):
+    """Of rows whose negatives are drawn, of rows with labels, whose tables `run` reads then, and by the peers."""
+    for negatives in dict.fromkeys((options.negatives, 0)):
         name = {"stage": "prepare", "by": "llm4msr", "rows": rows, "negatives": negatives}
         yield name, partial(_stage, "prepare", work, rows, negatives=negatives)
     for program in _peer_prepare.PROGRAMS if options.peer else ():
