@@ -6,8 +6,9 @@
     users.arrow            id -> places of a user's features in the embedding table      (id_table.py)
     codes.arrow            id -> code, float16 [K], of each user with knowledge          (id_table.py)
     pasts.arrow            id -> the user's latest events, where the model reads items   (id_table.py, pasts.py)
-    items.arrow            id -> title, places of an item's features; its vector float16 [D]: `unit`, of unit length,
-                           where the model matches vectors, `vector` where users are pooled from it; one partition
+    items.arrow            id -> title, places of an item's features; `row` float32 [R], what a folded net reads of it
+                           (scorer.py); its vector float16 [D]: `unit`, of unit length, where the model matches
+                           vectors, `vector` where users are pooled from it; one partition
     selftest.json          requests and the scores that the trained net gave; every load repeats them
     README.md              the model card
 
@@ -28,7 +29,7 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.bundle import id_table
 from llm4msr.bundle.id_table import IdTable, Partition
-from llm4msr.bundle.messages import RankRequest
+from llm4msr.bundle.messages import RankRequest, ScorerKind
 from llm4msr.bundle.pasts import SCHEMA
 from llm4msr.bundle.pooled_codes import PooledCodes
 from llm4msr.config import BACKBONES, ModelConfig
@@ -38,7 +39,7 @@ from llm4msr.model.meta import KnowledgeCode
 from llm4msr.model.serving_net import ServingNet
 from llm4msr.text import shorten
 
-VERSION = 7
+VERSION = 8
 NET, CODER, DESCRIPTION, SELF_TEST = "net.safetensors", "coder.safetensors", "bundle.json", "selftest.json"
 USERS, CODES, PASTS, ITEMS = "users.arrow", "codes.arrow", "pasts.arrow", "items.arrow"
 
@@ -56,6 +57,9 @@ class BundleDescription(BaseModel):
     """Their names by number; the first, the unknown one's, is empty."""
     context: dict[str, list[str]]
     """Values of each context field; number 0 is unknown, the first value is 1."""
+    scorer: ScorerKind
+    """What scores: products of numpy (`folded`), for which `items.arrow` has a column `row`, or the net itself
+    (`torch`), where the net does not fold."""
     item_dim: int = 0
     """Numbers of an item's vector; 0 where the model matches none."""
     pools_items: bool = False

@@ -237,4 +237,4 @@ def _check_schema(schema: pa.Schema) -> None:
 
 
 def _is_numbers(kind: pa.DataType) -> bool:
-    return pa.types.is_fixed_size_list(kind) and kind.value_type in (pa.int32(), pa.float16())
+    return pa.types.is_fixed_size_list(kind) and kind.value_type in (pa.int32(), pa.float16(), pa.float32())

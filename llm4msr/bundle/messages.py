@@ -43,6 +43,10 @@ KnowledgeSource = Literal["stored", "request", "none"]
 """Where what is known of a user came from."""
 
 
+ScorerKind = Literal["folded", "torch"]
+"""What scores: products of numpy, which the net was folded to, or the net itself where it does not fold."""
+
+
 class HistoryEvent(_Message):
     """An item that the user took."""
 
@@ -122,6 +126,8 @@ class ModelInfo(_Message):
     name: str
     backbone: str
     knowledge: str
+    scorer: ScorerKind
+    """What scores: products of numpy (`folded`), or torch where the net does not fold."""
     scenarios: list[str]
     context: list[str]
     users: int

@@ -1,7 +1,7 @@
 """A loaded bundle that ranks: `Ranker.load(uri).rank(request)`, the same code in a notebook and behind Ray Serve.
 
 What a request costs in Python does not grow with its candidates: ids become numbers, rows and answers in calls that
-run over all of them in C. Shape suffixes: N requests, B candidates of all of them, S slots, K code width.
+run over all of them in C. Shape suffix: B candidates.
 """
 
 import copy
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-import torch
 from pydantic import ValidationError
 
-from llm4msr.arrays import Array, Ints, Singles
+from llm4msr.arrays import Ints, Singles
 from llm4msr.bundle import files
 from llm4msr.bundle.files import TOLERANCE, SelfTest
 from llm4msr.bundle.id_table import IdTable, Place
 from llm4msr.bundle.messages import ModelInfo, RankedItem, RankRequest, RankResponse, Unknown
-from llm4msr.bundle.pasts import PastReader
+from llm4msr.bundle.scorer import FoldedScorer, Query, Scorer
+from llm4msr.bundle.torch_scorer import TorchScorer
 from llm4msr.bundle.user_knowledge import Known, UserKnowledge
 from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
 from llm4msr.model.embedding import slot_starts
@@ -67,13 +67,11 @@ class Ranker:
         self.net = files.read_net(folder, self.description)
         self.users = IdTable(folder / files.USERS)
         self.items = files.read_items(folder)
-        self._past_reader = PastReader(self.items, self.description.fields)
+        make = FoldedScorer if self.description.scorer == "folded" else TorchScorer
+        self.scorer: Scorer = make(self.net, self.items)
         self._nobody_S = slot_starts(self.description.fields, "user")
-        self._nothing_S = slot_starts(self.description.fields, "item")
         self._scenarios = {name: number for number, name in enumerate(self.description.scenarios) if number}
-        self._scenario_start = int(slot_starts(self.description.fields, "scenario")[0])
         self._context = {n: {v: i for i, v in enumerate(known, 1)} for n, known in self.description.context.items()}
-        self._context_start = slot_starts(self.description.fields, "context")
         self._folder = folder
         self.knowledge = UserKnowledge(
             files.read_codes(folder, folder),
@@ -156,10 +154,15 @@ class Ranker:
         parts = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
         item_B, known = self._find(requests, parts[-1].stop)
         users = [self.users.find(request.user_id) for request in requests]
-        scores_B = self._score(requests, users, known, item_B, counts)
+        queries = [
+            self._query(request, user, item_B[at], one)
+            for request, user, at, one in zip(requests, users, parts, known, strict=True)
+        ]
         return [
-            self._answer(request, id_ or str(uuid.uuid4()), user is not None, one, item_B[at], scores_B[at])
-            for request, id_, user, one, at in zip(requests, request_ids, users, known, parts, strict=True)
+            self._answer(request, id_ or str(uuid.uuid4()), user is not None, one, query.item_B, scores_B)
+            for request, id_, user, one, query, scores_B in zip(
+                requests, request_ids, users, known, queries, self.scorer.score(queries), strict=True
+            )
         ]
 
     def score_rows(self, user_id: str, scenario: str, item_B: Ints) -> Singles:
@@ -172,8 +175,9 @@ class Ranker:
         """
         request = RankRequest.model_construct(user_id=user_id, scenario=scenario, items=[])
         known, user = self.knowledge.look_up(request, item_B[:0]), self.users.find(user_id)
+        query = self._query(request, user, item_B, known)
         parts = np.split(item_B, range(ROWS_AT_ONCE, len(item_B), ROWS_AT_ONCE))
-        return np.concatenate([self._score([request], [user], [known], part_B, [len(part_B)]) for part_B in parts])
+        return np.concatenate([self.scorer.score([query._replace(item_B=part_B)])[0] for part_B in parts])
 
     def title(self, item_id: str) -> str:
         """The title of an item, empty where the item is unknown."""
@@ -188,6 +192,7 @@ class Ranker:
             name=self.description.name,
             backbone=self.description.model.backbone,
             knowledge=self.description.model.variant,
+            scorer=self.description.scorer,
             scenarios=list(self._scenarios),
             context=list(self._context),
             users=len(self.users),
@@ -205,51 +210,11 @@ class Ranker:
         users = [self.knowledge.look_up(r, row_X[at:end]) for r, (at, end) in zip(requests, bounds, strict=True)]
         return row_X[:candidates], users
 
-    def _score(
-        self,
-        requests: Sequence[RankRequest],
-        users: Sequence[Place | None],
-        known: Sequence[Known],
-        item_B: Ints,
-        counts: Sequence[int],
-    ) -> Singles:
-        """Scores [B] of the requests' candidates, given by their rows, so many of each request."""
-        owner_B = np.repeat(np.arange(len(requests)), counts)
-        scenario_N = np.array([self._scenarios.get(request.scenario, 0) for request in requests])
-        slots_BS = self._slots(requests, users, item_B, owner_B, scenario_N)
-        scenario_B = torch.from_numpy(scenario_N[owner_B])
-        match = None
-        if self.net.match is not None:
-            match = self._past_reader.read(item_B, counts, scenario_N, [user.events for user in known])
-        with torch.inference_mode():
-            code_NK = self._codes([user.code_K for user in known])
-            logits_B = self.net(slots_BS, scenario_B, code_NK, torch.from_numpy(owner_B), match)
-            return np.asarray(torch.sigmoid(logits_B.float()))  # a net may run in less precision
-
-    def _codes(self, codes: Sequence[Array | None]) -> torch.Tensor:
-        """float32 [N, K]: the user's code or, for who has none, the learned default; [N, 0] without user level."""
-        if not self.net.uses_users:
-            return torch.zeros(len(codes), 0)
-        default_K = self.net.default_K.numpy()
-        return torch.from_numpy(np.stack([default_K if code is None else code for code in codes], dtype=np.float32))
-
-    def _slots(
-        self,
-        requests: Sequence[RankRequest],
-        users: Sequence[Place | None],
-        item_B: Ints,
-        owner_B: Ints,
-        scenario_N: Ints,
-    ) -> torch.Tensor:
-        """int64 [B, S]: places in the embedding table."""
-        user_NS = np.stack([self._nobody_S if u is None else self.users.numbers("slots", u) for u in users])
-        values_NC = [[values.get(r.context.get(n, ""), 0) for n, values in self._context.items()] for r in requests]
-        context_NC = np.array(values_NC, np.int64).reshape(len(requests), -1) + self._context_start
-        last_NS = np.concatenate([scenario_N[:, None] + self._scenario_start, context_NC], axis=1)
-        item_BS = self.items.numbers["slots"].take(item_B, axis=0)
-        item_BS[item_B < 0] = self._nothing_S
-        sides = [user_NS.take(owner_B, axis=0), item_BS, last_NS.take(owner_B, axis=0)]
-        return torch.from_numpy(np.concatenate(sides, axis=1, dtype=np.int64))
+    def _query(self, request: RankRequest, user: Place | None, item_B: Ints, known: Known) -> Query:
+        context = [values.get(request.context.get(name, ""), 0) for name, values in self._context.items()]
+        user_S = self._nobody_S if user is None else self.users.numbers("slots", user)
+        scenario = self._scenarios.get(request.scenario, 0)
+        return Query(user_S, item_B, scenario, context, known.code_K, known.events)
 
     def _answer(
         self,

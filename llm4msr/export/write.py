@@ -9,7 +9,7 @@ from torch import Tensor
 from upath import UPath
 
 from llm4msr import storage
-from llm4msr.arrays import Column, Halves, Ints, VectorColumn
+from llm4msr.arrays import AnyFloats, Column, Halves, Ints, Singles, VectorColumn
 from llm4msr.bundle import id_table
 from llm4msr.bundle.files import (
     CODER,
@@ -24,7 +24,9 @@ from llm4msr.bundle.files import (
     BundleDescription,
     code_schema,
 )
+from llm4msr.bundle.messages import ScorerKind
 from llm4msr.bundle.pasts import SCHEMA
+from llm4msr.bundle.scorer import candidate_rows
 from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.export import user_pasts
@@ -32,6 +34,7 @@ from llm4msr.export.self_test import self_test
 from llm4msr.export.user_pasts import Numbers
 from llm4msr.knowledge.forget import leave_out
 from llm4msr.model.net import RankerNet
+from llm4msr.model.serving_fold import can_fold
 from llm4msr.model.serving_net import ServingNet
 from llm4msr.storage import StageResult
 from llm4msr.storage.vectors import to_column
@@ -70,6 +73,8 @@ def write_bundle(
     tables, model = data.tables, config.model
     fields, units = data.prepared.json("fields.json"), _units(net)
     pasts = Pasts(data.prepared, model.past_events, fresh=True)
+    serving = ServingNet.from_trained(net, tables.fields, tables.scenarios, model)
+    scorer: ScorerKind = "folded" if can_fold(serving) else "torch"
     description = BundleDescription(
         version=VERSION,
         name=config.name,
@@ -79,9 +84,9 @@ def write_bundle(
         context=fields["context"],
         pools_items=vectors is not None,
         item_dim=units.shape[1] if units is not None else 0,
+        scorer=scorer,
         llm=llm,
     )
-    serving = ServingNet.from_trained(net, tables.fields, tables.scenarios, model)
     storage.write_bytes(folder / DESCRIPTION, description.model_dump_json(indent=1).encode())
     storage.write_bytes(folder / NET, safetensors.torch.save(serving.state_dict()))
     coder = net.user_code.state_dict() if serving.uses_users else {}
@@ -95,7 +100,8 @@ def write_bundle(
         same = Numbers(np.r_[-1, 1 : len(vectors)], np.arange(tables.scenarios))
         codes = user_pasts.encode_all(data.prepared, pasts, same, vectors, net.user_code, forget)
     files[CODES] = id_table.write(folder / CODES, codes, code_schema(folder))
-    row_I, files[ITEMS] = _write_items(folder / ITEMS, data, {"unit": units, "vector": vectors})
+    rows = _candidate_rows(serving, data, units) if scorer == "folded" else None
+    row_I, files[ITEMS] = _write_items(folder / ITEMS, data, {"row": rows, "unit": units, "vector": vectors})
     numbers = Numbers(row_I, np.arange(tables.scenarios))
     keeps_pasts = model.reads_pasts or vectors is not None
     events = user_pasts.read_all(data.prepared, pasts, numbers, forget) if keeps_pasts else ()
@@ -104,7 +110,7 @@ def write_bundle(
     storage.write_bytes(folder / SELF_TEST, test.model_dump_json(indent=1).encode())
     files[SELF_TEST] = len(test.cases)
     storage.write_bytes(folder / "README.md", card.encode())
-    info = {"users_with_knowledge": files[CODES], "users_with_past": files[PASTS]}
+    info = {"users_with_knowledge": files[CODES], "users_with_past": files[PASTS], "scorer": scorer}
     return StageResult(files=files, rows=files[USERS], info=info)
 
 
@@ -126,8 +132,14 @@ def _units(net: RankerNet) -> Halves | None:
     return None if vectors is None else vectors.unit_ID.numpy()
 
 
-def _write_items(file: UPath, data: Dataset, vectors: Mapping[str, Halves | None]) -> tuple[Ints, int]:
-    """Write the items with these vectors; gives back the row of each item number in the file, [I], and the rows."""
+def _candidate_rows(serving: ServingNet, data: Dataset, units: Halves | None) -> Singles:
+    """What a folded net reads of the items, by their numbers, [I, R]."""
+    slots_IS = data.tables.items_IS.numpy()
+    return candidate_rows(serving, slots_IS, np.zeros((len(slots_IS), 0), np.float16) if units is None else units)
+
+
+def _write_items(file: UPath, data: Dataset, vectors: Mapping[str, AnyFloats | None]) -> tuple[Ints, int]:
+    """Write the items with these numbers; gives back the row of each item number in the file, [I], and the rows."""
     items = data.prepared.table("items.parquet", ["item_id", "title"]).slice(1).rename_columns(["id", "title"])
     columns = {"slots": _slots(data.tables.items_IS[1:])}
     columns |= {name: to_column(vectors_ID[1:]) for name, vectors_ID in vectors.items() if vectors_ID is not None}

@@ -34,16 +34,16 @@ class ServingNet(nn.Module):
 
     def __init__(self, fields: list[Field], scenarios: int, config: ModelConfig, item_dim: int = 0):
         super().__init__()
-        self.config = config
+        self.config, self.fields = config, fields
         self.embedding = FeatureEmbedding(fields, config.embedding_dim)
         width = input_width(self.embedding, config)
         self.match = Match(config, torch.zeros(0, item_dim)) if config.match else None
         self.backbone = backbones.build(width, scenarios, config)
         if self.uses_users:
             self.register_buffer("default_K", torch.zeros(config.code_dim))
-        if self._has_user_level:
+        if self.has_user_level:
             self.user_meta = MetaStack(width, width, zero=config.meta_residual, **meta_shape(config))
-        if self._has_scenario_level:
+        if self.has_scenario_level:
             out = config.tower if config.fusion == "concat" else 1
             widths = [width] * config.meta_layers + [out]
             for i in range(config.meta_layers):
@@ -57,11 +57,13 @@ class ServingNet(nn.Module):
         return self.config.knowledge in ("user", "both", "feature")
 
     @property
-    def _has_user_level(self) -> bool:
+    def has_user_level(self) -> bool:
+        """Whether users' codes generate layers below the backbone."""
         return self.config.knowledge in ("user", "both")
 
     @property
-    def _has_scenario_level(self) -> bool:
+    def has_scenario_level(self) -> bool:
+        """Whether scenarios have layers beside it."""
         return self.config.knowledge in ("scenario", "both")
 
     @classmethod
@@ -102,12 +104,12 @@ class ServingNet(nn.Module):
             places_B = self.embedding.item_ids(slots_BS)
             parts.append(request_features(self.match, given, self.embedding.table.weight, places_B))
         x_BD = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-        if self._has_user_level:
+        if self.has_user_level:
             x_BD = self._at_bottom(x_BD, code_NK, owner_B)
         logits_B = self.backbone(x_BD, scenario_B)
         return (
             self.fusion(logits_B, x_BD, self._beside_backbone(x_BD, scenario_B))
-            if self._has_scenario_level
+            if self.has_scenario_level
             else logits_B
         )
 
@@ -119,11 +121,15 @@ class ServingNet(nn.Module):
         return x_BD + generated_BD if self.config.meta_residual else F.silu(generated_BD)
 
     def _beside_backbone(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
-        layers: GeneratedLayers = [
-            (self.get_buffer(f"scenario_weight_{i}"), self.get_buffer(f"scenario_bias_{i}"))
-            for i in range(self.config.meta_layers)
-        ]
+        layers = self.scenario_layers()
         if len(layers) == 1 and layers[0][0].shape[1] == 1:  # one logit a scenario: take each row's from all of them
             weight_SOD, bias_SO = layers[0]
             return F.linear(x_BD, weight_SOD[:, 0], bias_SO[:, 0]).gather(1, scenario_B[:, None])
         return through_generated(layers, x_BD, scenario_B)
+
+    def scenario_layers(self) -> GeneratedLayers:
+        """The scenarios' layers."""
+        return [
+            (self.get_buffer(f"scenario_weight_{i}"), self.get_buffer(f"scenario_bias_{i}"))
+            for i in range(self.config.meta_layers)
+        ]

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from llm4msr.config.model import ModelConfig
 from llm4msr.model.backbones.base import RowGroups, mix, mlp, tower
+from llm4msr.model.fold import Fold, linears, mixture, side_by_side
 
 
 class MMoE(nn.Module):
@@ -20,3 +21,8 @@ class MMoE(nn.Module):
         rows = RowGroups(scenario_B, len(self.towers))
         mixed_BH = mix(rows.through(self.gates, x_BD), [expert(x_BD) for expert in self.experts])
         return rows.through(self.towers, mixed_BH)[:, 0]
+
+    def fold(self, scenario: int) -> Fold:
+        """In one scenario."""
+        (gate,) = linears(self.gates[scenario])
+        return mixture(side_by_side(self.experts), gate, linears(self.towers[scenario]))

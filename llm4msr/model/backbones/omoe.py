@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from llm4msr.config.model import ModelConfig
 from llm4msr.model.backbones.base import RowGroups, mix, mlp, tower
+from llm4msr.model.fold import Fold, linear, linears, mixture, side_by_side
 
 
 class OMoE(nn.Module):
@@ -21,3 +22,7 @@ class OMoE(nn.Module):
         """Logits [B]."""
         mixed_BH = mix(self.gate(x_BD), [expert(x_BD) for expert in self.experts])
         return RowGroups(scenario_B, len(self.towers)).through(self.towers, mixed_BH)[:, 0]
+
+    def fold(self, scenario: int) -> Fold:
+        """In one scenario."""
+        return mixture(side_by_side(self.experts), linear(self.gate), linears(self.towers[scenario]))

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from llm4msr.config.model import ModelConfig
 from llm4msr.model.backbones.base import RowGroups, mlp, tower
+from llm4msr.model.fold import Fold, linears, through
 
 
 class SharedBottom(nn.Module):
@@ -17,3 +18,8 @@ class SharedBottom(nn.Module):
     def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
         """Logits [B]."""
         return RowGroups(scenario_B, len(self.towers)).through(self.towers, self.bottom(x_BD))[:, 0]
+
+    def fold(self, scenario: int) -> Fold:
+        """In one scenario."""
+        first, *rest = linears(self.bottom) + linears(self.towers[scenario])
+        return Fold([first], lambda hidden_HB: through(rest, hidden_HB)[0])

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from llm4msr.config.model import ModelConfig
 from llm4msr.model.backbones.base import tower
+from llm4msr.model.fold import Fold, linears, through
 
 
 class Single(nn.Module):
@@ -16,3 +17,8 @@ class Single(nn.Module):
     def forward(self, x_BD: Tensor, scenario_B: Tensor) -> Tensor:
         """Logits [B]."""
         return self.net(x_BD)[:, 0]
+
+    def fold(self, scenario: int) -> Fold:
+        """The same in every scenario."""
+        first, *rest = linears(self.net)
+        return Fold([first], lambda hidden_HB: through(rest, hidden_HB)[0])

@@ -7,12 +7,15 @@ that a row scores the same alone and in any batch; and the last layer has no act
 from functools import partial
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llm4msr.arrays import Singles
 from llm4msr.config.model import ModelConfig
 from llm4msr.model.backbones.base import ReluDropout, RowGroups, tower
+from llm4msr.model.fold import Fold, Linear, affine, array, linears, plain, through
 
 
 class StarLayer(nn.Module):
@@ -35,6 +38,10 @@ class StarLayer(nn.Module):
         weight_OD, bias_O = self.weight_SOD[scenario], self.bias_SO[scenario]
         return F.linear(x_BD, self.shared.weight * weight_OD, self.shared.bias + bias_O)
 
+    def fold(self, scenario: int) -> Linear:
+        """The layer of one scenario."""
+        return affine(self.shared.weight * self.weight_SOD[scenario], self.shared.bias + self.bias_SO[scenario])
+
 
 class ScenarioNorm(nn.Module):
     """A scenario's affine map of what the shared layer norm gives; the two maps are made one, which saves a pass."""
@@ -46,8 +53,11 @@ class ScenarioNorm(nn.Module):
 
     def forward(self, x_BD: Tensor, norm: nn.LayerNorm) -> Tensor:
         """[B, D]."""
-        scale_D, shift_D = norm.weight * self.scale_D, torch.addcmul(self.shift_D, norm.bias, self.scale_D)
-        return F.layer_norm(x_BD, norm.normalized_shape, scale_D, shift_D, norm.eps)
+        return F.layer_norm(x_BD, norm.normalized_shape, *self.affine(norm), norm.eps)
+
+    def affine(self, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """Scale and shift of both maps, [D] each."""
+        return norm.weight * self.scale_D, torch.addcmul(self.shift_D, norm.bias, self.scale_D)
 
 
 class Star(nn.Module):
@@ -70,3 +80,25 @@ class Star(nn.Module):
         for layer in self.layers:
             hidden_BH = self.dropout(layer(hidden_BH, rows))
         return (self.last(hidden_BH.float(), rows) + self.auxiliary(x_BD))[:, 0]
+
+    def fold(self, scenario: int) -> Fold:
+        """In one scenario; of its norm only the division by the deviation is not linear."""
+        norm, width = self.norms[scenario], len(self.norm.weight)
+        assert isinstance(norm, ScenarioNorm)
+        scale_D, shift_D = map(array, norm.affine(self.norm))
+        tower = [layer.fold(scenario) for layer in (*self.layers, self.last) if isinstance(layer, StarLayer)]
+        auxiliary = linears(self.auxiliary)
+        weight_OD, bias_O1 = map(np.concatenate, zip(tower[0], auxiliary[0], strict=True))
+        center_DD = np.eye(width, dtype=np.float32) - np.float32(1 / width)
+        both = plain((weight_OD * scale_D) @ center_DD)
+        bias_O1 = bias_O1 + weight_OD @ shift_D[:, None]
+
+        def rest(hidden_HB: Singles, centered_DB: Singles) -> Singles:
+            variance_B = np.einsum("db,db->b", centered_DB, centered_DB) / width
+            hidden_HB /= np.sqrt(variance_B + self.norm.eps)
+            hidden_HB += bias_O1
+            tower_HB, auxiliary_HB = np.split(hidden_HB, [len(tower[0].weight)])
+            logits_B: Singles = through(tower[1:], tower_HB)[0] + through(auxiliary[1:], auxiliary_HB)[0]
+            return logits_B
+
+        return Fold([both, plain(center_DD)], rest)
