@@ -1,7 +1,6 @@
 """The stages in order, from raw data to an endpoint: each finds what those before it published, and hands it on.
 
-    prepare -> extract -> train -> evaluate
-                            |  \\-> explain
+    prepare -> extract -> train -> evaluate -> explain
                             \\---> export -> serve, refresh, score
 
 This is the one place that knows which outputs belong to a config; a stage's own function takes them as arguments.
@@ -25,7 +24,6 @@ from llm4msr.run_result import RunResult
 from llm4msr.storage import StageOutput
 
 if TYPE_CHECKING:
-    from llm4msr.explain.finished_run import ModelPair
     from llm4msr.training.trained import TrainedModel
 
 # --- what is finished ---------------------------------------------------------------------------------------------
@@ -129,11 +127,15 @@ def export(config: Config) -> StageOutput:
 
 
 def explain(config: Config) -> StageOutput:
-    """Publish the report on the configured model; see `explain.stage`."""
+    """Publish the report on the models that `evaluate` compares, which it does first if need be; see
+    `explain.stage`."""
     from llm4msr.explain import stage as explain_stage
+    from llm4msr.training import evaluate as evaluate_stage
+    from llm4msr.training.evaluate import compared_runs
 
-    check_explainable(config)
-    return explain_stage.explain(config, seeds(config))
+    _check_has_something_to_explain(config)
+    models = [trained(run) for _, run in compared_runs(config)]
+    return explain_stage.explain(config, models, evaluate_stage.evaluate(config, models))
 
 
 def refresh(config: Config) -> StageOutput:
@@ -168,7 +170,7 @@ def serve(config: Config) -> str:
         return endpoint.start(config.serve, bundle, [config.model.backbone])
     from llm4msr.explain.explorer import app as explorer
 
-    check_explainable(config)
+    check_explorable(config)
     model = trained(config)
     address = endpoint.start(config.serve, bundle, [config.model.backbone])
     explorer_app = explorer.application(model, token_required=bool(api_token.read()))
@@ -176,36 +178,16 @@ def serve(config: Config) -> str:
     return address
 
 
-def check_explainable(config: Config) -> None:
-    """Raise a ConfigError if there is no finished run with knowledge to look into.
-
-    A report tells what the levels of knowledge do; the match is none of them.
-    """
+def check_explorable(config: Config) -> None:
+    """Raise a ConfigError if the explorer has nothing to turn: its sliders are the levels of knowledge."""
     if config.model.match:
-        raise ConfigError("model.match: reports and the explorer do not show matches yet; leave it empty to explain")
-    if config.model.knowledge == "none":
+        raise ConfigError("model.match: the explorer does not show matches yet; leave it empty to explore")
+    _check_has_something_to_explain(config)
+
+
+def _check_has_something_to_explain(config: Config) -> None:
+    if not config.model.uses_knowledge and not config.model.match:
         raise ConfigError("model.knowledge = 'none': nothing to explain; set it to both, user, scenario or feature")
-    trained(config)
-
-
-def seeds(config: Config) -> "list[ModelPair]":
-    """The models of all seeds that read this config's rows, its own first, each with its plain backbone if trained.
-
-    Where each seed has rows of its own, only the config's own seed, even if `evaluate.seeds` lacks it.
-    """
-    from llm4msr.explain.finished_run import ModelPair
-
-    numbers = sorted(config.evaluate.seeds or (config.seed,), key=lambda seed: seed != config.seed)
-    runs = [config.model_copy(update={"seed": seed}) for seed in numbers]
-    same = [run for run in runs if prepare_stage.folder(run) == prepare_stage.folder(config)]
-    return [ModelPair(trained(run), _plain(run)) for run in same or [config]]
-
-
-def _plain(config: Config) -> "TrainedModel | None":
-    try:
-        return trained(config.using("none", config.seed))
-    except ConfigError:
-        return None
 
 
 # --- all of them --------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ NONE = "n/a"
 """Shown where there is no number."""
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 """Control characters, and those that change the direction of the text that follows."""
+_END = re.compile(r"""[.!?…。！？]["'”’)\]]*(?=\s|$)|[。！？]|\n""")
+"""The end of a sentence, or of a line."""
 _FORMULA = re.compile(r"^\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|^[\t\n]")
 """How a cell begins that a spreadsheet would run; some take the wide forms of the signs too."""
 _MARKUP = re.compile(r"[\\`*\[\]<>|~$]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|(?<=:)/(?=/)")
@@ -56,6 +58,18 @@ def block(text: str, limit: int = 4000) -> str:
     """The text with its line breaks, of at most `limit` characters; a disturbing character becomes �."""
     clean = _CONTROLS.sub("\ufffd", text[:limit].replace("\r\n", "\n"))
     return clean.strip() + ("…" if len(text) > limit else "")
+
+
+def whole_sentences(text: str, limit: int = 4000) -> str:
+    """The text as `block` has it, up to the end of its last whole sentence or line within the limit.
+
+    A text without one ends with its last whole word and "…".
+    """
+    clean = block(text, limit).removesuffix("…")
+    ends = [match.end() for match in _END.finditer(clean)]
+    if ends or not clean:
+        return clean[: ends[-1] if ends else 0].rstrip()
+    return (clean.rpartition(" ")[0] or clean) + "…"
 
 
 def first_line(error: Exception, limit: int = 300) -> str:

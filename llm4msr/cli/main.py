@@ -64,8 +64,8 @@ VERBS = {
     "train": "Train the configured model on Ray Train; continues from its last checkpoint.",
     "evaluate": "Compare trained models on the test rows, per scenario and overall, and publish their predictions.",
     "export": "Write the bundle that serving loads: weights, vocabularies and user codes.",
-    "explain": "Write report.html: what the LLM says, the model beside a plain one, and what it moved for single "
-    "users.",
+    "explain": "Write report.html: what the model gains over the plain one and its controls, how surely, and for whom; "
+    "evaluates first if need be.",
     "refresh": "Make the users' codes of a served bundle again from newer knowledge; its endpoints take them over.",
     "score": "Write a list of the best items for each user to Parquet, 100 in every scenario unless [score] says "
     "otherwise; what the user has already seen is left out. Resumable by some thousand users.",

@@ -1,4 +1,4 @@
-"""A finished run as report and explorer read it: tables, knowledge, and the nets trained with and without it.
+"""A finished run as report and explorer read it: tables, knowledge, and a trained net.
 
 Of many users only those of some partitions are held, with all their rows: a sample, as a hash has drawn them.
 """
@@ -21,7 +21,9 @@ from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
 from llm4msr.schema import ScenarioStatistics
 from llm4msr.storage import StageOutput
+from llm4msr.training.batches import to_past
 from llm4msr.training.dataset import Dataset
+from llm4msr.training.pasts import PastEvents
 from llm4msr.training.row_files import Rows
 from llm4msr.training.trained import TrainedModel
 
@@ -29,23 +31,14 @@ SAMPLE_ROWS = 1_000_000
 """Training rows of a sample: it is as many partitions as have no more, or one."""
 
 
-@dataclass(frozen=True)
-class ModelPair:
-    """The model with knowledge, and the plain backbone trained with the same seed if there is one."""
-
-    model: TrainedModel
-    plain: TrainedModel | None
-
-
 @dataclass
 class FinishedRun:
-    """All that the sections read, of the users of some partitions. Codes, layers and single users are those of the
-    first seed."""
+    """A trained model and what it was trained on, of the users of some partitions."""
 
     config: Config
     prepared: StageOutput
-    extracted: StageOutput
-    pairs: Sequence[ModelPair]
+    extracted: StageOutput | None
+    """None for a model without knowledge."""
     net: RankerNet
     data: Dataset
     items: pd.DataFrame
@@ -55,30 +48,26 @@ class FinishedRun:
     partitions: Sequence[int]
     """Whose users are held: the first ones, or a single other."""
     users: pd.DataFrame
-    """A row per user, by number (0 = unknown): `user_id`, `rows` (of training), `main` (scenario, 0 = none), `outside`
-    (share of the rows outside the main scenario), `known` (has knowledge)."""
+    """A row per user, by number (0 = unknown): `user_id`, `rows` (of training), `main` (scenario, 0 = none), `known`
+    (has knowledge)."""
     train: pd.DataFrame
-    """The training rows: `user`, `item`, `scenario`, `label`; `test` likewise."""
+    """The training rows: `user`, `item`, `scenario`, `label`; `test` likewise, with `event`."""
     test: pd.DataFrame
 
     @classmethod
-    def open(cls, pairs: Sequence[ModelPair]) -> "FinishedRun":
-        """Load the first model and the tables of `prepare`.
+    def open(cls, model: TrainedModel) -> "FinishedRun":
+        """Load the model and the tables of `prepare`.
 
         Raises:
             StorageError: a file is missing or damaged.
         """
-        model = pairs[0].model
-        prepared, extracted = model.prepared, model.extracted
-        net, data = model.load()
-        assert extracted is not None
-        assert data.knowledge is not None
+        prepared, (net, data) = model.prepared, model.load()
         items = prepared.table("items.parquet", ["item_id", "title"]).to_pandas()
         scenarios = typed_rows(prepared.table("scenarios.parquet"), ScenarioStatistics)[1:]
         rows_so_far = accumulate(np.diff(partitions.offsets(prepared, "train")).tolist())
         sample = range(max(sum(rows <= SAMPLE_ROWS for rows in rows_so_far), 1))
         tables = _read(prepared, data, sample)
-        return cls(model.config, prepared, extracted, pairs, net, data, items, scenarios, sample, **tables)
+        return cls(model.config, prepared, model.extracted, net, data, items, scenarios, sample, **tables)
 
     def of_user(self, user: int) -> "FinishedRun":
         """The run with the tables that hold this user."""
@@ -111,13 +100,15 @@ class FinishedRun:
 
     def user_texts(self, ids: Ints) -> dict[int, dict[str, str]]:
         """`prompt`, `answer` and `error` by user number; without the users about whom the LLM was not asked."""
+        if self.extracted is None:
+            return {}
         numbers = dict(zip(partitions.raw_ids(self.prepared, ids), ids.tolist(), strict=True))
         return {numbers[row["raw_id"]]: row for row in find_texts(self.extracted, list(numbers))}
 
     def codes(self, ids: Ints, chunk: int = 1 << 16) -> Floats:
         """float64 [N, K]: the codes of these users as the model reads them."""
         knowledge, parts = self.data.knowledge, []
-        assert knowledge is not None
+        assert knowledge is not None, "the net reads codes"
         self.net.eval()
         with torch.inference_mode():
             for start in range(0, len(ids), chunk):
@@ -126,15 +117,26 @@ class FinishedRun:
         return np.concatenate(parts) if parts else np.zeros((0, self.config.model.code_dim))
 
 
-def batch_of(data: Dataset, net: RankerNet, user: int, items: Ints, scenario: int) -> Batch:
-    """Rows of one user with these items [B] in one scenario; their context is unknown, as in a request without one."""
+def batch_of(data: Dataset, net: RankerNet, user: int, items: Ints, scenario: int, event: int | None = None) -> Batch:
+    """Rows of one user with these items [B] in one scenario; their context is unknown, as in a request without one.
+
+    What is known of the user is that of before this event, or all of it without one.
+    """
     item_B = torch.from_numpy(np.asarray(items, np.int64))
     contexts = sum(field.side == "context" for field in data.tables.fields)
     context_BC = torch.zeros((len(item_B), contexts), dtype=torch.int64)
-    rows = Rows(
-        torch.full_like(item_B, user), item_B, torch.full_like(item_B, scenario), torch.zeros(len(item_B)), context_BC
+    user_B, scenario_B, label_B = (
+        torch.full_like(item_B, user),
+        torch.full_like(item_B, scenario),
+        torch.zeros(len(item_B)),
     )
-    return data.batch(rows, net)
+    event_B = None if event is None else torch.full_like(item_B, event)
+    rows = Rows(user_B, item_B, scenario_B, label_B, context_BC, event_B=event_B)
+    if data.pasts is None or event is not None:
+        return data.batch(rows, net)
+    past_BN = PastEvents(*(column_1N.repeat(len(items), 0) for column_1N in data.pasts.now(user)))
+    batch = replace(data, pasts=None).batch(rows, net)
+    return batch._replace(past=to_past(item_B, past_BN, data.tables))
 
 
 class _Tables(TypedDict):
@@ -150,20 +152,19 @@ def _read(prepared: StageOutput, data: Dataset, numbers: Sequence[int]) -> _Tabl
         return pa.concat_tables(partitions.read(prepared, table, n, columns) for n in numbers).to_pandas()
 
     columns = ["user", "item", "scenario", "label"]
-    train, test, users = read("train", columns), read("test", columns), read("users", ["user", "user_id"])
+    train, test, users = read("train", columns), read("test", [*columns, "event"]), read("users", ["user", "user_id"])
     users = users.set_index("user").rename_axis(None)
-    assert data.knowledge is not None
-    users = users.join(_activity(train, users.index)).assign(known=data.knowledge.known(users.index.to_numpy()))
+    known = data.knowledge.known(users.index.to_numpy()) if data.knowledge else False
+    users = users.join(_activity(train, users.index)).assign(known=known)
     return {"users": users, "train": train, "test": test}
 
 
 def _activity(train: pd.DataFrame, users: pd.Index) -> pd.DataFrame:
-    """`rows`, `main` and `outside` of each of these user numbers, from the training rows."""
+    """`rows` and `main` of each of these user numbers, from the training rows."""
     count = train.groupby(["user", "scenario"]).size().reset_index(name="rows")
     first = count.sort_values(["user", "rows", "scenario"], ascending=[True, False, True]).drop_duplicates("user")
-    activity = pd.DataFrame({"rows": 0, "main": 0, "outside": 0.0}, index=users)
+    activity = pd.DataFrame({"rows": 0, "main": 0}, index=users)
     total = count.groupby("user")["rows"].sum()
     activity.loc[total.index, "rows"] = total
     activity.loc[first["user"], "main"] = first["scenario"].to_numpy()
-    activity.loc[first["user"], "outside"] = 1 - first["rows"].to_numpy() / total.loc[first["user"]].to_numpy()
     return activity

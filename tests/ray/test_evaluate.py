@@ -10,7 +10,6 @@ from llm4msr import pipeline, storage
 from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.explain import finished_run
-from llm4msr.explain.finished_run import ModelPair
 from llm4msr.explain.stage import explain
 from llm4msr.pipeline import prepare, trained
 from llm4msr.storage import StageOutput
@@ -91,24 +90,27 @@ def test_a_report_on_several_partitions_is_about_a_stated_sample(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = hostile_config(tmp_path / "whole", train={"epochs": 4})
-    for run in (config, config.using("none", config.seed)):
+    runs = (config.using("none", config.seed), config)
+    for run in runs:
         publish_trained(run)
-    model, plain = (
-        model_in_partitions(trained(run), PARTITIONS, tmp_path / f"split-{at}")
-        for at, run in enumerate((config, config.using("none", config.seed)))
-    )
-    whole = explain(model.config, [ModelPair(model, plain)])
+    models = [model_in_partitions(trained(run), PARTITIONS, tmp_path / f"split-{at}") for at, run in enumerate(runs)]
+    evaluation, own = evaluate(models[-1].config, models), models[-1]
+    whole = explain(own.config, models, evaluation)
     assert whole.manifest.info["sample"] == ""
-    assert whole.manifest.rows == partitions.rows(model.prepared, "test")
+    assert whole.manifest.rows == partitions.rows(own.prepared, "test")
     alone = pipeline.explain(config).manifest.info
     for metric in ("auc", "gauc", "logloss", "ndcg_at_10"):
         ours, theirs = (info["metrics"]["overall"][metric] for info in (whole.manifest.info, alone))
         assert ours == pytest.approx(theirs, abs=2e-3)
+    assert whole.manifest.info["interval"] == pytest.approx(alone["interval"], abs=0.02), (
+        "other draws of the same users"
+    )
     assert whole.manifest.info["baselines"]["popularity"]["auc"] == alone["baselines"]["popularity"]["auc"]
 
-    monkeypatch.setattr(finished_run, "SAMPLE_ROWS", partitions.rows(model.prepared, "train") // 2)
+    monkeypatch.setattr(finished_run, "SAMPLE_ROWS", partitions.rows(own.prepared, "train") // 2)
     storage.remove(whole.folder)
-    sampled = explain(model.config, [ModelPair(model, plain)])
+    sampled = explain(own.config, models, evaluation)
     assert 0 < sampled.manifest.rows < whole.manifest.rows
+    assert sampled.manifest.info["metrics"] == whole.manifest.info["metrics"], "these are of all rows"
     page = sampled.read("report.html").decode()
-    assert f"This page is about a sample: {sampled.manifest.info['sample']}." in page
+    assert f"are of a sample: {sampled.manifest.info['sample']}." in page

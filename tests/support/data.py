@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import json
 import os
 import random
 from collections.abc import Iterable, Sequence
@@ -16,8 +17,9 @@ import safetensors.torch
 from llm4msr import schema, storage
 from llm4msr.config import Config, ModelConfig
 from llm4msr.data import partitions
-from llm4msr.knowledge import sums
+from llm4msr.knowledge import item_vectors, sums
 from llm4msr.knowledge.extract import folder as extract_folder
+from llm4msr.knowledge.item_vectors import ItemVectors
 from llm4msr.knowledge.prompts import render
 from llm4msr.model.embedding import Field
 from llm4msr.model.inputs import Batch, KnowledgeStatistics
@@ -136,8 +138,10 @@ def published(folder: Any, files: dict[str, int], stage: str = "prepare") -> Sta
     return storage.publish(storage.path(folder), stage, 1, {}, {}, lambda _: built, resumable=True)
 
 
-def publish_knowledge(folder: Any, shards: dict[str, pa.Table], width: int = WIDTH) -> StageOutput:
-    """A finished extraction that holds these shards."""
+def publish_knowledge(
+    folder: Any, shards: dict[str, pa.Table], width: int = WIDTH, items: ItemVectors | None = None
+) -> StageOutput:
+    """A finished extraction that holds these shards, and these vectors of items."""
 
     def build(at: Any) -> StageResult:
         for name, table in shards.items():
@@ -146,6 +150,8 @@ def publish_knowledge(folder: Any, shards: dict[str, pa.Table], width: int = WID
         users = [table for name, table in shards.items() if name.startswith("users-")]
         storage.write_table(at / sums.FILE, sums.as_table(0, users) if users else sums.LAYOUT.empty_table())
         files[sums.FILE] = 1
+        if items is not None:
+            files[item_vectors.FILE] = item_vectors.write(at, items).rows
         return StageResult(files=files, rows=sum(files.values()), info={"width": width})
 
     asked = {"model": "made-up", "revision": "0"}
@@ -153,7 +159,8 @@ def publish_knowledge(folder: Any, shards: dict[str, pa.Table], width: int = WID
 
 
 def prepare_and_make_knowledge(config: Config, unknown_users: int = 3) -> tuple[StageOutput, StageOutput]:
-    """Prepared data, and an extraction of random vectors that failed for the last few users."""
+    """Prepared data, and an extraction of random vectors, of items too where it reads them, that failed for the last
+    few users."""
     data = prepare(config)
     rng = np.random.default_rng(5)
     histories = storage.read_table(data.folder / "histories/p=00000.parquet")
@@ -164,7 +171,11 @@ def prepare_and_make_knowledge(config: Config, unknown_users: int = 3) -> tuple[
         "scenarios-000000000.parquet": shard(range(1, scenarios + 1), rng.standard_normal((scenarios, WIDTH))),
         "users-000000000.parquet": shard(users, rng.standard_normal((len(users), WIDTH)), errors, raw),
     }
-    return data, publish_knowledge(extract_folder(config, data), parts)
+    items = None
+    if config.extract.reads == "items":
+        known_I = np.arange(len(data.table("items.parquet"))) > 0
+        items = ItemVectors((rng.standard_normal((len(known_I), 6)) * known_I[:, None]).astype(np.float16), known_I)
+    return data, publish_knowledge(extract_folder(config, data), parts, items=items)
 
 
 def prepared_table(data: StageOutput, name: str) -> pa.Table:
@@ -186,7 +197,9 @@ def publish_trained(config: Config) -> StageOutput:
             "epochs": best.progress.epoch,
             "parameters": sum(tensor.numel() for tensor in best.best.values()),
         }
-        return StageResult(files={WEIGHTS: 1}, rows=partitions.rows(data, "train"), info=info)
+        storage.write_bytes(folder / "history.json", json.dumps(best.progress.history).encode())
+        files = {WEIGHTS: 1, "history.json": best.progress.epoch}
+        return StageResult(files=files, rows=partitions.rows(data, "train"), info=info)
 
     fingerprints = {"prepare": data.manifest.fingerprint}
     return storage.publish(train_folder(config, data, knowledge), "train", config.seed, {}, fingerprints, build)

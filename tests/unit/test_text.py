@@ -30,6 +30,25 @@ def test_a_signed_number_has_a_true_minus_and_zero_none():
     assert [text.signed(value, 2) for value in (0.5, -0.5, 0.001, -0.001)] == ["+0.50", "−0.50", "0.00", "0.00"]
 
 
+@pytest.mark.parametrize(
+    ("given", "limit", "shown"),
+    [
+        ("They like films. They like son", 100, "They like films."),
+        ("They like films. They like songs.", 100, "They like films. They like songs."),
+        ("They like films. They like songs.", 20, "They like films."),
+        ('He said "Stop!" And th', 100, 'He said "Stop!"'),
+        ("What costs 3.50 each. Then 4.2", 100, "What costs 3.50 each."),
+        ("1) films\n2) son", 100, "1) films"),
+        ("no end in sight", 100, "no end in…"),
+        ("endless", 3, "end…"),
+        ("他们喜欢电影。他们", 100, "他们喜欢电影。"),
+        ("", 10, ""),
+    ],
+)
+def test_a_text_ends_where_a_sentence_does(given: str, limit: int, shown: str):
+    assert text.whole_sentences(given, limit) == shown
+
+
 def test_a_block_keeps_its_lines():
     assert text.block("a\r\nb\u202e\n") == "a\nb\ufffd"
     assert text.block("y" * 5000, 100) == "y" * 100 + "…"

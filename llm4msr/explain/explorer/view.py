@@ -19,7 +19,7 @@ from llm4msr.arrays import Singles
 from llm4msr.data import partitions
 from llm4msr.errors import ConfigError
 from llm4msr.explain.candidates import choose_candidates, frequent_items, histories, main_scenario, ranks
-from llm4msr.explain.finished_run import FinishedRun, ModelPair, batch_of
+from llm4msr.explain.finished_run import FinishedRun, batch_of
 from llm4msr.knowledge import interests
 from llm4msr.knowledge.prompts import templates
 from llm4msr.model.inputs import Strengths
@@ -109,7 +109,7 @@ class View:
 
     def __init__(self, model: TrainedModel, read_prompt: ReadPrompt):
         config = model.config
-        self.run = FinishedRun.open([ModelPair(model, None)])
+        self.run = FinishedRun.open(model)
         self.name, self.scenarios = config.name, self.run.scenario_names[1:]
         self.titles_read = config.extract.titles_per_scenario
         self._max_length = TOKEN_LENGTH * config.extract.max_prompt_tokens

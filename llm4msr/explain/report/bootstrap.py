@@ -5,6 +5,7 @@ Rows of one user are not independent, so users are drawn, not rows (the cluster 
 Shape suffixes: B test rows, N users, R draws, S seeds.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from llm4msr.arrays import AnyFloats, Bools, Floats, Ints, Singles
 
 DRAWS = 300
 MAX_ROWS = 200_000
-"""Test rows that are used at most, those of users drawn at random."""
+"""Test rows of a seed that are used at most, those of users drawn at random."""
 
 
 class Interval(NamedTuple):
@@ -29,69 +30,80 @@ class Interval(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-class Comparison(NamedTuple):
-    """AUC of the plain model and of this one, and the difference; None where undefined, or without a plain model."""
+class Drawn(NamedTuple):
+    """A number, and what it is in each draw: float64 [R]."""
 
-    plain: Interval | None
-    model: Interval | None
-    gain: Interval | None
+    value: float
+    draws_R: Floats
+
+    def minus(self, other: "Drawn") -> "Drawn":
+        """The difference, draw by draw."""
+        return Drawn(self.value - other.value, self.draws_R - other.draws_R)
+
+    @property
+    def interval(self) -> Interval:
+        """Between the 2.5% and the 97.5% quantile of the draws."""
+        low, high = np.nanpercentile(self.draws_R, [2.5, 97.5])
+        return Interval(self.value, float(low), float(high))
 
 
 class Draws:
-    """Bootstrap draws of the users [B] of these rows and of the seeds, the same for all groups of rows."""
+    """Bootstrap draws of users and of seeds, the same for all models and groups of rows.
 
-    def __init__(self, user_B: Ints, seeds: int, draws: int = DRAWS):
-        users, self.owner_B = np.unique(user_B, return_inverse=True)
+    Args:
+        owner_SB: the users of each seed's test rows, by a number that is the same in all seeds.
+        draws: how many.
+    """
+
+    def __init__(self, owner_SB: Sequence[Ints], draws: int = DRAWS):
+        self.owner_SB, seeds = owner_SB, len(owner_SB)
+        users = 1 + max(int(owner_B.max(initial=0)) for owner_B in owner_SB)
         rng = np.random.default_rng(0)
-        self.times_RN = rng.multinomial(len(users), np.full(len(users), 1 / len(users)), draws).astype(np.float32)
-        self.seeds_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
+        self.times_RN = rng.multinomial(users, np.full(users, 1 / users), draws).astype(np.float32)
+        self.seeds_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), draws).astype(np.float64)
 
-    def compare(self, label_B: Bools, plain_SB: Floats | None, model_SB: Floats, mask_B: Bools) -> Comparison:
-        """AUCs of the rows of the mask, each the mean over seeds with its interval."""
-        label = label_B[mask_B]
-        if not label.any() or label.all():
-            return Comparison(None, None, None)
-        times_RB = self.times_RN[:, self.owner_B[mask_B]]
-        model = self._auc(label, model_SB[:, mask_B], times_RB)
-        if plain_SB is None:
-            return Comparison(None, _interval(*model), None)
-        plain = self._auc(label, plain_SB[:, mask_B], times_RB)
-        return Comparison(_interval(*plain), _interval(*model), _interval(model[0] - plain[0], model[1] - plain[1]))
+    def auc(self, label_SB: Sequence[Bools], score_SB: Sequence[AnyFloats], mask_SB: Sequence[Bools]) -> Drawn | None:
+        """AUC of the rows of the mask, the mean over the seeds in which they have both classes; None if none has."""
+        values, drawn, used = [], [], []
+        for seed, (label_B, mask_B) in enumerate(zip(label_SB, mask_SB, strict=True)):
+            label_M, score_M = label_B[mask_B], score_SB[seed][mask_B]
+            if not label_M.any() or label_M.all() or not np.isfinite(score_M).all():
+                continue
+            owner_M = self.owner_SB[seed][mask_B]
+            once_1N = np.ones((1, self.times_RN.shape[1]), np.float32)
+            values.append(float(weighted_auc(label_M, score_M, owner_M, once_1N)[0]))
+            drawn.append(weighted_auc(label_M, score_M, owner_M, self.times_RN))
+            used.append(seed)
+        if not used:
+            return None
+        times_RS = self.seeds_RS[:, used]
+        with np.errstate(invalid="ignore", divide="ignore"):  # a draw without any of these seeds says nothing
+            return Drawn(float(np.mean(values)), (np.stack(drawn, axis=1) * times_RS).sum(1) / times_RS.sum(1))
 
-    def _auc(self, label_B: Bools, logit_SB: Floats, times_RB: Singles) -> tuple[float, Floats]:
-        """The mean over seeds, and the same of each draw [R]."""
-        once = np.ones((1, len(label_B)))
-        mean = np.mean([weighted_auc(label_B, logit_B, once) for logit_B in logit_SB])
-        drawn = np.stack([weighted_auc(label_B, logit_B, times_RB) for logit_B in logit_SB], axis=1)
-        return float(mean), np.asarray((drawn * self.seeds_RS).sum(1))
 
-
-def weighted_auc(label_B: Bools, logit_B: Floats, weight_RB: AnyFloats) -> Floats:
-    """[R]: AUC of the rows when each counts as often as the draw says; ties count half, NaN with one class only."""
-    order = np.argsort(logit_B, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(logit_B[order]) > 0])
-    auc_R = np.empty(len(weight_RB))
-    for r, weight_B in enumerate(weight_RB):
-        sorted_B = weight_B[order].astype(np.float64)
-        positive = np.add.reduceat(np.where(label_B[order], sorted_B, 0.0), starts)
-        negative = np.add.reduceat(np.where(label_B[order], 0.0, sorted_B), starts)
+def weighted_auc(label_B: Bools, score_B: AnyFloats, owner_B: Ints, times_RN: Singles) -> Floats:
+    """[R]: AUC when each user's rows count as often as the draw says; ties count half, NaN with one class only."""
+    order_B = np.argsort(score_B, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(score_B[order_B]) > 0])
+    label_B, owner_B = label_B[order_B], owner_B[order_B]
+    auc_R = np.empty(len(times_RN))
+    for r, times_N in enumerate(times_RN):
+        times_B = times_N[owner_B].astype(np.float64)
+        positive = np.add.reduceat(np.where(label_B, times_B, 0.0), starts)
+        negative = np.add.reduceat(np.where(label_B, 0.0, times_B), starts)
         pairs = positive.sum() * negative.sum()
         below = np.cumsum(negative) - negative / 2
         auc_R[r] = (positive * below).sum() / pairs if pairs else np.nan
     return auc_R
 
 
-def _interval(value: float, draws_R: Floats) -> Interval:
-    low, high = np.nanpercentile(draws_R, [2.5, 97.5])
-    return Interval(value, float(low), float(high))
-
-
-def sample_users(user_B: Ints) -> Bools:
-    """Mask [B]: all rows, or those of users drawn at random until there are about `MAX_ROWS`."""
-    if len(user_B) <= MAX_ROWS:
-        return np.ones(len(user_B), bool)
-    users, owner_B, count = np.unique(user_B, return_inverse=True, return_counts=True)
-    order = np.random.default_rng(0).permutation(len(users))
-    kept = np.zeros(len(users), bool)
-    kept[order[: np.searchsorted(np.cumsum(count[order]), MAX_ROWS) + 1]] = True
-    return np.asarray(kept[owner_B], bool)
+def sample_users(owner_SB: Sequence[Ints]) -> list[Bools]:
+    """Masks [B] of each seed's rows: all, or those of users drawn at random until one seed has about `MAX_ROWS`."""
+    if max(len(owner_B) for owner_B in owner_SB) <= MAX_ROWS:
+        return [np.ones(len(owner_B), bool) for owner_B in owner_SB]
+    users = 1 + max(int(owner_B.max(initial=0)) for owner_B in owner_SB)
+    count_N = np.max([np.bincount(owner_B, minlength=users) for owner_B in owner_SB], axis=0)
+    order_N = np.random.default_rng(0).permutation(users)
+    kept_N = np.zeros(users, bool)
+    kept_N[order_N[: np.searchsorted(np.cumsum(count_N[order_N]), MAX_ROWS) + 1]] = True
+    return [np.asarray(kept_N[owner_B], bool) for owner_B in owner_SB]

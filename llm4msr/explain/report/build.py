@@ -8,65 +8,70 @@ from upath import UPath
 
 from llm4msr import storage
 from llm4msr.data import partitions
-from llm4msr.explain.finished_run import FinishedRun, ModelPair
+from llm4msr.explain.finished_run import FinishedRun
 from llm4msr.explain.report.cases import case_section
-from llm4msr.explain.report.effect import effect_section, score_test_rows
-from llm4msr.explain.report.layers import layer_section
+from llm4msr.explain.report.gains import gain_section
+from llm4msr.explain.report.models import model_section
 from llm4msr.explain.report.page import Header, Sections, html
+from llm4msr.explain.report.rows import read_rows
 from llm4msr.explain.report.scenarios import scenario_section
 from llm4msr.explain.report.users import user_section
 from llm4msr.progress import track
-from llm4msr.storage import StageResult
-from llm4msr.training.results import means_of
+from llm4msr.storage import StageOutput, StageResult
+from llm4msr.training.results import PLAIN, means_of
+from llm4msr.training.trained import TrainedModel
 
 
-def build(pairs: Sequence[ModelPair], report: UPath) -> StageResult:
-    """Write the page to `report` and its tables beside it.
+def build(models: Sequence[TrainedModel], evaluation: StageOutput, report: UPath) -> StageResult:
+    """Write the page to `report` and its tables beside it; the first model is the one that is explained.
 
     Raises:
         ConfigError: `explain.users` names an unknown user.
     """
-    run = FinishedRun.open(pairs)
+    own = models[0]
+    plain = next((one for one in models if one.variant == PLAIN and one.config.seed == own.config.seed), None)
+    run = FinishedRun.open(own)
     # one thread: the pieces are small, and threads that wait for each other suffer most on a busy machine
-    with threadpool_limits(1), track("explain", len(pairs) + 4) as progress:
+    with threadpool_limits(1), track("explain", 4) as progress:
+        rows = read_rows(evaluation, models, run.partitions)
+        gains = gain_section(own.variant, rows, run.scenario_names)
+        compared = model_section(models, evaluation, rows[0], gains.plain)
+        progress.advance(1, "gains")
         scenarios = scenario_section(run)
         progress.advance(1, "scenarios")
         users = user_section(run)
         progress.advance(1, "users")
-        logits = score_test_rows(run, lambda note: progress.advance(1, note))
-        effect, layers = effect_section(run, logits), layer_section(run, logits.levels, logits.plain)
-        progress.advance(1, "results")
-        sections = Sections(scenarios, users, effect, layers, case_section(run, logits.levels[0]))
+        sections = Sections(gains, compared, scenarios, users, case_section(run, rows[0], plain))
         tables = sections.tables()
         for name, table in tables.items():
             table.write(report.parent / name)
-        storage.write_bytes(report, html(_header(run), sections, tables).encode())
+        storage.write_bytes(report, html(_header(run, gains.seeds), sections, tables).encode())
         progress.advance(1, "single users")
-    rows = {name: len(table.rows) for name, table in tables.items()}
-    summary = effect.results["summary"]
+    results = compared.results
+    summary = {name: means_of(one["overall"]) for name, one in results["summary"].items()}
     info = {
-        "metrics": {"on": "test", "overall": means_of(summary[effect.variant]["overall"])},
-        "baselines": {name: means_of(summary[name]["overall"]) for name in summary if name != effect.variant},
-        "against_none": effect.results["against_none"].get(effect.variant),
-        "headline": effect.headline,
-        "warnings": effect.results["warnings"],
+        "metrics": {"on": "test", "overall": summary.pop(own.variant)},
+        "baselines": summary,
+        "against_none": results["against_none"].get(own.variant),
+        "verdict": gains.verdict,
+        "interval": gains.plain,
+        "warnings": results["warnings"],
         "sample": run.sample_note,
         "users": {case.kind: case.user_id for case in sections.cases.cases},
     }
-    return StageResult(files={report.name: 1, **rows}, rows=len(run.test), info=info)
+    files = {name: len(table.rows) for name, table in tables.items()}
+    return StageResult(files={report.name: 1, **files}, rows=len(run.test), info=info)
 
 
-def _header(run: FinishedRun) -> Header:
-    config = run.config
+def _header(run: FinishedRun, seeds: Sequence[int]) -> Header:
+    config, extracted = run.config, run.extracted
     history, pooled = "each user's history", "each item once; users are pooled from items"
-    facts = {
-        "Backbone": config.model.backbone,
-        "Knowledge": config.model.variant,
-        "Frozen LLM": run.extracted.manifest.inputs.get("model", ""),
-        "It read": history if config.extract.reads == "users" else pooled,
-        "Training rows": f"{partitions.rows(run.prepared, 'train'):,}",
-        "Seeds": ", ".join(str(pair.model.config.seed) for pair in run.pairs),
-    }
+    facts = {"Backbone": config.model.backbone, "Knowledge": config.model.variant}
+    if extracted is not None:
+        facts["Frozen LLM"] = extracted.manifest.inputs.get("model", "")
+        facts["It read"] = history if config.extract.reads == "users" else pooled
+    facts["Training rows"] = f"{partitions.rows(run.prepared, 'train'):,}"
+    facts["Seeds"] = ", ".join(map(str, seeds))
     warning = ""
     if config.model.control != "none":
         warning = f"This model is a control: its vectors are {config.model.control}, so no text below belongs to them."

@@ -9,14 +9,15 @@ from typing import NamedTuple
 import jinja2
 import numpy as np
 
-from llm4msr.explain.report.bootstrap import Interval
+from llm4msr.explain.report import plots
 from llm4msr.explain.report.cases import CaseSection
-from llm4msr.explain.report.effect import EffectSection
-from llm4msr.explain.report.layers import LayerSection
+from llm4msr.explain.report.gains import KINDS, Gain, GainSection, label
+from llm4msr.explain.report.models import ModelSection
+from llm4msr.explain.report.plots import Axis
 from llm4msr.explain.report.scenarios import ScenarioSection
 from llm4msr.explain.report.tables import Section, Table
 from llm4msr.explain.report.users import UserSection
-from llm4msr.text import block, count_of, number, percent, shorten, signed
+from llm4msr.text import block, count_of, number, percent, shorten, signed, whole_sentences
 from llm4msr.training.results import UNKNOWN, format_spread
 
 MAP_WIDTH, MAP_HEIGHT, MARGIN = 720, 460, 24
@@ -24,6 +25,8 @@ MOST_ROWS = 24
 """Rows of a table that has one for each scenario."""
 COLOURS = 8
 """Scenarios that have a colour of their own; the others share the last one."""
+BAR = 220
+"""Pixels of an interval's axis."""
 
 
 class Header(NamedTuple):
@@ -40,10 +43,10 @@ class Header(NamedTuple):
 class Sections(NamedTuple):
     """The sections in the page's order."""
 
+    gains: GainSection
+    models: ModelSection
     scenarios: ScenarioSection
     users: UserSection
-    effect: EffectSection
-    layers: LayerSection
     cases: CaseSection
 
     def tables(self) -> dict[str, Table]:
@@ -69,8 +72,10 @@ def html(header: Header, sections: Sections, tables: dict[str, Table]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"short": shorten, "block": block, "signed": signed, "percent": percent, "auc": number}
+    environment.filters |= {"short": shorten, "block": block, "sentences": whole_sentences}
+    environment.filters |= {"signed": signed, "percent": percent, "auc": number}
     environment.globals |= {"count_of": count_of, "format_spread": format_spread, "unknown": UNKNOWN}
+    gains, models = sections.gains, sections.models
     colours = colours_of_scenarios(sections.users)
     return environment.get_template("report.html.j2").render(
         header=header,
@@ -80,15 +85,23 @@ def html(header: Header, sections: Sections, tables: dict[str, Table]) -> str:
         labels=labels(sections.users),
         colours=colours,
         size=(MAP_WIDTH, MAP_HEIGHT),
-        span=span([row.gain for row in sections.effect.rows]),
+        chart_size=(plots.WIDTH, plots.HEIGHT, plots.LEFT, plots.BELOW),
+        label=lambda name: label(name, gains.variant),
+        kinds=KINDS,
+        rival_axis=gain_axis(gains.rivals),
+        group_axis=gain_axis(gains.groups),
+        auc_axis=Axis.over([auc for seeds in models.aucs.values() for auc in seeds], BAR),
         most_rows=MOST_ROWS,
     )
 
 
-def span(intervals: list[Interval | None]) -> float:
-    """How far from zero the picture of these intervals reaches; what is much wider than the rest is cut."""
-    reach = [max(abs(i.low), abs(i.high)) for i in intervals if i is not None]
-    return min(max(reach), 4 * float(np.median(reach))) or 1e-9 if reach else 1.0
+def gain_axis(gains: list[Gain]) -> Axis:
+    """From zero to where these intervals reach; what is much wider than the rest is cut."""
+    intervals = [one.gain for one in gains if one.gain is not None]
+    reach = [max(abs(one.low), abs(one.high)) for one in intervals]
+    most = 4 * float(np.median(reach)) if reach else 0.0
+    ends = [min(max(end, -most), most) for one in intervals for end in (one.low, one.high)]
+    return Axis.over([0.0, *ends], BAR)
 
 
 def colours_of_scenarios(users: UserSection) -> dict[int, int]:

@@ -1,6 +1,6 @@
-"""The scenarios: what the LLM says of them, and how alike they are to the LLM, to the model and to the users.
+"""The scenarios: what the LLM says of them, and how alike they are to the LLM and to the users.
 
-Shape suffixes: S known scenarios, Z width of the LLM's vector, W numbers of a generated layer.
+Shape suffixes: S known scenarios, Z width of the LLM's vector.
 """
 
 import itertools
@@ -9,17 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import sparse, stats
 
 from llm4msr.arrays import Floats
 from llm4msr.explain.finished_run import FinishedRun
 from llm4msr.explain.report.tables import Table
 from llm4msr.knowledge.rows import read_texts
-from llm4msr.model.net import RankerNet
 from llm4msr.schema import ScenarioStatistics
 from llm4msr.text import shorten, signed
 
+LLM_MAP = "What the LLM knows"
 MAX_SHOWN = 10
 """Scenarios in a heat map, the largest; similarity.csv has all."""
 MIN_ROWS, MIN_COMMON = 3, 10
@@ -65,8 +64,7 @@ class ScenarioSection:
     rows: list[ScenarioRow]
     """By scenario number, from 1."""
     maps: list[HeatMap]
-    missing: list[str]
-    """Why a heat map that one would expect is missing."""
+    """Those that say something of at least one pair."""
     agreements: list[Agreement]
     shown: list[int]
     """Places of the scenarios that the heat maps draw."""
@@ -88,48 +86,27 @@ class ScenarioSection:
 
 def scenario_section(run: FinishedRun) -> ScenarioSection:
     """Texts, heat maps, and how far they agree."""
-    answers = {text["raw_id"]: text["answer"] for text in read_texts(run.extracted)}
+    texts = read_texts(run.extracted) if run.extracted else []
+    answers = {text["raw_id"]: text["answer"] for text in texts}
     rows: list[ScenarioRow] = [{**row, "answer": answers.get(row["scenario_id"], "")} for row in run.scenarios]
-    maps, missing = [], []
-    if len(rows) > 1:
-        assert run.data.knowledge is not None
+    maps = behaviour(run.train, len(rows)) if len(rows) > 1 else []
+    if len(rows) > 2 and run.data.knowledge is not None:  # of two, standardised, the cosine is -1 whatever they are
+        note = "cosine of the LLM's vectors, standardised over the scenarios as the model reads them"
         vectors_SZ = run.data.knowledge.scenarios_SZ[1:].astype(np.float64)
-        maps.append(
-            HeatMap(
-                "knowledge",
-                "What the LLM knows",
-                "cosine of the LLM's vectors, standardised over the scenarios as the model reads them",
-                similar(vectors_SZ, scaled=True),
-            )
-        )
-        if run.net.has_scenario_level:
-            note = "cosine of the layers generated from that knowledge, less what they all share"
-            maps.append(HeatMap("layers", "What the model made of it", note, similar(layers(run.net))))
-        else:
-            missing.append("The model has no scenario level, so no layers are generated for scenarios.")
-        maps += behaviour(run.train, len(rows))
+        maps.insert(0, HeatMap("knowledge", LLM_MAP, note, similar(vectors_SZ)))
+    others = ~np.eye(len(rows), dtype=bool)
+    maps = [one for one in maps if np.isfinite(one.values_SS[others]).any()]
     shown = sorted(np.argsort([-row["interactions"] for row in rows], kind="stable")[:MAX_SHOWN].tolist())
     agreements = _agreements(maps) if len(rows) >= MIN_SCENARIOS else []
-    return ScenarioSection(_finding(rows, maps, agreements), rows, maps, missing, agreements, shown)
+    return ScenarioSection(_finding(rows, maps, agreements), rows, maps, agreements, shown)
 
 
-def similar(rows_SW: Floats, scaled: bool = False) -> Floats:
-    """[S, S]: cosines of the rows, less their mean (and over their deviation)."""
-    centred_SW = rows_SW - rows_SW.mean(0)
-    if scaled:
-        centred_SW = centred_SW / (centred_SW.std(0) + 1e-6)
-    length_S = np.linalg.norm(centred_SW, axis=1)
+def similar(rows_SZ: Floats) -> Floats:
+    """[S, S]: cosines of the rows, less their mean and over their deviation."""
+    centred_SZ = (rows_SZ - rows_SZ.mean(0)) / (rows_SZ.std(0) + 1e-6)
+    length_S = np.linalg.norm(centred_SZ, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((centred_SW @ centred_SW.T) / np.outer(length_S, length_S))
-
-
-def layers(net: RankerNet) -> Floats:
-    """[S, W]: all weights and biases that the scenarios' codes generate, a row per known scenario."""
-    with torch.inference_mode():
-        known_S = torch.arange(len(net.scenarios_SZ)) > 0
-        code_SK = net.scenario_code(net.scenarios_SZ, known_S)
-        parts = [part for layer in net.scenario_meta.generate(code_SK) for part in layer]
-    return np.concatenate([part[1:].flatten(1).double().numpy() for part in parts], axis=1)
+        return np.asarray((centred_SZ @ centred_SZ.T) / np.outer(length_S, length_S))
 
 
 def behaviour(train: pd.DataFrame, scenarios: int) -> list[HeatMap]:
@@ -202,15 +179,18 @@ def _finding(rows: list[ScenarioRow], maps: list[HeatMap], agreements: list[Agre
     names = [shorten(row["scenario_id"]) for row in rows]
     if len(names) < 2:
         return "There is one scenario, so nothing to compare."
+    if len(names) == 2:
+        return "There are two scenarios, so one pair to compare: read the numbers, not the colours."
+    if maps[0].title != LLM_MAP:
+        return f"There are {len(names)} scenarios."
     values_SS = maps[0].values_SS
     pairs = list(itertools.combinations(range(len(names)), 2))
     near, far = (choose(pairs, key=lambda pair: values_SS[pair]) for choose in (max, min))
-    text = f"To the LLM, “{names[near[0]]}” and “{names[near[1]]}” are most alike"
-    if len(pairs) > 1:
-        text += f", “{names[far[0]]}” and “{names[far[1]]}” least"
-    if len(names) == 2:
-        return "There are two scenarios, so one pair to compare: read the numbers, not the colours."
-    of_users = [a for a in agreements if a.first == maps[0].title and a.second in [m.title for m in maps[-2:]]]
+    text = (
+        f"To the LLM, “{names[near[0]]}” and “{names[near[1]]}” are most alike, “{names[far[0]]}” and "
+        f"“{names[far[1]]}” least"
+    )
+    of_users = [a for a in agreements if a.first == LLM_MAP]
     clear = [a for a in of_users if a.p < 0.05]
     if not of_users:
         return f"{text}."

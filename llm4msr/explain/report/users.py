@@ -30,6 +30,7 @@ MIN_USERS = 30
 TYPICAL = 6
 """Items and words that are shown of a group."""
 LETTERS = "ABCDEFGH"
+_NO_CODES = "this model reads no codes of them, so there is no map of codes."
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class UserSection:
 
     finding: str
     shares: list[KnowledgeShare]
-    """Of all users, then of each scenario."""
+    """Of all users, then of each scenario; empty if the model reads no knowledge."""
     points: pd.DataFrame
     """`user`, `user_id`, `x`, `y`, `main`, `group`, `rows`, of every user with knowledge."""
     sample: Ints
@@ -80,7 +81,10 @@ class UserSection:
 
     def tables(self) -> dict[str, Table]:
         """Who has knowledge, and, if the model reads it, the map and the groups."""
-        tables = {"knowledge.csv": Table("who has knowledge", pd.DataFrame(self.shares).astype({"scenario": "Int64"}))}
+        tables = {}
+        if self.shares:
+            shares = pd.DataFrame(self.shares).astype({"scenario": "Int64"})
+            tables["knowledge.csv"] = Table("who has knowledge", shares)
         if self.groups:
             tables["users.parquet"] = Table("the map: every user with knowledge", self.points)
             rows = [
@@ -94,11 +98,14 @@ class UserSection:
 
 def user_section(run: FinishedRun) -> UserSection:
     """Map, groups and shares."""
+    nobody = np.zeros(0, np.int64)
+    if run.extracted is None:
+        return UserSection("This model reads no knowledge, so there is none of users.", [], pd.DataFrame(), nobody)
     shares = _shares(run)
     ids = np.flatnonzero(run.users["known"].to_numpy())
     coverage = f"{count_of(shares[0].known, shares[0].users)} users have knowledge"
     if not run.net.uses_users:
-        return UserSection(f"{coverage}; this model does not read it.", shares, pd.DataFrame(), np.zeros(0, np.int64))
+        return UserSection(f"{coverage}; {_NO_CODES}", shares, pd.DataFrame(), nobody)
     codes_NK = run.codes(ids)
     rng = np.random.default_rng(0)
     pca = PCA(min(2, *codes_NK.shape), random_state=0).fit(codes_NK)

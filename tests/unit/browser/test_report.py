@@ -34,14 +34,22 @@ def opened(request: pytest.FixtureRequest, browser: "Browser", address: str) -> 
 def test_every_section_is_there_and_seen(opened: Opened):
     heads = opened.page.locator("h2")
     assert heads.all_inner_texts() == [
-        *("The scenarios", "The users", "The results", "The layers", "Single users", "How to read this"),
+        *("Who gains", "The models side by side", "The scenarios", "The users", "Single users", "How to read this"),
     ]
     for link in opened.page.locator("nav a").all():
         target = opened.page.locator(str(link.get_attribute("href")))
         box = target.bounding_box()
         assert box is not None
         assert box["height"] > 100
-    for wanted in (".heat td", "svg.map circle", "svg.whisker", "svg.bar", ".case .rank li", "blockquote"):
+    for wanted in (
+        ".verdict",
+        "svg.plot circle",
+        "svg.chart",
+        ".heat td",
+        "svg.map circle",
+        ".case .rank li",
+        "blockquote",
+    ):
         assert opened.page.locator(wanted).first.is_visible(), wanted
     assert opened.page.locator(".case").count() == 4
 
@@ -57,7 +65,7 @@ def test_hostile_texts_are_shown_as_text_and_run_nothing(opened: Opened):
     page = opened.page
     assert page.evaluate("window.hacked") is None
     assert page.evaluate("document.scripts.length + document.images.length") == 0
-    assert page.title().endswith("what the knowledge says and moves")
+    assert page.title().endswith("LLM4MSR report")
     assert page.evaluate("document.querySelectorAll('[onload], [onerror], [onclick]').length") == 0
     shown = "\n".join(page.locator("main bdi").all_inner_texts())
     for text in (

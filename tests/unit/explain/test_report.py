@@ -19,16 +19,14 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.explain.finished_run import FinishedRun
 from llm4msr.explain.report.cases import Case, case_section
-from llm4msr.explain.report.effect import effect_section, score_test_rows
-from llm4msr.explain.report.layers import layer_section, score_test_levels
+from llm4msr.explain.report.rows import read_rows
 from llm4msr.explain.stage import REPORT
 from llm4msr.export import user_codes
 from llm4msr.export.write import write_bundle
 from llm4msr.knowledge.rows import read_texts, read_vectors, row_groups
 from llm4msr.knowledge.store import KnowledgeStore
-from llm4msr.pipeline import evaluate, explain, extracted, seeds
+from llm4msr.pipeline import check_explorable, evaluate, explain, extracted, prepare, trained
 from llm4msr.storage import StageOutput
-from llm4msr.text import signed
 from llm4msr.training.metrics import auc
 from llm4msr.training.results import UNKNOWN
 from tests.support.data import (
@@ -52,49 +50,31 @@ def html_of(output: StageOutput) -> str:
     return storage.read_bytes(output.folder / REPORT).decode()
 
 
-def open_run(config: Config) -> FinishedRun:
-    return FinishedRun.open(seeds(config))
-
-
-def cases_of(run: FinishedRun) -> dict[str, Case]:
-    levels = score_test_levels(run.net, run.data, 4096, run.partitions)
-    return {case.kind: case for case in case_section(run, levels).cases}
+def cases_of(config: Config, run: FinishedRun | None = None) -> dict[str, Case]:
+    """The explanations of users, of the config's own seed."""
+    own, plain = trained(config), trained(config.using("none", config.seed))
+    run = run or FinishedRun.open(own)
+    rows = read_rows(evaluate(config), [own, plain], run.partitions)
+    return {case.kind: case for case in case_section(run, rows[0], plain).cases}
 
 
 def test_it_publishes_a_page_and_the_data_beneath(report: Report):
     config, output = report
     assert output.manifest.stage == "explain"
     assert set(output.manifest.files) == {
-        *(REPORT, "scenarios.csv", "similarity.csv", "knowledge.csv", "users.parquet", "groups.csv"),
-        *("effect.csv", "levels.csv", "rankings.csv"),
+        *(REPORT, "rivals.csv", "gains.csv", "curves.csv", "calibration.csv", "scenarios.csv", "similarity.csv"),
+        *("knowledge.csv", "users.parquet", "groups.csv", "rankings.csv"),
     }
     assert output.manifest.files[REPORT].bytes < 1e6
-    assert set(output.manifest.info["users"]) == {"moved closer", "moved away", "typical", "new"}
+    assert set(output.manifest.info["users"]) == {"gains most", "loses most", "typical", "new"}
     assert explain(config).reused
     for name in output.manifest.files:
         assert f'href="{name}"' in html_of(output) or name == REPORT
 
 
-def test_contributions_in_the_file_add_up_to_the_logit(report: Report):
-    rows = csv_of(report[1], "rankings.csv")
-    total = rows["logit_without"] + rows["user_part"] + rows["scenario_part"]
-    np.testing.assert_allclose(total, rows["logit_with"], rtol=0, atol=1e-9)
-    assert rows["user_part"].abs().max() > 0.01
-    assert rows["scenario_part"].abs().max() > 0.01
-
-
-def test_contributions_on_the_page_add_up_to_the_logit_shown(report: Report):
-    rows = re.findall(r'<tr><th scope="row">.*?</tr>', html_of(report[1]), re.DOTALL)
-    shown = [[float(n.replace("−", "-")) for n in re.findall(r">([+−]?\d+\.\d\d)<", row)] for row in rows]
-    moved = [numbers for numbers in shown if len(numbers) == 5]
-    assert len(moved) > 8
-    for without, user, _own, scenario, with_ in moved:
-        assert without + user + scenario == pytest.approx(with_, abs=0.021), "each is rounded to two digits"
-
-
 def test_what_is_shown_is_what_serving_answers(report: Report, tmp_path: Path):
     config, output = report
-    run = open_run(config)
+    run = FinishedRun.open(trained(config))
     parts = pa.concat_tables([read_vectors(group) for group in row_groups(run.extracted)])
     encoded = [user_codes.encode(parts, run.net.user_code)]  # what `export` does on Ray
 
@@ -111,39 +91,62 @@ def test_what_is_shown_is_what_serving_answers(report: Report, tmp_path: Path):
         assert not answer.unknown.scenario
         scores = {one.item_id: one.score for one in answer.ranked}
         for row in rows.itertuples():
-            assert scores[row.item_id] == pytest.approx(1 / (1 + math.exp(-row.logit_with)), abs=1e-4)
+            assert scores[row.item_id] == pytest.approx(1 / (1 + math.exp(-row.logit_model)), abs=1e-4)
 
 
-def test_the_effect_is_that_of_the_trained_models(report: Report):
+def test_the_gain_is_that_of_what_evaluate_published(report: Report):
     config, output = report
-    run = open_run(config)
-    logits = score_test_rows(run, lambda note: None)
-    section = effect_section(run, logits)
-    levels, plain = logits.levels[0], logits.plain[0]
-    label = run.test["label"]
-    overall = csv_of(output, "effect.csv").iloc[0]
-    assert overall["auc_own"] == pytest.approx(auc(label, levels.both))
-    assert overall["auc_plain"] == pytest.approx(auc(label, plain))
-    assert overall["auc_difference"] == pytest.approx(overall["auc_own"] - overall["auc_plain"])
-    left_out = dict(layer_section(run, logits.levels, logits.plain).left_out)
-    assert left_out["this model"] == pytest.approx(overall["auc_own"])
-    assert left_out["without both levels"] == pytest.approx(auc(label, levels.none))
-    assert left_out["the plain model, trained on its own"] == pytest.approx(overall["auc_plain"])
-    assert sum(row.rows for row in section.rows if row.kind == "scenario") == len(run.test)
-    for kind in ("activity", "overlap"):
-        assert sum(row.rows for row in section.rows if row.kind == kind) == len(run.test)
+    published = storage.read_table(evaluate(config).folder / "predictions/p=00000.parquet").to_pandas()
+    rivals = csv_of(output, "rivals.csv").set_index("name")
+    assert list(rivals.index) == ["none", "popularity"]
+    plain = rivals.loc["none"]
+    assert plain["auc_model"] == pytest.approx(auc(published["label"], published["both-1"]))
+    assert plain["auc_other"] == pytest.approx(auc(published["label"], published["none-1"]))
+    assert plain["auc_gain"] == pytest.approx(plain["auc_model"] - plain["auc_other"])
+    assert plain["auc_gain_low"] < plain["auc_gain"] < plain["auc_gain_high"]
+    groups = csv_of(output, "gains.csv")
+    assert (groups.groupby("kind")["rows"].sum() == len(published)).all()
+    assert set(groups["kind"]) == {"scenario", "user", "item", "met"}
 
 
-def test_the_results_are_those_of_evaluate(report: Report):
+def test_groups_of_rows_are_by_what_training_has_of_user_item_and_scenario(report: Report):
+    config, output = report
+    data = trained(config).prepared
+    train, test = (
+        storage.read_table(data.folder / f"{part}/p=00000.parquet").to_pandas() for part in ("train", "test")
+    )
+    rows = csv_of(output, "gains.csv").set_index(["kind", "name"])["rows"]
+    met = {*zip(train["user"], train["scenario"], strict=True)}
+    new = sum(pair not in met for pair in zip(test["user"], test["scenario"], strict=True))
+    assert rows["met", "no training row of the user in the scenario"] == new > 0
+    likes = train[train["label"] > 0.5]["item"].value_counts().reindex(test["item"], fill_value=0)
+    few = int(likes.quantile(0.25))
+    assert rows["item", f"{few} likes in training or fewer"] == (likes <= few).sum()
+    mine = train["user"].value_counts().reindex(test["user"], fill_value=0)
+    of_users = rows["user"]
+    assert of_users.get("under 5 training rows", 0) == (mine < 5).sum()
+
+
+def test_the_metrics_are_those_of_evaluate(report: Report):
     config, output = report
     table = json.loads(storage.read_bytes(evaluate(config).folder / "metrics.json"))
-    run = open_run(config)
-    section = effect_section(run, score_test_rows(run, lambda note: None))
+    page = words_of(output)
     for name in ("constant", "popularity", "none", "both"):
-        assert section.results["summary"][name] == table["summary"][name]
-    assert section.results["test_rows_of_users_with_knowledge"] == table["test_rows_of_users_with_knowledge"]
+        for metric in ("auc", "gauc", "ndcg_at_10", "recall_at_10"):
+            assert f"{table['summary'][name]['overall'][metric]['mean']:.4f}" in page
     assert output.manifest.info["metrics"]["overall"]["auc"] == table["summary"]["both"]["overall"]["auc"]["mean"]
     assert output.manifest.info["baselines"]["none"]["gauc"] == table["summary"]["none"]["overall"]["gauc"]["mean"]
+
+
+def test_learning_curves_are_those_of_the_trainings(report: Report):
+    config, output = report
+    curves = csv_of(output, "curves.csv").set_index("model")
+    for run in (config, config.using("none", 1)):
+        model = trained(run)
+        info, mine = model.output.manifest.info, curves.loc[model.variant]
+        assert mine["epoch"].tolist() == list(range(1, info["epochs"] + 1))
+        best = mine[mine["epoch"] == info["best_epoch"]]["valid_auc"].item()
+        assert best == pytest.approx(info["metrics"]["overall"]["auc"])
 
 
 CLAIMS = re.compile(
@@ -151,38 +154,39 @@ CLAIMS = re.compile(
 )
 
 
-def test_a_report_before_and_after_the_plain_model_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    config = hostile_config(tmp_path)
+def test_nothing_is_claimed_without_a_plain_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = hostile_config(tmp_path, evaluate={"variants": []})
     publish_trained(config)
-    before = explain(config)
-    printed = capsys.readouterr().err
-    page = words_of(before)
-    remedy = "llm4msr train CONFIG --set model.knowledge=none --set model.control=none --set seed=1"
-    assert before.manifest.info["headline"].startswith("Nothing can be said here of what knowledge brings")
-    for text in (page, printed, before.manifest.info["headline"]):
-        assert remedy in text
-    assert before.manifest.info["against_none"] is None
-    assert "Difference to the plain model n/a" in page
+    output = explain(config)
+    printed, page = capsys.readouterr().err, words_of(output)
+    verdict = output.manifest.info["verdict"]
+    assert verdict.startswith("No claim: the plain model (none), with the same backbone and seeds, is not among")
+    for text in (page, printed):
+        assert 'Add "none" to evaluate.variants' in text
+    assert output.manifest.info["against_none"] is None
+    assert output.manifest.info["interval"] is None
+    assert "Gain over the plain model n/a" in page
     assert "the plain model not trained" in page
-    assert csv_of(before, "effect.csv")[["auc_plain", "auc_difference"]].isna().all(axis=None)
+    assert "no gain is claimed for it" in page
+    assert "Ranked by the plain model" not in page
+    assert csv_of(output, "gains.csv")[["auc_other", "auc_gain"]].isna().all(axis=None)
     claims = {match[0].lower() for match in CLAIMS.finditer(page)}
-    assert claims == set()
+    assert claims <= {"gain", "gains"}, "as headings of what there is none of"
 
+    with_plain = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"variants": ("none",)})})
+    with pytest.raises(ConfigError, match="'none' with seed 1 is not trained yet"):
+        explain(with_plain)
     publish_trained(config.using("none", 1))
-    after = explain(config)
-    assert after.folder != before.folder
-    page = words_of(after)
-    assert remedy not in page
-    headline = after.manifest.info["headline"]
-    own, plain = (after.manifest.info[key] for key in ("metrics", "baselines"))
-    assert headline.startswith(
-        f"Test AUC {own['overall']['auc']:.4f} (both) and {plain['none']['auc']:.4f} (plain), difference "
-        f"{signed(own['overall']['auc'] - plain['none']['auc'])}; GAUC {own['overall']['gauc']:.4f} (both) and "
-    )
+    after = explain(with_plain)
+    assert after.folder != output.folder
+    value, low, high = after.manifest.info["interval"]
+    page, verdict = words_of(after), after.manifest.info["verdict"]
+    assert ("No claim" in verdict) == (low <= 0 <= high)
+    assert f"{abs(value):.4f}" in verdict
+    assert verdict in page
     rows = after.manifest.rows
-    assert f"Test rows of users with knowledge: {rows:,} of {rows:,} (100%)." in headline
-    assert "One seed was trained, and another may move the difference as far" in headline
-    assert {match[0].lower() for match in CLAIMS.finditer(page)} == set(), "numbers, and no verdict"
+    assert f"Test rows of users with knowledge 100% {rows:,} of {rows:,}" in page
+    assert "One seed was trained, and another may move AUC as far" in page
 
 
 def test_scenarios_of_any_name_and_those_of_test_rows_alone_have_their_own_rows(tmp_path: Path):
@@ -196,16 +200,14 @@ def test_scenarios_of_any_name_and_those_of_test_rows_alone_have_their_own_rows(
     output = explain(config)
     test = storage.read_table(data.folder / "test/p=00000.parquet")["scenario"].to_numpy()
     assert (test == 0).sum() == 40
-    for name, columns in (("effect.csv", ["kind", "scenario", "rows"]), ("levels.csv", ["scenario"])):
-        table = csv_of(output, name)
-        numbers = table["scenario"].dropna().astype(int).tolist()
-        assert numbers == np.unique(test).tolist()
-        if "rows" in columns:
-            counts = table[table["kind"] == "scenario"].set_index("scenario")["rows"]
-            assert counts.to_dict() == {number: int((test == number).sum()) for number in numbers}
-            assert table.set_index("scenario").loc[0, "rows_of"] == UNKNOWN
+    table = csv_of(output, "gains.csv")
+    numbers = table["scenario"].dropna().astype(int).tolist()
+    assert numbers == np.unique(test).tolist()
+    counts = table[table["kind"] == "scenario"].set_index("scenario")["rows"]
+    assert counts.to_dict() == {number: int((test == number).sum()) for number in numbers}
+    assert table.set_index("scenario").loc[0, "name"] == UNKNOWN
     page = html_of(output)
-    assert page.count("<em>(not in the training rows)</em>") == 2, "in the results and in the layers"
+    assert page.count("<em>(not in the training rows)</em>") == 1
     for name in names[:5]:
         assert f"<bdi>{name}</bdi>" in page
     known = csv_of(output, "knowledge.csv")
@@ -220,9 +222,8 @@ def test_one_class_only_is_explained_without_numbers(tmp_path: Path):
     for run in (config, config.using("none", 1)):
         publish_trained(run)
     output = explain(config)
-    assert output.manifest.info["headline"].startswith("Test AUC n/a (both) and n/a (plain), difference n/a; GAUC n/a")
+    assert output.manifest.info["verdict"].startswith("No claim: the test rows are of one class only")
     assert output.manifest.info["metrics"]["overall"]["auc"] is None
-    assert "n/a: one class" in html_of(output)
     assert ">nan" not in html_of(output)
 
 
@@ -242,27 +243,45 @@ def with_vectors(run: FinishedRun, changed: list[int]) -> FinishedRun:
     return run
 
 
-def test_an_explanation_changes_when_and_only_when_its_inputs_do(report: Report):
+def test_a_list_changes_when_and_only_when_what_is_known_of_the_user_does(report: Report):
     config = report[0]
-    before = cases_of(open_run(config))
+    before = cases_of(config)
     users = {case.user for case in before.values()}
     others = [user for user in range(1, 61) if user not in users]
-    kept = [case_at(with_vectors(open_run(config), others), case) for case in before.values()]
+    kept = [case_at(config, others, case) for case in before.values()]
     for old, new in zip(before.values(), kept, strict=True):
         pd.testing.assert_frame_equal(old.ranked, new.ranked)
         assert (old.prompt, old.answer, old.history) == (new.prompt, new.answer, new.history)
     for old in before.values():
-        new = case_at(with_vectors(open_run(config), [old.user]), old)
+        new = case_at(config, [old.user], old)
         by_item = new.ranked.set_index("item_id").loc[old.ranked["item_id"]].reset_index()
-        assert (by_item["user_part"] != old.ranked["user_part"]).all()
-        pd.testing.assert_series_equal(by_item["logit_without"], old.ranked["logit_without"])
+        assert (by_item["logit_model"] != old.ranked["logit_model"]).all()
+        pd.testing.assert_series_equal(by_item["logit_plain"], old.ranked["logit_plain"])
 
 
-def case_at(run: FinishedRun, like: Case) -> Case:
-    """The explanation of the same user in the same scenario, whoever would be chosen now."""
-    explain = run.config.explain.model_copy(update={"users": (like.user_id,)})
-    run.config = run.config.model_copy(update={"explain": explain})
-    return cases_of(run)["asked for"]
+def case_at(config: Config, changed: list[int], like: Case) -> Case:
+    """The explanation of the same user, whoever would be chosen now, with other vectors of the changed users."""
+    named = config.model_copy(update={"explain": config.explain.model_copy(update={"users": (like.user_id,)})})
+    return cases_of(config, with_vectors(FinishedRun.open(trained(named)), changed))["asked for"]
+
+
+def test_lists_mark_what_was_held_out_and_show_it_wherever_it_stands(report: Report):
+    config, output = report
+    page = html_of(output)
+    cases = cases_of(config)
+    for case in cases.values():
+        liked = case.ranked[case.ranked["test_label"] > 0.5]
+        test = storage.read_table(trained(config).prepared.folder / "test/p=00000.parquet").to_pandas()
+        own = test[(test["user"] == case.user) & (test["scenario"] == case.scenario) & (test["label"] > 0.5)]
+        assert len(liked) == own["item"].nunique()
+        for rank, shown in (("rank_plain", case.plain), ("rank_model", case.own)):
+            assert shown[rank].is_monotonic_increasing
+            top = shown[shown[rank] <= 10]
+            assert top[rank].tolist() == list(range(1, 11))
+            below = liked[liked[rank] > 10].sort_values(rank)["item_id"].head(3)
+            assert shown["item_id"].iloc[10:].tolist() == below.tolist()
+    marked = sum((rows["test_label"] > 0.5).sum() for case in cases.values() for rows in (case.plain, case.own))
+    assert page.count("held out: liked</span>") == marked > 0
 
 
 def test_hostile_texts_are_escaped_wherever_they_stand(report: Report):
@@ -292,7 +311,7 @@ def test_a_spreadsheet_runs_no_cell(report: Report):
 def test_an_answer_and_a_prompt_are_those_of_the_user(report: Report):
     config, _ = report
     texts = {row["raw_id"]: row for row in read_texts(extracted(config), "users")}
-    for case in cases_of(open_run(config)).values():
+    for case in cases_of(config).values():
         assert (case.prompt, case.answer) == (texts[case.user_id]["prompt"], texts[case.user_id]["answer"])
         assert any(HOSTILE[i] in case.answer for i in range(10))
 
@@ -313,13 +332,58 @@ def test_models_of_one_level(report: Report, level: str):
         explain(one)
     publish_trained(one)
     output = explain(one)
-    page, levels = html_of(output), csv_of(output, "levels.csv")
-    assert (levels["user"] > 0).all() == (level != "scenario")
-    assert (levels["scenario_level"] > 0).all() == (level == "scenario")
     assert ("users.parquet" in output.manifest.files) == (level != "scenario")
-    assert ("no codes to draw" in page) == (level == "scenario")
-    assert ("The model has no scenario level" in page) == (level != "scenario")
-    assert "the plain model, trained on its own" in page
+    assert ("so there is no map of codes" in html_of(output)) == (level == "scenario")
+    assert list(csv_of(output, "rivals.csv")["name"]) == ["none", "popularity"]
+
+
+def test_attention_over_ids_is_reported_without_any_llm(tmp_path: Path):
+    model = {"knowledge": "none", "match": ["ids"]}
+    config = config_of(write_data(tmp_path), model=model, table={"context": []}, split={"by": "user"})
+    prepare(config)
+    for run in (config, config.using("none", 1)):
+        publish_trained(run)
+    output = explain(config)
+    page = words_of(output)
+    assert "This model reads no knowledge, so there is none of users." in page
+    assert "so no LLM was asked" in page
+    assert "What the LLM made of it" not in page
+    assert not {"users.parquet", "knowledge.csv"} & set(output.manifest.files)
+    assert list(csv_of(output, "rivals.csv")["name"]) == ["none", "popularity"]
+    check_that_lists_are_what_was_evaluated(config, output)
+
+
+def test_models_that_match_vectors_are_reported_though_they_have_no_codes(tmp_path: Path):
+    match = {"knowledge": "none", "match": ["candidate", "cosines", "attention"]}
+    sections: dict[str, Any] = {"model": match, "extract": {"reads": "items"}, "split": {"by": "user"}}
+    config = config_of(write_data(tmp_path), table={"context": []}, **sections)
+    prepare_and_make_knowledge(config)
+    for run in (config, config.using("none", 1)):
+        publish_trained(run)
+    output = explain(config)
+    page = words_of(output)
+    assert "so there is no map of codes" in page
+    assert "users.parquet" not in output.manifest.files
+    check_that_lists_are_what_was_evaluated(config, output)
+    with pytest.raises(ConfigError, match="does not show matches yet"):
+        check_explorable(config)
+
+
+def check_that_lists_are_what_was_evaluated(config: Config, output: StageOutput) -> None:
+    """A held-out item has the score that `evaluate` gave it: no test row is in the past that it is matched with.
+
+    That is so of a user's first test row, where rows have no context.
+    """
+    data = trained(config).prepared
+    test = storage.read_table(data.folder / "test/p=00000.parquet").to_pandas()
+    scores = storage.read_table(evaluate(config).folder / "predictions/p=00000.parquet")[f"{config.model.variant}-1"]
+    test["logit"] = scores.to_numpy()
+    rankings = csv_of(output, "rankings.csv").merge(data.table("items.parquet").to_pandas()[["item_id", "item"]])
+    held = rankings.merge(
+        test.sort_values("event").drop_duplicates(["user", "scenario"]), on=["user", "scenario", "item"]
+    )
+    assert len(held) >= 3
+    np.testing.assert_allclose(held["logit_model"], held["logit"], atol=1e-4)
 
 
 def test_a_model_without_knowledge_has_nothing_to_explain(report: Report):
@@ -330,29 +394,35 @@ def test_a_model_without_knowledge_has_nothing_to_explain(report: Report):
 def test_a_control_is_called_one(report: Report):
     control = report[0].using("shuffled", 1)
     publish_trained(control)
-    assert "This model is a control: its vectors are shuffled" in html_of(explain(control))
+    page = html_of(explain(control))
+    assert "This model is a control: its vectors are shuffled" in page
+    assert "Without random vectors beside it" in page
 
 
-def test_where_each_seed_has_rows_of_its_own_the_configs_seed_is_explained(tmp_path: Path):
+def test_seeds_with_rows_of_their_own_are_compared_on_their_own(tmp_path: Path):
     data = write_data(tmp_path)
-    config = config_of(data, split={"kind": "random"}, evaluate={"seeds": [5]}, train={"epochs": 1})
+    config = config_of(data, split={"kind": "random"}, evaluate={"seeds": [5, 1]}, train={"epochs": 1})
     for seed in (1, 5):
         run = config.model_copy(update={"seed": seed})
         prepare_and_make_knowledge(run)
-        publish_trained(run)
-    assert [pair.model.config.seed for pair in seeds(config)] == [1]
-
-
-def test_several_seeds_and_no_plain_backbone(tmp_path: Path):
-    config = hostile_config(tmp_path, evaluate={"seeds": [1, 2], "variants": []})
-    for seed in (1, 2):
-        publish_trained(config.model_copy(update={"seed": seed}))
-    publish_trained(config.using("none", 2))
+        for one in (run, run.using("none", seed)):
+            publish_trained(one)
     output = explain(config)
-    page = html_of(output)
-    assert "is not trained for seed 1. Train it: " in page
+    table = json.loads(storage.read_bytes(evaluate(config).folder / "metrics.json"))
+    plain = csv_of(output, "rivals.csv").set_index("name").loc["none"]
+    assert plain["auc_gain"] == pytest.approx(table["against_none"]["both"]["auc"]["mean"])
+    assert "<dd><bdi>1, 5</bdi></dd>" in html_of(output)
+
+
+def test_several_seeds_and_a_user_whom_nobody_knows(tmp_path: Path):
+    config = hostile_config(tmp_path, evaluate={"seeds": [1, 2]})
+    for seed in (1, 2):
+        for run in (config.model_copy(update={"seed": seed}), config.using("none", seed)):
+            publish_trained(run)
+    page = html_of(explain(config))
     assert "means over 2 seeds" in page
     assert "drawing users and seeds again" in page
+    assert "One seed was trained" not in page
     named = config.model_copy(update={"explain": config.explain.model_copy(update={"users": ("nobody",)})})
     with pytest.raises(ConfigError, match=r"explain\.users: no user 'nobody'"):
         explain(named)
@@ -370,7 +440,8 @@ def test_users_pooled_from_items_have_no_prompt_and_are_explained_all_the_same(t
                 table = table.set_column(table.column_names.index(column), column, blank)
             store.manifest.files[name] = storage.write_table(store.folder / name, table)
     storage.write_bytes(store.folder / "manifest.json", store.manifest.model_dump_json().encode())
-    publish_trained(config)
+    for run in (config, config.using("none", 1)):
+        publish_trained(run)
     page = html_of(explain(config))
     assert "as the LLM read items, not users" in page
     assert "each item once; users are pooled from items" in page

@@ -5,43 +5,60 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from llm4msr.explain.ablation import Levels
-from llm4msr.explain.report import bootstrap, cases, page, scenarios, users
+from llm4msr.explain.report import bootstrap, cases, gains, models, page, scenarios, users
 from llm4msr.explain.report.bootstrap import Draws, Interval, weighted_auc
+from llm4msr.explain.report.gains import Gain
+from llm4msr.explain.report.plots import Axis
+from llm4msr.explain.report.rows import ScoredRows
 from llm4msr.training import metrics
+
+
+def aucs(label: np.ndarray, score: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Of rows of a user each."""
+    return weighted_auc(label, score, np.arange(len(label)), times.astype(np.float32))
 
 
 def test_weighted_auc_of_single_rows_is_the_auc_ties_included():
     rng = np.random.default_rng(0)
     label, logit = rng.random(300) < 0.4, np.round(rng.standard_normal(300), 1)
-    assert weighted_auc(label, logit, np.ones((1, 300)))[0] == pytest.approx(metrics.auc(label, logit), abs=1e-12)
+    assert aucs(label, logit, np.ones((1, 300)))[0] == pytest.approx(metrics.auc(label, logit), abs=1e-12)
 
 
 def test_a_weight_is_a_row_that_stands_more_than_once():
     rng = np.random.default_rng(1)
     label, logit, times = rng.random(80) < 0.5, np.round(rng.standard_normal(80), 1), rng.integers(0, 4, 80)
     repeated = metrics.auc(np.repeat(label, times), np.repeat(logit, times))
-    assert weighted_auc(label, logit, times[None])[0] == pytest.approx(repeated, abs=1e-12)
-    assert np.isnan(weighted_auc(label, logit, np.where(label, 0, 1)[None])[0])
+    assert aucs(label, logit, times[None])[0] == pytest.approx(repeated, abs=1e-12)
+    assert np.isnan(aucs(label, logit, np.where(label, 0, 1)[None])[0])
+
+
+def gain_of(
+    users: list[np.ndarray], labels: list[np.ndarray], plain: list[np.ndarray], own: list[np.ndarray]
+) -> Interval:
+    """Of all rows of each seed."""
+    draws, everywhere = Draws(users), [np.ones(len(label), bool) for label in labels]
+    one, other = draws.auc(labels, own, everywhere), draws.auc(labels, plain, everywhere)
+    assert one is not None
+    assert other is not None
+    return one.minus(other).interval
+
+
+def width(interval: Interval) -> float:
+    return interval.high - interval.low
 
 
 def test_the_same_logits_have_no_difference_and_better_ones_a_clear_one():
     rng = np.random.default_rng(2)
     user, label = np.repeat(np.arange(150), 8), rng.random(1200) < 0.5
     weak, strong = label + 3 * rng.standard_normal(1200), label + rng.standard_normal(1200)
-    draws, everywhere = Draws(user, 1), np.ones(1200, bool)
-    _, _, gain = draws.compare(label, weak[None], weak[None], everywhere)
-    assert gain == Interval(0, 0, 0)
-    without, with_, gain = draws.compare(label, weak[None], strong[None], everywhere)
-    assert gain is not None
-    assert without is not None
-    assert with_ is not None
-    assert gain.value == pytest.approx(with_.value - without.value)
+    assert gain_of([user], [label], [weak], [weak]) == Interval(0, 0, 0)
+    gain = gain_of([user], [label], [weak], [strong])
     assert gain.low < gain.value < gain.high
     assert gain.clear
-    assert with_.low < metrics.auc(label, strong) < with_.high
-    assert draws.compare(label, weak[None], strong[None], label) == (None, None, None), "one class only"
-    assert draws.compare(label, None, strong[None], everywhere) == (None, with_, None), "no plain model"
+    own = Draws([user]).auc([label], [strong], [np.ones(1200, bool)])
+    assert own is not None
+    assert own.interval.low < metrics.auc(label, strong) < own.interval.high
+    assert Draws([user]).auc([label], [strong], [label]) is None, "one class only"
 
 
 def test_an_interval_is_wider_where_rows_of_a_user_go_together():
@@ -49,32 +66,105 @@ def test_an_interval_is_wider_where_rows_of_a_user_go_together():
     label, noise = rng.random(2000) < 0.5, rng.standard_normal(2000)
     few = np.repeat(np.arange(20), 100)
     better = label * np.repeat(rng.choice([0.0, 3.0], 20), 100) + noise  # for some users alone
-    widths = []
-    for user in (few, np.arange(2000)):
-        _, _, gain = Draws(user, 1).compare(label, noise[None], better[None], np.ones(2000, bool))
-        assert gain is not None
-        widths.append(gain.high - gain.low)
-    assert widths[0] > 2 * widths[1]
+    together, apart = (gain_of([user], [label], [noise], [better]) for user in (few, np.arange(2000)))
+    assert width(together) > 2 * width(apart)
 
 
 def test_seeds_that_disagree_widen_the_interval():
     rng = np.random.default_rng(4)
     user, label = np.repeat(np.arange(300), 5), rng.random(1500) < 0.5
     base, good = rng.standard_normal(1500), label + rng.standard_normal(1500)
-    widths = []
-    for seconds in (good, base):
-        _, _, gain = Draws(user, 2).compare(label, np.stack([base, base]), np.stack([good, seconds]), label | ~label)
-        assert gain is not None
-        widths.append(gain.high - gain.low)
-    assert widths[1] > 2 * widths[0]
+    alike, apart = (gain_of([user] * 2, [label] * 2, [base, base], [good, second]) for second in (good, base))
+    assert width(apart) > 2 * width(alike)
+
+
+def test_a_seed_whose_rows_are_of_one_class_says_nothing():
+    rng = np.random.default_rng(5)
+    user, label = np.arange(200), rng.random(200) < 0.5
+    score = label + rng.standard_normal(200)
+    both = Draws([user, user]).auc([label, label | True], [score, score], [label | True] * 2)
+    assert both is not None
+    assert both.value == pytest.approx(metrics.auc(label, score))
+    assert width(both.interval) > 0
+
+
+def scored(label: np.ndarray, logits: dict[str, np.ndarray], seed: int = 1) -> ScoredRows:
+    """Rows of users with five rows each in one scenario."""
+    user = np.arange(len(label)) // 5 + 1
+    one, likes = np.ones(len(label), np.int64), np.arange(len(label)) % 7
+    return ScoredRows(seed, user, user, one, label, likes + 0.0, 10 * one, likes, one > 0, logits)
+
+
+@pytest.mark.parametrize(
+    ("own", "begins"), [(3.0, "A gain: test AUC is +"), (0.5, "A loss: test AUC is 0."), (1.0, "No claim: against the")]
+)
+def test_the_verdict_follows_the_interval(own: float, begins: str):
+    rng = np.random.default_rng(6)
+    label = rng.random(1000) < 0.5
+    plain, model = (strength * label + rng.standard_normal(1000) for strength in (1.5 if own != 1.0 else 1.0, own))
+    made = gains.gain_section("both", [scored(label, {"none": plain, "both": model})], ["", "shop"])
+    assert made.verdict.startswith(begins)
+    assert made.plain is not None
+    assert made.claims == made.plain.clear == (not begins.startswith("No claim"))
+    assert [row.name for row in made.groups] == [
+        "shop",
+        "5 to 10 training rows",
+        "1 likes in training or fewer",
+        "more likes",
+        "some training rows of the user in the scenario",
+    ]
+    assert "Without shuffled and random vectors beside it" in " ".join(made.caveats)
+
+
+def test_wrong_vectors_that_do_as_well_are_called_capacity():
+    rng = np.random.default_rng(7)
+    label = rng.random(1000) < 0.5
+    plain, model = rng.standard_normal(1000), 2 * label + rng.standard_normal(1000)
+    for random, level in ((model, True), (plain, False)):
+        logits = {"none": plain, "both-random": random, "both": model}
+        made = gains.gain_section("both", [scored(label, logits)], ["", "shop"])
+        assert made.claims
+        assert ("is capacity, not knowledge" in " ".join(made.caveats)) == level
+        assert ("both with random vectors: 0.0000" in " ".join(made.caveats)) == level
+
+
+def test_a_model_whose_probabilities_are_right_lies_on_the_diagonal():
+    rng = np.random.default_rng(8)
+    logit = 2 * rng.standard_normal(100_000)
+    curve = models.reliability(rng.random(100_000) < 1 / (1 + np.exp(-logit)), logit)
+    assert len(curve) == 10
+    for predicted, liked in curve:
+        assert liked == pytest.approx(predicted, abs=0.02)
+    assert models.reliability(np.array([True]), np.array([np.nan])) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (0, 1, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+        (-0.013, 0.02, ["−0.01", "0.00", "0.01", "0.02"]),
+        (3, 21, ["5", "10", "15", "20"]),
+    ],
+)
+def test_ticks_are_round_numbers_in_their_places(low: float, high: float, texts: list[str]):
+    axis = Axis(low, high, 200)
+    assert [text for _, text in axis.ticks] == texts
+    for place, text in axis.ticks:
+        assert place == pytest.approx(200 * (float(text.replace("−", "-")) - low) / (high - low), abs=0.06)
+    assert (axis.at(low - 1), axis.at(high + 1)) == (0, 200)
+
+
+def test_an_axis_of_nothing_or_of_one_number_has_ticks():
+    for values in ([], [None, float("nan")], [0.5], [-1e-7, 1e-7]):
+        assert len(Axis.over(values, 100).ticks) >= 2
 
 
 def test_similar_is_the_cosine_of_what_differs():
     rows = np.array([[9.0, 1], [9, -1], [10, 0], [8, 0]])
     cosines = scenarios.similar(rows)
-    np.testing.assert_allclose(cosines[0], [1, -1, 0, 0], atol=1e-12)
+    np.testing.assert_allclose(cosines[0], [1, -1, 0, 0], atol=1e-5)
     np.testing.assert_allclose(cosines, cosines.T)
-    np.testing.assert_allclose(scenarios.similar(rows * [1000, 1], scaled=True)[0], [1, -1, 0, 0], atol=1e-4)
+    np.testing.assert_allclose(scenarios.similar(rows * [1000, 1])[0], [1, -1, 0, 0], atol=1e-4)
 
 
 def test_agreement_of_a_heat_map_with_itself_and_with_its_reverse():
@@ -132,38 +222,43 @@ def test_variance_between_is_all_or_nothing_at_the_ends():
     assert users.variance_between(codes, np.tile([0, 1, 2, 3, 4], 3)) == pytest.approx(0, abs=1e-12)
 
 
-def test_users_are_chosen_by_what_knowledge_did_to_them():
+def test_users_are_chosen_by_how_the_models_differ_on_them():
     number = np.arange(1, 8)
     gain = pd.DataFrame({"gain": [0.1, 0.9, -0.2, -0.8, 0.05, 0.3, 5.0], "rows": [9, 9, 9, 9, 9, 9, 1]}, index=number)
     people = pd.DataFrame({"rows": [0, 50, 60, 40, 30, 50, 3, 70], "known": [False, *[True] * 7]})
     chosen = dict(cases.choose(people, gain))
-    assert (chosen["moved closer"], chosen["moved away"]) == (2, 4), "7 has too few test rows to say so"
+    assert (chosen["gains most"], chosen["loses most"]) == (2, 4), "7 has too few test rows to say so"
     assert chosen["new"] == 6
     assert len({*chosen.values()}) == len(chosen) == 4
     assert cases.choose(people, gain[:0]) == []
 
 
-def test_loss_and_gain_of_users_are_means_over_their_test_rows():
-    test = pd.DataFrame({"user": [5, 5, 2], "label": [1.0, 0.0, 1.0]})
-    zero, sure = np.zeros(3), np.array([2.0, -2.0, -1.0])
-    gains = cases.gains(test, Levels(zero, zero, zero, sure, zero, zero))
-    assert gains["without"].tolist() == pytest.approx([np.log(2)] * 2)
-    assert gains.loc[5, "with"] == pytest.approx(np.log1p(np.exp(-2)))
-    assert gains.loc[5, "gain"] > 0 > gains.loc[2, "gain"]
-    assert gains["rows"].tolist() == [1, 2]
+def test_a_users_gain_is_the_mean_over_their_test_rows():
+    label = np.array([True, False, True])
+    sure = np.array([2.0, -2.0, -1.0])
+    rows = scored(label, {"none": np.zeros(3), "both": sure})._replace(user_B=np.array([5, 5, 2]))
+    made = cases.gains(rows, "both")
+    assert made.loc[5, "gain"] == pytest.approx(np.log(2) - np.log1p(np.exp(-2)))
+    assert made.loc[5, "gain"] > 0 > made.loc[2, "gain"]
+    assert made["rows"].tolist() == [1, 2]
+    alone = cases.gains(rows._replace(logits={"both": sure}), "both")
+    assert alone["gain"].tolist() == [0, 0], "without a plain model nobody gains"
 
 
 def test_test_rows_beyond_the_limit_are_those_of_users_drawn_whole(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bootstrap, "MAX_ROWS", 100)
     user = np.repeat(np.arange(50), 10)
-    kept = bootstrap.sample_users(user)
-    assert 100 <= kept.sum() <= 110
-    assert all(kept[user == one].all() or not kept[user == one].any() for one in range(50))
-    assert bootstrap.sample_users(user[:90]).all()
+    for kept in bootstrap.sample_users([user, user]):
+        assert 100 <= kept.sum() <= 110
+        assert all(kept[user == one].all() or not kept[user == one].any() for one in range(50))
+    assert bootstrap.sample_users([user[:90]])[0].all()
 
 
 def test_one_wide_interval_does_not_flatten_the_others():
-    narrow, wide = Interval(0.0, -0.01, 0.01), Interval(0.0, -0.9, 0.9)
-    assert page.span([narrow, narrow, narrow, wide, None]) == pytest.approx(0.04)
-    assert page.span([None]) == 1
-    assert page.span([Interval(0, 0, 0)]) > 0
+    def gain(low: float, high: float) -> Gain:
+        return Gain("all", None, "x", 1, None, None, Interval(0.0, low, high))
+
+    axis = page.gain_axis([gain(-0.01, 0.01)] * 3 + [gain(-0.9, 0.9)])
+    assert axis.high == pytest.approx(0.04, rel=0.2)
+    assert axis.low == pytest.approx(-0.04, rel=0.2)
+    assert page.gain_axis([]).at(0.0) == 50 * page.BAR / 100

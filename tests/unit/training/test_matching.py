@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from llm4msr.config import Config
-from llm4msr.errors import ConfigError
 from llm4msr.knowledge.item_vectors import of_unit_length
 from llm4msr.knowledge.store import KnowledgeStore
-from llm4msr.pipeline import check_explainable, prepare
+from llm4msr.pipeline import prepare
 from llm4msr.training.checkpoint import Checkpoint
 from llm4msr.training.dataset import Dataset, scenario_names
 from llm4msr.training.feature_tables import FeatureTables
@@ -116,9 +115,3 @@ def test_sparse_gradients_reach_the_embeddings_of_the_past(tmp_path: Path):
     wanted = config(tmp_path, match=("ids",))
     sparse = wanted.model_copy(update={"train": wanted.train.model_copy(update={"sparse": True})})
     assert valid_auc(sparse) > 0.65
-
-
-def test_a_model_that_matches_is_not_explained_yet(tmp_path: Path):
-    wanted = config(tmp_path, match=("cosines", "ids"))
-    with pytest.raises(ConfigError, match="do not show matches yet"):
-        check_explainable(wanted)

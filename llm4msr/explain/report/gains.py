@@ -1,0 +1,225 @@
+"""The verdict: what this model gains over the plain one, over its controls and over popularity, how surely, and where.
+
+Nothing is claimed of knowledge unless the plain model, the same backbone with the same seeds, is trained and the
+interval of the difference leaves zero out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from llm4msr.arrays import Bools
+from llm4msr.explain.report.bootstrap import Drawn, Draws, Interval
+from llm4msr.explain.report.rows import ScoredRows
+from llm4msr.explain.report.tables import Table
+from llm4msr.text import signed
+from llm4msr.training.popularity import CONSTANT, POPULARITY
+from llm4msr.training.results import PLAIN, UNKNOWN
+from llm4msr.training.table import CONTROLS, LITTLE
+
+NEW = 5
+"""A user with fewer training rows is new."""
+KINDS = {
+    "scenario": "By scenario",
+    "user": "New and known users",
+    "item": "Cold and known items",
+    "met": "Users new to the scenario, and known in it",
+}
+"""Kind of a group of rows -> its title."""
+NAMES = {
+    CONSTANT: "a constant (the share of positives in training)",
+    POPULARITY: "item popularity in the scenario",
+    PLAIN: "the plain model",
+    "din": "attention over item ids, without text (din)",
+}
+"""Of models and baselines."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """AUC of this model and of another on some test rows; None where they have one class, or the other is missing."""
+
+    kind: str
+    """`all`, or a key of `KINDS`."""
+    scenario: int | None
+    """Its number if these are the rows of one scenario."""
+    name: str
+    """Of the rows; of the other model where these are all rows."""
+    rows: int
+    other: Interval | None
+    model: Interval | None
+    gain: Interval | None
+
+
+@dataclass(frozen=True)
+class GainSection:
+    """What the page shows."""
+
+    variant: str
+    verdict: str
+    caveats: list[str]
+    claims: bool
+    """Whether the verdict claims a difference."""
+    rivals: list[Gain]
+    """On all rows, over the plain model first."""
+    groups: list[Gain]
+    """Over the plain model."""
+    seeds: list[int]
+    tested: int
+    """Test rows of a seed behind the intervals."""
+    has_plain: bool
+
+    @property
+    def plain(self) -> Interval | None:
+        """The gain over the plain model."""
+        return next((rival.gain for rival in self.rivals if rival.name == PLAIN), None)
+
+    @property
+    def detail(self) -> str:
+        """In how many groups of rows the two models clearly differ."""
+        gains = [group.gain for group in self.groups if group.gain is not None]
+        if not gains:
+            return ""
+        up, down = (sum(one.clear and sign * one.value > 0 for one in gains) for sign in (1, -1))
+        return (
+            f"Of {len(gains)} groups of test rows, this model is clearly ahead in {up or 'none'} and clearly behind in "
+            f"{down or 'none'}; by chance alone about one in twenty would differ."
+        )
+
+    def tables(self) -> dict[str, Table]:
+        """A row for each rival, and for each group of test rows."""
+        rivals = _table(self.rivals).drop(columns=["kind", "scenario"])
+        return {
+            "rivals.csv": Table("AUC of this model and of each rival on all test rows, with intervals", rivals),
+            "gains.csv": Table("AUC of this model and of the plain one by group of test rows", _table(self.groups)),
+        }
+
+
+def gain_section(variant: str, seeds: Sequence[ScoredRows], names: Sequence[str]) -> GainSection:
+    """Compare this model, a variant, with all others that have scored the rows; `names` are the scenarios' ids."""
+    draws = Draws([rows.owner_B for rows in seeds])
+    label_SB = [rows.label_B for rows in seeds]
+    everywhere = [np.ones(len(label_B), bool) for label_B in label_SB]
+
+    def auc(name: str, mask_SB: list[Bools]) -> Drawn | None:
+        if name == POPULARITY:
+            return draws.auc(label_SB, [rows.popularity_B for rows in seeds], mask_SB)
+        return draws.auc(label_SB, [rows.logits[name] for rows in seeds], mask_SB)
+
+    variants = list(seeds[0].logits)
+    own, tested = auc(variant, everywhere), max(len(label_B) for label_B in label_SB)
+    others = sorted((name for name in variants if name != variant), key=lambda name: name != PLAIN)
+    rivals = [_gain("all", None, name, tested, auc(name, everywhere), own) for name in (*others, POPULARITY)]
+    groups = []
+    masks = [one for one in row_groups(seeds, names) if any(mask_B.any() for mask_B in one[-1])]
+    for kind, number, name, mask_SB in masks:
+        plain = auc(PLAIN, mask_SB) if PLAIN in variants else None
+        count = max(int(mask_B.sum()) for mask_B in mask_SB)
+        groups.append(_gain(kind, number, name, count, plain, auc(variant, mask_SB)))
+    numbers = [rows.seed for rows in seeds]
+    gain = next((rival.gain for rival in rivals if rival.name == PLAIN), None)
+    claims = gain is not None and gain.clear
+    verdict = _verdict(gain, PLAIN in variants)
+    caveats = _caveats(variant, rivals, len(numbers)) if gain is not None else []
+    return GainSection(variant, verdict, caveats, claims, rivals, groups, numbers, tested, PLAIN in variants)
+
+
+def row_groups(seeds: Sequence[ScoredRows], names: Sequence[str]) -> list[tuple[str, int | None, str, list[Bools]]]:
+    """Kind, scenario number, name and masks [B] of each group."""
+    scenarios = sorted({number for rows in seeds for number in np.unique(rows.scenario_B).tolist() if number >= 0})
+    groups: list[tuple[str, int | None, str, list[Bools]]] = [
+        ("scenario", number, names[number] if number else UNKNOWN, [rows.scenario_B == number for rows in seeds])
+        for number in scenarios
+    ]
+    few = int(np.quantile(seeds[0].item_likes_B, 0.25)) if len(seeds[0].item_likes_B) else 0
+    seen = seeds[0].user_rows_B[seeds[0].user_rows_B >= NEW]
+    middle = int(np.median(seen)) if len(seen) else NEW
+    groups += [
+        ("user", None, f"under {NEW} training rows", [rows.user_rows_B < NEW for rows in seeds]),
+        (
+            "user",
+            None,
+            f"{NEW} to {middle} training rows",
+            [(rows.user_rows_B >= NEW) & (rows.user_rows_B <= middle) for rows in seeds],
+        ),
+        ("user", None, f"over {middle} training rows", [rows.user_rows_B > middle for rows in seeds]),
+        ("item", None, f"{few} likes in training or fewer", [rows.item_likes_B <= few for rows in seeds]),
+        ("item", None, "more likes", [rows.item_likes_B > few for rows in seeds]),
+        ("met", None, "no training row of the user in the scenario", [~rows.is_met_B for rows in seeds]),
+        ("met", None, "some training rows of the user in the scenario", [rows.is_met_B for rows in seeds]),
+    ]
+    return groups
+
+
+def label(name: str, variant: str) -> str:
+    """What the page calls a model or baseline; `variant` is this model."""
+    if name == variant:
+        return f"this model ({name})"
+    model, _, control = name.rpartition("-")
+    return f"{model} with {control} vectors" if control in CONTROLS else NAMES.get(name, name)
+
+
+def _gain(kind: str, number: int | None, name: str, rows: int, other: Drawn | None, own: Drawn | None) -> Gain:
+    gain = own.minus(other).interval if own and other else None
+    return Gain(kind, number, name, rows, other and other.interval, own and own.interval, gain)
+
+
+def _verdict(gain: Interval | None, has_plain: bool) -> str:
+    if not has_plain:
+        return (
+            "No claim: the plain model (none), with the same backbone and seeds, is not among those compared, so "
+            'nothing can be said of what knowledge brings. Add "none" to evaluate.variants, then `llm4msr run` and '
+            "`llm4msr explain` again."
+        )
+    if gain is None:
+        return "No claim: the test rows are of one class only, so they order no model before another."
+    bounds = f"95% interval {signed(gain.low)} to {signed(gain.high)}"
+    if not gain.clear:
+        return (
+            f"No claim: against the plain model this one changes test AUC by {signed(gain.value)}, and the {bounds} "
+            "holds zero, so this test cannot tell the difference from noise."
+        )
+    if gain.value > 0:
+        return f"A gain: test AUC is {signed(gain.value)} above the plain model’s ({bounds})."
+    return f"A loss: test AUC is {signed(-gain.value).lstrip('+')} below the plain model’s ({bounds})."
+
+
+def _caveats(variant: str, rivals: Sequence[Gain], seeds: int) -> list[str]:
+    """What stands against reading a difference as one that knowledge makes."""
+    caveats = []
+    level = [rival for rival in rivals if rival.name != PLAIN and rival.gain is not None and not rival.gain.low > 0]
+    if level:
+        listed = ", ".join(f"{label(one.name, variant)}: {signed(one.gain.value)}" for one in level if one.gain)
+        caveats.append(f"It is not clearly ahead of others ({listed}).")
+    if any(one.name.endswith(CONTROLS) for one in level):
+        caveats.append("Wrong vectors do as well, so what there is of a difference is capacity, not knowledge.")
+    missing = [
+        one for one in CONTROLS if not any(name.endswith(f"-{one}") for name in (variant, *(r.name for r in rivals)))
+    ]
+    if missing and variant != "din":
+        caveats.append(
+            f"Without {' and '.join(missing)} vectors beside it (evaluate.variants), a difference may be capacity and "
+            "not knowledge."
+        )
+    if seeds == 1:
+        caveats.append(
+            f"One seed was trained, and another may move AUC as far: a difference below {LITTLE} says little."
+        )
+    return caveats
+
+
+def _table(gains: Sequence[Gain]) -> pd.DataFrame:
+    """A row for each, with empty cells where nothing is defined."""
+    columns: dict[str, list[object]] = {
+        "kind": [one.kind for one in gains],
+        "scenario": [one.scenario for one in gains],
+        "name": [one.name for one in gains],
+        "rows": [one.rows for one in gains],
+    }
+    for name in ("other", "model", "gain"):
+        cells = [getattr(one, name) or Interval(np.nan, np.nan, np.nan) for one in gains]
+        for part in Interval._fields:
+            columns[f"auc_{name}" if part == "value" else f"auc_{name}_{part}"] = [getattr(one, part) for one in cells]
+    return pd.DataFrame(columns).astype({"scenario": "Int64"})
