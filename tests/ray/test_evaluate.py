@@ -93,7 +93,7 @@ def test_a_report_on_several_partitions_is_about_a_stated_sample(
     runs = (config.using("none", config.seed), config)
     for run in runs:
         publish_trained(run)
-    models = [model_in_partitions(trained(run), PARTITIONS, tmp_path / f"split-{at}") for at, run in enumerate(runs)]
+    models = [model_in_partitions(trained(run), PARTITIONS, tmp_path / "split") for run in runs]
     evaluation, own = evaluate(models[-1].config, models), models[-1]
     whole = explain(own.config, models, evaluation)
     assert whole.manifest.info["sample"] == ""

@@ -75,4 +75,5 @@ def _header(run: FinishedRun, seeds: Sequence[int]) -> Header:
     warning = ""
     if config.model.control != "none":
         warning = f"This model is a control: its vectors are {config.model.control}, so no text below belongs to them."
-    return Header(config.name, facts, warning, run.sample_note, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return Header(config.name, facts, warning, extracted is not None, run.sample_note, created)

@@ -102,16 +102,8 @@ class CaseSection:
 
     def tables(self) -> dict[str, Table]:
         """A row per candidate of each user."""
-        rankings = [
-            case.ranked.assign(
-                why=case.kind,
-                user=case.user,
-                user_id=case.user_id,
-                scenario=case.scenario,
-                scenario_id=case.scenario_id,
-            )
-            for case in self.cases
-        ]
+        names = ("kind", "user", "user_id", "scenario", "scenario_id")
+        rankings = [case.ranked.assign(**{name: getattr(case, name) for name in names}) for case in self.cases]
         description = "single users: every candidate with its rank and logit by either model"
         return {"rankings.csv": Table(description, pd.concat(rankings) if rankings else pd.DataFrame())}
 

@@ -4,7 +4,7 @@ Nothing is claimed of knowledge unless the plain model, the same backbone with t
 interval of the difference leaves zero out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,8 +113,7 @@ def gain_section(variant: str, seeds: Sequence[ScoredRows], names: Sequence[str]
     others = sorted((name for name in variants if name != variant), key=lambda name: name != PLAIN)
     rivals = [_gain("all", None, name, tested, auc(name, everywhere), own) for name in (*others, POPULARITY)]
     groups = []
-    masks = [one for one in row_groups(seeds, names) if any(mask_B.any() for mask_B in one[-1])]
-    for kind, number, name, mask_SB in masks:
+    for kind, number, name, mask_SB in row_groups(seeds, names):
         plain = auc(PLAIN, mask_SB) if PLAIN in variants else None
         count = max(int(mask_B.sum()) for mask_B in mask_SB)
         groups.append(_gain(kind, number, name, count, plain, auc(variant, mask_SB)))
@@ -127,30 +126,25 @@ def gain_section(variant: str, seeds: Sequence[ScoredRows], names: Sequence[str]
 
 
 def row_groups(seeds: Sequence[ScoredRows], names: Sequence[str]) -> list[tuple[str, int | None, str, list[Bools]]]:
-    """Kind, scenario number, name and masks [B] of each group."""
-    scenarios = sorted({number for rows in seeds for number in np.unique(rows.scenario_B).tolist() if number >= 0})
-    groups: list[tuple[str, int | None, str, list[Bools]]] = [
-        ("scenario", number, names[number] if number else UNKNOWN, [rows.scenario_B == number for rows in seeds])
-        for number in scenarios
-    ]
+    """Kind, scenario number, name and masks [B] of each group that has rows."""
     few = int(np.quantile(seeds[0].item_likes_B, 0.25)) if len(seeds[0].item_likes_B) else 0
     seen = seeds[0].user_rows_B[seeds[0].user_rows_B >= NEW]
     middle = int(np.median(seen)) if len(seen) else NEW
-    groups += [
-        ("user", None, f"under {NEW} training rows", [rows.user_rows_B < NEW for rows in seeds]),
-        (
-            "user",
-            None,
-            f"{NEW} to {middle} training rows",
-            [(rows.user_rows_B >= NEW) & (rows.user_rows_B <= middle) for rows in seeds],
-        ),
-        ("user", None, f"over {middle} training rows", [rows.user_rows_B > middle for rows in seeds]),
-        ("item", None, f"{few} likes in training or fewer", [rows.item_likes_B <= few for rows in seeds]),
-        ("item", None, "more likes", [rows.item_likes_B > few for rows in seeds]),
-        ("met", None, "no training row of the user in the scenario", [~rows.is_met_B for rows in seeds]),
-        ("met", None, "some training rows of the user in the scenario", [rows.is_met_B for rows in seeds]),
+    tests: list[tuple[str, str, Callable[[ScoredRows], Bools]]] = [
+        ("user", f"under {NEW} training rows", lambda rows: rows.user_rows_B < NEW),
+        ("user", f"{NEW} to {middle} training rows", lambda r: (r.user_rows_B >= NEW) & (r.user_rows_B <= middle)),
+        ("user", f"over {middle} training rows", lambda rows: rows.user_rows_B > middle),
+        ("item", f"{few} likes in training or fewer", lambda rows: rows.item_likes_B <= few),
+        ("item", "more likes", lambda rows: rows.item_likes_B > few),
+        ("met", "no training row of the user in the scenario", lambda rows: ~rows.is_met_B),
+        ("met", "some training rows of the user in the scenario", lambda rows: rows.is_met_B),
     ]
-    return groups
+    groups: list[tuple[str, int | None, str, list[Bools]]] = [
+        ("scenario", number, name if number else UNKNOWN, [rows.scenario_B == number for rows in seeds])
+        for number, name in enumerate(names)
+    ]
+    groups += [(kind, None, name, [test(rows) for rows in seeds]) for kind, name, test in tests]
+    return [group for group in groups if any(mask_B.any() for mask_B in group[-1])]
 
 
 def label(name: str, variant: str) -> str:

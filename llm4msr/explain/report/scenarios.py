@@ -4,29 +4,24 @@ Shape suffixes: S known scenarios, Z width of the LLM's vector.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import sparse, stats
+from scipy import sparse
 
 from llm4msr.arrays import Floats
 from llm4msr.explain.finished_run import FinishedRun
 from llm4msr.explain.report.tables import Table
 from llm4msr.knowledge.rows import read_texts
 from llm4msr.schema import ScenarioStatistics
-from llm4msr.text import shorten, signed
+from llm4msr.text import shorten
 
 LLM_MAP = "What the LLM knows"
 MAX_SHOWN = 10
 """Scenarios in a heat map, the largest; similarity.csv has all."""
 MIN_ROWS, MIN_COMMON = 3, 10
 """Rows that a rate needs, and items (or users) with a rate in both scenarios that a correlation needs."""
-MIN_SCENARIOS = 4
-"""With fewer there are too few pairs to speak of agreement."""
-MAX_DRAWS = 999
-"""Permutations tried where there are too many to try all."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +32,6 @@ class HeatMap:
     title: str
     note: str
     values_SS: Floats
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Rank correlation of two heat maps, named by their titles, over pairs of scenarios, with its p-value."""
-
-    first: str
-    second: str
-    correlation: float
-    pairs: int
-    p: float
 
 
 class ScenarioRow(ScenarioStatistics):
@@ -65,7 +49,6 @@ class ScenarioSection:
     """By scenario number, from 1."""
     maps: list[HeatMap]
     """Those that say something of at least one pair."""
-    agreements: list[Agreement]
     shown: list[int]
     """Places of the scenarios that the heat maps draw."""
 
@@ -85,7 +68,7 @@ class ScenarioSection:
 
 
 def scenario_section(run: FinishedRun) -> ScenarioSection:
-    """Texts, heat maps, and how far they agree."""
+    """Texts and heat maps."""
     texts = read_texts(run.extracted) if run.extracted else []
     answers = {text["raw_id"]: text["answer"] for text in texts}
     rows: list[ScenarioRow] = [{**row, "answer": answers.get(row["scenario_id"], "")} for row in run.scenarios]
@@ -97,8 +80,8 @@ def scenario_section(run: FinishedRun) -> ScenarioSection:
     others = ~np.eye(len(rows), dtype=bool)
     maps = [one for one in maps if np.isfinite(one.values_SS[others]).any()]
     shown = sorted(np.argsort([-row["interactions"] for row in rows], kind="stable")[:MAX_SHOWN].tolist())
-    agreements = _agreements(maps) if len(rows) >= MIN_SCENARIOS else []
-    return ScenarioSection(_finding(rows, maps, agreements), rows, maps, agreements, shown)
+    finding = _finding([shorten(row["scenario_id"]) for row in rows], maps)
+    return ScenarioSection(finding, rows, maps, shown)
 
 
 def similar(rows_SZ: Floats) -> Floats:
@@ -136,66 +119,14 @@ def rates(train: pd.DataFrame, by: str, scenarios: int) -> Floats:
     return np.asarray(wide.corr(min_periods=MIN_COMMON).to_numpy(np.float64))
 
 
-def agreement(a_SS: Floats, b_SS: Floats) -> tuple[float, int, float]:
-    """Spearman's correlation over the pairs that both matrices define, the number of pairs, and Mantel's p (two-sided).
-
-    Mantel (1967), "The detection of disease clustering and a generalized regression approach": the scenarios of one
-    matrix are permuted, since pairs that share a scenario are not independent. p is NaN where a pair is undefined.
-    """
-    above = np.triu_indices(len(a_SS), 1)
-    both = np.isfinite(a_SS[above]) & np.isfinite(b_SS[above])
-    pairs = int(both.sum())
-    a_P, b_P = _ranks(a_SS[above][both]), _ranks(b_SS[above][both])
-    if pairs < 3 or not a_P.any() or not b_P.any():
-        return float("nan"), pairs, float("nan")
-    correlation = float((a_P * b_P).mean())
-    if not both.all():
-        return correlation, pairs, float("nan")
-    ranks_SS = np.zeros(a_SS.shape)
-    ranks_SS[above] = a_P
-    ranks_SS += ranks_SS.T
-    size, rng = len(a_SS), np.random.default_rng(0)
-    every = size <= 6
-    draws = (rng.permutation(size).tolist() for _ in range(MAX_DRAWS))
-    orders: Iterable[Sequence[int]] = itertools.permutations(range(size)) if every else draws
-    by_chance = np.array([(ranks_SS[np.ix_(order, order)][above] * b_P).mean() for order in orders])
-    as_far = int((np.abs(by_chance) >= abs(correlation) - 1e-12).sum())
-    return correlation, pairs, (as_far + (not every)) / (len(by_chance) + (not every))
-
-
-def _ranks(values: Floats) -> Floats:
-    """Ranks, standardised; zeros where all values are the same."""
-    ranks = stats.rankdata(values) - (len(values) + 1) / 2
-    return np.asarray(ranks / (np.sqrt((ranks**2).mean()) or 1.0)) if len(values) else ranks
-
-
-def _agreements(maps: list[HeatMap]) -> list[Agreement]:
-    pairs = itertools.combinations(maps, 2)
-    agreements = [Agreement(a.title, b.title, *agreement(a.values_SS, b.values_SS)) for a, b in pairs]
-    return [one for one in agreements if np.isfinite(one.correlation)]
-
-
-def _finding(rows: list[ScenarioRow], maps: list[HeatMap], agreements: list[Agreement]) -> str:
-    names = [shorten(row["scenario_id"]) for row in rows]
-    if len(names) < 2:
-        return "There is one scenario, so nothing to compare."
-    if len(names) == 2:
-        return "There are two scenarios, so one pair to compare: read the numbers, not the colours."
-    if maps[0].title != LLM_MAP:
+def _finding(names: list[str], maps: list[HeatMap]) -> str:
+    if len(names) < 3:
+        return f"There {'is one scenario' if len(names) == 1 else 'are two scenarios'}."
+    if not maps or maps[0].title != LLM_MAP:
         return f"There are {len(names)} scenarios."
-    values_SS = maps[0].values_SS
     pairs = list(itertools.combinations(range(len(names)), 2))
-    near, far = (choose(pairs, key=lambda pair: values_SS[pair]) for choose in (max, min))
-    text = (
+    near, far = (choose(pairs, key=lambda pair: maps[0].values_SS[pair]) for choose in (max, min))
+    return (
         f"To the LLM, “{names[near[0]]}” and “{names[near[1]]}” are most alike, “{names[far[0]]}” and "
-        f"“{names[far[1]]}” least"
+        f"“{names[far[1]]}” least."
     )
-    of_users = [a for a in agreements if a.first == LLM_MAP]
-    clear = [a for a in of_users if a.p < 0.05]
-    if not of_users:
-        return f"{text}."
-    if not clear:
-        return f"{text}; what users do does not clearly bear it out, nor contradict it."
-    first = clear[0]
-    how = "agrees" if first.correlation > 0 else "disagrees"
-    return f"{text}; what users do {how} with it (rank correlation {signed(first.correlation, 2)}, p = {first.p:.2f})."

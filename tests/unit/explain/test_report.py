@@ -63,7 +63,7 @@ def test_it_publishes_a_page_and_the_data_beneath(report: Report):
     assert output.manifest.stage == "explain"
     assert set(output.manifest.files) == {
         *(REPORT, "rivals.csv", "gains.csv", "curves.csv", "calibration.csv", "scenarios.csv", "similarity.csv"),
-        *("knowledge.csv", "users.parquet", "groups.csv", "rankings.csv"),
+        *("users.parquet", "groups.csv", "rankings.csv"),
     }
     assert output.manifest.files[REPORT].bytes < 1e6
     assert set(output.manifest.info["users"]) == {"gains most", "loses most", "typical", "new"}
@@ -210,9 +210,6 @@ def test_scenarios_of_any_name_and_those_of_test_rows_alone_have_their_own_rows(
     assert page.count("<em>(not in the training rows)</em>") == 1
     for name in names[:5]:
         assert f"<bdi>{name}</bdi>" in page
-    known = csv_of(output, "knowledge.csv")
-    assert known["scenario"].isna().tolist() == [True, *[False] * 6]
-    assert known["users"].iloc[0] == 40
 
 
 def test_one_class_only_is_explained_without_numbers(tmp_path: Path):
@@ -333,7 +330,7 @@ def test_models_of_one_level(report: Report, level: str):
     publish_trained(one)
     output = explain(one)
     assert ("users.parquet" in output.manifest.files) == (level != "scenario")
-    assert ("so there is no map of codes" in html_of(output)) == (level == "scenario")
+    assert ("so there is no map of them" in html_of(output)) == (level == "scenario")
     assert list(csv_of(output, "rivals.csv")["name"]) == ["none", "popularity"]
 
 
@@ -345,10 +342,10 @@ def test_attention_over_ids_is_reported_without_any_llm(tmp_path: Path):
         publish_trained(run)
     output = explain(config)
     page = words_of(output)
-    assert "This model reads no knowledge, so there is none of users." in page
+    assert "This model reads no knowledge; it reads no codes of users" in page
     assert "so no LLM was asked" in page
     assert "What the LLM made of it" not in page
-    assert not {"users.parquet", "knowledge.csv"} & set(output.manifest.files)
+    assert "users.parquet" not in output.manifest.files
     assert list(csv_of(output, "rivals.csv")["name"]) == ["none", "popularity"]
     check_that_lists_are_what_was_evaluated(config, output)
 
@@ -362,7 +359,7 @@ def test_models_that_match_vectors_are_reported_though_they_have_no_codes(tmp_pa
         publish_trained(run)
     output = explain(config)
     page = words_of(output)
-    assert "so there is no map of codes" in page
+    assert "so there is no map of them" in page
     assert "users.parquet" not in output.manifest.files
     check_that_lists_are_what_was_evaluated(config, output)
     with pytest.raises(ConfigError, match="does not show matches yet"):
@@ -443,6 +440,5 @@ def test_users_pooled_from_items_have_no_prompt_and_are_explained_all_the_same(t
     for run in (config, config.using("none", 1)):
         publish_trained(run)
     page = html_of(explain(config))
-    assert "as the LLM read items, not users" in page
     assert "each item once; users are pooled from items" in page
     assert "<summary>The prompt" not in page

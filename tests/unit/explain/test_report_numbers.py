@@ -167,18 +167,6 @@ def test_similar_is_the_cosine_of_what_differs():
     np.testing.assert_allclose(scenarios.similar(rows * [1000, 1])[0], [1, -1, 0, 0], atol=1e-4)
 
 
-def test_agreement_of_a_heat_map_with_itself_and_with_its_reverse():
-    rng = np.random.default_rng(0)
-    square = rng.standard_normal((6, 6))
-    square += square.T
-    same = scenarios.agreement(square, square)
-    assert same == (pytest.approx(1), 15, pytest.approx(1 / 720)), "of 720 permutations one does as well: itself"
-    assert scenarios.agreement(square, -square)[0] == pytest.approx(-1)
-    big = rng.standard_normal((12, 12))
-    assert scenarios.agreement(big + big.T, np.tri(12) + np.tri(12).T)[0] != 1
-    assert np.isnan(scenarios.agreement(square, np.ones((6, 6)))[0]), "nothing varies"
-
-
 def interactions(*rows: tuple[int, int, int, float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["user", "item", "scenario", "label"])
 
@@ -214,12 +202,6 @@ def test_distinctive_columns_are_what_was_planted_and_none_where_all_are_alike()
     assert [best[0] for best in users.distinctive_columns(sparse.csr_matrix(has), group, 2, 3)] == [7, 11]
     same = np.tile(rng.random((1, 30)) < 0.5, (200, 1)).astype(float)
     assert users.distinctive_columns(sparse.csr_matrix(same), group, 2, 3) == [[], []]
-
-
-def test_variance_between_is_all_or_nothing_at_the_ends():
-    codes = np.repeat(np.eye(3), 5, axis=0)
-    assert users.variance_between(codes, np.repeat([0, 1, 2], 5)) == pytest.approx(1)
-    assert users.variance_between(codes, np.tile([0, 1, 2, 3, 4], 3)) == pytest.approx(0, abs=1e-12)
 
 
 def test_users_are_chosen_by_how_the_models_differ_on_them():
