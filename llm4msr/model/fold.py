@@ -97,13 +97,12 @@ def through(layers: Iterable[Linear], x_DB: Singles) -> Singles:
     return x_DB
 
 
-def mix(gate_XB: Singles, outputs_XOB: Singles) -> Singles:
-    """[O, B]: the experts' outputs weighted with the softmax of the gate's logits; overwrites both."""
+def mix_columns(gate_XB: Singles, outputs_XOB: Singles) -> Singles:
+    """[O, B]: the experts' outputs weighted with the softmax of the gate's logits, which it overwrites."""
     gate_XB -= gate_XB.max(0)
     np.exp(gate_XB, out=gate_XB)
     gate_XB /= gate_XB.sum(0)
-    outputs_XOB *= gate_XB[:, None]
-    mixed_OB: Singles = outputs_XOB.sum(0)
+    mixed_OB: Singles = (outputs_XOB * gate_XB[:, None]).sum(0)
     return mixed_OB
 
 
@@ -113,7 +112,7 @@ def mixture(experts: Sequence[Linear], gate: Linear, tower: Sequence[Linear]) ->
     bottom, *top = tower
 
     def rest(hidden_XHB: Singles, gate_XB: Singles) -> Singles:
-        mixed_HB = mix(gate_XB, relu(through(deeper, hidden_XHB)))
+        mixed_HB = mix_columns(gate_XB, relu(through(deeper, hidden_XHB)))
         return through(top, bottom(mixed_HB))[0]
 
     return Fold([first, gate], rest)

@@ -6,11 +6,14 @@ transfer is one step, not a chain, so that a row passes two towers and not all o
 probabilities of successive steps in order has no meaning between scenarios and is left out.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm4msr.arrays import Singles
 from llm4msr.config.model import ModelConfig
 from llm4msr.model.backbones.base import RowGroups, mix, mlp, tower
+from llm4msr.model.fold import Fold, linear, linears, mix_columns, relu, side_by_side, through
 
 
 class AITM(nn.Module):
@@ -32,3 +35,18 @@ class AITM(nn.Module):
         pair_B2H = torch.stack([told_BH, rows.through(self.bottoms, x_BD)], dim=1)
         match_B2 = (self.query(pair_B2H) * self.key(pair_B2H)).sum(-1) / pair_B2H.shape[-1] ** 0.5
         return rows.through(self.towers, mix(match_B2, self.value(pair_B2H).unbind(1)))[:, 0]
+
+    def fold(self, scenario: int) -> Fold:
+        """In one scenario."""
+        first, *deeper = side_by_side(self.bottoms[s] for s in (self.before[scenario], scenario))
+        (tell,) = linears(self.tells[scenario])
+        query, key, value = map(linear, (self.query, self.key, self.value))
+        bottom, *top = linears(self.towers[scenario])
+
+        def rest(hidden_2HB: Singles) -> Singles:
+            told_HB, own_HB = relu(through(deeper, hidden_2HB))
+            pair_2HB = np.stack([relu(tell(told_HB)), own_HB])
+            match_2B = (query(pair_2HB) * key(pair_2HB)).sum(1) / np.float32(len(own_HB) ** 0.5)
+            return through(top, bottom(mix_columns(match_2B, value(pair_2HB))))[0]
+
+        return Fold([first], rest)

@@ -3,11 +3,14 @@
 Ours: the scenario's prior is an embedding of its own, since `x` does not say where the scenario's feature lies.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm4msr.arrays import Singles
 from llm4msr.config.model import ModelConfig
 from llm4msr.model.backbones.base import GateUnit, tower
+from llm4msr.model.fold import Fold, Linear, array, linears, plain, relu, sigmoid, through
 
 
 class EPNet(nn.Module):
@@ -23,3 +26,17 @@ class EPNet(nn.Module):
         """Logits [B]. The gate reads the features and does not train them."""
         prior_BP = torch.cat([self.scenario(scenario_B), x_BD.detach()], dim=1)
         return self.net(x_BD * self.gate(prior_BP))[:, 0]
+
+    def fold(self, scenario: int) -> Fold:
+        """In one scenario."""
+        prior_P1 = array(self.scenario.weight)[scenario, :, None]
+        gate, last_gate = linears(self.gate)
+        prior, width = len(prior_P1), gate.weight.shape[1] - len(prior_P1)
+        first = Linear(gate.weight[:, prior:], gate.bias + gate.weight[:, :prior] @ prior_P1)
+        bottom, *top = linears(self.net)
+
+        def rest(x_DB: Singles, hidden_HB: Singles) -> Singles:
+            x_DB *= 2 * sigmoid(last_gate(relu(hidden_HB)))
+            return through(top, bottom(x_DB))[0]
+
+        return Fold([plain(np.eye(width, dtype=np.float32)), first], rest)

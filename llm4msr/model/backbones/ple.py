@@ -7,10 +7,13 @@ Ours: the shared path of a row mixes the shared experts with those of its own sc
 
 from itertools import pairwise
 
+import numpy as np
 from torch import Tensor, nn
 
+from llm4msr.arrays import Singles
 from llm4msr.config.model import ModelConfig
 from llm4msr.model.backbones.base import RowGroups, mix, mlp, tower
+from llm4msr.model.fold import Fold, Linear, linears, mix_columns, relu, through
 
 
 class Extraction(nn.Module):
@@ -36,6 +39,11 @@ class Extraction(nn.Module):
         own_BO = mix(rows.through(self.own_gates, own_BD), experts)
         return own_BO, own_BO if self.shared_gate is None else mix(self.shared_gate(shared_BD), experts)
 
+    def fold(self, scenario: int) -> list[Linear]:
+        """In one scenario: own experts, shared ones, the own path's gate, and the shared one's if that goes on."""
+        gates = [self.own_gates[scenario]] + ([] if self.shared_gate is None else [self.shared_gate])
+        return [layer for part in (self.own[scenario], self.shared, *gates) for layer in linears(part)]
+
 
 class PLE(nn.Module):
     """Layers of shared experts and the scenario's own, then a tower per scenario."""
@@ -55,3 +63,18 @@ class PLE(nn.Module):
         for layer in self.layers:
             own_BD, shared_BD = layer(own_BD, shared_BD, rows)
         return rows.through(self.towers, own_BD)[:, 0]
+
+    def fold(self, scenario: int) -> Fold:
+        """In one scenario."""
+        layers = [layer.fold(scenario) for layer in self.layers if isinstance(layer, Extraction)]
+        bottom, *top = linears(self.towers[scenario])
+
+        def rest(*outputs: Singles) -> Singles:
+            paths: list[Singles] = []
+            for layer in layers:
+                own, shared, *gates = [part(x_DB) for part, x_DB in zip(layer, paths * 2, strict=False)] or outputs
+                experts_XOB = relu(np.concatenate([own, shared])).reshape(len(gates[0]), -1, own.shape[1])
+                paths = [mix_columns(gate_XB, experts_XOB) for gate_XB in gates]
+            return through(top, bottom(paths[0]))[0]
+
+        return Fold(layers[0], rest)

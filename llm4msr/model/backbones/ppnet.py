@@ -11,8 +11,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from llm4msr.arrays import Singles
 from llm4msr.config.model import ModelConfig
 from llm4msr.model.backbones.base import Dropout, GateUnit, Logit, RowGroups
+from llm4msr.model.fold import Fold, linears, relu, sigmoid
 
 
 class PPNet(nn.Module):
@@ -35,3 +37,16 @@ class PPNet(nn.Module):
             assert isinstance(layers, nn.ModuleList)
             x_BD = self.dropout(torch.relu(rows.through(layers, x_BD)) * gate(prior_BD))
         return rows.through(self.last, x_BD)[:, 0]
+
+    def fold(self, scenario: int) -> Fold:
+        """In one scenario."""
+        layers = [linears(of_scenarios)[scenario] for of_scenarios in self.layers]
+        gates = [linears(gate) for gate in self.gates]
+        (last,) = linears(self.last[scenario])
+
+        def rest(x_OB: Singles, *hidden: Singles) -> Singles:
+            for i, ((_, gate), hidden_HB) in enumerate(zip(gates, hidden, strict=True)):
+                x_OB = relu(layers[i](x_OB) if i else x_OB) * (2 * sigmoid(gate(relu(hidden_HB))))
+            return last(x_OB)[0]
+
+        return Fold([layers[0], *(first for first, _ in gates)], rest)

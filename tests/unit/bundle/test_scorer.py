@@ -21,7 +21,7 @@ from tests.support.bundles import publish_bundle, scores
 from tests.support.matching import PARTS, publish_matching
 from tests.unit.conftest import World
 
-FOLDED = ["single", "shared_bottom", "omoe", "mmoe", "star"]
+FOLDED = ["single", "shared_bottom", "omoe", "mmoe", "ple", "aitm", "star", "epnet", "ppnet"]
 HISTORY = [
     {"item_id": "i4", "scenario": "search"},
     {"item_id": "i5", "scenario": "home", "liked": False},
@@ -75,7 +75,7 @@ def test_a_folded_net_scores_as_torch_does(world: World, tmp_path: Path, backbon
     ],
 )
 def test_every_switch_of_the_model_folds(world: World, tmp_path: Path, model: dict[str, Any]):
-    for backbone in ("mmoe", "star"):
+    for backbone in ("mmoe", "ple", "aitm", "star", "epnet", "ppnet"):
         published = publish_bundle(world, tmp_path / backbone, **{"backbone": backbone, "knowledge": "both"} | model)
         check_equal(Ranker.load(str(published.output.folder)))
 
