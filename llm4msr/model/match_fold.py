@@ -6,14 +6,18 @@ Shape suffixes: B candidates, E events of the past, L those that the user liked,
 id's embedding, K code width, X queries.
 """
 
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
 from torch import nn
 
-from llm4msr.arrays import Array, Bools, Singles
-from llm4msr.model.fold import array, linears
+from llm4msr.arrays import Bools, Singles
+from llm4msr.model.fold import Linear, array, linears
 from llm4msr.model.matching import Match, TargetAttention
+
+LARGE = 80.0
+"""A score up to which no exponential overflows, nor a sum of thousands of them."""
 
 
 class FoldedPast(NamedTuple):
@@ -39,8 +43,9 @@ class MatchFold:
         self._query_DD = self._query_II = None
         if vectors is not None and "attention" in vectors.parts:
             self._query_DD = _query(vectors.attention)
-            (self._project,), norm = linears(vectors.project), vectors.project[1]
+            (project,), norm = linears(vectors.project), vectors.project[1]
             assert isinstance(norm, nn.LayerNorm)
+            self._project = Linear(*(part - part.mean(0) for part in project))  # the norm's first step
             self._scale_K, self._shift_K, self._eps = array(norm.weight), array(norm.bias), float(norm.eps)
         if match.ids is not None:
             self._query_II = _query(match.ids.attention)
@@ -63,20 +68,21 @@ class MatchFold:
         if self._query_DD is not None:
             weight_BL = _weights(unit_BD @ (liked_LD @ self._query_DD).T)
             mean_BK = self._norm(weight_BL @ (liked_LD @ self._project.weight.T) + self._project.bias.T)
-            parts += [mean_BK, mean_BK * projected_BK, _row_sums(weight_BL * cosine_BL), _row_sums(weight_BL)]
+            parts += [mean_BK, mean_BK * projected_BK, _row_sums(weight_BL, cosine_BL), _row_sums(weight_BL)]
         if self._query_II is not None:
             liked_LI = past.id_EI[past.liked_E]
             weight_BL = _weights(id_BI @ (liked_LI @ self._query_II).T)
             mean_BI = weight_BL @ liked_LI
             both_BI = mean_BI * id_BI
-            parts += [mean_BI, both_BI, _row_sums(both_BI), _row_sums(weight_BL)]
+            parts += [mean_BI, both_BI, _row_sums(mean_BI, id_BI), _row_sums(weight_BL)]
         return parts
 
     def _norm(self, x_BK: Singles) -> Singles:
-        x_BK -= x_BK.mean(axis=1, keepdims=True)
-        variance_B = np.einsum("bk,bk->b", x_BK, x_BK) / x_BK.shape[1]
-        x_BK *= (1 / np.sqrt(variance_B + self._eps))[:, None]
-        return x_BK * self._scale_K + self._shift_K
+        """What the projection's norm makes of features without their mean; overwrites them."""
+        x_BK /= np.sqrt(_row_sums(x_BK, x_BK) / x_BK.shape[1] + self._eps)
+        x_BK *= self._scale_K
+        x_BK += self._shift_K
+        return x_BK
 
 
 def _query(attention: TargetAttention) -> Singles:
@@ -97,21 +103,24 @@ def _largest(cosine_BL: Singles) -> Singles:
     total = cosine_BL.shape[1]
     if not total:
         return np.zeros((len(cosine_BL), 2), np.float32)
-    top_BX = np.partition(cosine_BL, -min(3, total), axis=1)[:, -min(3, total) :]
-    np.maximum(top_BX, -1, out=top_BX)
-    return np.stack([top_BX.max(axis=1), top_BX.mean(axis=1)], axis=1)
+    top_BX = np.maximum(np.partition(cosine_BL, -min(3, total), axis=1)[:, -min(3, total) :], -1)
+    return np.stack([reduce(np.maximum, top_BX.T), reduce(np.add, top_BX.T) / top_BX.shape[1]], axis=1)
 
 
 def _weights(score_BL: Singles) -> Singles:
     """A softmax beside an empty place of score 0; overwrites the scores."""
-    peak_B1 = score_BL.max(axis=1, initial=0, keepdims=True)
-    score_BL -= peak_B1
+    empty_B1: Singles | float = 1.0
+    if score_BL.max(initial=0) > LARGE:
+        peak_B1 = score_BL.max(axis=1, initial=0, keepdims=True)
+        score_BL -= peak_B1
+        empty_B1 = np.exp(-peak_B1)
     np.exp(score_BL, out=score_BL)
-    score_BL /= score_BL.sum(axis=1, keepdims=True) + np.exp(-peak_B1)
+    score_BL /= _row_sums(score_BL) + empty_B1
     return score_BL
 
 
-def _row_sums(x_BD: Array) -> Singles:
-    """[B, 1]."""
-    sums_B1: Singles = x_BD.sum(axis=1, keepdims=True)
-    return sums_B1
+def _row_sums(x_BD: Singles, *factor_BD: Singles) -> Singles:
+    """[B, 1]: of the numbers, or of their products with others. Along short rows numpy's own sum is slow."""
+    if factor_BD:
+        return np.einsum("bd,bd->b", x_BD, *factor_BD)[:, None]
+    return x_BD @ np.ones((x_BD.shape[1], 1), np.float32)
