@@ -1,23 +1,28 @@
 """CPU time of `Ranker.rank` in one process and thread, and what a match and a history in the request add to it.
 
-Bundles have random weights, which cost what trained ones do. Requests of all kinds take turns, so that whatever else
-the machine does meets each of them alike.
+Each model is measured twice: as it serves, folded to products of numpy, and with the net itself in torch. Bundles have
+random weights, which cost what trained ones do. Requests of all kinds take turns, so that whatever else the machine
+does meets each of them alike.
 """
 
 import argparse
+import copy
+import gc
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from benchmarks._bundles import make_bundle
 from benchmarks._machine import describe
 from llm4msr import Ranker, RankRequest
 from llm4msr.bundle.id_table import Partition
+from llm4msr.bundle.torch_scorer import TorchScorer
 
 RESULT = Path(__file__).parent / "results" / "rank-speed.md"
 FULL = ("candidate", "cosines", "attention", "ids")
@@ -31,6 +36,15 @@ CANDIDATES = (100, 1000)
 EVENTS = 20
 
 
+class Kind(NamedTuple):
+    """Requests of one kind to one ranker."""
+
+    model: str
+    candidates: int
+    scorer: str
+    known: str
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=400)
@@ -41,15 +55,24 @@ def parser() -> argparse.ArgumentParser:
 
 def main(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
+    with threadpool_limits(1), tempfile.TemporaryDirectory() as folder:
         rankers = {
-            name: Ranker.load(make_bundle(Path(folder), f"m{at}", **MODELS[name]))
-            for at, name in enumerate(options.models)
+            name: load(make_bundle(Path(folder), f"m{at}", **MODELS[name])) for at, name in enumerate(options.models)
         }
+        gc.collect()
+        gc.freeze()  # as a replica does
         taken = measure(rankers, options.rounds)
     text = report(taken)
     options.output.write_text(text)
     print(text)
+
+
+def load(uri: str) -> dict[str, Ranker]:
+    """The bundle as it serves, and scored by the net itself."""
+    ranker = Ranker.load(uri)
+    in_torch = copy.copy(ranker)
+    in_torch.scorer = TorchScorer(ranker.net, ranker.items)
+    return {ranker.info().scorer: ranker, "torch": in_torch}
 
 
 def requests(ranker: Ranker, candidates: int, round_: int) -> Iterator[tuple[str, RankRequest]]:
@@ -74,40 +97,50 @@ def ids(partition: Partition) -> list[str]:
     return [partition.texts["id"][row].decode() for row in range(len(partition))]
 
 
-def measure(rankers: dict[str, Ranker], rounds: int) -> dict[tuple[str, int, str], list[float]]:
-    """Microseconds of each request, by model, candidates and what is known of the user."""
-    taken: dict[tuple[str, int, str], list[float]] = {}
+def measure(rankers: dict[str, dict[str, Ranker]], rounds: int) -> dict[Kind, list[float]]:
+    """Microseconds of each request."""
+    taken: dict[Kind, list[float]] = {}
     for round_ in range(rounds):
-        for name, ranker in rankers.items():
+        for name, by_scorer in rankers.items():
             for candidates in CANDIDATES:
-                for known, request in requests(ranker, candidates, round_):
-                    ranker.rank(request)  # what another model has left in the CPU's caches counts for none
-                    begun = time.process_time_ns()
-                    ranker.rank(request)
-                    spent = (time.process_time_ns() - begun) / 1e3
-                    taken.setdefault((name, candidates, known), []).append(spent)
+                for known, request in requests(next(iter(by_scorer.values())), candidates, round_):
+                    for scorer, ranker in by_scorer.items():
+                        ranker.rank(request)  # what another model has left in the CPU's caches counts for none
+                        begun = time.process_time_ns()
+                        ranker.rank(request)
+                        spent = (time.process_time_ns() - begun) / 1e3
+                        taken.setdefault(Kind(name, candidates, scorer, known), []).append(spent)
     return taken
 
 
-def report(taken: dict[tuple[str, int, str], list[float]]) -> str:
+def report(taken: dict[Kind, list[float]]) -> str:
     lines = [
         "# What ranking costs",
         "",
-        "CPU time of `Ranker.rank` in microseconds, p50 / p99, one thread, random items of MovieLens-100K. *Stored*: a "
-        "user of the bundle, of whom it keeps up to 50 events where the model matches pasts. *Request*: a stranger, "
-        f"with {EVENTS} events in the request. *Both*: a user of the bundle, with these events.",
+        "CPU time of `Ranker.rank` in microseconds, p50 / p99, one thread, random items of MovieLens-100K, folded to "
+        "products of numpy as it serves, and with the same net in torch; and how many times longer torch takes, by "
+        "p50. *Stored*: a user of the bundle, of whom it keeps up to 50 events where the model matches pasts. "
+        f"*Request*: a stranger, with {EVENTS} events in the request. *Both*: a user of the bundle, with these events.",
         "",
-        "| model | candidates | nothing known | stored | request | both |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| model | candidates | scorer | nothing known | stored | request | both |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
-    for name, candidates in dict.fromkeys((name, candidates) for name, candidates, _ in taken):
-        figures = [
-            f"{np.percentile(times, 50):,.0f} / {np.percentile(times, 99):,.0f}"
-            for (one, count, _), times in taken.items()
-            if (one, count) == (name, candidates)
-        ]
-        lines.append(f"| {name} | {candidates:,} | {' | '.join(figures)} |")
-    return "\n".join([*lines, "", f"Command: `python -m benchmarks.rank_speed`. {describe(('torch', 'numpy'))}.", ""])
+    for model, candidates in dict.fromkeys((kind.model, kind.candidates) for kind in taken):
+        by_scorer: dict[str, list[list[float]]] = {}
+        for kind, times in taken.items():
+            if (kind.model, kind.candidates) == (model, candidates):
+                by_scorer.setdefault(kind.scorer, []).append(times)
+        for scorer, columns in by_scorer.items():
+            figures = [f"{np.percentile(times, 50):,.0f} / {np.percentile(times, 99):,.0f}" for times in columns]
+            lines.append(f"| {model} | {candidates:,} | {scorer} | {' | '.join(figures)} |")
+        pairs = zip(by_scorer["torch"], by_scorer["folded"], strict=True)
+        ratios = [f"{np.median(slow) / np.median(fast):.1f}" for slow, fast in pairs]
+        lines.append(f"| | | times | {' | '.join(ratios)} |")
+    blas = " and ".join(
+        sorted({f"{b['internal_api']} {b['architecture']}" for b in threadpool_info() if "architecture" in b})
+    )
+    command = "Command: `python -m benchmarks.rank_speed`."
+    return "\n".join([*lines, "", f"{command} {describe(('torch', 'numpy'))}; products by {blas}.", ""])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ Shape suffixes: B candidates, P numbers of a candidate, C numbers that all of th
 of first layers, K code width, R rank of the user's layer.
 """
 
+from itertools import pairwise, starmap
+
 import numpy as np
 import torch
 
@@ -50,7 +52,8 @@ class ServingFold:
         self._constant_OP = np.concatenate([weight_OD[:, varies_D], bias_O[:, None]], axis=1)
         self._shared_OC = np.ascontiguousarray(weight_OD[:, ~varies_D])
         self._shapes = [layer.bias.shape[:-1] for layer in fold.first]
-        self._ends = np.cumsum([layer.bias.size for layer in fold.first])[:-1].tolist()
+        ends = np.cumsum([0, *(layer.bias.size for layer in fold.first)]).tolist()
+        self._parts = list(starmap(slice, pairwise(ends)))
         self._rest = fold.rest
 
     def matrix(self, shared_C: Singles, code_K: Singles) -> Singles:
@@ -66,8 +69,9 @@ class ServingFold:
 
     def logits(self, matrix_OP: Singles, candidate_BP: Singles) -> Singles:
         """[B], of candidates whose last number is 1."""
-        parts = np.split(matrix_OP @ candidate_BP.T, self._ends)
-        return self._rest(*(part.reshape(*shape, -1) for part, shape in zip(parts, self._shapes, strict=True)))
+        output_OB = matrix_OP @ candidate_BP.T
+        parts = zip(self._parts, self._shapes, strict=True)
+        return self._rest(*(output_OB[part].reshape(*shape, -1) for part, shape in parts))
 
 
 class _UserLevel:

@@ -91,14 +91,13 @@ class Star(nn.Module):
         weight_OD, bias_O1 = map(np.concatenate, zip(tower[0], auxiliary[0], strict=True))
         center_DD = np.eye(width, dtype=np.float32) - np.float32(1 / width)
         both = plain((weight_OD * scale_D) @ center_DD)
-        bias_O1 = bias_O1 + weight_OD @ shift_D[:, None]
+        bias_O1, own = bias_O1 + weight_OD @ shift_D[:, None], len(tower[0].weight)
 
         def rest(hidden_HB: Singles, centered_DB: Singles) -> Singles:
             variance_B = np.einsum("db,db->b", centered_DB, centered_DB) / width
             hidden_HB /= np.sqrt(variance_B + self.norm.eps)
             hidden_HB += bias_O1
-            tower_HB, auxiliary_HB = np.split(hidden_HB, [len(tower[0].weight)])
-            logits_B: Singles = through(tower[1:], tower_HB)[0] + through(auxiliary[1:], auxiliary_HB)[0]
+            logits_B: Singles = through(tower[1:], hidden_HB[:own])[0] + through(auxiliary[1:], hidden_HB[own:])[0]
             return logits_B
 
         return Fold([both, plain(center_DD)], rest)
