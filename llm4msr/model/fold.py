@@ -68,6 +68,11 @@ def plain(weight_OD: Singles) -> Linear:
     return Linear(weight_OD, np.zeros((len(weight_OD), 1), np.float32))
 
 
+def identity(width: int) -> Linear:
+    """A layer that gives the features."""
+    return plain(np.eye(width, dtype=np.float32))
+
+
 def linears(module: nn.Module) -> list[Linear]:
     """All linear layers of an `mlp`, a `tower` or alike."""
     return [linear(layer) for layer in module.modules() if isinstance(layer, nn.Linear)]
@@ -95,6 +100,14 @@ def through(layers: Iterable[Linear], x_DB: Singles) -> Singles:
     for layer in layers:
         x_DB = layer(relu(x_DB))
     return x_DB
+
+
+def norm_columns(norm: nn.LayerNorm, x_DB: Singles) -> Singles:
+    """[D, B]: each column through a layer norm."""
+    centered_DB = x_DB - x_DB.mean(0)
+    centered_DB /= np.sqrt((centered_DB * centered_DB).mean(0) + norm.eps)
+    normed_DB: Singles = centered_DB * array(norm.weight)[:, None] + array(norm.bias)[:, None]
+    return normed_DB
 
 
 def mix_columns(gate_XB: Singles, outputs_XOB: Singles) -> Singles:

@@ -8,11 +8,14 @@ continuous. Left out: the schedule that sharpens the sigmoid, and the loss that 
 
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm4msr.arrays import Singles
 from llm4msr.config.model import ModelConfig
 from llm4msr.model.backbones.base import Logit, mlp
+from llm4msr.model.fold import Fold, Linear, array, identity, linears, relu, sigmoid
 
 THRESHOLD = 0.25
 
@@ -35,3 +38,23 @@ class AdaSparse(nn.Module):
             factor_BD = torch.relu(2 * torch.sigmoid(pruner(torch.cat([prior_BP, x_BD], dim=1))) - THRESHOLD)
             x_BD = layer(factor_BD * x_BD)
         return x_BD[:, 0]
+
+    def fold(self, scenario: int) -> Fold:
+        """In one scenario."""
+        prior_P1 = array(self.scenario.weight)[scenario, :, None]
+        weights, prior = [array(weight) for weight in self.pruners.parameters()], len(prior_P1)
+        first, *pruners = [Linear(weight[:, prior:], weight[:, :prior] @ prior_P1) for weight in weights]
+        bottom, *layers = linears(self.layers) + linears(self.last)
+
+        def rest(x_DB: Singles, pruned_DB: Singles) -> Singles:
+            x_DB = bottom(_factor(pruned_DB) * x_DB)
+            for pruner, layer in zip(pruners, layers, strict=True):
+                x_DB = relu(x_DB)
+                x_DB = layer(_factor(pruner(x_DB)) * x_DB)
+            return x_DB[0]
+
+        return Fold([identity(first.weight.shape[1]), first], rest)
+
+
+def _factor(pruned_DB: Singles) -> Singles:
+    return relu(2 * sigmoid(pruned_DB) - np.float32(THRESHOLD))

@@ -3,14 +3,13 @@
 Ours: the scenario's prior is an embedding of its own, since `x` does not say where the scenario's feature lies.
 """
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from llm4msr.arrays import Singles
 from llm4msr.config.model import ModelConfig
 from llm4msr.model.backbones.base import GateUnit, tower
-from llm4msr.model.fold import Fold, Linear, array, linears, plain, relu, sigmoid, through
+from llm4msr.model.fold import Fold, Linear, array, identity, linears, relu, sigmoid, through
 
 
 class EPNet(nn.Module):
@@ -31,7 +30,7 @@ class EPNet(nn.Module):
         """In one scenario."""
         prior_P1 = array(self.scenario.weight)[scenario, :, None]
         gate, last_gate = linears(self.gate)
-        prior, width = len(prior_P1), gate.weight.shape[1] - len(prior_P1)
+        prior = len(prior_P1)
         first = Linear(gate.weight[:, prior:], gate.bias + gate.weight[:, :prior] @ prior_P1)
         bottom, *top = linears(self.net)
 
@@ -39,4 +38,4 @@ class EPNet(nn.Module):
             x_DB *= 2 * sigmoid(last_gate(relu(hidden_HB)))
             return through(top, bottom(x_DB))[0]
 
-        return Fold([plain(np.eye(width, dtype=np.float32)), first], rest)
+        return Fold([identity(len(last_gate.weight)), first], rest)

@@ -6,11 +6,16 @@ is never built. Ours: the adapter's norm works on a row (layer norm, each scenar
 there is no other norm; one adapter cell, after the last hidden layer.
 """
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm4msr.arrays import Singles
 from llm4msr.config.model import ModelConfig
 from llm4msr.model.backbones.base import RowGroups, mlp, tower
+from llm4msr.model.fold import Fold, array, linear, linears, norm_columns, relu, sigmoid, through
 
 CORE = 8
 """Rank of a generated weight."""
@@ -26,6 +31,11 @@ class GeneratedLinear(nn.Module):
     def forward(self, x_BD: Tensor, core_BCC: Tensor) -> Tensor:
         """[B, O]."""
         return self.up((self.down(x_BD).float()[..., None] * core_BCC).sum(1))
+
+    def fold(self) -> Callable[[Singles, Singles], Singles]:
+        """The same of columns, [D, B] and [C, C, B] to [O, B]."""
+        down_CD, up = array(self.down.weight), linear(self.up)
+        return lambda x_DB, core_CCB: up(np.einsum("ib,ijb->jb", down_CD @ x_DB, core_CCB))
 
 
 class Hamur(nn.Module):
@@ -47,3 +57,18 @@ class Hamur(nn.Module):
         hidden_BH = rows.through(self.bottoms, x_BD)
         adapted_BH = self.up(torch.sigmoid(self.down(hidden_BH, core_BCC)), core_BCC)
         return rows.through(self.towers, hidden_BH + rows.through(self.norms, adapted_BH))[:, 0]
+
+    def fold(self, scenario: int) -> Fold:
+        """In one scenario."""
+        (bottom, *deeper), (hyper, core) = linears(self.bottoms[scenario]), linears(self.hyper)
+        (first, *top), norm = linears(self.towers[scenario]), self.norms[scenario]
+        down, up = self.down.fold(), self.up.fold()
+        assert isinstance(norm, nn.LayerNorm)
+
+        def rest(hidden_HB: Singles, hyper_HB: Singles) -> Singles:
+            core_CCB = core(relu(hyper_HB)).reshape(CORE, CORE, -1)
+            hidden_HB = relu(through(deeper, hidden_HB))
+            adapted_HB = up(sigmoid(down(hidden_HB, core_CCB)), core_CCB)
+            return through(top, first(hidden_HB + norm_columns(norm, adapted_HB)))[0]
+
+        return Fold([bottom, hyper], rest)

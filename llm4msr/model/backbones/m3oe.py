@@ -9,9 +9,11 @@ weight, one for each scenario, is trained with all else, not searched on validat
 import torch
 from torch import Tensor, nn
 
+from llm4msr.arrays import Singles
 from llm4msr.config.model import ModelConfig
 from llm4msr.model.backbones.base import RowGroups, mix, mlp, tower
 from llm4msr.model.backbones.star import StarLayer
+from llm4msr.model.fold import Fold, Linear, linears, mix_columns, relu, side_by_side, through
 
 
 class M3oE(nn.Module):
@@ -36,3 +38,23 @@ class M3oE(nn.Module):
         shared_BH = mix(rows.through(self.gates, hidden_BH), [expert(hidden_BH) for expert in self.shared])
         weight_B1 = torch.sigmoid(self.balance_S)[scenario_B, None]
         return rows.through(self.towers, shared_BH + weight_B1 * rows.through(self.own, hidden_BH))[:, 0]
+
+    def fold(self, scenario: int) -> Fold:
+        """In one scenario; no activation stands between the star layer and the one after it."""
+        star, (after, *deeper), (beside,) = (
+            self.star.fold(scenario),
+            linears(self.after_star),
+            linears(self.beside_star),
+        )
+        both = Linear(after.weight @ star.weight, after(star.bias))
+        (shared,), (own,) = side_by_side(self.shared), linears(self.own[scenario])
+        (gate,) = linears(self.gates[scenario])
+        balance = float(torch.sigmoid(self.balance_S[scenario]))
+        bottom, *top = linears(self.towers[scenario])
+
+        def rest(star_HB: Singles, beside_HB: Singles) -> Singles:
+            hidden_HB = relu(through(deeper, star_HB)) + relu(beside_HB)
+            mixed_HB = mix_columns(gate(hidden_HB), relu(shared(hidden_HB)))
+            return through(top, bottom(mixed_HB + balance * relu(own(hidden_HB))))[0]
+
+        return Fold([both, beside], rest)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from llm4msr.config.model import ModelConfig
 from llm4msr.model.backbones.base import Affine, RowGroups, mix, mlp, tower
+from llm4msr.model.fold import Fold, Linear, array, linear, linears, mixture, side_by_side
 
 
 class SarNet(nn.Module):
@@ -28,3 +29,12 @@ class SarNet(nn.Module):
         x_BD = rows.through(self.transforms, x_BD)
         experts = [*(expert(x_BD) for expert in self.shared), rows.through(self.own, x_BD)]
         return self.tower(mix(self.gate(x_BD), experts))[:, 0]
+
+    def fold(self, scenario: int) -> Fold:
+        """In one scenario, whose affine map of the features is part of the layers that read them."""
+        transform = self.transforms[scenario]
+        assert isinstance(transform, Affine)
+        scale_D, shift_D = array(transform.scale_D), array(transform.shift_D)[:, None]
+        first, *deeper = side_by_side([*self.shared, self.own[scenario]])
+        first, gate = (Linear(w * scale_D, b + w @ shift_D) for w, b in (first, linear(self.gate)))
+        return mixture([first, *deeper], gate, linears(self.tower))

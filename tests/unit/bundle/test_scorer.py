@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from llm4msr import Ranker, storage
 from llm4msr.bundle import files, scorer
 from llm4msr.bundle.torch_scorer import TorchScorer
+from llm4msr.config import BACKBONES
 from llm4msr.errors import StorageError
 from llm4msr.model.fold import Fold, linear
 from llm4msr.storage.vectors import to_column, to_matrix
@@ -21,7 +22,6 @@ from tests.support.bundles import publish_bundle, scores
 from tests.support.matching import PARTS, publish_matching
 from tests.unit.conftest import World
 
-FOLDED = ["single", "shared_bottom", "omoe", "mmoe", "ple", "aitm", "star", "epnet", "ppnet"]
 HISTORY = [
     {"item_id": "i4", "scenario": "search"},
     {"item_id": "i5", "scenario": "home", "liked": False},
@@ -54,7 +54,7 @@ def check_equal(ranker: Ranker) -> None:
 
 
 @pytest.mark.parametrize("knowledge", ["none", "both", "feature"])
-@pytest.mark.parametrize("backbone", FOLDED)
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_folded_net_scores_as_torch_does(world: World, tmp_path: Path, backbone: str, knowledge: str):
     published = publish_bundle(world, tmp_path, backbone=backbone, knowledge=knowledge)
     check_equal(Ranker.load(str(published.output.folder)))
@@ -75,7 +75,7 @@ def test_a_folded_net_scores_as_torch_does(world: World, tmp_path: Path, backbon
     ],
 )
 def test_every_switch_of_the_model_folds(world: World, tmp_path: Path, model: dict[str, Any]):
-    for backbone in ("mmoe", "ple", "aitm", "star", "epnet", "ppnet"):
+    for backbone in ("mmoe", "ple", "star", "m3oe", "hamur"):
         published = publish_bundle(world, tmp_path / backbone, **{"backbone": backbone, "knowledge": "both"} | model)
         check_equal(Ranker.load(str(published.output.folder)))
 
@@ -86,7 +86,7 @@ def test_a_match_scores_as_torch_does(tmp_path: Path, match: tuple[str, ...]):
     check_equal(Ranker.load(str(made.output.folder)))
 
 
-@pytest.mark.parametrize("backbone", FOLDED)
+@pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_backbone_folds_with_a_match(tmp_path: Path, backbone: str):
     made = publish_matching(tmp_path, backbone=backbone, knowledge="both")
     check_equal(Ranker.load(str(made.output.folder)))
