@@ -152,7 +152,11 @@ def publish_knowledge(
         files[sums.FILE] = 1
         if items is not None:
             files[item_vectors.FILE] = item_vectors.write(at, items).rows
-        return StageResult(files=files, rows=sum(files.values()), info={"width": width})
+        return StageResult(
+            files=files,
+            rows=sum(files.values()),
+            info={"width": width, "spent": {"vectors": {"tokens": 25_000}, "answers": {}}},
+        )
 
     asked = {"model": "made-up", "revision": "0"}
     return storage.publish(storage.path(folder), "extract", 1, {}, asked, build)

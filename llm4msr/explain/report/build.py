@@ -19,6 +19,7 @@ from llm4msr.explain.report.users import user_section
 from llm4msr.progress import track
 from llm4msr.storage import StageOutput, StageResult
 from llm4msr.training.results import PLAIN, means_of
+from llm4msr.training.table import CONTROLS
 from llm4msr.training.trained import TrainedModel
 
 
@@ -68,12 +69,12 @@ def _header(run: FinishedRun, seeds: Sequence[int]) -> Header:
     history, pooled = "each user's history", "each item once; users are pooled from items"
     facts = {"Backbone": config.model.backbone, "Knowledge": config.model.variant}
     if extracted is not None:
-        facts["Frozen LLM"] = extracted.manifest.inputs.get("model", "")
+        facts["Vectors from"] = extracted.manifest.inputs.get("model", "")
         facts["It read"] = history if config.extract.reads == "users" else pooled
     facts["Training rows"] = f"{partitions.rows(run.prepared, 'train'):,}"
     facts["Seeds"] = ", ".join(map(str, seeds))
     warning = ""
-    if config.model.control != "none":
-        warning = f"This model is a control: its vectors are {config.model.control}, so no text below belongs to them."
+    if wrong := " and ".join(one for one in CONTROLS if one in (config.model.control, *config.extract.sources)):
+        warning = f"This model is a control: its vectors are {wrong}, so no text below belongs to them."
     created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return Header(config.name, facts, warning, extracted is not None, run.sample_note, created)
+    return Header(config.name, facts, warning, run.sample_note, created)

@@ -1,5 +1,5 @@
 """The models side by side: every metric that `evaluate` has of each, how they learned, how far their probabilities can
-be trusted, and what the LLM cost."""
+be trusted, and what the vectors cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class ModelSection:
     calibration: dict[str, Curve]
     """Share of positives by mean probability, of this model and the plain one."""
     cost: dict[str, str]
-    """What the LLM and the trainings took."""
+    """What extraction and the trainings took."""
     price: str
     """The cost against the gain."""
 
@@ -109,10 +109,9 @@ def _cost(models: Sequence[TrainedModel]) -> dict[str, str]:
     if own.extracted is not None:
         manifest = own.extracted.manifest
         spent = manifest.info.get("spent", {}).values()
-        tokens = sum(one["tokens"] for one in spent)
+        tokens = sum(one.get("tokens", 0) for one in spent)  # a pass that found its shards spent nothing
         part = ", of the last run, which went on from an earlier one" if manifest.continued else ""
-        cost["LLM"] = manifest.inputs.get("model", "")
-        cost["The LLM pass"] = f"{manifest.seconds:,.0f} s{part}"
+        cost["Extraction"] = f"{manifest.seconds:,.0f} s{part}"
         cost |= {"Tokens read": f"{tokens:,}"} if tokens else {}
         cost["Texts read"] = f"{manifest.rows:,}"
     for label, variant in (("Training this model", own.variant), ("Training the plain model", PLAIN)):
@@ -125,9 +124,9 @@ def _price(seconds: float, gain: Interval | None) -> str:
     if not seconds:
         return "This model reads no vectors, so no LLM was asked."
     if gain is None or not gain.low > 0:
-        return f"The LLM pass took {seconds:,.0f} s, and no gain is claimed for it."
+        return f"Extraction took {seconds:,.0f} s, and no gain is claimed for it."
     each = seconds * 0.01 / gain.value
     return (
-        f"The LLM pass took {seconds:,.0f} s, once and before serving, for {signed(gain.value)} AUC: {each:,.0f} s for "
+        f"Extraction took {seconds:,.0f} s, once and before serving, for {signed(gain.value)} AUC: {each:,.0f} s for "
         "every 0.01."
     )

@@ -35,8 +35,6 @@ class Header(NamedTuple):
     name: str
     facts: dict[str, str]
     warning: str
-    reads: bool
-    """Whether the model reads what the LLM made of users, items or scenarios."""
     sample: str
     """What part of the users the page is about; empty if it is all of them."""
     created: str

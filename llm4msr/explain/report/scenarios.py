@@ -1,4 +1,4 @@
-"""The scenarios: what the LLM says of them, and how alike they are to the LLM and to the users.
+"""The scenarios: what the LLM says of them, and how alike they are by their vectors and to users.
 
 Shape suffixes: S known scenarios, Z width of the LLM's vector.
 """
@@ -17,7 +17,7 @@ from llm4msr.knowledge.rows import read_texts
 from llm4msr.schema import ScenarioStatistics
 from llm4msr.text import shorten
 
-LLM_MAP = "What the LLM knows"
+VECTORS_MAP = "What the vectors say"
 MAX_SHOWN = 10
 """Scenarios in a heat map, the largest; similarity.csv has all."""
 MIN_ROWS, MIN_COMMON = 3, 10
@@ -74,9 +74,9 @@ def scenario_section(run: FinishedRun) -> ScenarioSection:
     rows: list[ScenarioRow] = [{**row, "answer": answers.get(row["scenario_id"], "")} for row in run.scenarios]
     maps = behaviour(run.train, len(rows)) if len(rows) > 1 else []
     if len(rows) > 2 and run.data.knowledge is not None:  # of two, standardised, the cosine is -1 whatever they are
-        note = "cosine of the LLM's vectors, standardised over the scenarios as the model reads them"
+        note = "cosine of the scenarios' vectors, standardised over the scenarios as the model reads them"
         vectors_SZ = run.data.knowledge.scenarios_SZ[1:].astype(np.float64)
-        maps.insert(0, HeatMap("knowledge", LLM_MAP, note, similar(vectors_SZ)))
+        maps.insert(0, HeatMap("knowledge", VECTORS_MAP, note, similar(vectors_SZ)))
     others = ~np.eye(len(rows), dtype=bool)
     maps = [one for one in maps if np.isfinite(one.values_SS[others]).any()]
     shown = sorted(np.argsort([-row["interactions"] for row in rows], kind="stable")[:MAX_SHOWN].tolist())
@@ -122,11 +122,11 @@ def rates(train: pd.DataFrame, by: str, scenarios: int) -> Floats:
 def _finding(names: list[str], maps: list[HeatMap]) -> str:
     if len(names) < 3:
         return f"There {'is one scenario' if len(names) == 1 else 'are two scenarios'}."
-    if not maps or maps[0].title != LLM_MAP:
+    if not maps or maps[0].title != VECTORS_MAP:
         return f"There are {len(names)} scenarios."
     pairs = list(itertools.combinations(range(len(names)), 2))
     near, far = (choose(pairs, key=lambda pair: maps[0].values_SS[pair]) for choose in (max, min))
     return (
-        f"To the LLM, “{names[near[0]]}” and “{names[near[1]]}” are most alike, “{names[far[0]]}” and "
+        f"By their vectors, “{names[near[0]]}” and “{names[near[1]]}” are most alike, “{names[far[0]]}” and "
         f"“{names[far[1]]}” least."
     )

@@ -74,8 +74,8 @@ def user_section(run: FinishedRun) -> UserSection:
     ids = np.flatnonzero(run.users["known"].to_numpy())
     coverage = f"{count_of(len(ids), len(run.users) - 1)} users have knowledge"
     if not run.net.uses_users:
-        what = coverage if run.extracted else "This model reads no knowledge"
-        return UserSection(f"{what}; it reads no codes of users, so there is no map of them.", pd.DataFrame())
+        none = "This model reads no codes of users, so there is no map of them."
+        return UserSection(f"{coverage}. {none}" if run.extracted else none, pd.DataFrame())
     codes_NK = run.codes(ids)
     rng = np.random.default_rng(0)
     pca = PCA(min(2, *codes_NK.shape), random_state=0).fit(codes_NK)
