@@ -1,9 +1,10 @@
-"""Bundles to measure serving with: MovieLens-100K as `prepare` makes it, a net of the default sizes, random weights.
+"""Bundles to measure serving with: a net of the default sizes, random weights, for data as `prepare` makes them.
 
 Weights and vectors do not change what serving costs, so no LLM is asked and nothing is trained.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from llm4msr import storage
 from llm4msr.arrays import strings
 from llm4msr.bundle import files
 from llm4msr.config import Config, ModelConfig
+from llm4msr.data import partitions
 from llm4msr.export.write import write_bundle
 from llm4msr.knowledge.item_vectors import of_unit_length
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.pipeline import prepare
-from llm4msr.storage import StageResult
+from llm4msr.storage import StageOutput, StageResult
 from llm4msr.storage.vectors import to_column
 from llm4msr.training.dataset import Dataset
 
@@ -28,7 +30,7 @@ Z, D = 128, 64
 
 
 def make_bundle(root: Path, name: str, seed: int = 1, **model: Any) -> str:
-    """URI of a bundle below `root`/export."""
+    """URI of a bundle for MovieLens-100K below `root`/export."""
     config = Config.model_validate(
         {
             "name": name,
@@ -40,35 +42,45 @@ def make_bundle(root: Path, name: str, seed: int = 1, **model: Any) -> str:
             "model": model,
         }
     )
-    prepared = prepare(config)
-    data = Dataset.open(config.using("none", seed), prepared, None)
+    return publish(config, prepare(config))
+
+
+def publish(config: Config, prepared: StageOutput) -> str:
+    """URI of the bundle of a net with random weights for these data, below the config's storage, as its name says."""
+    data = Dataset.open(config.using("none", config.seed), prepared, None)
     users, scenarios = len(data.tables.users), data.tables.scenarios
-    rng = np.random.default_rng(seed)
-    vectors = [rng.standard_normal((rows, Z)).astype(np.float16) for rows in (users, scenarios)]
-    data.knowledge = KnowledgeStore.in_memory(vectors[0], np.arange(users) > 0, vectors[1])
-    items_ID = rng.standard_normal((len(data.tables.items_IS), D)).astype(np.float16)
+    rng = np.random.default_rng(config.seed)
+    users_NZ, scenarios_SZ, items_ID = (
+        rng.standard_normal(shape, np.float32).astype(np.float16)
+        for shape in ((users, Z), (scenarios, Z), (len(data.tables.items_IS), D))
+    )
+    data.knowledge = KnowledgeStore.in_memory(users_NZ, np.arange(users) > 0, scenarios_SZ)
     items_ID[0] = 0
     data.knowledge.items_ID = of_unit_length(items_ID)
     net = data.new_net(config)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    codes = [_codes(net, data)] if net.uses_users else []
+    codes = _codes(net, data) if net.uses_users else ()
 
     def build(folder: Any) -> StageResult:
         vectors_ID = items_ID if config.model.match and net.uses_users else None
         return write_bundle(config, net, data, codes, {}, "# made for a benchmark", folder, vectors=vectors_ID)
 
-    return str(storage.publish(storage.path(root) / "export" / name, "export", seed, {}, {}, build).folder)
+    folder = storage.path(config.root) / "export" / config.name
+    return str(storage.publish(folder, "export", config.seed, {}, {}, build).folder)
 
 
 @torch.inference_mode()
-def _codes(net: Any, data: Dataset) -> pa.Table:
+def _codes(net: Any, data: Dataset) -> Iterator[pa.Table]:
+    """Of the users of each partition."""
     assert data.knowledge is not None
-    ids = data.prepared.table("users/p=00000.parquet", ["user_id"])["user_id"].to_pylist()
-    codes = net.eval().user_codes(*data.knowledge.lookup(torch.arange(1, len(ids)))).half().numpy()
-    column = to_column(codes)
-    return pa.table({"id": pa.array(ids[1:], pa.large_string()), "code": column}).sort_by("id")
+    net.eval()
+    for number, users in enumerate(partitions.read_each(data.prepared, "users", ["user", "user_id"])):
+        known = users.slice(1) if number == 0 else users
+        codes = net.user_codes(*data.knowledge.lookup(torch.from_numpy(known["user"].to_numpy().copy())))
+        ids = known["user_id"].cast(pa.large_string())
+        yield pa.table([ids, to_column(codes.half().numpy())], ["id", "code"])
 
 
 def default_model(**changes: Any) -> ModelConfig:

@@ -29,7 +29,7 @@ from llm4msr.model.embedding import slot_starts
 from llm4msr.storage.local_copy import open_local
 from llm4msr.text import shorten
 
-ROWS_AT_ONCE = 1 << 12
+ROWS_AT_ONCE = 1 << 11
 """Candidates of `score_rows` that go through the net together."""
 
 
