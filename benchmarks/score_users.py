@@ -143,8 +143,8 @@ def report(options: argparse.Namespace, rows: list[dict[str, Any]], again: tuple
         "",
         f"`llm4msr score`: the best 100 of {options.items:,} items for each made-up user in one scenario, less what "
         f"the user has seen; {options.backbone} `{options.knowledge}` with random weights, which cost what trained "
-        "ones do. CPU-seconds and memory are of all processes that the command starts, Ray's included: the highest sum at "
-        "one moment (PSS), and the largest single process beside the first.",
+        "ones do. CPU-seconds and memory are of all processes that the command starts, Ray's included: the highest sum "
+        "at one moment (PSS), and the largest single process.",
         "",
         "| users | rows | wall s | CPU s | candidates / CPU s | users / CPU s | memory MB, all | largest process |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

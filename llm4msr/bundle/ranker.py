@@ -21,16 +21,13 @@ from llm4msr.bundle import files
 from llm4msr.bundle.files import TOLERANCE, SelfTest
 from llm4msr.bundle.id_table import IdTable, Place
 from llm4msr.bundle.messages import ModelInfo, RankedItem, RankRequest, RankResponse, Unknown
-from llm4msr.bundle.scorer import FoldedScorer, Query, Scorer
+from llm4msr.bundle.scorer import BLOCK, FoldedScorer, Query, Scorer
 from llm4msr.bundle.torch_scorer import TorchScorer
 from llm4msr.bundle.user_knowledge import Known, UserKnowledge
 from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
 from llm4msr.model.embedding import slot_starts
 from llm4msr.storage.local_copy import open_local
 from llm4msr.text import shorten
-
-ROWS_AT_ONCE = 1 << 11
-"""Candidates of `score_rows` that go through the net together."""
 
 
 def load_error(uri: str, error: BaseException) -> StorageError:
@@ -176,7 +173,7 @@ class Ranker:
         request = RankRequest.model_construct(user_id=user_id, scenario=scenario, items=[])
         known, user = self.knowledge.look_up(request, item_B[:0]), self.users.find(user_id)
         query = self._query(request, user, item_B, known)
-        parts = np.split(item_B, range(ROWS_AT_ONCE, len(item_B), ROWS_AT_ONCE))
+        parts = np.split(item_B, range(BLOCK, len(item_B), BLOCK))
         return np.concatenate([self.scorer.score([query._replace(item_B=part_B)])[0] for part_B in parts])
 
     def title(self, item_id: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 from upath import UPath
 
 from llm4msr import ray_session, storage
@@ -138,7 +139,8 @@ def _task(batch: pa.Table, work: Callable[..., dict[str, Any]], shared: dict[str
 
 
 def _score(piece: Piece, job: Job, forget: Column) -> dict[str, Any]:
-    table = open_maker(job).make(piece, forget)
+    with threadpool_limits(1):  # as many processes as cores do more
+        table = open_maker(job).make(piece, forget)
     record = storage.write_table(storage.path(job.output) / piece.file, table)
     return {"file": piece.file, "users": piece.end - piece.start, **record.model_dump()}
 

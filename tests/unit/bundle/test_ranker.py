@@ -115,3 +115,14 @@ def test_info_says_what_is_loaded(ranker: Ranker):
     assert (info.name, info.backbone, info.knowledge) == ("tiny", "mmoe", "both")
     assert (info.scenarios, info.context, info.users, info.items) == (["home", "search"], ["device"], 40, 20)
     assert (ranker.title("i3"), ranker.title("odd")) == ("Title 3", "")
+
+
+@pytest.mark.parametrize("rows_at_once", [2, 100])
+def test_rows_have_the_scores_of_their_items(ranker: Ranker, monkeypatch: pytest.MonkeyPatch, rows_at_once: int):
+    monkeypatch.setattr("llm4msr.bundle.ranker.BLOCK", rows_at_once)
+    ids = ["i3", "nobody's", "i1", "i2", "i7"]
+    for user, scenario in (("u1", "home"), ("nobody", "home"), ("u2", "nowhere")):
+        expected = scores(ranker, user_id=user, scenario=scenario, items=ids, context={})
+        found = ranker.score_rows(user, scenario, ranker.items.find_all(ids))
+        assert found.tolist() == pytest.approx([expected[item] for item in ids], abs=1e-6)
+        assert found.dtype == "float32"
