@@ -106,8 +106,11 @@ class ListMaker:
     def _events(self, piece: Piece) -> Iterator[Events]:
         """Of each user of the piece."""
         columns = ["user", "item", "scenario", "label"]
-        events = self._prepared.table(partitions.file_name("events", piece.partition), columns)
-        events = events.filter((pc.field("user") >= piece.start) & (pc.field("user") < piece.end)).sort_by("user")
+        theirs = (pc.field("user") >= piece.start) & (pc.field("user") < piece.end)
+        with partitions.parquet(self._prepared, "events", piece.partition) as parquet:
+            groups = (parquet.read_row_group(at, columns) for at in range(parquet.num_row_groups))
+            empty = parquet.schema_arrow.empty_table().select(columns)
+            events = pa.concat_tables([empty, *(group.filter(theirs) for group in groups)]).sort_by("user")
         user_E, item_E, scenario_E, label_E = (events[name].to_numpy() for name in columns)
         bounds = np.searchsorted(user_E, np.arange(piece.start, piece.end + 1))
         for start, end in pairwise(bounds.tolist()):
