@@ -17,6 +17,12 @@ from benchmarks import _bundles
 from llm4msr.serve import proxy
 from tests.support.experiments import free_port
 
+INGRESSES = {
+    "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"},
+    "ray": {"RAY_SERVE_ENABLE_HA_PROXY": "0"},
+}
+"""What stands before the replicas -> the variables that choose it; it need not wait for load balancers at its end."""
+
 
 class Endpoint:
     """What runs, and how to change it."""
@@ -64,8 +70,9 @@ class Endpoint:
 
 
 @contextlib.contextmanager
-def endpoint(**args: Any) -> Iterator[Endpoint]:
-    """An endpoint with these keys of [serve], up until the block ends."""
+def endpoint(ingress: str, **args: Any) -> Iterator[Endpoint]:
+    """An endpoint behind one of `INGRESSES` with these keys of [serve], up until the block ends."""
+    os.environ |= INGRESSES[ingress]  # before Ray Serve is imported
     import ray
     from ray import serve
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import _bundles, _load
-from benchmarks._endpoint import Endpoint, endpoint
+from benchmarks._endpoint import INGRESSES, Endpoint, endpoint
 from benchmarks._load import Load
 from benchmarks._machine import describe
 from llm4msr import storage
@@ -44,12 +44,13 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="of load for each fault")
     parser.add_argument("--share", type=float, default=0.4, help="of the saturating rate, while nothing overloads")
+    parser.add_argument("--ingress", choices=INGRESSES, default="haproxy", help="what stands before the replicas")
     parser.add_argument("--output", type=Path, default=RESULT)
     return parser
 
 
 def main(options: argparse.Namespace) -> None:
-    with endpoint(replicas=2, follow_s=1.0, timeout_s=10.0) as running:
+    with endpoint(options.ingress, replicas=2, follow_s=1.0, timeout_s=10.0) as running:
         bodies = _bundles.bodies(running.bundle, running.root / "bodies")
         saturated = _load.load(f"{running.address}/v1/rank", bodies, 8, clients=32).rate()
         rate = saturated * options.share
@@ -69,7 +70,7 @@ def main(options: argparse.Namespace) -> None:
         f"saturating {saturated:.0f}), {options.seconds:g} s for each fault, which comes after a third of it; "
         "no retries.",
         "",
-        f"Command: `python -m benchmarks.serve_faults`. {describe()}.",
+        f"Command: `python -m benchmarks.serve_faults --ingress {options.ingress}`. {describe()}.",
     ]
     options.output.write_text("\n".join(lines) + "\n")
     print(options.output.read_text())
@@ -181,11 +182,14 @@ def overload(running: Endpoint, bodies: Path, saturated: float, seconds: float) 
     same = running.replicas() == pids
     p99 = [load.percentile(99) for load in (before, after)]
     also = (
-        f"{'no process lost' if same else 'a process was lost'}; {load.rate():.0f} good answers a second; p99 at a "
-        f"quarter of saturation {p99[0]:.0f} ms before, {p99[1]:.0f} ms 10 s after"
+        f"{'no process lost' if same else 'a process was lost'}; {load.rate():.0f} good answers a second, "
+        f"{load.rate() / saturated:.0%} of saturation, with a median of {load.percentile(50):.0f} ms; p99 at a quarter "
+        f"of saturation {p99[0]:.0f} ms before, {p99[1]:.0f} ms 10 s after"
     )
     held = (
-        not (load.status >= 500).any()
+        load.rate() >= 0.6 * saturated
+        and load.percentile(50) <= 1_000
+        and not (load.status >= 500).any()
         and same
         and 429 in load.status
         and _failed(after) == 0

@@ -5,9 +5,11 @@ hand: huge numbers, NaN, nested bombs, wrong encodings, markup and SQL in ids, w
 """
 
 import argparse
+import asyncio
 import itertools
 import json
 import random
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +21,12 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from schemathesis import GenerationMode
 
+from benchmarks._endpoint import INGRESSES, endpoint
 from benchmarks._machine import describe
+from llm4msr.bundle.messages import RankRequest, RankResponse
+from llm4msr.config import ServeConfig
+from llm4msr.serve.live_model import LiveModel
+from llm4msr.serve.routes import ranking_app
 from llm4msr.serve.web_app import OPENAPI
 
 RESULT = Path(__file__).parent / "results" / "serve-hostile.md"
@@ -41,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--address", default="", help="an endpoint that is up; empty = one is started for this")
+    parser.add_argument("--ingress", choices=INGRESSES, default="haproxy", help="what stands before the replicas")
     parser.add_argument("--output", type=Path, default=RESULT)
     return parser
 
@@ -169,13 +177,40 @@ def by_hand() -> Iterator[Attack]:
         yield Attack(method, path, body, headers)
 
 
+async def spent_on_bodies() -> list[tuple[str, int, float]]:
+    """What stands in a large wrong body, the status of its answer, and the CPU milliseconds of both."""
+
+    async def respond(requests: list[RankRequest], request_id: str) -> list[RankResponse]:
+        raise AssertionError("it was taken for a right one")
+
+    app = ranking_app(ServeConfig(), LiveModel(on_refusal=lambda _: None), respond)
+    head = b'{"user_id":"u","scenario":"s","items":['
+    lists = b",".join([head + b"0," * 1_990 + b"0]}"] * 256)
+    wrong = {
+        "510,000 numbers for ids": head + b"0," * 510_000 + b"0]}",
+        "a batch of 256 lists of 1,990 numbers": b'{"requests":[%s]}' % lists,
+        "340,000 ids, where 100,000 are allowed": head + b'"",' * 340_000 + b'""]}',
+        "as many, of which the last is a number": head + b'"",' * 340_000 + b"0]}",
+        "95,000 context fields": head + b'"a"],"context":{%s}}' % b",".join(b'"%d":""' % i for i in range(95_000)),
+        "140,000 times the same one": head + b'"a"],"context":{%s}}' % b",".join([b'"a":""'] * 140_000),
+        "340,000 lists in lists": b"[" * 340_000,
+        "one text of a megabyte": head + b'"%s"]}' % (b"x" * 1_000_000),
+    }
+    found = []
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
+        for what, body in wrong.items():
+            path = "/v1/rank:batch" if b"requests" in body else "/v1/rank"
+            begun = time.process_time()
+            answer = await client.post(path, content=body, headers={"content-type": "application/json"})
+            found.append((what, answer.status_code, (time.process_time() - begun) * 1e3))
+    return found
+
+
 def main(options: argparse.Namespace) -> None:
     if options.address:
         counts, wrong = attack(options.address, options.requests)
     else:
-        from benchmarks._endpoint import endpoint
-
-        with endpoint() as running:
+        with endpoint(options.ingress) as running:
             before = running.replicas()
             counts, wrong = attack(running.address, options.requests)
             if running.replicas() != before:
@@ -187,7 +222,9 @@ def main(options: argparse.Namespace) -> None:
         *(f"| {k} | {n:,} |" for k, n in sorted(counts.items())),
     ]
     lines += ["", *(f"- {one}" for one in wrong[:20])]
-    lines += ["", f"Command: `python -m benchmarks.serve_hostile`. {describe()}."]
+    lines += ["| body of a megabyte, read in process | answer | CPU ms, at most 50 |", "| --- | --- | ---: |"]
+    lines += [f"| {what} | {status} | {spent:.1f} |" for what, status, spent in asyncio.run(spent_on_bodies())]
+    lines += ["", f"Command: `python -m benchmarks.serve_hostile --ingress {options.ingress}`. {describe()}."]
     options.output.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -1,14 +1,14 @@
-"""Serving speed: one user x 100 candidates over HTTP, beside an endpoint that does nothing and a server without Ray.
+"""Serving speed: one user x 100 candidates over HTTP, behind HAProxy and behind Ray Serve's own proxy.
 
-(a) a Ray Serve endpoint that reads the request and returns a constant of the same size, (b) the plain backbone,
-(c) the same with knowledge `both`, (d) FastAPI and the same `Ranker` in one process without Ray, (e) with `--peer`,
-Scenario-Wise-Rec's model scoring the same number of candidates in process. The endpoints take turns, so that what
-else the machine does meets them alike; the load comes from a process of its own on the same cores.
+(a) a Ray Serve endpoint that reads the request and returns a constant of the same size, (b) the plain backbone, (c) the
+same with knowledge `both`, (c-match) with the full match as well, (d) FastAPI and the `Ranker` of (c) in one process
+without Ray. The endpoints take turns, so that what else the machine does meets them alike; the load comes from a
+process of its own on the same cores. CPU time is that of an endpoint's process, and of all that stands between it and
+the client.
 """
 
 import argparse
 import contextlib
-import gc
 import json
 import os
 import subprocess
@@ -21,15 +21,38 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 
 from benchmarks import _bundles, _load
+from benchmarks._endpoint import INGRESSES
 from benchmarks._machine import describe
+from benchmarks.rank_speed import FULL
 from llm4msr.bundle.messages import RankRequest
 from llm4msr.bundle.ranker import Ranker
 from tests.support.experiments import free_port
 
 RESULT = Path(__file__).parent / "results" / "serve-load.md"
-Numbers = dict[str, list[float]]
+MODELS: dict[str, dict[str, Any]] = {
+    "b": {"knowledge": "none"},
+    "c": {"knowledge": "both"},
+    "c-match": {"knowledge": "both", "match": FULL},
+}
+ENDPOINTS = {
+    "a": "constant",
+    "b": "plain backbone",
+    "c": "knowledge `both`",
+    "c-match": "the same with the full match",
+    "d": "FastAPI without Ray, `both`",
+}
+FIGURES = {
+    "rate": "requests/s",
+    "p50": "p50 ms",
+    "p99": "p99 ms",
+    "replica": "its CPU ms",
+    "ingress": "CPU ms before it",
+}
+Numbers = dict[str, dict[str, list[float]]]
+"""Endpoint -> figure -> value of each turn."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,41 +61,46 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=6.0, help="of load in each turn")
     parser.add_argument("--clients", type=int, default=32, help="that ask again at once, to find the saturating rate")
     parser.add_argument("--backbone", default="mmoe")
-    parser.add_argument("--haproxy", action="store_true", help="Ray Serve behind HAProxy instead of its own proxy")
-    parser.add_argument("--peer", type=Path, help="a checkout of Scenario-Wise-Rec")
-    parser.add_argument(
-        "--peer-python", type=Path, default=Path(sys.executable), help="an environment with its packages"
-    )
-    parser.add_argument("--ways", action="store_true", help="score with torch.compile and bfloat16 too (minutes)")
+    parser.add_argument("--ingresses", nargs="+", choices=[*INGRESSES], default=[*INGRESSES])
     parser.add_argument("--output", type=Path, default=RESULT)
     return parser
 
 
 def main(options: argparse.Namespace) -> None:
-    if options.haproxy:
-        os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        bundles = {k: _bundles.make_bundle(root, k, backbone=options.backbone, knowledge=k) for k in ("none", "both")}
-        alone = {(k, n): scoring_alone(uri, root, n) for k, uri in bundles.items() for n in (100, 1000)}
-        peer = scored_by_peer(options) if options.peer else ""
-        ways = other_ways(bundles["both"], root) if options.ways else []
-        bodies = _bundles.bodies(bundles["both"], root / "bodies")
-        with endpoints(bundles, bodies, root) as urls:
-            saturated = {name: _load.load(url, bodies, 3, clients=options.clients).rate() for name, url in urls.items()}
-            half = saturated["c"] / 2
-            numbers = measure(options, urls, bodies, half)
-        text = report(options, numbers, alone, half, peer, ways)
+    found: dict[str, Any] = {}
+    for ingress in options.ingresses:  # Ray reads which one it is when it is imported
+        words = [sys.executable, "-m", "benchmarks.serve_load", "--one", *sys.argv[1:]]
+        env = os.environ | INGRESSES[ingress]
+        printed = subprocess.run(words, check=True, stdout=subprocess.PIPE, env=env).stdout
+        found[ingress] = json.loads(printed.splitlines()[-1])
+    text = report(options, found)
     options.output.write_text(text)
     print(text)
 
 
-def measure(options: argparse.Namespace, urls: dict[str, str], bodies: Path, half: float) -> dict[str, Numbers]:
-    """Rates with many clients, and latencies at the given rate, of each endpoint in turn."""
-    results: dict[str, Numbers] = {name: {"rate": [], "p50": [], "p99": []} for name in urls}
+def one_ingress(options: argparse.Namespace) -> dict[str, Any]:
+    """The figures behind the ingress that this process's environment chooses, and the rate of their latencies."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        bundles = {k: _bundles.make_bundle(root, k, backbone=options.backbone, **m) for k, m in MODELS.items()}
+        bodies = _bundles.bodies(bundles["c"], root / "bodies")
+        with endpoints(bundles, bodies) as urls:
+            saturated = {name: _load.load(url, bodies, 3, clients=options.clients).rate() for name, url in urls.items()}
+            half = saturated["c"] / 2
+            return {"half": half, "numbers": measure(options, urls, bodies, half)}
+
+
+def measure(options: argparse.Namespace, urls: dict[str, str], bodies: Path, half: float) -> Numbers:
+    """Rates and CPU time with many clients, and latencies at the given rate, of each endpoint in turn."""
+    results: Numbers = {name: {figure: [] for figure in FIGURES} for name in urls}
     for turn in range(options.rounds):
         for name, url in urls.items():
-            results[name]["rate"].append(_load.load(url, bodies, options.seconds, clients=options.clients).rate())
+            before = cpu_seconds(name)
+            load = _load.load(url, bodies, options.seconds, clients=options.clients)
+            answers = int((load.status == 200).sum())
+            results[name]["rate"].append(load.rate())
+            for figure, seconds in cpu_seconds(name).items():
+                results[name][figure].append((seconds - before[figure]) / answers * 1e3)
         for name, url in urls.items():
             steady = _load.load(url, bodies, options.seconds, rate=half)
             for q in (50, 99):
@@ -81,8 +109,22 @@ def measure(options: argparse.Namespace, urls: dict[str, str], bodies: Path, hal
     return results
 
 
+def cpu_seconds(name: str) -> dict[str, float]:
+    """Spent so far by an endpoint's process, and by what stands before it."""
+    spent = {"replica": 0.0, "ingress": 0.0}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            words = " ".join(process.cmdline())
+            is_replica = f"ServeReplica:{name}:" in words or (name == "d" and "--bare" in words)
+            is_ingress = name != "d" and ("haproxy" in process.name() or "ray::ProxyActor" in words)
+            times = process.cpu_times()
+            spent["replica"] += (times.user + times.system) * is_replica
+            spent["ingress"] += (times.user + times.system) * is_ingress
+    return spent
+
+
 @contextlib.contextmanager
-def endpoints(bundles: dict[str, str], bodies: Path, root: Path) -> Iterator[dict[str, str]]:
+def endpoints(bundles: dict[str, str], bodies: Path) -> Iterator[dict[str, str]]:
     """Name -> URL of each endpoint, all up at once: who is not asked uses no CPU."""
     import ray
     from ray import serve
@@ -97,18 +139,14 @@ def endpoints(bundles: dict[str, str], bodies: Path, root: Path) -> Iterator[dic
     port, quiet = free_port(), {"log_level": "ERROR", "enable_access_log": False}
     serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
     config = ServeConfig(max_queued_requests=10_000, max_ongoing_requests=256, follow_s=0)
-    answer = Ranker.load(bundles["both"]).rank(_requests(bodies)[0]).model_dump_json()
-    apps = {
-        "a": _constant(answer),
-        "b": application(bundles["none"], config),
-        "c": application(bundles["both"], config),
-    }
+    answer = Ranker.load(bundles["c"]).rank(_requests(bodies)[0]).model_dump_json()
+    apps = {"a": _constant(answer)} | {name: application(uri, config) for name, uri in bundles.items()}
     for name, app in apps.items():
         serve.run(app, name=name, route_prefix=f"/{name}", logging_config=quiet)
     urls = {name: f"http://127.0.0.1:{port}/{name}/v1/rank" for name in apps}
     other = free_port()
-    words = [sys.executable, "-m", "benchmarks.serve_load", "--bare", bundles["both"], str(other)]
-    bare = subprocess.Popen(words)
+    words = [sys.executable, "-m", "benchmarks.serve_load", "--bare", bundles["c"], str(other)]
+    bare = subprocess.Popen(words, stdout=subprocess.DEVNULL)
     try:
         urls["d"] = f"http://127.0.0.1:{other}/v1/rank"
         for url in urls.values():
@@ -156,126 +194,47 @@ def bare_server(uri: str, port: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", access_log=False)
 
 
-def scoring_alone(uri: str, root: Path, candidates: int) -> dict[int, float]:
-    """Percentile -> milliseconds of `Ranker.rank` on one thread, no HTTP."""
-    import torch
-
-    torch.set_num_threads(1)
-    ranker = Ranker.load(uri)
-    requests = _requests(_bundles.bodies(uri, root / f"{candidates}", candidates))
-    gc.collect()
-    gc.freeze()  # as a replica does
-    taken = []
-    for turn in range(3):
-        for request in requests:
-            begun = time.perf_counter()
-            ranker.rank(request)
-            if turn:
-                taken.append((time.perf_counter() - begun) * 1e3)
-    return {q: float(np.percentile(taken, q)) for q in (50, 99)}
-
-
-def other_ways(uri: str, root: Path) -> list[tuple[str, float, dict[int, float]]]:
-    """Name, seconds to get ready, and candidates -> median milliseconds of the net alone, in turns with each other."""
-    import torch
-
-    torch.set_num_threads(1)
-    ranker, fast = Ranker.load(uri), Ranker.load(uri)
-    fast.net.compile(dynamic=True)
-    files = {n: _bundles.bodies(uri, root / f"ways-{n}", n, 100) for n in (100, 1000)}
-    requests = {n: _requests(file) for n, file in files.items()}
-    begun = time.perf_counter()
-    for ones in requests.values():
-        for one in ones[:3]:
-            fast.rank(one)
-    ready = time.perf_counter() - begun
-    taken: dict[tuple[str, int], list[float]] = {}
-    for n, ones in requests.items():
-        for one in ones:
-            for way, used in (("float32", ranker), ("torch.compile", fast), ("bfloat16", ranker)):
-                with torch.autocast("cpu", torch.bfloat16, enabled=way == "bfloat16"):
-                    begun = time.perf_counter()
-                    used.rank(one)
-                    taken.setdefault((way, n), []).append((time.perf_counter() - begun) * 1e3)
-    seconds = {"torch.compile": ready}
-    return [
-        (way, seconds.get(way, 0.0), {n: float(np.median(taken[way, n])) for n in requests})
-        for way in ("float32", "torch.compile", "bfloat16")
-    ]
-
-
-def scored_by_peer(options: argparse.Namespace) -> str:
-    """(e): one line about the peer's model."""
-    script = Path(__file__).with_name("_peer_score.py")
-    words = [str(options.peer_python), str(script), str(options.peer)]
-    results = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    return "; ".join(f"{n} candidates p50 {p50:.2f} ms, p99 {p99:.2f} ms" for n, p50, p99 in results)
-
-
-def report(
-    options: argparse.Namespace,
-    numbers: dict[str, Numbers],
-    alone: dict[tuple[str, int], dict[int, float]],
-    half: float,
-    peer: str,
-    ways: list[tuple[str, float, dict[int, float]]],
-) -> str:
-    names = {"a": "constant", "b": "plain backbone", "c": "knowledge `both`", "d": "FastAPI without Ray, `both`"}
-    middle = {name: {k: float(np.median(v)) for k, v in results.items()} for name, results in numbers.items()}
-    share = {
-        f"c/{other}": float(np.median(np.array(numbers["c"]["rate"]) / np.array(numbers[other]["rate"])))
-        for other in "abd"
-    }
-    slower = float(np.median(np.array(numbers["c"]["p99"]) / np.array(numbers["a"]["p99"])))
-    worst = max(alone["both", 100][99], 0), max(alone["both", 1000][99], 0)
-    targets = [
-        ("(c) at least 0.7 of (a)'s rate", share["c/a"], share["c/a"] >= 0.7),
-        ("(c) at least 0.95 of (b)'s rate", share["c/b"], share["c/b"] >= 0.95),
-        ("p99 of (c) at most 1.5 times (a)'s at half of (c)'s saturating rate", slower, slower <= 1.5),
-        ("scoring 100 candidates, p99 under 2 ms on one core", worst[0], worst[0] < 2),
-        ("scoring 1,000 candidates, p99 under 8 ms on one core", worst[1], worst[1] < 8),
-    ]
-    lines = ["# Serving speed", "", "| target | measured | held |", "| --- | --- | --- |"]
-    lines += [f"| {what} | {value:.2f} | {'yes' if held else '**no**'} |" for what, value, held in targets]
-    proxy = "HAProxy" if options.haproxy else "Ray Serve's own proxy"
+def report(options: argparse.Namespace, found: dict[str, Any]) -> str:
+    lines = ["# Serving speed", ""]
+    if "haproxy" in found:
+        lines += ["| target, behind HAProxy | measured | held |", "| --- | --- | --- |"]
+        for what, value, held in targets(found["haproxy"]["numbers"]):
+            lines.append(f"| {what} | {value:.2f} | {'yes' if held else '**no**'} |")
+        lines.append("")
     lines += [
-        "",
-        "## Over HTTP",
-        "",
-        f"1 user x 100 candidates, {options.backbone} at the default sizes, {proxy}, one replica. Requests per second "
-        f"with {options.clients} clients that ask again at once; latencies at {half:.0f} arrivals a second (open loop, "
-        f"Poisson), from when a request was due. Medians over {options.rounds} turns of {options.seconds:g} s each; "
+        f"1 user x 100 candidates, {options.backbone} at the default sizes, one replica. Requests and CPU time of "
+        f"each with {options.clients} clients that ask again at once; latencies at half of (c)'s rate in open loop "
+        f"(Poisson), from when a request was due. Medians over {options.rounds} turns of {options.seconds:g} s each; "
         "ratios are medians of the turns' ratios.",
-        "",
-        "| endpoint | requests/s | p50 ms | p99 ms |",
-        "| --- | --- | --- | --- |",
-        *(f"| ({n}) {names[n]} | {m['rate']:.0f} | {m['p50']:.1f} | {m['p99']:.1f} |" for n, m in middle.items()),
-        "",
-        ", ".join(f"{pair} {value:.2f}" for pair, value in share.items()) + ".",
-        "",
-        "## Scoring alone",
-        "",
-        "`Ranker.rank` in Python on one thread: ids looked up, scored, sorted, answer built.",
-        "",
-        "| model | candidates | p50 ms | p99 ms |",
-        "| --- | --- | --- | --- |",
-        *(f"| {k} | {n} | {m[50]:.2f} | {m[99]:.2f} |" for (k, n), m in alone.items()),
-        "",
     ]
-    if peer:
-        lines += [f"(e) Scenario-Wise-Rec's MMoE, scoring alone, tensors given: {peer}.", ""]
-    if ways:
-        lines += [
-            "Other ways to run the same net, `Ranker.rank` in turns, medians:",
-            "",
-            "| way | seconds to get ready | 100 candidates, ms | 1,000 candidates, ms |",
-            "| --- | --- | --- | --- |",
-            *(f"| {way} | {ready:.0f} | {m[100]:.2f} | {m[1000]:.2f} |" for way, ready, m in ways),
-            "",
-        ]
-    flags = " --ways" * options.ways + " --haproxy" * options.haproxy + " --peer PATH" * bool(options.peer)
-    lines.append(f"Command: `python -m benchmarks.serve_load{flags}`. {describe()}")
+    for ingress, one in found.items():
+        title = {"haproxy": "Behind HAProxy", "ray": "Behind Ray Serve's own proxy"}[ingress]
+        lines += ["", f"## {title}", "", f"Latencies at {one['half']:.0f} arrivals a second.", ""]
+        lines += [f"| endpoint | {' | '.join(FIGURES.values())} |", "| --- |" + " ---: |" * len(FIGURES)]
+        for name, results in one["numbers"].items():
+            middle = [float(np.median(results[figure])) for figure in FIGURES]
+            cells = f"{middle[0]:.0f} | {middle[1]:.1f} | {middle[2]:.1f} | {middle[3]:.2f} | {middle[4]:.2f}"
+            lines.append(f"| ({name}) {ENDPOINTS[name]} | {cells} |")
+    flags = "" if len(found) == len(INGRESSES) else f" --ingresses {' '.join(found)}"
+    lines += ["", f"Command: `python -m benchmarks.serve_load{flags}`. {describe()}"]
     return "\n".join(lines) + "\n"
+
+
+def targets(numbers: Numbers) -> list[tuple[str, float, bool]]:
+    """What is demanded, what was found, and whether that is enough."""
+
+    def ratio(one: str, other: str, figure: str) -> float:
+        return float(np.median(np.array(numbers[one][figure]) / np.array(numbers[other][figure])))
+
+    rates = {name: ratio(name, "a", "rate") for name in ("c", "c-match")}
+    found = [(f"({name}) at least 0.7 of (a)'s rate", value, value >= 0.7) for name, value in rates.items()]
+    for name in ("c", "c-match"):
+        value = ratio(name, "a", "replica")
+        found.append((f"({name}) at most 2 times (a)'s CPU", value, value <= 2))
+        value = ratio(name, "a", "p99")
+        found.append((f"p99 of ({name}) at most 1.5 times (a)'s at half of (c)'s rate", value, value <= 1.5))
+    value = ratio("c", "d", "rate")
+    return [*found, ("(c) at least (d)'s rate", value, value >= 1)]
 
 
 def _requests(bodies: Path) -> list[RankRequest]:
@@ -295,5 +254,7 @@ def _wait(url: str, bodies: Path) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--bare"]:
         bare_server(sys.argv[2], int(sys.argv[3]))
+    elif sys.argv[1:2] == ["--one"]:
+        print(json.dumps(one_ingress(parser().parse_args(sys.argv[2:]))))
     else:
         main(parser().parse_args())

@@ -29,16 +29,15 @@ class ServeConfig(Section):
     """Of one HTTP request; more are refused with 413."""
     max_history: int = Field(200, ge=0, le=1_000)
     """Events in the history of one ranking request; more are refused with 422."""
-    batch_candidates: int = Field(4000, ge=1)
-    """Candidates of waiting requests that are scored together."""
     max_body_bytes: int = Field(1 << 20, ge=1024)
     """Most bytes of a request's body; a larger one is refused with 413."""
     max_ongoing_requests: int = Field(64, ge=1)
     """Requests that a replica works on at once; others wait for a place."""
     max_queued_requests: int = Field(256, ge=1)
-    """Requests that wait for a replica, at each proxy; more are refused with 429."""
+    """Requests that wait for a place, at each replica behind HAProxy, else at each of Ray Serve's own proxies; more are
+    refused with 429."""
     timeout_s: float = Field(10.0, gt=0)
-    """For the body to arrive (else 408), and from then to the answer (else 504)."""
+    """For the body to arrive, else 408."""
     follow_s: float = Field(60.0, ge=0)
     """Seconds between a replica's looks for newer codes from `llm4msr refresh`; 0 = never."""
     explore: bool = False

@@ -1,6 +1,6 @@
 """The HTTP endpoint and its client.
 
-A new field of a request or response is added in `llm4msr/bundle/messages.py`, a new route in `replica.py`.
+A new field of a request or response is added in `llm4msr/bundle/messages.py`, a new route in `routes.py`.
 """
 
 from typing import Any

@@ -2,16 +2,21 @@
 
 from typing import TYPE_CHECKING, Any
 
+from llm4msr.bundle.messages import RankRequest, RankResponse
 from llm4msr.config import ServeConfig
 from llm4msr.errors import ConfigError
 from llm4msr.serve import api_token
+from llm4msr.serve.live_model import LiveModel
 from llm4msr.serve.replica import replica_class
-from llm4msr.serve.web_app import web_app
+from llm4msr.serve.routes import ranking_app
 
 if TYPE_CHECKING:
     from ray.serve import Application
 
 APP, DEPLOYMENT = "llm4msr", "ranker"
+TARGET_ONGOING_REQUESTS = 2
+"""Of each replica, on average: one that is scored and one that waits. Where requests come at random, its thread is then
+busy two thirds of the time: r / (1 - r) of them are there while it is busy a share r."""
 
 
 def application(
@@ -23,7 +28,8 @@ def application(
 
     scaling: dict[str, Any] = {"num_replicas": config.replicas}
     if config.max_replicas > config.replicas:
-        scaling = {"autoscaling_config": {"min_replicas": config.replicas, "max_replicas": config.max_replicas}}
+        limits = {"min_replicas": config.replicas, "max_replicas": config.max_replicas}
+        scaling = {"autoscaling_config": limits | {"target_ongoing_requests": TARGET_ONGOING_REQUESTS}}
     deployment = serve.deployment(
         name=DEPLOYMENT,
         user_config={"bundle": bundle_uri} | ({"deployed_by": deployed_by} if deployed_by else {}),
@@ -34,7 +40,7 @@ def application(
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=config.timeout_s + 5,
         **scaling,
-    )(replica_class(web_app(config), config))
+    )(replica_class(config))
     return deployment.bind(token_required)
 
 
@@ -55,6 +61,8 @@ def build(args: ServeConfig) -> "Application":
 
 def openapi() -> dict[str, Any]:
     """The description of the routes, as `/openapi.json` gives it; `web_app.OPENAPI` is its committed copy."""
-    app = web_app(ServeConfig())
-    replica_class(app, ServeConfig())
-    return app.openapi()
+
+    async def respond(requests: list[RankRequest], request_id: str) -> list[RankResponse]:
+        return []
+
+    return ranking_app(ServeConfig(), LiveModel(on_refusal=lambda _: None), respond).openapi()

@@ -34,11 +34,12 @@ class LiveModel:
     """The model in service.
 
     Args:
-        on_refusal: called for each bundle or set of codes that could not be loaded.
+        on_refusal: called for each bundle or set of codes that could not be loaded, with the model version that
+            stays in service.
         allow_backbones: as in `Ranker.load`.
     """
 
-    def __init__(self, on_refusal: Callable[[], None], allow_backbones: Sequence[str] = ()):
+    def __init__(self, on_refusal: Callable[[str], None], allow_backbones: Sequence[str] = ()):
         self._on_refusal, self._allow_backbones = on_refusal, allow_backbones
         self._in_service: InService | None = None
         self._bundle = ""
@@ -98,7 +99,7 @@ class LiveModel:
             raise result
         self.problem = result.problem if isinstance(result, InService) else _describe(result)
         if self.problem:
-            self._on_refusal()
+            self._on_refusal(self.ranker.model_version)
             log.error(f"serving {self.ranker.model_version} all the same: {self.problem}")
 
 

@@ -1,22 +1,18 @@
-"""What a replica counts for Prometheus; queues, ongoing requests and status codes are counted by Ray Serve."""
+"""What a replica counts for Prometheus, all by model version; queues and status codes are counted by Ray Serve."""
 
 import collections
-import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from llm4msr.bundle.messages import RankResponse
 
-if TYPE_CHECKING:
-    from ray.serve.metrics import Counter
-
+VERSION = "model_version"
+"""The label that all have, so that two bundles in service at once are told apart."""
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
 CANDIDATES = [1, 10, 30, 100, 300, 1000, 3000, 10_000]
 
 METRICS = {
-    "llm4msr_rank_seconds": "Of one call: waiting to be scored (stage wait), then scoring its batch (stage score).",
+    "llm4msr_rank_seconds": "Ranking for one call, without its way through Ray Serve.",
     "llm4msr_rank_candidates": "Candidates of one call.",
-    "llm4msr_batch_candidates": "Candidates that were scored together.",
     "llm4msr_rank_requests": "Ranked lists, by where what is known of the user came from (stored, request, none).",
     "llm4msr_unknown_ids": "Ids that the model never saw, by kind (user, scenario, item, history).",
     "llm4msr_refused_models": "Bundles or codes that could not be loaded; the old ones serve on.",
@@ -30,52 +26,35 @@ class ServeMetrics:
     def __init__(self) -> None:
         from ray.serve.metrics import Counter, Histogram
 
-        def histogram(name: str, boundaries: Sequence[float], *tags: str) -> Histogram:
-            return Histogram(name, description=METRICS[name], boundaries=list(boundaries), tag_keys=tags)
+        def histogram(name: str, boundaries: Sequence[float]) -> Histogram:
+            return Histogram(name, description=METRICS[name], boundaries=list(boundaries), tag_keys=(VERSION,))
 
         def counter(name: str, *tags: str) -> Counter:
-            return Counter(name, description=METRICS[name], tag_keys=tags)
+            return Counter(name, description=METRICS[name], tag_keys=(VERSION, *tags))
 
-        self._seconds = histogram("llm4msr_rank_seconds", SECONDS, "stage")
+        self._seconds = histogram("llm4msr_rank_seconds", SECONDS)
         self._candidates = histogram("llm4msr_rank_candidates", CANDIDATES)
-        self._batch = histogram("llm4msr_batch_candidates", CANDIDATES)
         self._requests = counter("llm4msr_rank_requests", "knowledge")
         self._unknown = counter("llm4msr_unknown_ids", "kind")
-        self.refused = counter("llm4msr_refused_models")
+        self._refused = counter("llm4msr_refused_models")
 
-    def observe_batch(
-        self,
-        begun: float,
-        waits: Sequence[float],
-        candidates: Sequence[int],
-        responses: Sequence[Sequence[RankResponse]],
-    ) -> None:
-        """Count one scored batch, call by call.
+    def refused(self, version: str) -> None:
+        """Count a bundle or codes that could not be loaded, while this version stays in service."""
+        self._refused.inc(1, {VERSION: version})
 
-        Args:
-            begun: when scoring began, in monotonic seconds.
-            waits: seconds from each call's arrival to `begun`.
-            candidates: items of each call.
-            responses: of each call, one for each of its requests.
-        """
-        self._seconds.observe(time.monotonic() - begun, {"stage": "score"})
-        self._batch.observe(sum(candidates))
-        for wait, count in zip(waits, candidates, strict=True):
-            self._seconds.observe(wait, {"stage": "wait"})
-            self._candidates.observe(count)
-        ranked = [response for call in responses for response in call]
-        _add(self._requests, "knowledge", **collections.Counter(str(response.knowledge) for response in ranked))
-        _add(
-            self._unknown,
-            "kind",
-            user=sum(response.unknown.user for response in ranked),
-            scenario=sum(response.unknown.scenario for response in ranked),
-            item=sum(len(response.unknown.items) for response in ranked),
-            history=sum(response.unknown.history for response in ranked),
-        )
-
-
-def _add(counter: "Counter", tag: str, **numbers: int) -> None:
-    for value, number in numbers.items():
-        if number:  # Ray refuses to add nothing
-            counter.inc(number, {tag: value})
+    def observe(self, version: str, seconds: float, candidates: int, responses: Sequence[RankResponse]) -> None:
+        """Count one call, ranked by the model of that version in so many seconds."""
+        model = {VERSION: version}
+        self._seconds.observe(seconds, model)
+        self._candidates.observe(candidates, model)
+        sources = collections.Counter(str(response.knowledge) for response in responses)
+        unknown = {
+            "user": sum(response.unknown.user for response in responses),
+            "scenario": sum(response.unknown.scenario for response in responses),
+            "item": sum(len(response.unknown.items) for response in responses),
+            "history": sum(response.unknown.history for response in responses),
+        }
+        for counter, tag, numbers in ((self._requests, "knowledge", sources), (self._unknown, "kind", unknown)):
+            for value, number in numbers.items():
+                if number:  # Ray refuses to add nothing
+                    counter.inc(number, model | {tag: value})

@@ -5,7 +5,7 @@ import ipaddress
 import json
 import re
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -24,8 +24,8 @@ PROBES = frozenset({"/healthz", "/readyz"})
 class ASCIIResponse(JSONResponse):
     """JSON in ASCII: what a client sent and gets back in a message may be no valid Unicode."""
 
-    def __init__(self, content: Any, status: int, headers: dict[str, str] | None = None):
-        super().__init__(content, status, RESPONSE_HEADERS | (headers or {}))
+    def __init__(self, content: Any, status: int, headers: Mapping[str, str] | None = None):
+        super().__init__(content, status, {**RESPONSE_HEADERS, **(headers or {})})
 
     def render(self, content: Any) -> bytes:
         """The body."""

@@ -1,20 +1,20 @@
 """The FastAPI application that a replica's routes are put on: its middleware, its documents, and what errors say.
 
-Fields of requests and responses are defined in `bundle/messages.py`, routes in `replica.py`.
+Fields of requests and responses are defined in `bundle/messages.py`, routes in `routes.py`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import FastAPI, Header, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import BeforeValidator
+from starlette.middleware import Middleware
 
 from llm4msr.config import ServeConfig
 from llm4msr.errors import ConfigError
 from llm4msr.serve.middleware import PROBES, ASCIIResponse, BodyLimits, HostGate, ResponseHeaders, TokenGate
-from llm4msr.serve.strict_json import StrictRoute
 from llm4msr.text import shorten
 
 OPENAPI = Path(__file__).with_name("openapi.json")
@@ -23,10 +23,9 @@ OPENAPI = Path(__file__).with_name("openapi.json")
 REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"description": "An API token is set, and was not given."},
     403: {"description": "No API token is set, and the Host is neither local nor allowed."},
-    408: {"description": "The body did not arrive in time."},
+    408: {"description": "The body did not arrive in time, or no answer by the deadline of X-Request-Timeout-Seconds."},
     413: {"description": "Too many candidates, or too large a body."},
     429: {"description": "Overload: ask again after Retry-After seconds."},
-    504: {"description": "No answer in time."},
 }
 """Statuses of ranking besides 200, and 422 for a request that is wrong."""
 
@@ -37,24 +36,16 @@ MAX_ERRORS, MAX_NAME = 10, 64
 """Of a 422: errors that are listed, and characters of a field's name."""
 
 
-def _read_header(raw: str) -> str:
-    try:
-        text = raw.encode("latin-1").decode()  # headers are bytes, which ASGI frameworks read as latin-1
-    except UnicodeError:
-        raise ValueError("write it in UTF-8") from None
-    if not text.isprintable():
-        raise ValueError("write it without control characters")
-    return text
+def web_app(config: ServeConfig, open_paths: frozenset[str] = OPEN_PATHS, routes: Sequence[Middleware] = ()) -> FastAPI:
+    """An application without routes of FastAPI.
 
-
-RequestId = Annotated[str, Header(max_length=128), BeforeValidator(_read_header)]
-"""Ray Serve gives every request an id, the client's own X-Request-ID where there is one, and sends it back."""
-
-
-def web_app(config: ServeConfig, open_paths: frozenset[str] = OPEN_PATHS) -> FastAPI:
-    """An application without routes. `open_paths` need no token."""
-    app = FastAPI(title="llm4msr", version="1", description="A multi-scenario ranker with LLM knowledge.")
-    app.router.route_class = StrictRoute
+    Args:
+        config: its limits, and the hosts it answers.
+        open_paths: need no token.
+        routes: what answers within the limits and before FastAPI.
+    """
+    description = "A multi-scenario ranker with LLM knowledge."
+    app = FastAPI(title="llm4msr", version="1", description=description, middleware=routes)
     app.add_middleware(BodyLimits, max_bytes=config.max_body_bytes, timeout_s=config.timeout_s)
     app.add_middleware(TokenGate, open_paths=open_paths)
     app.add_middleware(HostGate, names=[config.host, *config.allowed_hosts])

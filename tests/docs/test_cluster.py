@@ -14,7 +14,7 @@ from tests.support.experiments import ROOT
 
 RAY_SERVE = {
     *("serve_num_http_requests", "serve_http_request_latency_ms", "serve_deployment_queued_queries"),
-    "serve_deployment_replica_healthy",
+    *("serve_deployment_replica_healthy", "serve_replica_processing_queries"),
 }
 """Those of Ray Serve's own metrics that the dashboard shows."""
 

@@ -189,7 +189,7 @@ BROKEN = {
         ".serveConfigV2.applications[0].args.max_replcias: unknown field (did you mean 'max_replicas'?)",
     ),
     "a wrong type within Serve's config": (
-        *("ranker.yaml", "request_timeout_s: 30", "request_timeout_s: soon"),
+        *("ranker.yaml", "request_timeout_s: 15", "request_timeout_s: soon"),
         ".serveConfigV2.http_options.request_timeout_s: Input should be a valid number",
     ),
 }

@@ -23,6 +23,7 @@ def options(**changes: Any) -> Any:
 def test_the_load_decides_the_number_of_replicas_between_two_limits() -> None:
     asked = options()
     assert (asked.autoscaling_config.min_replicas, asked.autoscaling_config.max_replicas) == (2, 8)
+    assert asked.autoscaling_config.target_ongoing_requests == 2
     fixed = options(max_replicas=0, replicas=3)
     assert (fixed.num_replicas, fixed.autoscaling_config) == (3, None)
 

@@ -1,5 +1,6 @@
 """Fixtures of the unit tests. Nothing is fetched, and nothing is written outside of pytest's folders."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -52,3 +53,15 @@ def report(tmp_path_factory: pytest.TempPathFactory, own_cache: Path, one_thread
     for run in (config, config.using("none", config.seed)):
         publish_trained(run)
     return config, explain(config)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small disk of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True)
+    if done.returncode:
+        pytest.skip(f"no disk can be mounted here: {done.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)

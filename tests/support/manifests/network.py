@@ -11,8 +11,9 @@ from tests.support.manifests.base import At, Problem
 COMPONENT = "app.kubernetes.io/component"
 JOBS = ("cluster", "extract", "train", "daily")
 SUBMITTED = ("extract", "train", "daily")
-PORTS = (53, 80, 443, 6379, 6443, 8000, 8080, 8265, 8404, 9101, 10001, 52365)
-"""DNS, HTTP, HTTPS, Ray's GCS, Kubernetes, Serve, metrics, dashboard, HAProxy's two, Ray's client and agent."""
+PORTS = (53, 80, 443, 6379, 6443, 8000, 8080, 8265, 8404, 9101, 10001, 30000, 52365)
+"""DNS, HTTP, HTTPS, Ray's GCS, Kubernetes, Serve, metrics, dashboard, HAProxy's two, Ray's client, a replica, Ray's
+agent."""
 ANY = frozenset(PORTS)
 Direction = Literal["ingress", "egress"]
 

@@ -1,4 +1,4 @@
-"""A real server with a small application behind our middleware; bundles, and codes beside them."""
+"""A real server with a replica's application; bundles, and codes beside them."""
 
 import asyncio
 import json
@@ -12,15 +12,15 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from fastapi.responses import Response
+from fastapi import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llm4msr import storage
-from llm4msr.bundle.messages import RankBatchRequest, RankRequest, RankResponse, Unknown
+from llm4msr.bundle.messages import RankRequest, RankResponse, Unknown
 from llm4msr.config import ServeConfig
 from llm4msr.serve import api_token
 from llm4msr.serve.live_model import LiveModel
-from llm4msr.serve.web_app import RequestId, web_app
+from llm4msr.serve.routes import ranking_app
 from tests.support.bundles import flip_code, publish_bundle, publish_codes, rank_request, read_codes
 from tests.support.experiments import free_port
 from tests.unit.conftest import World
@@ -39,36 +39,19 @@ RESPONSE = RankResponse(
 
 
 class Server:
-    """A small application behind `web_app`, on a port of its own."""
+    """A replica's application without a model, on a port of its own."""
 
     def __init__(self, prefix: str = "") -> None:
         self.calls = 0
-        self.refusals: list[int] = []
+        self.refusals: list[str] = []
         """Statuses of the first responses of /v1/rank."""
         self.retry_after, self.slow_s, self.ids = "0", 0.0, list[str]()
-        app = web_app(ServeConfig(max_body_bytes=2_000, timeout_s=0.5, allowed_hosts=("Shop", "*.svc.cluster.local")))
-
-        @app.post("/v1/rank")
-        async def rank(body: RankRequest, x_request_id: RequestId = "") -> Response:
-            self.calls += 1
-            self.ids.append(x_request_id)
-            await asyncio.sleep(self.slow_s)
-            if self.refusals:
-                headers = {"retry-after": self.retry_after, "cache-control": "max-age=9"}
-                return Response("later", self.refusals.pop(0), headers=headers)
-            return Response(RESPONSE.model_dump_json(), media_type="application/json")
-
-        @app.post("/v1/rank:batch")
-        async def rank_batch(body: RankBatchRequest) -> int:
-            return len(body.requests)
+        config = ServeConfig(max_body_bytes=2_000, timeout_s=0.5, allowed_hosts=("Shop", "*.svc.cluster.local"))
+        app = ranking_app(config, LiveModel(on_refusal=lambda _: None), self.respond)
 
         @app.get("/fails")
         async def fails() -> None:
             raise ZeroDivisionError
-
-        @app.get("/healthz")
-        async def healthz() -> dict[str, str]:
-            return {"status": "ok"}
 
         self.port = free_port()
         self.address = f"http://127.0.0.1:{self.port}{prefix}"
@@ -76,6 +59,15 @@ class Server:
         threading.Thread(target=self.server.run, daemon=True).start()
         while not self.server.started:
             time.sleep(0.01)
+
+    async def respond(self, requests: list[RankRequest], request_id: str) -> list[RankResponse]:
+        self.calls += 1
+        self.ids.append(request_id)
+        await asyncio.sleep(self.slow_s)
+        if self.refusals:
+            headers = {"retry-after": self.retry_after, "cache-control": "max-age=9"}
+            raise HTTPException(self.refusals.pop(0), "later", headers)
+        return [RESPONSE for _ in requests]
 
     def post(self, content: Any = BODY, path: str = "v1/rank", **headers: str | bytes) -> httpx.Response:
         """The response to a body that is said to be JSON, unless `content_type` says otherwise."""
@@ -137,13 +129,14 @@ Steps = Callable[[LiveModel], Coroutine[Any, Any, None]]
 
 
 def count_refusals(steps: Steps, allow_backbones: Sequence[str] = ()) -> int:
-    """The number of refusals in the course of these steps."""
-    refusals: list[int] = []
+    """The number of refusals in the course of these steps; each says which version stays in service."""
+    refusals: list[str] = []
 
     async def run() -> None:
-        await steps(LiveModel(lambda: refusals.append(1), allow_backbones))
+        await steps(LiveModel(refusals.append, allow_backbones))
 
     asyncio.run(run())
+    assert all(refusals)
     return len(refusals)
 
 

@@ -99,7 +99,7 @@ def test_a_backbone_may_raise_anything(world: World, slow: SlowBackbone, served:
 
     assert count_refusals(steps, [BACKBONE]) == 1
     with pytest.raises(StorageError, match="cannot be loaded"):
-        asyncio.run(LiveModel(lambda: None, [BACKBONE]).load(str(foreign.bundle)))
+        asyncio.run(LiveModel(lambda _: None, [BACKBONE]).load(str(foreign.bundle)))
 
 
 def test_a_python_user_is_told_in_one_error_too(world: World, slow: SlowBackbone, tmp_path: Path):
@@ -117,7 +117,7 @@ def test_a_backbone_that_the_operator_does_not_allow_is_refused_before_anything_
     allowed = ["backbone_of_a_test", "backbone_of_a_test:Backbon", "backbone_of_a_test:BackboneX", "Backbone"]
 
     async def steps() -> str:
-        live = LiveModel(lambda: None, allowed)
+        live = LiveModel(lambda _: None, allowed)
         await live.load(str(served.bundle))
         await live.load(str(foreign.bundle))
         assert versions(live)[0] == "b1"

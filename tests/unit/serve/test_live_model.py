@@ -1,11 +1,13 @@
 """The swap of the model in service: whole, or not at all."""
 
 import asyncio
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from llm4msr import storage
 from llm4msr.bundle.files import latest_codes
 from llm4msr.errors import StorageError
 from llm4msr.serve.live_model import LiveModel
@@ -128,6 +130,27 @@ def test_what_cannot_be_loaded_leaves_the_old_one_in_service(served: Served, spo
     assert count_refusals(steps) == 2
 
 
+def test_a_disk_too_full_for_a_bundle_leaves_the_old_one_in_service(
+    served: Served, disk: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for file in served.copy("b2").iterdir():
+        storage.write_bytes(storage.path("memory://full/export/b2") / file.name, file.read_bytes())
+    monkeypatch.setenv("LLM4MSR_CACHE", str(disk / "cache"))
+    there, ballast = os.statvfs(disk), disk / "ballast"
+    ballast.write_bytes(bytes(there.f_bavail * there.f_frsize - (16 << 10)))
+
+    async def steps(live: LiveModel) -> None:
+        await live.load(str(served.bundle))
+        await live.load("memory://full/export/b2")
+        assert versions(live) == ("b1", "b1")
+        assert "the cache cannot be written (No space left on device); make room there" in live.problem
+        ballast.unlink()
+        await live.take_latest_codes()
+        assert (live.problem, *versions(live)) == ("", "b2", "b2")
+
+    assert count_refusals(steps) == 1
+
+
 def test_a_problem_ends_with_its_cause(served: Served):
     gone = str(served.bundle) + "-gone"
 
@@ -165,14 +188,14 @@ def test_the_bundle_in_service_is_not_loaded_again(served: Served):
 
 
 def test_the_first_bundle_must_load(tmp_path: Path):
-    live = LiveModel(on_refusal=lambda: None)
+    live = LiveModel(on_refusal=lambda _: None)
     with pytest.raises(StorageError, match="not a finished bundle"):
         asyncio.run(live.load(str(tmp_path)))
 
 
 def test_codes_are_looked_for_again_and_again(served: Served):
     async def scenario() -> str:
-        live = LiveModel(on_refusal=lambda: None)
+        live = LiveModel(on_refusal=lambda _: None)
         await live.load(str(served.bundle))
         live.follow(0.02)
         served.refresh("n1", "u1")

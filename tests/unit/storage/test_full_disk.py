@@ -1,8 +1,6 @@
 """A disk that fills up while `prepare` writes, or a model is fetched: one message; once there is room, it is done."""
 
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,18 +10,6 @@ from llm4msr.errors import FullDiskError
 from llm4msr.knowledge.engines import models
 from llm4msr.storage import MANIFEST, lock
 from tests.support.data import config_of, write_data
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small disk of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True)
-    if done.returncode:
-        pytest.skip(f"no disk can be mounted here: {done.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def test_prepare_on_a_full_disk_says_so_and_goes_on_once_there_is_room(disk: Path, tmp_path: Path):
