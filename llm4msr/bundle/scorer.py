@@ -29,6 +29,8 @@ SCENARIOS = 256
 """Folds that are kept at once: some 0.3 MB each at the default sizes."""
 BLOCK = 4096
 """Candidates that are scored at once, to bound the memory."""
+CHUNK = 1 << 16
+"""Items whose rows are made at once."""
 
 
 class Query(NamedTuple):
@@ -140,10 +142,18 @@ def candidate_rows(net: ServingNet, slots_IS: AnyInts, unit_ID: Array) -> Single
         slots_IS: places of the items' features in the embedding table.
         unit_ID: the items' vectors, of unit length; [I, 0] if the model matches none.
     """
-    parts = [_embedding(net, "item").embed(slots_IS)]
-    if net.match is not None and net.match.vectors is not None and hasattr(net.match.vectors, "project"):
-        parts.append(array(net.match.vectors.project(torch.from_numpy(unit_ID).float())))
-    return np.concatenate(parts, axis=1)
+    embedding = _embedding(net, "item")
+    chunks = [slice(at, at + CHUNK) for at in range(0, len(slots_IS), CHUNK)]
+    return np.concatenate([_candidate_rows(net, embedding, slots_IS[at], unit_ID[at]) for at in chunks])
+
+
+def _candidate_rows(net: ServingNet, embedding: SlotEmbedding, slots_IS: AnyInts, unit_ID: Array) -> Singles:
+    features_IF = embedding.embed(slots_IS)
+    if net.match is None or not net.match.projects:
+        return features_IF
+    assert net.match.vectors is not None
+    projected_IK = net.match.vectors.project(torch.from_numpy(unit_ID).float())
+    return np.concatenate([features_IF, array(projected_IK)], axis=1)
 
 
 def _embedding(net: ServingNet, *sides: Side) -> SlotEmbedding:

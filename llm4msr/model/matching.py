@@ -47,6 +47,11 @@ class Match(nn.Module):
             self.vectors = VectorMatch(config, items_ID)
         self.ids = IdMatch(config.embedding_dim) if "ids" in config.match else None
 
+    @property
+    def projects(self) -> bool:
+        """Whether any part reads the candidate's vector through the projection."""
+        return self.vectors is not None and bool({"candidate", "attention"} & {*self.vectors.parts})
+
     def forward(self, past: Past, scenario_B: Tensor, table: nn.Embedding, place_B: Tensor) -> Tensor:
         """float32 [B, M], also under autocast: a cosine in bfloat16 has three digits.
 

@@ -2,8 +2,8 @@
 
     candidate's numbers and 1, [B, P + 1] -> x' = x + user_meta(x, code) -> first layers [O, B] -> logits [B]
 
-The arrow in the middle is never gone: the first layers, the user's generated layer and all features that the
-candidates share are multiplied with each other, which leaves a matrix [O, P + 1] for the candidates.
+No candidate's x' is ever computed: the first layers, the user's generated layer and the features that all candidates
+share are multiplied with each other, which leaves a matrix [O, P + 1] from a candidate's numbers to the first layers.
 
 Shape suffixes: B candidates, P numbers of a candidate, C numbers that all of them share, D = P + C features, O outputs
 of first layers, K code width, R rank of the user's layer.

@@ -10,9 +10,6 @@ import numpy as np
 from llm4msr.arrays import AnyInts, Singles
 from llm4msr.model.embedding import Field, Side, slot_starts
 
-CHUNK = 1 << 16
-"""Rows that are embedded at once, to bound the memory."""
-
 
 class SlotEmbedding:
     """The embeddings of these sides' fields side by side, [B, F * E].
@@ -35,10 +32,6 @@ class SlotEmbedding:
 
     def embed(self, slots_BS: AnyInts) -> Singles:
         """From places in the table."""
-        parts = [self._embed(slots_BS[at : at + CHUNK]) for at in range(0, len(slots_BS), CHUNK)]
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
-
-    def _embed(self, slots_BS: AnyInts) -> Singles:
         x_BSE = self._table_VE.take(slots_BS, axis=0)
         if not self._is_single_S.all():
             counts_BS = (slots_BS > self.nothing_S) | self._is_single_S

@@ -81,7 +81,8 @@ def test_every_switch_of_the_model_folds(world: World, tmp_path: Path, model: di
 
 
 @pytest.mark.parametrize("match", [PARTS, ("ids",), ("candidate",), ("cosines",), ("attention",)])
-def test_a_match_scores_as_torch_does(tmp_path: Path, match: tuple[str, ...]):
+def test_a_match_scores_as_torch_does(tmp_path: Path, match: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scorer, "CHUNK", 7)  # rows of items are made in parts
     made = publish_matching(tmp_path, match=match, knowledge="both", pooled=True)
     check_equal(Ranker.load(str(made.output.folder)))
 

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from llm4msr.model import slot_embedding
 from llm4msr.model.embedding import FeatureEmbedding, Field, Side, slot_starts
 from llm4msr.model.slot_embedding import SlotEmbedding
 
@@ -25,8 +24,7 @@ def drawn_slots(rows: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("rows", [1, 50])
 @pytest.mark.parametrize("sides", [SIDES, ("item",), ("user", "scenario", "context"), ("scenario",)])
-def test_it_embeds_as_the_trained_net_does(rows: int, sides: tuple[Side, ...], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(slot_embedding, "CHUNK", 20)
+def test_it_embeds_as_the_trained_net_does(rows: int, sides: tuple[Side, ...]):
     trained = FeatureEmbedding(FIELDS, 4)
     slots_BS = drawn_slots(rows)
     slots_BS[0] = torch.from_numpy(np.concatenate([slot_starts(FIELDS, side) for side in SIDES]))
