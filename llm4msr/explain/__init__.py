@@ -1,1 +1,1 @@
-"""Why a model ranks as it does: a report on a finished run, and an explorer for single users."""
+"""What a model gains, and for whom: a report on a finished run, and an explorer for single users."""
