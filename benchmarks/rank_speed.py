@@ -140,7 +140,7 @@ def report(taken: dict[Kind, list[float]]) -> str:
         sorted({f"{b['internal_api']} {b['architecture']}" for b in threadpool_info() if "architecture" in b})
     )
     command = "Command: `python -m benchmarks.rank_speed`."
-    return "\n".join([*lines, "", f"{command} {describe(('torch', 'numpy'))}; products by {blas}.", ""])
+    return "\n".join([*lines, "", f"{command} {describe(('torch', 'numpy'))}; numpy's products by {blas}.", ""])
 
 
 if __name__ == "__main__":
