@@ -16,12 +16,15 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from llm4msr.errors import ConfigError, LLM4MSRError
 from llm4msr.progress import Level, level, say
 from llm4msr.storage.local_files import full_disk
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # No warning from each `ray` command in uv's virtual environments, and no question about usage statistics.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -53,6 +56,8 @@ def connect() -> None:
         address, origin = _cluster_address()
         if address:
             refuse_dead_cluster(address, origin)
+        elif os.environ.get("RAY_ADDRESS") != "auto":  # one machine, which nobody takes back: a process less a training
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         in_main_thread = threading.current_thread() is threading.main_thread()
         on_terminate = signal.getsignal(signal.SIGTERM)
         try:
@@ -186,7 +191,11 @@ def _can_grow() -> bool:
 
 
 def run_each(
-    function: Callable[..., object], items: Sequence[object], gpus: int = 0, **shared: object
+    function: Callable[..., "pa.Table"],
+    items: Sequence[Mapping[str, object]],
+    gpus: int = 0,
+    few: int = 1,
+    **shared: object,
 ) -> Iterator[dict[str, Any]]:
     """Run a task of Ray Data for each item, and yield the rows that they return as they come.
 
@@ -194,12 +203,17 @@ def run_each(
         function: takes an item as an Arrow table of one row, and `shared`; returns a small table.
         items: one for each task.
         gpus: that each task has for itself.
+        few: so many items, or less, are worked on in this process: to start tasks would take longer.
         shared: the same arguments for all tasks.
     """
+    if len(items) <= few and not gpus:
+        import pyarrow as pa
+
+        for item in items:
+            yield from function(pa.Table.from_pylist([item]), **shared).to_pylist()
+        return
     import ray
 
-    if not items:
-        return
     connect()
     results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         function, fn_kwargs=shared, batch_size=1, batch_format="pyarrow", num_gpus=gpus or None

@@ -223,7 +223,7 @@ def _seal(
     for bucket in work.buckets:
         shards = names[bucket.file]
         jobs.append(bucket._asdict() | {"shards": shards, "checksums": [checksums.get(name, "") for name in shards]})
-    sealed = list(ray_session.run_each(work_list.seal_bucket, jobs, folder_uri=str(folder)))
+    sealed = list(ray_session.run_each(work_list.seal_bucket, jobs, few=work_list.FEW, folder_uri=str(folder)))
     files: dict[str, FileRecord] = {part["file"]: FileRecord.model_validate(part) for part in sealed}
     for name in sorted({name for part in sealed for name in part["own"]}):
         files[name] = written.get(name) or storage.record_file(folder / name)

@@ -40,6 +40,8 @@ from llm4msr.storage import StageOutput
 
 WINDOW_ROWS = 1 << 16
 """Rows whose prompts one task renders, at most."""
+FEW = 2
+"""Windows or buckets that are no work for Ray: those of some items, or users, and of the scenarios."""
 
 
 def plan_work(config: Config, data: StageOutput, folder: UPath, readers: dict[str, Reader]) -> Work:
@@ -69,14 +71,21 @@ def plan_work(config: Config, data: StageOutput, folder: UPath, readers: dict[st
     rows = sum(window.stop - window.start for window in todo) + data.manifest.info["scenarios"] - 1
     with track("render", rows) as progress:
         for done in ray_session.run_each(
-            render_window, jobs, config=config, data=data, folder_uri=str(folder), readers=readers, counts=counts
+            render_window,
+            jobs,
+            few=FEW,
+            config=config,
+            data=data,
+            folder_uri=str(folder),
+            readers=readers,
+            counts=counts,
         ):
             progress.advance(done["rows"])
     spilled = spilled_by_bucket(todo, counts, partitions.count(data))
     work.buckets, held = list(spilled), versions.Earlier(bases.values(), names)
     jobs = [match_job(bucket, files, held.of(bucket)) for bucket, files in spilled.items()]
     per_shard = rows_per_shard(config, nodes())
-    for done in ray_session.run_each(match_bucket, jobs, folder_uri=str(folder), rows=per_shard):
+    for done in ray_session.run_each(match_bucket, jobs, few=FEW, folder_uri=str(folder), rows=per_shard):
         work.kept[done["kind"]] = work.kept.get(done["kind"], 0) + done["kept"]
         work.shards += [Shard.model_validate(shard) for shard in json.loads(done["shards"])]
     storage.remove(folder / "work" / "spill")

@@ -112,25 +112,20 @@ def _write_lists(job: Job, forget: Column, plan: Sequence[Piece], folder: UPath)
     there = storage.files_below(folder)
     todo = [piece for piece in plan if piece.file not in there]
     done = [piece for piece in plan if piece.file in there]
-    alone, records = len(plan) == 1, dict[str, FileRecord]()
-    for one in _each(_record, done, alone, folder=job.output):
+    records = dict[str, FileRecord]()
+    for one in _each(_record, done, folder=job.output):
         records[one["file"]] = FileRecord.model_validate(one)
     total, before = (sum(piece.end - piece.start for piece in some) for some in (plan, done))
     with track("score users", total, before) as progress:
-        for one in _each(_score, todo, alone, job=job, forget=forget):
+        for one in _each(_score, todo, job=job, forget=forget):
             records[one["file"]] = FileRecord.model_validate(one)
             progress.advance(one["users"])
     return {piece.file: records[piece.file] for piece in plan}
 
 
-def _each(
-    work: Callable[..., dict[str, Any]], some: Sequence[Piece], alone: bool, **shared: Any
-) -> Iterator[dict[str, Any]]:
-    """What the work returns of each piece, as it comes: of a single one in this process, else from tasks of Ray."""
-    if alone:
-        yield from (work(piece, **shared) for piece in some)
-    else:
-        yield from ray_session.run_each(_task, [piece._asdict() for piece in some], work=work, shared=shared)
+def _each(work: Callable[..., dict[str, Any]], some: Sequence[Piece], **shared: Any) -> Iterator[dict[str, Any]]:
+    """What the work returns of each piece, as it comes."""
+    return ray_session.run_each(_task, [piece._asdict() for piece in some], work=work, shared=shared)
 
 
 def _task(batch: pa.Table, work: Callable[..., dict[str, Any]], shared: dict[str, Any]) -> pa.Table:

@@ -68,6 +68,18 @@ def test_a_first_config_and_its_check_wait_neither_for_torch_nor_for_ray(tmp_pat
         assert not packages & {"torch", "ray", "fastapi", "transformers", "sklearn"}
 
 
+def test_work_on_one_item_waits_neither_for_torch_nor_for_ray():
+    code = "import os, pyarrow as pa\nfrom llm4msr.ray_session import run_each\n"
+    code += (
+        "def work(batch, more): return pa.table({'n': [batch['n'][0].as_py() + more] * 2, 'pid': [os.getpid()] * 2})\n"
+    )
+    code += "assert [*run_each(work, [], more=1)] == []\n"
+    code += "assert [*run_each(work, [{'n': 1}], more=1)] == [{'n': 2, 'pid': os.getpid()}] * 2"
+    packages = packages_after(code)
+    assert "pyarrow" in packages
+    assert not packages & {"torch", "ray"}
+
+
 @pytest.mark.parametrize("module", ["serve.client", "serve.proxy"])
 def test_a_client_and_a_proxy_are_light(module: str):
     packages = packages_after(f"import llm4msr.{module}")
