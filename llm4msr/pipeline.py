@@ -15,6 +15,7 @@ from upath import UPath
 
 from llm4msr import storage
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.data import prepare as prepare_stage
 from llm4msr.data.prepare import goes_by_seed
 from llm4msr.errors import ConfigError
@@ -209,7 +210,7 @@ def stages(config: Config) -> Iterator[StageOutput]:
     from llm4msr.knowledge import extract as extract_stage
     from llm4msr.model import backbones
     from llm4msr.storage import cache
-    from llm4msr.training import driver
+    from llm4msr.training import driver, side_by_side
     from llm4msr.training import evaluate as evaluate_stage
     from llm4msr.training import train as train_stage
     from llm4msr.training.evaluate import compared_runs
@@ -232,13 +233,18 @@ def stages(config: Config) -> Iterator[StageOutput]:
             vectors = extract_stage.extract(dataset, data)
             yield _report(2, f"extract{label}", vectors)
         inputs[dataset.seed] = data, vectors
-    models: dict[tuple[str, int], TrainedModel] = {}
-    for name, training in runs:
+
+    def train_one(run: tuple[str, Config]) -> TrainedModel:
+        _, training = run
         data, vectors = inputs.get(training.seed, inputs[config.seed])
         vectors = vectors if training.model.uses_knowledge else None
-        output = train_stage.train(training, data, vectors)
-        models[name, training.seed] = TrainedModel(training, data, vectors, output)
-        yield _report(3, f"train {name}, seed {training.seed}", output)
+        return TrainedModel(training, data, vectors, train_stage.train(training, data, vectors))
+
+    models: dict[tuple[str, int], TrainedModel] = {}
+    places = side_by_side.places(config, max(partitions.rows(data, "train") for data, _ in inputs.values()))
+    for (name, training), model in zip(runs, side_by_side.each(train_one, runs, places), strict=True):
+        models[name, training.seed] = model
+        yield _report(3, f"train {name}, seed {training.seed}", model.output)
     compared = [models[name, training.seed] for name, training in compared_runs(config)]
     yield _report(4, "evaluate", evaluate_stage.evaluate(config, compared))
     yield _report(5, "export", export_stage.export(config, models[config.model.variant, config.seed]))

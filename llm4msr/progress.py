@@ -3,6 +3,7 @@ a job's log. How much of this is shown is a setting of the process: `--quiet` an
 """
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -50,7 +52,7 @@ def set_level(wanted: Level) -> None:
 
 def show(text: str) -> None:
     """Print a line on standard error, whatever the level: standard output is for results."""
-    print(sanitize(text), file=sys.stderr, flush=True)
+    print(sanitize(text) + "\n", end="", file=sys.stderr, flush=True)  # in one piece: threads may show lines too
 
 
 def say(text: str) -> None:
@@ -64,6 +66,32 @@ def warn(text: str) -> None:
     show(f"warning: {text}")
 
 
+_shown: Progress | None = None
+"""All open bars: two displays would write over each other."""
+_lock = threading.Lock()
+
+
+def _open_bar(name: str, total: int, done: int) -> tuple[Progress, TaskID]:
+    global _shown
+    with _lock:
+        if _shown is None:
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+            _shown = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+            _shown.start()
+        return _shown, _shown.add_task(name, total=total, completed=done)
+
+
+def _close_bar(bars: Progress, task: TaskID) -> None:
+    """The last one stays in sight; of others a line tells what came out."""
+    global _shown
+    with _lock:
+        if len(bars.tasks) > 1:
+            bars.remove_task(task)
+        else:
+            bars.stop()
+            _shown = None
+
+
 class Track:
     """Counts what is done of `total`. The rate is measured from the first result, so that start-up does not count."""
 
@@ -71,19 +99,16 @@ class Track:
         self.name, self.total, self.done = name, total, done
         self._start, self._last_line = time.monotonic(), 0.0
         self._first: tuple[float, int] | None = None
-        self._bar: Progress | None = None
+        self._bars: Progress | None = None
         if _level > Level.QUIET and Console(stderr=True).is_terminal:
-            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-            self._bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
-            self._task = self._bar.add_task(name, total=total, completed=done)
-            self._bar.start()
+            self._bars, self._task = _open_bar(name, total, done)
 
     def advance(self, count: int, note: str = "") -> None:
         """Count so many more as done."""
         self.done += count
         self._first = self._first or (time.monotonic(), self.done)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, description=f"{self.name} {note}".strip())
+        if self._bars is not None:
+            self._bars.update(self._task, completed=self.done, description=f"{self.name} {note}".strip())
             return
         now = time.monotonic()
         if self.done >= self.total or now - self._last_line >= SECONDS_BETWEEN_LINES:
@@ -92,8 +117,8 @@ class Track:
 
     def close(self) -> None:
         """End the bar."""
-        if self._bar is not None:
-            self._bar.stop()
+        if self._bars is not None:
+            _close_bar(self._bars, self._task)
 
     def _left(self, now: float) -> str:
         first, done_first = self._first or (now, self.done)

@@ -8,10 +8,10 @@ from llm4msr.config import Config
 
 MICROSECONDS_A_ROW = 12.0
 """Of one worker's core, for a training row in one epoch: measured with MMoE and knowledge at our default sizes."""
-SECONDS_TO_START = 15.0
-"""Of Ray Train's worker and torch, for each training."""
-SECONDS_AN_EPOCH = 1.5
-"""Beside the rows, for validation and checkpoint: of the 2.1 s that an epoch of the quickstart takes on 2 cores."""
+SECONDS_TO_START = 11.0
+"""Of Ray Train's processes and torch, for each training."""
+SECONDS_AN_EPOCH = 0.2
+"""Beside the rows, for validation and checkpoint: of the 0.8 s that an epoch of the quickstart takes."""
 
 
 def estimate(runs: Sequence[tuple[str, Config]], rows: int) -> dict[str, Any]:
@@ -31,7 +31,8 @@ def estimate(runs: Sequence[tuple[str, Config]], rows: int) -> dict[str, Any]:
         "rows": rows,
         "estimate": (
             f"about {minutes} min for {len(runs)} training(s) of {config.train.epochs} epochs, "
-            f"{source}; most end earlier (train.patience), and those with knowledge or a match take longer"
+            f"{source}; most end earlier (train.patience), those with knowledge or a match take longer; a run has "
+            "small ones side by side where CPUs are free"
         ),
     }
 

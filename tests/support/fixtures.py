@@ -32,7 +32,6 @@ def ray_session(s3: str) -> Iterator[None]:
     import ray
 
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # one process less for each training
     connect()
     yield
     ray.shutdown()

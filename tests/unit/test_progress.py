@@ -54,3 +54,20 @@ def test_quiet_leaves_warnings_alone(capsys: pytest.CaptureFixture[str], monkeyp
         tracked.advance(2)
     warn("something is odd")
     assert capsys.readouterr().err == "warning: something is odd\n"
+
+
+def test_two_bars_share_one_display(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    """Of two displays each would move the cursor over the lines of the other."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with track("train one", 2) as one:
+        with track("train two", 2) as two:
+            one.advance(1)
+            two.advance(2, "done")
+            assert two._bars is not None
+            two._bars.refresh()
+        one.advance(1, "last")
+    shown = capsys.readouterr().err
+    assert "train two done" in shown
+    assert "train one last" in shown
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1, "the cursor is hidden once, and there again"
