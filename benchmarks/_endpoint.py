@@ -66,7 +66,7 @@ class Endpoint:
 
         where = f"http://127.0.0.1:{self.dashboard}"
         alive = list_actors(address=where, filters=[("state", "=", "ALIVE")], limit=1000)
-        return sorted(actor.pid for actor in alive if "ServeReplica" in actor.class_name)
+        return sorted(actor.pid for actor in alive if "ServeReplica:llm4msr:ranker" in actor.class_name)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
 
@@ -39,7 +39,7 @@ class _Message(BaseModel):
         return given
 
 
-KnowledgeSource = Literal["stored", "request", "none"]
+KnowledgeSource = Literal["stored", "events", "request", "none"]
 """Where what is known of a user came from."""
 
 
@@ -53,6 +53,18 @@ class HistoryEvent(_Message):
     item_id: Text
     scenario: Text
     liked: bool = Field(True, strict=True)
+
+
+class RecentEvent(NamedTuple):
+    """What an endpoint was told that a user took."""
+
+    item_id: str
+    scenario: str
+    liked: bool
+    time: float
+    """When the user took it, in seconds since 1970."""
+    arrived: float
+    """When the endpoint was told, likewise."""
 
 
 class RankRequest(_Message):
@@ -102,8 +114,9 @@ class RankResponse(_Message):
     ranked: list[RankedItem]
     unknown: Unknown
     knowledge: KnowledgeSource
-    """Where the knowledge of the user's tastes behind these scores came from: what the model keeps (`stored`), the
-    request's history, alone or also (`request`), or nowhere (`none`)."""
+    """Where the knowledge of the user's tastes behind these scores came from: what the model keeps (`stored`), newer
+    events that the endpoint was told (`events`), the request's history (`request`), each alone or with those before it,
+    or nowhere (`none`)."""
 
 
 class RankBatchRequest(_Message):
@@ -116,6 +129,53 @@ class RankBatchResponse(_Message):
     """Answers in the order of the requests."""
 
     responses: list[RankResponse]
+
+
+EARLIEST, LATEST = 946_684_800, 4_102_444_800
+"""The years 2000 and 2100 in seconds since 1970; milliseconds are later."""
+
+
+class NewEvent(_Message):
+    """A user took an item."""
+
+    event_id: Annotated[str, Field(min_length=1, max_length=MAX_ID)]
+    """Of this event alone, so that it may be sent again: of two with the same id, the later one is passed over."""
+    user_id: Text
+    item_id: Text
+    scenario: Text
+    liked: bool = Field(True, strict=True)
+    time: float = Field(ge=EARLIEST, le=LATEST, strict=True)
+    """When the user took it, in seconds since 1970; not in the future."""
+
+
+class EventBatch(_Message):
+    """What users took, in any order."""
+
+    events: Annotated[list[NewEvent], FailFast()] = Field(min_length=1, max_length=1_000)
+
+
+class EventsKept(_Message):
+    """The events are on disk. Those of unknown items count as soon as a model knows them."""
+
+    accepted: int
+    duplicates: int
+    """Events whose id was known; they changed nothing."""
+    unknown_items: int
+    """Events whose item the model in service does not know."""
+    used: bool
+    """Whether the model in service ranks by events; if not, they are kept for one that does."""
+
+
+class UsersToForget(_Message):
+    """Whose events to delete."""
+
+    user_ids: Annotated[list[Text], FailFast()] = Field(min_length=1, max_length=1_000)
+
+
+class EventsForgotten(_Message):
+    """The events are deleted from the log, and within a second from what replicas hold."""
+
+    deleted: int
 
 
 class ModelInfo(_Message):

@@ -54,6 +54,10 @@ class Events:
             np.concatenate([self.liked_E, newer.liked_E]),
         )
 
+    def after(self, first: int) -> "Events":
+        """Without so many of the oldest."""
+        return Events(self.item_E[first:], self.scenario_E[first:], self.liked_E[first:])
+
     def latest(self, most: int) -> "Events":
         """The latest of them, so many at most."""
         return self if len(self) <= most else Events(self.item_E[-most:], self.scenario_E[-most:], self.liked_E[-most:])

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Self
@@ -20,7 +21,7 @@ from llm4msr.arrays import Ints, Singles
 from llm4msr.bundle import files
 from llm4msr.bundle.files import TOLERANCE, SelfTest
 from llm4msr.bundle.id_table import IdTable, Place
-from llm4msr.bundle.messages import ModelInfo, RankedItem, RankRequest, RankResponse, Unknown
+from llm4msr.bundle.messages import ModelInfo, RankedItem, RankRequest, RankResponse, RecentEvent, Unknown
 from llm4msr.bundle.scorer import BLOCK, FoldedScorer, Query, Scorer
 from llm4msr.bundle.torch_scorer import TorchScorer
 from llm4msr.bundle.user_knowledge import Known, UserKnowledge
@@ -33,6 +34,11 @@ from llm4msr.text import shorten
 def load_error(uri: str, error: BaseException) -> StorageError:
     """What is said of a bundle or codes that cannot be loaded for a reason that this package does not foresee."""
     return StorageError(f"{uri}: cannot be loaded ({type(error).__name__}: {error})"[:1000])
+
+
+def _seconds(created: str) -> float:
+    """When an output was published, in seconds since 1970."""
+    return datetime.fromisoformat(created).timestamp()
 
 
 @contextmanager
@@ -98,6 +104,7 @@ class Ranker:
         with _loading(uri):
             folder, output, hold = open_local(uri)
             ranker = cls(folder, output.manifest.fingerprint, allow_backbones)
+            ranker.knowledge = replace(ranker.knowledge, made=_seconds(output.manifest.created))
             ranker._holds = (hold,)
         return ranker.with_codes(codes) if codes else ranker
 
@@ -114,7 +121,8 @@ class Ranker:
             if files.CODES in output.manifest.files:
                 other.knowledge = replace(other.knowledge, codes=files.read_codes(folder, self._folder))
             if files.PASTS in output.manifest.files:
-                other.knowledge = replace(other.knowledge, pasts=files.read_pasts(folder, self._folder))
+                pasts, made = files.read_pasts(folder, self._folder), _seconds(output.manifest.created)
+                other.knowledge = replace(other.knowledge, pasts=pasts, made=made)
         other.knowledge_version = output.manifest.fingerprint
         return other
 
@@ -137,8 +145,18 @@ class Ranker:
             known = ", ".join(self._context) or "none"
             raise ConfigError(f"context: unknown field '{shorten(min(unknown))}'; this model knows: {known}")
 
-    def rank_many(self, requests: Sequence[RankRequest], request_ids: Sequence[str]) -> list[RankResponse]:
+    def rank_many(
+        self,
+        requests: Sequence[RankRequest],
+        request_ids: Sequence[str],
+        recent: Sequence[Sequence[RecentEvent]] | None = None,
+    ) -> list[RankResponse]:
         """Rank several requests at once, each as if alone; unknown context fields are passed over.
+
+        Args:
+            requests: what is asked.
+            request_ids: one for each; empty ones are made up.
+            recent: for each, what its user was said to have taken, in the order of time; none where it is left out.
 
         Raises:
             ValueError: not as many ids as requests.
@@ -149,7 +167,7 @@ class Ranker:
             return []
         counts = [len(request.items) for request in requests]
         parts = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
-        item_B, known = self._find(requests, parts[-1].stop)
+        item_B, known = self._find(requests, parts[-1].stop, recent or [()] * len(requests))
         users = [self.users.find(request.user_id) for request in requests]
         queries = [
             self._query(request, user, item_B[at], one)
@@ -199,12 +217,21 @@ class Ranker:
             items=len(self.items),
         )
 
-    def _find(self, requests: Sequence[RankRequest], candidates: int) -> tuple[Ints, list[Known]]:
+    def _find(
+        self, requests: Sequence[RankRequest], candidates: int, recent: Sequence[Sequence[RecentEvent]]
+    ) -> tuple[Ints, list[Known]]:
         """Rows of all candidates, -1 for unknown ones, and what is known of the users."""
-        histories = [[event.item_id for event in request.history] for request in requests]
-        row_X = self.items.find_all([*chain.from_iterable([*(request.items for request in requests), *histories])])
-        bounds = pairwise(accumulate(map(len, histories), initial=candidates))
-        users = [self.knowledge.look_up(r, row_X[at:end]) for r, (at, end) in zip(requests, bounds, strict=True)]
+        recent = [() if r.history_mode == "replace" else one for r, one in zip(requests, recent, strict=True)]
+        told = [
+            [event.item_id for event in one] + [event.item_id for event in request.history]
+            for request, one in zip(requests, recent, strict=True)
+        ]
+        row_X = self.items.find_all([*chain.from_iterable([*(request.items for request in requests), *told])])
+        bounds = pairwise(accumulate(map(len, told), initial=candidates))
+        users = [
+            self.knowledge.look_up(request, row_X[at:end], one)
+            for request, one, (at, end) in zip(requests, recent, bounds, strict=True)
+        ]
         return row_X[:candidates], users
 
     def _query(self, request: RankRequest, user: Place | None, item_B: Ints, known: Known) -> Query:

@@ -38,6 +38,13 @@ class ServeConfig(Section):
     refused with 429."""
     timeout_s: float = Field(10.0, gt=0)
     """For the body to arrive, else 408."""
+    events: str = Field("", pattern=r"^(/.*)?$")
+    """Folder of the log of `POST /v1/events`, in full, on a disk of the machine that keeps it; empty = no events."""
+    events_days: float = Field(7.0, gt=0)
+    """How long an event is kept. Newer bundles and refreshes know it if it has come into their data by then."""
+    recent_events: int = Field(1_000_000, ge=1)
+    """Events of all users that each replica holds, some 200 bytes each, `max_history` of a user; beyond it, those of
+    the users who were active longest ago go."""
     follow_s: float = Field(60.0, ge=0)
     """Seconds between a replica's looks for newer codes from `llm4msr refresh`; 0 = never."""
     explore: bool = False

@@ -6,6 +6,7 @@ from llm4msr.bundle.messages import RankRequest, RankResponse
 from llm4msr.config import ServeConfig
 from llm4msr.errors import ConfigError
 from llm4msr.serve import api_token
+from llm4msr.serve.event_log import EventLog
 from llm4msr.serve.live_model import LiveModel
 from llm4msr.serve.replica import replica_class
 from llm4msr.serve.routes import ranking_app
@@ -13,7 +14,7 @@ from llm4msr.serve.routes import ranking_app
 if TYPE_CHECKING:
     from ray.serve import Application
 
-APP, DEPLOYMENT = "llm4msr", "ranker"
+APP, DEPLOYMENT, EVENTS = "llm4msr", "ranker", "events"
 TARGET_ONGOING_REQUESTS = 2
 """Of each replica, on average: one that is scored and one that waits. Where requests come at random, its thread is then
 busy two thirds of the time: r / (1 - r) of them are there while it is busy a share r."""
@@ -41,7 +42,16 @@ def application(
         graceful_shutdown_timeout_s=config.timeout_s + 5,
         **scaling,
     )(replica_class(config))
-    return deployment.bind(token_required)
+    return deployment.bind(token_required, _event_log(config) if config.events else None)
+
+
+def _event_log(config: ServeConfig) -> "Application":
+    """The one process that has the log of events open."""
+    from ray import serve
+
+    options = {"num_cpus": 0}  # it waits for the disk
+    deployment = serve.deployment(name=EVENTS, max_ongoing_requests=100, ray_actor_options=options)(EventLog)
+    return deployment.bind(config.events, config.events_days)
 
 
 def build(args: ServeConfig) -> "Application":

@@ -1,4 +1,4 @@
-"""An asynchronous client of the endpoint: ranking with retries, and nothing else.
+"""An asynchronous client of the endpoint: rankings and events with retries, and nothing else.
 
 async with RankClient("http://127.0.0.1:8000") as client:
     answer = await client.rank(RankRequest(user_id="405", scenario="Comedy", items=["1", "8", "25"]))
@@ -12,14 +12,25 @@ from typing import Self
 import httpx
 from httpx_retries import Retry, RetryTransport
 
-from llm4msr.bundle.messages import ModelInfo, RankBatchRequest, RankBatchResponse, RankRequest, RankResponse
+from llm4msr.bundle.messages import (
+    EventBatch,
+    EventsKept,
+    ModelInfo,
+    NewEvent,
+    RankBatchRequest,
+    RankBatchResponse,
+    RankRequest,
+    RankResponse,
+)
 from llm4msr.serve import api_token
 
 RETRIED = (429, 500, 502, 503, 504)
 
 
 class RankClient:
-    """Ranking changes nothing, so a call that failed is sent again: after 429 when the endpoint says, else soon.
+    """A call that failed is sent again: after 429 when the endpoint says, else soon.
+
+    It may be: ranking changes nothing, and events that come twice count once.
 
     Args:
         address: of the endpoint, such as http://127.0.0.1:8000.
@@ -58,6 +69,11 @@ class RankClient:
         """Rank several requests by one and the same model; raises as `rank` does."""
         body = RankBatchRequest(requests=list(requests)).model_dump_json()
         return RankBatchResponse.model_validate_json(await self._post("/v1/rank:batch", body, request_id)).responses
+
+    async def events(self, events: Sequence[NewEvent]) -> EventsKept:
+        """Tell what users took, 1,000 events at most; when this returns, they are on disk. Raises as `rank` does."""
+        body = EventBatch(events=list(events)).model_dump_json()
+        return EventsKept.model_validate_json(await self._post("/v1/events", body, ""))
 
     async def model(self) -> ModelInfo:
         """What is being served; raises as `rank` does."""

@@ -1,9 +1,13 @@
 """What a replica counts for Prometheus, all by model version; queues and status codes are counted by Ray Serve."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from llm4msr.bundle.messages import RankResponse
+
+if TYPE_CHECKING:
+    from ray.serve.metrics import Counter
 
 VERSION = "model_version"
 """The label that all have, so that two bundles in service at once are told apart."""
@@ -13,8 +17,11 @@ CANDIDATES = [1, 10, 30, 100, 300, 1000, 3000, 10_000]
 METRICS = {
     "llm4msr_rank_seconds": "Ranking for one call, without its way through Ray Serve.",
     "llm4msr_rank_candidates": "Candidates of one call.",
-    "llm4msr_rank_requests": "Ranked lists, by where what is known of the user came from (stored, request, none).",
+    "llm4msr_rank_requests": "Ranked lists, by whence the user is known (stored, events, request, none).",
     "llm4msr_unknown_ids": "Ids that the model never saw, by kind (user, scenario, item, history).",
+    "llm4msr_events": "Events that were sent, by result (accepted, duplicate).",
+    "llm4msr_event_seconds": "From an event's arrival until a replica ranks by it.",
+    "llm4msr_dropped_users": "Users whose recent events a replica had to drop, since there were too many.",
     "llm4msr_refused_models": "Bundles or codes that could not be loaded; the old ones serve on.",
 }
 """Name -> what it says. Prometheus sees each with `ray_` in front, and counters with `_total` behind."""
@@ -36,11 +43,25 @@ class ServeMetrics:
         self._candidates = histogram("llm4msr_rank_candidates", CANDIDATES)
         self._requests = counter("llm4msr_rank_requests", "knowledge")
         self._unknown = counter("llm4msr_unknown_ids", "kind")
+        self._events = counter("llm4msr_events", "result")
+        self._event_seconds = histogram("llm4msr_event_seconds", SECONDS)
+        self._dropped = counter("llm4msr_dropped_users")
         self._refused = counter("llm4msr_refused_models")
 
     def refused(self, version: str) -> None:
         """Count a bundle or codes that could not be loaded, while this version stays in service."""
         self._refused.inc(1, {VERSION: version})
+
+    def kept(self, version: str, accepted: int, duplicates: int) -> None:
+        """Count events that were sent."""
+        _count(self._events, version, "result", {"accepted": accepted, "duplicate": duplicates})
+
+    def seen(self, version: str, delays: Sequence[float], dropped: int) -> None:
+        """Count events of the log that came into memory so many seconds after they arrived, and users who went."""
+        for delay in delays:
+            self._event_seconds.observe(delay, {VERSION: version})
+        if dropped:
+            self._dropped.inc(dropped, {VERSION: version})
 
     def observe(self, version: str, seconds: float, candidates: int, responses: Sequence[RankResponse]) -> None:
         """Count one call, ranked by the model of that version in so many seconds."""
@@ -54,7 +75,11 @@ class ServeMetrics:
             "item": sum(len(response.unknown.items) for response in responses),
             "history": sum(response.unknown.history for response in responses),
         }
-        for counter, tag, numbers in ((self._requests, "knowledge", sources), (self._unknown, "kind", unknown)):
-            for value, number in numbers.items():
-                if number:  # Ray refuses to add nothing
-                    counter.inc(number, model | {tag: value})
+        _count(self._requests, version, "knowledge", sources)
+        _count(self._unknown, version, "kind", unknown)
+
+
+def _count(counter: "Counter", version: str, tag: str, numbers: Mapping[str, int]) -> None:
+    for value, number in numbers.items():
+        if number:  # Ray refuses to add nothing
+            counter.inc(number, {VERSION: version, tag: value})

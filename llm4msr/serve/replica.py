@@ -13,6 +13,7 @@ from fastapi import FastAPI, HTTPException
 from llm4msr.bundle.messages import RankRequest, RankResponse
 from llm4msr.config import ServeConfig
 from llm4msr.serve import api_token
+from llm4msr.serve.events import Events
 from llm4msr.serve.live_model import LiveModel
 from llm4msr.serve.metrics import ServeMetrics
 from llm4msr.serve.routes import ranking_app
@@ -21,12 +22,13 @@ from llm4msr.serve.routes import ranking_app
 class Replica:
     """What a replica does apart from HTTP."""
 
-    def __init__(self, config: ServeConfig, token_required: bool) -> None:
+    def __init__(self, config: ServeConfig, token_required: bool, event_log: Any = None) -> None:
         api_token.check_node(token_required)
         torch.set_num_threads(1)
         self.config = config
         self.metrics = ServeMetrics()
         self.live = LiveModel(self.metrics.refused, config.allow_backbones)
+        self.events = Events(event_log, config, self.live, self.metrics) if event_log is not None else None
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """Ray Serve calls this at the start, and when a new `user_config` was deployed."""
@@ -34,6 +36,8 @@ class Replica:
             gc.collect()
             gc.freeze()  # what was loaded stays, so no request pauses for a walk through it
         self.live.follow(self.config.follow_s)
+        if self.events is not None:
+            await self.events.start()
 
     async def respond(self, requests: list[RankRequest], request_id: str) -> list[RankResponse]:
         """Rank the requests of one call, all by the same model.
@@ -52,7 +56,8 @@ class Replica:
                 message = f"history: {events} events, allowed are {self.config.max_history}; send the newest ones"
                 raise HTTPException(422, message)
             ranker.check(request)
-        responses = ranker.rank_many(requests, [request_id] * len(requests))
+        recent = [self.events.of(request.user_id) for request in requests] if self.events is not None else None
+        responses = ranker.rank_many(requests, [request_id] * len(requests), recent)
         self.metrics.observe(ranker.model_version, time.monotonic() - begun, candidates, responses)
         return responses
 
@@ -63,10 +68,11 @@ def replica_class(config: ServeConfig) -> Any:
 
     @serve.ingress()
     class HTTPReplica(Replica):
-        def __init__(self, token_required: bool) -> None:
-            super().__init__(config, token_required)
+        def __init__(self, token_required: bool, event_log: Any = None) -> None:
+            super().__init__(config, token_required, event_log)
 
         def __serve_build_asgi_app__(self) -> FastAPI:
-            return ranking_app(config, self.live, self.respond)
+            events = (self.events.keep, self.events.forget) if self.events is not None else ()
+            return ranking_app(config, self.live, self.respond, *events)
 
     return HTTPReplica

@@ -1,41 +1,75 @@
-"""The routes of a replica. `RankRoutes` answers rankings as plain ASGI, a body in and an answer out.
+"""The routes of a replica. `BodyRoutes` answers rankings and events as plain ASGI, a body in and an answer out.
 
-FastAPI describes them, answers the rest, and does not see rankings: it would take longer to route one than to read it.
+FastAPI describes them, answers the rest, and does not see these: it would take longer to route one than to read it.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Annotated
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, HTTPException
 from fastapi.responses import Response
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llm4msr.bundle.messages import ModelInfo, RankBatchRequest, RankBatchResponse, RankRequest, RankResponse
+from llm4msr.bundle.messages import (
+    EventBatch,
+    EventsForgotten,
+    EventsKept,
+    ModelInfo,
+    NewEvent,
+    RankBatchRequest,
+    RankBatchResponse,
+    RankRequest,
+    RankResponse,
+    UsersToForget,
+)
 from llm4msr.config import ServeConfig
 from llm4msr.errors import ConfigError
 from llm4msr.serve import wire
 from llm4msr.serve.live_model import LiveModel
 from llm4msr.serve.middleware import ASCIIResponse, path_of
-from llm4msr.serve.web_app import REFUSALS, web_app
+from llm4msr.serve.web_app import EVENT_REFUSALS, REFUSALS, web_app
 from llm4msr.text import shorten
 
 Respond = Callable[[list[RankRequest], str], Awaitable[list[RankResponse]]]
 """Requests of one call and its id -> their responses."""
-RANK, BATCH = "/v1/rank", "/v1/rank:batch"
+Keep = Callable[[list[NewEvent]], Awaitable[EventsKept]]
+Forget = Callable[[list[str]], Awaitable[EventsForgotten]]
+Answer = Callable[[bytes, str], Awaitable[bytes]]
+"""A body and the request's id -> the body of the answer."""
+RANK, BATCH, EVENTS, FORGET = "/v1/rank", "/v1/rank:batch", "/v1/events", "/v1/events:forget"
 MAX_REQUEST_ID = 128
 
 
-class RankRoutes:
-    """Answers rankings with `respond`, and leaves the rest to the application."""
+def answers(respond: Respond, keep: Keep, forget: Forget) -> dict[str, Answer]:
+    """By path."""
 
-    def __init__(self, app: ASGIApp, respond: Respond):
-        self.app, self.respond = app, respond
+    async def rank(body: bytes, request_id: str) -> bytes:
+        (response,) = await respond(wire.read_request(body), request_id)
+        return wire.write(response)
+
+    async def rank_batch(body: bytes, request_id: str) -> bytes:
+        return wire.write({"responses": await respond(wire.read_batch(body), request_id)})
+
+    async def keep_events(body: bytes, request_id: str) -> bytes:
+        return wire.write(await keep(wire.read_events(body)))
+
+    async def forget_events(body: bytes, request_id: str) -> bytes:
+        return wire.write(await forget(wire.read_users(body)))
+
+    return {RANK: rank, BATCH: rank_batch, EVENTS: keep_events, FORGET: forget_events}
+
+
+class BodyRoutes:
+    """Answers what is posted to these paths, and leaves the rest to the application."""
+
+    def __init__(self, app: ASGIApp, answers: Mapping[str, Answer]):
+        self.app, self.answers = app, answers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
         path = path_of(scope) if scope["type"] == "http" and scope["method"] == "POST" else ""
-        if path not in (RANK, BATCH):
+        if path not in self.answers:
             await self.app(scope, receive, send)
             return
         answer: Response
@@ -44,10 +78,7 @@ class RankRoutes:
             check_headers(headers)
             request_id = read_request_id(headers.get(b"x-request-id", b""))
             body = (await receive())["body"]  # whole, as `BodyLimits` hands it on
-            requests = wire.read_request(body) if path == RANK else wire.read_batch(body)
-            responses = await self.respond(requests, request_id)
-            content = wire.write(responses[0] if path == RANK else {"responses": responses})
-            answer = Response(content, media_type="application/json")
+            answer = Response(await self.answers[path](body, request_id), media_type="application/json")
         except HTTPException as refusal:
             answer = ASCIIResponse({"detail": refusal.detail}, refusal.status_code, refusal.headers)
         except ConfigError as error:
@@ -85,20 +116,41 @@ def read_request_id(header: bytes) -> str:
     raise HTTPException(422, [{"loc": ["header", "x-request-id"], "msg": message, "type": "invalid"}])
 
 
-def ranking_app(config: ServeConfig, live: LiveModel, respond: Respond) -> FastAPI:
-    """The application of a replica, with what it has in service and how it ranks."""
-    app = web_app(config, routes=[Middleware(RankRoutes, respond=respond)])
+async def refuse_events(given: object) -> Any:
+    """Where no events are kept.
+
+    Raises:
+        HTTPException: 409.
+    """
+    raise HTTPException(409, "this endpoint keeps no events; set serve.events")
+
+
+def ranking_app(
+    config: ServeConfig, live: LiveModel, respond: Respond, keep: Keep = refuse_events, forget: Forget = refuse_events
+) -> FastAPI:
+    """The application of a replica, with what it has in service, how it ranks, and what it does with events."""
+    app = web_app(config, routes=[Middleware(BodyRoutes, answers=answers(respond, keep, forget))])
     RequestId = Annotated[str, Header(max_length=MAX_REQUEST_ID)]
 
     @app.post(RANK, responses=REFUSALS)
     async def rank(body: RankRequest, x_request_id: RequestId = "") -> RankResponse:
         """Rank items for a user in a scenario."""
-        raise NotImplementedError("answered by RankRoutes")
+        raise NotImplementedError("answered by BodyRoutes")
 
     @app.post(BATCH, responses=REFUSALS)
     async def rank_batch(body: RankBatchRequest, x_request_id: RequestId = "") -> RankBatchResponse:
         """Rank several requests at once; their candidates together count against the limit."""
-        raise NotImplementedError("answered by RankRoutes")
+        raise NotImplementedError("answered by BodyRoutes")
+
+    @app.post(EVENTS, responses=EVENT_REFUSALS)
+    async def keep_events(body: EventBatch) -> EventsKept:
+        """Tell what users took; it counts in their rankings within a second, after what the bundle knows of them."""
+        raise NotImplementedError("answered by BodyRoutes")
+
+    @app.post(FORGET, responses=EVENT_REFUSALS)
+    async def forget_events(body: UsersToForget) -> EventsForgotten:
+        """Delete all events of some users that were told; what a bundle knows of them stays."""
+        raise NotImplementedError("answered by BodyRoutes")
 
     @app.get("/v1/model")
     async def model() -> ModelInfo:

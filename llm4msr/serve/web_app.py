@@ -29,6 +29,14 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 """Statuses of ranking besides 200, and 422 for a request that is wrong."""
 
+EVENT_REFUSALS: dict[int | str, dict[str, Any]] = {
+    **REFUSALS,
+    409: {"description": "This endpoint keeps no events."},
+    413: {"description": "Too large a body."},
+    503: {"description": "The log of events does not answer: send the same again, no event counts twice."},
+}
+"""Statuses of events besides 200, and 422."""
+
 OPEN_PATHS = PROBES | {"/docs", "/redoc", "/openapi.json"}
 """Paths that need no token: they tell nothing of the model."""
 

@@ -13,7 +13,7 @@ import msgspec
 from fastapi import HTTPException
 from msgspec import UNSET, Meta, UnsetType
 
-from llm4msr.bundle.messages import CONTEXT_FIELDS, HistoryEvent, RankRequest
+from llm4msr.bundle.messages import CONTEXT_FIELDS, EARLIEST, LATEST, HistoryEvent, NewEvent, RankRequest
 from llm4msr.text import MAX_ID, shorten
 
 Text = Annotated[str, Meta(max_length=MAX_ID)]
@@ -58,10 +58,39 @@ class Batch(_Given):
     requests: Annotated[list[Request], Meta(min_length=1, max_length=256)]
 
 
-Given = TypeVar("Given", Request, Batch)
+class Told(_Given, gc=False):
+    """A `NewEvent`."""
+
+    event_id: Annotated[str, Meta(min_length=1, max_length=MAX_ID)]
+    user_id: Text
+    item_id: Text
+    scenario: Text
+    time: Annotated[float, Meta(ge=EARLIEST, le=LATEST)]
+    liked: bool | UnsetType = UNSET
+
+    def message(self) -> NewEvent:
+        """Nothing is checked again."""
+        given = {name: getattr(self, name) for name in self.__struct_fields__}
+        return NewEvent.model_construct(**(given | {"liked": self.liked is not False}))
+
+
+class Events(_Given):
+    """An `EventBatch`."""
+
+    events: Annotated[list[Told], Meta(min_length=1, max_length=1_000)]
+
+
+class Users(_Given):
+    """`UsersToForget`."""
+
+    user_ids: Annotated[list[Text], Meta(min_length=1, max_length=1_000)]
+
+
+Given = TypeVar("Given", Request, Batch, Events, Users)
 DEFAULTS: dict[str, Any] = {"context": {}, "top_k": None, "history_mode": "extend"}
 """Of a `RankRequest`; pydantic takes long to look them up."""
 _READ_REQUEST, _READ_BATCH = msgspec.json.Decoder(Request).decode, msgspec.json.Decoder(Batch).decode
+_READ_EVENTS, _READ_USERS = msgspec.json.Decoder(Events).decode, msgspec.json.Decoder(Users).decode
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -77,6 +106,16 @@ def read_request(body: bytes) -> list[RankRequest]:
 def read_batch(body: bytes) -> list[RankRequest]:
     """The requests of a batch; raises as `read_request` does."""
     return [request.message() for request in _read(_READ_BATCH, body).requests]
+
+
+def read_events(body: bytes) -> list[NewEvent]:
+    """The events of a batch; raises as `read_request` does."""
+    return [event.message() for event in _read(_READ_EVENTS, body).events]
+
+
+def read_users(body: bytes) -> list[str]:
+    """The ids of users to forget; raises as `read_request` does."""
+    return _read(_READ_USERS, body).user_ids
 
 
 def _read(decode: Callable[[bytes], Given], body: bytes) -> Given:

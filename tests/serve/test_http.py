@@ -212,6 +212,12 @@ def test_a_history_is_bounded_and_what_is_unknown_in_it_is_counted(client: httpx
         assert refused.json()["detail"] == "history: 201 events, allowed are 200; send the newest ones"
 
 
+def test_events_are_refused_where_none_are_kept(client: httpx.Client) -> None:
+    event = {"event_id": "e", "user_id": "u", "item_id": "i", "scenario": "s", "time": time.time()}
+    answer = client.post("/v1/events", json={"events": [event]})
+    assert (answer.status_code, answer.json()["detail"]) == (409, "this endpoint keeps no events; set serve.events")
+
+
 def test_model_and_health(client: httpx.Client, ranker: Ranker) -> None:
     model = client.get("/v1/model").raise_for_status().json()
     assert model == ranker.info().model_dump()
@@ -268,7 +274,15 @@ def test_openapi_describes_the_routes(client: httpx.Client) -> None:
     document = client.get("/openapi.json").raise_for_status().json()
     committed = json.loads(OPENAPI.read_text())
     assert document == committed
-    assert set(document["paths"]) == {"/v1/rank", "/v1/rank:batch", "/v1/model", "/healthz", "/readyz"}
+    assert set(document["paths"]) == {
+        "/v1/rank",
+        "/v1/rank:batch",
+        "/v1/events",
+        "/v1/events:forget",
+        "/v1/model",
+        "/healthz",
+        "/readyz",
+    }
     assert set(document["components"]["schemas"]["RankRequest"]["properties"]) == {
         "user_id",
         "scenario",

@@ -10,6 +10,7 @@ import pytest
 
 from llm4msr import Ranker, RankRequest, storage
 from llm4msr.bundle.files import CODES, PASTS, SELF_TEST, Case, SelfTest, latest_codes
+from llm4msr.bundle.messages import RecentEvent
 from llm4msr.errors import ConfigError, StorageError
 from llm4msr.export.refresh import Served, refresh
 from llm4msr.storage import StageOutput
@@ -122,6 +123,54 @@ def test_a_history_in_the_request_extends_or_replaces_what_is_stored(
             answer = ranker.rank(request(user, "home", NEWEST, mode))
             assert (answer.knowledge == "request") == ranker.info().reads_history
             assert answer.unknown.user == (user == "nobody")
+
+
+LONG_AGO, LATER = 1.0, 4e9
+"""Before and after any bundle of a test was made."""
+
+
+def recent(told: Sequence[Event], time: float) -> list[RecentEvent]:
+    return [RecentEvent(item, scenario, liked, time, time) for item, scenario, liked in told]
+
+
+def scores_after(ranker: Ranker, of: RankRequest, told: list[RecentEvent]) -> tuple[list[float], str]:
+    """Scores, and where what is known came from."""
+    (answer,) = ranker.rank_many([of], [""], [told])
+    scores = {item.item_id: item.score for item in answer.ranked}
+    return [scores[item] for item in CANDIDATES], answer.knowledge
+
+
+@pytest.mark.parametrize("total", [1, 4])
+@pytest.mark.parametrize("pooled", [True, False])
+def test_events_that_an_endpoint_was_told_count_as_a_history_in_the_request(tmp_path: Path, total: int, pooled: bool):
+    made = publish_matching(tmp_path, total, pooled=pooled, knowledge="both")
+    ranker = Ranker.load(str(made.output.folder))
+    for user in ["u1", "u11", "nobody"]:
+        for told, history in ((NEWEST, []), (NEWEST[:2], NEWEST[2:])):
+            found, source = scores_after(ranker, request(user, "home", history), recent(told, LATER))
+            assert found == pytest.approx(served_scores(ranker, user, "home", NEWEST), abs=1e-6)
+            assert source == ("request" if history else "events")
+        replaced = request(user, "home", NEWEST, "replace")
+        found, source = scores_after(ranker, replaced, recent([("i2", "home", True)], LATER))
+        assert (found, source) == (served_scores(ranker, user, "home", NEWEST, "replace"), "request")
+    unknown = scores_after(ranker, request("u3", "home"), recent([("nobody's", "home", True)], LATER))
+    assert unknown == (served_scores(ranker, "u3", "home"), "stored")
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_an_event_that_the_bundle_has_counts_once(tmp_path: Path, pooled: bool):
+    made = publish_matching(tmp_path, pooled=pooled, knowledge="both")
+    ranker = Ranker.load(str(made.output.folder))
+    for user in ["u1", "u11"]:
+        before = recent(made.events[user], LONG_AGO)
+        assert len(before) > PAST_EVENTS or user == "u1"
+        assert scores_after(ranker, request(user, "home"), before) == (served_scores(ranker, user, "home"), "stored")
+        missed = [one for one in NEWEST if one not in made.events[user]]
+        found, source = scores_after(ranker, request(user, "home"), before + recent(missed, LONG_AGO))
+        assert (found, source) == (pytest.approx(served_scores(ranker, user, "home", missed), abs=1e-6), "events")
+        again = made.events[user][-1:]
+        found, source = scores_after(ranker, request(user, "home"), before + recent(again, LATER))
+        assert (found, source) == (pytest.approx(served_scores(ranker, user, "home", again), abs=1e-6), "events")
 
 
 def test_who_was_never_seen_is_served_from_their_first_clicks(tmp_path: Path):

@@ -16,7 +16,7 @@ from fastapi import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llm4msr import storage
-from llm4msr.bundle.messages import RankRequest, RankResponse, Unknown
+from llm4msr.bundle.messages import EventsKept, NewEvent, RankRequest, RankResponse, Unknown
 from llm4msr.config import ServeConfig
 from llm4msr.serve import api_token
 from llm4msr.serve.live_model import LiveModel
@@ -44,10 +44,11 @@ class Server:
     def __init__(self, prefix: str = "") -> None:
         self.calls = 0
         self.refusals: list[str] = []
-        """Statuses of the first responses of /v1/rank."""
+        """Statuses of the first responses."""
         self.retry_after, self.slow_s, self.ids = "0", 0.0, list[str]()
         config = ServeConfig(max_body_bytes=2_000, timeout_s=0.5, allowed_hosts=("Shop", "*.svc.cluster.local"))
-        app = ranking_app(config, LiveModel(on_refusal=lambda _: None), self.respond)
+        self.told: list[NewEvent] = []
+        app = ranking_app(config, LiveModel(on_refusal=lambda _: None), self.respond, self.keep)
 
         @app.get("/fails")
         async def fails() -> None:
@@ -61,13 +62,21 @@ class Server:
             time.sleep(0.01)
 
     async def respond(self, requests: list[RankRequest], request_id: str) -> list[RankResponse]:
-        self.calls += 1
         self.ids.append(request_id)
+        await self.answer()
+        return [RESPONSE for _ in requests]
+
+    async def keep(self, events: list[NewEvent]) -> EventsKept:
+        await self.answer()
+        self.told += events
+        return EventsKept(accepted=len(events), duplicates=0, unknown_items=0, used=True)
+
+    async def answer(self) -> None:
+        self.calls += 1
         await asyncio.sleep(self.slow_s)
         if self.refusals:
             headers = {"retry-after": self.retry_after, "cache-control": "max-age=9"}
             raise HTTPException(self.refusals.pop(0), "later", headers)
-        return [RESPONSE for _ in requests]
 
     def post(self, content: Any = BODY, path: str = "v1/rank", **headers: str | bytes) -> httpx.Response:
         """The response to a body that is said to be JSON, unless `content_type` says otherwise."""

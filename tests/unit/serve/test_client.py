@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from llm4msr.bundle.messages import RankResponse
+from llm4msr.bundle.messages import EventsKept, NewEvent, RankResponse
 from llm4msr.serve import api_token
 from llm4msr.serve.client import RankClient
 from tests.unit.serve.conftest import REQUEST, RESPONSE, Server
@@ -24,6 +24,18 @@ def test_the_client_asks_again_until_it_is_answered(server: Server) -> None:
     server.refusals = [429, 503]
     assert rank(server) == RESPONSE
     assert server.calls == 3
+
+
+def test_the_client_tells_events_again_until_they_are_kept(server: Server) -> None:
+    event = NewEvent(event_id="e", user_id="u", item_id="i", scenario="s", time=1_700_000_000.0)
+
+    async def tell() -> EventsKept:
+        async with RankClient(server.address) as client:
+            return await client.events([event])
+
+    server.refusals = [503]
+    assert asyncio.run(tell()).accepted == 1
+    assert server.told == [event]
 
 
 def test_the_client_does_not_wait_longer_than_a_call_may_take(server: Server) -> None:

@@ -9,7 +9,15 @@ from fastapi import HTTPException
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm4msr.bundle.messages import RankBatchRequest, RankedItem, RankRequest, RankResponse
+from llm4msr.bundle.messages import (
+    EventBatch,
+    NewEvent,
+    RankBatchRequest,
+    RankedItem,
+    RankRequest,
+    RankResponse,
+    UsersToForget,
+)
 from llm4msr.serve import wire
 from tests.unit.serve.conftest import RESPONSE
 
@@ -27,12 +35,54 @@ def bare(schema: Any) -> Any:
     return {key: bare(value) for key, value in schema.items() if key not in dropped}
 
 
-def test_what_is_read_is_what_is_described() -> None:
-    described, read = RankBatchRequest.model_json_schema(), json.dumps(msgspec.json.schema(wire.Batch))
-    for ours, theirs in NAMES.items():
+@pytest.mark.parametrize(
+    ("message", "given", "names"),
+    [
+        (RankBatchRequest, wire.Batch, NAMES),
+        (EventBatch, wire.Events, {"Events": "EventBatch", "Told": "NewEvent"}),
+        (UsersToForget, wire.Users, {"Users": "UsersToForget"}),
+    ],
+)
+def test_what_is_read_is_what_is_described(message: Any, given: Any, names: dict[str, str]) -> None:
+    described, read = message.model_json_schema(), json.dumps(msgspec.json.schema(given))
+    for ours, theirs in names.items():
         read = read.replace(f'"#/$defs/{ours}"', f'"#/$defs/{theirs}"')
-    for ours, theirs in NAMES.items():
-        assert bare(json.loads(read)["$defs"][ours]) == bare(described["$defs"].get(theirs, described))
+    for ours, theirs in names.items():
+        assert bare(json.loads(read)["$defs"][ours]) == bare(described.get("$defs", {}).get(theirs, described))
+
+
+EVENT = {"event_id": "e", "user_id": "u", "item_id": "i", "scenario": "s", "time": 1_700_000_000}
+NO_EVENTS = [{"time": 1_700_000_000_000}, {"time": "2024-01-01"}, {"time": -1}, {"time": None}, {"event_id": ""}]
+NO_EVENTS += [
+    {"event_id": "x" * 8193},
+    {"user_id": 5},
+    {"liked": 1},
+    {"itme": "i"},
+    {"item_id": ["i"]},
+    {"time": 1e999},
+]
+
+
+def test_events_are_read_as_python_reads_them() -> None:
+    events = [EVENT, EVENT | {"liked": False, "time": 1_700_000_000.5}]
+    read = wire.read_events(json.dumps({"events": events}).encode())
+    assert read == [NewEvent.model_validate(event) for event in events]
+    assert wire.read_users(b'{"user_ids": ["a", "b"]}') == ["a", "b"]
+
+
+@pytest.mark.parametrize("change", NO_EVENTS, ids=repr)
+def test_what_is_no_event_is_refused_with_its_place(change: dict[str, Any]) -> None:
+    with pytest.raises(HTTPException) as refused:
+        wire.read_events(json.dumps({"events": [EVENT, EVENT | change]}).encode())
+    assert refused.value.status_code == 422
+    assert len(str(refused.value.detail)) < 400
+
+
+def test_a_batch_of_events_is_bounded_and_names_each_key_once() -> None:
+    for body in ('{"events":[]}', json.dumps({"events": [EVENT] * 1001}), '{"events":[%s,"user_id":"u"}]}'):
+        with pytest.raises(HTTPException, match="422"):
+            wire.read_events(body.replace("%s", json.dumps(EVENT)[:-1]).encode())
+    assert len(wire.read_events(json.dumps({"events": [EVENT] * 1000}).encode())) == 1000
 
 
 @given(st.fixed_dictionaries({"user_id": TEXTS, "scenario": TEXTS, "items": st.lists(TEXTS, min_size=1)}), st.data())

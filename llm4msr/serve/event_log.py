@@ -1,0 +1,120 @@
+"""What users took, as an endpoint was told: a log on disk, where an event that was acknowledged is there after a crash.
+
+It is an SQLite file, and one process of the endpoint has it open. Replicas read on from the last event that they know.
+"""
+
+import secrets
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from llm4msr.errors import StorageError
+
+FILE = "events.sqlite"
+DAY = 86_400.0
+EXPIRE_EVERY_S = 60.0
+TABLE = """
+    CREATE TABLE IF NOT EXISTS events (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT, event_id TEXT NOT NULL UNIQUE, user_id TEXT NOT NULL,
+        item_id TEXT NOT NULL, scenario TEXT NOT NULL, liked INTEGER NOT NULL, time REAL NOT NULL, arrived REAL NOT NULL
+    );
+    CREATE INDEX IF NOT EXISTS by_user ON events (user_id);
+    CREATE INDEX IF NOT EXISTS by_arrival ON events (arrived);
+"""
+SAFE = ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON", "busy_timeout = 5000")
+"""What is committed survives a loss of power; what is deleted is overwritten; another process is waited for."""
+
+Row = tuple[str, str, str, str, bool, float]
+"""Event id, user id, item id, scenario, liked, time."""
+
+
+class LoggedEvent(NamedTuple):
+    """An event of the log."""
+
+    sequence: int
+    user_id: str
+    item_id: str
+    scenario: str
+    liked: bool
+    time: float
+    """When the user took the item, in seconds since 1970."""
+    arrived: float
+    """When it was logged, likewise."""
+
+
+class Page(NamedTuple):
+    """Events that follow each other in the log."""
+
+    epoch: int
+    """Another number: something was deleted at somebody's wish, or this is another log. Read from the beginning."""
+    events: list[LoggedEvent]
+
+
+class EventLog:
+    """The log of a folder.
+
+    Args:
+        folder: of a disk of this machine; made where it is missing.
+        days: how long an event is kept.
+
+    Raises:
+        StorageError: the folder cannot be used, or what lies there is no such log.
+    """
+
+    def __init__(self, folder: str, days: float):
+        self._days, self._expired, self._lock = days, 0.0, threading.Lock()
+        file = Path(folder) / FILE
+        try:
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._database = sqlite3.connect(file, check_same_thread=False)
+            file.chmod(0o600)
+            for setting in SAFE:
+                self._database.execute(f"PRAGMA {setting}")
+            self._database.executescript(TABLE)
+            if not self._epoch():
+                self._set_epoch(secrets.randbelow(1 << 30) + 1)
+        except (OSError, sqlite3.Error) as error:
+            raise StorageError(f"{file}: cannot keep events there ({error}); set serve.events") from None
+
+    def append(self, rows: Sequence[Row], now: float) -> int:
+        """Log events, on disk when this returns; gives back how many of them have an id that the log does not know."""
+        with self._lock, self._database as database:
+            added = database.executemany(
+                "INSERT INTO events (event_id, user_id, item_id, scenario, liked, time, arrived) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (event_id) DO NOTHING",
+                [(*row, now) for row in rows],
+            )
+            return added.rowcount
+
+    def since(self, sequence: int, limit: int, now: float) -> Page:
+        """The events after this one, so many at most."""
+        with self._lock, self._database as database:
+            if now - self._expired >= EXPIRE_EVERY_S:
+                database.execute("DELETE FROM events WHERE arrived < ?", [now - self._days * DAY])
+                self._expired = now
+            found = database.execute(
+                "SELECT sequence, user_id, item_id, scenario, liked, time, arrived FROM events "
+                "WHERE sequence > ? ORDER BY sequence LIMIT ?",
+                [sequence, limit],
+            )
+            events = [LoggedEvent(n, u, i, s, bool(liked), at, arrived) for n, u, i, s, liked, at, arrived in found]
+            return Page(self._epoch(), events)
+
+    def forget(self, user_ids: Sequence[str]) -> int:
+        """Delete all events of these users, without a trace in the files; gives back how many there were."""
+        with self._lock:
+            with self._database as database:
+                deleted = database.executemany("DELETE FROM events WHERE user_id = ?", [(one,) for one in user_ids])
+                if deleted.rowcount:
+                    self._set_epoch(self._epoch() + 1)
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return deleted.rowcount
+
+    def _epoch(self) -> int:
+        (epoch,) = self._database.execute("PRAGMA user_version").fetchone()
+        return int(epoch)
+
+    def _set_epoch(self, epoch: int) -> None:
+        self._database.execute(f"PRAGMA user_version = {epoch:d}")

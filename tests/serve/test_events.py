@@ -1,0 +1,108 @@
+"""Events on real Ray Serve: the next ranking knows them, and so does an endpoint that was killed and started again."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from ray.util.state import list_actors
+
+from llm4msr.config import ServeConfig
+from llm4msr.serve import endpoint
+from llm4msr.serve.app import APP, EVENTS
+from tests.support.experiments import free_port
+from tests.support.matching import Matching, publish_matching
+
+LOG = f"ServeReplica:{APP}:{EVENTS}"
+ITEMS = [f"i{number}" for number in range(15)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Matching:
+    return publish_matching(tmp_path_factory.mktemp("events"), pooled=True, knowledge="both")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
+    return ServeConfig(port=free_port(), events=str(tmp_path_factory.mktemp("log")), timeout_s=20)
+
+
+@pytest.fixture(scope="module")
+def client(ray_session: None, made: Matching, config: ServeConfig) -> Iterator[httpx.Client]:
+    address = endpoint.start(config, str(made.output.folder))
+    with httpx.Client(base_url=address, timeout=60) as opened:
+        yield opened
+    endpoint.stop()
+
+
+def event(name: str, user: str, item: str = "i7", **changes: Any) -> dict[str, Any]:
+    return {"event_id": name, "user_id": user, "item_id": item, "scenario": "home", "time": time.time()} | changes
+
+
+def tell(client: httpx.Client, *events: dict[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = client.post("/v1/events", json={"events": events}).raise_for_status().json()
+    return kept
+
+
+def rank(client: httpx.Client, user: str, **changes: Any) -> dict[str, Any]:
+    body = {"user_id": user, "scenario": "home", "items": ITEMS} | changes
+    answer: dict[str, Any] = client.post("/v1/rank", json=body).raise_for_status().json()
+    return answer
+
+
+def until(condition: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited too long")
+
+
+def test_an_event_changes_the_next_rankings_as_a_history_in_the_request_does(client: httpx.Client) -> None:
+    history = [{"item_id": "i7", "scenario": "home"}]
+    expected = rank(client, "new", history=history)["ranked"]
+    assert rank(client, "new")["knowledge"] == "none"
+    sent = [event("a", "new"), event("b", "new", "unknown-item"), event("a", "new", "i3")]
+    assert tell(client, *sent) == {"accepted": 2, "duplicates": 1, "unknown_items": 1, "used": True}
+    until(lambda: rank(client, "new")["knowledge"] == "events")
+    answer = rank(client, "new")
+    assert answer["ranked"] == expected
+    assert (answer["unknown"]["user"], answer["unknown"]["history"]) == (True, 0)
+    assert rank(client, "new", history=[], history_mode="replace")["knowledge"] == "none"
+    assert tell(client, event("a", "new"))["duplicates"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"), [({"time": time.time() + 9e5}, "time"), ({"user_id": None}, "user_id"), ({"x": 1}, "x")]
+)
+def test_a_batch_with_a_wrong_event_is_refused_whole(client: httpx.Client, changes: Any, place: str) -> None:
+    answer = client.post("/v1/events", json={"events": [event("whole", "w"), event("other", "w") | changes]})
+    assert answer.status_code == 422
+    assert place in answer.text
+    assert tell(client, event("whole", "w"))["accepted"] == 1
+
+
+def test_who_is_forgotten_is_ranked_as_before(client: httpx.Client) -> None:
+    tell(client, event("f", "gone"))
+    until(lambda: rank(client, "gone")["knowledge"] == "events")
+    answer = client.post("/v1/events:forget", json={"user_ids": ["gone"]}).raise_for_status().json()
+    assert answer == {"deleted": 1}
+    until(lambda: rank(client, "gone")["knowledge"] == "none")
+    until(lambda: rank(client, "new")["knowledge"] == "events")
+
+
+def test_what_was_acknowledged_survives_the_log_killed_and_the_endpoint_started_again(
+    client: httpx.Client, made: Matching, config: ServeConfig
+) -> None:
+    tell(client, event("k", "kept"))
+    (log,) = [actor for actor in list_actors(filters=[("state", "=", "ALIVE")]) if LOG in actor.class_name]
+    psutil.Process(log.pid).kill()
+    until(lambda: client.post("/v1/events", json={"events": [event("k", "kept"), event("l", "kept")]}).is_success)
+    assert tell(client, event("k", "kept"), event("l", "kept"))["duplicates"] == 2
+    endpoint.stop()
+    endpoint.start(config, str(made.output.folder))
+    until(lambda: client.get("/readyz").is_success)
+    assert rank(client, "kept")["knowledge"] == "events"
+    assert tell(client, event("a", "new"), event("k", "kept"))["accepted"] == 0

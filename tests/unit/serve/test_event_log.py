@@ -1,0 +1,124 @@
+"""The log of events on a real disk, and what a replica holds of it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm4msr.errors import StorageError
+from llm4msr.serve.event_log import DAY, FILE, EventLog, LoggedEvent, Row
+from llm4msr.serve.recent_events import RecentEvents
+
+NOW = 1_700_000_000.0
+
+
+def row(name: str, user: str = "u", item: str = "i", time: float = NOW) -> Row:
+    return (name, user, item, "home", True, time)
+
+
+def told(log: EventLog, since: int = 0, now: float = NOW) -> list[tuple[str, str]]:
+    return [(event.user_id, event.item_id) for event in log.since(since, 100, now).events]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> EventLog:
+    return EventLog(str(tmp_path / "log"), days=7)
+
+
+def test_an_event_is_logged_once_however_often_it_is_sent(log: EventLog) -> None:
+    assert log.append([row("a"), row("b", item="j"), row("a", item="k")], NOW) == 2
+    assert log.append([row("b", item="l"), row("c", "v")], NOW) == 1
+    assert log.append([row("a")], NOW) == 0
+    assert told(log) == [("u", "i"), ("u", "j"), ("v", "i")]
+    first, second, third = log.since(0, 100, NOW).events
+    assert first == LoggedEvent(first.sequence, "u", "i", "home", True, NOW, NOW)
+    assert told(log, first.sequence) == [("u", "j"), ("v", "i")]
+    assert log.since(second.sequence, 1, NOW).events == [third]
+    assert told(log, third.sequence) == []
+
+
+def test_any_text_comes_back_as_it_was(log: EventLog) -> None:
+    texts = ["", "é漢", "a\x00b", "'; DROP TABLE events; --", "x" * 8192, " "]
+    log.append([row(f"e{text}", text, text) for text in texts], NOW)
+    assert told(log) == [(text, text) for text in texts]
+
+
+WRITER = """
+import sys
+from llm4msr.serve.event_log import EventLog
+log = EventLog(sys.argv[1], 7)
+for number in range(10_000):
+    log.append([(f"{number}-{at}", "u", str(number), "s", True, 1.0) for at in range(3)], 2e9)
+    print(number, flush=True)
+"""
+
+
+def test_what_was_acknowledged_is_there_after_the_process_was_killed(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    acknowledged = [int(process.stdout.readline()) for _ in range(20)]
+    process.kill()
+    acknowledged += [int(line) for line in process.stdout.read().split()]
+    process.wait()
+    log = EventLog(str(tmp_path), 7)
+    page = log.since(0, 100_000, 2e9).events
+    assert {str(number) for number in acknowledged} <= {event.item_id for event in page}
+    assert len(page) % 3 == 0, "half a batch was logged"
+    assert log.append([("0-0", "u", "0", "s", True, 1.0), row("new")], 2e9) == 1
+
+
+def test_an_event_goes_when_its_days_are_over(log: EventLog) -> None:
+    log.append([row("old")], NOW)
+    log.append([row("new", item="j")], NOW + 6 * DAY)
+    assert told(log, now=NOW + 6.9 * DAY) == [("u", "i"), ("u", "j")]
+    assert told(log, now=NOW + 7.1 * DAY) == [("u", "j")]
+
+
+def test_who_is_forgotten_is_in_no_file_and_in_no_memory(log: EventLog, tmp_path: Path) -> None:
+    recent = RecentEvents(per_user=9, most=99, days=7)
+    log.append([row("a", "somebody"), row("b", "another"), row("c", "somebody")], NOW)
+    recent.take(log.since(0, 100, NOW), NOW)
+    assert len(recent.of("somebody")) == 2
+    assert log.forget(["nobody"]) == 0
+    assert log.forget(["somebody", "nobody"]) == 2
+    for file in (tmp_path / "log").iterdir():
+        assert b"somebody" not in file.read_bytes()
+    for _ in range(2):
+        recent.take(log.since(recent.sequence, 100, NOW), NOW)
+    assert (len(recent.of("somebody")), len(recent.of("another")), len(recent)) == (0, 1, 1)
+
+
+def test_replicas_read_another_log_from_its_beginning(log: EventLog, tmp_path: Path) -> None:
+    recent = RecentEvents(per_user=9, most=99, days=7)
+    log.append([row(str(number)) for number in range(5)], NOW)
+    recent.take(log.since(0, 100, NOW), NOW)
+    other = EventLog(str(tmp_path / "other"), days=7)
+    other.append([row("a", "v")], NOW)
+    for _ in range(2):
+        recent.take(other.since(recent.sequence, 100, NOW), NOW)
+    assert (len(recent.of("u")), len(recent.of("v"))) == (0, 1)
+
+
+def test_a_replica_holds_the_latest_events_by_their_time_and_drops_users_of_long_ago(log: EventLog) -> None:
+    recent = RecentEvents(per_user=3, most=5, days=7)
+    for name, user, time in [("a", "u", 5), ("b", "u", 3), ("c", "v", 1), ("d", "u", 4), ("e", "u", 9), ("f", "v", 2)]:
+        log.append([row(name, user, name, NOW + time)], NOW)
+        assert recent.take(log.since(recent.sequence, 100, NOW), NOW) == 0
+    assert [event.item_id for event in recent.of("u")] == ["d", "a", "e"]
+    assert len(recent) == 5
+    log.append([row("g", "w")], NOW)
+    assert recent.take(log.since(recent.sequence, 100, NOW), NOW) == 1
+    assert ([len(recent.of(user)) for user in "uvw"], len(recent)) == ([0, 2, 1], 3)
+    log.append([row("h", "w")], NOW + 7.5 * DAY)
+    recent.take(log.since(recent.sequence, 100, NOW + 7.5 * DAY), NOW + 7.5 * DAY)
+    assert ([len(recent.of(user)) for user in "uvw"], len(recent)) == ([0, 0, 1], 1)
+
+
+def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match=r"cannot keep events there .* set serve\.events"):
+        EventLog(str(tmp_path / "file"), 7)
+    (tmp_path / FILE).write_bytes(b"no database" * 100)
+    with pytest.raises(StorageError, match="file is not a database"):
+        EventLog(str(tmp_path), 7)
