@@ -80,3 +80,9 @@ class Config(Section):
         if self.extract.reads != "items" and any(model.matches_vectors for model in models):
             raise ValueError("model.match: candidate, cosines and attention need extract.reads = 'items'")
         return self
+
+    @model_validator(mode="after")
+    def _check_snapshots_are_of_all_training_rows(self) -> Self:
+        if self.extract.snapshots > 1 and self.split.history_share < 1:
+            raise ValueError("extract.snapshots needs split.history_share = 1: each keeps labels and vectors apart")
+        return self

@@ -31,6 +31,12 @@ class ExtractConfig(Section):
     point_in_time: bool = False
     """For `reads = "items"`: a row sees its user's vector as it was before that row, so that no vector knows the label
     of its row. Serving sees the whole history, and so do rows of validation and test with `model.past = "stale"`."""
+    snapshots: int = Field(1, ge=1, le=32)
+    """For `reads = "users"`: how often the LLM reads a user's training rows, at most. Once, as of the training cut, is
+    the published form: a training row sees a vector that knows its label. More often, it also reads the user's first 1,
+    2, 4, 8 ... rows (the longest of these), and a training row sees the last such snapshot that is older, or nothing; a
+    test row sees one that knows the rows of validation too, unless `model.past = "stale"`. Serving sees what the
+    training rows tell. Each costs the time of a prompt, once: new rows leave it as it is."""
     engine: Annotated[Literal["auto", "vllm", "transformers"], Key.HOW] = "auto"
     """What runs the LLM: `vllm` (extra `gpu` or `cpu`), `transformers`, or `auto`, which is vLLM where it is installed
     and can give the `layer`.
@@ -108,9 +114,11 @@ class ExtractConfig(Section):
         return (self.item_vectors,) if isinstance(self.item_vectors, str) else self.item_vectors
 
     @model_validator(mode="after")
-    def _check_points_in_time_are_pooled(self) -> Self:
+    def _check_points_in_time(self) -> Self:
         if self.point_in_time and self.reads != "items":
-            raise ValueError("point_in_time is for reads = 'items'; a prompt for each training row would be asked")
+            raise ValueError("point_in_time is for reads = 'items'; for reads = 'users' there are snapshots")
+        if self.snapshots > 1 and self.reads != "users":
+            raise ValueError("snapshots is for reads = 'users'; for reads = 'items' there is point_in_time")
         return self
 
     @model_validator(mode="after")

@@ -67,8 +67,9 @@ class ModelConfig(Section):
     """For `match`: how many of a user's latest events before a row count as their past. A bundle keeps so many of each
     user, at 8 bytes an event; in service the codes of users who are pooled from items are pooled from these too."""
     past: Literal["fresh", "stale"] = "fresh"
-    """What rows of validation and test see of their user's past, by `match` and by `extract.point_in_time`: all that
-    was before the row, as in service (`fresh`), or what training rows tell alone (`stale`)."""
+    """What rows of validation and test see of their user's past, by `match`, `extract.point_in_time` and
+    `extract.snapshots`: all that was before the row, as in service (`fresh`), or what training rows tell alone
+    (`stale`)."""
     embedding_dim: int = Field(16, ge=1)
     """Numbers in the embedding of each feature, ids included. More can hold more of each id, and make a
     larger model."""

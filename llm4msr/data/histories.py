@@ -60,7 +60,7 @@ def build(past: Past, user_ids: Column, titles: Column, scenario_ids: list[str])
         "user": pa.array(active),
         "user_id": _whole(user_ids).take(active),
         "interactions": pa.array(count_U[active]),
-        "history": _shelves(rows, line_U[rows.user_H], len(active), titles, scenario_ids),
+        "history": shelves(rows, line_U[rows.user_H], len(active), titles, scenario_ids),
     }
     seen: dict[str, Array] = {
         "user": rows.user_H,
@@ -73,7 +73,7 @@ def build(past: Past, user_ids: Column, titles: Column, scenario_ids: list[str])
     return Histories(table, pa.Table.from_pydict(seen, schema.SEEN), inverse(in_order, len(in_order)))
 
 
-def _shelves(rows: Past, line_N: Ints, lines: int, titles: Column, scenario_ids: list[str]) -> "pa.ListArray[Any]":
+def shelves(rows: Past, line_N: Ints, lines: int, titles: Column, scenario_ids: list[str]) -> "pa.ListArray[Any]":
     """The column `history`: of each line its scenarios, and of these the titles that were liked last."""
     liked = np.flatnonzero((rows.label_H > 0.5) & (rows.item_H > 0))
     key = line_N[liked] * len(scenario_ids) + rows.scenario_H[liked]

@@ -77,7 +77,10 @@ def folder(config: Config) -> UPath:
 
 
 class PromptData(NamedTuple):
-    """What prompts are made of: the tables `scenarios` and `items`, and `histories` of all users or of some of them."""
+    """What prompts are made of: the tables `scenarios` and `items`, and `histories` of all users or of some of them.
+
+    With them the `events` of these, where snapshots of users are read.
+    """
 
     tables: dict[str, pa.Table]
     item_fields: dict[str, list[str]]
@@ -95,7 +98,8 @@ def prompt_data(config: Config, open_sampler: SamplerOpener) -> PromptData:
     output = storage.open_output(folder(config))
     if output is not None:
         tables = {name: output.table(f"{name}.parquet") for name in ("scenarios", "items")}
-        tables["histories"] = partitions.read(output, "histories", 0)
+        for name in ("histories", *["events"] * (config.extract.snapshots > 1)):
+            tables[name] = partitions.read(output, name, 0)
         users, info = partitions.rows(output, "histories"), output.manifest.info
         report = DataReport.model_validate(info["report"])
         return PromptData(tables, catalogue.item_fields(output), users, report, info.get("warnings", []))

@@ -12,6 +12,7 @@ from llm4msr import storage
 from llm4msr.arrays import Array, Column, Halves, strings
 from llm4msr.errors import StorageError
 from llm4msr.knowledge import interests
+from llm4msr.knowledge.buckets import OF_USERS
 from llm4msr.knowledge.engines import Engine, PromptTokenizer, models, open_engine, open_tokenizer
 from llm4msr.knowledge.shards import Counts, Pass, Spent
 from llm4msr.knowledge.work_list import read_prompts
@@ -78,7 +79,7 @@ class AskLLM:
         columns: dict[str, Column] = {field: shard[field] for field in ("id", "raw_id", "fingerprint", "prompt")}
         with_interests = 0
         if self.task == "answers":
-            structured = name.startswith("users") and self.config.extract.answers == "all"
+            structured = name.startswith(OF_USERS) and self.config.extract.answers == "all"
             answers = self._generate(prompts, tokens, errors, structured)
             if structured:
                 with_interests = sum(bool(interests.read(text, self.pass_.scenarios)) for text in answers)

@@ -12,12 +12,14 @@ from llm4msr.data.partitions import numbers_of
 BUCKET_ROWS = 1 << 16
 MOST_BUCKETS = 1 << 10
 """A bucket has about this many rows at most, until a partition has this many buckets; beyond that they grow."""
+OF_USERS = ("users", "snapshots")
+"""Kinds of rows that lie in the partitions of users."""
 
 T = TypeVar("T")
 
 
 class Bucket(NamedTuple):
-    """A range of hashes of raw ids of one kind (`users`, `scenarios`, `items`): one of `total` equal ranges."""
+    """A range of hashes of raw ids of one kind (`users`, `scenarios`, `items` ...): one of `total` equal ranges."""
 
     kind: str
     number: int

@@ -56,6 +56,8 @@ def own_numbers(past_users: PartitionedRows, offset_P: Ints, partition: int) -> 
 def shuffled_past(past_users: PartitionedRows, stand_ins: PartitionedRows, first: int, partition: int) -> Ints:
     """For each row of a partition's past that of the user who stands in, as far into their history: int64 [R].
 
+    Of who has no past it is the number of the user.
+
     Args:
         past_users: whose row it is, by place in the partition.
         stand_ins: who stands in for each user, likewise.
@@ -69,4 +71,5 @@ def shuffled_past(past_users: PartitionedRows, stand_ins: PartitionedRows, first
     first_N[user_R[starts]] = starts
     other_R = stand_in_N[user_R]
     place_R = (np.arange(len(user_R)) - first_N[user_R]) * count_N[other_R] // count_N[user_R]
-    return np.asarray(first + past_users.offset_P[partition] + first_N[other_R] + place_R)
+    number_R = first + past_users.offset_P[partition] + first_N[other_R] + place_R
+    return np.where(count_N[other_R] > 0, number_R, stand_ins.offset_P[partition] + other_R)

@@ -13,13 +13,14 @@ from llm4msr.arrays import strings
 from llm4msr.config import Config, ExtractConfig
 from llm4msr.data import partitions
 from llm4msr.data.prepare import PromptData
-from llm4msr.knowledge import index, number_format, versions
+from llm4msr.knowledge import index, number_format, snapshots, versions
 from llm4msr.knowledge.actor_pool import rows_per_shard
 from llm4msr.knowledge.buckets import Bucket
 from llm4msr.knowledge.engines import PromptTokenizer, engine_name, models, open_tokenizer, soundness
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import item_rows, items_to_read, user_prompts
 from llm4msr.knowledge.reader import Reader
+from llm4msr.knowledge.snapshots import KIND, Snapshots
 from llm4msr.knowledge.sources import Source, sources
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -56,40 +57,56 @@ def _estimate(config: Config, data: PromptData, source: Source, finished: bool) 
             "tokens": 0,
             "estimate": "finished already: nothing to do" if finished else WORDS_ESTIMATE,
         }
-    kind = next((kind for kind in source.kinds if kind != "scenarios"), "")
-    count = _rows(config, data, kind)
-    own_text = source.reads_own_text(kind)
-    prompts = _sampled_prompts(as_read, data, source, kind, count, own_text)
-    lengths, shared, exact = _count_tokens(source.extract, strings(prompts["prompt"]), own_text)
-    per_prompt, size = sum(lengths) / max(len(lengths), 1), rows_per_shard(config)
+    kinds = [kind for kind in source.kinds if kind != "scenarios"] or [""]
+    counts, own_text = [_rows(config, data, kind) for kind in kinds], source.reads_own_text(kinds[0])
+    each = [*zip(kinds, counts, strict=True)]
+    samples = [_sampled_prompts(as_read, data, source, kind, count, own_text) for kind, count in each]
+    texts = [text for sample in samples for text in strings(sample["prompt"])]
+    lengths, shared, exact = _count_tokens(source.extract, texts, own_text)
+    parts = np.split(np.array(lengths), np.cumsum([len(sample) for sample in samples])[:-1])
+    tokens = sum(count * part.sum() / max(len(part), 1) for count, part in zip(counts, parts, strict=True))
+    read = [finished or _known_share(as_read, part, source, *one) for part, one in zip(samples, each, strict=True)]
+    left = sum(round(count * (1 - share)) for count, share in zip(counts, read, strict=True))
+    per_prompt, size = tokens / max(sum(counts), 1), rows_per_shard(config)
     cached = shared if engine_name(source.extract) == "vllm" and source.extract.pooling != "mean" else 0
-    known = 1 if finished else _known_share(as_read, prompts, source, kind, count)
-    left = round(count * (1 - known))
     numbers: dict[str, object] = {
         "engine": engine_name(source.extract),
         "model": source.model,
-        "prompts": count + scenarios,
+        "prompts": sum(counts) + scenarios,
         "left": left,
-        "shards": sum(math.ceil(rows / size) for rows in (count, scenarios)),
-        "tokens": round(per_prompt * count),
+        "shards": sum(math.ceil(rows / size) for rows in (*counts, scenarios)),
+        "tokens": round(tokens),
         "tokens_p50": int(np.percentile(lengths or [0], 50)),
         "tokens_p99": int(np.percentile(lengths or [0], 99)),
         "tokens_shared": cached,
         "cached_share": round(cached / max(per_prompt, 1), 3),
         "tokens_are": "counted" if exact else "estimated, since the model is not on this machine yet",
     }
-    if kind == "items":
-        numbers["tokens_by_pooling"] = _tokens_by_pooling(as_read, data, source, count)
+    if kinds == ["items"]:
+        numbers["tokens_by_pooling"] = _tokens_by_pooling(as_read, data, source, counts[0])
     if finished:
         return numbers | {"estimate": "finished already: nothing to do"}
-    return numbers | cost(as_read, left, max(per_prompt - cached, 1))
+    return numbers | cost(as_read, left, max(per_prompt - cached, 1), sum(counts) / max(counts[0], 1))
 
 
 def _rows(config: Config, data: PromptData, kind: str) -> int:
     """How many rows of a kind are read; no kind has none."""
+    users = min(data.users, config.extract.max_users or data.users)
     if kind == "users":
-        return min(data.users, config.extract.max_users or data.users)
+        return users
+    if kind == KIND:
+        return round(len(_snapshots(config, data).line_M) * users / max(_users_there(config, data), 1))
     return items_to_read(config, data.tables["items"]) if kind else 0
+
+
+def _users_there(config: Config, data: PromptData) -> int:
+    """How many of the users that are read have their histories here."""
+    return round(_rows(config, data, "users") * len(data.tables["histories"]) / max(data.users, 1))
+
+
+def _snapshots(config: Config, data: PromptData) -> Snapshots:
+    """Those of these users."""
+    return snapshots.find(data.tables["events"], _users_there(config, data), config.extract.snapshots)
 
 
 def _tokens_by_pooling(config: Config, data: PromptData, source: Source, items: int) -> dict[str, int]:
@@ -106,15 +123,22 @@ def _sampled_prompts(
     config: Config, data: PromptData, source: Source, kind: str, count: int, own_text: bool
 ) -> pa.Table:
     """Prompts of some of these rows, spread over all of them."""
-    rows, there = data.tables["items"].slice(1), count
+    there, tables = count, data.tables
     if kind == "users":  # the most active ones come first
-        rows = data.tables["histories"]
-        there = round(count * len(rows) / max(data.users, 1))
-    sample = rows.take(np.linspace(0, there - 1, SAMPLE).astype(int)) if there > SAMPLE else rows.slice(0, there)
+        there = _users_there(config, data)
+    elif kind == KIND:
+        found = _snapshots(config, data)
+        there = len(found.line_M)
+    sample = np.linspace(0, there - 1, SAMPLE).astype(int) if there > SAMPLE else np.arange(there)
     if kind == "users":
-        rendered = user_prompts(sample, config)
+        rendered = user_prompts(tables["histories"].take(sample), config)
+    elif kind == KIND:
+        user_ids, titles = tables["histories"]["user_id"], tables["items"]["title"]
+        names = strings(tables["scenarios"]["scenario_id"])
+        rows = snapshots.histories(tables["events"], found, sample, user_ids, titles, names)
+        rendered = user_prompts(rows, config)
     else:
-        rendered = item_rows(sample, data.item_fields, config, source.name, own_text)
+        rendered = item_rows(tables["items"].slice(1).take(sample), data.item_fields, config, source.name, own_text)
     return rendered.filter(pc.not_equal(rendered["prompt"], pa.scalar("")))
 
 
@@ -149,10 +173,11 @@ def _known_share(config: Config, prompts: pa.Table, source: Source, kind: str, c
     return len(index.match(rows, held.indexes, pa.array(held.shards, pa.string()))) / max(len(rows), 1)
 
 
-def cost(config: Config, prompts_left: int, fresh_per_prompt: float) -> dict[str, object]:
+def cost(config: Config, prompts_left: int, fresh_per_prompt: float, prompts_each: float = 1) -> dict[str, object]:
     """Hours, and money where its rate is stated, of the prompts left and of a million users and more.
 
-    `fresh_per_prompt` are the tokens of a prompt that no cache holds. Answers are not counted. As JSON.
+    `fresh_per_prompt` are the tokens of a prompt that no cache holds, `prompts_each` the prompts of a user. Answers are
+    not counted. As JSON.
     """
     e = config.extract
     rate, source = _rate(config)
@@ -172,7 +197,7 @@ def cost(config: Config, prompts_left: int, fresh_per_prompt: float) -> dict[str
         "rate_is": source,
         **now,
         "estimate": f"about {now['hours'] * 60:.0f} min, {source}, with {actors} actor(s), answers not counted",
-        "at_scale": {name: forecast(count) for name, count in (("1e6", 10**6), ("1e8", 10**8), ("1e9", 10**9))},
+        "at_scale": {name: forecast(round(float(name) * prompts_each)) for name in ("1e6", "1e8", "1e9")},
     }
 
 

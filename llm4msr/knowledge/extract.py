@@ -29,6 +29,7 @@ from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.rows import list_row_groups, read_rows
 from llm4msr.knowledge.shards import SHARD_FOLDERS, Pass
+from llm4msr.knowledge.snapshots import KIND
 from llm4msr.knowledge.sources import ITEM_KINDS, Source, sources, texts_of_items
 from llm4msr.knowledge.user_pooling import pool_users
 from llm4msr.knowledge.versions import version_number
@@ -122,6 +123,8 @@ def folder(config: Config, data: StageOutput) -> UPath:
             ["seen", "items", "fields.json", "scenarios", *["events"] * e.point_in_time],
             {"item": e.item_template, "scenario": e.scenario_template},
         )
+    elif e.snapshots > 1:
+        tables += ["events", "items"]
     files = sorted(name for name in data.manifest.files if name.partition("/")[0].removesuffix(".parquet") in tables)
     content = [data.manifest.files[name].digest for name in files]
     texts = [templates.read(kind, uri).template for kind, uri in uris.items()]
@@ -156,8 +159,10 @@ def _build(
         info["answers_failed"] = sum(shard.failed - shard.empty for shard in answers.counts.values())
     info |= {"width": width, "scenario_width": width, "users": rows.get("users", 0), "kept": kept}
     info |= {"shards": len(vectors.counts), "by_kind": by_kind}
-    info |= {"users_without_likes": sum(part["empty"] for part in sealed)}
+    info |= {"users_without_likes": sum(part["empty"] for part in sealed if part["kind"] != KIND)}
     info |= {"spent": {name: dict(result.spent) for name, result in results.items()}}
+    if config.extract.snapshots > 1:
+        info[KIND] = config.extract.snapshots
     if config.extract.forget:
         info |= {"forgotten": work.forgotten, "forget": len(ids_to_forget(config))}
     if config.extract.reads == "items":
@@ -199,10 +204,11 @@ def _run_passes(
 def _tasks(source: Source, shards: list[Shard]) -> dict[Task, list[Shard]]:
     """What a source does, in order, and with which of its shards."""
     e, tasks = source.extract, dict[Task, list[Shard]]()
-    if source.name == "llm" and (e.answers == "all" or e.pooling == "answer"):
+    if source.name == "llm" and e.pooling == "answer":
         tasks["answers"] = shards
-    elif source.name == "llm" and e.answers == "scenarios":
-        tasks["answers"] = [shard for shard in shards if shard.kind == "scenarios"]
+    elif source.name == "llm" and e.answers != "none":
+        told = [kind for kind in source.kinds if kind == "scenarios" or (e.answers == "all" and kind != KIND)]
+        tasks["answers"] = [shard for shard in shards if shard.kind in told]
     return tasks | {"vectors": shards}
 
 

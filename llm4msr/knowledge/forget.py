@@ -13,6 +13,7 @@ from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.data.partitions import hash_ids
 from llm4msr.errors import StorageError
+from llm4msr.knowledge.buckets import OF_USERS
 from llm4msr.knowledge.index import RowGroup, read_index
 from llm4msr.progress import say
 from llm4msr.storage import StageOutput
@@ -34,7 +35,7 @@ def ids_to_forget(config: Config, kind: str = "users") -> Column:
     Raises:
         StorageError: the file cannot be read.
     """
-    if not config.extract.forget or kind != "users":
+    if not config.extract.forget or kind not in OF_USERS:
         return pa.array([], pa.string())
     lines = storage.read_text(storage.path(config.extract.forget)).split("\n")
     return pa.array(sorted({line for line in lines if line}), pa.string())

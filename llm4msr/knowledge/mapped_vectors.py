@@ -10,12 +10,17 @@ import numpy as np
 
 from llm4msr import storage
 from llm4msr.arrays import Array, Bools, Halves, Ints
+from llm4msr.data import partitions
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import controls
-from llm4msr.knowledge.index import RowGroup
+from llm4msr.knowledge import controls, snapshots
+from llm4msr.knowledge.index import RowGroup, read_index
 from llm4msr.knowledge.rows import good_rows, list_row_groups, partition_of, read_rows
+from llm4msr.knowledge.snapshots import CUT, KIND, NOTHING
 from llm4msr.storage import FileRecord, StageOutput, cache
 from llm4msr.storage.vectors import to_matrix
+
+LAYOUT = 2
+"""Of the files in the cache."""
 
 
 class MappedVectors:
@@ -23,11 +28,12 @@ class MappedVectors:
 
     Args:
         output: the version.
-        offset_P: users before each partition of the prepared data, and last all users.
+        prepared: the data whose users and events are looked up.
     """
 
-    def __init__(self, output: StageOutput, offset_P: Ints):
-        self.output, self.offset_P = output, offset_P
+    def __init__(self, output: StageOutput, prepared: StageOutput):
+        self.output, self.prepared = output, prepared
+        self.offset_P = offset_P = partitions.offsets(prepared, "users")
         self._prefix, self._width = cache_path(output), int(output.manifest.info["width"])
         self._files: dict[tuple[str, int], dict[str, FileRecord]] = defaultdict(dict)
         files = output.manifest.files
@@ -35,16 +41,16 @@ class MappedVectors:
         for name, record in files.items():
             folder, _, file = name.partition("/")
             kind = file.partition("-")[0]
-            if folder in (of_users, "pooled") and kind in ("users", "past"):
+            if folder in (of_users, "pooled") and kind in ("users", "past", KIND):
                 self._files[kind, partition_of(name, len(offset_P) - 1)][name] = record
 
-    def past_rows(self) -> Ints:
-        """Rows of the past that each partition has: int64 [P]."""
-        files = [self._files.get(("past", partition), {}) for partition in range(len(self.offset_P) - 1)]
-        return np.array([sum(record.rows for record in part.values()) for part in files], np.int64)
+    @property
+    def has_past(self) -> bool:
+        """Whether there is what was known of users at earlier times."""
+        return any(kind != "users" for kind, _ in self._files)
 
     def reader(self, name: str) -> Callable[[int], Array]:
-        """What opens an array of a partition: `users`, `known`, `past`, `past_known` or `past_user`."""
+        """What opens an array of a partition: `users`, `known`, or where there is a past `past`, `past_known` ..."""
         return partial(self._open, name)
 
     def noise(self, seed: int, partition: int) -> Halves:
@@ -79,7 +85,14 @@ class MappedVectors:
         users_NZ = map_zeros(folder / "users.npy", (self._users(partition), self._width))
         np.save(folder / "known.npy", fill(users_NZ, self._groups("users", partition)))
         users_NZ.flush()
-        rows = int(self.past_rows()[partition])
+        if self.has_past:
+            build_past = self._build_snapshots if self.output.manifest.info.get(KIND) else self._build_past
+            for name, rows in zip(("known", "user", "shown"), build_past(partition, folder), strict=True):
+                np.save(folder / f"past_{name}.npy", rows)
+
+    def _build_past(self, partition: int, folder: Path) -> tuple[Bools, Ints, Ints]:
+        """A row for each event of users with knowledge; whether it is known, whose it is, and what events are shown."""
+        rows = sum(record.rows for record in self._files.get(("past", partition), {}).values())
         past_RZ = map_zeros(folder / "past.npy", (rows, self._width))
         known_R, user_R, start = np.zeros(rows, bool), np.zeros(rows, np.int64), 0
         for group in self._groups("past", partition):
@@ -89,14 +102,29 @@ class MappedVectors:
             known_R[written], user_R[written] = table["known"].to_numpy(), table["user"].to_numpy()
             start += len(table)
         past_RZ.flush()
-        np.save(folder / "past_known.npy", known_R)
-        np.save(folder / "past_user.npy", user_R)
+        place_E = np.arange(self.prepared.manifest.files[partitions.file_name("events", partition)].rows)
+        return known_R, user_R, np.where(place_E < rows, place_E, CUT)
+
+    def _build_snapshots(self, partition: int, folder: Path) -> tuple[Bools, Ints, Ints]:
+        """The same with a row for each snapshot."""
+        columns = ["user", "label", "split", "earlier", "before"]
+        events = self.prepared.table(partitions.file_name("events", partition), columns)
+        users = self.prepared.manifest.files[partitions.file_name("histories", partition)].rows
+        found = snapshots.find(events, users, int(self.output.manifest.info[KIND]))
+        groups = self._groups(KIND, partition)
+        ids = [read_index(group, ["id"])["id"].to_numpy() for group in groups]
+        rows = 1 + int(np.concatenate([[-1], *ids]).max())
+        past_RZ = map_zeros(folder / "past.npy", (rows, self._width))
+        known_R = fill(past_RZ, groups)
+        past_RZ.flush()
+        user_R = events["user"].to_numpy()[found.first_M[:rows]]
+        return known_R, user_R, np.where(found.shown_E < rows, found.shown_E, NOTHING)
 
 
 def cache_path(output: StageOutput) -> Path:
     """Where this machine keeps the vectors of a version, memory-mapped; a suffix tells the partition."""
     digests = {name: part.digest for name, part in output.manifest.files.items()}
-    return cache.root() / "knowledge" / storage.digest_json(digests)
+    return cache.root() / "knowledge" / storage.digest_json([LAYOUT, digests])
 
 
 def map_zeros(file: Path, shape: tuple[int, int]) -> "np.memmap[Any, np.dtype[np.float16]]":

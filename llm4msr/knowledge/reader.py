@@ -36,6 +36,7 @@ class Reader(BaseModel):
         text, everyone = f"answer={e.answer_tokens}", e.answers == "all"
         writes = {
             "users": f"{text} interests" if everyone else "",
+            "snapshots": "",
             "items": text if everyone else "",
             "scenarios": text if e.answers != "none" else "",
         }

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from llm4msr.config import Config, ExtractConfig
 from llm4msr.data.catalogue import item_fields
-from llm4msr.knowledge import words
+from llm4msr.knowledge import snapshots, words
 from llm4msr.knowledge.engines import models, open_tokenizer, soundness
 from llm4msr.knowledge.prompts.own_text import item_texts
 from llm4msr.knowledge.prompts.render import trained_items
@@ -101,7 +101,7 @@ class Source(NamedTuple):
 def sources(e: ExtractConfig) -> list[Source]:
     """The sources that a config names, the LLM first where it is among them."""
     if e.reads == "users":
-        return [Source("llm", e, ("users", "scenarios"))]
+        return [Source("llm", e, ("users", *[snapshots.KIND] * (e.snapshots > 1), "scenarios"))]
     kinds = {ITEM_KINDS[name]: name for name in e.sources if name in ITEM_KINDS}
     found = []
     if "items" in kinds or not kinds:  # random numbers alone: the LLM reads the scenarios

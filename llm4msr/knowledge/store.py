@@ -21,6 +21,7 @@ from llm4msr.errors import StorageError
 from llm4msr.knowledge import controls, item_vectors, sums
 from llm4msr.knowledge.mapped_vectors import MappedVectors, fill
 from llm4msr.knowledge.rows import row_groups
+from llm4msr.knowledge.snapshots import CUT
 from llm4msr.knowledge.sums import Sums
 from llm4msr.model.inputs import KnowledgeStatistics
 from llm4msr.storage import StageOutput
@@ -36,7 +37,10 @@ class Vectors(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What was known of a user before each event: each user's together, oldest first."""
+    """What was known of users at earlier times: each user's together, oldest first.
+
+    A partition has as many rows as it has events, or fewer; they are numbered as its first events are.
+    """
 
     vectors: PartitionedRows
     """float16 [R, Z]."""
@@ -44,8 +48,8 @@ class Past(NamedTuple):
     """Whether anything was known: bool [R]."""
     users: PartitionedRows
     """Whose row it is, by place in the partition: int64 [R]."""
-    rows_P: Ints
-    """How many events of each partition there are: the first, those of users that have knowledge."""
+    shown: PartitionedRows
+    """What each event is shown, as in `Snapshots`: int64 [E], of which a row is named by its place in the partition."""
 
 
 class StandIns(NamedTuple):
@@ -58,13 +62,13 @@ class StandIns(NamedTuple):
 class KnowledgeStore:
     """Vectors by number; they are memory-mapped, so workers on a machine share them.
 
-    A user's number is their dense id; with `past`, number N + r is what was known before event r.
+    A user's number is their dense id; with `past`, number N + r is its row r, and an event tells which row it is shown.
 
     Args:
         users: by their numbers.
         scenarios_SZ: float16.
         total: sums over the known users.
-        past: where the extraction has points in time.
+        past: where the extraction has points in time or snapshots.
         noise: gives random numbers instead of a partition's vectors, of a seed and the partition; in memory by default.
         items_ID: float16, by item number, of unit length, zero where nothing is known; where items were read.
     """
@@ -95,19 +99,17 @@ class KnowledgeStore:
             StorageError: a file is missing, damaged, of another width or model, or knows ids beyond the prepared ones;
                 of a partition's files when it is opened.
         """
-        mapped = MappedVectors(output, partitions.offsets(prepared, "users"))
-        info, rows_P = output.manifest.info, mapped.past_rows()
+        mapped, info = MappedVectors(output, prepared), output.manifest.info
         width = int(info.get("scenario_width", info["width"]))
         scenarios_SZ = np.zeros((prepared.manifest.info["scenarios"], width), np.float16)
         fill(scenarios_SZ, row_groups(output, "scenarios"))
         rows = partial(PartitionedRows, mapped.offset_P)
         users = Vectors(rows(mapped.reader("users")), rows(mapped.reader("known")))
         past = None
-        if rows_P.any():
+        if mapped.has_past:
             rows = partial(PartitionedRows, partitions.offsets(prepared, "events"))
-            names = ("past", "past_known", "past_user")
-            vectors, known, owners = (rows(mapped.reader(name)) for name in names)
-            past = Past(vectors, known, owners, rows_P)
+            names = ("past", "past_known", "past_user", "past_shown")
+            past = Past(*(rows(mapped.reader(name)) for name in names))
         items_ID = None
         if item_vectors.FILE in output.manifest.files:
             items_ID = item_vectors.of_unit_length(item_vectors.read(output).vectors_ID)
@@ -136,12 +138,13 @@ class KnowledgeStore:
             return user_B.masked_fill(seen_B > 0, 0) if self.hides_seen and seen_B is not None else user_B
         if event_B is None:
             return user_B
-        row_B, offset_P = event_B.numpy(), self.past.vectors.offset_P
-        home_B = np.searchsorted(offset_P, row_B, side="right") - 1
-        has_past_B = torch.from_numpy(row_B - offset_P[home_B] < self.past.rows_P[home_B])
+        offset_P, row_B = self.past.shown.offset_P, event_B.numpy()
+        start_B = torch.from_numpy(offset_P[np.searchsorted(offset_P, row_B, side="right") - 1])
+        shown_B = torch.from_numpy(self.past.shown.take(row_B))
         if self.is_stale and seen_B is not None:
-            has_past_B &= seen_B > 0
-        return torch.where(has_past_B, len(self.users.known) + event_B, user_B)
+            shown_B = shown_B.where(seen_B > 0, CUT)
+        past_B = (len(self.users.known) + start_B + shown_B).where(shown_B >= 0, 0)
+        return user_B.where(shown_B == CUT, past_B)
 
     def lookup(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors float16 [B, Z] and whether each is known, bool [B], of numbers int64 [B]."""

@@ -14,8 +14,8 @@ from llm4msr.knowledge.buckets import Bucket
 from llm4msr.knowledge.reader import Reader
 from llm4msr.storage import stage_files
 
-Kind = Literal["users", "items", "items_by_encoder", "items_by_words", "scenarios"]
-FileName = Annotated[str, Field(pattern=r"^(users|items(_by_[a-z]+)?|scenarios)-[A-Za-z0-9_-]+\.parquet$")]
+Kind = Literal["users", "snapshots", "items", "items_by_encoder", "items_by_words", "scenarios"]
+FileName = Annotated[str, Field(pattern=r"^(users|snapshots|items(_by_[a-z]+)?|scenarios)-[A-Za-z0-9_-]+\.parquet$")]
 """A plan is read back from storage, and is believed only as far as it names files of its own."""
 
 

@@ -12,6 +12,7 @@ What the first two write lies below `work/` of the new version, and goes when it
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -26,12 +27,13 @@ from llm4msr.data import partitions
 from llm4msr.knowledge import drift, index, versions
 from llm4msr.knowledge.active_users import users_to_read
 from llm4msr.knowledge.actor_pool import nodes, rows_per_shard
-from llm4msr.knowledge.buckets import Bucket, bucket_count
+from llm4msr.knowledge.buckets import OF_USERS, Bucket, bucket_count
 from llm4msr.knowledge.forget import check_list, ids_to_forget
 from llm4msr.knowledge.index import NOTHING_LIKED, RowGroup, State
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import Window, items_to_read, render, windows
 from llm4msr.knowledge.reader import Reader
+from llm4msr.knowledge.snapshots import KIND
 from llm4msr.knowledge.sources import items_by_kind
 from llm4msr.knowledge.work import Shard, Work
 from llm4msr.progress import track
@@ -65,8 +67,8 @@ def plan_work(config: Config, data: StageOutput, folder: UPath, readers: dict[st
     storage.write_table(folder / drift.FILE, scenarios)
     users = users_to_read(config, data) if "users" in readers else []
     items = items_to_read(config, data.table("items.parquet", ["f:item_id"]))
-    todo = windows(users, items_by_kind(readers, items), WINDOW_ROWS)
-    counts = bucket_counts(todo, partitions.count(data))
+    todo = windows(users, items_by_kind(readers, items), WINDOW_ROWS, config.extract.snapshots)
+    counts = bucket_counts(todo, partitions.count(data), config.extract.snapshots)
     jobs = [window._asdict() for window in todo]
     rows = sum(window.stop - window.start for window in todo) + data.manifest.info["scenarios"] - 1
     with track("render", rows) as progress:
@@ -96,12 +98,12 @@ def plan_work(config: Config, data: StageOutput, folder: UPath, readers: dict[st
     return work
 
 
-def bucket_counts(todo: Sequence[Window], total: int) -> dict[str, int]:
-    """How many buckets each kind of rows has; `total` is the number of partitions of users."""
+def bucket_counts(todo: Sequence[Window], total: int, histories: int = 1) -> dict[str, int]:
+    """How many buckets each kind of rows has, with `total` partitions of users whose histories are read so often."""
     rows = Counter[str]()
     for window in todo:
-        rows[window.kind] += window.stop - window.start
-    return {kind: bucket_count(count, total if kind == "users" else 1) for kind, count in rows.items()}
+        rows[window.kind] += (window.stop - window.start) * (histories if window.kind == KIND else 1)
+    return {kind: bucket_count(count, total if kind in OF_USERS else 1) for kind, count in rows.items()}
 
 
 def spilled_by_bucket(todo: Sequence[Window], counts: Mapping[str, int], total: int) -> dict[Bucket, list[str]]:
@@ -111,7 +113,7 @@ def spilled_by_bucket(todo: Sequence[Window], counts: Mapping[str, int], total: 
         files[window.kind, window.partition].append(window.file)
     spilled: dict[Bucket, list[str]] = {}
     for (kind, partition), names in files.items():
-        whole = Bucket(kind, partition, total if kind == "users" else 1)
+        whole = Bucket(kind, partition, total if kind in OF_USERS else 1)
         spilled |= dict.fromkeys(whole.overlapping(counts[kind]), names)
     return spilled
 
@@ -165,9 +167,9 @@ def render_window(
     order_N = np.argsort(bucket_N, kind="stable")
     filled, starts = np.unique(bucket_N[order_N], return_index=True)
     kept = kept.take(order_N).replace_schema_metadata({"buckets": json.dumps(filled.tolist())})
-    groups = [kept.slice(start, end - start) for start, end in zip(starts, [*starts[1:], len(kept)], strict=True)]
+    groups = [kept.slice(start, end - start) for start, end in pairwise([*starts, len(kept)])]
     storage.write_groups(storage.path(folder_uri) / "work" / "spill" / window.file, groups or [kept])
-    return pa.table({"rows": [len(rows)]})
+    return pa.table({"rows": [window.stop - window.start or len(rows)]})
 
 
 def match_bucket(batch: pa.Table, folder_uri: str, rows: int) -> pa.Table:

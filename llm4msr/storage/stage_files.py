@@ -17,7 +17,7 @@ FILES = {
     r"|fields\.json",
     "shuffle": r"rows/p=\d{5}\.parquet",
     "extract": r"(items|scenarios|sums)\.parquet"
-    r"|(vectors|index|pooled)/(users|items(_by_[a-z]+)?|scenarios|past)-[\w-]+\.parquet",
+    r"|(vectors|index|pooled)/(users|snapshots|items(_by_[a-z]+)?|scenarios|past)-[\w-]+\.parquet",
     "train": r"net\.safetensors|history\.json",
     "evaluate": r"metrics\.json|table\.md|predictions/(seed=\d+/)?p=\d{5}\.parquet",
     "explain": r"report\.html|[a-z]+\.(csv|parquet)",
@@ -27,7 +27,7 @@ FILES = {
     "score": r"candidates\.parquet|lists/p=\d{5}-\d{5,}\.parquet",
 }
 """Names relative to the output, as patterns of the whole name."""
-SHARD = re.compile(r"\w[\w.-]*/vectors/(users|items(_by_[a-z]+)?|scenarios)-[\w-]+\.parquet", re.ASCII)
+SHARD = re.compile(r"\w[\w.-]*/vectors/(users|snapshots|items(_by_[a-z]+)?|scenarios)-[\w-]+\.parquet", re.ASCII)
 """Name of a shard relative to the folder of all versions, since an index may name shards of other versions."""
 NAME = re.compile(r"\w[\w.-]*")
 """Name of the folder of one output."""

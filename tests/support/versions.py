@@ -17,10 +17,13 @@ from llm4msr.knowledge.index import RowGroup
 from llm4msr.knowledge.prompts.render import windows
 from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.rows import read_vectors, row_groups
+from llm4msr.knowledge.snapshots import KIND
 from llm4msr.storage import MANIFEST, Manifest, StageOutput, StageResult
 from llm4msr.storage.vectors import to_column
 
-READER = Reader(revision="revision", frame="", reads="revision last float32", writes={"users": "", "scenarios": ""})
+READER = Reader(
+    revision="revision", frame="", reads="revision last float32", writes=dict.fromkeys(["users", KIND, "scenarios"], "")
+)
 WIDTH = 4
 
 
@@ -55,10 +58,11 @@ def make_version(
     config, data, _ = world
     config = with_extract(config, **extract)
     folder, total = storage.path(root) / name, partitions.count(data)
-    todo, counts = windows(users_to_read(config, data), {}, 16)[1:], {"users": max(buckets, total)}
+    todo = windows(users_to_read(config, data), {}, 16, config.extract.snapshots)[1:]
+    counts = dict.fromkeys(["users", KIND], max(buckets, total))
     for window in todo:
         row = _table_of(window._asdict())
-        work_list.render_window(row, config, data, str(folder), {"users": READER}, counts)
+        work_list.render_window(row, config, data, str(folder), dict.fromkeys(counts, READER), counts)
     names = storage.files_below(folder.parent)
     bases = versions.index_files(folder.parent, names).values()
     earlier = versions.Earlier(bases, names)
@@ -75,10 +79,11 @@ def make_version(
         (sealed,) = work_list.seal_bucket(_table_of(job), str(folder)).to_pylist()
         files[sealed["file"]] = sealed["rows"]
         kept, asked = kept + done["kept"], asked + sum(shard["rows"] for shard in shards)
-    rows = [RowGroup(str(folder / name), "", 0) for name in files if name.startswith("index/")]
+    rows = [RowGroup(str(folder / name), "", 0) for name in files if name.startswith("index/users-")]
     storage.write_table(folder / sums.FILE, sums.as_table(0, map(read_vectors, rows)))
     files[sums.FILE] = 1
     info = {"width": WIDTH, "kept": kept, "asked": asked, "version": len(bases) + 1, "partitions": total}
+    info |= {KIND: config.extract.snapshots} if config.extract.snapshots > 1 else {}
     return storage.publish(
         folder, "extract", 1, {}, {}, lambda _: StageResult(files=files, rows=kept + asked, info=info), resumable=True
     )

@@ -10,6 +10,7 @@ from llm4msr.data import partitions
 from llm4msr.data.prepare import prompt_data
 from llm4msr.dry_run import plan
 from llm4msr.knowledge import estimate as module
+from llm4msr.knowledge import snapshots
 from llm4msr.knowledge.engines.tokens import PromptTokenizer
 from llm4msr.knowledge.prompts.render import item_prompts, user_prompts
 from llm4msr.knowledge.prompts.sample import sampler
@@ -17,6 +18,7 @@ from llm4msr.pipeline import prepare
 from llm4msr.storage import StageResult
 from tests.support.data import config_of, write_data
 from tests.support.partitioned import in_partitions
+from tests.support.versions import with_extract
 from tests.unit.conftest import World
 
 VERBS = ("prepare", "extract", "train", "evaluate", "export", "explain", "refresh", "score", "serve", "run")
@@ -105,6 +107,24 @@ def test_shared_tokens_are_told_for_the_engine_that_shares_them(config: Config):
     vllm = config.model_copy(update={"extract": config.extract.model_copy(update={"engine": "vllm"})})
     found = plan(vllm, "extract")["extract"]
     assert 0 < found["tokens_shared"] < found["tokens_p50"]
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_snapshots_are_counted_and_their_tokens_too(config: Config, llama: Path, is_prepared: bool):
+    often = config.model_copy(update={"extract": config.extract.model_copy(update={"snapshots": 3, "max_users": 30})})
+    prepared = prepare(often)
+    rows = snapshots.read_histories(prepared, 0, 0, 30, 3)
+    if not is_prepared:
+        storage.remove(prepared.folder)
+    found, once = (plan(one, "extract")["extract"] for one in (often, with_extract(often, snapshots=1)))
+    assert found["prompts"] == once["prompts"] + len(rows)
+    assert len(rows) > 60
+    tokenizer = PromptTokenizer(llama, 1 << 20)
+    tokens = [len(tokenizer(prompt)) for prompt in user_prompts(rows, often)["prompt"].to_pylist() if prompt]
+    assert found["tokens"] == pytest.approx(once["tokens"] + len(rows) * sum(tokens) / len(tokens), abs=1)
+    assert found["left"] == once["left"] + len(rows)
+    ratio = found["at_scale"]["1e9"]["fresh_tokens"] / once["at_scale"]["1e9"]["fresh_tokens"]
+    assert ratio == pytest.approx(found["tokens"] / once["tokens"], rel=1e-3)
 
 
 def test_max_users_limits_the_prompts(config: Config):

@@ -1,5 +1,6 @@
 """Rows of the prepared tables rendered with the templates."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.data.catalogue import item_fields
 from llm4msr.data.scenarios import MAX_SHARED
+from llm4msr.knowledge import snapshots
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.own_text import item_texts, scenario_texts
 from llm4msr.knowledge.reader import Reader, SourceName
@@ -26,7 +28,10 @@ TEXT_ROWS = 1 << 13
 
 
 class Window(NamedTuple):
-    """Rows [start, stop) of a partition's `users` or of all `items`, the first row being 0; or all `scenarios`."""
+    """Rows [start, stop) of a partition's `users` or of all `items`, the first row being 0; or all `scenarios`.
+
+    Of `snapshots` those of the users [start, stop).
+    """
 
     kind: str
     start: int = 0
@@ -44,9 +49,18 @@ class Window(NamedTuple):
         return [cls(kind, start, min(start + rows, count), partition) for start in range(0, count, rows)]
 
 
-def windows(users: Sequence[int], items: Mapping[str, int], rows: int) -> list[Window]:
-    """What is read: scenarios, ranges of `rows` of each partition's first `users`, and of the `items` of each kind."""
-    of_users = [window for p, count in enumerate(users) for window in Window.ranges("users", count, rows, p)]
+def windows(users: Sequence[int], items: Mapping[str, int], rows: int, histories: int = 1) -> list[Window]:
+    """What is read: scenarios, ranges of `rows` of each partition's first `users`, and of the `items` of each kind.
+
+    If more than one of the `histories` of a user is read, also their snapshots, as many users as have so many rows.
+    """
+    sizes = {"users": rows} | ({snapshots.KIND: math.ceil(rows / histories)} if histories > 1 else {})
+    of_users = [
+        window
+        for kind, size in sizes.items()
+        for p, count in enumerate(users)
+        for window in Window.ranges(kind, count, size, p)
+    ]
     of_items = [window for kind, count in items.items() for window in Window.ranges(kind, count, rows)]
     return [Window("scenarios"), *of_users, *of_items]
 
@@ -56,6 +70,9 @@ def render(window: Window, config: Config, data: StageOutput, scenarios: UPath, 
     if window.kind == "scenarios":
         rows = storage.read_table(scenarios)
         return plain_scenarios(rows) if reader.own_text else scenario_prompts(rows, config)
+    if window.kind == snapshots.KIND:
+        most = config.extract.snapshots
+        return user_prompts(snapshots.read_histories(data, window.partition, window.start, window.stop, most), config)
     if window.kind != "users":
         rows = slice_rows(data, "items.parquet", window.start + 1, window.stop + 1)  # row 0: the unknown item
         return item_rows(rows, item_fields(data), config, reader.source, reader.own_text)

@@ -57,6 +57,7 @@ def test_shipped_configs_load(file: Path):
         ("train.workers=0", r"'train.workers': write a number from 1 on, or the least and the most.*\(given: 0\)"),
         ("train.workers=[4, 2]", r"'train.workers': write a number .*\(given: \[4, 2\]\)"),
         ("extract.point_in_time=true", r"'extract': point_in_time is for reads = 'items'"),
+        ("extract.snapshots=0", r"'extract.snapshots': .*greater than or equal to 1"),
         ("train.sparse=often", r"'train.sparse"),
         ("model.hidden=[]", r"'model.hidden': .*at least 1 item"),
         ("model.hidden=[64, 0]", r"'model.hidden.1': .*greater than or equal to 1 \(given: 0\)"),
@@ -268,6 +269,19 @@ def test_variants_of_a_match_are_the_plain_model_din_and_the_match_without_level
     assert whole.match == ("candidate", "cosines", "attention")
     alone = config.model_copy(update={"model": told["match"]}).using("random", 1).model
     assert (alone.knowledge, alone.variant) == ("none", "match-din-random")
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"extract": {"reads": "items", "snapshots": 3}}, "snapshots is for reads = 'users'"),
+        ({"extract": {"snapshots": 2}, "split": {"history_share": 0.5}}, "needs split.history_share = 1"),
+    ],
+)
+def test_snapshots_are_of_users_who_are_read_whole(tmp_path: Path, sections: dict[str, Any], message: str):
+    with pytest.raises(pydantic.ValidationError, match=message):
+        config_of(tmp_path, **sections)
+    config_of(tmp_path, extract={"snapshots": 3})
 
 
 @pytest.mark.parametrize("sections", [{"model": {"match": ["cosines"]}}, {"evaluate": {"variants": ["match"]}}])

@@ -15,6 +15,7 @@ from llm4msr.data.partitioned_rows import PartitionedRows
 from llm4msr.errors import StorageError
 from llm4msr.knowledge.mapped_vectors import cache_path
 from llm4msr.knowledge.rows import read_texts
+from llm4msr.knowledge.snapshots import CUT, NOTHING
 from llm4msr.knowledge.store import KnowledgeStore, Past
 from llm4msr.storage import StageOutput, StageResult
 from tests.support.data import WIDTH, flipped, publish_knowledge, shard
@@ -226,7 +227,8 @@ def in_time(store: KnowledgeStore) -> KnowledgeStore:
     vectors[:, 0], vectors[:, 1] = user, place
     known = np.isin(np.arange(USERS), list(LENGTHS))
     offset_P = np.array([0, len(user)])
-    past = Past(*(PartitionedRows(offset_P, partial(_same, rows)) for rows in (vectors, place > 0, user)), offset_P[1:])
+    columns = (vectors, place > 0, user, np.arange(len(user)))
+    past = Past(*(PartitionedRows(offset_P, partial(_same, rows)) for rows in columns))
     in_memory = KnowledgeStore.in_memory(looked_up(store, list(range(USERS))), known, store.scenarios_SZ)
     return KnowledgeStore(in_memory.users, store.scenarios_SZ, in_memory.sums, past)
 
@@ -267,6 +269,31 @@ def test_shuffled_takes_another_users_past_as_far_into_the_history(in_time: Know
         assert known[rows].tolist() == [place > 0 and place * LENGTHS[other] // count > 0 for place in range(count)]
     assert set(vectors[:, 0].tolist()) == set(LENGTHS)
     assert (vectors[:, 0] != np.repeat(list(LENGTHS), list(LENGTHS.values()))).any()
+
+
+def test_a_row_that_nothing_is_older_than_is_shown_with_nothing_even_where_the_user_is_known(in_time: KnowledgeStore):
+    assert in_time.past is not None
+    shown = PartitionedRows(in_time.past.shown.offset_P, partial(_same, np.array([NOTHING, 0, 0, CUT, *range(4, 14)])))
+    in_time.past = in_time.past._replace(shown=shown)
+    users, events = torch.tensor([3, 3, 3, 3, 1]), torch.arange(5)
+    numbers = in_time.vector_numbers(users, None, events)
+    assert numbers.tolist() == [0, USERS, USERS, 3, USERS + 4]
+    assert in_time.lookup(numbers)[1].tolist() == [False, False, False, True, False]
+    for control in ("shuffled", "random"):
+        assert not in_time.with_control(control, 2).lookup(numbers[:1])[1].any()
+
+
+def test_shuffled_takes_the_whole_of_another_user_who_has_no_past(in_time: KnowledgeStore):
+    assert in_time.past is not None
+    user = np.repeat([3, 2], [4, 8])  # user 1 has none
+    in_time.past = in_time.past._replace(users=PartitionedRows(in_time.past.users.offset_P, partial(_same, user)))
+    for seed in range(9):
+        wrong = in_time.with_control("shuffled", seed)
+        stand_in = looked_up(wrong, [3])
+        if (stand_in == looked_up(in_time, [1])).all():
+            np.testing.assert_array_equal(looked_up(wrong, [*range(USERS, USERS + 4)]), np.repeat(stand_in, 4, 0))
+            return
+    raise AssertionError("user 1 stands in for nobody")
 
 
 def test_random_numbers_of_a_user_are_the_same_at_all_times(in_time: KnowledgeStore):
@@ -371,7 +398,8 @@ def test_points_in_time_are_found_in_their_partition(world: World, tmp_path: Pat
         vectors[-1][:, 1] = np.tril(same, -1).sum(1)
     rows = [PartitionedRows(first_P, parts.__getitem__) for parts in (vectors, [v[:, 1] > 0 for v in vectors])]
     owners = PartitionedRows(first_P, lambda p: local[p][: rows_P[p]])
-    past = Past(rows[0], rows[1], owners, rows_P)
+    shown = [np.r_[:count, [CUT] * (len(table) - count)] for table, count in zip(seen, rows_P, strict=True)]
+    past = Past(rows[0], rows[1], owners, PartitionedRows(first_P, shown.__getitem__))
     store = KnowledgeStore(base.users, base.scenarios_SZ, base.sums, past).with_control(control, 3)
     for p in range(4):
         user_B = torch.from_numpy(seen[p]["user"].to_numpy().copy())

@@ -87,6 +87,13 @@ def test_forgotten_users_are_in_no_new_version(world: World, tmp_path: Path):
     assert {"u5", "u9"}.isdisjoint(read_users(two)["raw_id"].to_pylist())
 
 
+def test_a_window_of_forgotten_users_alone_holds_nothing(world: World, tmp_path: Path):
+    histories = world.data.table("histories/p=00000.parquet")["user_id"].to_pylist()
+    (tmp_path / "forget.txt").write_text("\n".join(histories[:16]))
+    version = make_version(world, tmp_path, "v1", 2, forget=str(tmp_path / "forget.txt"))
+    assert read_users(version)["raw_id"].to_pylist() == sorted(histories[16:])
+
+
 def test_rows_of_a_lost_shard_are_asked_again(world: World, tmp_path: Path):
     one = make_version(world, tmp_path, "one", 2)
     lost = next(name for name in one.manifest.files if name.startswith("vectors/"))

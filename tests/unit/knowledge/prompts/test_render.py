@@ -38,6 +38,14 @@ def test_windows_are_the_scenarios_and_ranges_of_each_partitions_users(
     assert found == [Window("scenarios"), *(Window("users", *rows) for rows in ranges)]
 
 
+def test_snapshots_are_rendered_of_fewer_users_at_once_as_each_has_several():
+    found = windows([10, 3], {}, 4, histories=2)
+    users = [window for window in windows([10, 3], {}, 4) if window.kind == "users"]
+    assert [window for window in found if window.kind == "users"] == users
+    ranges = [(0, 2), (2, 4), (4, 6), (6, 8), (8, 10), (0, 2, 1), (2, 3, 1)]
+    assert [window for window in found if window.kind == "snapshots"] == [Window("snapshots", *at) for at in ranges]
+
+
 def test_windows_are_ranges_of_the_items_of_each_kind():
     found = windows([], {"items": 9, "items_by_words": 5}, 4)
     ranges = [("items", 0, 4), ("items", 4, 8), ("items", 8, 9), ("items_by_words", 0, 4), ("items_by_words", 4, 5)]
