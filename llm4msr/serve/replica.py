@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from fastapi import FastAPI, HTTPException
+from threadpoolctl import threadpool_limits
 
 from llm4msr.bundle.messages import RankRequest, RankResponse
 from llm4msr.config import ServeConfig
@@ -25,6 +26,7 @@ class Replica:
     def __init__(self, config: ServeConfig, token_required: bool, event_log: Any = None) -> None:
         api_token.check_node(token_required)
         torch.set_num_threads(1)
+        threadpool_limits(1)  # of numpy's products too: a replica is one CPU
         self.config = config
         self.metrics = ServeMetrics()
         self.live = LiveModel(self.metrics.refused, config.allow_backbones)
