@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from llm4msr.config import ServeConfig
@@ -90,3 +91,18 @@ def test_who_is_forgotten_is_ranked_as_before(client: httpx.Client) -> None:
     assert answer == {"deleted": 1}
     until(lambda: rank(client, "gone")["knowledge"] == "none")
     until(lambda: rank(client, "stays")["knowledge"] == "events")
+
+
+def test_what_was_acknowledged_survives_the_log_killed_and_the_endpoint_started_again(
+    client: httpx.Client, made: Matching, config: ServeConfig
+) -> None:
+    tell(client, event("k", "kept"))
+    (log,) = [one for one in psutil.Process().children(recursive=True) if any(LOG in word for word in one.cmdline())]
+    log.kill()
+    until(lambda: client.post("/v1/events", json={"events": [event("k", "kept"), event("l", "kept")]}).is_success)
+    assert tell(client, event("k", "kept"), event("l", "kept"))["duplicates"] == 2
+    endpoint.stop()
+    endpoint.start(config, str(made.output.folder))
+    until(lambda: client.get("/readyz").is_success)
+    assert rank(client, "kept")["knowledge"] == "events"
+    assert tell(client, event("k", "kept"), event("l", "kept"))["accepted"] == 0
