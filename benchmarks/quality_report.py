@@ -174,7 +174,7 @@ def _comparisons(rows: pd.DataFrame) -> list[str]:
     kinds = table["kind"].unique().tolist()
     lines = [_line(["against", *kinds]), _line(["---"] * (1 + len(kinds)))]
     for system, own in table.groupby("system", sort=False):
-        cells = {one.kind: _compared(one) for one in own.itertuples()}
+        cells = {one.kind: _compared(one, rows["seed"].nunique()) for one in own.itertuples()}
         lines.append(_line([str(system), *(cells.get(kind, "") for kind in kinds)]))
     return [*lines, ""]
 
@@ -185,9 +185,10 @@ def _kind(system: str, control: str) -> str:
     return form.rpartition("+")[2] if form and vectors == system.rpartition("@")[2] else vectors
 
 
-def _compared(one: Any) -> str:
+def _compared(one: Any, seeds: int) -> str:
     p = f", p = {one.p:.3f}" if np.isfinite(one.p) else ""
-    return f"{100 * one.change:+.2f}%{p}, {one.wins}/{one.backbones}"
+    wins = f", {one.wins}/{one.backbones}" if seeds > 1 else ""
+    return f"{100 * one.change:+.2f}%{p}{wins}"
 
 
 # --- metrics ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What scores the nets that do not fold: torch, all requests that wait at the same moment together.
+"""What scores the nets that do not fold: torch, all requests of a call together.
 
 Shape suffixes: N requests, B candidates of all of them, S slots, K code width.
 """
