@@ -9,7 +9,7 @@ D those of an item's vector.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -81,7 +81,7 @@ class FoldedScorer:
         self._shared = _embedding(net, "user", "scenario", "context")
         self._start_S = self._shared.nothing_S[-1 - sum(field.side == "context" for field in net.fields) :]
         self._default_K = array(net.default_K) if net.uses_users else np.zeros(0, np.float32)
-        self._fold = lru_cache(SCENARIOS)(self._fold_scenario)
+        self._fold = lru_cache(SCENARIOS)(partial(ServingFold, net))  # no cycle: a replica's collector skips old models
 
     def score(self, queries: Sequence[Query]) -> list[Singles]:
         """Probabilities of the candidates of each, [B]."""
@@ -128,9 +128,6 @@ class FoldedScorer:
 
     def _units(self, item_E: AnyInts) -> Singles:
         return torch.from_numpy(self._unit_ID.take(item_E, axis=0)).float().numpy()  # numpy converts far slower
-
-    def _fold_scenario(self, scenario: int) -> ServingFold:
-        return ServingFold(self._net, scenario)
 
 
 @torch.no_grad()

@@ -43,8 +43,8 @@ class ServeConfig(Section):
     events_days: float = Field(7.0, gt=0)
     """How long an event is kept. Newer bundles and refreshes know it if it has come into their data by then."""
     recent_events: int = Field(1_000_000, ge=1)
-    """Events of all users that each replica holds, some 200 bytes each, `max_history` of a user; beyond it, those of
-    the users who were active longest ago go."""
+    """Events of all users that each replica holds, 200 to 400 bytes each, `max_history` of a user; beyond it, those of
+    the users who were active longest ago go. A replica that starts reads as many of the log's latest."""
     follow_s: float = Field(60.0, ge=0)
     """Seconds between a replica's looks for newer codes from `llm4msr refresh`; 0 = never."""
     explore: bool = False

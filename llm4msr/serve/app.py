@@ -51,7 +51,7 @@ def _event_log(config: ServeConfig) -> "Application":
 
     options = {"num_cpus": 0}  # it waits for the disk
     deployment = serve.deployment(name=EVENTS, max_ongoing_requests=100, ray_actor_options=options)(EventLog)
-    return deployment.bind(config.events, config.events_days)
+    return deployment.bind(config.events, config.events_days, config.recent_events)
 
 
 def build(args: ServeConfig) -> "Application":

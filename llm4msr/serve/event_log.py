@@ -58,13 +58,14 @@ class EventLog:
     Args:
         folder: of a disk of this machine; made where it is missing.
         days: how long an event is kept.
+        most: how many of the latest are read, which is what a replica can hold; it need not read a whole log first.
 
     Raises:
         StorageError: the folder cannot be used, or what lies there is no such log.
     """
 
-    def __init__(self, folder: str, days: float):
-        self._days, self._expired, self._lock = days, 0.0, threading.Lock()
+    def __init__(self, folder: str, days: float, most: int):
+        self._days, self._most, self._expired, self._lock = days, most, 0.0, threading.Lock()
         file = Path(folder) / FILE
         try:
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -89,15 +90,15 @@ class EventLog:
             return added.rowcount
 
     def since(self, sequence: int, limit: int, now: float) -> Page:
-        """The events after this one, so many at most."""
+        """The events after this one, if they are among the latest; so many at most."""
         with self._lock, self._database as database:
             if now - self._expired >= EXPIRE_EVERY_S:
                 database.execute("DELETE FROM events WHERE arrived < ?", [now - self._days * DAY])
                 self._expired = now
             found = database.execute(
                 "SELECT sequence, user_id, item_id, scenario, liked, time, arrived FROM events "
-                "WHERE sequence > ? ORDER BY sequence LIMIT ?",
-                [sequence, limit],
+                "WHERE sequence > max(?, (SELECT max(sequence) FROM events) - ?) ORDER BY sequence LIMIT ?",
+                [sequence, self._most, limit],
             )
             events = [LoggedEvent(n, u, i, s, bool(liked), at, arrived) for n, u, i, s, liked, at, arrived in found]
             return Page(self._epoch(), events)

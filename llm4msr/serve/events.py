@@ -103,9 +103,8 @@ class Events:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     page: Page = await self._log.since.remote(self._recent.sequence, PAGE, time.time())
-                self._take(page)
-                self._caught_up, failed = self._caught_up or len(page.events) < PAGE, False
-                if len(page.events) == PAGE:
+                has_more, failed = self._take(page), False
+                if has_more:
                     continue
             except Exception as error:  # it is asked again until it answers
                 if not failed:
@@ -113,9 +112,13 @@ class Events:
                 failed = True
             await asyncio.sleep(FOLLOW_S)
 
-    def _take(self, page: Page) -> None:
-        now = time.time()
+    def _take(self, page: Page) -> bool:
+        """Says whether the log has more to read at once."""
+        now, is_first = time.time(), page.epoch != self._recent.epoch
         dropped = self._recent.take(page, now)
-        if self._caught_up or dropped:
-            delays = [now - event.arrived for event in page.events] if self._caught_up else []
-            self._metrics.seen(self._live.ranker.model_version, delays, dropped)
+        self._caught_up &= not is_first  # what is read again arrived long ago: its delays say nothing
+        delays = [now - event.arrived for event in page.events] if self._caught_up else []
+        self._metrics.seen(self._live.ranker.model_version, delays, dropped)
+        has_more = is_first or len(page.events) == PAGE
+        self._caught_up |= not has_more
+        return has_more

@@ -1,8 +1,10 @@
 """Nets as products of numpy score as torch does; what does not fold says so; a wrong fold is never served."""
 
 import copy
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,20 @@ def test_scenarios_beyond_those_kept_are_folded_again(world: World, tmp_path: Pa
     monkeypatch.setattr(scorer, "SCENARIOS", 1)
     ranker = Ranker.load(str(publish_bundle(world, tmp_path, knowledge="both").output.folder))
     check_equal(ranker)
+
+
+@pytest.mark.parametrize("backbone", ["star", "mmoe"])
+def test_a_ranker_that_is_let_go_is_in_no_cycle(world: World, tmp_path: Path, backbone: str):
+    """A replica freezes what it has loaded: what the garbage collector would have to find stays for ever."""
+    ranker = Ranker.load(str(publish_bundle(world, tmp_path, knowledge="both", backbone=backbone).output.folder))
+    parts = [weakref.ref(part) for part in (ranker, ranker.scorer, ranker.net, ranker.knowledge)]
+    gc.collect()
+    gc.disable()
+    try:
+        del ranker
+        assert [part() for part in parts] == [None] * 4
+    finally:
+        gc.enable()
 
 
 def test_scores_are_probabilities_however_large_the_logits_are(world: World, tmp_path: Path):

@@ -23,7 +23,7 @@ def told(log: EventLog, since: int = 0, now: float = NOW) -> list[tuple[str, str
 
 @pytest.fixture
 def log(tmp_path: Path) -> EventLog:
-    return EventLog(str(tmp_path / "log"), days=7)
+    return EventLog(str(tmp_path / "log"), days=7, most=1_000)
 
 
 def test_an_event_is_logged_once_however_often_it_is_sent(log: EventLog) -> None:
@@ -47,7 +47,7 @@ def test_any_text_comes_back_as_it_was(log: EventLog) -> None:
 WRITER = """
 import sys
 from llm4msr.serve.event_log import EventLog
-log = EventLog(sys.argv[1], 7)
+log = EventLog(sys.argv[1], 7, 100_000)
 for number in range(10_000):
     log.append([(f"{number}-{at}", "u", str(number), "s", True, 1.0) for at in range(3)], 2e9)
     print(number, flush=True)
@@ -61,7 +61,7 @@ def test_what_was_acknowledged_is_there_after_the_process_was_killed(tmp_path: P
     process.kill()
     acknowledged += [int(line) for line in process.stdout.read().split()]
     process.wait()
-    log = EventLog(str(tmp_path), 7)
+    log = EventLog(str(tmp_path), 7, 100_000)
     page = log.since(0, 100_000, 2e9).events
     assert {str(number) for number in acknowledged} <= {event.item_id for event in page}
     assert len(page) % 3 == 0, "half a batch was logged"
@@ -93,7 +93,7 @@ def test_replicas_read_another_log_from_its_beginning(log: EventLog, tmp_path: P
     recent = RecentEvents(per_user=9, most=99, days=7)
     log.append([row(str(number)) for number in range(5)], NOW)
     recent.take(log.since(0, 100, NOW), NOW)
-    other = EventLog(str(tmp_path / "other"), days=7)
+    other = EventLog(str(tmp_path / "other"), days=7, most=1_000)
     other.append([row("a", "v")], NOW)
     for _ in range(2):
         recent.take(other.since(recent.sequence, 100, NOW), NOW)
@@ -115,10 +115,28 @@ def test_a_replica_holds_the_latest_events_by_their_time_and_drops_users_of_long
     assert ([len(recent.of(user)) for user in "uvw"], len(recent)) == ([0, 0, 1], 1)
 
 
+def test_an_event_counts_for_its_days_although_its_user_has_newer_ones(log: EventLog) -> None:
+    recent = RecentEvents(per_user=3, most=5, days=7)
+    for name, day in [("a", 0), ("b", 6)]:
+        log.append([row(name, "u", name)], NOW + day * DAY)
+    for day, items in [(6, ["a", "b"]), (8, ["b"]), (14, [])]:
+        recent.take(log.since(recent.sequence, 100, NOW + day * DAY), NOW + day * DAY)
+        assert [event.item_id for event in recent.of("u")] == items
+
+
+def test_of_a_long_log_only_the_latest_events_are_read(tmp_path: Path) -> None:
+    log = EventLog(str(tmp_path), days=7, most=3)
+    assert told(log) == []
+    for name in "abcde":
+        log.append([row(name, item=name)], NOW)
+    assert told(log) == [("u", "c"), ("u", "d"), ("u", "e")]
+    assert [event.item_id for event in log.since(4, 100, NOW).events] == ["e"]
+
+
 def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot keep events there .* set serve\.events"):
-        EventLog(str(tmp_path / "file"), 7)
+        EventLog(str(tmp_path / "file"), 7, 1)
     (tmp_path / FILE).write_bytes(b"no database" * 100)
     with pytest.raises(StorageError, match="file is not a database"):
-        EventLog(str(tmp_path), 7)
+        EventLog(str(tmp_path), 7, 1)
