@@ -92,6 +92,15 @@ def _close_bar(bars: Progress, task: TaskID) -> None:
             _shown = None
 
 
+def close_bars() -> None:
+    """End all bars, before the process ends: threads that do not end before it leave theirs open, and no cursor."""
+    global _shown
+    with _lock:
+        if _shown is not None:
+            _shown.stop()
+            _shown = None
+
+
 class Track:
     """Counts what is done of `total`. The rate is measured from the first result, so that start-up does not count."""
 

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import TextIO
 
 from llm4msr.errors import InterruptedRunError, LLM4MSRError
-from llm4msr.progress import Level, level, show
+from llm4msr.progress import Level, close_bars, level, show
 
 SECONDS_TO_END = 8.0
 """After Ctrl-C or SIGTERM; then the process ends without waiting for what does not let go."""
@@ -54,7 +54,10 @@ def run_command(command: Callable[[], None], name: str = "it") -> None:
         signal.signal(signal.SIGTERM, _terminate)
     try:
         with interrupts_as_errors(name):
-            command()
+            try:
+                command()
+            finally:
+                close_bars()
     except LLM4MSRError as error:
         if level() == Level.VERBOSE:
             show(_trace(error))

@@ -159,7 +159,8 @@ def _build(
         info["answers_failed"] = sum(shard.failed - shard.empty for shard in answers.counts.values())
     info |= {"width": width, "scenario_width": width, "users": rows.get("users", 0), "kept": kept}
     info |= {"shards": len(vectors.counts), "by_kind": by_kind}
-    info |= {"users_without_likes": sum(part["empty"] for part in sealed if part["kind"] != KIND)}
+    without_likes = sum(part["empty"] for part in sealed if part["kind"] != KIND)
+    info |= {"users_without_likes": without_likes}
     info |= {"spent": {name: dict(result.spent) for name, result in results.items()}}
     if config.extract.snapshots > 1:
         info[KIND] = config.extract.snapshots
@@ -179,7 +180,7 @@ def _build(
             "width": _width(list_row_groups(folder, pooled, "users")),
         }
     files[sums.FILE] = sums.write(folder, list_row_groups(folder, files, "users"), partitions.count(data))
-    failed = sum(part["empty"] + part["failed"] for part in sealed)
+    failed = without_likes + sum(part["failed"] for part in sealed)  # a snapshot without likes is shown as none is
     skipped = vectors.skipped + kept
     return StageResult(files=files, rows=sum(rows.values()), failed=failed, skipped=skipped, info=info)
 

@@ -66,9 +66,15 @@ class MappedVectors:
         return mapped
 
     def _open(self, name: str, partition: int) -> Array:
-        folder = cache.build_once(self._folder(partition), partial(self._build, partition))
+        folder = cache.build_once(self._folder(partition, self._shown_to(partition)), partial(self._build, partition))
         mapped: Array = np.load(folder / f"{name}.npy", mmap_mode="r")
         return mapped
+
+    def _shown_to(self, partition: int) -> str:
+        """Of which events the folder tells what they are shown: other data may have the same vectors."""
+        if not self.has_past:
+            return ""
+        return f"-{self.prepared.manifest.files[partitions.file_name('events', partition)].digest}"
 
     def _folder(self, partition: int, what: str = "") -> Path:
         total = len(self.offset_P) - 1

@@ -41,9 +41,8 @@ def each(work: Callable[[T], R], items: Sequence[T], places: int) -> Iterator[R]
     waiting, is_over = iter([*zip(items, outcomes, strict=True)]), threading.Event()
 
     def take_turns() -> None:
-        for item, outcome in waiting:
-            if is_over.is_set():
-                return
+        while not is_over.is_set() and (turn := next(waiting, None)):  # whoever takes an item brings its outcome
+            item, outcome = turn
             try:
                 outcome.set_result(work(item))
             except BaseException as error:

@@ -53,6 +53,8 @@ def test_users_are_served_with_what_was_known_at_the_cut_and_asked_for_texts_of_
     fine = [row for row, error in enumerate(users["error"].to_pylist()) if not error]
     assert all(users["answer"].take(fine).to_pylist())
     assert not any(rows_of(output, "snapshots")["answer"].to_pylist())
+    assert any(rows_of(output, "snapshots")["error"].to_pylist()), "one user liked nothing"
+    assert output.manifest.failed == output.manifest.info["users_without_likes"], "which is no failure"
     pipeline.train(config)
     bundle = pipeline.export(config)
     net, _ = pipeline.trained(config).load()

@@ -188,7 +188,9 @@ def _caveats(variant: str, rivals: Sequence[Gain], seeds: int) -> list[str]:
         listed = ", ".join(f"{label(one.name, variant)}: {signed(one.gain.value)}" for one in level if one.gain)
         caveats.append(f"It is not clearly ahead of others ({listed}).")
     if any(one.name.endswith(CONTROLS) for one in level):
-        caveats.append("Wrong vectors do as well, so what there is of a difference is capacity, not knowledge.")
+        caveats.append(
+            "It is not clearly ahead of a model with wrong vectors, so the difference may be capacity, not knowledge."
+        )
     missing = [
         one for one in CONTROLS if not any(name.endswith(f"-{one}") for name in (variant, *(r.name for r in rivals)))
     ]

@@ -240,6 +240,22 @@ def test_each_row_is_shown_the_vector_of_a_history_older_than_it(
     assert sum(vector is None for *_, vector in found) > USERS
 
 
+def test_data_with_the_same_histories_and_other_times_are_shown_by_their_own(tmp_path: Path):
+    """Of both nothing is asked again, so that their versions have the same files."""
+    split, rows = SPLITS[-1], rows_of_own_items()
+    before = prepared(tmp_path / "before", split)
+    after = prepared(tmp_path / "after", split, [[*row[:4], at, row[5]] for at, row in enumerate(rows)])
+    versions, seen = [], []
+    for name, data in (("first", before), ("before", before), ("after", after)):
+        config = with_extract(config_of(tmp_path / name.replace("first", "before"), split=split), snapshots=3)
+        versions.append(make_version((config, data, data), tmp_path / "versions", name, 1))
+        seen.append([*told(config, data, versions[-1])])
+    assert [version.manifest.info["asked"] > 0 for version in versions] == [True, False, False]
+    assert versions[1].manifest.files == versions[2].manifest.files
+    for row, line, vector in seen[-1]:
+        assert vector == vector_of(config, older_history(row, line, 3))
+
+
 def test_who_is_forgotten_has_no_snapshot_and_none_is_left_after_a_prune(tmp_path: Path):
     data = prepared(tmp_path, SPLITS[0])
     config = with_extract(config_of(tmp_path, split=SPLITS[0]), snapshots=3)
