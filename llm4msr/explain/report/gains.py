@@ -92,7 +92,7 @@ class GainSection:
         """A row for each rival, and for each group of test rows."""
         rivals = _table(self.rivals).drop(columns=["kind", "scenario"])
         return {
-            "rivals.csv": Table("AUC of this model and of each rival on all test rows, with intervals", rivals),
+            "rivals.csv": Table("AUC of this model and of each rival on the same test rows, with intervals", rivals),
             "gains.csv": Table("AUC of this model and of the plain one by group of test rows", _table(self.groups)),
         }
 

@@ -60,7 +60,7 @@ def read_rows(evaluation: StageOutput, models: Sequence[TrainedModel], numbers: 
     names = scenario_names(models[0].prepared)
     parts = [read_seed(evaluation, own, numbers, names) for own in by_seed.values()]
     ids = [
-        np.array(partitions.raw_ids(part_of[0].prepared, rows.user_B))
+        np.array(partitions.raw_ids(part_of[0].prepared, rows.user_B), object)  # as text each has room for the longest
         for part_of, rows in zip(by_seed.values(), parts, strict=True)
     ]
     owner_SB = _owners(ids)
