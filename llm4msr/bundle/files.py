@@ -193,7 +193,7 @@ def read_codes(folder: Path, bundle: Path) -> IdTable:
 
 
 def read_items(folder: Path) -> Partition:
-    """Titles, slots int32 [I, S] and, where the model reads them, `unit` and `vector` float16 [I, D], by item id.
+    """Titles, slots int32 [I, S] and, where they are read, `row`, `unit` and `vector`, by item id.
 
     Raises:
         StorageError: damaged.

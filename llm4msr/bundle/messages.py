@@ -1,42 +1,21 @@
 """The contract of ranking: what is asked and what is answered, the same in Python and over HTTP."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from llm4msr.text import MAX_ID, shorten
+from llm4msr.text import MAX_ID
 
 CONTEXT_FIELDS = 64
 
 Text = Annotated[str, Field(max_length=MAX_ID)]
 
 
-def _refuse_first_bad_pair(given: Any) -> Any:
-    """Stops at the first pair that is wrong, as `FailFast` does for lists."""
-    if isinstance(given, Mapping):
-        if len(given) > CONTEXT_FIELDS:
-            raise ValueError(f"{len(given)} fields, allowed are {CONTEXT_FIELDS}")
-        for pair in given.items():
-            if not all(isinstance(text, str) and len(text) <= MAX_ID for text in pair):
-                name = shorten(str(pair[0]))
-                raise ValueError(f"the name and the value of '{name}' must be texts of up to {MAX_ID} characters")
-    return given
-
-
 class _Message(BaseModel):
-    """What is wrong with a message is told, but never as much as a large message could be wrong in."""
+    """Checked when it is made in Python; what comes over HTTP is checked by `serve/wire.py`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_unknown_field(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and len(given) > len(cls.model_fields):
-            unknown = next(str(key) for key in given if key not in cls.model_fields)
-            raise ValueError(f"unknown field '{shorten(unknown)}'; known are {', '.join(cls.model_fields)}")
-        return given
 
 
 KnowledgeSource = Literal["stored", "events", "request", "none"]
@@ -73,9 +52,7 @@ class RankRequest(_Message):
     user_id: Text
     scenario: Text
     items: Annotated[list[Text], FailFast()] = Field(min_length=1, max_length=100_000)
-    context: Annotated[dict[Text, Text], BeforeValidator(_refuse_first_bad_pair)] = Field(
-        default_factory=dict, max_length=CONTEXT_FIELDS
-    )
+    context: dict[Text, Text] = Field(default_factory=dict, max_length=CONTEXT_FIELDS)
     """Values of the context fields that the model was trained with; a field left out is unknown."""
     top_k: int | None = Field(None, ge=1, strict=True)
     """How many to give back; all where it is left out."""

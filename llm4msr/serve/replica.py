@@ -34,12 +34,13 @@ class Replica:
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """Ray Serve calls this at the start, and when a new `user_config` was deployed."""
-        if await self.live.load(user_config["bundle"]):
-            gc.collect()
-            gc.freeze()  # what was loaded stays, so no request pauses for a walk through it
+        has_changed = await self.live.load(user_config["bundle"])
         self.live.follow(self.config.follow_s)
         if self.events is not None:
             await self.events.start()
+        if has_changed:
+            gc.collect()
+            gc.freeze()  # what was loaded stays, so no request pauses for a walk through it
 
     async def respond(self, requests: list[RankRequest], request_id: str) -> list[RankResponse]:
         """Rank the requests of one call, all by the same model.

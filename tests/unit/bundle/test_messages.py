@@ -18,14 +18,17 @@ WRONG = {
     "no items": GOOD | {"items": []},
     "a long id": GOOD | {"user_id": "x" * (MAX_ID + 1)},
     "none of them": GOOD | {"top_k": 0},
-    "fields": GOOD | {str(i): i for i in range(MANY)},
-    "context": GOOD | {"context": {str(i): i for i in range(MANY)}},
-    "context of lists": GOOD | {"context": {str(i): [] for i in range(60)}},
+    "another field": GOOD | {"itmes": ["a"]},
+    "many context fields": GOOD | {"context": {str(i): "" for i in range(65)}},
+    "a number in the context": GOOD | {"context": {"a": 1}},
+    "a number as a context field": GOOD | {"context": {1: "a"}},
+    "a long context field": GOOD | {"context": {"x" * (MAX_ID + 1): "a"}},
+    "a long text in the context": GOOD | {"context": {"a": "x" * (MAX_ID + 1)}},
     "all at once": {"user_id": 1, "scenario": 2, "items": [3] * 9, "context": {"a": 1}, "top_k": "x"},
     "a history of numbers": GOOD | {"history": [0] * MANY},
     "a history of nothing": GOOD | {"history": [{}] * MANY},
     "a long history": GOOD | {"history": [EVENT] * 1_001},
-    "fields of an event": GOOD | {"history": [EVENT | {str(i): i for i in range(MANY)}]},
+    "another field of an event": GOOD | {"history": [EVENT | {"itme": "a"}]},
     "events that are not there": GOOD | {"history": None},
     "a taste in words": GOOD | {"history": [EVENT | {"liked": "yes"}]},
     "another mode": GOOD | {"history_mode": "x" * MANY},
@@ -44,15 +47,7 @@ def test_a_message_is_not_wrong_in_more_than_ten_ways(body: dict[str, Any]) -> N
         assert batch.value.error_count() <= 10
 
 
-def test_the_context_that_is_wrong_is_named() -> None:
-    for context, message in (
-        ({"a": "b", "c\x1b": 1}, "'c�'"),
-        ({str(i): "" for i in range(65)}, "65 fields, allowed are 64"),
-        *((wrong, "texts of up to 8192 characters") for wrong in ({"a": "x" * (MAX_ID + 1)}, {"x" * 9_000: "a"})),
-        ({1: "a"}, "texts of up to 8192 characters"),
-    ):
-        with pytest.raises(ValidationError, match=message):
-            RankRequest.model_validate(GOOD | {"context": context})
+def test_the_longest_ids_are_taken() -> None:
     longest = "x" * MAX_ID
     assert RankRequest.model_validate({"user_id": longest, "scenario": longest, "items": [longest]}).user_id == longest
 
