@@ -120,7 +120,7 @@ class FinishedRun:
 def batch_of(data: Dataset, net: RankerNet, user: int, items: Ints, scenario: int, event: int | None = None) -> Batch:
     """Rows of one user with these items [B] in one scenario; their context is unknown, as in a request without one.
 
-    What is known of the user is that of before this event, or all of it without one.
+    What is known of the user is what a test row of this event sees (`model.past`), or all of it without one.
     """
     item_B = torch.from_numpy(np.asarray(items, np.int64))
     contexts = sum(field.side == "context" for field in data.tables.fields)
@@ -131,7 +131,7 @@ def batch_of(data: Dataset, net: RankerNet, user: int, items: Ints, scenario: in
         torch.zeros(len(item_B)),
     )
     event_B = None if event is None else torch.full_like(item_B, event)
-    rows = Rows(user_B, item_B, scenario_B, label_B, context_BC, event_B=event_B)
+    rows = Rows(user_B, item_B, scenario_B, label_B, context_BC, torch.zeros_like(item_B), event_B)
     if data.pasts is None or event is not None:
         return data.batch(rows, net)
     past_BN = PastEvents(*(column_1N.repeat(len(items), 0) for column_1N in data.pasts.now(user)))

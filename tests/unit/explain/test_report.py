@@ -17,7 +17,7 @@ import torch
 from llm4msr import Ranker, RankRequest, storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
-from llm4msr.explain.finished_run import FinishedRun
+from llm4msr.explain.finished_run import FinishedRun, batch_of
 from llm4msr.explain.report.cases import Case, case_section
 from llm4msr.explain.report.rows import read_rows
 from llm4msr.explain.stage import REPORT
@@ -27,6 +27,7 @@ from llm4msr.knowledge.rows import read_texts, read_vectors, row_groups
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.pipeline import check_explorable, evaluate, explain, extracted, prepare, trained
 from llm4msr.storage import StageOutput
+from llm4msr.training.dataset import Dataset
 from llm4msr.training.metrics import auc
 from llm4msr.training.results import UNKNOWN
 from tests.support.data import (
@@ -38,6 +39,7 @@ from tests.support.data import (
     publish_trained,
     write_data,
 )
+from tests.support.versions import make_version, with_extract
 
 Report = tuple[Config, StageOutput]
 
@@ -371,6 +373,21 @@ def test_models_that_match_vectors_are_reported_though_they_have_no_codes(tmp_pa
     check_that_lists_are_what_was_evaluated(config, output)
     with pytest.raises(ConfigError, match="does not show matches yet"):
         check_explorable(config)
+
+
+@pytest.mark.parametrize("past", ["fresh", "stale"])
+def test_a_list_is_made_from_the_snapshot_that_test_rows_were_shown(tmp_path: Path, past: str):
+    config = config_of(write_data(tmp_path), split={"by": "user"}, model={"past": past})
+    config, data = with_extract(config, snapshots=3), prepare(config)
+    version = make_version((config, data, data), tmp_path / "versions", "one", 1)
+    dataset = Dataset.open(config, data, version)
+    net = dataset.new_net(config)
+    for rows in dataset.rows("test").in_file_order(1):
+        assert rows.event_B is not None
+        user, scenario, event = (int(column_1) for column_1 in (rows.user_B, rows.scenario_B, rows.event_B))
+        shown, listed = dataset.batch(rows, net), batch_of(dataset, net, user, rows.item_B.numpy(), scenario, event)
+        assert torch.equal(shown.z_NZ, listed.z_NZ)
+        assert torch.equal(shown.known_N, listed.known_N)
 
 
 def check_that_lists_are_what_was_evaluated(config: Config, output: StageOutput) -> None:
