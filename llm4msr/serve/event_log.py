@@ -110,6 +110,7 @@ class EventLog:
                 deleted = database.executemany("DELETE FROM events WHERE user_id = ?", [(one,) for one in user_ids])
                 if deleted.rowcount:
                     self._set_epoch(self._epoch() + 1)
+            self._database.execute("VACUUM")  # a page keeps scraps of what moved to others when it was full
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             return deleted.rowcount
 

@@ -1,5 +1,7 @@
 """The log of events on a real disk, and what a replica holds of it."""
 
+import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +89,17 @@ def test_who_is_forgotten_is_in_no_file_and_in_no_memory(log: EventLog, tmp_path
     for _ in range(2):
         recent.take(log.since(recent.sequence, 100, NOW), NOW)
     assert (len(recent.of("somebody")), len(recent.of("another")), len(recent)) == (0, 1, 1)
+
+
+def test_of_many_who_are_forgotten_no_page_keeps_a_scrap(tmp_path: Path) -> None:
+    log, draw = EventLog(str(tmp_path), days=7, most=1_000), random.Random(1)
+    users = ["." * draw.randrange(200) + f"<user {number}>" for number in range(30_000)]
+    for _ in range(60):
+        log.append([row(f"{draw.random()}", user) for user in draw.sample(users, 500)], NOW)
+    forgotten = draw.sample(users, 3_000)
+    log.forget(forgotten)
+    content = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert not {user.strip(".").encode() for user in forgotten} & {*re.findall(rb"<user \d+>", content)}
 
 
 def test_replicas_read_another_log_from_its_beginning(log: EventLog, tmp_path: Path) -> None:
