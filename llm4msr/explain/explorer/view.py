@@ -92,7 +92,7 @@ class UserSummary(BaseModel):
 
 
 class UserDetails(BaseModel):
-    """One user. Titles are whole, as in prompts, since the page sends them back; it shows them shorten."""
+    """One user. Titles are whole, as in prompts, since the page sends them back; it shows them shortened."""
 
     user_id: str
     known: bool
