@@ -62,7 +62,7 @@ def main(options: argparse.Namespace) -> None:
         gc.collect()
         gc.freeze()  # as a replica does
         taken = measure(rankers, options.rounds)
-    text = report(taken)
+    text = report(taken, options.rounds)
     options.output.write_text(text)
     print(text)
 
@@ -113,7 +113,7 @@ def measure(rankers: dict[str, dict[str, Ranker]], rounds: int) -> dict[Kind, li
     return taken
 
 
-def report(taken: dict[Kind, list[float]]) -> str:
+def report(taken: dict[Kind, list[float]], rounds: int) -> str:
     lines = [
         "# What ranking costs",
         "",
@@ -139,7 +139,7 @@ def report(taken: dict[Kind, list[float]]) -> str:
     blas = " and ".join(
         sorted({f"{b['internal_api']} {b['architecture']}" for b in threadpool_info() if "architecture" in b})
     )
-    command = "Command: `python -m benchmarks.rank_speed`."
+    command = f"Command: `python -m benchmarks.rank_speed --rounds {rounds}`."
     return "\n".join([*lines, "", f"{command} {describe(('torch', 'numpy'))}; numpy's products by {blas}.", ""])
 
 

@@ -215,8 +215,9 @@ def report(options: argparse.Namespace, found: dict[str, Any]) -> str:
             middle = [float(np.median(results[figure])) for figure in FIGURES]
             cells = f"{middle[0]:.0f} | {middle[1]:.1f} | {middle[2]:.1f} | {middle[3]:.2f} | {middle[4]:.2f}"
             lines.append(f"| ({name}) {ENDPOINTS[name]} | {cells} |")
-    flags = "" if len(found) == len(INGRESSES) else f" --ingresses {' '.join(found)}"
-    lines += ["", f"Command: `python -m benchmarks.serve_load{flags}`. {describe()}"]
+    flags = f"--rounds {options.rounds} --seconds {options.seconds:g}"
+    flags += "" if len(found) == len(INGRESSES) else f" --ingresses {' '.join(found)}"
+    lines += ["", f"Command: `python -m benchmarks.serve_load {flags}`. {describe()}"]
     return "\n".join(lines) + "\n"
 
 
