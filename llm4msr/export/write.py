@@ -165,9 +165,10 @@ def _write_items(file: UPath, sources: Sources, folded: ServingNet | None) -> tu
     if folded is not None:
         none_I0 = np.zeros((len(slots_IS), 0), np.float16)
         columns["row"] = to_column(candidate_rows(folded, slots_IS, none_I0 if units is None else units)[1:])
-    columns |= {
-        name: to_column(of_ID[1:]) for name, of_ID in (("unit", units), ("vector", vectors)) if of_ID is not None
-    }
+    if units is not None:
+        columns["unit"] = to_column(units[1:])
+    if vectors is not None:
+        columns["vector"] = to_column(vectors[1:])
     items = data.prepared.table("items.parquet", ["item_id", "title"]).slice(1).rename_columns(["id", "title"])
     row_I = np.r_[-1, id_table.rows_of(items["id"])]
     for name, column in columns.items():
