@@ -10,10 +10,18 @@ import pyarrow as pa
 
 from llm4msr import storage
 from llm4msr.arrays import Array, Column, Halves, strings
-from llm4msr.errors import StorageError
+from llm4msr.errors import EndpointError, StorageError
 from llm4msr.knowledge import interests
 from llm4msr.knowledge.buckets import OF_USERS
-from llm4msr.knowledge.engines import Engine, PromptTokenizer, models, open_engine, open_tokenizer
+from llm4msr.knowledge.engines import (
+    Billed,
+    Engine,
+    Letters,
+    Tokenizer,
+    model_revision,
+    open_engine,
+    open_tokenizer,
+)
 from llm4msr.knowledge.shards import Counts, Pass, Spent
 from llm4msr.knowledge.work_list import read_prompts
 from llm4msr.storage.vectors import to_column
@@ -27,7 +35,7 @@ class AskLLM:
 
         self.pass_, self.task, self.config = pass_, pass_.task, pass_.config
         self.meters = Meters(pass_.task)
-        self._tokenizers: dict[bool, PromptTokenizer] = {}
+        self._tokenizers: dict[bool, Tokenizer] = {}
 
     @cached_property
     def engine(self) -> Engine:
@@ -37,15 +45,15 @@ class AskLLM:
     @cached_property
     def revision(self) -> str:
         """The model's files are hashed after they were loaded, so a change before then is noticed."""
-        return models.revision(models.resolve(self.config.extract.model))
+        return model_revision(self.config.extract)
 
-    def _open(self, name: str) -> tuple[Engine, PromptTokenizer]:
+    def _open(self, name: str) -> tuple[Engine, Tokenizer]:
         """The engine and the tokenizer for a shard, if they are those that were planned."""
         engine, planned = self.engine, self.pass_.reader(name)
         if planned.own_text not in self._tokenizers:
-            self._tokenizers[planned.own_text] = open_tokenizer(self.config.extract, planned.own_text)
+            self._tokenizers[planned.own_text] = open_tokenizer(self.config.extract, planned.own_text, self.task)
         tokenizer = self._tokenizers[planned.own_text]
-        if (self.revision, tokenizer.frame) != (planned.revision, planned.frame):
+        if self.revision != planned.revision or tokenizer.frame not in (planned.frame, Letters.frame):
             raise StorageError(
                 f"extract.model = '{self.config.extract.model}': on {socket.gethostname()} it is revision "
                 f"{self.revision}, planned was {planned.revision}; give every machine the same files, and run "
@@ -71,7 +79,8 @@ class AskLLM:
         """
         name = shard["file"][0].as_py()
         engine, tokenizer = self._open(name)  # before any row is tried: that they cannot be opened is no row's fault
-        begun, cores, engine.cached_tokens = time.monotonic(), time.process_time(), 0
+        begun, cores = time.monotonic(), time.process_time()
+        engine.cached_tokens, engine.billed = 0, Billed()
         prompts = strings(shard["prompt"])
         answers, errors = self._first_pass(name, strings(shard["error"]))
         reads_answers = self.config.extract.pooling == "answer" and self.task == "vectors"
@@ -85,13 +94,14 @@ class AskLLM:
                 with_interests = sum(bool(interests.read(text, self.pass_.scenarios)) for text in answers)
         else:
             columns["vector"] = to_column(self._embed(tokens, errors))
-        cached = engine.cached_tokens
+        cached, billed = engine.cached_tokens, engine.billed
         columns["answer"] = pa.array(answers, pa.string())
-        columns["tokens"] = pa.array(list(map(len, tokens)), pa.int64())
+        columns["tokens"] = pa.array(list(map(tokenizer.count, tokens)), pa.int64())
         columns["error"] = pa.array(errors, pa.string())
         part = self.pass_.write(name, pa.Table.from_pydict(columns))
         counts, seconds = Counts.of(errors), time.monotonic() - begun
-        spent = Spent(sum(map(len, _distinct(tokens))), cached, seconds, time.process_time() - cores, with_interests)
+        read = sum(map(tokenizer.count, _distinct(tokens)))
+        spent = Spent(read, cached, seconds, time.process_time() - cores, with_interests, *billed)
         rows = {"ok": counts.rows - counts.failed, "failed": counts.failed - counts.empty, "skipped": counts.empty}
         self.meters.count(rows, spent.tokens, cached, seconds)
         summary = {"file": name} | part.model_dump() | counts._asdict() | spent._asdict()
@@ -136,7 +146,7 @@ class AskLLM:
         return vectors_ND
 
 
-def _tokenize(tokenizer: PromptTokenizer, prompts: list[str], answers: list[str], errors: list[str]) -> list[list[int]]:
+def _tokenize(tokenizer: Tokenizer, prompts: list[str], answers: list[str], errors: list[str]) -> list[list[int]]:
     """Token ids of each good row; a row that cannot be tokenised gets its error."""
     tokens: list[list[int]] = [[] for _ in prompts]
     good = _good_rows(errors)
@@ -169,10 +179,14 @@ def _fill(out: Array, errors: list[str], ask: Callable[[list[int]], list[str] | 
     try:
         if good:
             out[good] = ask(good)
+    except EndpointError:
+        raise  # no row's fault
     except Exception:
         for row in good:
             try:
                 out[row] = ask([row])[0]
+            except EndpointError:
+                raise
             except Exception as error:
                 errors[row] = _message(error)
 

@@ -32,6 +32,8 @@ def rows_per_shard(config: Config, machines: Sequence[Mapping[str, float]] = ())
     rows, waits = config.extract.rows_per_shard, config.extract.device == "gpu"
     if rows != "auto":
         return rows
+    if config.extract.engine == "http":
+        return CPU_ROWS
     return GPU_ROWS if waits or any(machine.get("GPU") for machine in machines) else CPU_ROWS
 
 
@@ -43,7 +45,8 @@ def plan_pool(config: Config, machines: Sequence[Mapping[str, float]], shards: i
     """
     e = config.extract
     waits = e.device == "gpu"
-    gpus = e.tensor_parallel if waits or any(node.get("GPU") for node in machines) else 0
+    uses_gpus = e.engine != "http" and (waits or any(node.get("GPU") for node in machines))
+    gpus = e.tensor_parallel if uses_gpus else 0
     hosts = [node for node in machines if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= gpus]
     if not hosts and waits:
         if e.actors == "auto":

@@ -10,6 +10,7 @@ from upath import UPath
 
 from llm4msr import ray_session, storage
 from llm4msr.arrays import Column, strings
+from llm4msr.config import ExtractConfig
 from llm4msr.errors import StorageError
 from llm4msr.knowledge.actor import AskLLM
 from llm4msr.knowledge.actor_pool import nodes, plan_pool
@@ -75,8 +76,16 @@ def run_pass(pass_: Pass, shards: Sequence[Shard], words: Words | None = None) -
                 written[f"{SHARD_FOLDERS[pass_.task]}/{name}"] = FileRecord.model_validate(summary)
                 spent.update({field: summary[field] for field in Spent._fields})
                 failed = rows.failed - rows.empty
-                progress.advance(rows.rows, f"({failed} failed)" if failed else "")
+                notes = [f"({failed} failed)"] * bool(failed) + [bill(pass_.config.extract, spent)]
+                progress.advance(rows.rows, " ".join(filter(None, notes)))
     return PassResult(counts, written, skipped, spent)
+
+
+def bill(e: ExtractConfig, spent: Mapping[str, float]) -> str:
+    """What an endpoint charges for tokens that it read and wrote, if the config states its prices."""
+    if not e.http_price and not e.http_answer_price:
+        return ""
+    return f"cost {(spent['billed'] * e.http_price + spent['billed_answers'] * e.http_answer_price) / 1e6:.2f}"
 
 
 def _ask(pass_: Pass, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
@@ -109,7 +118,7 @@ def count_shard(pass_: Pass, shard: Shard, words: Words) -> dict[str, Any]:
     columns |= {"answer": pa.array([""] * len(rows), pa.string()), "tokens": pa.array(np.zeros(len(rows), np.int64))}
     columns["vector"] = to_column(vectors_ND)
     record = pass_.write(shard.name, pa.Table.from_pydict(columns))
-    nothing = Spent(tokens=0, cached=0, seconds=0.0, cpu_seconds=0.0, with_interests=0)
+    nothing = Spent(tokens=0, cached=0, seconds=0.0, cpu_seconds=0.0, with_interests=0, billed=0, billed_answers=0)
     return {"file": shard.name} | record.model_dump() | Counts.of(errors)._asdict() | nothing._asdict()
 
 
