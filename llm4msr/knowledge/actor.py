@@ -1,8 +1,14 @@
-"""One shard of prompts and the frozen LLM: an actor that answers or embeds its rows and writes the shard's file."""
+"""One shard of prompts and the frozen LLM: an actor that answers or embeds its rows and writes the shard's file.
+
+Several shards are in an actor at a time, each in a thread of Ray's: while the LLM reads one, the next is tokenised and
+the last one written. The LLM has one shard at a time and a thread of its own, and so has the tokenizer, since neither
+is made for several; so vectors do not depend on what else is going on.
+"""
 
 import socket
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +42,7 @@ class AskLLM:
         self.pass_, self.task, self.config = pass_, pass_.task, pass_.config
         self.meters = Meters(pass_.task)
         self._tokenizers: dict[bool, Tokenizer] = {}
+        self._reading, self._thinking = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 
     @cached_property
     def engine(self) -> Engine:
@@ -47,19 +54,23 @@ class AskLLM:
         """The model's files are hashed after they were loaded, so a change before then is noticed."""
         return model_revision(self.config.extract)
 
-    def _open(self, name: str) -> tuple[Engine, Tokenizer]:
-        """The engine and the tokenizer for a shard, if they are those that were planned."""
+    def _tokenizer(self, name: str) -> Tokenizer:
+        """The tokenizer for a shard."""
+        own_text = self.pass_.reader(name).own_text
+        if own_text not in self._tokenizers:
+            self._tokenizers[own_text] = open_tokenizer(self.config.extract, own_text, self.task)
+        return self._tokenizers[own_text]
+
+    def _open(self, name: str, tokenizer: Tokenizer) -> Engine:
+        """The engine for a shard, if model and tokenizer are those that were planned."""
         engine, planned = self.engine, self.pass_.reader(name)
-        if planned.own_text not in self._tokenizers:
-            self._tokenizers[planned.own_text] = open_tokenizer(self.config.extract, planned.own_text, self.task)
-        tokenizer = self._tokenizers[planned.own_text]
         if self.revision != planned.revision or tokenizer.frame not in (planned.frame, Letters.frame):
             raise StorageError(
                 f"extract.model = '{self.config.extract.model}': on {socket.gethostname()} it is revision "
                 f"{self.revision}, planned was {planned.revision}; give every machine the same files, and run "
                 "`llm4msr extract` again"
             )
-        return engine, tokenizer
+        return engine
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """`batch` is one row, which names a shard: prompts go from storage to the LLM, past Ray's object store."""
@@ -78,34 +89,47 @@ class AskLLM:
             StorageError: the model cannot be loaded, or is not the one that was planned.
         """
         name = shard["file"][0].as_py()
-        engine, tokenizer = self._open(name)  # before any row is tried: that they cannot be opened is no row's fault
-        begun, cores = time.monotonic(), time.process_time()
-        engine.cached_tokens, engine.billed = 0, Billed()
-        prompts = strings(shard["prompt"])
-        answers, errors = self._first_pass(name, strings(shard["error"]))
-        reads_answers = self.config.extract.pooling == "answer" and self.task == "vectors"
-        tokens = _tokenize(tokenizer, prompts, answers if reads_answers else [""] * len(shard), errors)
+        tokenizer, prompts, answers, errors, tokens = self._reading.submit(self._read, name, shard).result()
         columns: dict[str, Column] = {field: shard[field] for field in ("id", "raw_id", "fingerprint", "prompt")}
-        with_interests = 0
-        if self.task == "answers":
-            structured = name.startswith(OF_USERS) and self.config.extract.answers == "all"
-            answers = self._generate(prompts, tokens, errors, structured)
-            if structured:
-                with_interests = sum(bool(interests.read(text, self.pass_.scenarios)) for text in answers)
-        else:
-            columns["vector"] = to_column(self._embed(tokens, errors))
-        cached, billed = engine.cached_tokens, engine.billed
+        done, spent = self._thinking.submit(self._think, name, tokenizer, prompts, tokens, errors).result()
         columns["answer"] = pa.array(answers, pa.string())
+        columns |= done
         columns["tokens"] = pa.array(list(map(tokenizer.count, tokens)), pa.int64())
         columns["error"] = pa.array(errors, pa.string())
         part = self.pass_.write(name, pa.Table.from_pydict(columns))
-        counts, seconds = Counts.of(errors), time.monotonic() - begun
-        read = sum(map(tokenizer.count, _distinct(tokens)))
-        spent = Spent(read, cached, seconds, time.process_time() - cores, with_interests, *billed)
+        counts = Counts.of(errors)
         rows = {"ok": counts.rows - counts.failed, "failed": counts.failed - counts.empty, "skipped": counts.empty}
-        self.meters.count(rows, spent.tokens, cached, seconds)
+        self.meters.count(rows, spent.tokens, spent.cached, spent.seconds)
         summary = {"file": name} | part.model_dump() | counts._asdict() | spent._asdict()
         return pa.table({key: [value] for key, value in summary.items()})
+
+    def _read(self, name: str, shard: pa.Table) -> tuple[Tokenizer, list[str], list[str], list[str], list[list[int]]]:
+        """The tokenizer; prompt, answer of the first pass, error and token ids of each row."""
+        tokenizer, prompts = self._tokenizer(name), strings(shard["prompt"])
+        answers, errors = self._first_pass(name, strings(shard["error"]))
+        reads_answers = self.config.extract.pooling == "answer" and self.task == "vectors"
+        tokens = _tokenize(tokenizer, prompts, answers if reads_answers else [""] * len(shard), errors)
+        return tokenizer, prompts, answers, errors, tokens
+
+    def _think(
+        self, name: str, tokenizer: Tokenizer, prompts: list[str], tokens: list[list[int]], errors: list[str]
+    ) -> tuple[dict[str, Column], Spent]:
+        """What the LLM makes of the prompts, and what that took."""
+        engine = self._open(name, tokenizer)  # before any row is tried: that it cannot be opened is no row's fault
+        begun, cores, with_interests = time.monotonic(), time.process_time(), 0
+        engine.cached_tokens, engine.billed = 0, Billed()
+        done: dict[str, Column] = {}
+        if self.task == "answers":
+            structured = name.startswith(OF_USERS) and self.config.extract.answers == "all"
+            answers = self._generate(prompts, tokens, errors, structured)
+            done["answer"] = pa.array(answers, pa.string())
+            if structured:
+                with_interests = sum(bool(interests.read(text, self.pass_.scenarios)) for text in answers)
+        else:
+            done["vector"] = to_column(self._embed(tokens, errors))
+        read = sum(map(tokenizer.count, _distinct(tokens)))
+        seconds, cpu = time.monotonic() - begun, time.process_time() - cores
+        return done, Spent(read, engine.cached_tokens, seconds, cpu, with_interests, *engine.billed)
 
     def _first_pass(self, name: str, errors: list[str]) -> tuple[list[str], list[str]]:
         """Answers of the shard's rows as the first pass wrote them; and its errors, where answers are pooled."""

@@ -52,7 +52,13 @@ MOST_TASKS = 1 << 14
 """Tasks that Ray Data keeps account of in a pass; a task of more shards than that goes through several of them."""
 
 
-def run_pass(pass_: Pass, shards: Sequence[Shard], words: Words | None = None) -> PassResult:
+SHARDS_AT_ONCE = 3
+"""Of an actor: one is tokenised, one is with the LLM, one is written."""
+
+
+def run_pass(
+    pass_: Pass, shards: Sequence[Shard], words: Words | None = None, actor: type[AskLLM] = AskLLM
+) -> PassResult:
     """Ask about every row of the shards, or count its `words`; finished shards stay as they are.
 
     Raises:
@@ -69,7 +75,7 @@ def run_pass(pass_: Pass, shards: Sequence[Shard], words: Words | None = None) -
         if skipped:
             say(f"  {pass_.name}: {skipped} of {total} rows were finished before")
         with track(pass_.name, total, skipped) as progress:
-            summaries = (count_shard(pass_, shard, words) for shard in left) if words else _ask(pass_, left)
+            summaries = (count_shard(pass_, shard, words) for shard in left) if words else _ask(pass_, left, actor)
             for summary in summaries:
                 name = summary["file"]
                 rows = counts[name] = Counts(summary["rows"], summary["failed"], summary["empty"])
@@ -88,7 +94,7 @@ def bill(e: ExtractConfig, spent: Mapping[str, float]) -> str:
     return f"cost {(spent['billed'] * e.http_price + spent['billed_answers'] * e.http_answer_price) / 1e6:.2f}"
 
 
-def _ask(pass_: Pass, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
+def _ask(pass_: Pass, shards: Sequence[Shard], actor: type[AskLLM]) -> Iterator[dict[str, Any]]:
     """Names of shards -> engine actors, in Ray Data; yields what `AskLLM` says of each finished shard."""
     import ray
 
@@ -98,11 +104,13 @@ def _ask(pass_: Pass, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
     ray_session.say_if_busy(needed["CPU"])
     items = [shard.model_dump() for shard in shards]
     summaries = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_TASKS)).map_batches(
-        AskLLM,
+        actor,
         fn_constructor_args=(pass_,),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=pool.actors),
+        compute=ray.data.ActorPoolStrategy(
+            size=pool.actors, max_concurrent_calls_per_actor=SHARDS_AT_ONCE, enable_true_multi_threading=True
+        ),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
     )

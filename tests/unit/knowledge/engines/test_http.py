@@ -123,7 +123,7 @@ def test_a_busy_endpoint_is_asked_again(endpoint: LLMEndpoint):
         (200, b'{"data": [{"index": 0, "embedding": []}]}', "a vector of no numbers"),
         (200, b'{"data": []}', "0 vectors for 1 prompts"),
         (200, b"[" * 100_000, "not what an OpenAI-style endpoint answers"),
-        (200, b" " * (3 << 19), "an answer of more than"),
+        (200, b" " * (1 << 21), "an answer of more than"),
         (302, b"", "302"),
     ],
 )
