@@ -266,7 +266,8 @@ def overhead(folder: Path, options: argparse.Namespace) -> str:
     return f"""# Extraction: what the pipeline adds to the engine's time
 
 A made-up engine takes {FIXED_SECONDS * 1000:.0f} ms for each of {len(shards)} shards of {FIXED_ROWS:,} prompts (of
-about 80 tokens each) and gives vectors of {FIXED_WIDTH} numbers; one actor. From the first shard's file to the last one's.
+about 80 tokens each) and gives vectors of {FIXED_WIDTH} numbers; one actor. From the first shard's file to the last
+one's.
 
 | | |
 | --- | ---: |
