@@ -78,8 +78,8 @@ class ExtractConfig(Section):
     """In whatever currency: for `--dry-run` alone."""
     rows_per_shard: Annotated[Annotated[int, Field(ge=1, le=1 << 16)] | Literal["auto"], Key.HOW] = "auto"
     """Prompts that an actor reads at a time and writes as one file. An interrupted run loses the shards in flight:
-    fewer rows lose less, more rows make fewer files. `auto` is 4,096 on GPUs, which is a minute or more of one, and 256
-    on CPUs."""
+    fewer rows lose less, more rows make fewer files. `auto` is 4,096 on GPUs, which is a minute or more of one, 256 on
+    CPUs, and 1,024 for an endpoint."""
     max_users: int = Field(0, ge=0)
     """How many users get knowledge, the most active first; 0 = all. The ranker treats the others as users without
     knowledge. With `reads = "users"` it bounds the LLM's time."""

@@ -7,8 +7,9 @@ from llm4msr import ray_session
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 
-GPU_ROWS, CPU_ROWS = 1 << 12, 1 << 8
-"""Rows of a shard, if the config names no number: a shard is some minutes of a GPU, and less than one of CPUs."""
+GPU_ROWS, CPU_ROWS, ENDPOINT_ROWS = 1 << 12, 1 << 8, 1 << 10
+"""Rows of a shard, if the config names no number: a shard is some minutes of a GPU, less than one of CPUs, and for an
+endpoint some requests for each that goes on at once."""
 
 
 class ActorPool(NamedTuple):
@@ -33,7 +34,7 @@ def rows_per_shard(config: Config, machines: Sequence[Mapping[str, float]] = ())
     if rows != "auto":
         return rows
     if config.extract.engine == "http":
-        return CPU_ROWS
+        return ENDPOINT_ROWS
     return GPU_ROWS if waits or any(machine.get("GPU") for machine in machines) else CPU_ROWS
 
 
