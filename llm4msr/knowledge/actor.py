@@ -90,10 +90,16 @@ class AskLLM:
         """
         name = shard["file"][0].as_py()
         tokenizer, prompts, answers, errors, tokens = self._reading.submit(self._read, name, shard).result()
-        columns: dict[str, Column] = {field: shard[field] for field in ("id", "raw_id", "fingerprint", "prompt")}
         done, spent = self._thinking.submit(self._think, name, tokenizer, prompts, tokens, errors).result()
+        columns: dict[str, Column] = {field: shard[field] for field in ("id", "raw_id", "fingerprint", "prompt")}
+        if isinstance(done, list):
+            answers = done
+            told = answers if self._structured(name) else []
+            spent = spent._replace(with_interests=sum(bool(interests.read(it, self.pass_.scenarios)) for it in told))
+        else:
+            columns["vector"] = to_column(done)
+        spent = spent._replace(tokens=sum(map(tokenizer.count, set(map(tuple, tokens)))))
         columns["answer"] = pa.array(answers, pa.string())
-        columns |= done
         columns["tokens"] = pa.array(list(map(tokenizer.count, tokens)), pa.int64())
         columns["error"] = pa.array(errors, pa.string())
         part = self.pass_.write(name, pa.Table.from_pydict(columns))
@@ -113,23 +119,21 @@ class AskLLM:
 
     def _think(
         self, name: str, tokenizer: Tokenizer, prompts: list[str], tokens: list[list[int]], errors: list[str]
-    ) -> tuple[dict[str, Column], Spent]:
-        """What the LLM makes of the prompts, and what that took."""
+    ) -> tuple[list[str] | Halves, Spent]:
+        """The LLM's answers or vectors, and what those took. It waits for this alone, so nothing else is done here."""
         engine = self._open(name, tokenizer)  # before any row is tried: that it cannot be opened is no row's fault
-        begun, cores, with_interests = time.monotonic(), time.process_time(), 0
+        begun, cores = time.monotonic(), time.process_time()
         engine.cached_tokens, engine.billed = 0, Billed()
-        done: dict[str, Column] = {}
         if self.task == "answers":
-            structured = name.startswith(OF_USERS) and self.config.extract.answers == "all"
-            answers = self._generate(prompts, tokens, errors, structured)
-            done["answer"] = pa.array(answers, pa.string())
-            if structured:
-                with_interests = sum(bool(interests.read(text, self.pass_.scenarios)) for text in answers)
+            done: list[str] | Halves = self._generate(prompts, tokens, errors, self._structured(name))
         else:
-            done["vector"] = to_column(self._embed(tokens, errors))
-        read = sum(map(tokenizer.count, _distinct(tokens)))
+            done = self._embed(tokens, errors)
         seconds, cpu = time.monotonic() - begun, time.process_time() - cores
-        return done, Spent(read, engine.cached_tokens, seconds, cpu, with_interests, *engine.billed)
+        return done, Spent(0, engine.cached_tokens, seconds, cpu, 0, *engine.billed)
+
+    def _structured(self, name: str) -> bool:
+        """Whether the answers of a shard are interests per scenario."""
+        return self.task == "answers" and name.startswith(OF_USERS) and self.config.extract.answers == "all"
 
     def _first_pass(self, name: str, errors: list[str]) -> tuple[list[str], list[str]]:
         """Answers of the shard's rows as the first pass wrote them; and its errors, where answers are pooled."""
@@ -160,11 +164,12 @@ class AskLLM:
 
         def embed(rows: list[int]) -> Halves:
             with np.errstate(over="ignore"):
-                distinct = _distinct([tokens[row] for row in rows])
+                each = [tuple(tokens[row]) for row in rows]
+                distinct = {ids: at for at, ids in enumerate(dict.fromkeys(each))}
                 halves = self.engine.vectors([*map(list, distinct)]).astype(np.float16)
             if not np.isfinite(halves).all():
                 raise FloatingPointError("the hidden state is not finite in float16")
-            return halves[[distinct[tuple(tokens[row])] for row in rows]]
+            return halves[[distinct[ids] for ids in each]] if len(distinct) < len(rows) else halves
 
         _fill(vectors_ND, errors, embed)
         return vectors_ND
@@ -186,11 +191,6 @@ def _tokenize(tokenizer: Tokenizer, prompts: list[str], answers: list[str], erro
         except Exception as error:  # whatever one prompt does, the others go on
             errors[row] = _message(error)
     return tokens
-
-
-def _distinct(tokens: Sequence[list[int]]) -> dict[tuple[int, ...], int]:
-    """Each different list of tokens, and which in their order it is."""
-    return {ids: at for at, ids in enumerate(dict.fromkeys(map(tuple, tokens)))}
 
 
 def _good_rows(errors: Sequence[str]) -> list[int]:
