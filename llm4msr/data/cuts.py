@@ -92,30 +92,14 @@ def within(key_N: Ints, low: int | None, high: int) -> Within:
 
 def bracket(told: Sequence[Points], rank: int) -> Bracket:
     """Two values: that of the rank is above the first (None: there is none) and not above the second."""
-    value_M = distinct(np.concatenate([partition.value_M for partition in told]))
-
-    def first(is_enough: Callable[[int], bool]) -> int:
-        low, high = 0, len(value_M) - 1
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if is_enough(int(value_M[middle])) else (middle + 1, high)
-        return low
-
-    at_most = first(lambda value: sum(_least(partition, value) for partition in told) > rank)
-    reaches = first(lambda value: sum(_most(partition, value) for partition in told) > rank)
-    return (int(value_M[reaches - 1]) if reaches else None), int(value_M[at_most])
-
-
-def _least(told: Points, value: int) -> int:
-    """How many values of a partition are surely not above this one."""
-    known = int(np.searchsorted(told.value_M, value, "right"))
-    return int(told.rank_M[known - 1]) + 1 if known else 0
-
-
-def _most(told: Points, value: int) -> int:
-    """How many may be."""
-    known = int(np.searchsorted(told.value_M, value, "right"))
-    return int(told.rank_M[known]) if known < len(told.rank_M) else told.total
+    value_N = np.concatenate([part.value_M for part in told])
+    in_order = np.argsort(value_N)
+    value_N = value_N[in_order]
+    # how many values are surely not above each of these, and how many more may be: those up to a partition's next one
+    least_N = np.cumsum(np.concatenate([np.diff(part.rank_M, prepend=-1) for part in told])[in_order])
+    more_N = np.cumsum(np.concatenate([np.diff(part.rank_M, append=part.total) for part in told])[in_order])
+    reaches = np.searchsorted(value_N, value_N[np.searchsorted(more_N, rank, "right")])
+    return (int(value_N[reaches - 1]) if reaches else None), int(value_N[np.searchsorted(least_N, rank, "right")])
 
 
 def pick(told: Iterable[Within], rank: int) -> Cut:

@@ -28,13 +28,7 @@ class Past(NamedTuple):
 
     def take(self, places_N: Ints) -> "Past":
         """Some rows, or all in another order."""
-        return Past(
-            self.user_H[places_N],
-            self.item_H[places_N],
-            self.scenario_H[places_N],
-            self.label_H[places_N],
-            self.order_H[places_N],
-        )
+        return Past._make(column_H[places_N] for column_H in self)
 
 
 class Histories(NamedTuple):

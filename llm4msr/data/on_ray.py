@@ -6,6 +6,7 @@ run that was killed goes on with the partitions that were being worked on.
 
 from functools import reduce
 from itertools import accumulate, chain
+from operator import add
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ from llm4msr.data import (
     here,
     partition_tasks,
     partitions,
-    report_counts,
     report_figures,
     scan,
     scenarios,
@@ -77,12 +77,10 @@ def prepare(raw: RawData, config: Config, sample_prompt: PromptSampler, total: i
     for record in records:
         files |= {name: storage.FileRecord.model_validate(file) for name, file in record["files"].items()}
     splits = {
-        name: report_counts.add_splits([Split.model_validate(record["splits"][name]) for record in records])
-        for name in split.SPLITS
+        name: reduce(add, (Split.model_validate(record["splits"][name]) for record in records)) for name in split.SPLITS
     }
-    sums = reduce(
-        scenarios.add_sums, (work_files.read_sums(work_files.place(folder, work_files.SUMS, n)) for n in range(total))
-    )
+    files_of_sums = (work_files.place(folder, work_files.SUMS, number, "npz") for number in range(total))
+    sums = reduce(scenarios.add_sums, map(work_files.read_sums, files_of_sums))
     statistics = here.statistics(pairs, vocabulary, sums)
     files["scenarios.parquet"] = storage.write_table(folder / "scenarios.parquet", statistics)
     histories = storage.read_table(folder / partitions.file_name("histories", 0))  # the sample is of one partition
@@ -167,7 +165,7 @@ class _Scans:
                         {"word": pa.array(words["word"], pa.string()), "count": pa.array(words["count"], pa.int64())}
                     )
                     self._words.setdefault((kind, name), []).append(table)
-        self.counts = reduce(lambda one, other: one + other, counts)
+        self.counts = reduce(add, counts)
 
     def words(self, kind: str, names: tuple[str, ...], least: int) -> dict[str, list[str]]:
         """The vocabulary of each field."""

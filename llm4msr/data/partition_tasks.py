@@ -10,13 +10,11 @@ import pyarrow as pa
 from upath import UPath
 
 from llm4msr import storage
-from llm4msr.arrays import strings
 from llm4msr.config import Config
 from llm4msr.data import cuts, partition, partitions, report_counts, scan, split, work_files
 from llm4msr.data.cuts import Bracket, Cuts
-from llm4msr.data.interactions import Ids
 from llm4msr.data.raw_rows import RawRows
-from llm4msr.data.scan import Pairs, Scan
+from llm4msr.data.scan import Scan
 
 DONE = pa.table({"done": [1]})
 
@@ -58,23 +56,9 @@ def scan_partition(
     user_ids = users["user_id"] if has_users else None
     counts = report_counts.count_rows(every, rows, user_ids, report_counts.FEW_IDS)
     held = scan.scan(rows, users, counts)
-    work_files.write_pairs(work_files.place(folder, work_files.PAIRS, number), _by_item(held.pairs, parts))
+    work_files.write_pairs(work_files.place(folder, work_files.PAIRS, number), held.pairs, parts)
     work_files.write_json(record, _as_json(held))
     return DONE
-
-
-def _by_item(pairs: Pairs, parts: int) -> list[Pairs]:
-    part_I = partitions.numbers_of(partitions.hash_ids(strings(pairs.item.distinct)), parts)
-    part_K = part_I[pairs.item.number_R]
-    chosen = [np.flatnonzero(part_K == part) for part in range(parts)]
-    return [
-        Pairs(
-            Ids(pairs.item.number_R[places], pairs.item.distinct),
-            Ids(pairs.scenario.number_R[places], pairs.scenario.distinct),
-            *(column[places] for column in pairs[2:]),
-        )
-        for places in chosen
-    ]
 
 
 def _as_json(held: Scan) -> dict[str, object]:
@@ -93,7 +77,8 @@ def merge_items(job: pa.Table, folder_uri: str, total: int) -> pa.Table:
     merged = work_files.place(folder, "merged", part)
     if not merged.exists():
         files = [work_files.place(folder, work_files.PAIRS, number) for number in range(total)]
-        work_files.write_pairs(merged, [scan.add_pairs([work_files.read_pairs(file, part) for file in files])])
+        pairs = scan.add_pairs([work_files.read_pairs(file, part) for file in files])
+        storage.write_table(merged, work_files.pairs_table(pairs))
     return DONE
 
 
@@ -101,7 +86,8 @@ def build_partition(job: pa.Table, folder_uri: str, config: Config, raw: RawRows
     """Write a partition's tables, and the record of them."""
     folder, number = storage.path(folder_uri), _number(job)
     record = work_files.place(folder, "tables", number, "json")
-    if not _is_whole(folder, work_files.read_json(record)):
+    sums = work_files.place(folder, work_files.SUMS, number, "npz")
+    if not (sums.exists() and _is_whole(folder, work_files.read_json(record))):
         place = partition.Place(number, job["earlier_users"][0].as_py(), job["earlier_trained"][0].as_py())
         every, users = raw.read_interactions(number), raw.read_users(number)
         rows = split.divide(every, config.split, known, config.seed)
@@ -109,7 +95,7 @@ def build_partition(job: pa.Table, folder_uri: str, config: Config, raw: RawRows
         built = partition.build(rows, users, place, work_files.read_words(folder_uri), config)
         del rows
         files = partitions.write(folder, number, built.tables)
-        work_files.write_sums(work_files.place(folder, work_files.SUMS, number), built.sums)
+        work_files.write_sums(sums, built.sums)
         found = {"files": {name: file.model_dump() for name, file in files.items()}}
         work_files.write_json(record, found | {"splits": {n: s.model_dump() for n, s in built.splits.items()}})
     return DONE
@@ -117,9 +103,7 @@ def build_partition(job: pa.Table, folder_uri: str, config: Config, raw: RawRows
 
 def _is_whole(folder: UPath, record: dict[str, Any] | None) -> bool:
     """Whether an earlier run has finished all files of a partition, and they are as it left them."""
-    if record is None or not (folder / work_files.WORK / work_files.SUMS).exists():
-        return False
-    return all(
+    return record is not None and all(
         (folder / name).exists() and storage.record_file(folder / name, file["rows"]).model_dump() == file
         for name, file in record["files"].items()
     )

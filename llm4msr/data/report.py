@@ -4,6 +4,8 @@ Examples are few and short, and written as Python literals, so that a blank at a
 seen. The report is bounded, whatever the data.
 """
 
+from typing import Self
+
 from pydantic import BaseModel
 
 from llm4msr.text import block, percent, shorten
@@ -13,6 +15,13 @@ FEW_ROWS = 30
 WIDTH = 110
 """Characters of a line of the prompt."""
 PROMPT_LINES = 6
+
+
+class Sums(BaseModel):
+    """What adds up over partitions, field by field."""
+
+    def __add__(self, other: Self) -> Self:
+        return self.model_validate({name: value + getattr(other, name) for name, value in self})
 
 
 class Described(BaseModel):
@@ -58,7 +67,7 @@ class Scenarios(BaseModel):
     untrained_count: int
 
 
-class Split(BaseModel):
+class Split(Sums):
     """One split (train, valid or test). A user's past are those training rows that may reach a prompt."""
 
     rows: int

@@ -3,16 +3,13 @@
 Shape suffix: R rows, U users.
 """
 
-from functools import reduce
-from typing import Any
-
 import numpy as np
 import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from llm4msr.arrays import Column, Ints, strings
 from llm4msr.data.interactions import Ids, Interactions, distinct
-from llm4msr.data.report import Split
+from llm4msr.data.report import Split, Sums
 from llm4msr.data.split import SPLITS, SplitRows
 
 FEW_VALUES = 10_000
@@ -21,7 +18,7 @@ FEW_IDS = 1_000
 """Ids without a description that a partition names where there are several partitions."""
 
 
-class MissingIds(BaseModel):
+class MissingIds(Sums):
     """Ids of the interactions that the file of users (or items) does not describe."""
 
     ids: int
@@ -31,10 +28,6 @@ class MissingIds(BaseModel):
     """Rows of the missing ids."""
     examples: list[tuple[int, str]]
     """Missing ids, each with its first row."""
-
-    def __add__(self, other: "MissingIds") -> "MissingIds":
-        sums = {name: getattr(self, name) + getattr(other, name) for name in MissingIds.model_fields}
-        return MissingIds.model_validate(sums)
 
 
 class RowCounts(BaseModel):
@@ -180,13 +173,3 @@ def count_split(split: SplitRows, name: str, drawn: int) -> Split:
         users_with_past=int((has_past_U & (rows_U > 0)).sum()),
         rows_with_past=int(rows_U[has_past_U].sum()),
     )
-
-
-def add_splits(parts: list[Split]) -> Split:
-    """The same of several partitions."""
-
-    def add(one: Split, other: Split) -> Split:
-        sums: dict[str, Any] = {name: getattr(one, name) + getattr(other, name) for name in Split.model_fields}
-        return Split(**sums)
-
-    return reduce(add, parts)

@@ -61,15 +61,10 @@ def build(
     """The report; `items` are those that are published, and `sample` a user or item and their prompt."""
     longest_path, other_separator = _paths(raw_items)
     return DataReport(
-        rows=counts.rows,
-        left_out=counts.left_out,
-        users=counts.users,
+        **counts.model_dump(include={"rows", "left_out", "users", "users_with_one_row", "repeats", "orders"}),
         items=len(pairs.item.distinct),
         scenarios=len(pairs.scenario.distinct),
-        users_with_one_row=counts.users_with_one_row,
-        repeats=counts.repeats,
         order_restarts=counts.order_restarts,
-        orders=counts.orders,
         longest_path=longest_path,
         other_separator=other_separator,
         described=described,

@@ -3,17 +3,19 @@
 A partition's file counts only once its record, a JSON file beside it, is there; a record names the digests of files.
 """
 
+import io
 import json
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from upath import UPath
 
 from llm4msr import storage
-from llm4msr.arrays import Ints
+from llm4msr.arrays import Ints, strings
+from llm4msr.data import partitions
 from llm4msr.data.interactions import Ids, Keys
 from llm4msr.data.negatives import Pools
 from llm4msr.data.scan import Pairs
@@ -22,7 +24,7 @@ from llm4msr.data.vocabularies import Vocabularies
 
 WORK = "work"
 PAIRS, SUMS = "pairs", "sums"
-POOLS, WORDS, ITEMS = "pools.parquet", "words.json", "items.parquet"
+POOLS, WORDS, ITEMS = "pools.npz", "words.json", "items.parquet"
 
 
 def place(folder: UPath, name: str, number: int, kind: str = "parquet") -> UPath:
@@ -40,17 +42,18 @@ def read_json(file: UPath) -> Any:
     return json.loads(storage.read_bytes(file)) if file.exists() else None
 
 
-def write_pairs(file: UPath, parts: Iterable[Pairs]) -> None:
-    """Pairs in one row group for each part."""
-    storage.write_groups(file, [_pairs_table(part) for part in parts])
+def pairs_table(pairs: Pairs) -> pa.Table:
+    """Pairs as a table."""
+    texts = [ids.distinct.take(ids.number_R) for ids in (pairs.item, pairs.scenario)]
+    return pa.Table.from_arrays([*texts, *map(pa.array, pairs[2:])], [*Pairs._fields])
 
 
-def _pairs_table(pairs: Pairs) -> pa.Table:
-    counts = dict(zip(Pairs._fields[2:], pairs[2:], strict=True))
-    texts = {
-        side: ids.distinct.take(ids.number_R) for side, ids in (("item", pairs.item), ("scenario", pairs.scenario))
-    }
-    return pa.Table.from_pydict(texts | {name: pa.array(column) for name, column in counts.items()})
+def write_pairs(file: UPath, pairs: Pairs, parts: int) -> None:
+    """Pairs in one row group for each of so many parts, into which a hash puts the items."""
+    table = pairs_table(pairs)
+    part_I = partitions.numbers_of(partitions.hash_ids(strings(pairs.item.distinct)), parts)
+    part_K = part_I[pairs.item.number_R]
+    storage.write_groups(file, [table.filter(pa.array(part_K == part)) for part in range(parts)])
 
 
 def read_pairs(file: UPath, group: int | None = None) -> Pairs:
@@ -65,10 +68,7 @@ def write_words(folder: UPath, known: Vocabularies) -> None:
     """What every partition needs to number its rows; the items have a file of their own."""
     write_json(folder / WORK / WORDS, [known.scenarios, known.user, known.item, known.context])
     if known.pools:
-        pools = known.pools
-        table = pa.table({"item": pa.array(pools.item_I), "upto": pa.array(pools.upto_I)})
-        storage.write_table(folder / WORK / POOLS, table)
-        write_json(folder / WORK / "starts.json", pools.start_S.tolist())
+        _write_arrays(folder / WORK / POOLS, known.pools)
 
 
 @lru_cache(1)
@@ -76,33 +76,32 @@ def read_words(folder_uri: str) -> Vocabularies:
     """The same, read once by each process."""
     folder = storage.path(folder_uri)
     scenarios, user, item, context = read_json(folder / WORK / WORDS)
-    pools = None
-    if (starts := read_json(folder / WORK / "starts.json")) is not None:
-        table = storage.read_table(folder / WORK / POOLS)
-        pools = Pools(np.array(starts), table["item"].to_numpy(), table["upto"].to_numpy())
+    file = folder / WORK / POOLS
+    pools = Pools(*_read_arrays(file)) if file.exists() else None
     return Vocabularies(storage.read_table(folder / ITEMS), scenarios, user, item, context, pools)
-
-
-class _Part(NamedTuple):
-    name: str
-    values: Ints
 
 
 def write_sums(file: UPath, sums: ScenarioSums) -> None:
     """A partition's sums, which may be as many as pairs of scenarios."""
-    parts = [_Part("rows", sums.rows_S), _Part("label", sums.label_S), _Part("users", sums.users_S)]
-    for name, keys in (("shared", sums.shared), ("categories", sums.categories)):
-        parts += [_Part(f"{name}-key", keys.key_K), _Part(f"{name}-count", keys.count_K)]
-    table = pa.table({"name": [part.name for part in parts], "values": [part.values for part in parts]})
-    storage.write_table(file, table.cast(pa.schema({"name": pa.string(), "values": pa.list_(pa.int64())})))
+    rows_S, label_S, users_S, shared, categories = sums
+    _write_arrays(file, [rows_S, label_S, users_S, *shared, *categories])
 
 
 def read_sums(file: UPath) -> ScenarioSums:
     """The same."""
-    table = storage.read_table(file)
-    parts = {name: np.asarray(table["values"][at].values) for at, name in enumerate(table["name"].to_pylist())}
-    shared, categories = (Keys(parts[f"{name}-key"], parts[f"{name}-count"]) for name in ("shared", "categories"))
-    return ScenarioSums(parts["rows"], parts["label"], parts["users"], shared, categories)
+    rows_S, label_S, users_S, *keys = _read_arrays(file)
+    return ScenarioSums(rows_S, label_S, users_S, Keys(*keys[:2]), Keys(*keys[2:]))
+
+
+def _write_arrays(file: UPath, arrays: Iterable[Ints]) -> None:
+    data = io.BytesIO()
+    np.savez(data, *arrays)
+    storage.write_bytes(file, data.getvalue())
+
+
+def _read_arrays(file: UPath) -> list[Ints]:
+    with np.load(io.BytesIO(storage.read_bytes(file))) as arrays:
+        return list(arrays.values())
 
 
 def remove(folder: UPath) -> None:

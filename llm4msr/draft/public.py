@@ -1,6 +1,7 @@
 """Public data and formats that have a kind of source of their own, told by the names of their files."""
 
 from collections.abc import Sequence
+from pathlib import PurePath
 
 from upath import UPath
 
@@ -9,24 +10,11 @@ from llm4msr.draft.guess import Draft, Guess, Note
 from llm4msr.errors import DataError
 
 _FORMATS = {
-    ".xlsx": "save its sheet as CSV",
-    ".xls": "save its sheet as CSV",
-    ".json": "write it as CSV or Parquet",
-    ".jsonl": "write it as CSV or Parquet",
-    ".feather": "write it as Parquet",
-    ".arrow": "write it as Parquet",
-    ".avro": "write it as Parquet",
-    ".orc": "write it as Parquet",
-    ".zip": "unpack it",
-    ".tar": "unpack it",
-    ".tgz": "unpack it",
-    ".zst": "unpack it",
-    ".bz2": "unpack it",
-    ".pkl": "write it as Parquet",
-    ".db": 'set source.kind = "sql" by hand, see docs/data.md',
-    ".sqlite": 'set source.kind = "sql" by hand, see docs/data.md',
-    ".sqlite3": 'set source.kind = "sql" by hand, see docs/data.md',
-    ".duckdb": 'set source.kind = "sql" by hand, see docs/data.md',
+    "save its sheet as CSV": (".xlsx", ".xls"),
+    "write it as CSV or Parquet": (".json", ".jsonl"),
+    "write it as Parquet": (".feather", ".arrow", ".avro", ".orc", ".pkl"),
+    "unpack it": (".zip", ".tar", ".tgz", ".zst", ".bz2"),
+    'set source.kind = "sql" by hand, see docs/data.md': (".db", ".sqlite", ".sqlite3", ".duckdb"),
 }
 """What is said of files that are neither CSV nor Parquet."""
 _MARKS = {
@@ -57,8 +45,9 @@ def recognise(places: Sequence[str]) -> Draft | None:
                 )
     for text in places:
         place = storage.path(text)
-        for end, remedy in _FORMATS.items():
-            if place.name.lower().removesuffix(".gz").endswith(end):
+        end = PurePath(place.name.lower().removesuffix(".gz")).suffix
+        for remedy, ends in _FORMATS.items():
+            if end in ends:
                 raise DataError(f"{place}: {end} files are not read; {remedy}")
     return None
 

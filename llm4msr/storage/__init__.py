@@ -1,61 +1,31 @@
 """Where everything lies: files, Parquet tables and the outputs of stages, in local folders and object stores."""
 
-from llm4msr.storage.files import (
-    arrow_filesystem,
-    create,
-    digest,
-    digest_file,
-    digest_json,
-    files_below,
-    flush,
-    read_bytes,
-    read_text,
-    remove,
-    write_bytes,
-)
-from llm4msr.storage.local_files import full_disk_errors
-from llm4msr.storage.manifest import MANIFEST, Manifest
-from llm4msr.storage.outputs import StageOutput, StageResult, clear, open_output, publish, repair_advice
-from llm4msr.storage.parquet import (
-    GROUP_ROWS,
-    FileRecord,
-    open_parquet,
-    parquet_bytes,
-    read_table,
-    record_file,
-    write_groups,
-    write_table,
-)
-from llm4msr.storage.uri import path
-
-__all__ = [
-    "GROUP_ROWS",
-    "MANIFEST",
-    "FileRecord",
-    "Manifest",
-    "StageOutput",
-    "StageResult",
-    "arrow_filesystem",
-    "clear",
-    "create",
-    "digest",
-    "digest_file",
-    "digest_json",
-    "files_below",
-    "flush",
-    "full_disk_errors",
-    "open_output",
-    "open_parquet",
-    "parquet_bytes",
-    "path",
-    "publish",
-    "read_bytes",
-    "read_table",
-    "read_text",
-    "record_file",
-    "remove",
-    "repair_advice",
-    "write_bytes",
-    "write_groups",
-    "write_table",
-]
+from llm4msr.storage.files import arrow_filesystem as arrow_filesystem
+from llm4msr.storage.files import create as create
+from llm4msr.storage.files import digest as digest
+from llm4msr.storage.files import digest_file as digest_file
+from llm4msr.storage.files import digest_json as digest_json
+from llm4msr.storage.files import files_below as files_below
+from llm4msr.storage.files import flush as flush
+from llm4msr.storage.files import read_bytes as read_bytes
+from llm4msr.storage.files import read_text as read_text
+from llm4msr.storage.files import remove as remove
+from llm4msr.storage.files import write_bytes as write_bytes
+from llm4msr.storage.local_files import full_disk_errors as full_disk_errors
+from llm4msr.storage.manifest import MANIFEST as MANIFEST
+from llm4msr.storage.manifest import Manifest as Manifest
+from llm4msr.storage.outputs import StageOutput as StageOutput
+from llm4msr.storage.outputs import StageResult as StageResult
+from llm4msr.storage.outputs import clear as clear
+from llm4msr.storage.outputs import open_output as open_output
+from llm4msr.storage.outputs import publish as publish
+from llm4msr.storage.outputs import repair_advice as repair_advice
+from llm4msr.storage.parquet import GROUP_ROWS as GROUP_ROWS
+from llm4msr.storage.parquet import FileRecord as FileRecord
+from llm4msr.storage.parquet import open_parquet as open_parquet
+from llm4msr.storage.parquet import parquet_bytes as parquet_bytes
+from llm4msr.storage.parquet import read_table as read_table
+from llm4msr.storage.parquet import record_file as record_file
+from llm4msr.storage.parquet import write_groups as write_groups
+from llm4msr.storage.parquet import write_table as write_table
+from llm4msr.storage.uri import path as path

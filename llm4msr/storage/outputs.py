@@ -156,60 +156,49 @@ def publish(
     Raises:
         StorageError: the folder cannot be written, which is said before any work.
     """
-    finished = open_output(folder)
-    if finished is None:
-        with lock.hold(folder) as held:
-            finished = open_output(folder)  # by the run that this one waited for
-            if finished is None:
-                return _publish(folder, stage, seed, config, inputs, build, resumable, held)
-    finished.reused = True
-    return finished
+    if finished := open_output(folder):
+        finished.reused = True
+        return finished
+    with lock.hold(folder) as held:
+        if finished := open_output(folder):  # by the run that this one waited for
+            finished.reused = True
+            return finished
+        continued = bool(files.files_below(folder))
+        clear(folder, keep=resumable)
+        begun = time.monotonic()
+        with full_disk_errors(folder):
+            result = build(folder)
+        manifest = Manifest(
+            stage=stage,
+            fingerprint=folder.name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seed=seed,
+            config=mask_values(config),
+            inputs=mask_values(inputs),
+            files=_records(folder, stage, result),
+            **result.model_dump(exclude={"files"}),
+            continued=continued,
+            seconds=time.monotonic() - begun,
+            libraries=library_versions(),
+            git_commit=git_commit(),
+        )
+        if isinstance(folder, Path):
+            with files.access_errors(folder, "written"):
+                local_files.sweep(folder)
+        files.flush(folder, list(manifest.files))
+        held.check()
+        files.write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=2).encode(), durable=True)
+        return StageOutput(folder, manifest)
 
 
-def _publish(
-    folder: UPath,
-    stage: str,
-    seed: int,
-    config: Mapping[str, object],
-    inputs: Mapping[str, str],
-    build: Callable[[UPath], StageResult],
-    resumable: bool,
-    held: lock.Lock,
-) -> StageOutput:
-    continued = bool(files.files_below(folder))
-    clear(folder, keep=resumable)
-    begun = time.monotonic()
-    with full_disk_errors(folder):
-        result = build(folder)
-    records = {}
-    for name, rows in result.files.items():
-        records[name] = rows if isinstance(rows, FileRecord) else parquet.record_file(folder / name, rows)
+def _records(folder: UPath, stage: str, result: StageResult) -> dict[str, FileRecord]:
+    records = {
+        name: rows if isinstance(rows, FileRecord) else parquet.record_file(folder / name, rows)
+        for name, rows in result.files.items()
+    }
     if problem := stage_files.find_problem(stage, records, folder):
         raise ValueError(f"{folder}: {problem}; stage_files.py says which are")
-    manifest = Manifest(
-        stage=stage,
-        fingerprint=folder.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seed=seed,
-        config=mask_values(config),
-        inputs=mask_values(inputs),
-        files=records,
-        rows=result.rows,
-        failed=result.failed,
-        skipped=result.skipped,
-        continued=continued,
-        seconds=time.monotonic() - begun,
-        info=result.info,
-        libraries=library_versions(),
-        git_commit=git_commit(),
-    )
-    if isinstance(folder, Path):
-        with files.access_errors(folder, "written"):
-            local_files.sweep(folder)
-    files.flush(folder, list(records))
-    held.check()
-    files.write_bytes(folder / MANIFEST, manifest.model_dump_json(indent=2).encode(), durable=True)
-    return StageOutput(folder, manifest)
+    return records
 
 
 def clear(folder: UPath, keep: bool = False) -> None:
