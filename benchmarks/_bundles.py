@@ -88,8 +88,8 @@ def default_model(**changes: Any) -> ModelConfig:
     return ModelConfig.model_validate(changes)
 
 
-def bodies(uri: str, file: Path, candidates: int = 100, requests: int = 500) -> Path:
-    """A file of rank requests, one JSON a line: real users, random items."""
+def bodies(uri: str, file: Path, candidates: int = 100, requests: int = 500, **fields: Any) -> Path:
+    """A file of rank requests with these fields, one JSON a line: real users, random items."""
     folder = Path(uri)
     tables = [pa.ipc.open_file(str(folder / name)).read_all() for name in (files.ITEMS, files.USERS)]
     items, users = (sorted(strings(table["id"])) for table in tables)
@@ -101,6 +101,7 @@ def bodies(uri: str, file: Path, candidates: int = 100, requests: int = 500) -> 
                 "user_id": users[rng.integers(len(users))],
                 "scenario": scenarios[rng.integers(len(scenarios))],
                 "items": [items[i] for i in rng.integers(len(items), size=candidates)],
+                **fields,
             }
             out.write(json.dumps(request) + "\n")
     return file

@@ -224,7 +224,8 @@ def main(options: argparse.Namespace) -> None:
     lines += ["", *(f"- {one}" for one in wrong[:20])]
     lines += ["| body of a megabyte, read in process | answer | CPU ms, at most 50 |", "| --- | --- | ---: |"]
     lines += [f"| {what} | {status} | {spent:.1f} |" for what, status, spent in asyncio.run(spent_on_bodies())]
-    lines += ["", f"Command: `python -m benchmarks.serve_hostile --ingress {options.ingress}`. {describe()}."]
+    flags = f"--requests {options.requests} --ingress {options.ingress}"
+    lines += ["", f"Command: `python -m benchmarks.serve_hostile {flags}`. {describe()}."]
     options.output.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

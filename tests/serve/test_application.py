@@ -13,11 +13,14 @@ from llm4msr.serve.web_app import OPENAPI
 from tests.support.experiments import ROOT
 
 
-def options(**changes: Any) -> Any:
+def deployment(**changes: Any) -> Any:
     """What is asked of Ray Serve for the arguments of cluster/serve.yaml with changes."""
     (application,) = yaml.safe_load((ROOT / "cluster" / "serve.yaml").read_text())["applications"]
-    built = build(ServeConfig.model_validate(application["args"] | changes))
-    return built._bound_deployment._deployment_config
+    return build(ServeConfig.model_validate(application["args"] | changes))._bound_deployment
+
+
+def options(**changes: Any) -> Any:
+    return deployment(**changes)._deployment_config
 
 
 def test_the_load_decides_the_number_of_replicas_between_two_limits() -> None:
@@ -32,6 +35,11 @@ def test_overload_is_answered_with_429_and_a_time() -> None:
     asked = options(max_queued_requests=7, max_ongoing_requests=5)
     assert (asked.max_queued_requests, asked.max_ongoing_requests) == (7, 5)
     assert (asked.backpressure_config.status_code, asked.backpressure_config.retry_after_s) == (429, 1)
+
+
+def test_a_replica_ranks_in_the_loop_that_reads_requests() -> None:
+    environment = deployment().ray_actor_options["runtime_env"]["env_vars"]
+    assert environment == {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}
 
 
 def test_the_bundle_is_user_config_so_that_another_one_needs_no_restart() -> None:
