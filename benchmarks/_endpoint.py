@@ -80,6 +80,7 @@ def endpoint(ingress: str, **args: Any) -> Iterator[Endpoint]:
     os.environ |= proxy.ENVIRONMENT  # as cluster/docker/Dockerfile does
     with tempfile.TemporaryDirectory() as folder:
         running = Endpoint(Path(folder), args)
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{running.dashboard}"  # also where RAY_ADDRESS is set
         ray.init(
             num_cpus=8,
             include_dashboard=True,
