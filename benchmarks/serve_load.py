@@ -163,11 +163,9 @@ def _constant(answer: str) -> Any:
     from fastapi.responses import Response
     from ray import serve
 
-    from llm4msr.serve.app import ONE_LOOP
+    app = FastAPI()
 
-    app, options = FastAPI(), {"num_cpus": 1, "runtime_env": {"env_vars": ONE_LOOP}}
-
-    @serve.deployment(max_ongoing_requests=256, ray_actor_options=options)
+    @serve.deployment(max_ongoing_requests=256, ray_actor_options={"num_cpus": 1})
     @serve.ingress(app)
     class Constant:
         @app.post("/v1/rank")

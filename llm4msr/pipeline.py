@@ -1,7 +1,8 @@
 """The stages in order, from raw data to an endpoint: each finds what those before it published, and hands it on.
 
     prepare -> extract -> train -> evaluate -> explain
-                            \\---> export -> serve, refresh, score
+                 |          \\---> export -> serve, refresh, score
+                 \\---> tune
 
 This is the one place that knows which outputs belong to a config; a stage's own function takes them as arguments.
 Work that is finished is never repeated. A stage's module is imported where it runs, for `prepare` needs no torch, and
@@ -109,6 +110,15 @@ def train(config: Config) -> StageOutput:
 
     backbones.find(config.model.backbone)  # a wrong import path is reported before anything is looked for
     return train_stage.train(config, *inputs(config))
+
+
+def tune(config: Config) -> StageOutput:
+    """Publish a config with better values of the ranker's keys, and one for the plain backbone; see `training.tune`."""
+    from llm4msr.model import backbones
+    from llm4msr.training import tune as tune_stage
+
+    backbones.find(config.model.backbone)
+    return tune_stage.tune(config, *inputs(config))
 
 
 def evaluate(config: Config) -> StageOutput:

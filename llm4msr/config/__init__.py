@@ -18,6 +18,7 @@ from llm4msr.config.score import ScoreConfig
 from llm4msr.config.section import Key, Section
 from llm4msr.config.serving import ServeConfig
 from llm4msr.config.training import MAX_SEED, EvaluateConfig, TrainConfig
+from llm4msr.config.tuning import Range, SpaceConfig, TuneConfig
 
 if TYPE_CHECKING:
     from llm4msr.config.toml import load
@@ -34,14 +35,17 @@ __all__ = [
     "Key",
     "KuaiSAROptions",
     "ModelConfig",
+    "Range",
     "SQLOptions",
     "ScoreConfig",
     "Section",
     "ServeConfig",
     "SourceConfig",
+    "SpaceConfig",
     "SplitConfig",
     "TableColumns",
     "TrainConfig",
+    "TuneConfig",
     "check_backbone",
     "load",
 ]

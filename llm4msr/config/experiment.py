@@ -11,6 +11,7 @@ from llm4msr.config.score import ScoreConfig
 from llm4msr.config.section import Section
 from llm4msr.config.serving import ServeConfig
 from llm4msr.config.training import MAX_SEED, EvaluateConfig, TrainConfig
+from llm4msr.config.tuning import TuneConfig
 
 _MATCHES: dict[str, tuple[MatchPart, ...]] = {
     "none": (),
@@ -57,6 +58,8 @@ class Config(Section):
     """The HTTP endpoint."""
     score: ScoreConfig = ScoreConfig()
     """Lists for all users."""
+    tune: TuneConfig = TuneConfig()
+    """The search for better values of the ranker's keys."""
 
     @property
     def root(self) -> str:

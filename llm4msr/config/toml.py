@@ -86,20 +86,24 @@ def _keys_at(location: Sequence[int | str]) -> Iterable[str]:
     return section.model_fields
 
 
-def dump(config: Section, name: str = "") -> str:
-    """Every key as TOML, `# default` behind those that were not given; it loads as the same config."""
+def dump(config: Section, name: str = "", defaults: bool = True) -> str:
+    """Every key as TOML, `# default` behind those that were not given, or without them; it loads as the same config."""
     values = {key: getattr(config, key) for key in type(config).model_fields}
+    if not defaults:
+        values = {key: value for key, value in values.items() if key in config.model_fields_set}
     sections = {key: value for key, value in values.items() if isinstance(value, Section)}
     lines = [f"[{name}]"] if name else []
     for key in [key for key in values if key not in sections]:
         mark = "" if key in config.model_fields_set else "  # default"
         lines.append(f"{key} = {as_toml(values[key])}{mark}")
-    parts = [dump(section, f"{name}.{key}" if name else key) for key, section in sections.items()]
+    parts = [dump(section, f"{name}.{key}" if name else key, defaults) for key, section in sections.items()]
     return "\n\n".join(["\n".join(lines), *parts])
 
 
 def as_toml(value: object) -> str:
-    """A value as TOML writes it: text, numbers, booleans, lists of them, and tables of text."""
+    """A value as TOML writes it: text, numbers, booleans, and lists and tables of them."""
+    if isinstance(value, Section):
+        return as_toml(value.model_dump(exclude_unset=True))
     if isinstance(value, str):
         return as_json(value)  # JSON's escapes are TOML's too
     if isinstance(value, bool):

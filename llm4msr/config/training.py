@@ -57,6 +57,10 @@ class TrainConfig(Section):
     sparse: Annotated[Literal["auto"] | bool, Key.HOW] = "auto"
     """Whether a step touches only those rows of the embedding table that its batch has, or all. The weights are the
     same but for rounding. `auto`: where the table has more than 16 rows for each row of a global batch."""
+    tracker: Annotated[Literal["none", "mlflow", "wandb"], Key.HOW] = "none"
+    """Where settings and epochs go besides TensorBoard: to MLflow (extra `mlflow`) or Weights & Biases (extra `wandb`),
+    a run for each training in a project of this experiment's `name`. Both find server and credentials in their own
+    environment variables, such as `MLFLOW_TRACKING_URI` and `WANDB_API_KEY`, where `llm4msr` is started."""
     epochs: int = Field(20, ge=1)
     """Most passes over the training rows; `patience` usually ends training earlier."""
     batch_size: int = Field(4096, ge=1)

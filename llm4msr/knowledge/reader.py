@@ -33,8 +33,7 @@ class Reader(BaseModel):
     ) -> "Reader":
         """The reader that a config names. The engine is left out on purpose: all engines give the same vectors."""
         e = config.extract
-        writer = f" {e.http_chat_url or e.http_url} {e.http_chat_model}" if e.engine == "http" else ""
-        text, everyone = f"answer={e.answer_tokens}{writer}", e.answers == "all"
+        text, everyone = f"answer={e.answer_tokens}", e.answers == "all"
         writes = {
             "users": f"{text} interests" if everyone else "",
             "snapshots": "",

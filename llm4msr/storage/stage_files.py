@@ -19,6 +19,7 @@ FILES = {
     "extract": r"(items|scenarios|sums)\.parquet"
     r"|(vectors|index|pooled)/(users|snapshots|items(_by_[a-z]+)?|scenarios|past)-[\w-]+\.parquet",
     "train": r"net\.safetensors|history\.json",
+    "tune": r"[a-z-]+\.toml|table\.md|trials\.json",
     "evaluate": r"metrics\.json|table\.md|predictions/(seed=\d+/)?p=\d{5}\.parquet",
     "explain": r"report\.html|[a-z]+\.(csv|parquet)",
     "export": r"(net|coder)\.safetensors|(users|codes|pasts|items)\.arrow|(bundle|selftest)\.json|README\.md"

