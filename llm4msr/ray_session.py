@@ -33,6 +33,8 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 # Each look of Ray Train at its workers takes one report from them, and an epoch of few rows is over in half a second.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes about our actors' arguments are no errors
+# A shuffle's tasks run in processes of their own, which Ray would end after an idle second and start for the next one.
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "10000")
 # A Ray that is started here keeps 1 GiB of objects in memory, not a third of the machine's, and the others on disk.
 os.environ.setdefault("RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES", str(1 << 30))
 
