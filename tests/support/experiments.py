@@ -22,7 +22,7 @@ from llm4msr import Config, load
 from llm4msr.storage.vectors import to_matrix
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("prepare", "extract", "train", "evaluate", "export", "explain", "refresh", "score", "run", "serve")
+VERBS = ("prepare", "extract", "train", "evaluate", "export", "explain", "refresh", "score", "run", "tune", "serve")
 
 SCENARIOS = ("books", "films", "music")
 USERS, ITEMS = 60, 40

@@ -21,7 +21,7 @@ from tests.support.partitioned import in_partitions
 from tests.support.versions import with_extract
 from tests.unit.conftest import World
 
-VERBS = ("prepare", "extract", "train", "evaluate", "export", "explain", "refresh", "score", "serve", "run")
+VERBS = ("prepare", "extract", "train", "tune", "evaluate", "export", "explain", "refresh", "score", "serve", "run")
 
 
 @pytest.fixture
@@ -227,3 +227,10 @@ def test_a_large_training_that_is_finished_tells_how_long_others_take(config: Co
     folder = storage.path(config.root) / "train" / "mmoe-none-s1-0123"
     storage.publish(folder, "train", 1, {}, {}, lambda _: StageResult(files={}, rows=1_000_000, info=info))
     assert "as mmoe-none-s1-0123 took" in plan(config, "train")["train"]["estimate"]
+
+
+def test_the_plan_of_a_search_names_models_and_values(config: Config):
+    found = plan(config.model_copy(update={"tune": config.tune.model_copy(update={"trials": 5})}), "tune")["tune"]
+    assert found["trials"].startswith("5 of each of none, ")
+    assert "10 training(s)" in found["estimate"]
+    assert found["space"]["none"].keys() < found["space"][config.model.variant].keys()

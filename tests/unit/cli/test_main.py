@@ -119,3 +119,10 @@ def test_help_lists_the_verbs(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert all(
         verb in shown for verb in ("prepare", "extract", "train", "evaluate", "export", "explain", "serve", "run")
     )
+
+
+def test_a_search_of_one_trial_is_refused(
+    config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    assert call(monkeypatch, "tune", config, "--trials", "1") == 2
+    assert "'tune.trials'" in capsys.readouterr().err
