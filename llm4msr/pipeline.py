@@ -10,6 +10,7 @@ torch takes longer to load than a small table to prepare.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from upath import UPath
@@ -181,19 +182,21 @@ def serve(config: Config) -> str:
         return endpoint.start(config.serve, bundle, [config.model.backbone])
     from llm4msr.explain.explorer import app as explorer
 
-    check_explorable(config)
-    model = trained(config)
+    _check_has_something_to_explain(config)
+    model, plain = trained(config), _trained_plain(config)
     address = endpoint.start(config.serve, bundle, [config.model.backbone])
-    explorer_app = explorer.application(model, token_required=bool(api_token.read()))
+    explorer_app = explorer.application(model, plain, token_required=bool(api_token.read()))
     endpoint.deploy(explorer_app, explorer.NAME, explorer.PREFIX, config.serve)
     return address
 
 
-def check_explorable(config: Config) -> None:
-    """Raise a ConfigError if the explorer has nothing to turn: its sliders are the levels of knowledge."""
-    if config.model.match:
-        raise ConfigError("model.match: the explorer does not show matches yet; leave it empty to explore")
-    _check_has_something_to_explain(config)
+def _trained_plain(config: Config) -> "TrainedModel | None":
+    """The model without knowledge that `evaluate` compares this one with, where it is there."""
+    from llm4msr.training.results import PLAIN
+
+    with suppress(ConfigError):
+        return trained(config.using(PLAIN, config.seed))
+    return None
 
 
 def _check_has_something_to_explain(config: Config) -> None:

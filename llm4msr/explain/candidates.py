@@ -37,6 +37,21 @@ def choose_candidates(run: FinishedRun, frequent: pd.DataFrame, user: int, scena
     return np.concatenate([tested, fresh.to_numpy()])[:CANDIDATES].astype(np.int64)
 
 
+def first_test_event(run: FinishedRun, user: int, scenario: int) -> int | None:
+    """The event of the first of the user's test rows in the scenario; None without any.
+
+    A list is made from what was before it: what came after would tell what was held out.
+    """
+    events = run.test["event"][(run.test["user"] == user) & (run.test["scenario"] == scenario)]
+    return int(events.min()) if len(events) else None
+
+
+def test_labels(run: FinishedRun, user: int, scenario: int, items: Ints) -> Floats:
+    """[B]: the labels of the items in the user's test rows of the scenario, NaN for an item that is in none."""
+    rows = run.test[(run.test["user"] == user) & (run.test["scenario"] == scenario)]
+    return rows.groupby("item")["label"].max().reindex(items).to_numpy(np.float64)
+
+
 def ranks(logit_B: Floats) -> Ints:
     """[B]: from 1, the highest logit first; ties in the given order."""
     ranks = np.empty(len(logit_B), np.int64)

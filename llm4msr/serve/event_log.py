@@ -6,7 +6,7 @@ It is an SQLite file, and one process of the endpoint has it open. Replicas read
 import secrets
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +23,8 @@ TABLE = """
     CREATE INDEX IF NOT EXISTS by_user ON events (user_id);
     CREATE INDEX IF NOT EXISTS by_arrival ON events (arrived);
 """
+COLUMNS = "sequence, user_id, item_id, scenario, liked, time, arrived"
+"""Those of a `LoggedEvent`."""
 SAFE = ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON", "busy_timeout = 5000")
 """What is committed survives a loss of power; what is deleted is overwritten; another process is waited for."""
 
@@ -96,12 +98,20 @@ class EventLog:
                 database.execute("DELETE FROM events WHERE arrived < ?", [now - self._days * DAY])
                 self._expired = now
             found = database.execute(
-                "SELECT sequence, user_id, item_id, scenario, liked, time, arrived FROM events "
+                f"SELECT {COLUMNS} FROM events "
                 "WHERE sequence > max(?, (SELECT max(sequence) FROM events) - ?) ORDER BY sequence LIMIT ?",
                 [sequence, self._most, limit],
             )
-            events = [LoggedEvent(n, u, i, s, bool(liked), at, arrived) for n, u, i, s, liked, at, arrived in found]
-            return Page(self._epoch(), events)
+            return Page(self._epoch(), _events(found))
+
+    def of(self, user_id: str, limit: int) -> list[LoggedEvent]:
+        """A user's latest events by their time, the latest first; so many at most."""
+        with self._lock, self._database as database:
+            found = database.execute(
+                f"SELECT {COLUMNS} FROM events WHERE user_id = ? ORDER BY time DESC, sequence DESC LIMIT ?",
+                [user_id, limit],
+            )
+            return _events(found)
 
     def forget(self, user_ids: Sequence[str]) -> int:
         """Delete all events of these users, without a trace in the files; gives back how many there were."""
@@ -120,3 +130,7 @@ class EventLog:
 
     def _set_epoch(self, epoch: int) -> None:
         self._database.execute(f"PRAGMA user_version = {epoch:d}")
+
+
+def _events(found: Iterable[tuple[int, str, str, str, int, float, float]]) -> list[LoggedEvent]:
+    return [LoggedEvent(n, u, i, s, bool(liked), at, arrived) for n, u, i, s, liked, at, arrived in found]

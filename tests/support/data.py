@@ -178,7 +178,9 @@ def prepare_and_make_knowledge(config: Config, unknown_users: int = 3) -> tuple[
     items = None
     if config.extract.reads == "items":
         known_I = np.arange(len(data.table("items.parquet"))) > 0
-        items = ItemVectors((rng.standard_normal((len(known_I), 6)) * known_I[:, None]).astype(np.float16), known_I)
+        items = ItemVectors(
+            (rng.standard_normal((len(known_I), WIDTH // 2)) * known_I[:, None]).astype(np.float16), known_I
+        )
     return data, publish_knowledge(extract_folder(config, data), parts, items=items)
 
 

@@ -1,6 +1,7 @@
 """The explorer behind Ray Serve, below /explore: an application of its own beside the ranker's.
 
-The LLM has a replica of its own and opens in the background, since one looks around before one edits a history.
+The LLM, where an edited history is asked of it, has a replica of its own and opens in the background, since one looks
+around before one edits.
 """
 
 import asyncio
@@ -8,12 +9,13 @@ import threading
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
 
 from llm4msr import ray_session
 from llm4msr.arrays import Singles
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
+from llm4msr.explain.explorer.histories import asks_llm
 from llm4msr.explain.explorer.routes import explorer_app
 from llm4msr.explain.explorer.view import View
 from llm4msr.knowledge import number_format
@@ -21,12 +23,16 @@ from llm4msr.knowledge.engines import Engine, PromptTokenizer, open_engine, open
 from llm4msr.knowledge.engines.tokens import ControlTokenError, PromptTooLongError
 from llm4msr.knowledge.extract import check_same_model
 from llm4msr.serve import api_token
+from llm4msr.serve.app import APP, EVENTS
+from llm4msr.serve.event_log import LoggedEvent
 from llm4msr.storage import StageOutput
 from llm4msr.training.trained import TrainedModel
 
 NAME, LLM, PREFIX = "explorer", "llm", "/explore"
 WAIT_S = 180.0
 """Seconds that a request waits for the LLM, which may still be opening."""
+EVENTS_S, MOST_EVENTS = 5.0, 50
+"""Seconds that a request waits for the log of events, and how many it shows of a user."""
 
 
 class FrozenLLM:
@@ -59,23 +65,46 @@ class FrozenLLM:
             return np.asarray(engine.vectors([tokens])[0])
 
 
-def application(model: TrainedModel, token_required: bool) -> Any:
-    """The Ray Serve application; Ray must be connected."""
+def application(model: TrainedModel, plain: TrainedModel | None, token_required: bool) -> Any:
+    """The Ray Serve application; Ray must be connected. The LLM is started where an edited history is asked of it.
+
+    Args:
+        model: whose rankings are explored.
+        plain: the model without knowledge beside it, where it is trained.
+        token_required: whether each process must have an API token.
+    """
     import ray
     from ray import serve
 
     def page() -> FastAPI:
         api_token.check_node(token_required)
+        config = model.config.serve
+        return explorer_app(View(model, plain, _read_prompt, _read_events if config.events else None), config)
 
-        @ray_session.unwrap_errors
-        def read_prompt(prompt: str) -> Singles:
-            llm = serve.get_deployment_handle(LLM, app_name=NAME)
-            vector: Singles = llm.read.remote(prompt).result(timeout_s=WAIT_S)
-            return vector
-
-        return explorer_app(View(model, read_prompt), model.config.serve)
-
+    explorer: Any = serve.deployment(name=NAME, ray_actor_options={"num_cpus": 0})(serve.ingress(page)())
+    if not asks_llm(model.config):
+        return explorer.bind()
     options = {"num_cpus": 1, "num_gpus": int(ray.cluster_resources().get("GPU", 0) >= 1)}
     llm: Any = serve.deployment(name=LLM, ray_actor_options=options)(FrozenLLM)
-    explorer: Any = serve.deployment(name=NAME, ray_actor_options={"num_cpus": 0})(serve.ingress(page)())
     return explorer.bind(llm.bind(model.config, model.extracted))
+
+
+@ray_session.unwrap_errors
+def _read_prompt(prompt: str) -> Singles:
+    from ray import serve
+
+    llm = serve.get_deployment_handle(LLM, app_name=NAME)
+    vector: Singles = llm.read.remote(prompt).result(timeout_s=WAIT_S)
+    return vector
+
+
+def _read_events(user_id: str) -> list[LoggedEvent]:
+    """Of the log that the endpoint beside it keeps."""
+    from ray import serve
+
+    event_log = serve.get_deployment_handle(EVENTS, app_name=APP)
+    try:
+        events: list[LoggedEvent] = event_log.of.remote(user_id, MOST_EVENTS).result(timeout_s=EVENTS_S)
+    except Exception:  # it is being restarted, or its queue is full
+        raise HTTPException(503, "the log of events does not answer; choose the user again") from None
+    return events

@@ -1,5 +1,5 @@
 // Every text of data or LLM goes onto the page as text: through `textContent`, never as markup.
-const SHOWN = 20, TITLE_LENGTH = 120, PAUSE_MS = 150;
+const SHOWN = 20, UNFOLDED = 12, TITLE_LENGTH = 120, PAUSE_MS = 150;
 const byId = (id) => document.getElementById(id);
 const state = { token: "", person: null, history: null, edited: false, requests: 0, places: {} };
 
@@ -46,16 +46,29 @@ function debounce(action) {
   return () => { clearTimeout(timer); timer = setTimeout(() => attempt(action), PAUSE_MS); };
 }
 
+const RIVALS = { plain: "The plain model", bare: "This model without knowledge" };
+
 async function start() {
-  const { scenarios, editable, name, titles_read } = await request("run");
-  byId("name").textContent = name;
-  for (const id of ["scenario", "where"]) byId(id).replaceChildren(...scenarios.map((scenario) => newElement("option", scenario, { value: scenario })));
-  byId("add").hidden = !editable;
-  byId("edit-note").textContent += ` The LLM reads the last ${titles_read} of each scenario.`;
-  if (!editable) byId("edit-note").textContent = "This run pools vectors from items or answers, so a history cannot be edited here.";
-  state.editable = editable;
+  const run = state.run = await request("run");
+  byId("name").textContent = run.name;
+  for (const id of ["scenario", "where"]) byId(id).replaceChildren(...run.scenarios.map((scenario) => newElement("option", short(scenario), { value: scenario })));
+  byId("rival").replaceChildren(...run.rivals.map((rival) => newElement("option", RIVALS[rival], { value: rival })));
+  for (const level of ["user", "scenario"]) byId(`${level}-level`).hidden = !run.levels.includes(level);
+  byId("levels").hidden = !run.levels.length;
+  byId("add").hidden = byId("reset").hidden = !run.editable;
+  byId("edit-note").textContent = run.history_note;
+  byId("told").hidden = !run.takes_events;
   byId("token-form").hidden = true;
+  nameRival();
   await search();
+}
+
+function nameRival() {
+  const name = RIVALS[byId("rival").value];
+  byId("rival-name").textContent = name;
+  const [without, with_] = byId("toggle").children;
+  without.textContent = name;
+  with_.textContent = "This model";
 }
 
 async function search() {
@@ -63,8 +76,10 @@ async function search() {
   byId("found").replaceChildren(...users.map((user) => {
     const row = newElement("li");
     const button = newElement("button", "", { type: "button", "aria-pressed": String(user.user_id === state.person?.user_id) });
-    button.append(newElement("bdi", short(user.user_id)));
-    button.title = `${user.rows} rows, most in ${user.main}${user.known ? "" : ", no knowledge"}`;
+    button.append(newElement("span", user.known ? "● " : "○ ", { "aria-hidden": "true" }), newElement("bdi", short(user.user_id)));
+    if (!user.known) button.append(newElement("span", ", not known to the model", { class: "sr" }));
+    button.title = `${user.rows} rows, most in ${short(user.main)}${user.known ? "" : ", not known to the model"}`;
+    button.dataset.user = user.user_id;
     button.addEventListener("click", () => attempt(() => choose(user.user_id)));
     row.append(button);
     return row;
@@ -72,11 +87,29 @@ async function search() {
   if (!users.length) byId("found").append(newElement("li", "Nobody's id begins so."));
 }
 
+async function complete() {
+  const titles = await request(`titles?part=${encodeURIComponent(byId("title").value)}`);
+  byId("titles").replaceChildren(...titles.map((title) => newElement("option", "", { value: title })));
+}
+
 async function choose(user) {
   state.person = await request(`user?user_id=${encodeURIComponent(user)}`);
   byId("scenario").value = byId("where").value = state.person.scenario;
   restoreHistory();
-  for (const button of byId("found").querySelectorAll("button")) button.setAttribute("aria-pressed", String(button.textContent === short(user)));
+  for (const button of byId("found").querySelectorAll("button")) button.setAttribute("aria-pressed", String(button.dataset.user === user));
+  showEvents();
+  await rank();
+}
+
+/** What was before the test rows of another scenario may be another history. */
+async function changeScenario() {
+  byId("where").value = byId("scenario").value;
+  if (!state.person) return;
+  if (!state.edited) {
+    const scenario = encodeURIComponent(byId("scenario").value);
+    state.person = await request(`user?user_id=${encodeURIComponent(state.person.user_id)}&scenario=${scenario}`);
+    restoreHistory();
+  }
   await rank();
 }
 
@@ -92,21 +125,49 @@ function showHistory() {
   byId("reset").disabled = !state.edited;
   const parts = [];
   for (const part of state.history.filter((one) => one.titles.length)) {
-    parts.push(newElement("h3", short(part.scenario)));
-    const list = newElement("ul", "", { class: "chips" });
-    part.titles.forEach((title, place) => {
-      const row = newElement("li");
-      row.append(newElement("bdi", short(title)));
-      if (state.editable) {
-        const button = newElement("button", "Take out", { type: "button", "aria-label": `Take out ${short(title)}` });
-        button.addEventListener("click", () => edit(() => part.titles.splice(place, 1)));
-        row.append(button);
-      }
-      list.append(row);
-    });
-    parts.push(list);
+    const rows = part.titles.map((title, place) => titleRow(part, title, place));
+    const read = state.run.titles_read || UNFOLDED;
+    const early = rows.splice(0, Math.max(rows.length - read, 0));
+    parts.push(newElement("h3", short(part.scenario || "unknown scenario")));
+    if (early.length) parts.push(fold(early, `${early.length} earlier, ${state.run.titles_read ? "which the LLM does not read" : "which count too"}`));
+    parts.push(list(rows));
   }
-  byId("history").replaceChildren(...(parts.length ? parts : [newElement("p", "Nothing liked before the cut.", { class: "note" })]));
+  byId("history").replaceChildren(...(parts.length ? parts : [newElement("p", "Nothing liked before what is held out.", { class: "note" })]));
+}
+
+function titleRow(part, title, place) {
+  const row = newElement("li");
+  row.append(newElement("bdi", short(title)));
+  if (state.run.editable) row.append(smallButton("Take out", title, () => edit(() => part.titles.splice(place, 1))));
+  return row;
+}
+
+function smallButton(text, title, action) {
+  const button = newElement("button", text, { type: "button", "aria-label": `${text} ${short(title)}` });
+  button.addEventListener("click", action);
+  return button;
+}
+
+function list(rows) {
+  const element = newElement("ul", "", { class: "chips" });
+  element.append(...rows);
+  return element;
+}
+
+function fold(rows, text) {
+  const details = newElement("details", "", { class: "fold" });
+  details.append(newElement("summary", text), list(rows));
+  return details;
+}
+
+function showEvents() {
+  const rows = state.person.events.map((event) => {
+    const row = newElement("li"), when = new Date(1000 * event.time).toISOString().slice(0, 16).replace("T", " ");
+    row.append(newElement("bdi", short(event.title)), newElement("span", `${event.liked ? "liked" : "not liked"}, ${short(event.scenario)}, ${when} UTC`, { class: "note" }));
+    if (state.run.editable && event.liked) row.append(smallButton("Add", event.title, () => add(event.title, event.scenario)));
+    return row;
+  });
+  byId("events").replaceChildren(...(rows.length ? rows : [newElement("li", "None.", { class: "note" })]));
 }
 
 function showKnowledge(prompt) {
@@ -115,6 +176,7 @@ function showKnowledge(prompt) {
   if (!parts.length && answer) parts.push(newElement("blockquote", answer, { dir: "auto" }));
   if (!parts.length) parts.push(newElement("p", known ? "A vector; no text was asked for (extract.answers = \"all\" asks one for each user)." : "Nothing: this user has no knowledge, so the model uses its learned default.", { class: "note" }));
   if (state.edited) parts.unshift(newElement("p", "The texts below are of the true history.", { class: "note" }));
+  byId("llm").hidden = !state.run.titles_read;
   byId("knowledge").replaceChildren(...parts);
   byId("prompt").textContent = prompt;
 }
@@ -126,36 +188,64 @@ function edit(change) {
   attempt(rank);
 }
 
+function add(title, scenario) {
+  edit(() => {
+    const part = state.history.find((one) => one.scenario === scenario);
+    if (part) part.titles.push(title);
+    else state.history.push({ scenario, titles: [title] });
+  });
+}
+
 async function rank() {
   if (!state.person) return;
-  const number = ++state.requests, begun = performance.now();
-  byId("status").textContent = state.edited ? "The LLM reads the new history …" : "Ranking …";
+  const number = ++state.requests, begun = performance.now(), reads = state.run.titles_read;
+  byId("status").textContent = state.edited && reads ? "The LLM reads the new history …" : "Ranking …";
   const ranking = await request("rank", {
     user_id: state.person.user_id,
     scenario: byId("scenario").value,
     user_strength: Number(byId("user-strength").value),
     scenario_strength: Number(byId("scenario-strength").value),
     history: state.edited ? state.history : null,
+    rival: byId("rival").value,
   });
   if (number !== state.requests) return; // a later request was sent meanwhile
   const before = [...ranking.lines].sort((a, b) => a.rank_without - b.rank_without);
-  byId("without").replaceChildren(...before.slice(0, SHOWN).map((line) => row(line)));
-  byId("with").replaceChildren(...ranking.lines.slice(0, SHOWN).map((line) => row(line, state.places[line.title])));
+  byId("without").replaceChildren(...shown(before, (line) => line.rank_without).map((line) => row(line, line.rank_without, line.score_without)));
+  byId("with").replaceChildren(...shown(ranking.lines, (line) => line.rank_with).map((line) => ownRow(line)));
   state.places = Object.fromEntries(ranking.lines.map((line) => [line.title, line.rank_with]));
   if (state.edited) showKnowledge(ranking.prompt);
-  const whose = { own: "the user's own vector", edited: "the vector of the edited history", none: "no knowledge of this user" }[ranking.knowledge];
+  const own = reads ? "the user's own vector" : "the user's own history", edited = reads ? "the vector of the edited history" : "the edited history";
+  const whose = { own, edited, none: "no knowledge of this user" }[ranking.knowledge];
   byId("status").textContent = `${ranking.lines.length} candidates ranked with ${whose} in ${Math.round(performance.now() - begun)} ms.`;
+  byId("legend").textContent = "A score is the probability that the model gives. “Held out: liked” is what the user took afterwards, in the test rows; both rankings are from before that."
+    + (ranking.nearness ? ` Below a title: the liked items that the match finds nearest to it, by ${ranking.nearness}.` : "");
 }
 
-function row(line, last) {
-  const item = newElement("li");
+/** The top, and what was held out and liked below it. */
+function shown(lines, place) {
+  return lines.filter((line) => place(line) <= SHOWN || line.held_out === "liked");
+}
+
+function row(line, place, score) {
+  const item = newElement("li", "", { class: [line.held_out === "liked" ? "held" : "", place > SHOWN ? "below" : ""].join(" ").trim() });
   const title = newElement("span", "", { class: "title" });
   title.append(newElement("bdi", line.title));
-  item.append(title);
+  if (line.held_out) title.append(newElement("span", line.held_out === "liked" ? "held out: liked" : "held out as a negative", { class: `tag ${line.held_out}` }));
+  item.append(newElement("span", String(place), { class: "place" }), title, newElement("span", score.toFixed(3), { class: "score" }));
+  return item;
+}
+
+function ownRow(line) {
+  const item = row(line, line.rank_with, line.score_with), last = state.places[line.title];
+  if (line.nearest.length) {
+    const near = newElement("span", "near ", { class: "near" });
+    line.nearest.forEach((one, place) => near.append(place ? "; " : "", newElement("bdi", one.title), ` ${one.near.toFixed(2)}`));
+    item.querySelector(".title").append(near);
+  }
   const places = line.rank_without - line.rank_with;
   const words = places > 0 ? ["up", `▲ ${places}`] : places < 0 ? ["down", `▼ ${-places}`] : ["", "·"];
-  const move = newElement("span", words[1], { class: `move ${words[0]}` });
-  move.append(newElement("span", places ? ` places ${words[0]} with the levels` : " same place with the levels", { class: "sr" }));
+  const move = newElement("span", words[1], { class: `move ${words[0]}`.trim() });
+  move.append(newElement("span", places ? ` places ${words[0]}` : " same place", { class: "sr" }));
   item.append(move);
   if (last !== undefined && last !== line.rank_with) item.classList.add("moved");
   return item;
@@ -169,17 +259,19 @@ for (const level of ["user", "scenario"]) {
   });
 }
 byId("search").addEventListener("input", debounce(search));
-byId("scenario").addEventListener("change", () => attempt(rank));
+byId("title").addEventListener("input", debounce(complete));
+byId("scenario").addEventListener("change", () => attempt(changeScenario));
+byId("rival").addEventListener("change", () => { nameRival(); attempt(rank); });
+for (const button of byId("toggle").children) button.addEventListener("click", () => {
+  byId("rankings").dataset.shown = button.dataset.list;
+  for (const one of byId("toggle").children) one.setAttribute("aria-pressed", String(one === button));
+});
 byId("reset").addEventListener("click", () => { restoreHistory(); attempt(rank); });
 byId("add").addEventListener("submit", (event) => {
   event.preventDefault();
-  const title = byId("title").value.trim(), scenario = byId("where").value;
+  const title = byId("title").value.trim();
   if (!title || !state.person) return;
-  edit(() => {
-    const part = state.history.find((one) => one.scenario === scenario);
-    if (part) part.titles.push(title);
-    else state.history.push({ scenario, titles: [title] });
-  });
+  add(title, byId("where").value);
   byId("title").value = "";
 });
 byId("token-form").addEventListener("submit", (event) => {

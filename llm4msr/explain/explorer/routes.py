@@ -5,11 +5,19 @@ from pathlib import Path
 
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import Response
-from pydantic import BaseModel
 
 from llm4msr.config import ServeConfig
 from llm4msr.errors import LLM4MSRError
-from llm4msr.explain.explorer.view import Id, Ranking, RankingRequest, UserDetails, UserSummary, View
+from llm4msr.explain.explorer.messages import (
+    Id,
+    Ranking,
+    RankingRequest,
+    RunDetails,
+    Title,
+    UserDetails,
+    UserSummary,
+)
+from llm4msr.explain.explorer.view import View
 from llm4msr.serve.web_app import web_app
 
 FILES = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
@@ -20,39 +28,33 @@ HEADERS = {
 }
 
 
-class RunDetails(BaseModel):
-    """The run that is explored."""
-
-    name: str
-    scenarios: list[str]
-    editable: bool
-    titles_read: int
-
-
 def explorer_app(view: View, config: ServeConfig) -> FastAPI:
     """Routes, wherever they are mounted. Where an API token is set, the API needs it and the page does not."""
     app = web_app(config, open_paths=frozenset(["", *(f"/{name}" for name in FILES)]))
 
     @app.get("/api/run")
     async def run() -> RunDetails:
-        """Name and scenarios, whether histories can be edited, and how many titles of a scenario the LLM reads."""
-        return RunDetails(
-            name=view.name, scenarios=view.scenarios, editable=view.editable, titles_read=view.titles_read
-        )
+        """The run, and what the page can do with it."""
+        return view.details()
 
     @app.get("/api/users")
     async def users(begins: Id = "") -> list[UserSummary]:
         """Users whose ids begin so."""
-        return await asyncio.to_thread(view.users, begins)
+        return await asyncio.to_thread(view.search.users, begins)
+
+    @app.get("/api/titles")
+    async def titles(part: Title = "") -> list[str]:
+        """Titles of the catalogue that hold this part."""
+        return await asyncio.to_thread(view.search.titles, part)
 
     @app.get("/api/user")
-    async def user(user_id: Id) -> UserDetails:
-        """History and knowledge of one user."""
-        return await asyncio.to_thread(view.user, user_id)
+    async def user(user_id: Id, scenario: Id = "") -> UserDetails:
+        """Knowledge of one user, and the history before what is held out in a scenario."""
+        return await asyncio.to_thread(view.user, user_id, scenario)
 
     @app.post("/api/rank")
     async def rank(request: RankingRequest) -> Ranking:
-        """The candidates with and without the levels."""
+        """The candidates by this model and by a rival."""
         try:
             return await asyncio.to_thread(view.rank, request)
         except LLM4MSRError:

@@ -1,189 +1,194 @@
-"""What the explorer's page shows: users, a user's history and texts, and rankings with more or less of each level.
+"""What the explorer's page shows: users, a user's history and texts, and rankings by this model and a rival.
 
-An edited history becomes a prompt, the frozen LLM turns the prompt into a vector, and the net ranks with that vector
-as if the knowledge store held it. This needs a trained run: a bundle has neither histories nor texts.
+An edited history becomes what the model reads of it (`histories`), and the net ranks as if the user's own were so. This
+needs a trained run: a bundle has neither histories nor texts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Annotated
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 import torch
-from pydantic import BaseModel, FailFast, Field
 
-from llm4msr import schema
-from llm4msr.arrays import Singles
+from llm4msr.arrays import Floats, Ints
 from llm4msr.data import partitions
 from llm4msr.errors import ConfigError
-from llm4msr.explain.candidates import choose_candidates, frequent_items, histories, main_scenario, ranks
+from llm4msr.explain.candidates import (
+    choose_candidates,
+    first_test_event,
+    frequent_items,
+    main_scenario,
+    ranks,
+    test_labels,
+)
+from llm4msr.explain.explorer.histories import ReadPrompt, open_histories
+from llm4msr.explain.explorer.messages import (
+    MAX_TITLE,
+    LateEvent,
+    Near,
+    RankedItem,
+    Ranking,
+    RankingRequest,
+    Rival,
+    RunDetails,
+    UserDetails,
+)
+from llm4msr.explain.explorer.nearest import nearest, nearness
+from llm4msr.explain.explorer.search import Search
 from llm4msr.explain.finished_run import FinishedRun, batch_of
 from llm4msr.knowledge import interests
-from llm4msr.knowledge.prompts import templates
-from llm4msr.model.inputs import Strengths
-from llm4msr.text import MAX_ID, block, shorten
+from llm4msr.model.inputs import WHOLE, Batch, Strengths
+from llm4msr.model.net import RankerNet
+from llm4msr.serve.event_log import LoggedEvent
+from llm4msr.text import block, shorten
 from llm4msr.training.trained import TrainedModel
 
-MAX_USERS = 20
-"""Users that a search shows."""
-KEPT = 4
-"""Partitions that are searched, and kept, beside those of the sample."""
 TITLE_LENGTH = 120
 """Characters of a title on the page."""
 
-Id = Annotated[str, Field(max_length=MAX_ID)]
-Title = Annotated[str, Field(max_length=500)]
-Strength = Annotated[float, Field(ge=0, le=1.5, allow_inf_nan=False)]
-TOKEN_LENGTH = 32
-"""Characters of a token on average, at most: a longer prompt is too long for any tokenizer."""
-ReadPrompt = Callable[[str], Singles]
-"""Turns a prompt into its vector, float32 [Z]."""
 
-
-class ScenarioHistory(BaseModel):
-    """What a user liked in one scenario, oldest first."""
-
-    scenario: Id
-    titles: Annotated[list[Title], FailFast()] = Field(max_length=200)
-
-
-class RankingRequest(BaseModel):
-    """Whom to rank for, with how much of each level: 0 is without, 1 is as trained."""
-
-    user_id: Id
-    scenario: Id
-    user_strength: Strength = 1.0
-    scenario_strength: Strength = 1.0
-    history: Annotated[list[ScenarioHistory] | None, FailFast()] = Field(None, max_length=1000)
-    """An edited history; without it the user's own vector is used."""
-
-
-class RankedItem(BaseModel):
-    """One candidate in both rankings; ranks count from 1."""
-
-    title: str
-    rank_without: int
-    rank_with: int
-    change: float
-    """What the levels add to the logit."""
-
-
-class Ranking(BaseModel):
-    """The candidates, best with the levels first."""
-
-    lines: list[RankedItem]
-    knowledge: str
-    """Whose vector: `own`, `edited`, or `none` for the default code."""
-    prompt: str
-    """The prompt of an edited history."""
-
-
-class UserSummary(BaseModel):
-    """A user in the results of a search."""
-
-    user_id: str
-    rows: int
-    """Training rows."""
-    main: str
-    """The scenario of most of these rows."""
-    known: bool
-
-
-class UserDetails(BaseModel):
-    """One user. Titles are whole, as in prompts, since the page sends them back; it shows them shortened."""
-
-    user_id: str
-    known: bool
-    history: list[ScenarioHistory]
-    scenario: str
-    """The scenario to show first."""
-    prompt: str
-    answer: str
-    interests: dict[str, list[str]]
+ReadEvents = Callable[[str], Sequence[LoggedEvent]]
+"""Gives the latest events of a user id, the latest first."""
 
 
 class View:
-    """Answers the page's questions about one finished run with knowledge."""
+    """Answers the page's questions about one finished run.
 
-    def __init__(self, model: TrainedModel, read_prompt: ReadPrompt):
-        config = model.config
-        self.run = FinishedRun.open(model)
-        self.name, self.scenarios = config.name, self.run.scenario_names[1:]
-        self.titles_read = config.extract.titles_per_scenario
-        self._max_length = TOKEN_LENGTH * config.extract.max_prompt_tokens
-        self.editable = config.extract.reads == "users" and config.extract.pooling != "answer"
-        self._template = templates.read("user", config.extract.user_template)
-        self._at = lru_cache(maxsize=KEPT)(self.run.at)
-        self._find = lru_cache(maxsize=256)(self._search)
+    Args:
+        model: whose rankings are explored.
+        plain: the model without knowledge of the same seed, where it is trained.
+        read_prompt: asks the LLM.
+        read_events: asks the endpoint's log; None if it keeps none.
+    """
+
+    def __init__(
+        self,
+        model: TrainedModel,
+        plain: TrainedModel | None,
+        read_prompt: ReadPrompt,
+        read_events: ReadEvents | None = None,
+    ):
+        self.run, self._read_events = FinishedRun.open(model), read_events
+        self.name, self.scenarios = model.config.name, self.run.scenario_names[1:]
+        self._plain = plain.load() if plain else None
+        self.search = Search(self.run)
         self._frequent = frequent_items(self.run)
-        self._read_prompt = lru_cache(maxsize=256)(read_prompt)  # a slider that moves does not ask the LLM again
+        read_once = lru_cache(maxsize=256)(read_prompt)  # a slider that moves does not ask the LLM again
+        self.histories = open_histories(self.run, read_once)
 
-    def users(self, prefix: str) -> list[UserSummary]:
-        """Users whose ids begin so, the most active first; of many users not all are searched."""
-        names = ["", *self.scenarios]
-        columns = self._find(prefix)[["user_id", "rows", "main", "known"]].itertuples(index=False)
-        return [
-            UserSummary(user_id=user_id, rows=rows, main=names[main], known=known)
-            for user_id, rows, main, known in columns
-        ]
+    def details(self) -> RunDetails:
+        """The run, and what the page can do with it."""
+        net, rivals = self.run.net, [*(["plain"] if self._plain else []), "bare"]
+        levels = [("user", net.uses_users), ("scenario", net.has_scenario_level)]
+        return RunDetails(
+            name=self.name,
+            scenarios=self.scenarios,
+            editable=self.histories.editable,
+            levels=[level for level, is_there in levels if is_there],
+            titles_read=self.histories.titles_read,
+            history_note=self.histories.note,
+            rivals=[*rivals],
+            takes_events=self._read_events is not None,
+        )
 
-    def user(self, user_id: str) -> UserDetails:
-        """History and knowledge of a user.
+    def user(self, user_id: str, scenario: str = "") -> UserDetails:
+        """Knowledge of a user, and the history before the first test row in a scenario (the main one by default).
 
         Raises:
-            ConfigError: there is no such user.
+            ConfigError: there is no such user or scenario.
         """
         user = self._number(user_id)
-        own = self._of_user(user)
+        own = self.search.run_of(user)
+        place = self._scenario(scenario) if scenario else main_scenario(own, user)
         text = self.run.user_texts(np.array([user])).get(user, {})
-        history = histories(self.run, np.array([user])).get(user, [])
         return UserDetails(
             user_id=user_id,
-            known=bool(own.users["known"].loc[user]),
-            history=[
-                ScenarioHistory(scenario=likes["scenario_id"], titles=templates.clean(likes["titles"]))
-                for likes in history
-            ],
-            scenario=self.run.scenario_names[main_scenario(own, user)],
+            known=self.search.is_known(bool(own.users["known"].loc[user]), int(own.users["rows"].loc[user])),
+            history=self.histories.of(user, first_test_event(own, user, place)),
+            scenario=self.run.scenario_names[place],
             prompt=block(text.get("prompt", "")),
             answer=block(text.get("answer", "")),
             interests=interests.read(text.get("answer", ""), self.scenarios),
+            events=self._events(user_id),
         )
 
     def rank(self, request: RankingRequest) -> Ranking:
-        """Rank the user's candidates in the scenario, without the levels and with them at the given strengths.
+        """Rank the user's candidates in the scenario, by a rival and by this model with its levels at these strengths.
+
+        Both know what was before the first of the user's test rows there.
 
         Raises:
-            ConfigError: there is no such user or scenario, or the edited history is too long or cannot be read.
+            ConfigError: there is no such user, scenario or rival, or the edited history cannot be read.
         """
         user = self._number(request.user_id)
-        if request.scenario not in self.scenarios:
-            raise ConfigError(f"scenario: no '{shorten(request.scenario)}' in the prepared data")
-        scenario = 1 + self.scenarios.index(request.scenario)
-        own = self._of_user(user)
+        scenario = self._scenario(request.scenario)
+        own, net = self.search.run_of(user), self.run.net
         items = choose_candidates(own, self._frequent, user, scenario)
-        batch = batch_of(self.run.data, self.run.net, user, items, scenario)
-        knowledge, prompt = "own" if own.users["known"].loc[user] else "none", ""
+        event = first_test_event(own, user, scenario)
+        batch, prompt = batch_of(self.run.data, net, user, items, scenario, event), ""
+        without_B = self._rival(request.rival, batch, user, items, scenario, event)
+        is_edited = request.history is not None
         if request.history is not None:
-            prompt = self._prompt(request.history)
-            knowledge = "edited" if prompt else "none"
-            known_N, z_NZ = torch.full_like(batch.known_N, bool(prompt)), batch.z_NZ
-            if prompt:
-                z_NZ = torch.from_numpy(self._read_prompt(prompt).astype(np.float16))[None]
-            batch = batch._replace(z_NZ=z_NZ, known_N=known_N)
-        with torch.inference_mode():
-            without_B = self.run.net(batch, Strengths(0, 0)).double().numpy()
-            with_B = self.run.net(batch, Strengths(request.user_strength, request.scenario_strength)).double().numpy()
-        titles, change_B = self.run.items["title"].to_numpy()[items], with_B - without_B
-        columns = zip(titles, ranks(without_B).tolist(), ranks(with_B).tolist(), change_B.tolist(), strict=True)
+            batch, prompt = self.histories.put(batch, user, event, request.history)
+        with_B = _logits(net, batch, Strengths(request.user_strength, request.scenario_strength))
+        label_B = test_labels(own, user, scenario, items)
+        titles = [shorten(title, TITLE_LENGTH) for title in self.run.items["title"].to_numpy()[items]]
+        columns = zip(
+            *(titles, ranks(without_B).tolist(), ranks(with_B).tolist(), _probabilities(without_B)),
+            *(_probabilities(with_B), label_B.tolist(), nearest(net, batch)),
+            strict=True,
+        )
         lines = [
-            RankedItem(title=shorten(title, TITLE_LENGTH), rank_without=before, rank_with=after, change=change)
-            for title, before, after, change in columns
+            RankedItem(
+                title=title,
+                rank_without=before,
+                rank_with=after,
+                score_without=low,
+                score_with=high,
+                held_out="liked" if label > 0.5 else "negative" if label <= 0.5 else "",
+                nearest=[Near(title=self._title(item), near=value) for item, value in near],
+            )
+            for title, before, after, low, high, label, near in columns
         ]
         lines.sort(key=lambda line: line.rank_with)
-        return Ranking(lines=lines, knowledge=knowledge, prompt=block(prompt))
+        knowledge = ("edited" if is_edited else "own") if _knows(net, batch) else "none"
+        return Ranking(lines=lines, knowledge=knowledge, prompt=block(prompt), nearness=nearness(net))
+
+    def _rival(self, rival: Rival, batch: Batch, user: int, items: Ints, scenario: int, event: int | None) -> Floats:
+        """[B]: its logits."""
+        if rival == "bare":
+            past = batch.past
+            if past is not None:
+                past = past._replace(item_BN=torch.zeros_like(past.item_BN), liked_BN=torch.zeros_like(past.liked_BN))
+            return _logits(self.run.net, batch._replace(past=past), Strengths(0, 0))
+        if self._plain is None:
+            raise ConfigError("rival: no plain model of this seed is trained (evaluate.variants)")
+        net, data = self._plain
+        return _logits(net, batch_of(data, net, user, items, scenario, event))
+
+    def _title(self, item: int) -> str:
+        return shorten(str(self.run.items["title"].iat[item]), TITLE_LENGTH)
+
+    def _events(self, user_id: str) -> list[LateEvent]:
+        if self._read_events is None:
+            return []
+        told = self._read_events(user_id)
+        numbers = self.run.items["item_id"].isin([event.item_id for event in told])
+        titles: dict[str, str] = dict(self.run.items.loc[numbers, ["item_id", "title"]].itertuples(index=False))
+        return [
+            LateEvent(
+                title=titles.get(one.item_id, one.item_id)[:MAX_TITLE],
+                scenario=one.scenario,
+                liked=one.liked,
+                time=one.time,
+            )
+            for one in told
+        ]
+
+    def _scenario(self, name: str) -> int:
+        if name not in self.scenarios:
+            raise ConfigError(f"scenario: no '{shorten(name)}' in the prepared data")
+        return 1 + self.scenarios.index(name)
 
     def _number(self, user_id: str) -> int:
         numbers = partitions.find_users(self.run.prepared, [user_id])
@@ -191,35 +196,18 @@ class View:
             raise ConfigError(f"user_id: no user '{shorten(user_id)}' in the prepared data")
         return numbers[user_id]
 
-    def _of_user(self, user: int) -> FinishedRun:
-        """The run with the tables that hold this user."""
-        home = self.run.home(user)
-        return self.run if home in self.run.partitions else self._at(home)
 
-    def _search(self, prefix: str) -> pd.DataFrame:
-        """Rows of `FinishedRun.users`: the first found, from the sample and then at most `KEPT` other partitions."""
-        exact = partitions.find_users(self.run.prepared, [prefix])
-        homes = [self.run.home(user) for user in exact.values()]
-        others = dict.fromkeys([*homes, *range(partitions.count(self.run.prepared))])
-        places = [number for number in others if number not in self.run.partitions][:KEPT]
-        hits = _begin_so(self.run.users, prefix)
-        for number in places:
-            if len(hits) >= MAX_USERS and not (exact and number in homes):
-                break
-            hits = pd.concat([hits, _begin_so(self._at(number).users, prefix)])
-        return hits.nlargest(MAX_USERS, "rows")
-
-    def _prompt(self, history: list[ScenarioHistory]) -> str:
-        if not self.editable:
-            raise ConfigError("history: a vector that is pooled from items or from an answer cannot be edited here")
-        parts = [{"scenario_id": likes.scenario, "titles": likes.titles} for likes in history if likes.titles]
-        column = pa.array([parts], schema.HISTORIES.field("history").type)
-        prompt: str = templates.user_prompts(self._template, column, self.titles_read)[0].as_py()
-        if len(prompt) > self._max_length:
-            length = f"a prompt of {len(prompt)} characters, allowed are {self._max_length}"
-            raise ConfigError(f"history: {length} (extract.max_prompt_tokens); shorten it")
-        return prompt
+def _logits(net: RankerNet, batch: Batch, strengths: Strengths = WHOLE) -> Floats:
+    with torch.inference_mode():
+        return np.asarray(net.eval()(batch, strengths).double())
 
 
-def _begin_so(users: pd.DataFrame, prefix: str) -> pd.DataFrame:
-    return users[users["user_id"].str.startswith(prefix) & (users.index > 0)]
+def _probabilities(logit_B: Floats) -> list[float]:
+    scores: list[float] = np.exp(-np.logaddexp(0, -logit_B)).tolist()
+    return scores
+
+
+def _knows(net: RankerNet, batch: Batch) -> bool:
+    """Whether anything is known of the user."""
+    has_past = batch.past is not None and bool((batch.past.item_BN > 0).any())
+    return has_past or (net.uses_users and bool(batch.known_N.any()))

@@ -12,10 +12,12 @@ from llm4msr.errors import ConfigError
 from llm4msr.explain.candidates import (
     ScenarioLikes,
     choose_candidates,
+    first_test_event,
     frequent_items,
     histories,
     main_scenario,
     ranks,
+    test_labels,
 )
 from llm4msr.explain.finished_run import FinishedRun, batch_of
 from llm4msr.explain.report.rows import ScoredRows
@@ -192,8 +194,7 @@ def ranking(
     Columns: `item_id`, `title`, `rank_plain` and `logit_plain` (NaN without a plain model), `rank_model`,
     `logit_model`, and `test_label`, NaN where the test rows do not hold the item.
     """
-    tested = run.test[(run.test["user"] == user) & (run.test["scenario"] == scenario)]
-    event = int(tested["event"].min()) if len(tested) else None
+    event = first_test_event(run, user, scenario)
 
     def logits(net: RankerNet, data: Dataset) -> Floats:
         with torch.inference_mode():
@@ -209,7 +210,7 @@ def ranking(
             "rank_model": ranks(model_B),
             "logit_plain": plain_B,
             "logit_model": model_B,
-            "test_label": tested.groupby("item")["label"].max().reindex(items).to_numpy(np.float64),
+            "test_label": test_labels(run, user, scenario, items),
         }
     )
     return table.sort_values("rank_model").reset_index(drop=True)

@@ -17,15 +17,17 @@ from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.errors import ConfigError
 from llm4msr.explain.candidates import choose_candidates, frequent_items
+from llm4msr.explain.explorer.messages import RankedItem, RankingRequest, ScenarioHistory
 from llm4msr.explain.explorer.routes import explorer_app
-from llm4msr.explain.explorer.view import TITLE_LENGTH, RankingRequest, ScenarioHistory, View
+from llm4msr.explain.explorer.view import TITLE_LENGTH, View
 from llm4msr.explain.report.cases import ranking
 from llm4msr.pipeline import trained
 from llm4msr.serve import api_token
+from llm4msr.serve.event_log import LoggedEvent
 from llm4msr.storage import StageOutput
 from llm4msr.text import MAX_ID, shorten
 from tests.support.browser import SCHEMES, WIDTHS, Opened, browser, needs_chromium, serious
-from tests.support.data import WIDTH
+from tests.support.data import HOSTILE, WIDTH
 from tests.support.experiments import free_port
 
 __all__ = ["browser"]
@@ -40,9 +42,16 @@ def read_prompt(prompt: str) -> Any:
     return np.random.default_rng(list(prompt.encode())).standard_normal(WIDTH).astype(np.float32)
 
 
+def events_of(user_id: str) -> list[LoggedEvent]:
+    """What the endpoint was told of the most active user: an item of the catalogue, and one that is not in it."""
+    told = [("i3", HOSTILE[0], True), ("new <b>item</b>", "Plain shelf", False)]
+    return [LoggedEvent(n, user_id, *one, 1e9 - n, 1e9) for n, one in enumerate(told)]
+
+
 @pytest.fixture(scope="module")
 def view(report: tuple[Config, StageOutput]) -> View:
-    return View(trained(report[0]), read_prompt)
+    config = report[0]
+    return View(trained(config), trained(config.using("none", config.seed)), read_prompt, events_of)
 
 
 @pytest.fixture(scope="module")
@@ -65,33 +74,60 @@ def address(view: View) -> Iterator[str]:
 
 
 def test_a_search_finds_ids_by_their_beginning_and_the_active_first(view: View):
-    users = view.users("1")
+    users = view.search.users("1")
     assert users
     assert all(user.user_id.startswith("1") for user in users)
     assert [user.rows for user in users] == sorted((user.rows for user in users), reverse=True)
-    assert view.users("no such beginning") == []
-    assert len(view.users("")) == 20
+    assert all(user.known for user in users)
+    assert view.search.users("no such beginning") == []
+    assert len(view.search.users("")) == 20
 
 
 def test_the_ranking_at_full_strength_is_the_reports(view: View):
-    user = view.user(view.users("")[0].user_id)
-    answer = view.rank(RankingRequest(user_id=user.user_id, scenario=user.scenario))
+    user = view.user(view.search.users("")[0].user_id)
+    answer = view.rank(RankingRequest(user_id=user.user_id, scenario=user.scenario, rival="plain"))
     number = partitions.find_users(view.run.prepared, [user.user_id])[user.user_id]
     scenario = 1 + view.scenarios.index(user.scenario)
     items = choose_candidates(view.run, frequent_items(view.run), number, scenario)
-    expected = ranking(view.run, None, number, scenario, items)
+    plain = trained(view.run.config.using("none", view.run.config.seed)).load()
+    expected = ranking(view.run, plain, number, scenario, items)
     assert [line.title for line in answer.lines] == [shorten(title, TITLE_LENGTH) for title in expected["title"]]
+    assert [line.rank_without for line in answer.lines] == expected["rank_plain"].tolist()
+    scores = [line.score_with for line in answer.lines]
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-expected["logit_model"])))
+    marks = {1.0: "liked", 0.0: "negative"}
+    assert [line.held_out for line in answer.lines] == [marks.get(one, "") for one in expected["test_label"]]
+    assert {"liked", "negative"} <= {line.held_out for line in answer.lines}
     assert answer.knowledge == "own"
 
 
 def test_without_both_levels_nothing_moves(view: View):
-    user = view.user(view.users("")[0].user_id)
+    user = view.user(view.search.users("")[0].user_id)
     request = RankingRequest(user_id=user.user_id, scenario=user.scenario, user_strength=0, scenario_strength=0)
-    assert all(line.rank_with == line.rank_without and line.change == 0 for line in view.rank(request).lines)
+    lines = view.rank(request).lines
+    assert all(line.rank_with == line.rank_without and line.score_with == line.score_without for line in lines)
+
+
+def scores(lines: list[RankedItem]) -> list[tuple[str, float]]:
+    return sorted((line.title, line.score_with) for line in lines)
+
+
+def test_titles_are_completed_from_the_catalogue(view: View):
+    found = view.search.titles(" <SCRIPT")
+    assert found
+    assert all("<script" in title for title in found)
+    assert view.search.titles("no such title") == view.search.titles(" ") == []
+
+
+def test_what_the_endpoint_was_told_is_shown_with_titles_of_the_catalogue(view: View):
+    events = view.user(view.search.users("")[0].user_id).events
+    titles = view.run.items.set_index("item_id")["title"]
+    assert [event.title for event in events] == [titles["i3"], "new <b>item</b>"]
+    assert [event.liked for event in events] == [True, False]
 
 
 def test_another_history_is_another_vector_read_once(view: View):
-    user = view.user(view.users("")[0].user_id)
+    user = view.user(view.search.users("")[0].user_id)
     request = RankingRequest(user_id=user.user_id, scenario=user.scenario)
     own = view.rank(request)
     READ.clear()
@@ -100,14 +136,14 @@ def test_another_history_is_another_vector_read_once(view: View):
     assert len(READ) == 1
     assert READ[0].startswith(user.prompt[:80])
     assert edited.knowledge == "edited"
-    assert [line.change for line in edited.lines] != [line.change for line in own.lines]
+    assert scores(edited.lines) != scores(own.lines)
     nothing = view.rank(request.model_copy(update={"history": [ScenarioHistory(scenario="x", titles=[])]}))
     assert nothing.knowledge == "none"
     assert len(READ) == 1
 
 
 def test_what_cannot_be_shown_is_told(view: View):
-    user = view.users("")[0].user_id
+    user = view.search.users("")[0].user_id
     with pytest.raises(ConfigError, match="no user 'nobody'"):
         view.user("nobody")
     with pytest.raises(ConfigError, match="scenario: no 'nowhere'"):
@@ -115,7 +151,7 @@ def test_what_cannot_be_shown_is_told(view: View):
 
 
 def test_an_edited_history_is_bounded(view: View, address: str):
-    request = {"user_id": view.users("")[0].user_id, "scenario": view.scenarios[0]}
+    request = {"user_id": view.search.users("")[0].user_id, "scenario": view.scenarios[0]}
     long = [{"scenario": f"{i:03}" * 20, "titles": ["t" * 60] * 4} for i in range(900)]
     before = len(READ)
     answer = httpx.post(f"{address}/api/rank", json=request | {"history": long})
@@ -200,7 +236,8 @@ def wait_for_ranking(page: Page, how: str = "candidates ranked") -> None:
 
 
 def titles(page: Page, which: str) -> list[str]:
-    texts: list[str] = page.locator(f"#{which} .title").all_inner_texts()
+    """Of a list, whether it is shown or not."""
+    texts: list[str] = page.locator(f"#{which} .title").all_text_contents()
     return texts
 
 
@@ -208,11 +245,12 @@ def titles(page: Page, which: str) -> list[str]:
 def test_one_looks_turns_and_edits(opened: Opened, address: str):
     page = opened.page
     page.get_by_label("Find a user").fill("1")
-    expect(page.locator("#found button").first).to_have_text(re.compile("^1"))
+    expect(page.locator("#found button bdi").first).to_have_text(re.compile("^1"))
     choose_user(page)
     assert titles(page, "with") != titles(page, "without")
     whole = titles(page, "with")
 
+    page.get_by_label("Compare with").select_option("This model without knowledge")
     for level in ("User level", "Scenario level"):
         page.get_by_label(level).focus()
         page.keyboard.press("Home")
@@ -220,7 +258,6 @@ def test_one_looks_turns_and_edits(opened: Opened, address: str):
     assert titles(page, "with") == titles(page, "without")
     for level in ("User level", "Scenario level"):
         page.get_by_label(level).fill("1")
-    expect(page.locator("#with .up").first).to_be_visible()
     expect(page.locator("#with .title").first).to_have_text(whole[0])
 
     page.get_by_label("Title", exact=True).fill("<b>What if</b>")
@@ -236,6 +273,53 @@ def test_one_looks_turns_and_edits(opened: Opened, address: str):
     assert all(request.startswith((address, "data:")) for request in opened.requests)
     assert opened.complaints == []
     assert serious(page) == []
+
+
+@needs_chromium
+def test_held_out_items_are_marked_and_a_phone_shows_one_list(opened: Opened):
+    page = opened.page
+    choose_user(page)
+    lists = [page.locator(one) for one in ("#list-without", "#list-with")]
+    for one in lists:
+        assert one.locator(".held .tag").first.text_content() == "held out: liked"
+        assert one.locator(".score").count() > 10
+    is_phone = page.locator("#toggle").is_visible()
+    assert is_phone == (page.evaluate("window.innerWidth") < 500)
+    assert [one.is_visible() for one in lists] == [not is_phone, True]
+    if is_phone:
+        page.get_by_role("button", name="The plain model").click()
+        assert [one.is_visible() for one in lists] == [True, False]
+        assert serious(page) == []
+
+
+@needs_chromium
+def test_what_the_llm_does_not_read_is_folded(browser: Browser, view: View, address: str):
+    page = browser.new_page()
+    person = view.user(view.search.users("")[0].user_id)
+    longest = max(person.history, key=lambda part: len(part.titles))
+    read = len(longest.titles) - 1
+    page.route("**/api/run", lambda route: route.fulfill(json=view.details().model_dump() | {"titles_read": read}))
+    page.goto(f"{address}/", wait_until="networkidle")
+    choose_user(page)
+    folds = page.locator("#history details")
+    assert folds.first.locator("summary").inner_text() == "1 earlier, which the LLM does not read"
+    assert not folds.first.locator("li").first.is_visible()
+    folds.first.locator("summary").click()
+    assert folds.first.locator("li").first.is_visible()
+    page.close()
+
+
+@needs_chromium
+def test_an_event_of_the_endpoint_is_added_to_the_history(browser: Browser, address: str):
+    page = browser.new_page()
+    page.goto(f"{address}/", wait_until="networkidle")
+    choose_user(page)
+    assert page.locator("#events li").count() == 2
+    page.locator("#events").get_by_role("button").click()
+    wait_for_ranking(page, "edited history")
+    page.get_by_label("Title", exact=True).fill("<script")
+    expect(page.locator("#titles option").first).to_have_count(1)
+    page.close()
 
 
 @needs_chromium

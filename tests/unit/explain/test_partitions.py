@@ -9,7 +9,8 @@ from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.errors import ConfigError
 from llm4msr.explain import finished_run
-from llm4msr.explain.explorer.view import RankingRequest, View
+from llm4msr.explain.explorer.messages import RankingRequest
+from llm4msr.explain.explorer.view import View
 from llm4msr.explain.finished_run import FinishedRun
 from llm4msr.explain.report.cases import case_section
 from llm4msr.explain.report.rows import ScoredRows
@@ -103,24 +104,24 @@ def never(prompt: str) -> Singles:
 
 
 def test_the_explorer_finds_users_of_other_partitions(config: Config, model: TrainedModel, sampled: FinishedRun):
-    ours, theirs = View(model, never), View(trained(config), never)
+    ours, theirs = View(model, None, never), View(trained(config), None, never)
     assert len(ours.run.partitions) == 1
     for user_id in users_elsewhere(sampled)[:4]:
-        assert user_id in [user.user_id for user in ours.users(user_id)]
+        assert user_id in [user.user_id for user in ours.search.users(user_id)]
         assert ours.user(user_id) == theirs.user(user_id)
         request = RankingRequest(user_id=user_id, scenario=ours.scenarios[0])
-        lines, expected = ({line.title: line.change for line in v.rank(request).lines} for v in (ours, theirs))
+        lines, expected = ({line.title: line.score_with for line in v.rank(request).lines} for v in (ours, theirs))
         for title in lines.keys() & expected.keys():
             assert lines[title] == pytest.approx(expected[title], abs=1e-5)
         assert len(lines.keys() & expected.keys()) > 5
-    assert len(ours.users("")) == 20
-    assert ours.users("nobody begins so") == []
+    assert len(ours.search.users("")) == 20
+    assert ours.search.users("nobody begins so") == []
     with pytest.raises(ConfigError, match="no user 'nobody'"):
         ours.user("nobody")
 
 
 def test_the_search_of_one_partition_shows_the_most_active_first(config: Config):
-    view = View(trained(config), never)
-    rows = [user.rows for user in view.users("")]
+    view = View(trained(config), None, never)
+    rows = [user.rows for user in view.search.users("")]
     assert rows == sorted(view.run.users["rows"].iloc[1:], reverse=True)[:20]
-    assert {user.user_id for user in view.users("1")} <= {*view.run.users["user_id"]}
+    assert {user.user_id for user in view.search.users("1")} <= {*view.run.users["user_id"]}
