@@ -17,7 +17,7 @@ from llm4msr.arrays import strings
 from llm4msr.bundle import files
 from llm4msr.config import Config, ModelConfig
 from llm4msr.data import partitions
-from llm4msr.export.write import write_bundle
+from llm4msr.export.write import Sources, write_bundle
 from llm4msr.knowledge.item_vectors import of_unit_length
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.pipeline import prepare
@@ -65,7 +65,7 @@ def publish(config: Config, prepared: StageOutput) -> str:
 
     def build(folder: Any) -> StageResult:
         vectors_ID = items_ID if config.model.match and net.uses_users else None
-        return write_bundle(config, net, data, codes, {}, "# made for a benchmark", folder, vectors=vectors_ID)
+        return write_bundle(Sources(config, net, data, codes, vectors_ID), folder, {}, "# made for a benchmark")
 
     folder = storage.path(config.root) / "export" / config.name
     return str(storage.publish(folder, "export", config.seed, {}, {}, build).folder)

@@ -6,6 +6,11 @@ For each number of users, each step in a process of its own: the first run; a se
 another `scenario_tolerance` makes it a new version); a third in which 1% of the users have new titles,
 which must be exactly those that it asks about. Then rendering and matching alone, on one core. Memory is the peak of
 the driver's process and of Ray's object store. Writes benchmarks/results/extract-scale.md.
+
+    python -m benchmarks.extract_scale --overhead 32
+
+What the pipeline itself adds to a made-up engine that takes 100 ms for each of so many shards of 1,000 prompts: from
+the first shard's file to the last one's. Writes benchmarks/results/extract-overhead.md.
 """
 
 import argparse
@@ -16,7 +21,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +37,26 @@ from upath import UPath
 
 from benchmarks._machine import describe
 from llm4msr import schema, storage
-from llm4msr.arrays import strings
+from llm4msr.arrays import Singles, strings
 from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.data.prepare import folder as prepare_folder
 from llm4msr.knowledge import versions, work_list
 from llm4msr.knowledge.active_users import users_to_read
-from llm4msr.knowledge.engines import models, open_tokenizer
+from llm4msr.knowledge.actor import AskLLM
+from llm4msr.knowledge.engines import Billed, Engine, models, open_tokenizer
+from llm4msr.knowledge.passes import run_pass
 from llm4msr.knowledge.prompts.render import windows
 from llm4msr.knowledge.reader import Reader
+from llm4msr.knowledge.shards import Pass
 from llm4msr.pipeline import extract, extracted, prepared
 from llm4msr.storage import StageResult
 from tests.support.experiments import tiny_llama
 
-RESULT = Path(__file__).parent / "results" / "extract-scale.md"
+RESULTS = Path(__file__).parent / "results"
+RESULT, OVERHEAD = RESULTS / "extract-scale.md", RESULTS / "extract-overhead.md"
+FIXED_ROWS, FIXED_SECONDS, FIXED_WIDTH = 1000, 0.1, 576
+"""Of a shard, and the width of SmolLM2's vectors."""
 SCENARIOS = ("feed", "search")
 CHANGED_EVERY = 100
 STEPS = ("first", "unchanged", "changed")
@@ -52,6 +65,11 @@ Measured = dict[str, Any]
 
 def main() -> None:
     options = parser().parse_args()
+    if options.overhead:
+        with tempfile.TemporaryDirectory(dir=options.work) as folder:
+            OVERHEAD.write_text(overhead(Path(folder), options))
+        print(OVERHEAD.read_text())
+        return
     if options.one:
         print(json.dumps(one_run(Config.model_validate_json(Path(options.one).read_text()))))
         return
@@ -71,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--shard", type=int, default=1024, help="rows per shard")
     parser.add_argument("--partitions", type=int, default=1, help="of users, a power of two")
     parser.add_argument("--work", default=None, help="folder for the stores")
+    parser.add_argument("--overhead", type=int, default=0, metavar="SHARDS", help="of an engine of fixed time, alone")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser
 
@@ -202,6 +221,64 @@ def one_run(config: Config) -> Measured:
     watcher.join()
     info = output.manifest.info
     return {"seconds": seconds, "kept": info["kept"], "asked": output.manifest.rows - info["kept"], **peaks}
+
+
+class FixedTime:
+    """An `Engine` that takes `FIXED_SECONDS` for whatever it reads."""
+
+    width = FIXED_WIDTH
+
+    def __init__(self) -> None:
+        self.cached_tokens, self.billed = 0, Billed()
+        self._vectors_NZ = np.random.default_rng(0).standard_normal((FIXED_ROWS, FIXED_WIDTH), np.float32)
+
+    def vectors(self, tokens: Sequence[list[int]]) -> Singles:
+        time.sleep(FIXED_SECONDS)
+        return self._vectors_NZ[: len(tokens)]
+
+    def answers(self, tokens: Sequence[list[int]], max_tokens: int, schemas: Any = None) -> list[str]:
+        raise NotImplementedError
+
+
+class AskFixedTime(AskLLM):
+    """An actor with that engine; all else is as it ever is."""
+
+    @cached_property
+    def engine(self) -> Engine:
+        return FixedTime()
+
+
+def overhead(folder: Path, options: argparse.Namespace) -> str:
+    """A page on what a pass over such shards takes beside the engine's time."""
+    options.shard = FIXED_ROWS
+    (folder / "template.txt").write_text("Likes: $history")
+    config = config_of(folder, "same", tiny_llama(folder / "llama"), options)
+    make_prepared(config, options.overhead * FIXED_ROWS, changed=False)
+    version = storage.path(config.root) / "extract" / "fixed"
+    reader = Reader.of(config, models.revision(Path(config.extract.model)), open_tokenizer(config.extract).frame)
+    readers = dict.fromkeys(("users", "scenarios"), reader)
+    work = work_list.plan_work(config, prepared(config), version, readers)
+    shards = [shard for shard in work.shards if shard.kind == "users"]
+    begun = time.time()
+    spent = run_pass(Pass("vectors", config, str(version), readers, [*SCENARIOS]), shards, actor=AskFixedTime).spent
+    times = sorted(file.stat().st_mtime for file in Path(str(version)).glob("vectors/*.parquet"))
+    each = (times[-1] - times[0]) / (len(times) - 1)
+    return f"""# Extraction: what the pipeline adds to the engine's time
+
+A made-up engine takes {FIXED_SECONDS * 1000:.0f} ms for each of {len(shards)} shards of {FIXED_ROWS:,} prompts (of
+about 80 tokens each) and gives vectors of {FIXED_WIDTH} numbers; one actor. From the first shard's file to the last
+one's.
+
+| | |
+| --- | ---: |
+| a shard, ms | {1000 * each:.1f} |
+| more than the engine (goal at most 5%) | {each / FIXED_SECONDS - 1:.1%} |
+| CPU of the actor while its engine was at work, ms a shard | {1000 * spent["cpu_seconds"] / len(shards):.1f} |
+| until the first shard's file, s | {times[0] - begun:.1f} |
+
+`python -m benchmarks.extract_scale --overhead {options.overhead}` on
+{describe(("ray", "pyarrow", "torch"))}.
+"""
 
 
 def planning(config: Config, folder: Path) -> Measured:

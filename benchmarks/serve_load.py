@@ -163,9 +163,11 @@ def _constant(answer: str) -> Any:
     from fastapi.responses import Response
     from ray import serve
 
-    app = FastAPI()
+    from llm4msr.serve.app import ONE_LOOP
 
-    @serve.deployment(max_ongoing_requests=256, ray_actor_options={"num_cpus": 1})
+    app, options = FastAPI(), {"num_cpus": 1, "runtime_env": {"env_vars": ONE_LOOP}}
+
+    @serve.deployment(max_ongoing_requests=256, ray_actor_options=options)
     @serve.ingress(app)
     class Constant:
         @app.post("/v1/rank")

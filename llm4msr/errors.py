@@ -5,7 +5,8 @@ LLM4MSRError               exit code 1
  │   ├─ ConfigError             an unknown key, a wrong value, a missing section
  │   ├─ DataError               a missing column, a bad cell, an empty file
  │   ├─ StorageError            a URI that cannot be read, a damaged or unfinished output
- │   │   └─ FullDiskError           no space is left
+ │   │   ├─ FullDiskError           no space is left
+ │   │   └─ EndpointError           an LLM's endpoint cannot be reached, or does not answer as one
  │   └─ MissingExtraError       a package of an optional extra is not installed
  ├─ TooManyFailedError      3   more rows failed than `max_failed_fraction` allows
  └─ InterruptedRunError   130   Ctrl-C; 143 after SIGTERM
@@ -47,6 +48,10 @@ class StorageError(InputError):
 
 class FullDiskError(StorageError):
     """No space is left on a disk; the same command continues once there is some."""
+
+
+class EndpointError(StorageError):
+    """An LLM's endpoint cannot be reached, refuses all requests, or does not answer as one."""
 
 
 class MissingExtraError(InputError):

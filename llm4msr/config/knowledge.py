@@ -1,6 +1,7 @@
 """The frozen LLM and how it is asked."""
 
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
@@ -37,17 +38,20 @@ class ExtractConfig(Section):
     2, 4, 8 ... rows (the longest of these), and a training row sees the last such snapshot that is older, or nothing; a
     test row sees one that knows the rows of validation too, unless `model.past = "stale"`. Serving sees what the
     training rows tell. Each costs the time of a prompt, once: new rows leave it as it is."""
-    engine: Annotated[Literal["auto", "vllm", "transformers"], Key.HOW] = "auto"
+    engine: Annotated[Literal["auto", "vllm", "transformers", "http"], Key.HOW] = "auto"
     """What runs the LLM: `vllm` (extra `gpu` or `cpu`), `transformers`, or `auto`, which is vLLM where it is installed
-    and can give the `layer`.
-    Both give the same vectors but for rounding."""
+    and can give the `layer`. These give the same vectors but for rounding. `http` asks the endpoint at `http_url`,
+    which runs a model of its own."""
     model: str = "smollm2-135m"
-    """`smollm2-135m`, a local folder, a URI, or an id of the Hugging Face hub (`owner/name`, `owner/name@revision`)."""
+    """`smollm2-135m`, a local folder, a URI, or an id of the Hugging Face hub (`owner/name`, `owner/name@revision`).
+    With `engine = "http"` the name by which the endpoint knows the model that gives vectors."""
     pooling: Literal["last", "mean", "answer"] = "last"
     """Which hidden states of the LLM become a prompt's vector: the last token's (`last`), the mean over all its tokens
     (`mean`), or the last token's after the LLM has also written and read its own answer (`answer`), for which it
     writes up to `answer_tokens` for each row. With `mean` and `reads = "items"`, the LLM reads of an item what data
-    says and nothing else, neither a question nor a chat template: that is short, and every token the item's own."""
+    says and nothing else, neither a question nor a chat template: that is short, and every token the item's own.
+    An endpoint (`engine = "http"`) pools as it does: `last` or `mean` then say how, and so what it reads; `answer` it
+    cannot give."""
     layer: int = Field(0, ge=0)
     """Which of the LLM's layers they are the hidden states of, counted from 1; 0 = the last one, after its final norm.
     Layers in the middle can say more of what a text is about. `transformers` gives any, vLLM the last one alone."""
@@ -74,8 +78,8 @@ class ExtractConfig(Section):
     """In whatever currency: for `--dry-run` alone."""
     rows_per_shard: Annotated[Annotated[int, Field(ge=1, le=1 << 16)] | Literal["auto"], Key.HOW] = "auto"
     """Prompts that an actor reads at a time and writes as one file. An interrupted run loses the shards in flight:
-    fewer rows lose less, more rows make fewer files. `auto` is 4,096 on GPUs, which is a minute or more of one, and 256
-    on CPUs."""
+    fewer rows lose less, more rows make fewer files. `auto` is 4,096 on GPUs, which is a minute or more of one, 256 on
+    CPUs, and 1,024 for an endpoint."""
     max_users: int = Field(0, ge=0)
     """How many users get knowledge, the most active first; 0 = all. The ranker treats the others as users without
     knowledge. With `reads = "users"` it bounds the LLM's time."""
@@ -107,6 +111,39 @@ class ExtractConfig(Section):
     in; for the first ones `bfloat16` where all machines that ask have a GPU, or a CPU with avx512_bf16 or AMX, else
     `float32`. The 16-bit formats halve time and memory there and change vectors a little, so another format asks about
     all rows again."""
+
+    http_url: str = ""
+    """For `engine = "http"`: address of an OpenAI-style endpoint with `/embeddings`, such as
+    `http://127.0.0.1:8000/v1`, without a user, a password or a query."""
+    http_revision: str = ""
+    """For `engine = "http"`: raise it whenever the model behind the URL changes, which cannot be seen from here. All
+    rows are then asked again."""
+    http_tokenizer: str = ""
+    """For `engine = "http"`: the model's tokenizer (`smollm2-135m`, a folder, a URI or a hub id), if the endpoint takes
+    token ids, as vLLM's does. Prompts then get the chat template, and vectors are those that the engine `vllm` gives.
+    Empty = the endpoint gets plain text, and four characters count as a token."""
+    http_dimensions: int = Field(0, ge=0, le=1 << 16)
+    """For `engine = "http"`: numbers of a vector, for models that can shorten it; 0 = as many as the model has."""
+    http_chat_model: str = ""
+    """For `engine = "http"`: the name of the model that writes `answers`, at `/chat/completions`."""
+    http_chat_url: str = ""
+    """For `engine = "http"`: where that model is asked, if not at `http_url`: a vLLM server either embeds or writes."""
+    http_key_variable: Annotated[str, Key.HOW] = Field("", pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$")
+    """For `engine = "http"`: name of the environment variable that holds the endpoint's key, on every machine that
+    asks. Empty = no key is sent."""
+    http_requests: Annotated[int, Key.HOW] = Field(16, ge=1, le=1024)
+    """For `engine = "http"`: requests at once, of each actor."""
+    http_prompts: Annotated[int, Key.HOW] = Field(32, ge=1, le=2048)
+    """For `engine = "http"`: prompts in one request for vectors."""
+    http_timeout_s: Annotated[float, Key.HOW] = Field(120, gt=0)
+    """For `engine = "http"`: how long one try of a request may wait for the endpoint."""
+    http_retries: Annotated[int, Key.HOW] = Field(6, ge=0, le=100)
+    """For `engine = "http"`: how often a request is sent again that met no endpoint, 429 or 5xx; after the time that
+    the endpoint names, else after half a second and each time up to twice as long."""
+    http_price: Annotated[float, Key.HOW] = Field(0, ge=0)
+    """For `engine = "http"`: cost of a million tokens of prompts, in any currency, for `--dry-run` and progress."""
+    http_answer_price: Annotated[float, Key.HOW] = Field(0, ge=0)
+    """For `engine = "http"`: cost of a million tokens of answers, likewise."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -141,6 +178,30 @@ class ExtractConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_endpoint(self) -> Self:
+        if self.engine != "http":
+            if self.http_url:
+                raise ValueError(f"http_url is for engine = 'http'; engine is {self.engine!r}")
+            return self
+        for key, url in (("http_url", self.http_url), ("http_chat_url", self.http_chat_url or self.http_url)):
+            if problem := _problem_of_url(url):
+                raise ValueError(f"{key} for engine = 'http': {problem}")
+        local = {"layer": 0, "dtype": "auto", "quantization": "", "tensor_parallel": 1, "device": "auto"}
+        if wrong := [key for key, value in local.items() if getattr(self, key) != value]:
+            raise ValueError(f"{wrong[0]} is up to the endpoint with engine = 'http'; leave it out")
+        if self.pooling == "answer":
+            raise ValueError(
+                "pooling = 'answer' needs the LLM itself, which an endpoint does not show; with engine = 'http' choose "
+                "'last' or 'mean', whichever the endpoint pools by"
+            )
+        if self.answers != "none" and not self.http_chat_model:
+            raise ValueError(
+                f"answers = {self.answers!r} with engine = 'http' needs the name of a model that writes in "
+                "http_chat_model; or set answers = 'none'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_items_are_asked(self) -> Self:
         if self.reads == "items" and self.pooling == "mean" and self.answers == "all":
             raise ValueError(
@@ -148,3 +209,17 @@ class ExtractConfig(Section):
                 "without a question; choose another pooling, or answers = 'scenarios'"
             )
         return self
+
+
+def _problem_of_url(url: str) -> str:
+    """What is wrong with an endpoint's address; empty if nothing is. Never shows the address, which may hold a key."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or not url.isprintable() or " " in url:
+        return "give the endpoint's address, such as http://127.0.0.1:8000/v1"
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        return "an address without user, password, query and fragment; a key belongs in http_key_variable's variable"
+    return ""

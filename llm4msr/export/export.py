@@ -11,7 +11,7 @@ from llm4msr.bundle.files import VERSION
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.export import user_codes
-from llm4msr.export.write import write_bundle
+from llm4msr.export.write import Sources, write_bundle
 from llm4msr.knowledge import item_vectors, number_format
 from llm4msr.knowledge.forget import ids_to_forget
 from llm4msr.knowledge.prompts import templates
@@ -49,7 +49,7 @@ def export(config: Config, model: TrainedModel) -> StageOutput:
             vectors = item_vectors.read(knowledge).vectors_ID
         elif knowledge is not None and net.uses_users:
             encoded = user_codes.encode_all(knowledge, net.user_code)
-        return write_bundle(config, net, data, encoded, llm, card, at, ids_to_forget(config), vectors)
+        return write_bundle(Sources(config, net, data, encoded, vectors, ids_to_forget(config)), at, llm, card)
 
     settings, inputs = config.model_dump(include={"model"}), {"train": model.output.folder.name}
     return storage.publish(folder(config, model.output), "export", config.seed, settings, inputs, build)

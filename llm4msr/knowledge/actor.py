@@ -1,8 +1,14 @@
-"""One shard of prompts and the frozen LLM: an actor that answers or embeds its rows and writes the shard's file."""
+"""One shard of prompts and the frozen LLM: an actor that answers or embeds its rows and writes the shard's file.
+
+Several shards are in an actor at a time, each in a thread of Ray's: while the LLM reads one, the next is tokenised and
+the last one written. The LLM has one shard at a time and a thread of its own, and so has the tokenizer, since neither
+is made for several; so vectors do not depend on what else is going on.
+"""
 
 import socket
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
@@ -10,10 +16,18 @@ import pyarrow as pa
 
 from llm4msr import storage
 from llm4msr.arrays import Array, Column, Halves, strings
-from llm4msr.errors import StorageError
+from llm4msr.errors import EndpointError, StorageError
 from llm4msr.knowledge import interests
 from llm4msr.knowledge.buckets import OF_USERS
-from llm4msr.knowledge.engines import Engine, PromptTokenizer, models, open_engine, open_tokenizer
+from llm4msr.knowledge.engines import (
+    Billed,
+    Engine,
+    Letters,
+    Tokenizer,
+    model_revision,
+    open_engine,
+    open_tokenizer,
+)
 from llm4msr.knowledge.shards import Counts, Pass, Spent
 from llm4msr.knowledge.work_list import read_prompts
 from llm4msr.storage.vectors import to_column
@@ -27,7 +41,8 @@ class AskLLM:
 
         self.pass_, self.task, self.config = pass_, pass_.task, pass_.config
         self.meters = Meters(pass_.task)
-        self._tokenizers: dict[bool, PromptTokenizer] = {}
+        self._tokenizers: dict[bool, Tokenizer] = {}
+        self._reading, self._thinking = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 
     @cached_property
     def engine(self) -> Engine:
@@ -37,21 +52,25 @@ class AskLLM:
     @cached_property
     def revision(self) -> str:
         """The model's files are hashed after they were loaded, so a change before then is noticed."""
-        return models.revision(models.resolve(self.config.extract.model))
+        return model_revision(self.config.extract)
 
-    def _open(self, name: str) -> tuple[Engine, PromptTokenizer]:
-        """The engine and the tokenizer for a shard, if they are those that were planned."""
+    def _tokenizer(self, name: str) -> Tokenizer:
+        """The tokenizer for a shard."""
+        own_text = self.pass_.reader(name).own_text
+        if own_text not in self._tokenizers:
+            self._tokenizers[own_text] = open_tokenizer(self.config.extract, own_text, self.task)
+        return self._tokenizers[own_text]
+
+    def _open(self, name: str, tokenizer: Tokenizer) -> Engine:
+        """The engine for a shard, if model and tokenizer are those that were planned."""
         engine, planned = self.engine, self.pass_.reader(name)
-        if planned.own_text not in self._tokenizers:
-            self._tokenizers[planned.own_text] = open_tokenizer(self.config.extract, planned.own_text)
-        tokenizer = self._tokenizers[planned.own_text]
-        if (self.revision, tokenizer.frame) != (planned.revision, planned.frame):
+        if self.revision != planned.revision or tokenizer.frame not in (planned.frame, Letters.frame):
             raise StorageError(
                 f"extract.model = '{self.config.extract.model}': on {socket.gethostname()} it is revision "
                 f"{self.revision}, planned was {planned.revision}; give every machine the same files, and run "
                 "`llm4msr extract` again"
             )
-        return engine, tokenizer
+        return engine
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """`batch` is one row, which names a shard: prompts go from storage to the LLM, past Ray's object store."""
@@ -70,32 +89,51 @@ class AskLLM:
             StorageError: the model cannot be loaded, or is not the one that was planned.
         """
         name = shard["file"][0].as_py()
-        engine, tokenizer = self._open(name)  # before any row is tried: that they cannot be opened is no row's fault
-        begun, cores, engine.cached_tokens = time.monotonic(), time.process_time(), 0
-        prompts = strings(shard["prompt"])
+        tokenizer, prompts, answers, errors, tokens = self._reading.submit(self._read, name, shard).result()
+        done, spent = self._thinking.submit(self._think, name, tokenizer, prompts, tokens, errors).result()
+        columns: dict[str, Column] = {field: shard[field] for field in ("id", "raw_id", "fingerprint", "prompt")}
+        if isinstance(done, list):
+            answers = done
+            told = answers if self._structured(name) else []
+            spent = spent._replace(with_interests=sum(bool(interests.read(it, self.pass_.scenarios)) for it in told))
+        else:
+            columns["vector"] = to_column(done)
+        spent = spent._replace(tokens=sum(map(tokenizer.count, set(map(tuple, tokens)))))
+        columns["answer"] = pa.array(answers, pa.string())
+        columns["tokens"] = pa.array(list(map(tokenizer.count, tokens)), pa.int64())
+        columns["error"] = pa.array(errors, pa.string())
+        part = self.pass_.write(name, pa.Table.from_pydict(columns))
+        counts = Counts.of(errors)
+        rows = {"ok": counts.rows - counts.failed, "failed": counts.failed - counts.empty, "skipped": counts.empty}
+        self.meters.count(rows, spent.tokens, spent.cached, spent.seconds)
+        summary = {"file": name} | part.model_dump() | counts._asdict() | spent._asdict()
+        return pa.table({key: [value] for key, value in summary.items()})
+
+    def _read(self, name: str, shard: pa.Table) -> tuple[Tokenizer, list[str], list[str], list[str], list[list[int]]]:
+        """The tokenizer; prompt, answer of the first pass, error and token ids of each row."""
+        tokenizer, prompts = self._tokenizer(name), strings(shard["prompt"])
         answers, errors = self._first_pass(name, strings(shard["error"]))
         reads_answers = self.config.extract.pooling == "answer" and self.task == "vectors"
         tokens = _tokenize(tokenizer, prompts, answers if reads_answers else [""] * len(shard), errors)
-        columns: dict[str, Column] = {field: shard[field] for field in ("id", "raw_id", "fingerprint", "prompt")}
-        with_interests = 0
+        return tokenizer, prompts, answers, errors, tokens
+
+    def _think(
+        self, name: str, tokenizer: Tokenizer, prompts: list[str], tokens: list[list[int]], errors: list[str]
+    ) -> tuple[list[str] | Halves, Spent]:
+        """The LLM's answers or vectors, and what those took. It waits for this alone, so nothing else is done here."""
+        engine = self._open(name, tokenizer)  # before any row is tried: that it cannot be opened is no row's fault
+        begun, cores = time.monotonic(), time.process_time()
+        engine.cached_tokens, engine.billed = 0, Billed()
         if self.task == "answers":
-            structured = name.startswith(OF_USERS) and self.config.extract.answers == "all"
-            answers = self._generate(prompts, tokens, errors, structured)
-            if structured:
-                with_interests = sum(bool(interests.read(text, self.pass_.scenarios)) for text in answers)
+            done: list[str] | Halves = self._generate(prompts, tokens, errors, self._structured(name))
         else:
-            columns["vector"] = to_column(self._embed(tokens, errors))
-        cached = engine.cached_tokens
-        columns["answer"] = pa.array(answers, pa.string())
-        columns["tokens"] = pa.array(list(map(len, tokens)), pa.int64())
-        columns["error"] = pa.array(errors, pa.string())
-        part = self.pass_.write(name, pa.Table.from_pydict(columns))
-        counts, seconds = Counts.of(errors), time.monotonic() - begun
-        spent = Spent(sum(map(len, _distinct(tokens))), cached, seconds, time.process_time() - cores, with_interests)
-        rows = {"ok": counts.rows - counts.failed, "failed": counts.failed - counts.empty, "skipped": counts.empty}
-        self.meters.count(rows, spent.tokens, cached, seconds)
-        summary = {"file": name} | part.model_dump() | counts._asdict() | spent._asdict()
-        return pa.table({key: [value] for key, value in summary.items()})
+            done = self._embed(tokens, errors)
+        seconds, cpu = time.monotonic() - begun, time.process_time() - cores
+        return done, Spent(0, engine.cached_tokens, seconds, cpu, 0, *engine.billed)
+
+    def _structured(self, name: str) -> bool:
+        """Whether the answers of a shard are interests per scenario."""
+        return self.task == "answers" and name.startswith(OF_USERS) and self.config.extract.answers == "all"
 
     def _first_pass(self, name: str, errors: list[str]) -> tuple[list[str], list[str]]:
         """Answers of the shard's rows as the first pass wrote them; and its errors, where answers are pooled."""
@@ -126,17 +164,18 @@ class AskLLM:
 
         def embed(rows: list[int]) -> Halves:
             with np.errstate(over="ignore"):
-                distinct = _distinct([tokens[row] for row in rows])
+                each = [tuple(tokens[row]) for row in rows]
+                distinct = {ids: at for at, ids in enumerate(dict.fromkeys(each))}
                 halves = self.engine.vectors([*map(list, distinct)]).astype(np.float16)
             if not np.isfinite(halves).all():
                 raise FloatingPointError("the hidden state is not finite in float16")
-            return halves[[distinct[tuple(tokens[row])] for row in rows]]
+            return halves[[distinct[ids] for ids in each]] if len(distinct) < len(rows) else halves
 
         _fill(vectors_ND, errors, embed)
         return vectors_ND
 
 
-def _tokenize(tokenizer: PromptTokenizer, prompts: list[str], answers: list[str], errors: list[str]) -> list[list[int]]:
+def _tokenize(tokenizer: Tokenizer, prompts: list[str], answers: list[str], errors: list[str]) -> list[list[int]]:
     """Token ids of each good row; a row that cannot be tokenised gets its error."""
     tokens: list[list[int]] = [[] for _ in prompts]
     good = _good_rows(errors)
@@ -154,11 +193,6 @@ def _tokenize(tokenizer: PromptTokenizer, prompts: list[str], answers: list[str]
     return tokens
 
 
-def _distinct(tokens: Sequence[list[int]]) -> dict[tuple[int, ...], int]:
-    """Each different list of tokens, and which in their order it is."""
-    return {ids: at for at, ids in enumerate(dict.fromkeys(map(tuple, tokens)))}
-
-
 def _good_rows(errors: Sequence[str]) -> list[int]:
     return [row for row, error in enumerate(errors) if not error]
 
@@ -169,10 +203,14 @@ def _fill(out: Array, errors: list[str], ask: Callable[[list[int]], list[str] | 
     try:
         if good:
             out[good] = ask(good)
+    except EndpointError:
+        raise  # no row's fault
     except Exception:
         for row in good:
             try:
                 out[row] = ask([row])[0]
+            except EndpointError:
+                raise
             except Exception as error:
                 errors[row] = _message(error)
 

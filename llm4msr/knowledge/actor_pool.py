@@ -7,8 +7,9 @@ from llm4msr import ray_session
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 
-GPU_ROWS, CPU_ROWS = 1 << 12, 1 << 8
-"""Rows of a shard, if the config names no number: a shard is some minutes of a GPU, and less than one of CPUs."""
+GPU_ROWS, CPU_ROWS, ENDPOINT_ROWS = 1 << 12, 1 << 8, 1 << 10
+"""Rows of a shard, if the config names no number: a shard is some minutes of a GPU, less than one of CPUs, and for an
+endpoint some requests for each that goes on at once."""
 
 
 class ActorPool(NamedTuple):
@@ -32,6 +33,8 @@ def rows_per_shard(config: Config, machines: Sequence[Mapping[str, float]] = ())
     rows, waits = config.extract.rows_per_shard, config.extract.device == "gpu"
     if rows != "auto":
         return rows
+    if config.extract.engine == "http":
+        return ENDPOINT_ROWS
     return GPU_ROWS if waits or any(machine.get("GPU") for machine in machines) else CPU_ROWS
 
 
@@ -43,7 +46,8 @@ def plan_pool(config: Config, machines: Sequence[Mapping[str, float]], shards: i
     """
     e = config.extract
     waits = e.device == "gpu"
-    gpus = e.tensor_parallel if waits or any(node.get("GPU") for node in machines) else 0
+    uses_gpus = e.engine != "http" and (waits or any(node.get("GPU") for node in machines))
+    gpus = e.tensor_parallel if uses_gpus else 0
     hosts = [node for node in machines if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= gpus]
     if not hosts and waits:
         if e.actors == "auto":

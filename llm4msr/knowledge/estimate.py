@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +18,13 @@ from llm4msr.knowledge import index, number_format, snapshots, versions
 from llm4msr.knowledge.actor_pool import rows_per_shard
 from llm4msr.knowledge.buckets import Bucket
 from llm4msr.knowledge.engines import PromptTokenizer, engine_name, models, open_tokenizer, soundness
+from llm4msr.knowledge.engines.letters import CHARACTERS_PER_TOKEN
 from llm4msr.knowledge.prompts import templates
 from llm4msr.knowledge.prompts.render import item_rows, items_to_read, user_prompts
 from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.snapshots import KIND, Snapshots
 from llm4msr.knowledge.sources import Source, sources
 
-CHARACTERS_PER_TOKEN = 4.0
-"""Where the model's tokenizer is not on this machine."""
 SAMPLE = 2000
 """Prompts that are tokenised at most; the others are taken to be like them."""
 EFFICIENCY = 0.5
@@ -38,7 +38,7 @@ def estimate(config: Config, data: PromptData, finished: bool) -> dict[str, obje
 
     What the first source of vectors reads, and as `beside` what each of the others does.
     """
-    read = [source.extract.model for source in sources(config.extract) if source.name != "words"]
+    read = [source.extract.model for source in sources(config.extract) if source.is_local]
     local = [folder for model in read if (folder := models.find_local(model))]
     as_read = number_format.in_format(config, number_format.expected(config, [*map(models.revision, local)]))
     first, *others = (_estimate(as_read, data, source, finished) for source in sources(as_read.extract))
@@ -80,12 +80,15 @@ def _estimate(config: Config, data: PromptData, source: Source, finished: bool) 
         "tokens_p99": int(np.percentile(lengths or [0], 99)),
         "tokens_shared": cached,
         "cached_share": round(cached / max(per_prompt, 1), 3),
-        "tokens_are": "counted" if exact else "estimated, since the model is not on this machine yet",
+        "tokens_are": "counted" if exact else f"estimated: {CHARACTERS_PER_TOKEN:g} characters each, {_why(source)}",
     }
     if kinds == ["items"]:
         numbers["tokens_by_pooling"] = _tokens_by_pooling(as_read, data, source, counts[0])
     if finished:
         return numbers | {"estimate": "finished already: nothing to do"}
+    if price := source.extract.http_price * (not source.is_local):
+        numbers["endpoint_cost"] = round(left * per_prompt * price / 1e6, 2)
+        numbers["endpoint_cost_is"] = "of the prompts left, by extract.http_price; answers not counted"
     return numbers | cost(as_read, left, max(per_prompt - cached, 1), sum(counts) / max(counts[0], 1))
 
 
@@ -144,7 +147,7 @@ def _sampled_prompts(
 
 def _count_tokens(e: ExtractConfig, texts: list[str], own_text: bool) -> tuple[list[int], int, bool]:
     """Tokens of each prompt, how many all prompts have in common at their beginning, and whether they were counted."""
-    folder = models.find_local(e.model)
+    folder = _tokenizer_here(e)
     if folder is None:
         shared = len(os.path.commonprefix(texts))
         return [round(len(text) / CHARACTERS_PER_TOKEN) for text in texts], round(shared / CHARACTERS_PER_TOKEN), False
@@ -153,15 +156,27 @@ def _count_tokens(e: ExtractConfig, texts: list[str], own_text: bool) -> tuple[l
     return [len(ids) for ids in tokens], len(os.path.commonprefix(tokens)), True
 
 
+def _tokenizer_here(e: ExtractConfig) -> Path | None:
+    """Where the tokenizer lies, if it is on this machine."""
+    name = e.http_tokenizer if e.engine == "http" else e.model
+    return models.find_local(name) if name else None
+
+
+def _why(source: Source) -> str:
+    if source.is_local:
+        return "since the model is not on this machine yet"
+    return "since the endpoint's tokenizer is not on this machine (extract.http_tokenizer)"
+
+
 def _known_share(config: Config, prompts: pa.Table, source: Source, kind: str, count: int) -> float:
     """The share of these prompts, a sample of `count`, that earlier versions below this storage have read already."""
-    model = models.find_local(config.extract.model)
     root = versions.root(config)
-    if model is None or not root.exists() or not len(prompts):
+    known = _tokenizer_here(config.extract) or not (source.is_local or config.extract.http_tokenizer)
+    if not known or not root.exists() or not len(prompts):
         return 0.0
     names = storage.files_below(root)
     frame = open_tokenizer(config.extract, source.reads_own_text(kind)).frame
-    reader = Reader.of(config, models.revision(model), frame)
+    reader = Reader.of(config, source.revision(), frame)
     raw_ids = strings(prompts["raw_id"])
     fingerprints = [templates.fingerprint(text, reader.reads) for text in strings(prompts["prompt"])]
     hash_N = partitions.hash_ids(raw_ids)
@@ -211,6 +226,8 @@ def _rate(config: Config) -> tuple[float, str]:
         spent = manifest.info.get("spent", {}).get("vectors", {})
         if manifest.inputs.get("model") == e.model and spent.get("seconds"):
             return (spent["tokens"] - spent["cached"]) / spent["seconds"], f"as version {manifest.fingerprint} measured"
+    if e.engine == "http":
+        return 0.0, "how fast the endpoint is shows when it is asked"
     folder = models.find_local(e.model)
     weights = soundness.parameters(folder) if folder else models.ALIAS_PARAMETERS * (e.model == models.ALIAS)
     if not weights:

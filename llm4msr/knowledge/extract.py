@@ -66,7 +66,7 @@ def extract(config: Config, data: StageOutput) -> StageOutput:
 
     def build(folder: UPath) -> StageResult:
         readers = dict[str, Reader]()
-        models = [it for source, it in zip(pinned, revisions, strict=True) if source.name != "words"]
+        models = [it for source, it in zip(pinned, revisions, strict=True) if source.is_local]
         dtype = number_format.settle(config, folder, models) if models else ""
         exact = [source.in_format(dtype) for source in pinned]
         for source, its_revision in zip(exact, revisions, strict=True):

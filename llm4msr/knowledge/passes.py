@@ -10,6 +10,7 @@ from upath import UPath
 
 from llm4msr import ray_session, storage
 from llm4msr.arrays import Column, strings
+from llm4msr.config import ExtractConfig
 from llm4msr.errors import StorageError
 from llm4msr.knowledge.actor import AskLLM
 from llm4msr.knowledge.actor_pool import nodes, plan_pool
@@ -51,7 +52,13 @@ MOST_TASKS = 1 << 14
 """Tasks that Ray Data keeps account of in a pass; a task of more shards than that goes through several of them."""
 
 
-def run_pass(pass_: Pass, shards: Sequence[Shard], words: Words | None = None) -> PassResult:
+SHARDS_AT_ONCE = 3
+"""Of an actor: one is tokenised, one is with the LLM, one is written."""
+
+
+def run_pass(
+    pass_: Pass, shards: Sequence[Shard], words: Words | None = None, actor: type[AskLLM] = AskLLM
+) -> PassResult:
     """Ask about every row of the shards, or count its `words`; finished shards stay as they are.
 
     Raises:
@@ -68,18 +75,26 @@ def run_pass(pass_: Pass, shards: Sequence[Shard], words: Words | None = None) -
         if skipped:
             say(f"  {pass_.name}: {skipped} of {total} rows were finished before")
         with track(pass_.name, total, skipped) as progress:
-            summaries = (count_shard(pass_, shard, words) for shard in left) if words else _ask(pass_, left)
+            summaries = (count_shard(pass_, shard, words) for shard in left) if words else _ask(pass_, left, actor)
             for summary in summaries:
                 name = summary["file"]
                 rows = counts[name] = Counts(summary["rows"], summary["failed"], summary["empty"])
                 written[f"{SHARD_FOLDERS[pass_.task]}/{name}"] = FileRecord.model_validate(summary)
                 spent.update({field: summary[field] for field in Spent._fields})
                 failed = rows.failed - rows.empty
-                progress.advance(rows.rows, f"({failed} failed)" if failed else "")
+                notes = [f"({failed} failed)"] * bool(failed) + [bill(pass_.config.extract, spent)]
+                progress.advance(rows.rows, " ".join(filter(None, notes)))
     return PassResult(counts, written, skipped, spent)
 
 
-def _ask(pass_: Pass, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
+def bill(e: ExtractConfig, spent: Mapping[str, float]) -> str:
+    """What an endpoint charges for tokens that it read and wrote, if the config states its prices."""
+    if not e.http_price and not e.http_answer_price:
+        return ""
+    return f"cost {(spent['billed'] * e.http_price + spent['billed_answers'] * e.http_answer_price) / 1e6:.2f}"
+
+
+def _ask(pass_: Pass, shards: Sequence[Shard], actor: type[AskLLM]) -> Iterator[dict[str, Any]]:
     """Names of shards -> engine actors, in Ray Data; yields what `AskLLM` says of each finished shard."""
     import ray
 
@@ -89,11 +104,13 @@ def _ask(pass_: Pass, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
     ray_session.say_if_busy(needed["CPU"])
     items = [shard.model_dump() for shard in shards]
     summaries = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_TASKS)).map_batches(
-        AskLLM,
+        actor,
         fn_constructor_args=(pass_,),
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(size=pool.actors),
+        compute=ray.data.ActorPoolStrategy(
+            size=pool.actors, max_concurrent_calls_per_actor=SHARDS_AT_ONCE, enable_true_multi_threading=True
+        ),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
     )
@@ -109,7 +126,7 @@ def count_shard(pass_: Pass, shard: Shard, words: Words) -> dict[str, Any]:
     columns |= {"answer": pa.array([""] * len(rows), pa.string()), "tokens": pa.array(np.zeros(len(rows), np.int64))}
     columns["vector"] = to_column(vectors_ND)
     record = pass_.write(shard.name, pa.Table.from_pydict(columns))
-    nothing = Spent(tokens=0, cached=0, seconds=0.0, cpu_seconds=0.0, with_interests=0)
+    nothing = Spent(tokens=0, cached=0, seconds=0.0, cpu_seconds=0.0, with_interests=0, billed=0, billed_answers=0)
     return {"file": shard.name} | record.model_dump() | Counts.of(errors)._asdict() | nothing._asdict()
 
 

@@ -33,7 +33,8 @@ class Reader(BaseModel):
     ) -> "Reader":
         """The reader that a config names. The engine is left out on purpose: all engines give the same vectors."""
         e = config.extract
-        text, everyone = f"answer={e.answer_tokens}", e.answers == "all"
+        writer = f" {e.http_chat_url or e.http_url} {e.http_chat_model}" if e.engine == "http" else ""
+        text, everyone = f"answer={e.answer_tokens}{writer}", e.answers == "all"
         writes = {
             "users": f"{text} interests" if everyone else "",
             "snapshots": "",

@@ -81,3 +81,7 @@ class Spent(NamedTuple):
     """Of all cores together."""
     with_interests: int
     """Users' answers that hold interests."""
+    billed: int
+    """Tokens of prompts that an endpoint counts, and charges for."""
+    billed_answers: int
+    """Those of answers."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 from llm4msr.config import Config, ExtractConfig
 from llm4msr.data.catalogue import item_fields
 from llm4msr.knowledge import snapshots, words
-from llm4msr.knowledge.engines import models, open_tokenizer, soundness
+from llm4msr.knowledge.engines import model_revision, models, open_tokenizer, soundness
 from llm4msr.knowledge.prompts.own_text import item_texts
 from llm4msr.knowledge.prompts.render import trained_items
 from llm4msr.knowledge.reader import Reader, SourceName
@@ -49,7 +49,12 @@ class Source(NamedTuple):
         Raises:
             StorageError: the model cannot be found or read.
         """
-        return words.revision() if self.name == "words" else models.revision(models.resolve(self.extract.model))
+        return words.revision() if self.name == "words" else model_revision(self.extract)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether our own machines run a model: neither are words counted, nor is an endpoint asked."""
+        return self.name != "words" and self.extract.engine != "http"
 
     def check(self) -> None:
         """Look at the model's files before any engine starts.
@@ -58,14 +63,14 @@ class Source(NamedTuple):
             ConfigError: prompts may be longer than the model can read.
             StorageError: a file is missing or damaged.
         """
-        if self.name != "words":
+        if self.is_local:
             model = models.resolve(self.extract.model)
             soundness.check_model(model)
             soundness.check_fit(self.extract, model)
 
     def pin(self) -> "Source":
         """The same for all machines: a hub's model is named with its commit; an encoder gets texts that it can read."""
-        if self.name == "words":
+        if not self.is_local:
             return self
         folder = models.resolve(self.extract.model)
         exact: dict[str, object] = {"model": models.pin(self.extract.model, folder)}
@@ -74,8 +79,8 @@ class Source(NamedTuple):
         return self._replace(extract=self.extract.model_copy(update=exact))
 
     def in_format(self, dtype: str) -> "Source":
-        """The same in this number format."""
-        return self._replace(extract=self.extract.model_copy(update={"dtype": dtype}))
+        """The same in this number format; an endpoint has its own."""
+        return self if not self.is_local else self._replace(extract=self.extract.model_copy(update={"dtype": dtype}))
 
     def reads_own_text(self, kind: str) -> bool:
         """Whether it reads what data says of a row and nothing else, which a mean over all tokens allows."""
@@ -100,6 +105,9 @@ class Source(NamedTuple):
 
 def sources(e: ExtractConfig) -> list[Source]:
     """The sources that a config names, the LLM first where it is among them."""
+    local_engine = e.engine
+    if e.engine == "http":  # whose number format nobody knows; an encoder is read here all the same
+        e, local_engine = e.model_copy(update={"dtype": ""}), "auto"
     if e.reads == "users":
         return [Source("llm", e, ("users", *[snapshots.KIND] * (e.snapshots > 1), "scenarios"))]
     kinds = {ITEM_KINDS[name]: name for name in e.sources if name in ITEM_KINDS}
@@ -108,7 +116,7 @@ def sources(e: ExtractConfig) -> list[Source]:
         found.append(Source("llm", e, tuple(kind for kind in kinds if kind == "items")))
     if "encoder" in kinds.values():
         change = {"model": e.encoder, "pooling": "mean", "answers": "none", "quantization": "", "tensor_parallel": 1}
-        change |= {"layer": 0}
+        change |= {"layer": 0, "engine": local_engine}
         found.append(Source("encoder", e.model_copy(update=change), (ITEM_KINDS["encoder"],)))
     if "words" in kinds.values():
         found.append(Source("words", e, (ITEM_KINDS["words"],)))

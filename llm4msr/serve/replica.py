@@ -3,6 +3,7 @@
 What requests and responses hold is defined in `bundle/messages.py`, for Python and HTTP alike: a new field goes there.
 """
 
+import asyncio
 import gc
 import time
 from typing import Any
@@ -19,9 +20,17 @@ from llm4msr.serve.live_model import LiveModel
 from llm4msr.serve.metrics import ServeMetrics
 from llm4msr.serve.routes import ranking_app
 
+READS = 8
+"""Rounds of the event loop before a request is ranked, in each of which uvloop accepts one connection."""
+
 
 class Replica:
-    """What a replica does apart from HTTP."""
+    """What a replica does apart from HTTP.
+
+    It ranks in the event loop that also reads requests, as `app.ONE_LOOP` asks of Ray Serve, so it ranks one at a time,
+    and reads what has come before each. Else requests would wait in sockets, where Ray Serve sees neither how many
+    there are, to refuse some, nor that their deadline is over.
+    """
 
     def __init__(self, config: ServeConfig, token_required: bool, event_log: Any = None) -> None:
         api_token.check_node(token_required)
@@ -31,6 +40,7 @@ class Replica:
         self.metrics = ServeMetrics()
         self.live = LiveModel(self.metrics.refused, config.allow_backbones)
         self.events = Events(event_log, config, self.live, self.metrics) if event_log is not None else None
+        self._turn = asyncio.Lock()
 
     async def reconfigure(self, user_config: dict[str, str]) -> None:
         """Ray Serve calls this at the start, and when a new `user_config` was deployed."""
@@ -49,7 +59,7 @@ class Replica:
             HTTPException: 413, too many candidates; 422, too long a history.
             ConfigError: a context field that the model was not trained with.
         """
-        begun, ranker = time.monotonic(), self.live.ranker
+        ranker = self.live.ranker
         candidates = sum(len(request.items) for request in requests)
         if candidates > self.config.max_candidates:
             message = f"{candidates} candidates, allowed are {self.config.max_candidates}; send fewer at once"
@@ -59,10 +69,14 @@ class Replica:
                 message = f"history: {events} events, allowed are {self.config.max_history}; send the newest ones"
                 raise HTTPException(422, message)
             ranker.check(request)
-        recent = [self.events.of(request.user_id) for request in requests] if self.events is not None else None
-        responses = ranker.rank_many(requests, [request_id] * len(requests), recent)
-        self.metrics.observe(ranker.model_version, time.monotonic() - begun, candidates, responses)
-        return responses
+        async with self._turn:
+            for _ in range(READS):
+                await asyncio.sleep(0)
+            begun = time.monotonic()
+            recent = [self.events.of(request.user_id) for request in requests] if self.events is not None else None
+            responses = ranker.rank_many(requests, [request_id] * len(requests), recent)
+            self.metrics.observe(ranker.model_version, time.monotonic() - begun, candidates, responses)
+            return responses
 
 
 def replica_class(config: ServeConfig) -> Any:

@@ -10,7 +10,7 @@ from llm4msr import Ranker, RankRequest, storage
 from llm4msr.bundle import files, id_table
 from llm4msr.config import Config
 from llm4msr.export import user_codes
-from llm4msr.export.write import write_bundle
+from llm4msr.export.write import Sources, write_bundle
 from llm4msr.knowledge.rows import read_vectors, row_groups
 from llm4msr.model.net import RankerNet
 from llm4msr.storage import StageOutput, StageResult
@@ -42,7 +42,7 @@ def publish_bundle(world: tuple[Config, StageOutput, StageOutput], folder: Path,
     tables = [encode_all(knowledge, net)] if net.uses_users else []
 
     def build(at: Any) -> StageResult:
-        return write_bundle(config, net, opened, tables, {"model": "made-up"}, "# card", at)
+        return write_bundle(Sources(config, net, opened, tables), at, {"model": "made-up"}, "# card")
 
     output = storage.publish(storage.path(folder / "bundle"), "export", 1, {}, {}, build)
     return Published(output, opened, net.eval())

@@ -11,7 +11,7 @@ from llm4msr import storage
 from llm4msr.arrays import strings
 from llm4msr.config import Config
 from llm4msr.data import partitions
-from llm4msr.export.write import write_bundle
+from llm4msr.export.write import Sources, write_bundle
 from llm4msr.knowledge.item_vectors import of_unit_length
 from llm4msr.knowledge.pooling import pool
 from llm4msr.knowledge.store import KnowledgeStore
@@ -66,8 +66,8 @@ def publish_matching(
     codes = [_codes(net.eval(), data)] if net.uses_users and not pooled else []
 
     def build(at: Any) -> StageResult:
-        vectors = VECTORS if pooled else None
-        return write_bundle(config, net, data, codes, {}, "# card", at, pa.array(forget or [], pa.string()), vectors)
+        forgotten = pa.array(forget or [], pa.string())
+        return write_bundle(Sources(config, net, data, codes, VECTORS if pooled else None, forgotten), at, {}, "# card")
 
     output = storage.publish(storage.path(folder / "export" / f"bundle-{total}"), "export", 1, {}, {}, build)
     return Matching(output, data, net.eval(), events)

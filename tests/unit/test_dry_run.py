@@ -234,3 +234,18 @@ def test_the_plan_of_a_search_names_models_and_values(config: Config):
     assert found["trials"].startswith("5 of each of none, ")
     assert "10 training(s)" in found["estimate"]
     assert found["space"]["none"].keys() < found["space"][config.model.variant].keys()
+
+
+def test_an_endpoint_is_planned_by_its_price_without_being_asked(config: Config, llama: Path):
+    changes = {"engine": "http", "http_url": "http://127.0.0.1:9/v1", "dtype": "auto", "answers": "none"}
+    changes |= {"http_price": 2e6, "model": "embedder"}
+    document = config.model_dump()
+    document["extract"] |= changes
+    found = plan(Config.model_validate(document), "extract")["extract"]
+    assert (found["engine"], found["model"], found["left"]) == ("http", "embedder", 40)
+    assert found["tokens_are"].startswith("estimated: 4 characters each, since the endpoint's tokenizer")
+    assert found["endpoint_cost"] == pytest.approx(2 * found["tokens"], rel=0.02)
+    document["extract"]["http_tokenizer"] = str(llama)
+    counted = plan(Config.model_validate(document), "extract")["extract"]
+    assert counted["tokens_are"] == "counted"
+    assert counted["tokens"] == plan(config, "extract")["extract"]["tokens"]

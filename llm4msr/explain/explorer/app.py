@@ -19,7 +19,7 @@ from llm4msr.explain.explorer.histories import asks_llm
 from llm4msr.explain.explorer.routes import explorer_app
 from llm4msr.explain.explorer.view import View
 from llm4msr.knowledge import number_format
-from llm4msr.knowledge.engines import Engine, PromptTokenizer, open_engine, open_tokenizer
+from llm4msr.knowledge.engines import Engine, Tokenizer, open_engine, open_tokenizer
 from llm4msr.knowledge.engines.tokens import ControlTokenError, PromptTooLongError
 from llm4msr.knowledge.extract import check_same_model
 from llm4msr.serve import api_token
@@ -41,7 +41,7 @@ class FrozenLLM:
     def __init__(self, config: Config, extracted: StageOutput):
         self._config, self._extracted = number_format.as_made(config, extracted), extracted
         self._lock = threading.Lock()
-        self._llm: tuple[PromptTokenizer, Engine] | None = None
+        self._llm: tuple[Tokenizer, Engine] | None = None
         threading.Thread(target=self._vector, daemon=True).start()
 
     async def read(self, prompt: str) -> Singles:

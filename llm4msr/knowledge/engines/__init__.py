@@ -1,4 +1,4 @@
-"""The frozen LLM behind one protocol, run by vLLM or by transformers."""
+"""The frozen LLM behind one protocol, run by vLLM or by transformers, or by whoever runs an endpoint."""
 
 import importlib.util
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 from llm4msr.config import ExtractConfig
 from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
 from llm4msr.knowledge.engines import models, soundness
-from llm4msr.knowledge.engines.base import Engine, Pooling, Task
+from llm4msr.knowledge.engines.base import Billed, Engine, Pooling, Task, Tokenizer
+from llm4msr.knowledge.engines.letters import Letters
 from llm4msr.knowledge.engines.tokens import PromptTokenizer
 from llm4msr.text import first_line
 
@@ -24,8 +25,12 @@ def open_engine(config: ExtractConfig, task: Task = "vectors", encoder: bool = F
     Raises:
         ConfigError: a setting is not the engine's, or prompts may be longer than the model can read.
         MissingExtraError: the engine's package is not installed.
-        StorageError: the model cannot be found or loaded.
+        StorageError: the model cannot be found or loaded, or no endpoint answers.
     """
+    if config.engine == "http":
+        from llm4msr.knowledge.engines.http import HttpEngine
+
+        return HttpEngine(config, task)
     name, folder = engine_name(config), models.resolve(config.model)
     if name == "transformers" and (config.tensor_parallel > 1 or config.quantization):
         raise ConfigError(
@@ -58,14 +63,47 @@ def _load(config: ExtractConfig, name: str, folder: Path, task: Task, encoder: b
     return TransformersEngine(folder, pooling, config.dtype, config.layer, encoder)
 
 
-def open_tokenizer(config: ExtractConfig, own_text: bool = False) -> PromptTokenizer:
+def open_tokenizer(config: ExtractConfig, own_text: bool = False, task: Task = "vectors") -> Tokenizer:
     """The configured model's tokenizer, without its weights; for `own_text` without the chat template.
+
+    An endpoint's chat reads text, and so does its model of vectors unless `http_tokenizer` names its tokenizer.
 
     Raises:
         StorageError: the model cannot be found, or has no tokenizer that can be used.
     """
+    if config.engine == "http":
+        from llm4msr.knowledge.engines import http
+
+        if task == "answers" or not config.http_tokenizer:
+            return Letters(config.max_prompt_tokens)
+        return PromptTokenizer(http.tokenizer_folder(config), config.max_prompt_tokens, framed=not own_text)
     room = config.answer_tokens if config.pooling == "answer" else 0
     return PromptTokenizer(models.resolve(config.model), config.max_prompt_tokens + room, framed=not own_text)
 
 
-__all__ = ["Engine", "PromptTokenizer", "Task", "engine_name", "models", "open_engine", "open_tokenizer"]
+def model_revision(config: ExtractConfig) -> str:
+    """Identity of the configured model.
+
+    Raises:
+        StorageError: it cannot be found or read.
+    """
+    if config.engine == "http":
+        from llm4msr.knowledge.engines import http
+
+        return http.revision(config)
+    return models.revision(models.resolve(config.model))
+
+
+__all__ = [
+    "Billed",
+    "Engine",
+    "Letters",
+    "PromptTokenizer",
+    "Task",
+    "Tokenizer",
+    "engine_name",
+    "model_revision",
+    "models",
+    "open_engine",
+    "open_tokenizer",
+]

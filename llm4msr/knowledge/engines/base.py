@@ -5,7 +5,7 @@ compute it in each engine's `vectors`. How a user's vector is pooled from those 
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from llm4msr.arrays import Singles
 
@@ -19,14 +19,48 @@ REPETITION_PENALTY = 1.15
 """For answers: small models decoded greedily fall into loops without it."""
 
 
+class Billed(NamedTuple):
+    """Tokens that an endpoint counts, and charges for."""
+
+    read: int = 0
+    written: int = 0
+
+
+class Tokenizer(Protocol):
+    """From a prompt to what an engine reads, as a list of numbers."""
+
+    @property
+    def frame(self) -> str:
+        """Identity of what stands before and after each prompt's text."""
+        ...
+
+    def __call__(self, prompt: str, answer: str = "") -> list[int]:
+        """Of one prompt, and of the LLM's own answer after it; a prompt of too many tokens is an error."""
+        ...
+
+    def encode_batch(self, prompts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
+        """Of several prompts, however long they are."""
+        ...
+
+    def check_length(self, ids: list[int]) -> list[int]:
+        """The same, unless they are too many tokens."""
+        ...
+
+    def count(self, ids: Sequence[int]) -> int:
+        """How many tokens they are."""
+        ...
+
+
 class Engine(Protocol):
     """One frozen LLM in one process. Engines of the same model give the same vectors (cosine > 0.999).
 
-    It reads N prompts as lists of token ids, which a `PromptTokenizer` gives; D is the width of its hidden state.
+    It reads N prompts as lists of token ids, which a `Tokenizer` gives; D is the width of its hidden state.
     """
 
     cached_tokens: int
     """Prompt tokens of the last call that were not computed, since an earlier prompt began with them."""
+    billed: Billed
+    """Of the last call."""
 
     @property
     def width(self) -> int:

@@ -23,7 +23,8 @@ ALIAS = "smollm2-135m"
 ALIAS_PARAMETERS = 134_515_008
 _FOLDER = "SmolLM2-135M-Instruct"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+_WEIGHTS = "*.safetensors"
+_PATTERNS = ["*.json", _WEIGHTS, "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 _HARMLESS = {".md", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".lock", ".tmp"}
 """Files of these kinds decide no vector; nor do hidden ones. All others count as the model."""
 CHUNK = 1 << 24
@@ -37,8 +38,9 @@ _STAMPS = (
 """What object stores say of a file when they list it."""
 
 
-def resolve(model: str) -> Path:
-    """Local folder of the model, fetched (and for the alias converted) once per machine.
+def resolve(model: str, weights: bool = True) -> Path:
+    """Local folder of the model, fetched (and for the alias converted) once per machine; of a hub's model without its
+    weights, if they are not needed.
 
     A hub id can name a revision, as `owner/name@revision`. A model at a URI is fetched again when it changes there.
 
@@ -54,7 +56,7 @@ def resolve(model: str) -> Path:
         return local
     if model.startswith(("~", "file:")):
         raise StorageError(f"extract.model = '{model}': no such folder")
-    return _fetch_from_hub(model)
+    return _fetch_from_hub(model, [kind for kind in _PATTERNS if weights or kind != _WEIGHTS])
 
 
 def _local_path(model: str) -> Path | None:
@@ -88,16 +90,16 @@ def files(folder: Path) -> list[Path]:
     )
 
 
-def revision(folder: Path) -> str:
-    """Hash of all names and bytes of the model's files.
+def revision(folder: Path, weights: bool = True) -> str:
+    """Hash of all names and bytes of the model's files, or of those of its tokenizer: all but weights.
 
     Raises:
         StorageError: the folder holds no config.json, or a file cannot be read.
     """
-    if not (folder / "config.json").exists():
+    if weights and not (folder / "config.json").exists():
         raise StorageError(f"{folder}: no config.json; give a folder in Hugging Face's layout")
     try:
-        sizes = {file: file.stat().st_size for file in files(folder)}
+        sizes = {file: file.stat().st_size for file in files(folder) if weights or not file.match(_WEIGHTS)}
         if sum(sizes.values()) > _LARGE:
             say(f"  reading {sum(sizes.values()) / 2**30:.1f} GiB of {folder} to know which weights they are")
         chunks = [(file, start) for file, size in sizes.items() for start in range(0, max(size, 1), CHUNK)]
@@ -209,14 +211,14 @@ def _find_copy(uri: str, listing: dict[str, dict[str, str]]) -> Path | None:
     return max(copies, key=lambda f: f.stat().st_mtime_ns, default=None)
 
 
-def _fetch_from_hub(model: str) -> Path:
+def _fetch_from_hub(model: str, patterns: list[str]) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     name, _, commit = model.partition("@")
     try:
         with quiet(), storage.full_disk_errors(constants.HF_HUB_CACHE):
-            return Path(snapshot_download(name, revision=commit or None, allow_patterns=_PATTERNS))
+            return Path(snapshot_download(name, revision=commit or None, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise StorageError(
             f"extract.model = '{model}': neither a folder nor found on the Hugging Face hub ({type(error).__name__}); "

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TODAY = datetime(2024, 7, 26)
 """What a chat template takes for today: vectors of one prompt must not differ from day to day."""
 _PLACEHOLDER = "PromptStandsHere"
-_MARKUP = re.compile(r"<[^\s<>{}%]{1,60}>|\[/?[A-Z_]{2,40}\]")
+MARKUP = re.compile(r"<[^\s<>{}%]{1,60}>|\[/?[A-Z_]{2,40}\]")
 """What chat templates mark turns with that is no token of its own in some models, such as `[/INST]`."""
 
 
@@ -35,6 +35,14 @@ class PromptTooLongError(LLM4MSRError):
 
 class ControlTokenError(LLM4MSRError):
     """A prompt's text holds a control token that cannot be read as text."""
+
+
+def too_long(tokens: str, allowed: int) -> PromptTooLongError:
+    """The error of a prompt of so many tokens."""
+    return PromptTooLongError(
+        f"prompt of {tokens} tokens, allowed are {allowed}; "
+        "shorten the template, lower extract.titles_per_scenario or raise extract.max_prompt_tokens"
+    )
 
 
 class PromptTokenizer:
@@ -100,11 +108,12 @@ class PromptTokenizer:
             PromptTooLongError: more than `max_tokens`.
         """
         if len(ids) > self.max_tokens:
-            raise PromptTooLongError(
-                f"prompt of {len(ids)} tokens, allowed are {self.max_tokens}; "
-                "shorten the template, lower extract.titles_per_scenario or raise extract.max_prompt_tokens"
-            )
+            raise too_long(str(len(ids)), self.max_tokens)
         return ids
+
+    def count(self, ids: Sequence[int]) -> int:
+        """How many tokens they are."""
+        return len(ids)
 
     @property
     def frame(self) -> str:
@@ -168,7 +177,7 @@ class PromptTokenizer:
         """Texts that mark turns in the chat template without being tokens of their own."""
         source = self._template
         sources = source.values() if isinstance(source, dict) else [source or ""]
-        marks = {mark for text in (*sources, self._before, self._after) for mark in _MARKUP.findall(text)}
+        marks = {mark for text in (*sources, self._before, self._after) for mark in MARKUP.findall(text)}
         end = self._after.strip()
         if len(end) > 3 and "\n" not in end and not end.isalpha():
             marks.add(end)  # such as `ASSISTANT:`

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrai
 from llm4msr.arrays import Singles
 from llm4msr.errors import StorageError
 from llm4msr.knowledge.engines import models
-from llm4msr.knowledge.engines.base import REPETITION_PENALTY, JsonSchema, Pooling
+from llm4msr.knowledge.engines.base import REPETITION_PENALTY, Billed, JsonSchema, Pooling
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
 """Tokens of a padded batch, padding included: more is slower on a CPU, and fewer leave a GPU idle."""
@@ -56,7 +56,7 @@ class TransformersEngine:
         self.model.eval().to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.pooling, self.layer = pooling, layer
-        self.cached_tokens = 0
+        self.cached_tokens, self.billed = 0, Billed()
 
     @property
     def width(self) -> int:

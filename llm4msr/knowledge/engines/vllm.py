@@ -11,7 +11,7 @@ import numpy as np
 from llm4msr.arrays import Singles
 from llm4msr.errors import MissingExtraError
 from llm4msr.knowledge.engines import models
-from llm4msr.knowledge.engines.base import REPETITION_PENALTY, JsonSchema, Pooling, Task
+from llm4msr.knowledge.engines.base import REPETITION_PENALTY, Billed, JsonSchema, Pooling, Task
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
@@ -60,7 +60,7 @@ class VllmEngine:
         self._vllm: ModuleType = vllm
         self._folder, self._pooling, self._dtype, self._max_tokens = folder, pooling, dtype, max_tokens
         self._weights = {"tensor_parallel_size": tensor_parallel, "quantization": quantization or None}
-        self.cached_tokens = 0
+        self.cached_tokens, self.billed = 0, Billed()
         self._runner = ""
         self._llm: LLM | None = None
         self._load("generate" if task == "answers" else "pooling")

@@ -22,7 +22,7 @@ from llm4msr.explain.report.cases import Case, case_section
 from llm4msr.explain.report.rows import read_rows
 from llm4msr.explain.stage import REPORT
 from llm4msr.export import user_codes
-from llm4msr.export.write import write_bundle
+from llm4msr.export.write import Sources, write_bundle
 from llm4msr.knowledge.rows import read_texts, read_vectors, row_groups
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.pipeline import evaluate, explain, extracted, prepare, trained
@@ -81,7 +81,7 @@ def test_what_is_shown_is_what_serving_answers(report: Report, tmp_path: Path):
     encoded = [user_codes.encode(parts, run.net.user_code)]  # what `export` does on Ray
 
     def build(folder: Any) -> storage.StageResult:
-        return write_bundle(config, run.net, run.data, encoded, {}, "", folder)
+        return write_bundle(Sources(config, run.net, run.data, encoded), folder, {}, "")
 
     served = storage.publish(storage.path(tmp_path / "bundle"), "export", 1, {}, {}, build)
     ranker = Ranker.load(str(served.folder))

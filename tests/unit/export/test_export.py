@@ -13,7 +13,7 @@ from llm4msr.bundle import files
 from llm4msr.bundle.id_table import IdTable
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError, StorageError
-from llm4msr.export.write import write_bundle
+from llm4msr.export.write import Sources, write_bundle
 from llm4msr.pipeline import export, exported
 from llm4msr.training.batches import RowReader
 from llm4msr.training.dataset import Dataset
@@ -150,7 +150,7 @@ def test_a_bundle_of_data_in_partitions_ranks_as_that_of_one(world: World, tmp_p
         dataset = Dataset.open(parted, prepared, None)
 
         def build(folder: Any, dataset: Dataset = dataset) -> storage.StageResult:
-            return write_bundle(config, net, dataset, [], {}, "", folder)
+            return write_bundle(Sources(config, net, dataset), folder, {}, "")
 
         output = storage.publish(storage.path(tmp_path / name), "export", 1, {}, {}, build)
         rankers.append(Ranker.load(str(output.folder)))
