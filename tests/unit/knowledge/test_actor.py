@@ -2,6 +2,9 @@
 
 import shutil
 import socket
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from llm4msr import schema, storage
-from llm4msr.arrays import Halves
+from llm4msr.arrays import Halves, Singles
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
 from llm4msr.knowledge.actor import AskLLM
@@ -221,3 +224,46 @@ def test_who_asks_refuses_another_model_than_was_planned(
     for part in (socket.gethostname(), planned.revision, models.revision(swapped), "run `llm4msr extract` again"):
         assert part in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+class WaitsForTheNext(TransformersEngine):
+    """Reads the first shard only when the second one's prompts have been made tokens of."""
+
+    def __init__(self, config: Config, tokenized: threading.Semaphore):
+        super().__init__(Path(config.extract.model), "last", "float32")
+        self.tokenized, self.threads = tokenized, list[int]()
+
+    def vectors(self, tokens: Sequence[list[int]]) -> Singles:
+        if not self.threads:
+            assert self.tokenized.acquire(timeout=60)
+            assert self.tokenized.acquire(timeout=60), "the next shard waits for the LLM"
+        self.threads.append(threading.get_ident())
+        return super().vectors(tokens)
+
+
+def test_the_next_shard_is_tokenised_while_the_llm_reads_and_shards_are_as_one_by_one(
+    config: Config, prompted: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tokenized = threading.Semaphore(0)
+    encode = PromptTokenizer.encode_batch
+
+    def encode_and_tell(*arguments: Any) -> list[list[int]]:
+        try:
+            return encode(*arguments)
+        finally:
+            tokenized.release()
+
+    monkeypatch.setattr(PromptTokenizer, "encode_batch", encode_and_tell)
+    names = [f"users-{number:09d}.parquet" for number in range(3)]
+    tables = [prompted.set_column(5, "file", pa.array([name] * 5)) for name in names]
+    together = actor(config, "vectors", tmp_path / "together")
+    together.engine = WaitsForTheNext(config, tokenized)
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(together.ask, tables))
+    assert len({*together.engine.threads}) == 1
+    alone = actor(config, "vectors", tmp_path / "alone")
+    for table in tables:
+        alone.ask(table)
+    for name in names:
+        files = [tmp_path / folder / "vectors" / name for folder in ("together", "alone")]
+        assert files[0].read_bytes() == files[1].read_bytes()
