@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,20 @@ from llm4msr.knowledge.engines import (
 from llm4msr.knowledge.shards import Counts, Pass, Spent
 from llm4msr.knowledge.work_list import read_prompts
 from llm4msr.storage.vectors import to_column
+
+
+class _Rows(NamedTuple):
+    """Rows of a shard as they are read, each by its place."""
+
+    tokenizer: Tokenizer
+    prompts: list[str]
+    answers: list[str]
+    """Of the first pass."""
+    errors: list[str]
+    """Empty for a good row."""
+    tokens: list[list[int]]
+    same: list[int]
+    """The first row that has the same tokens."""
 
 
 class AskLLM:
@@ -89,45 +104,46 @@ class AskLLM:
             StorageError: the model cannot be loaded, or is not the one that was planned.
         """
         name = shard["file"][0].as_py()
-        tokenizer, prompts, answers, errors, tokens = self._reading.submit(self._read, name, shard).result()
-        done, spent = self._thinking.submit(self._think, name, tokenizer, prompts, tokens, errors).result()
+        rows = self._reading.submit(self._read, name, shard).result()
+        done, spent = self._thinking.submit(self._think, name, rows).result()
         columns: dict[str, Column] = {field: shard[field] for field in ("id", "raw_id", "fingerprint", "prompt")}
+        answers = rows.answers
         if isinstance(done, list):
             answers = done
             told = answers if self._structured(name) else []
             spent = spent._replace(with_interests=sum(bool(interests.read(it, self.pass_.scenarios)) for it in told))
         else:
             columns["vector"] = to_column(done)
-        spent = spent._replace(tokens=sum(map(tokenizer.count, set(map(tuple, tokens)))))
+        spent = spent._replace(tokens=sum(rows.tokenizer.count(rows.tokens[row]) for row in set(rows.same)))
         columns["answer"] = pa.array(answers, pa.string())
-        columns["tokens"] = pa.array(list(map(tokenizer.count, tokens)), pa.int64())
-        columns["error"] = pa.array(errors, pa.string())
+        columns["tokens"] = pa.array(list(map(rows.tokenizer.count, rows.tokens)), pa.int64())
+        columns["error"] = pa.array(rows.errors, pa.string())
         part = self.pass_.write(name, pa.Table.from_pydict(columns))
-        counts = Counts.of(errors)
-        rows = {"ok": counts.rows - counts.failed, "failed": counts.failed - counts.empty, "skipped": counts.empty}
-        self.meters.count(rows, spent.tokens, spent.cached, spent.seconds)
+        counts = Counts.of(rows.errors)
+        outcomes = {"ok": counts.rows - counts.failed, "failed": counts.failed - counts.empty, "skipped": counts.empty}
+        self.meters.count(outcomes, spent.tokens, spent.cached, spent.seconds)
         summary = {"file": name} | part.model_dump() | counts._asdict() | spent._asdict()
         return pa.table({key: [value] for key, value in summary.items()})
 
-    def _read(self, name: str, shard: pa.Table) -> tuple[Tokenizer, list[str], list[str], list[str], list[list[int]]]:
-        """The tokenizer; prompt, answer of the first pass, error and token ids of each row."""
+    def _read(self, name: str, shard: pa.Table) -> _Rows:
+        """All that can be done before the LLM."""
         tokenizer, prompts = self._tokenizer(name), strings(shard["prompt"])
         answers, errors = self._first_pass(name, strings(shard["error"]))
         reads_answers = self.config.extract.pooling == "answer" and self.task == "vectors"
         tokens = _tokenize(tokenizer, prompts, answers if reads_answers else [""] * len(shard), errors)
-        return tokenizer, prompts, answers, errors, tokens
+        firsts: dict[tuple[int, ...], int] = {}
+        same = [firsts.setdefault(tuple(ids), row) for row, ids in enumerate(tokens)]
+        return _Rows(tokenizer, prompts, answers, errors, tokens, same)
 
-    def _think(
-        self, name: str, tokenizer: Tokenizer, prompts: list[str], tokens: list[list[int]], errors: list[str]
-    ) -> tuple[list[str] | Halves, Spent]:
+    def _think(self, name: str, rows: _Rows) -> tuple[list[str] | Halves, Spent]:
         """The LLM's answers or vectors, and what those took. It waits for this alone, so nothing else is done here."""
-        engine = self._open(name, tokenizer)  # before any row is tried: that it cannot be opened is no row's fault
+        engine = self._open(name, rows.tokenizer)  # before any row is tried: that it cannot be opened is no row's fault
         begun, cores = time.monotonic(), time.process_time()
         engine.cached_tokens, engine.billed = 0, Billed()
         if self.task == "answers":
-            done: list[str] | Halves = self._generate(prompts, tokens, errors, self._structured(name))
+            done: list[str] | Halves = self._generate(rows, self._structured(name))
         else:
-            done = self._embed(tokens, errors)
+            done = self._embed(rows)
         seconds, cpu = time.monotonic() - begun, time.process_time() - cores
         return done, Spent(0, engine.cached_tokens, seconds, cpu, 0, *engine.billed)
 
@@ -144,34 +160,34 @@ class AskLLM:
         pooled = self.config.extract.pooling == "answer"
         return strings(first["answer"]), strings(first["error"]) if pooled else errors
 
-    def _generate(self, prompts: list[str], tokens: list[list[int]], errors: list[str], structured: bool) -> list[str]:
+    def _generate(self, shard: _Rows, structured: bool) -> list[str]:
         """The LLM's answer to each good row: interests per scenario where `structured`, else free text."""
-        texts = np.full(len(tokens), "", object)
+        texts = np.full(len(shard.tokens), "", object)
         limit = self.config.extract.answer_tokens
 
         def answer(rows: list[int]) -> list[str]:
             scenarios = self.pass_.scenarios
-            schemas = [interests.json_schema(prompts[row], scenarios) for row in rows] if structured else None
-            return self.engine.answers([tokens[row] for row in rows], limit, schemas)
+            schemas = [interests.json_schema(shard.prompts[row], scenarios) for row in rows] if structured else None
+            return self.engine.answers([shard.tokens[row] for row in rows], limit, schemas)
 
-        _fill(texts, errors, answer)
+        _fill(texts, shard.errors, answer)
         answers: list[str] = texts.tolist()
         return answers
 
-    def _embed(self, tokens: list[list[int]], errors: list[str]) -> Halves:
+    def _embed(self, shard: _Rows) -> Halves:
         """The vector of each good row, zeros for the others: float16 [N, D]. Rows of the same tokens are read once."""
-        vectors_ND = np.zeros((len(tokens), self.engine.width), np.float16)
+        vectors_ND = np.zeros((len(shard.tokens), self.engine.width), np.float16)
 
         def embed(rows: list[int]) -> Halves:
             with np.errstate(over="ignore"):
-                each = [tuple(tokens[row]) for row in rows]
-                distinct = {ids: at for at, ids in enumerate(dict.fromkeys(each))}
-                halves = self.engine.vectors([*map(list, distinct)]).astype(np.float16)
+                each = [shard.same[row] for row in rows]
+                distinct = {first: at for at, first in enumerate(dict.fromkeys(each))}
+                halves = self.engine.vectors([shard.tokens[first] for first in distinct]).astype(np.float16)
             if not np.isfinite(halves).all():
                 raise FloatingPointError("the hidden state is not finite in float16")
-            return halves[[distinct[ids] for ids in each]] if len(distinct) < len(rows) else halves
+            return halves[[distinct[first] for first in each]] if len(distinct) < len(rows) else halves
 
-        _fill(vectors_ND, errors, embed)
+        _fill(vectors_ND, shard.errors, embed)
         return vectors_ND
 
 
