@@ -23,7 +23,6 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ from llm4msr.data.prepare import folder as prepare_folder
 from llm4msr.knowledge import versions, work_list
 from llm4msr.knowledge.active_users import users_to_read
 from llm4msr.knowledge.actor import AskLLM
-from llm4msr.knowledge.engines import Billed, Engine, models, open_tokenizer
+from llm4msr.knowledge.engines import Billed, models, open_tokenizer
 from llm4msr.knowledge.passes import run_pass
 from llm4msr.knowledge.prompts.render import windows
 from llm4msr.knowledge.reader import Reader
@@ -243,9 +242,9 @@ class FixedTime:
 class AskFixedTime(AskLLM):
     """An actor with that engine; all else is as it ever is."""
 
-    @cached_property
-    def engine(self) -> Engine:
-        return FixedTime()
+    def __init__(self, pass_: Pass):
+        super().__init__(pass_)
+        self.engine = FixedTime()
 
 
 def overhead(folder: Path, options: argparse.Namespace) -> str:
