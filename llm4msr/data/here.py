@@ -60,7 +60,7 @@ def prepare(raw: RawData, config: Config, sample_prompt: PromptSampler) -> Prepa
     Raises:
         DataError: no id is described, or a split is empty.
     """
-    every, users = Interactions.from_table(whole(raw.interactions)), whole(raw.users)
+    every, users = Interactions.from_table(whole(raw.interactions)), raw.read_users()
     rows = split.divide_all(every, config.split, config.seed)
     held = scan.scan(rows, users, report_counts.count_rows(every, rows, users["user_id"] if len(users) else None))
     del every

@@ -18,7 +18,6 @@ from llm4msr.data import shuffle, sources
 from llm4msr.data.raw_rows import Segment
 from llm4msr.data.reading.file_rows import FileRows
 from llm4msr.data.reading.raw_data import RawTable
-from llm4msr.data.reading.raw_tables import UniqueTable
 from llm4msr.storage import StageOutput, StageResult, lock
 
 VERSION = 1
@@ -57,14 +56,13 @@ def shuffle_rows(table: str, raw: RawTable, config: Config, total: int) -> list[
     Raises:
         DataError: the source is wrong.
     """
-    files = raw.raw if isinstance(raw, UniqueTable) else raw
     pieces, reading, counted = [Piece(sources.fingerprint(config.source), 0)], "", False
-    if isinstance(files, FileRows):
-        places = (piece.place for piece in files.pieces)
-        pieces = [Piece(*pair) for pair in zip(files.digests(), places, strict=True)]
-        reading, counted = files.reading, files.orders_are_numbers
-    family = storage.digest_json([VERSION, table, total, reading])[:8]
     if isinstance(raw, FileRows):
+        places = (piece.place for piece in raw.pieces)
+        pieces = [Piece(*pair) for pair in zip(raw.digests(), places, strict=True)]
+        reading, counted = raw.reading, raw.orders_are_numbers
+    family = storage.digest_json([VERSION, table, total, reading])[:8]
+    if isinstance(raw, FileRows) and table == "interactions":
         held, missing = _find(_finished(config, family), pieces)
         jobs = [_Job(raw.only(group), [pieces[at] for at in group]) for group in _group(missing, raw)]
     else:  # ids that stand twice are only seen where all rows are brought together

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from llm4msr.config import SourceConfig
 from llm4msr.data import sources
-from llm4msr.data.reading.raw_data import RawTable, whole
+from llm4msr.data.reading.raw_data import whole
 
 
 class WholeData(NamedTuple):
@@ -23,7 +23,8 @@ class WholeData(NamedTuple):
 
 def read_raw(config: SourceConfig) -> WholeData:
     raw = sources.read(config)
-    interactions, users = _in_layout(raw.interactions), _in_layout(raw.users)
+    interactions, users = whole(raw.interactions), raw.read_users()
+    assert (interactions.schema, users.schema) == (raw.interactions.layout, raw.users.layout)
     row = interactions["row"].to_pylist()
     assert len(set(row)) == len(row)
     return WholeData(
@@ -35,9 +36,3 @@ def read_raw(config: SourceConfig) -> WholeData:
         raw.user_features,
         raw.item_features,
     )
-
-
-def _in_layout(raw: RawTable) -> pa.Table:
-    table = whole(raw)
-    assert table.schema == raw.layout
-    return table

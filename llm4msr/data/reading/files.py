@@ -2,7 +2,7 @@
 
 import glob
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,8 +147,3 @@ def hash_files(files: Iterable[SourceFile]) -> list[str]:
 
 def _hash(file: SourceFile) -> str:
     return storage.digest(file.name, f"{file.tag} {file.size}" if file.tag else storage.digest_file(file.path))
-
-
-def total_size(files: Sequence[SourceFile]) -> int:
-    """Bytes of all of them."""
-    return sum(file.size for file in files)

@@ -15,7 +15,7 @@ from llm4msr.config import TableColumns
 from llm4msr.data.reading.columns import Rows, split_texts
 from llm4msr.data.reading.order import Order
 from llm4msr.data.reading.raw_data import RawData, RawTable, require_unique, whole
-from llm4msr.data.reading.raw_tables import HeldTable, UniqueTable
+from llm4msr.data.reading.raw_tables import HeldTable
 from llm4msr.errors import ConfigError, DataError
 from llm4msr.text import MAX_ID
 
@@ -64,12 +64,12 @@ def read_named(columns: TableColumns, find_table: Callable[[str], NamedTable]) -
     """
     interactions = _interactions(columns, find_table(columns.interactions))
     users: RawTable = HeldTable(schema.RAW_USERS.empty_table())
+    users_file, users_key = "", columns.user_in_users or columns.user
     items = schema.RAW_ITEMS.empty_table()
     if columns.users:
         table = find_table(columns.users)
-        key = columns.user_in_users or columns.user
-        convert = functools.partial(_convert_users, columns, key)
-        users = UniqueTable(_read(table, [key, *columns.user_features], convert), table.where, key)
+        convert = functools.partial(_convert_users, columns, users_key)
+        users, users_file = _read(table, [users_key, *columns.user_features], convert), table.where
     elif columns.user_features:
         raise _no_table("users", columns.user_features)
     if columns.items:
@@ -81,7 +81,7 @@ def read_named(columns: TableColumns, find_table: Callable[[str], NamedTable]) -
         require_unique(items["item_id"], table.where, key)
     elif columns.item_features:
         raise _no_table("items", columns.item_features)
-    return RawData(interactions, users, items, implicit=not columns.label)
+    return RawData(interactions, users, items, not columns.label, users_file, users_key)
 
 
 def _no_table(side: str, features: tuple[str, ...]) -> DataError:

@@ -49,11 +49,23 @@ class RawData:
 
     interactions: RawTable
     users: RawTable
-    """Their `tables()` end with an error if an id stands twice; their `dataset()` leaves that to whoever brings equal
-    ids together."""
+    """An id may stand twice, which `read_users` refuses, or whoever else brings equal ids together."""
     items: pa.Table
     implicit: bool
     """Whether only positives are known, so that negatives must be drawn."""
+    users_file: str = "the source's users"
+    """How messages call the users' table; `users_key` is its column of ids."""
+    users_key: str = "user_id"
+
+    def read_users(self) -> pa.Table:
+        """All users in one table of this process.
+
+        Raises:
+            DataError: an id stands twice.
+        """
+        users = whole(self.users)
+        require_unique(users["user_id"], self.users_file, self.users_key)
+        return users
 
     @property
     def context(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The ways to a `RawTable`: a table that is there, pieces that can be read apart, and what another library reads."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm4msr import schema
-from llm4msr.data.reading.raw_data import RawData, RawTable, require_unique
+from llm4msr.data.reading.raw_data import RawData
 from llm4msr.errors import DataError
 
 if TYPE_CHECKING:
@@ -100,42 +100,6 @@ class ReaderTable:
         return self.read_on_ray().map_batches(self.convert, batch_size=None, batch_format="pyarrow")
 
 
-@dataclass(frozen=True)
-class UniqueTable:
-    """Users, whose ids are compared with each other when all are read in one process."""
-
-    raw: RawTable
-    where: str
-    name: str
-    """Of the column of ids in the source."""
-
-    @property
-    def layout(self) -> pa.Schema:
-        """Names and types of the columns."""
-        return self.raw.layout
-
-    @property
-    def rows(self) -> int:
-        """How many there are, or about how many."""
-        return self.raw.rows
-
-    def tables(self) -> Iterator[pa.Table]:
-        """The rows.
-
-        Raises:
-            DataError: after the last of them, if an id stands twice.
-        """
-        ids = []
-        for table in self.raw.tables():
-            ids += table[self.layout.names[0]].chunks
-            yield table
-        require_unique(pa.chunked_array(ids, pa.string()), self.where, self.name)
-
-    def dataset(self) -> "ray.data.Dataset":
-        """The rows, whose ids are not compared."""
-        return self.raw.dataset()
-
-
 def number_rows(table: pa.Table, first: int) -> pa.Table:
     """Interactions with a column `row` that counts them from `first` on."""
     place = schema.RAW_INTERACTIONS.get_field_index("row")
@@ -167,4 +131,4 @@ def first_rows(raw: RawData, count: int) -> RawData:
     ids = interactions["user_id"].unique()
     users = [table.filter(pc.is_in(table["user_id"], value_set=ids)) for table in raw.users.tables()]
     described = pa.concat_tables([raw.users.layout.empty_table(), *users])
-    return RawData(HeldTable(interactions), HeldTable(described), raw.items, raw.implicit)
+    return replace(raw, interactions=HeldTable(interactions), users=HeldTable(described))

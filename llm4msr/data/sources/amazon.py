@@ -22,6 +22,7 @@ from upath import UPath
 from llm4msr import schema, storage
 from llm4msr.arrays import Bools, Column, strings
 from llm4msr.config import AmazonOptions, SourceConfig
+from llm4msr.data.interactions import Ids
 from llm4msr.data.reading import stream
 from llm4msr.data.reading.files import file_fingerprint
 from llm4msr.data.reading.raw_data import RawData
@@ -124,8 +125,8 @@ def _read_reviews(file: UPath) -> pa.Table:
 def _choose_reviews(of_categories: list[pa.Table], options: AmazonOptions) -> tuple[Bools, Column]:
     """Which of all categories' reviews stay, and the distinct items that they name."""
     reviews = pa.concat_tables(of_categories)
-    user, _ = amazon_core.number(reviews["user_id"])
-    item, item_ids = amazon_core.number(reviews["item_id"])
+    user, _ = Ids.from_column(reviews["user_id"])
+    item, item_ids = Ids.from_column(reviews["item_id"])
     ends = itertools.accumulate(map(len, of_categories))
     places = [(slice(end - len(table), end), table) for end, table in zip(ends, of_categories, strict=True)]
     kept = np.concatenate([amazon_core.latest(user[at], item[at], table["order"].to_numpy()) for at, table in places])

@@ -3,18 +3,9 @@
 Users and items are numbers here, one for each row: int32 [R]; a mask of rows is bool [R].
 """
 
-from typing import Any, cast
-
 import numpy as np
-import pyarrow as pa
 
-from llm4msr.arrays import Bools, Column, Ints, Ints32
-
-
-def number(column: "pa.ChunkedArray[Any]") -> tuple[Ints32, Column]:
-    """Each value's place among the distinct values, and these in the order in which they first come."""
-    chunks = cast("list[pa.DictionaryArray[Any, Any]]", column.dictionary_encode().chunks)
-    return np.concatenate([chunk.indices.to_numpy() for chunk in chunks]), chunks[0].dictionary
+from llm4msr.arrays import Bools, Ints, Ints32
 
 
 def latest(user: Ints32, item: Ints32, order: Ints) -> Bools:

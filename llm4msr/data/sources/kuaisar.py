@@ -20,10 +20,10 @@ from llm4msr.config import KuaiSAROptions, SourceConfig
 from llm4msr.data.reading import pieces, stream
 from llm4msr.data.reading.columns import Rows, join_texts, split_texts
 from llm4msr.data.reading.csv_blocks import csv_rows
-from llm4msr.data.reading.files import SourceFile, file_fingerprint, find_files, total_size
+from llm4msr.data.reading.files import SourceFile, file_fingerprint, find_files
 from llm4msr.data.reading.pieces import Piece
 from llm4msr.data.reading.raw_data import RawData, RawTable, require_unique
-from llm4msr.data.reading.raw_tables import UNNUMBERED, PieceTable, UniqueTable, number_rows
+from llm4msr.data.reading.raw_tables import UNNUMBERED, PieceTable, number_rows
 from llm4msr.errors import DataError
 
 RECOMMENDATION, SEARCH = "recommendation", "search"
@@ -50,10 +50,10 @@ def read(config: SourceConfig) -> RawData:
     """
     recommended, searched, user_file, item_file = (find_files(file.parent, file.name)[0] for file in _files(config))
     interactions = _table([recommended, searched], functools.partial(_interactions, config.kuaisar))
-    users = UniqueTable(_table([user_file], _users), str(user_file.path), "user_id")
+    users = _table([user_file], _users)
     items = _spool(_items(item_file.path, config.kuaisar.author))
     require_unique(items["item_id"], str(item_file.path), "item_id")
-    return RawData(interactions, users, items, implicit=False)
+    return RawData(interactions, users, items, implicit=False, users_file=str(user_file.path))
 
 
 def _files(config: SourceConfig) -> list[UPath]:
@@ -64,7 +64,7 @@ def _table(files: list[SourceFile], read: Callable[[Piece], Iterator[pa.Table]])
     """The rows of the files one after the other."""
     firsts = [next(read(Piece(file, place, file.size))) for place, file in enumerate(files)]
     plan = pieces.plan(files, Rows(firsts[0], files[0].path))
-    return PieceTable(firsts[0].schema, plan.rows, plan.pieces, read, total_size(files))
+    return PieceTable(firsts[0].schema, plan.rows, plan.pieces, read, sum(file.size for file in files))
 
 
 def _interactions(options: KuaiSAROptions, piece: Piece) -> Iterator[pa.Table]:

@@ -69,7 +69,7 @@ class FileTable:
         plan = pieces.plan(self._files, self.first(names))
         read = functools.partial(_read_piece, list(names), self._delimiter, convert, layout)
         reading = repr((names, self._delimiter, convert.args, layout.names, layout.types))
-        size = files.total_size(self._files)
+        size = sum(file.size for file in self._files)
         return FileRows(layout, plan.rows, plan.pieces, read, size, reading, self._orders_are_numbers)
 
 
