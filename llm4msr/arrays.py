@@ -29,6 +29,11 @@ VectorColumn: TypeAlias = "pa.FixedSizeListArray[Any, int]"
 Row = TypeVar("Row")
 
 
+def in_one_piece(column: Column) -> "pa.Array[Any]":
+    """The column as an array, which is a copy if it lies in several chunks."""
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+
+
 def strings(column: Column) -> list[str]:
     """The values of a string column without nulls."""
     return cast("list[str]", column.to_pylist())  # its type would allow for None

@@ -10,11 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm4msr import schema
-from llm4msr.arrays import Column, Ints, strings
+from llm4msr.arrays import Column, Ints, in_one_piece, strings
 from llm4msr.storage import StageOutput
 
 MAX_VALUES = 8
 """Values kept of a many-valued feature, such as the steps of a category path."""
+
+WORDS = pa.schema({"word": pa.string(), "count": pa.int64()})
+"""Of what `count_words` gives."""
 
 
 def number_ids(ids: Column, known: Column) -> Ints:
@@ -26,12 +29,8 @@ def number_ids(ids: Column, known: Column) -> Ints:
 def order_ids(trained: Column, described: Column) -> Column:
     """The ids by number, from 1 on: those of training rows first, both parts sorted."""
     others = described.filter(pc.invert(pc.is_in(described, value_set=trained)))
-    return pa.chunked_array([_sort(trained), _sort(others)], trained.type)
-
-
-def _sort(ids: Column) -> "pa.Array[Any]":
-    in_order = ids.take(pc.sort_indices(ids))
-    return in_order.combine_chunks() if isinstance(in_order, pa.ChunkedArray) else in_order
+    in_order = [in_one_piece(ids.take(pc.sort_indices(ids))) for ids in (trained, others)]
+    return pa.chunked_array(in_order, trained.type)
 
 
 def describe(raw: pa.Table, key: str, ids: Column) -> pa.Table:
@@ -106,7 +105,7 @@ def encode(values: Column, words: list[str], unknown: bool = True) -> Column:
     known = pa.array(words, pa.string())
     if not pa.types.is_list(values.type):
         return pa.array(np.r_[np.zeros(int(unknown), np.int64), number_ids(values, known)])
-    lists = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    lists = in_one_piece(values)
     length_N = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
     number_V = number_ids(pc.list_flatten(lists), known)
     row_V = np.repeat(np.arange(len(length_N)), length_N)

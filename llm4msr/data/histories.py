@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from llm4msr import schema
-from llm4msr.arrays import Array, Column, Ints, Singles
+from llm4msr.arrays import Array, Column, Ints, Singles, in_one_piece
 from llm4msr.data.events import count_earlier
 from llm4msr.data.interactions import inverse, sort_places
 
@@ -52,7 +52,7 @@ def build(past: Past, user_ids: Column, titles: Column, scenario_ids: list[str])
     rows = past.take(in_order)
     columns = {
         "user": pa.array(active),
-        "user_id": _whole(user_ids).take(active),
+        "user_id": in_one_piece(user_ids).take(active),
         "interactions": pa.array(count_U[active]),
         "history": shelves(rows, line_U[rows.user_H], len(active), titles, scenario_ids),
     }
@@ -76,7 +76,7 @@ def shelves(rows: Past, line_N: Ints, lines: int, titles: Column, scenario_ids: 
     start = np.flatnonzero(np.diff(key, prepend=-1))
     size, shelf = np.diff(start, append=len(key)), key[start]
     is_kept = np.repeat(start + size, size) - np.arange(len(key)) <= MAX_TITLES
-    shown = _whole(titles).take(rows.item_H[liked[is_kept]])
+    shown = in_one_piece(titles).take(rows.item_H[liked[is_kept]])
     shelves = pa.StructArray.from_arrays(
         [
             pa.array(scenario_ids, pa.string()).take(shelf % len(scenario_ids)),
@@ -85,10 +85,6 @@ def shelves(rows: Past, line_N: Ints, lines: int, titles: Column, scenario_ids: 
         ["scenario_id", "titles"],
     )
     return _lists(shelves, np.bincount(shelf // len(scenario_ids), minlength=lines))
-
-
-def _whole(column: Column) -> "pa.Array[Any]":
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _lists(values: "pa.Array[Any]", lengths: Ints) -> "pa.ListArray[Any]":

@@ -60,19 +60,23 @@ def prepare(raw: RawData, config: Config, sample_prompt: PromptSampler, total: i
     known = split.find_cuts(config.split, passes.ask)
     parts = min(total, ITEM_PARTS)
     passes.run("look through", partition_tasks.scan_partition, known=known, parts=parts, has_users=raw.users.rows > 0)
-    scans = _Scans(folder, total)
+    scans = [work_files.read_json(work_files.place(folder, "scans", number, "json")) for number in range(total)]
+    counts = reduce(add, (RowCounts.model_validate(one["counts"]) for one in scans))
     passes.run("merge items", partition_tasks.merge_items, count=parts, total=total)
     pairs = scan.add_pairs([work_files.read_pairs(work_files.place(folder, "merged", part)) for part in range(parts)])
     user_ids = _some_user_ids(raw) if raw.users.rows else pa.array([], pa.string())
-    described = report_figures.describe(config, scans.counts, user_ids, pairs, raw.items)
-    split.require_rows(scans.counts.splits, scans.counts.orders, config.split)
+    described = report_figures.describe(config, counts, user_ids, pairs, raw.items)
+    split.require_rows(counts.splits, counts.orders, config.split)
     here.require_rest(pairs, config)
     least = config.split.min_value_count
-    words = (scans.words("features", raw.user_features, least), scans.words("contexts", raw.context, least))
+    words = (
+        {name: catalogue.vocabulary(_words(scans, "features", name), least) for name in raw.user_features},
+        {name: catalogue.vocabulary(_words(scans, "contexts", name), least) for name in raw.context},
+    )
     vocabulary = vocabularies.build(pairs, raw.items, raw.item_features, words, config)
     files = {work_files.ITEMS: storage.write_table(folder / work_files.ITEMS, vocabulary.items)}
     work_files.write_words(folder, vocabulary)
-    passes.run("partitions", partition_tasks.build_partition, jobs=scans.jobs(), known=known)
+    passes.run("partitions", partition_tasks.build_partition, jobs=_jobs(scans), known=known)
     records = [work_files.read_json(work_files.place(folder, "tables", number, "json")) for number in range(total)]
     for record in records:
         files |= {name: storage.FileRecord.model_validate(file) for name, file in record["files"].items()}
@@ -85,9 +89,9 @@ def prepare(raw: RawData, config: Config, sample_prompt: PromptSampler, total: i
     files["scenarios.parquet"] = storage.write_table(folder / "scenarios.parquet", statistics)
     histories = storage.read_table(folder / partitions.file_name("histories", 0))  # the sample is of one partition
     sample = sample_prompt({"histories": histories, "items": vocabulary.items}, vocabulary.item)
-    report = report_figures.build(scans.counts, described, splits, pairs, raw.items, vocabulary.items, sample)
+    report = report_figures.build(counts, described, splits, pairs, raw.items, vocabulary.items, sample)
     names = tuple(segments.name(segment) for segment in chain(*rows))
-    return Files(files, vocabulary.fields(sum(scans.trained)), report, names)
+    return Files(files, vocabulary.fields(sum(one["trained"] for one in scans)), report, names)
 
 
 def _some_user_ids(raw: RawData) -> Any:
@@ -146,37 +150,15 @@ def _ints(values: list[int]) -> Any:
     return np.array(values, np.int64)
 
 
-class _Scans:
-    """What the scans of all partitions found, added up."""
+def _words(scans: list[dict[str, Any]], kind: str, name: str) -> list[pa.Table]:
+    return [pa.table(one[kind][name], schema=catalogue.WORDS) for one in scans]
 
-    def __init__(self, folder: UPath, total: int):
-        self.trained: list[int] = []
-        self.users: list[int] = []
-        self._words: dict[tuple[str, str], list[pa.Table]] = {}
-        counts = []
-        for number in range(total):
-            record = work_files.read_json(work_files.place(folder, "scans", number, "json"))
-            self.trained.append(record["trained"])
-            self.users.append(record["users"])
-            counts.append(RowCounts.model_validate(record["counts"]))
-            for kind in ("features", "contexts"):
-                for name, words in record[kind].items():
-                    table = pa.table(
-                        {"word": pa.array(words["word"], pa.string()), "count": pa.array(words["count"], pa.int64())}
-                    )
-                    self._words.setdefault((kind, name), []).append(table)
-        self.counts = reduce(add, counts)
 
-    def words(self, kind: str, names: tuple[str, ...], least: int) -> dict[str, list[str]]:
-        """The vocabulary of each field."""
-        return {name: catalogue.vocabulary(self._words[kind, name], least) for name in names}
-
-    def jobs(self) -> list[dict[str, int]]:
-        """The partitions' numbers, with the users of earlier ones."""
-        users = accumulate(self.users, initial=1)  # the unknown user is the first
-        trained = accumulate(self.trained, initial=0)
-        return [
-            {"number": number, "earlier_users": 0 if number == 0 else earlier, "earlier_trained": earlier_trained}
-            for number, (earlier, earlier_trained) in enumerate(zip(users, trained, strict=True))
-            if number < len(self.users)
-        ]
+def _jobs(scans: list[dict[str, Any]]) -> list[dict[str, int]]:
+    """The partitions' numbers, with the users of earlier ones."""
+    users = accumulate((one["users"] for one in scans), initial=1)  # the unknown user is the first
+    trained = accumulate((one["trained"] for one in scans), initial=0)
+    return [
+        {"number": number, "earlier_users": earlier if number else 0, "earlier_trained": earlier_trained}
+        for number, earlier, earlier_trained in zip(range(len(scans)), users, trained, strict=False)
+    ]

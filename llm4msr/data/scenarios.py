@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm4msr import schema
-from llm4msr.arrays import Column, Ints
+from llm4msr.arrays import Column, Ints, in_one_piece
 from llm4msr.data.histories import Past
 from llm4msr.data.interactions import Keys, count_keys
 from llm4msr.schema import SharedUsers
@@ -102,8 +102,7 @@ def _count_categories(past: Past, categories: Column, values: int) -> Keys:
     scenarios = int(past.scenario_H.max(initial=0)) + 1
     pairs = count_keys(past.scenario_H * items + past.item_H, scenarios * items)
     scenario, item = pairs.key_K // items, pairs.key_K % items
-    whole = categories.combine_chunks() if isinstance(categories, pa.ChunkedArray) else categories
-    lists = cast("pa.ListArray[Any]", whole)
+    lists = cast("pa.ListArray[Any]", in_one_piece(categories))
     end, length = lists.offsets.to_numpy(), pc.list_value_length(lists).to_numpy()[item]
     first = np.repeat(np.cumsum(length) - length, length)
     held = lists.values.to_numpy()[np.repeat(end[item], length) + np.arange(length.sum()) - first]

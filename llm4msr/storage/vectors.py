@@ -4,7 +4,7 @@ from typing import cast
 
 import pyarrow as pa
 
-from llm4msr.arrays import Array, Column, VectorColumn
+from llm4msr.arrays import Array, Column, VectorColumn, in_one_piece
 
 
 def to_matrix(column: Column) -> Array:
@@ -12,7 +12,7 @@ def to_matrix(column: Column) -> Array:
 
     Without a copy where the column is one piece; read-only then. Null lists are not allowed.
     """
-    whole = cast("VectorColumn", column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column)
+    whole = cast("VectorColumn", in_one_piece(column))
     return whole.flatten().to_numpy(zero_copy_only=True).reshape(len(whole), whole.type.list_size)
 
 

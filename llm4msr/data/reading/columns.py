@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.types as types
 from upath import UPath
 
-from llm4msr.arrays import Column, Ints
+from llm4msr.arrays import Column, Ints, in_one_piece
 from llm4msr.errors import DataError
 from llm4msr.text import MAX_ID, MAX_TEXT, shorten
 
@@ -63,8 +63,7 @@ class Rows:
         values = pa.table([pc.list_flatten(column)], [name])
         texts = Rows(values, self.file, self.before, np.repeat(np.arange(len(lengths)), lengths)).texts(name)
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-        whole = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
-        return pa.ListArray.from_arrays(offsets, whole)
+        return pa.ListArray.from_arrays(offsets, in_one_piece(texts))
 
     def numbers(self, name: str) -> Column:
         """Finite numbers as float64."""

@@ -17,19 +17,21 @@ class Source(Protocol):
     """What the module of a kind has."""
 
     def read(self, config: SourceConfig) -> RawData:
-        """The tables of raw data."""
+        """Look at the first rows of each table, and read the items; other rows are read as they are asked for.
+
+        Raises:
+            MissingExtraError: a library is not installed.
+            ConfigError: rows have no order of their own, and `source.table.order` is not set.
+            DataError: a missing column, a wrong type, a bad or missing cell, no rows, an item that stands twice.
+            StorageError: something is not there, or cannot be read.
+        """
 
     def fingerprint(self, config: SourceConfig) -> str:
-        """Hash that changes when a file or an option changes."""
+        """Hash that changes when a row or an option that decides on rows changes; it raises what `read` does."""
 
 
 def read(config: SourceConfig) -> RawData:
-    """Read the configured source.
-
-    Raises:
-        DataError: a file, column or cell is wrong; named in the message.
-        StorageError: a URI cannot be read.
-    """
+    """Read the configured source; errors are those of `Source.read`."""
     return find(config.kind).read(config)
 
 

@@ -59,11 +59,10 @@ def fingerprint(config: SourceConfig) -> str:
 
 
 def read(config: SourceConfig) -> RawData:
-    """Read reviews and items; the tables are mapped from temporary files.
+    """As `Source.read`; all is read, the tables are mapped from temporary files.
 
     Raises:
         DataError: a bad line (file and number are named), a file without reviews, nothing left by the options.
-        StorageError: a file is missing or cannot be read.
     """
     categories = _categories(config)
     reviews = [_read_reviews(category.reviews) for category in categories]

@@ -22,25 +22,13 @@ _WHAT = "a Delta table"
 
 
 def fingerprint(config: SourceConfig) -> str:
-    """Hash that changes with a table's version or the naming of columns.
-
-    Raises:
-        MissingExtraError: deltalake is not installed.
-        StorageError: there is no such table, or it cannot be read.
-    """
+    """Hash that changes with a table's version or the naming of columns."""
     tables = (_open(_place(config, name)) for name in tables_of(config.table))
     return storage.digest(config.table.model_dump_json(), *(f"{t.metadata().id} {t.version()}" for t in tables))
 
 
 def read(config: SourceConfig) -> RawData:
-    """Open the tables, look at the first rows of each, and read the items.
-
-    Raises:
-        MissingExtraError: deltalake is not installed.
-        ConfigError: `source.table.order` is not set.
-        DataError: a missing column, a wrong type, a bad cell, an empty table, an item that stands twice.
-        StorageError: there is no such table, or it cannot be read.
-    """
+    """As `Source.read`."""
     return read_named(config.table, lambda name: _table(_place(config, name)))
 
 

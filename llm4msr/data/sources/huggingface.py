@@ -14,37 +14,20 @@ import pyarrow as pa
 
 from llm4msr import storage
 from llm4msr.config import SourceConfig
-from llm4msr.data.reading import files
 from llm4msr.data.reading.columns import Rows, require_column
-from llm4msr.data.reading.named_columns import Convert, read_named, tables_of
+from llm4msr.data.reading.named_columns import Convert, read_named
 from llm4msr.data.reading.raw_data import RawData, RawTable
 from llm4msr.data.reading.raw_tables import SLICE_ROWS, PieceTable
 from llm4msr.data.sources.extras import library_errors, needed_by
+from llm4msr.data.sources.table import fingerprint as fingerprint  # it is a folder of files too
 from llm4msr.errors import DataError, StorageError
 
 PIECE_ROWS = 1 << 20
 _WHAT = "a dataset that save_to_disk wrote"
 
 
-def fingerprint(config: SourceConfig) -> str:
-    """Hash that changes when a file or the naming of columns changes.
-
-    Raises:
-        StorageError: a folder cannot be read.
-    """
-    folder = storage.path(config.path)
-    prints = (files.fingerprint(files.find_files(folder, name)) for name in tables_of(config.table))
-    return storage.digest(config.table.model_dump_json(), *prints)
-
-
 def read(config: SourceConfig) -> RawData:
-    """Open the datasets, look at the first rows of each, and read the items.
-
-    Raises:
-        MissingExtraError: datasets is not installed.
-        DataError: a missing column, a wrong type, a bad cell, an empty dataset, an item that stands twice.
-        StorageError: there is no such dataset, it cannot be read, or lies in an object store.
-    """
+    """As `Source.read`; a StorageError too where the dataset lies in an object store."""
     folder = storage.path(config.path)
     if not isinstance(folder, Path):
         raise StorageError(f"{folder}: a saved dataset is read from a folder that all machines share, not from a store")

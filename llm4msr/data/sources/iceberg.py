@@ -21,26 +21,14 @@ _WHAT = "an Iceberg table"
 
 
 def fingerprint(config: SourceConfig) -> str:
-    """Hash that changes with a table's snapshot or the naming of columns.
-
-    Raises:
-        MissingExtraError: pyiceberg is not installed.
-        StorageError: there is no such catalog or table, or it cannot be read.
-    """
+    """Hash that changes with a table's snapshot or the naming of columns."""
     tables = [_open(config, name) for name in tables_of(config.table)]
     prints = (f"{table.metadata.table_uuid} {table.metadata.current_snapshot_id}" for table in tables)
     return storage.digest(config.table.model_dump_json(), *prints)
 
 
 def read(config: SourceConfig) -> RawData:
-    """Open the tables, look at the first rows of each, and read the items.
-
-    Raises:
-        MissingExtraError: pyiceberg is not installed.
-        ConfigError: `source.table.order` is not set.
-        DataError: a missing column, a wrong type, a bad cell, an empty table, an item that stands twice.
-        StorageError: there is no such catalog or table, or it cannot be read.
-    """
+    """As `Source.read`."""
     return read_named(config.table, partial(_table, config))
 
 

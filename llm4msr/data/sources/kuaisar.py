@@ -42,12 +42,7 @@ def fingerprint(config: SourceConfig) -> str:
 
 
 def read(config: SourceConfig) -> RawData:
-    """Look at the first rows of each file, and read the items, whose table is mapped from a temporary file.
-
-    Raises:
-        DataError: a missing column, a bad cell, an empty file, an item that stands twice.
-        StorageError: a file is missing or cannot be read.
-    """
+    """As `Source.read`; the table of items is mapped from a temporary file."""
     recommended, searched, user_file, item_file = (find_files(file.parent, file.name)[0] for file in _files(config))
     interactions = _table([recommended, searched], functools.partial(_interactions, config.kuaisar))
     users = _table([user_file], _users)

@@ -57,12 +57,7 @@ def fingerprint(config: SourceConfig) -> str:
 
 
 def read(config: SourceConfig) -> RawData:
-    """Read ratings, films and users.
-
-    Raises:
-        DataError: a file is missing, or a cell is wrong; named in the message.
-        StorageError: the path cannot be read.
-    """
+    """As `Source.read`; the files are small, and all are read."""
     place = storage.path(config.path)
     ratings, films, users = _read_100k() if config.path == "ml-100k" else _read_dat(place)
     rated: dict[str, Column] = {

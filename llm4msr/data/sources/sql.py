@@ -36,11 +36,7 @@ _SECRET = re.compile(r"(?i)\b(password|passwd|pwd)\s*=|://[^/@\s]*:[^/@\s]*@")
 
 
 def fingerprint(config: SourceConfig) -> str:
-    """Hash that changes with `source.sql.version` or, if that is empty, with the content of any row.
-
-    Raises:
-        ConfigError, DataError, StorageError: as `read`, and a bad cell in any row.
-    """
+    """Hash that changes with `source.sql.version` or, if that is empty, with the content of any row."""
     parts = [config.sql.model_dump_json(), config.table.model_dump_json(), _place(config)]
     if not config.sql.version:
         raw = read(config)
@@ -55,14 +51,7 @@ def _hash_all(tables: Iterable[pa.Table]) -> str:
 
 
 def read(config: SourceConfig) -> RawData:
-    """Look at the first rows of each query, and read the items.
-
-    Raises:
-        MissingExtraError: the database's module is not installed.
-        ConfigError: `source.table.order` is not set, or `source.path` holds a password.
-        DataError: a missing column, values that are of several types, a bad cell, no rows, an item that stands twice.
-        StorageError: the database cannot be reached, or refuses the query.
-    """
+    """As `Source.read`; a ConfigError too where `source.path` holds a password."""
     place = _place(config)
     return read_named(config.table, lambda name: QueryTable(Query(config.sql.module, place, name)))
 

@@ -26,12 +26,7 @@ def fingerprint(config: SourceConfig) -> str:
 
 
 def read(config: SourceConfig) -> RawData:
-    """Find the files, and look at the first rows of each table; items are read, and other rows as they are asked for.
-
-    Raises:
-        DataError: a missing column, a wrong type, a bad or missing cell, an empty file, an item that stands twice.
-        StorageError: a file cannot be read.
-    """
+    """As `Source.read`."""
     folder = storage.path(config.path)
     return read_named(config.table, lambda name: FileTable(folder, name, config.table))
 
