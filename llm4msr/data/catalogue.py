@@ -16,7 +16,7 @@ from llm4msr.storage import StageOutput
 MAX_VALUES = 8
 """Values kept of a many-valued feature, such as the steps of a category path."""
 
-WORDS = pa.schema({"word": pa.string(), "count": pa.int64()})
+WORDS = pa.table({"word": [""], "count": [0]}).schema
 """Of what `count_words` gives."""
 
 

@@ -55,10 +55,6 @@ def build(split: SplitRows, described: pa.Table, place: Place, words: Vocabulari
     chosen = np.flatnonzero(split.history_R)
     past = Past(user_R, item_R, scenario_R, rows.label_R, rows.order_R).take(chosen)
     liked = histories.build(past, users["user_id"], words.items["title"], words.scenarios)
-    category, values = words.category, 0
-    if category:
-        values = len(words.item[category]) + 1
-    lists = words.items[schema.FEATURE + category] if category else None
     seen_R = np.zeros(len(rows), np.int64)
     seen_R[chosen] = liked.place_H + 1
     timed = events.build(rows, split.split_R, user_R, item_R, scenario_R, liked.table["user"].to_numpy())
@@ -79,6 +75,9 @@ def build(split: SplitRows, described: pa.Table, place: Place, words: Vocabulari
         negative = np.flatnonzero(split.split_R[drawn.row_N] == code)
         tables[name] = _rows(columns, np.flatnonzero(split.split_R == code), drawn, negative, place, name)
         splits[name] = count_split(split, name, len(negative))
+    category = words.category
+    lists = words.items[schema.FEATURE + category] if category else None
+    values = len(words.item[category]) + 1 if category else 0
     sums = scenarios.sum_scenarios(past, len(words.scenarios), lists, values)
     return Partition(tables, sums, splits)
 

@@ -1,7 +1,7 @@
 """What the cells of a column look like, in a sample of rows."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -73,14 +73,10 @@ def look_at(rows: Rows, name: str) -> ColumnSample:
     values = tuple(strings(_as_text(counts.field("values").take(most))))
     sample = ColumnSample(name, "text", count, len(held), len(counts), values)
     if types.is_temporal(plain.type):
-        return _with(sample, "time")
+        return replace(sample, kind="time")
     if types.is_string(plain.type) and not _are_numbers(held):
         return _of_text(sample, held, rows, name)
     return _of_numbers(sample, held)
-
-
-def _with(sample: ColumnSample, kind: Kind, **changes: float) -> ColumnSample:
-    return ColumnSample(**{**vars(sample), "kind": kind, **changes})
 
 
 def _of_lists(rows: Rows, name: str) -> ColumnSample:
@@ -92,11 +88,8 @@ def _of_lists(rows: Rows, name: str) -> ColumnSample:
     cells = rows.table[name]
     flat = pc.list_flatten(cells)
     values = pc.unique(flat.drop_null())
-    return ColumnSample(name, "list", count, count - cells.null_count, len(values), _some(values))
-
-
-def _some(values: Column) -> tuple[str, ...]:
-    return tuple(strings(_as_text(values[:FEW])))
+    some = tuple(strings(_as_text(values[:FEW])))
+    return ColumnSample(name, "list", count, count - cells.null_count, len(values), some)
 
 
 def _as_text(values: Column) -> Column:
@@ -112,11 +105,11 @@ def _are_numbers(texts: Column) -> bool:
 
 def _of_text(sample: ColumnSample, held: Column, rows: Rows, name: str) -> ColumnSample:
     if {value.strip().lower() for value in sample.values} in ({"true", "false"}, {"true"}, {"false"}):
-        return _with(sample, "flag", high=1.0)
+        return replace(sample, kind="flag", high=1.0)
     if _are_times(held[:_TIMES_LOOKED_AT], rows, name):
-        return _with(sample, "time")
+        return replace(sample, kind="time")
     blanks = sum(value.strip().count(" ") for value in sample.values)
-    return _with(sample, "text", words=1 + blanks / max(1, len(sample.values)))
+    return replace(sample, kind="text", words=1 + blanks / max(1, len(sample.values)))
 
 
 def _are_times(texts: Column, rows: Rows, name: str) -> bool:
@@ -139,9 +132,9 @@ def _of_numbers(sample: ColumnSample, held: Column) -> ColumnSample:
         return sample
     low, high = float(numbers.min()), float(numbers.max())
     if {*np.unique(numbers).tolist()} <= {0.0, 1.0}:
-        return _with(sample, "flag", low=low, high=high)
+        return replace(sample, kind="flag", low=low, high=high)
     is_whole = bool((numbers == np.floor(numbers)).all())
-    return _with(sample, "whole" if is_whole else "number", low=low, high=high)
+    return replace(sample, kind="whole" if is_whole else "number", low=low, high=high)
 
 
 def named(columns: Iterable[ColumnSample], usual: tuple[str, ...]) -> list[ColumnSample]:
