@@ -1,4 +1,4 @@
-"""`llm4msr knowledge ls|show|prune|verify CONFIG`: what the store holds, version by version."""
+"""`llm4msr knowledge ls|show|export|prune|verify CONFIG`: what the store holds, version by version."""
 
 from contextlib import suppress
 from typing import Annotated
@@ -12,7 +12,7 @@ from llm4msr.progress import say
 from llm4msr.text import as_json, mask, sanitize
 
 app = typer.Typer(
-    help="The knowledge store: its versions, what it knows of a user, whether it is sound, and pruning.",
+    help="The knowledge store: its versions, what it knows of a user, vectors for other models, checks and pruning.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -54,6 +54,25 @@ def show(
     lines += [f"among {shown['compared']} users of the same partition"] if "compared" in shown else []
     print(sanitize("\n".join(lines)))
     print(as_json(shown))
+
+
+@app.command()
+def export(
+    config: ConfigPath,
+    to: Annotated[str, typer.Option("--to", metavar="URI", help="Folder or URI; the version gets a folder there.")],
+    set_: Overrides = [],
+) -> None:
+    """Write vectors of users, items and scenarios by raw id to Parquet, for other models.
+
+    The folder is laid out for `datasets.load_dataset`, and its README.md says how to read it. Resumable.
+    """
+    from llm4msr import pipeline
+    from llm4msr.knowledge import vector_files
+
+    loaded = load_config(config, set_)
+    with stdout_for_results():
+        written = vector_files.export(pipeline.extracted(loaded), pipeline.prepared(loaded), to)
+    print(mask(as_json(written.summary())))
 
 
 @app.command()
