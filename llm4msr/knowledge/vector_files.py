@@ -38,7 +38,7 @@ configs:
 
 # Vectors of {kinds}
 
-What the frozen LLM `{model}` says of them, made by llm4msr {version}. Each folder is a table with two columns: `id`,
+What the frozen LLM `{model}` says of them, made by llm4msr. Each folder is a table with two columns: `id`,
 the raw id (a text), and `vector`, {widths}. Rows without a vector are left out.
 
 ```python
@@ -140,8 +140,6 @@ def vector_table(ids: Column, vectors_NZ: Array, about: dict[str, str]) -> pa.Ta
 
 def _card(folder: UPath, records: dict[str, FileRecord], about: dict[str, str]) -> str:
     """The README.md, whose head tells `datasets` which files are which table."""
-    from llm4msr import __version__
-
     first = {name.partition("/")[0]: name for name in sorted(records, reverse=True)}
     widths = {}
     for kind, name in sorted(first.items(), reverse=True):
@@ -153,6 +151,5 @@ def _card(folder: UPath, records: dict[str, FileRecord], about: dict[str, str]) 
         widths=" and ".join(f"{width} numbers of {kind}" for kind, width in widths.items()),
         model=about["model"],
         fingerprint=about["extract"],
-        version=__version__,
         folder=folder.name,
     )
