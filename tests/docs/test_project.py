@@ -35,6 +35,7 @@ TOOLS = {
     "myst-parser",
     "pytest-cov",
     "ruff",
+    "setuptools",
     "sphinx",
     "sphinxcontrib-mermaid",
 }
