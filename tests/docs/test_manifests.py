@@ -2,7 +2,10 @@
 
 import os
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import jsonschema
 import pytest
 import yaml
 
+from llm4msr.serve.app import EVENTS
 from tests.support.experiments import ROOT
 from tests.support.manifests import created_secrets, problems
 from tests.support.manifests.base import documents, nodes, parsed
@@ -18,7 +22,9 @@ from tests.support.manifests.schemas import kuberay_schemas
 from tests.support.manifests.serve import serve
 
 CLUSTER = ROOT / "cluster"
-FILES = sorted([*CLUSTER.glob("kuberay/**/*.yaml"), CLUSTER / "prometheus" / "podmonitor.yaml"])
+BASE = CLUSTER / "kuberay" / "kustomization.yaml"
+OVERLAYS = sorted(str(file.parent.relative_to(ROOT)) for file in CLUSTER.glob("overlays/*/kustomization.yaml"))
+FILES = sorted({*CLUSTER.glob("kuberay/**/*.yaml"), CLUSTER / "prometheus" / "podmonitor.yaml"} - {BASE})
 NAMES = [str(file.relative_to(ROOT)) for file in FILES]
 CRDS = Path(os.environ.get("LLM4MSR_KUBERAY_CRDS") or ROOT.parent / "shared" / "kuberay-crds")
 README = (CLUSTER / "README.md").read_text()
@@ -310,6 +316,64 @@ def test_the_disruption_budget_selects_the_rankers_workers() -> None:
     templates = [node["template"] for _, node in nodes(ranker, ()) if "template" in node]
     assert len(templates) == 2
     assert all(wanted.items() <= template["metadata"]["labels"].items() for template in templates)
+
+
+# Kustomize
+
+
+@cache
+def built(folder: str) -> str:
+    """What would be applied, as Kustomize says, alone or in kubectl; neither asks a cluster."""
+    commands = [["kustomize", "build"], ["kubectl", "kustomize"]]
+    command = next((each for each in commands if shutil.which(each[0])), None)
+    if command is None:
+        pytest.skip("neither kustomize nor kubectl is installed")
+    done = subprocess.run([*command, str(ROOT / folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_base_has_what_stays() -> None:
+    files = {file.name for file in CLUSTER.glob("kuberay/*.yaml")}
+    assert {*parsed(BASE.read_text())["resources"]} == files - {BASE.name}
+
+
+@pytest.mark.parametrize("folder", OVERLAYS)
+def test_overlays_are_valid(folder: str, schemas: dict[str, Schema]) -> None:
+    assert problems(folder, built(folder), schemas, SECRETS) == []
+
+
+@pytest.mark.parametrize("folder", OVERLAYS)
+def test_all_but_kuberays_schemas_holds_of_overlays_without_them(folder: str) -> None:
+    assert problems(folder, built(folder), UNSHAPED, SECRETS) == []
+
+
+@pytest.mark.parametrize("folder", OVERLAYS)
+def test_what_an_overlay_mounts_is_claimed(folder: str) -> None:
+    made = documents(built(folder))
+    used = [node["claimName"] for each in made for _, node in nodes(each, ()) if "claimName" in node]
+    assert used == [each["metadata"]["name"] for each in made if each["kind"] == "PersistentVolumeClaim"] != []
+
+
+def test_the_log_of_events_lies_on_a_disk_of_its_own_pod() -> None:
+    service = next(each for each in documents(built("cluster/overlays/events")) if each["kind"] == "RayService")
+    config = parsed(service["spec"]["serveConfigV2"])
+    (application,) = config["applications"]
+    ranker, events = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = events["template"]["spec"]["containers"]
+    folder = application["args"].pop("events")
+    assert folder in [mount["mountPath"] for mount in container["volumeMounts"]]
+    assert "claimName" not in str(ranker)
+    assert events["replicas"] == events["minReplicas"] == events["maxReplicas"] == 1
+
+    deployment = application["deployments"].pop()
+    assert deployment["name"] == EVENTS
+    (asked,) = deployment["ray_actor_options"]["resources"]
+    assert asked in parsed(parsed(events["rayStartParams"]["resources"]))
+    assert "resources" not in ranker["rayStartParams"]
+
+    del application["args"]["events_days"]
+    assert config == parsed((CLUSTER / "serve.yaml").read_text())
 
 
 # `ray up`

@@ -59,6 +59,12 @@ _DISRUPTION_BUDGET = record(
     unhealthyPodEvictionPolicy=one_of("AlwaysAllow", "IfHealthyBudget"),
     selector=SELECTOR,
 )
+_CLAIM = record(
+    *("accessModes", "resources"),
+    accessModes=list_of(one_of("ReadWriteOncePod")),  # of what one process alone may write
+    storageClassName=STRING,
+    resources=record("requests", requests=record("storage", storage={"type": "string", "pattern": r"^\d+[KMGT]i$"})),
+)
 _RELABEL = record(
     sourceLabels=list_of(STRING), targetLabel=STRING, regex=STRING, replacement=STRING, action=STRING, separator=STRING
 )
@@ -75,6 +81,7 @@ PLAIN: dict[str, Schema] = {
     "ServiceAccount": kind("v1", "ServiceAccount", automountServiceAccountToken=BOOLEAN),
     "NetworkPolicy": kind("networking.k8s.io/v1", "NetworkPolicy", spec=_NETWORK_POLICY),
     "PodDisruptionBudget": kind("policy/v1", "PodDisruptionBudget", spec=_DISRUPTION_BUDGET),
+    "PersistentVolumeClaim": kind("v1", "PersistentVolumeClaim", spec=_CLAIM),
     "PodMonitor": kind("monitoring.coreos.com/v1", "PodMonitor", spec=_POD_MONITOR),
 }
 """No Secret and no ConfigMap among them: those are made by hand, and stay out of the repository."""

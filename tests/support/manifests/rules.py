@@ -181,8 +181,8 @@ def rays(document: Any, at: At, secrets: Secrets) -> Iterator[Problem]:
             auth = node.get("authOptions", {})
             if auth.get("mode") != "token" or "auth_token" not in secrets.get(auth.get("secretName", ""), ()):
                 yield Problem((*where, "authOptions"), "needs mode: token and a secretName whose key is auth_token")
-            if f"ray[data,serve,train]=={node.get('rayVersion')}" not in (ROOT / "pyproject.toml").read_text():
-                yield Problem((*where, "rayVersion"), "is not the one in pyproject.toml")
+            if f"\nray=={node.get('rayVersion')} " not in (ROOT / "cluster" / "docker" / "cpu.txt").read_text():
+                yield Problem((*where, "rayVersion"), "is not the one in cluster/docker/cpu.txt")
         if "rayClusterSpec" in node:
             entry = ENTRYPOINT.fullmatch(str(node.get("entrypoint")))
             if not entry or entry["verb"] not in VERBS:
