@@ -228,7 +228,7 @@ class FixedTime:
     width = FIXED_WIDTH
 
     def __init__(self) -> None:
-        self.cached_tokens, self.billed = 0, Billed()
+        self.cached_tokens, self.billed, self.refused = 0, Billed(), dict[int, str]()
         self._vectors_NZ = np.random.default_rng(0).standard_normal((FIXED_ROWS, FIXED_WIDTH), np.float32)
 
     def vectors(self, tokens: Sequence[list[int]]) -> Singles:

@@ -136,10 +136,10 @@ class ExtractConfig(Section):
     http_prompts: Annotated[int, Key.HOW] = Field(32, ge=1, le=2048)
     """For `engine = "http"`: prompts in one request for vectors."""
     http_timeout_s: Annotated[float, Key.HOW] = Field(120, gt=0)
-    """For `engine = "http"`: how long one try of a request may wait for the endpoint."""
+    """For `engine = "http"`: how long one try of a request may take, until its answer is there as a whole."""
     http_retries: Annotated[int, Key.HOW] = Field(6, ge=0, le=100)
-    """For `engine = "http"`: how often a request is sent again that met no endpoint, 429 or 5xx; after the time that
-    the endpoint names, else after half a second and each time up to twice as long."""
+    """For `engine = "http"`: how often a request is sent again that met no endpoint, 429 or 5xx, or whose answer broke
+    off; after the time that the endpoint names, else after half a second and each time up to twice as long."""
     http_price: Annotated[float, Key.HOW] = Field(0, ge=0)
     """For `engine = "http"`: cost of a million tokens of prompts, in any currency, for `--dry-run` and progress."""
     http_answer_price: Annotated[float, Key.HOW] = Field(0, ge=0)

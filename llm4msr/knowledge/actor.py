@@ -33,6 +33,9 @@ from llm4msr.knowledge.shards import Counts, Pass, Spent
 from llm4msr.knowledge.work_list import read_prompts
 from llm4msr.storage.vectors import to_column
 
+NOT_FINITE = "FloatingPointError: the hidden state is not finite in float16"
+"""The error of a row whose vector holds an infinite number, or none."""
+
 
 class _Rows(NamedTuple):
     """Rows of a shard as they are read, each by its place."""
@@ -168,7 +171,10 @@ class AskLLM:
         def answer(rows: list[int]) -> list[str]:
             scenarios = self.pass_.scenarios
             schemas = [interests.json_schema(shard.prompts[row], scenarios) for row in rows] if structured else None
-            return self.engine.answers([shard.tokens[row] for row in rows], limit, schemas)
+            answers = self.engine.answers([shard.tokens[row] for row in rows], limit, schemas)
+            for place, why in self.engine.refused.items():
+                shard.errors[rows[place]] = why
+            return answers
 
         _fill(texts, shard.errors, answer)
         answers: list[str] = texts.tolist()
@@ -179,13 +185,16 @@ class AskLLM:
         vectors_ND = np.zeros((len(shard.tokens), self.engine.width), np.float16)
 
         def embed(rows: list[int]) -> Halves:
+            each = [shard.same[row] for row in rows]
+            distinct = {first: at for at, first in enumerate(dict.fromkeys(each))}
             with np.errstate(over="ignore"):
-                each = [shard.same[row] for row in rows]
-                distinct = {first: at for at, first in enumerate(dict.fromkeys(each))}
                 halves = self.engine.vectors([shard.tokens[first] for first in distinct]).astype(np.float16)
-            if not np.isfinite(halves).all():
-                raise FloatingPointError("the hidden state is not finite in float16")
-            return halves[[distinct[first] for first in each]] if len(distinct) < len(rows) else halves
+            finite, places = np.isfinite(halves).all(1), [distinct[first] for first in each]
+            for row, place in zip(rows, places, strict=True):
+                if not finite[place]:
+                    shard.errors[row] = self.engine.refused.get(place, NOT_FINITE)
+            halves[~finite] = 0
+            return halves[places] if len(distinct) < len(rows) else halves
 
         _fill(vectors_ND, shard.errors, embed)
         return vectors_ND

@@ -5,7 +5,8 @@ import json
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
@@ -13,6 +14,8 @@ import numpy as np
 
 Reply = tuple[int, dict[str, str], bytes]
 """Status, headers and body."""
+Pieces = Iterable[bytes]
+"""What goes over the wire as it is, piece by piece; then the endpoint hangs up."""
 
 
 def vector(prompt: str, width: int) -> np.ndarray:
@@ -33,7 +36,7 @@ class LLMEndpoint:
         self.width, self.seconds, self.change = width, seconds, change
         self.refused: dict[str, Reply] = {}
         """What is answered to a request with one of these prompts."""
-        self.first: list[Reply] = []
+        self.first: list[Reply | Pieces] = []
         """What is answered to the first requests."""
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str] = []
@@ -59,11 +62,12 @@ class LLMEndpoint:
         """All prompts of which vectors were wanted, but the one that says hello."""
         return [prompt for body in self.bodies for prompt in body.get("input", []) if prompt != "text"]
 
-    def _reply(self, path: str, body: dict[str, Any]) -> Reply:
+    def _reply(self, path: str, body: dict[str, Any]) -> Reply | Pieces:
         with self._lock:
             if self.first:
                 return self.first.pop(0)
-        for prompt in body.get("input", []):
+        asked = [message["content"] for message in body.get("messages", [])]
+        for prompt in body.get("input", asked):
             if isinstance(prompt, str) and prompt in self.refused:
                 return self.refused[prompt]
         good = self._embed(body) if path == "/v1/embeddings" else self._chat(body)
@@ -98,9 +102,15 @@ class LLMEndpoint:
                     endpoint.at_once += 1
                     endpoint.most_at_once = max(endpoint.most_at_once, endpoint.at_once)
                 time.sleep(endpoint.seconds)
-                status, headers, content = endpoint._reply(self.path, body)
+                reply = endpoint._reply(self.path, body)
                 with endpoint._lock:
                     endpoint.at_once -= 1
+                if not isinstance(reply, tuple):
+                    self.close_connection = True
+                    with suppress(OSError):  # the client may have hung up first
+                        self.wfile.writelines(reply)
+                    return
+                status, headers, content = reply
                 self.send_response(status)
                 for name, value in {**headers, "content-length": str(len(content))}.items():
                     self.send_header(name, value)

@@ -61,6 +61,8 @@ class Engine(Protocol):
     """Prompt tokens of the last call that were not computed, since an earlier prompt began with them."""
     billed: Billed
     """Of the last call."""
+    refused: dict[int, str]
+    """Why prompts of the last call were not read, by their places: their vectors are NaN, their answers empty."""
 
     @property
     def width(self) -> int:

@@ -56,7 +56,7 @@ class TransformersEngine:
         self.model.eval().to(self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.pooling, self.layer = pooling, layer
-        self.cached_tokens, self.billed = 0, Billed()
+        self.cached_tokens, self.billed, self.refused = 0, Billed(), dict[int, str]()
 
     @property
     def width(self) -> int:

@@ -60,7 +60,7 @@ class VllmEngine:
         self._vllm: ModuleType = vllm
         self._folder, self._pooling, self._dtype, self._max_tokens = folder, pooling, dtype, max_tokens
         self._weights = {"tensor_parallel_size": tensor_parallel, "quantization": quantization or None}
-        self.cached_tokens, self.billed = 0, Billed()
+        self.cached_tokens, self.billed, self.refused = 0, Billed(), dict[int, str]()
         self._runner = ""
         self._llm: LLM | None = None
         self._load("generate" if task == "answers" else "pooling")

@@ -1,7 +1,10 @@
 """The engine that asks an endpoint, against a made-up one on loopback: what it sends, and what may go wrong."""
 
 import base64
+import gzip
 import json
+import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +141,60 @@ def test_whatever_is_no_good_answer_is_told(
     assert len(str(caught.value)) < 600
 
 
+def test_what_marks_an_answers_first_line_is_never_shown(endpoint: LLMEndpoint, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLM_KEY", KEY)
+    endpoint.first = [[b"HTTP/1.1 401 \x1b[31m%s\r\ncontent-length: 2\r\n\r\nno" % KEY.encode()]]
+    with pytest.raises(EndpointError, match="401 Unauthorized: no; check") as caught:
+        open_engine(config_for(endpoint.url, http_key_variable="LLM_KEY"))
+    assert "\x1b" not in str(caught.value)
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["sk-never\nshown", "sk-never shown", "sk-never-\x1bshown", "sk-never-shöwn"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(
+    endpoint: LLMEndpoint, monkeypatch: pytest.MonkeyPatch, key: str
+):
+    monkeypatch.setenv("LLM_KEY", key)
+    with pytest.raises(ConfigError, match="'LLM_KEY': holds a blank") as caught:
+        open_engine(config_for(endpoint.url, http_key_variable="LLM_KEY"))
+    assert "sk-never" not in str(caught.value)
+    assert endpoint.bodies == []
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(endpoint: LLMEndpoint):
+    engine = open_engine(config_for(endpoint.url))
+    endpoint.first = [[b'HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{"data": ['], [b""]]
+    np.testing.assert_array_equal(engine.vectors([[97]]), [vector("a", 4)])
+    assert len(endpoint.bodies) == 4
+
+
+def test_an_answer_that_never_ends_is_not_waited_for(endpoint: LLMEndpoint):
+    def drip() -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n"
+        for _ in range(200):
+            time.sleep(0.05)
+            yield b" "
+
+    endpoint.first = [drip()]
+    with pytest.raises(EndpointError, match=r"no answer after 0 retries .*no whole answer within 0\.3 s"):
+        open_engine(config_for(endpoint.url, http_timeout_s=0.3, http_retries=0))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_compressed_answer_is_not_blown_up(endpoint: LLMEndpoint, times: int):
+    """Sixty-four MB of blanks in as many KB, and in far less if that is compressed again."""
+    content = b" " * (1 << 26)
+    for _ in range(times):
+        content = gzip.compress(content)
+    endpoint.first = [(200, {"content-encoding": ", ".join(["gzip"] * times)}, content)]
+    tracemalloc.start()
+    with pytest.raises(EndpointError, match="compressed"):
+        open_engine(config_for(endpoint.url))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1 << 24
+
+
 def test_vectors_of_two_widths_are_refused(endpoint: LLMEndpoint):
     engine = open_engine(config_for(endpoint.url))
     endpoint.width = 5
@@ -172,6 +229,56 @@ def asked(config: ExtractConfig, rows: Any, folder: Path) -> tuple[dict[str, Any
     return summary, storage.read_table(storage.path(folder / "out" / "vectors" / FILE))
 
 
+def test_one_prompt_that_is_refused_costs_the_others_no_second_asking(endpoint: LLMEndpoint):
+    prompts = [f"prompt {number}" for number in range(12)]
+    endpoint.refused = {"prompt 6": (400, {}, b"no")}
+    config = config_for(endpoint.url, http_prompts=4, http_requests=2)
+    engine, tokenizer = open_engine(config), open_tokenizer(config)
+    found = engine.vectors([tokenizer(prompt) for prompt in prompts])
+    assert engine.refused == {6: "the endpoint refuses it with 400 Bad Request: no"}
+    assert np.isnan(found[6]).all()
+    others = [row for row in range(12) if row != 6]
+    np.testing.assert_array_equal(found[others], [vector(prompts[row], 4) for row in others])
+    assert all(endpoint.prompts.count(prompt) == 1 for prompt in [*prompts[:4], *prompts[8:]])
+    assert engine.vectors([tokenizer("tea")]).shape == (1, 4)
+    assert engine.refused == {}
+
+
+def test_one_answer_that_is_refused_costs_the_others_no_second_asking(endpoint: LLMEndpoint):
+    config = config_for(endpoint.url, answers="all", http_chat_model="writer")
+    engine, tokenizer = open_engine(config, "answers"), open_tokenizer(config, task="answers")
+    endpoint.refused = {"b": (422, {}, b"no")}
+    assert engine.answers([tokenizer(letter) for letter in "abc"], 9) == ["about a", "", "about c"]
+    assert engine.refused == {1: "the endpoint refuses it with 422 Unprocessable Entity: no"}
+    assert len(endpoint.bodies) == 3
+
+
+def test_an_endpoint_that_refuses_the_first_word_is_told_before_any_row(endpoint: LLMEndpoint):
+    endpoint.refused = {"text": (400, {}, b"no dimensions here")}
+    with pytest.raises(EndpointError, match=r"/embeddings: .*400 Bad Request: no dimensions here; check"):
+        open_engine(config_for(endpoint.url, http_dimensions=2))
+
+
+@pytest.mark.parametrize("usage", [None, [], {"prompt_tokens": None}, {"prompt_tokens": -3, "completion_tokens": "x"}])
+def test_a_usage_that_says_nothing_counts_as_nothing(endpoint: LLMEndpoint, usage: Any):
+    endpoint.change = lambda body: body | {"usage": usage}
+    config = config_for(endpoint.url)
+    engine = open_engine(config)
+    engine.vectors([[97]])
+    assert (engine.billed, engine.cached_tokens) == ((0, 0), 0)
+
+
+def test_a_usage_without_measure_does_not_overflow_the_sums(endpoint: LLMEndpoint, prompted: Any, tmp_path: Path):  # noqa: F811
+    endpoint.change = lambda body: body | {"usage": {"prompt_tokens": 10**40}}
+    summary, _ = asked(config_for(endpoint.url, max_prompt_tokens=60), prompted, tmp_path)
+    assert summary["billed"] > 0
+
+
+def test_an_address_that_names_no_host_is_told():
+    with pytest.raises(EndpointError, match="http://xn--/v1/embeddings: no answer"):
+        open_engine(config_for("http://xn--/v1", http_retries=0))
+
+
 def test_a_prompt_that_is_refused_and_a_vector_that_is_none_are_errors_of_their_rows(
     endpoint: LLMEndpoint,
     prompted: Any,  # noqa: F811
@@ -191,7 +298,7 @@ def test_a_prompt_that_is_refused_and_a_vector_that_is_none_are_errors_of_their_
     errors = strings(table["error"])
     assert errors[0] == "FloatingPointError: the hidden state is not finite in float16"
     assert errors[2] == ""
-    assert errors[4] == "RefusedPromptError: the endpoint refuses it with 400 Bad Request: I will not read that"
+    assert errors[4] == "the endpoint refuses it with 400 Bad Request: I will not read that"
     assert errors[EMPTY]
     assert errors[LONG]
     assert (summary["failed"], summary["empty"]) == (4, 1)
