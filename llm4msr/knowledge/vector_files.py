@@ -18,6 +18,7 @@ from upath import UPath
 
 from llm4msr import ray_session, storage
 from llm4msr.arrays import Array, Column
+from llm4msr.errors import StorageError
 from llm4msr.knowledge import item_vectors
 from llm4msr.knowledge.index import RowGroup
 from llm4msr.knowledge.rows import good_rows, read_vectors, row_groups
@@ -30,6 +31,8 @@ ITEMS_ROWS = 1 << 13
 """Items of a file."""
 FEW = 4
 """Files that this process writes by itself: to start Ray would take longer."""
+_ABOUT = b"llm4msr"
+"""Under which a file's schema says whose vectors they are."""
 
 _CARD = """---
 configs:
@@ -71,10 +74,12 @@ def export(output: StageOutput, data: StageOutput, to: str) -> StageOutput:
         to: where; the version gets a folder of its own name there.
 
     Raises:
-        StorageError: a file of the version is missing or damaged, or nothing can be written there.
+        StorageError: a file of the version is missing or damaged, nothing can be written there, or something else
+            lies there.
     """
     parts = [*_parts(output, "users"), *_parts(output, "scenarios")]
-    inputs = {"extract": output.manifest.fingerprint, "model": str(output.manifest.inputs.get("model", ""))}
+    inputs = {"extract": output.manifest.fingerprint}
+    inputs |= {name: str(output.manifest.inputs.get(name, "")) for name in ("model", "revision")}
     about = inputs | {"version": str(output.manifest.info.get("version", 0))}
 
     def build(folder: UPath) -> StageResult:
@@ -86,7 +91,14 @@ def export(output: StageOutput, data: StageOutput, to: str) -> StageOutput:
         return StageResult(files=files, rows=sum(record.rows for record in records.values()))
 
     folder = storage.path(to) / output.folder.name
-    return storage.publish(folder, STAGE, output.manifest.seed, {}, inputs, build, resumable=True)
+    written = storage.publish(folder, STAGE, output.manifest.seed, {}, inputs, build, resumable=True)
+    if written.manifest.stage != STAGE:
+        raise StorageError(f"{folder}: holds the output of stage '{written.manifest.stage}'; choose another folder")
+    if (then := written.manifest.inputs.get("revision", "")) != inputs["revision"]:
+        raise StorageError(
+            f"{folder}: vectors of revision {then}, now it is {inputs['revision']}; delete it, or choose another folder"
+        )
+    return written
 
 
 def _parts(output: StageOutput, kind: str) -> list[Part]:
@@ -94,10 +106,8 @@ def _parts(output: StageOutput, kind: str) -> list[Part]:
 
 
 def _write_parts(parts: Sequence[Part], folder: UPath, about: dict[str, str]) -> dict[str, FileRecord]:
-    there = storage.files_below(folder)
-    records = {part.file: storage.record_file(folder / part.file) for part in parts if part.file in there}
-    todo = [part._asdict() for part in parts if part.file not in there]
-    with track("export vectors", len(parts), len(records)) as progress:
+    records, todo = dict[str, FileRecord](), [part._asdict() for part in parts]
+    with track("export vectors", len(parts)) as progress:
         for written in ray_session.run_each(_write_part, todo, few=FEW, folder=str(folder), about=about):
             records[written.pop("file")] = FileRecord.model_validate(written)
             progress.advance(1)
@@ -105,13 +115,24 @@ def _write_parts(parts: Sequence[Part], folder: UPath, about: dict[str, str]) ->
 
 
 def _write_part(batch: pa.Table, folder: str, about: dict[str, str]) -> pa.Table:
-    """Write one file; gives back a row with its name and record."""
+    """Write one file unless an earlier run has; gives back a row with its name and record."""
     part = Part(**batch.to_pylist()[0])
-    rows = read_vectors(RowGroup(part.uri, part.checksum, part.number))
-    rows = rows.filter(pa.array(good_rows(rows)))
-    table = vector_table(rows["raw_id"], to_matrix(rows["vector"]), about | {"kind": part.file.partition("/")[0]})
-    record = storage.write_table(storage.path(folder) / part.file, table)
+    file, about = storage.path(folder) / part.file, about | {"kind": part.file.partition("/")[0]}
+    if _is_written(file, about):
+        record = storage.record_file(file)
+    else:
+        rows = read_vectors(RowGroup(part.uri, part.checksum, part.number))
+        rows = rows.filter(pa.array(good_rows(rows)))
+        record = storage.write_table(file, vector_table(rows["raw_id"], to_matrix(rows["vector"]), about))
     return pa.Table.from_pylist([{"file": part.file, **record.model_dump()}])
+
+
+def _is_written(file: UPath, about: dict[str, str]) -> bool:
+    """Whether the file is there, and says the same of itself."""
+    if not file.exists():
+        return False
+    with storage.open_parquet(file) as parquet:
+        return (parquet.schema_arrow.metadata or {}).get(_ABOUT) == json.dumps(about).encode()
 
 
 def _write_items(output: StageOutput, data: StageOutput, folder: UPath, about: dict[str, str]) -> dict[str, FileRecord]:
@@ -132,7 +153,7 @@ def _write_items(output: StageOutput, data: StageOutput, folder: UPath, about: d
 def vector_table(ids: Column, vectors_NZ: Array, about: dict[str, str]) -> pa.Table:
     """id string and vector fixed_size_list<float32>[Z], with what they are in the schema's metadata as JSON."""
     layout = pa.schema(
-        {"id": pa.string(), "vector": pa.list_(pa.float32(), vectors_NZ.shape[1])}, {"llm4msr": json.dumps(about)}
+        {"id": pa.string(), "vector": pa.list_(pa.float32(), vectors_NZ.shape[1])}, {_ABOUT: json.dumps(about)}
     )
     columns: list[Any] = [ids.cast(pa.string()), to_column(vectors_NZ.astype(np.float32))]
     return pa.Table.from_arrays(columns, schema=layout)

@@ -44,8 +44,8 @@ class Events:
         self._caught_up = False
 
     def of(self, user_id: str) -> Sequence[RecentEvent]:
-        """The latest of a user, in the order of time; none where the model in service does not rank by them."""
-        return self._recent.of(user_id) if self._live.ranker.knowledge.reads_history else ()
+        """The latest of a user, in the order of time."""
+        return self._recent.of(user_id)
 
     async def keep(self, events: list[NewEvent]) -> EventsKept:
         """Log events.

@@ -73,7 +73,9 @@ class Replica:
             for _ in range(READS):
                 await asyncio.sleep(0)
             begun = time.monotonic()
-            recent = [self.events.of(request.user_id) for request in requests] if self.events is not None else None
+            recent = None
+            if self.events is not None and ranker.knowledge.reads_history:
+                recent = [self.events.of(request.user_id) for request in requests]
             responses = ranker.rank_many(requests, [request_id] * len(requests), recent)
             self.metrics.observe(ranker.model_version, time.monotonic() - begun, candidates, responses)
             return responses

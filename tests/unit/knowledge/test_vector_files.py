@@ -90,6 +90,32 @@ def test_what_an_interrupted_run_has_written_is_not_written_again(
     assert output.manifest.rows == len(exported(folder, "users")) + len(list(_rows(folder, "scenarios")))
 
 
+def of_revision(version: StageOutput, revision: str) -> StageOutput:
+    """The same version as if it had been made anew, since its model is another one."""
+    inputs = {**version.manifest.inputs, "revision": revision}
+    return StageOutput(version.folder, version.manifest.model_copy(update={"inputs": inputs}))
+
+
+def test_vectors_of_another_model_are_not_taken_for_those_of_this_one(world: World, tmp_path: Path) -> None:
+    version = make_version(world, tmp_path, "one", 2)
+    before, now = of_revision(version, "before"), of_revision(version, "now")
+    vector_files.export(before, world.data, str(tmp_path / "to"))
+    with pytest.raises(StorageError, match=r"one: vectors of revision before, now it is now; delete it, or choose"):
+        vector_files.export(now, world.data, str(tmp_path / "to"))
+    (tmp_path / "to" / "one" / "manifest.json").unlink()
+    vector_files.export(now, world.data, str(tmp_path / "to"))
+    for file in sorted((tmp_path / "to" / "one").rglob("*.parquet")):
+        assert json.loads(pq.read_schema(file).metadata[b"llm4msr"])["revision"] == "now"
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_stays(world: World, tmp_path: Path) -> None:
+    version = make_version(world, tmp_path, "one", 2)
+    before = storage.files_below(version.folder)
+    with pytest.raises(StorageError, match=r"one: holds the output of stage 'extract'; choose another folder"):
+        vector_files.export(version, world.data, str(tmp_path))
+    assert storage.files_below(version.folder) == before
+
+
 def _rows(folder: Path, kind: str) -> list[str]:
     return exported(folder, kind)["id"].to_pylist() if (folder / kind).exists() else []
 
