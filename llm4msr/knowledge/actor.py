@@ -88,6 +88,11 @@ class AskLLM:
                 f"{self.revision}, planned was {planned.revision}; give every machine the same files, and run "
                 "`llm4msr extract` again"
             )
+        if self.task == "vectors" and self.pass_.width not in (0, engine.width):
+            raise EndpointError(
+                f"extract.model = '{self.config.extract.model}': gives vectors of {engine.width} numbers, earlier "
+                f"versions have {self.pass_.width}; if another model answers there now, raise extract.http_revision"
+            )
         return engine
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -105,6 +110,7 @@ class AskLLM:
 
         Raises:
             StorageError: the model cannot be loaded, or is not the one that was planned.
+            EndpointError: the endpoint fails, or has another model than before.
         """
         name = shard["file"][0].as_py()
         rows = self._reading.submit(self._read, name, shard).result()

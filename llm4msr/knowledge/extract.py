@@ -32,7 +32,7 @@ from llm4msr.knowledge.shards import SHARD_FOLDERS, Pass
 from llm4msr.knowledge.snapshots import KIND
 from llm4msr.knowledge.sources import ITEM_KINDS, Source, sources, texts_of_items
 from llm4msr.knowledge.user_pooling import pool_users
-from llm4msr.knowledge.versions import version_number
+from llm4msr.knowledge.versions import readable_manifests, version_number
 from llm4msr.knowledge.words import Words
 from llm4msr.knowledge.work import Shard, Work
 from llm4msr.progress import say
@@ -195,11 +195,20 @@ def _run_passes(
         as_read = config.model_copy(update={"extract": source.extract})
         mine = [shard for shard in work.shards if shard.kind in source.kinds]
         counted = mine and source.name == "words"
+        width = _width_before(config, work.readers["scenarios"].revision) if source.name == "llm" else 0
         words = Words.fit(texts_of_items(data)(), config.extract.pool_dim) if counted else None
         for task, shards in _tasks(source, mine).items():
-            pass_ = Pass(task, as_read, str(folder), work.readers, scenarios, source.name)
+            pass_ = Pass(task, as_read, str(folder), work.readers, scenarios, source.name, width)
             results[pass_.name] = run_pass(pass_, shards, words)
     return results
+
+
+def _width_before(config: Config, revision: str) -> int:
+    """Width of the LLM's vectors in the newest version that one of this revision read; 0 if there is none."""
+    for manifest in readable_manifests(config):
+        if revision in manifest.inputs.get("revision", "").split(number_format.JOINT):
+            return int(manifest.info.get("scenario_width", 0))
+    return 0
 
 
 def _tasks(source: Source, shards: list[Shard]) -> dict[Task, list[Shard]]:

@@ -32,6 +32,8 @@ class Pass:
     scenarios: list[str]
     """Raw ids, in the order of their numbers."""
     source: SourceName = "llm"
+    width: int = 0
+    """Of the vectors that earlier versions have of the same model; 0 where there are none."""
 
     @property
     def name(self) -> str:

@@ -156,3 +156,19 @@ def test_an_endpoint_that_fails_in_a_pass_costs_the_shards_in_flight_alone(
     assert output.manifest.continued
     assert finished.isdisjoint(endpoint.prompts[before:])
     assert output.manifest.failed == output.manifest.info["users_without_likes"]
+
+
+def test_another_model_of_another_width_at_the_same_address_is_told_before_it_is_asked(
+    ray_session: None, spine: Spine, experiment: MakeExperiment
+) -> None:
+    with LLMEndpoint() as endpoint:
+        made = experiment(over_http(endpoint.url, max_users=10), {"prepare": spine.folder("prepare")})
+        pipeline.extract(made.config)
+        endpoint.width, before = 5, len(endpoint.prompts)
+        extract = made.config.extract.model_copy(update={"max_users": 20})
+        with pytest.raises(EndpointError, match=r"of 5 numbers, earlier versions have 4; .*http_revision"):
+            pipeline.extract(made.config.model_copy(update={"extract": extract}))
+        assert len(endpoint.prompts) == before
+        extract = extract.model_copy(update={"http_revision": "2"})
+        output = pipeline.extract(made.config.model_copy(update={"extract": extract}))
+        assert output.manifest.info["width"] == 5

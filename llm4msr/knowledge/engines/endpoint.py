@@ -25,6 +25,13 @@ T = TypeVar("T", bound=msgspec.Struct)
 REFUSED = (400, 413, 422)
 """What an endpoint answers if it is the prompt that it cannot take."""
 RETRIED = (429, *range(500, 600))
+CHECK = {
+    300: "extract.http_url, since no redirect is followed",
+    401: "extract.http_key_variable",
+    403: "extract.http_key_variable",
+    404: "extract.http_url and model",
+}
+"""What to look at, by status; 300 stands for all from there to 399."""
 LONGEST_WAIT_S = 300.0
 """Between two tries, however long the endpoint asks for."""
 
@@ -83,8 +90,8 @@ class Endpoint:
         said = self._public(_message(response.content))
         if response.status_code in REFUSED:
             return RefusedPromptError(f"the endpoint refuses it with {status}: {said}")
-        advice = {401: "extract.http_key_variable", 403: "extract.http_key_variable", 404: "extract.http_url and model"}
-        check = f"; check {advice[response.status_code]}" if response.status_code in advice else ""
+        kind = 300 if response.status_code // 100 == 3 else response.status_code
+        check = f"; check {CHECK[kind]}" if kind in CHECK else ""
         return EndpointError(f"{url}: {status}: {said}{check}")
 
     def _public(self, message: str) -> str:

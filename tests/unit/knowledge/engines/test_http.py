@@ -127,7 +127,7 @@ def test_a_busy_endpoint_is_asked_again(endpoint: LLMEndpoint):
         (200, b'{"data": []}', "0 vectors for 1 prompts"),
         (200, b"[" * 100_000, "not what an OpenAI-style endpoint answers"),
         (200, b" " * (1 << 21), "an answer of more than"),
-        (302, b"", "302"),
+        (302, b"", "302 Found: ; check extract.http_url, since no redirect is followed"),
     ],
 )
 def test_whatever_is_no_good_answer_is_told(
@@ -221,10 +221,10 @@ def test_the_key_of_the_environment_is_sent_and_must_be_there(endpoint: LLMEndpo
     assert endpoint.keys == [f"Bearer {KEY}", ""]
 
 
-def asked(config: ExtractConfig, rows: Any, folder: Path) -> tuple[dict[str, Any], Any]:
+def asked(config: ExtractConfig, rows: Any, folder: Path, width: int = 0) -> tuple[dict[str, Any], Any]:
     whole = config_of(folder).model_copy(update={"extract": config.model_copy(update={"dtype": ""})})
     reader = Reader.of(whole, model_revision(config), open_tokenizer(config).frame)
-    actor = AskLLM(Pass("vectors", whole, str(folder / "out"), {"users": reader}, []))
+    actor = AskLLM(Pass("vectors", whole, str(folder / "out"), {"users": reader}, [], width=width))
     (summary,) = actor.ask(rows).to_pylist()
     return summary, storage.read_table(storage.path(folder / "out" / "vectors" / FILE))
 
@@ -312,6 +312,18 @@ def test_an_endpoint_that_fails_is_no_rows_fault(endpoint: LLMEndpoint, prompted
     with pytest.raises(EndpointError, match="401"):
         asked(config_for(endpoint.url, max_prompt_tokens=60), prompted, tmp_path)
     assert not (tmp_path / "out" / "vectors").exists()
+
+
+def test_another_width_than_earlier_versions_have_is_told_before_any_row(
+    endpoint: LLMEndpoint,
+    prompted: Any,  # noqa: F811
+    tmp_path: Path,
+):
+    config = config_for(endpoint.url, max_prompt_tokens=60)
+    with pytest.raises(EndpointError, match=r"of 4 numbers, earlier versions have 5; .*http_revision"):
+        asked(config, prompted, tmp_path, width=5)
+    assert endpoint.prompts == []
+    asked(config, prompted, tmp_path, width=4)
 
 
 def test_a_model_behind_an_endpoint_is_known_by_what_one_can_say_of_it(llama: Path):
