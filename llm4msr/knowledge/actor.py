@@ -195,7 +195,8 @@ class AskLLM:
             distinct = {first: at for at, first in enumerate(dict.fromkeys(each))}
             with np.errstate(over="ignore"):
                 halves = self.engine.vectors([shard.tokens[first] for first in distinct]).astype(np.float16)
-            finite, places = np.isfinite(halves).all(1), [distinct[first] for first in each]
+            finite = np.asarray(np.isfinite(halves).all(axis=1))
+            places = [distinct[first] for first in each]
             for row, place in zip(rows, places, strict=True):
                 if not finite[place]:
                     shard.errors[row] = self.engine.refused.get(place, NOT_FINITE)

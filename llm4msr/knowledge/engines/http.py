@@ -98,8 +98,9 @@ class HttpEngine:
         self, tokens: Sequence[list[int]], max_tokens: int, schemas: Sequence[JsonSchema] | None = None
     ) -> list[str]:
         """Answers at temperature 0 to the texts whose letters these are; raises as `vectors` does."""
-        each = zip(map(text, tokens), schemas or [None] * len(tokens), strict=True)
-        texts = self._ask([self._answer(at, prompt, max_tokens, it) for at, (prompt, it) in enumerate(each)])
+        each: Sequence[JsonSchema | None] = schemas or [None] * len(tokens)
+        asked = enumerate(zip(map(text, tokens), each, strict=True))
+        texts = self._ask([self._answer(at, prompt, max_tokens, schema) for at, (prompt, schema) in asked])
         return [answer.strip() for answer in texts]
 
     def _ask(self, requests: Sequence[Coroutine[Any, Any, A]]) -> list[A]:
