@@ -13,12 +13,12 @@ from llm4msr.config.training import TrainConfig
 Value = bool | int | float | str | tuple[int, ...]
 
 SECTIONS: dict[str, type[Section]] = {"model": ModelConfig, "train": TrainConfig}
-FIXED = {"backbone", "knowledge", "control", "match", "past", "epochs", "warm_start"}
+FIXED = {"backbone", "knowledge", "control", "match", "past", "epochs", "patience", "warm_start"}
 """Keys that decide which models are compared, on what and for how long."""
 
 
 class Range(Section):
-    """Numbers between two bounds; whole ones where both bounds are."""
+    """Numbers between two bounds; whole ones where the key has whole numbers."""
 
     min: int | float
     """The smallest."""

@@ -2,20 +2,22 @@
 epoch by its best validation AUC so far.
 
 What is slow is stopped early (ASHA). Since that AUC never falls, the best trial is never one that was stopped: whatever
-stopped it would be better. So training again with the best settings comes to the very AUC that was found here.
+stopped it would be better, unless that one failed later. So training again with the best settings comes to the very AUC
+that was found here.
 
 Each trial that has ended leaves one JSON file, from which an interrupted search goes on; a trial that had not ended
-begins anew. Ray Tune's own state, which could be restored instead, is made of pickles, and whoever can write to the
-storage could have them run anything: it goes to a temporary folder and is never read.
+begins anew. One search at a time works on the trials of a model. Ray Tune's own state, which could be restored instead,
+is made of pickles, and whoever can write to the storage could have them run anything: it goes to a temporary folder and
+is never read.
 """
 
-import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, TypedDict
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig
 from ray.tune.schedulers import AsyncHyperBandScheduler
@@ -27,7 +29,8 @@ from llm4msr.config import Config
 from llm4msr.config.tuning import Values
 from llm4msr.errors import ConfigError
 from llm4msr.progress import Track, say, track
-from llm4msr.storage import StageOutput
+from llm4msr.storage import StageOutput, lock
+from llm4msr.text import first_line
 from llm4msr.training import search_space
 from llm4msr.training.checkpoint import Checkpoint
 from llm4msr.training.search_space import Settings
@@ -40,9 +43,13 @@ MAX_FAILURES = 2
 """Times that a trial whose process died begins anew."""
 
 
-class Trial(TypedDict):
+class Trial(BaseModel):
     """One training, as its file has it."""
 
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    number: int
+    """How many had ended before it."""
     settings: Settings
     aucs: list[float]
     """The best validation AUC so far, after each epoch."""
@@ -53,10 +60,10 @@ class Trial(TypedDict):
     """Why it could not go on; empty if nothing was wrong."""
     seconds: float
 
-
-def best(trial: Trial) -> float:
-    """Its best validation AUC; 0 if its first epoch failed."""
-    return max(trial["aucs"], default=0.0)
+    @property
+    def best(self) -> float:
+        """Its best validation AUC; 0 if it failed, since training again with its settings would fail too."""
+        return 0.0 if self.error else max(self.aucs, default=0.0)
 
 
 class Job(TypedDict):
@@ -77,27 +84,37 @@ def search(
     Raises:
         ConfigError: the extra for the search is missing, this Ray lacks a GPU, or training fails with its own settings.
     """
-    own = search_space.own_settings(config, space)
-    wanted = search_space.draw(config, space, config.tune.trials) if config.tune.search == "random" else [own]
-    ended = _read_all(folder)
-    domains = search_space.domains(space)
-    if config.tune.search == "random":
-        ended = {name: trial for name, trial in ended.items() if trial["settings"] in wanted}
-        missing = [one for one in wanted if _name(one) not in ended]
-        searcher, left = BasicVariantGenerator(points_to_evaluate=missing), len(missing)
-    else:
-        missing = [own] if _name(own) not in ended else []
-        searcher, left = _optuna(config, domains, missing, ended), config.tune.trials - len(ended)
-        domains = {}  # which it has
-    if left > 0:
-        label = f"tune {config.model.backbone} {config.model.variant}"
-        with track(label, left + len(ended), len(ended)) as progress:
-            keeper = _Keeper(config, own, folder, ended, progress)
-            _run(_job(config, data, knowledge), domains, searcher, left, keeper)
+    own, trials = search_space.own_settings(config, space), config.tune.trials
+    with lock.hold(folder):
+        ended = _read_all(folder)
+        if config.tune.search == "random":
+            wanted = search_space.draw(config, space, trials)
+            ended = {name: trial for name, trial in ended.items() if trial.settings in wanted}
+            missing = [one for one in wanted if _name(one) not in ended]
+            left = len(missing)
+        else:
+            ended = _earliest(ended, _name(own), trials)
+            missing = [] if _name(own) in ended else [own]
+            left = trials - len(ended)
+        if left:
+            domains = search_space.domains(space)
+            searcher: Any = BasicVariantGenerator(points_to_evaluate=missing)
+            if config.tune.search == "optuna":
+                searcher, domains = _optuna(config, domains, missing, ended.values()), {}  # which it has
+            label = f"tune {config.model.backbone} {config.model.variant}"
+            with track(label, left + len(ended), len(ended)) as progress:
+                keeper = _Keeper(config, own, folder, ended, progress)
+                _run(_job(config, data, knowledge), domains, searcher, left, keeper)
     first = ended.pop(_name(own))
-    if first["error"]:
-        raise ConfigError(first["error"])
-    return [first, *sorted(ended.values(), key=best, reverse=True)]
+    if first.error:
+        raise ConfigError(first.error)
+    return [first, *sorted(ended.values(), key=lambda trial: trial.best, reverse=True)]
+
+
+def _earliest(ended: Mapping[str, Trial], own: str, most: int) -> dict[str, Trial]:
+    """The config's own trial and those that ended first, so many in all, as an earlier search may have had more."""
+    others = sorted(ended.keys() - {own}, key=lambda name: ended[name].number)
+    return {name: ended[name] for name in [own, *others[: most - 1]] if name in ended}
 
 
 def _job(config: Config, data: StageOutput, knowledge: StageOutput | None) -> Job:
@@ -160,8 +177,8 @@ def _train(settings: Settings, job: Job) -> None:
     assert prepared is not None
     try:
         fit(config, Dataset.open(config, prepared, extracted), None, report)
-    except ConfigError as error:  # a step that was too large: other settings may do
-        tune.report({**latest, "error": str(error)})
+    except (ConfigError, torch.OutOfMemoryError) as error:  # too large a step, or model: other settings may do
+        tune.report({**latest, "error": first_line(error)})
 
 
 class _Keeper(Callback):
@@ -169,7 +186,7 @@ class _Keeper(Callback):
 
     def __init__(self, config: Config, own: Settings, folder: UPath, ended: dict[str, Trial], progress: Track):
         self.config, self.folder, self.ended, self.progress = config, folder, ended, progress
-        self.scheduler = _Halving(own, config.train.epochs, list(ended.values()))
+        self.scheduler = _Halving(own, config.train.epochs, ended.values())
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Ray Tune in this process."""
@@ -179,6 +196,7 @@ class _Keeper(Callback):
         t = self.config.train
         epochs, patience = len(result["aucs"]), t.patience
         kept = Trial(
+            number=len(self.ended),
             settings=trial.config,
             aucs=result["aucs"],
             best_epoch=result["best_epoch"],
@@ -186,16 +204,17 @@ class _Keeper(Callback):
             error=result["error"],
             seconds=round(result["time_total_s"], 1),
         )
-        name = _name(kept["settings"])
-        storage.write_bytes(self.folder / f"{name}.json", json.dumps(kept, allow_nan=False).encode())
+        name = _name(kept.settings)
+        storage.write_bytes(self.folder / f"{name}.json", kept.model_dump_json().encode())
         self.ended[name] = kept
-        self.progress.advance(1, f"best validation AUC {max(map(best, self.ended.values())):.4f}")
+        best = max(trial.best for trial in self.ended.values())
+        self.progress.advance(1, f"best validation AUC {best:.4f}")
 
 
 class _Halving(AsyncHyperBandScheduler):
     """ASHA that knows the trials of an interrupted search, and lets the config's own settings train to their end."""
 
-    def __init__(self, own: Settings, epochs: int, ended: Sequence[Trial]):
+    def __init__(self, own: Settings, epochs: int, ended: Iterable[Trial]):
         super().__init__(
             time_attr="epoch",
             metric=AUC,
@@ -205,10 +224,10 @@ class _Halving(AsyncHyperBandScheduler):
             reduction_factor=KEPT,
         )
         self.own = own
-        for number, trial in enumerate(ended):
-            past = SimpleNamespace(trial_id=f"ended-{number}", config=trial["settings"])
+        for number, trial in enumerate(trial for trial in ended if not trial.error):
+            past = SimpleNamespace(trial_id=f"ended-{number}", config=trial.settings)
             self.on_trial_add(None, past)
-            for epoch, auc in enumerate(trial["aucs"], start=1):
+            for epoch, auc in enumerate(trial.aucs, start=1):
                 self.on_trial_result(None, past, {"epoch": epoch, AUC: auc})
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -217,7 +236,7 @@ class _Halving(AsyncHyperBandScheduler):
         return self.CONTINUE if trial.config == self.own else decision
 
 
-def _optuna(config: Config, domains: dict[str, Any], first: list[Settings], ended: Mapping[str, Trial]) -> Any:
+def _optuna(config: Config, domains: dict[str, Any], first: list[Settings], ended: Iterable[Trial]) -> Any:
     """Optuna's search (TPE), which knows the trials that have ended."""
     try:
         import optuna
@@ -228,8 +247,8 @@ def _optuna(config: Config, domains: dict[str, Any], first: list[Settings], ende
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     converted = OptunaSearch.convert_search_space(domains)
     searcher = OptunaSearch(converted, metric=AUC, mode="max", points_to_evaluate=first, seed=config.seed % (1 << 32))
-    for trial in ended.values():
-        searcher.add_evaluated_point(trial["settings"], best(trial))
+    for trial in ended:
+        searcher.add_evaluated_point(trial.settings, trial.best)
     return searcher
 
 
@@ -240,11 +259,12 @@ def _name(settings: Settings) -> str:
 def _read_all(folder: UPath) -> dict[str, Trial]:
     """The trials that have ended, by name; what cannot be read is tried again."""
     trials: dict[str, Trial] = {}
-    for name in sorted(storage.files_below(folder)):
+    for file in sorted(storage.files_below(folder)):
         try:
-            trial = json.loads(storage.read_bytes(folder / name))
-            if trial.keys() == Trial.__annotations__.keys() and name == f"{_name(trial['settings'])}.json":
-                trials[name.removesuffix(".json")] = trial
-        except (ValueError, AttributeError, TypeError):
-            say(f"  {folder / name}: damaged; this trial runs again")
+            trial = Trial.model_validate_json(storage.read_bytes(folder / file))
+        except ValidationError:
+            say(f"  {folder / file}: damaged; this trial runs again")
+            continue
+        if file == f"{_name(trial.settings)}.json":
+            trials[_name(trial.settings)] = trial
     return trials

@@ -79,7 +79,8 @@ def _with_own(name: str, values: Values, own: Any) -> Values:
             f"tune.space.{name}: a range by orders of magnitude has no {own}, which the config has; give a list of "
             "values, or the key itself another one"
         )
-    return values.model_copy(update={"min": min(values.min, own), "max": max(values.max, own)})
+    kind = type(own)  # a share's range may be written with the bound 0, a width's with 8.0
+    return values.model_copy(update={"min": kind(min(values.min, own)), "max": kind(max(values.max, own))})
 
 
 def domains(space: Mapping[str, Values]) -> dict[str, Any]:
@@ -114,16 +115,17 @@ def draw(config: Config, space: Mapping[str, Values], trials: int) -> list[Setti
     for _ in range(DRAWS * trials):
         if len(settings) == trials:
             break
-        drawn = {key: _short(domain.sample(random_state=rng)) for key, domain in by_key.items()}
+        drawn = {key: _draw(domain, rng) for key, domain in by_key.items()}
         if drawn not in settings:
             settings.append(drawn)
     return settings
 
 
-def _short(value: float | int | str) -> float | int | str:
-    """A float of few digits; anything else as it is, in Python's own types."""
+def _draw(domain: Any, rng: np.random.Generator) -> float | int | str:
+    """A float of few digits, anything else as it is, in Python's own types."""
+    value = domain.sample(random_state=rng)
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
+        return min(max(float(f"{value:.{DIGITS}g}"), domain.lower), domain.upper)
     return value if isinstance(value, str) else int(value)
 
 

@@ -19,7 +19,7 @@ from llm4msr.training import search_space
 from llm4msr.training import train as train_stage
 from llm4msr.training.results import PLAIN
 from llm4msr.training.row_files import RowFiles
-from llm4msr.training.search import Trial, best, search
+from llm4msr.training.search import Trial, search
 
 VERSION = 1
 TRIALS = "trials"
@@ -35,12 +35,12 @@ class Tuned(NamedTuple):
     @property
     def winner(self) -> Trial:
         """The trial with the best validation AUC."""
-        return max(self.trials, key=best)
+        return max(self.trials, key=lambda trial: trial.best)
 
     @property
     def result(self) -> Config:
         """The config with the winner's values, and nothing more to tune."""
-        config = search_space.with_settings(self.config, self.winner["settings"])
+        config = search_space.with_settings(self.config, self.winner.settings)
         return Config.model_validate(config.model_dump(exclude_unset=True, exclude={"tune"}))
 
 
@@ -114,20 +114,20 @@ def _build(
         name = f"{one.config.model.variant}.toml"
         storage.write_bytes(folder / name, _toml(one).encode())
         files[name] = 1
-        say(f"  {folder / name}: validation AUC {best(one.winner):.4f} (as configured {best(one.trials[0]):.4f})")
+        say(f"  {folder / name}: validation AUC {one.winner.best:.4f} (as configured {one.trials[0].best:.4f})")
     info = {"tuned": {one.config.model.variant: _summary(one) for one in tuned}, "warnings": []}
     return StageResult(files=files, rows=partitions.rows(data, "train"), info=info)
 
 
 def _readable(trial: Trial) -> dict[str, object]:
-    return {**trial, "settings": search_space.values_of(trial["settings"])}
+    return {**trial.model_dump(), "settings": search_space.values_of(trial.settings)}
 
 
 def _summary(one: Tuned) -> dict[str, object]:
     return {
-        "valid_auc_as_configured": best(one.trials[0]),
-        "valid_auc": best(one.winner),
-        "settings": search_space.values_of(one.winner["settings"]),
+        "valid_auc_as_configured": one.trials[0].best,
+        "valid_auc": one.winner.best,
+        "settings": search_space.values_of(one.winner.settings),
         "trials": len(one.trials),
     }
 
@@ -137,8 +137,8 @@ def _toml(one: Tuned) -> str:
     written = dump(one.result, defaults=False)
     hidden = mask(written)
     lines = [
-        f"# Tuned in {len(one.trials)} trials: validation AUC {best(one.winner):.6f} after epoch "
-        f"{one.winner['best_epoch']}, {best(one.trials[0]):.6f} as configured.",
+        f"# Tuned in {len(one.trials)} trials: validation AUC {one.winner.best:.6f} after epoch "
+        f"{one.winner.best_epoch}, {one.trials[0].best:.6f} as configured.",
         *(["# Write in what *** stands for: it was secret."] if hidden != written else []),
     ]
     return "\n".join([*lines, hidden, ""])
@@ -151,15 +151,15 @@ def _table(tuned: Sequence[Tuned]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for one in tuned:
-        before, after, trials = best(one.trials[0]), best(one.winner), one.trials
-        stopped, failed = sum(trial["stopped"] for trial in trials), sum(bool(trial["error"]) for trial in trials)
-        seconds = sum(trial["seconds"] for trial in trials)
+        before, after, trials = one.trials[0].best, one.winner.best, one.trials
+        stopped, failed = sum(trial.stopped for trial in trials), sum(bool(trial.error) for trial in trials)
+        seconds = sum(trial.seconds for trial in trials)
         lines.append(
             f"| `{one.config.model.variant}` | {before:.4f} | {after:.4f} | {signed(after - before)} | {len(trials)} | "
             f"{stopped} | {failed} | {seconds:.0f} s |"
         )
     for one in tuned:
-        values = search_space.values_of(one.winner["settings"]).items()
+        values = search_space.values_of(one.winner.settings).items()
         said = ", ".join(f"{key} = {as_toml(value)}" for key, value in values)
         lines += ["", f"`{one.config.model.variant}`: {said}"]
     return "\n".join([*lines, "", CAVEAT, ""])

@@ -25,6 +25,7 @@ SPACE = {
         ({"model": {"knowledge": ["user"]}}, "model.knowledge cannot be tuned"),
         ({"model": {"backbone": ["star"]}}, "model.backbone cannot be tuned"),
         ({"train": {"workers": [1, 2]}}, "train.workers cannot be tuned"),
+        ({"train": {"patience": [1, 9]}}, "train.patience cannot be tuned"),  # a budget, as epochs are
         ({"train": {"epochs": [1, 2]}}, "train.epochs cannot be tuned"),
         ({"model": {"dropout": [0.1, 1.5]}}, "model.dropout cannot be 1.5"),
         ({"model": {"dropout": {"min": 0.0, "max": 1.5}}}, "model.dropout cannot be 1.5"),

@@ -55,6 +55,20 @@ def test_values_stay_within_the_space(tmp_path: Path):
     assert sum(rate < 1e-2 for rate in rates) > len(rates) / 3, "not by orders of magnitude"
 
 
+def test_a_range_has_numbers_of_the_keys_kind_however_its_bounds_are_written(tmp_path: Path):
+    space = {"model": {"embedding_dim": {"min": 2.0, "max": 9.0}}, "train": {"weight_decay": {"min": 0, "max": 1}}}
+    config = tuned(tmp_path, space)
+    drawn = [with_settings(config, settings) for settings in draw(config, space_of(config), 20)]
+    assert {type(one.model.embedding_dim) for one in drawn} == {int}
+    assert len({one.train.weight_decay for one in drawn}) > 10
+
+
+def test_a_number_of_few_digits_is_within_its_range_too(tmp_path: Path):
+    config = tuned(tmp_path, {"model": {"dropout": {"min": 0.99991, "max": 0.99999}}}, model={"dropout": 0.99995})
+    for settings in draw(config, space_of(config), 10):
+        assert 0.99991 <= with_settings(config, settings).model.dropout <= 0.99999
+
+
 def test_the_own_value_widens_the_space(tmp_path: Path):
     space = {"model": {"dropout": [0.3]}, "train": {"learning_rate": {"min": 1e-3, "max": 1e-2}}}
     config = tuned(tmp_path, space, model={"dropout": 0.05}, train={"learning_rate": 0.5})
