@@ -76,10 +76,8 @@ def run_workers(
         _show_progress(epochs, label, config.train.epochs, track_epoch),
     ):
         result = _fit(_trainer(config, job, folder))
-    if result.error is not None:
-        raise result.error
-    if result.return_value is not None:
-        raise result.return_value
+        if error := result.error or result.return_value:
+            raise error
     if result.checkpoint is None:
         raise ConfigError(f"{folder}: training ended without a checkpoint; delete that folder and run again")
     with result.checkpoint.as_directory() as saved:

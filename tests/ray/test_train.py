@@ -91,6 +91,20 @@ def test_a_loss_that_is_not_finite_ends_training_at_the_first_try(
     assert len(list((folder / "tensorboard").iterdir())) == 1, "every try leaves one file"
 
 
+def test_a_tracker_is_told_that_training_failed(
+    ready: dict[str, Path], experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    run = experiment({"train.tracker": "mlflow", "train.learning_rate": 1e30}, ready)
+    with pytest.raises(ConfigError, match="not finite in epoch 1"):
+        pipeline.train(run.config)
+    client = mlflow.MlflowClient()
+    projects = [one.experiment_id for one in client.search_experiments()]
+    assert [one.info.status for one in client.search_runs(projects)] == ["FAILED"]
+
+
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     """A head and a node, one CPU each, apart from the Ray that the other tests use."""
