@@ -16,7 +16,7 @@ from llm4msr.arrays import Bools, Ints, Singles
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.explain import candidates
-from llm4msr.explain.explorer.messages import MAX_TITLE, MAX_TITLES, ScenarioHistory
+from llm4msr.explain.explorer.messages import MAX_TITLE, SHOWN_TITLES, ScenarioHistory
 from llm4msr.explain.finished_run import FinishedRun
 from llm4msr.knowledge import item_vectors
 from llm4msr.knowledge.prompts import templates
@@ -86,7 +86,7 @@ class ReadHistories:
         """What may reach a prompt, whatever the event."""
         liked = candidates.histories(self._run, np.array([user])).get(user, [])
         return [
-            ScenarioHistory(scenario=one["scenario_id"], titles=templates.clean(one["titles"][-MAX_TITLES:]))
+            ScenarioHistory(scenario=one["scenario_id"], titles=templates.clean(one["titles"][-SHOWN_TITLES:]))
             for one in liked
         ]
 
@@ -148,7 +148,7 @@ class ItemHistories:
         for item, scenario in zip(events.item_E[events.liked_E], events.scenario_E[events.liked_E], strict=True):
             liked.setdefault(int(scenario), []).append(self._titles[item])
         names = self._run.scenario_names
-        return [ScenarioHistory(scenario=names[one], titles=liked[one][-MAX_TITLES:]) for one in liked]
+        return [ScenarioHistory(scenario=names[one], titles=liked[one][-SHOWN_TITLES:]) for one in liked]
 
     def put(self, batch: Batch, user: int, event: int | None, history: list[ScenarioHistory]) -> tuple[Batch, str]:
         """The user's past is these liked items, and what they had not liked before."""

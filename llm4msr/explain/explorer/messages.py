@@ -6,8 +6,10 @@ from pydantic import BaseModel, FailFast, Field
 
 from llm4msr.text import MAX_ID
 
-MAX_TITLE, MAX_TITLES = 500, 200
+MAX_TITLE, MAX_TITLES = 500, 400
 """Characters of a title, and titles of a scenario."""
+SHOWN_TITLES = 200
+"""A scenario's latest titles that the page gets; as many can be added to them."""
 
 Id = Annotated[str, Field(max_length=MAX_ID)]
 Title = Annotated[str, Field(max_length=MAX_TITLE)]

@@ -1,7 +1,7 @@
 // Every text of data or LLM goes onto the page as text: through `textContent`, never as markup.
 const SHOWN = 20, UNFOLDED = 12, TITLE_LENGTH = 120, PAUSE_MS = 150;
 const byId = (id) => document.getElementById(id);
-const state = { token: "", person: null, history: null, edited: false, requests: 0, places: {} };
+const state = { token: "", person: null, history: null, edited: false, asked: {}, places: {} };
 
 function newElement(tag, text = "", attributes = {}) {
   const element = document.createElement(tag);
@@ -28,6 +28,13 @@ async function request(path, body) {
   if (response.ok) return data;
   const message = Array.isArray(data.detail) ? data.detail.map((error) => `${error.loc.join(".")}: ${error.msg}`).join("; ") : data.detail;
   throw new Error(message || `the endpoint answers ${response.status}`);
+}
+
+/** The answer, or null if something else was asked for the same place meanwhile. */
+async function latest(place, path, body) {
+  const number = state.asked[place] = (state.asked[place] ?? 0) + 1;
+  const answer = await request(path, body);
+  return number === state.asked[place] ? answer : null;
 }
 
 async function attempt(action) {
@@ -72,7 +79,8 @@ function nameRival() {
 }
 
 async function search() {
-  const users = await request(`users?begins=${encodeURIComponent(byId("search").value)}`);
+  const users = await latest("found", `users?begins=${encodeURIComponent(byId("search").value)}`);
+  if (!users) return;
   byId("found").replaceChildren(...users.map((user) => {
     const row = newElement("li");
     const button = newElement("button", "", { type: "button", "aria-pressed": String(user.user_id === state.person?.user_id) });
@@ -88,12 +96,15 @@ async function search() {
 }
 
 async function complete() {
-  const titles = await request(`titles?part=${encodeURIComponent(byId("title").value)}`);
+  const titles = await latest("titles", `titles?part=${encodeURIComponent(byId("title").value)}`);
+  if (!titles) return;
   byId("titles").replaceChildren(...titles.map((title) => newElement("option", "", { value: title })));
 }
 
 async function choose(user) {
-  state.person = await request(`user?user_id=${encodeURIComponent(user)}`);
+  const person = await latest("person", `user?user_id=${encodeURIComponent(user)}`);
+  if (!person) return;
+  state.person = person;
   byId("scenario").value = byId("where").value = state.person.scenario;
   restoreHistory();
   for (const button of byId("found").querySelectorAll("button")) button.setAttribute("aria-pressed", String(button.dataset.user === user));
@@ -107,7 +118,9 @@ async function changeScenario() {
   if (!state.person) return;
   if (!state.edited) {
     const scenario = encodeURIComponent(byId("scenario").value);
-    state.person = await request(`user?user_id=${encodeURIComponent(state.person.user_id)}&scenario=${scenario}`);
+    const person = await latest("person", `user?user_id=${encodeURIComponent(state.person.user_id)}&scenario=${scenario}`);
+    if (!person) return;
+    state.person = person;
     restoreHistory();
   }
   await rank();
@@ -198,9 +211,9 @@ function add(title, scenario) {
 
 async function rank() {
   if (!state.person) return;
-  const number = ++state.requests, begun = performance.now(), reads = state.run.titles_read;
+  const begun = performance.now(), reads = state.run.titles_read;
   byId("status").textContent = state.edited && reads ? "The LLM reads the new history …" : "Ranking …";
-  const ranking = await request("rank", {
+  const ranking = await latest("ranking", "rank", {
     user_id: state.person.user_id,
     scenario: byId("scenario").value,
     user_strength: Number(byId("user-strength").value),
@@ -208,7 +221,7 @@ async function rank() {
     history: state.edited ? state.history : null,
     rival: byId("rival").value,
   });
-  if (number !== state.requests) return; // a later request was sent meanwhile
+  if (!ranking) return;
   const before = [...ranking.lines].sort((a, b) => a.rank_without - b.rank_without);
   byId("without").replaceChildren(...shown(before, (line) => line.rank_without).map((line) => row(line, line.rank_without, line.score_without)));
   byId("with").replaceChildren(...shown(ranking.lines, (line) => line.rank_with).map((line) => ownRow(line)));

@@ -8,6 +8,7 @@ import pandas as pd
 from llm4msr.data import partitions
 from llm4msr.explain.explorer.messages import MAX_TITLE, UserSummary
 from llm4msr.explain.finished_run import FinishedRun
+from llm4msr.knowledge.prompts import templates
 
 MOST = 20
 """Users or titles that a search finds."""
@@ -52,7 +53,7 @@ class Search:
             return []
         found = self._low_titles[self._low_titles.str.contains(low, regex=False)]
         first = found.str.startswith(low).sort_values(ascending=False, kind="stable").index[:MOST]
-        return [title[:MAX_TITLE] for title in self._titles.loc[first]]
+        return templates.clean(self._titles.loc[first].tolist(), MAX_TITLE)  # a field of the page has no line breaks
 
     def _search(self, prefix: str) -> pd.DataFrame:
         """Rows of `FinishedRun.users`: the first found, from the sample and then at most `KEPT` other partitions."""

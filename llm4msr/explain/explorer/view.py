@@ -125,11 +125,11 @@ class View:
         own, net = self.search.run_of(user), self.run.net
         items = choose_candidates(own, self._frequent, user, scenario)
         event = first_test_event(own, user, scenario)
-        batch, prompt = batch_of(self.run.data, net, user, items, scenario, event), ""
-        without_B = self._rival(request.rival, batch, user, items, scenario, event)
-        is_edited = request.history is not None
-        if request.history is not None:
-            batch, prompt = self.histories.put(batch, user, event, request.history)
+        own_batch = batch_of(self.run.data, net, user, items, scenario, event)
+        batch, prompt, is_edited = own_batch, "", request.history is not None
+        if request.history is not None:  # first, since a bad one is refused
+            batch, prompt = self.histories.put(own_batch, user, event, request.history)
+        without_B = self._rival(request.rival, own_batch, user, items, scenario, event)
         with_B = _logits(net, batch, Strengths(request.user_strength, request.scenario_strength))
         label_B = test_labels(own, user, scenario, items)
         titles = [shorten(title, TITLE_LENGTH) for title in self.run.items["title"].to_numpy()[items]]

@@ -10,8 +10,10 @@ import torch
 from llm4msr.arrays import Singles
 from llm4msr.errors import ConfigError
 from llm4msr.explain.candidates import choose_candidates, first_test_event, frequent_items
-from llm4msr.explain.explorer.messages import RankedItem, RankingRequest, ScenarioHistory
+from llm4msr.explain.explorer.histories import open_histories
+from llm4msr.explain.explorer.messages import SHOWN_TITLES, RankedItem, RankingRequest, ScenarioHistory
 from llm4msr.explain.explorer.nearest import COSINE, LEAST, SHARE, nearest
+from llm4msr.explain.explorer.search import Search
 from llm4msr.explain.explorer.view import View
 from llm4msr.explain.finished_run import batch_of
 from llm4msr.knowledge import item_vectors, user_pooling
@@ -126,6 +128,35 @@ def test_a_title_that_no_item_has_is_refused(tmp_path: Path):
     many = [ScenarioHistory(scenario=request.scenario, titles=view.search.titles("title")[:1] * 200)] * 6
     with pytest.raises(ConfigError, match="1200 titles, allowed are 1000"):
         view.rank(request.model_copy(update={"history": many}))
+
+
+def test_a_history_that_is_refused_costs_no_ranking(tmp_path: Path):
+    view = view_of(tmp_path, **MATCH)
+    ranked: list[int] = []
+    view.run.net.register_forward_hook(lambda *_: ranked.append(1))
+    request = first(view)
+    wrong = [ScenarioHistory(scenario=request.scenario, titles=["no such title"])]
+    with pytest.raises(ConfigError, match="history: no item is called"):
+        view.rank(request.model_copy(update={"history": wrong}))
+    assert not ranked
+    view.rank(request)
+    assert len(ranked) == 2
+
+
+def test_a_title_of_two_lines_is_completed_as_a_field_can_hold_it(tmp_path: Path):
+    view = view_of(tmp_path, **MATCH)
+    view.run.items.iloc[1, view.run.items.columns.get_loc("title")] = "Two\nlines  and a\ttab"
+    view.search, view.histories = Search(view.run), open_histories(view.run, never_asked)
+    assert view.search.titles("two") == ["Two lines and a tab"]
+    request = first(view)
+    history = [ScenarioHistory(scenario=request.scenario, titles=view.search.titles("two"))]
+    assert view.rank(request.model_copy(update={"history": history})).knowledge == "edited"
+
+
+def test_a_title_can_be_added_to_the_longest_history_that_is_shown():
+    most = ScenarioHistory(scenario="home", titles=["t"] * SHOWN_TITLES)
+    history = [{"scenario": "home", "titles": [*most.titles, "one more"]}]
+    assert RankingRequest.model_validate({"user_id": "u", "scenario": "home", "history": history})
 
 
 def test_nobody_can_add_to_wrong_vectors(tmp_path: Path):
