@@ -5,6 +5,7 @@ A partition's file counts only once its record, a JSON file beside it, is there;
 
 import io
 import json
+import zipfile
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -21,6 +22,7 @@ from llm4msr.data.negatives import Pools
 from llm4msr.data.scan import Pairs
 from llm4msr.data.scenarios import ScenarioSums
 from llm4msr.data.vocabularies import Vocabularies
+from llm4msr.errors import StorageError
 
 WORK = "work"
 PAIRS, SUMS = "pairs", "sums"
@@ -100,8 +102,11 @@ def _write_arrays(file: UPath, arrays: Iterable[Ints]) -> None:
 
 
 def _read_arrays(file: UPath) -> list[Ints]:
-    with np.load(io.BytesIO(storage.read_bytes(file))) as arrays:
-        return list(arrays.values())
+    try:
+        with np.load(io.BytesIO(storage.read_bytes(file)), allow_pickle=False) as arrays:
+            return list(arrays.values())
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        raise StorageError(f"{file}: damaged; delete it and run `llm4msr prepare` again") from None
 
 
 def remove(folder: UPath) -> None:
