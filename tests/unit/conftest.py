@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import hypothesis
 import pytest
 import torch
 
@@ -12,6 +13,9 @@ from llm4msr.config import Config
 from llm4msr.pipeline import explain
 from llm4msr.storage import StageOutput
 from tests.support.data import config_of, hostile_config, prepare_and_make_knowledge, publish_trained, write_data
+
+hypothesis.settings.register_profile("patient", deadline=None)  # an example may wait for a busy machine
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(scope="package", autouse=True)

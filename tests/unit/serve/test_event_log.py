@@ -46,6 +46,19 @@ def test_any_text_comes_back_as_it_was(log: EventLog) -> None:
     assert told(log) == [(text, text) for text in texts]
 
 
+def test_a_users_events_come_by_their_time_and_no_others(log: EventLog) -> None:
+    times = {"a": 3, "b": 9, "c": 9, "d": 1}
+    log.append([row(name, item=name, time=NOW + time) for name, time in times.items()], NOW)
+    log.append([row("e", "U", "e", NOW + 99), row("f", "u' OR '1'='1", "f", NOW + 99)], NOW)
+    assert [event.item_id for event in log.of("u", 100)] == ["c", "b", "a", "d"]
+    assert [event.item_id for event in log.of("u", 2)] == ["c", "b"]
+    assert log.of("u", 1) == [LoggedEvent(3, "u", "c", "home", True, NOW + 9, NOW)]
+    assert log.of("nobody", 100) == log.of("", 100) == log.of("u", 0) == []
+    log.forget(["u"])
+    assert log.of("u", 100) == []
+    assert [event.item_id for event in log.of("U", 100)] == ["e"]
+
+
 WRITER = """
 import sys
 from llm4msr.serve.event_log import EventLog

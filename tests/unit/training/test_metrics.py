@@ -134,7 +134,7 @@ def split_by_user(rows: Predictions, parts: int) -> list[Predictions]:
 
 
 @given(st.integers(1, 300), st.integers(1, 7), st.integers(1, 40), st.integers(0, 2**32), st.sampled_from([4, 10**6]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_sums_of_users_parts_give_the_metrics_of_the_whole(rows: int, parts: int, users: int, seed: int, levels: int):
     whole = predictions(rows, levels, seed)
     whole = whole._replace(user=whole.user % users, scenario=whole.scenario % 4)
@@ -149,7 +149,7 @@ def test_sums_of_users_parts_give_the_metrics_of_the_whole(rows: int, parts: int
 
 
 @given(st.integers(0, 2**32), st.integers(1, 64), st.integers(1, 6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_counts_of_too_many_scores_are_bounded_and_do_not_depend_on_the_order(seed: int, limit: int, parts: int):
     rows = predictions(900, 10**6, seed)
     exact = ScoreCounts.of(rows.scenario, rows.label > 0.5, rows.logit)
