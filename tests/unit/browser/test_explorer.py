@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 from starlette.types import Receive, Scope, Send
 
 from llm4msr.config import Config
@@ -319,6 +319,27 @@ def test_an_event_of_the_endpoint_is_added_to_the_history(browser: Browser, addr
     wait_for_ranking(page, "edited history")
     page.get_by_label("Title", exact=True).fill("<script")
     expect(page.locator("#titles option").first).to_have_count(1)
+    page.close()
+
+
+@needs_chromium
+def test_an_answer_that_comes_late_does_not_replace_the_user_who_was_chosen_since(browser: Browser, address: str):
+    page = browser.new_page()
+    page.goto(f"{address}/", wait_until="networkidle")
+    held: list[Route] = []
+    page.route("**/api/user?*", lambda route: held.append(route))
+    first, second = (page.locator("#found button").nth(number) for number in range(2))
+    for user in (first, second):
+        with page.expect_request("**/api/user?*"):
+            user.click()
+    page.evaluate("0")  # by now both are held
+    held[1].continue_()
+    wait_for_ranking(page)
+    with page.expect_response("**/api/user?*"):
+        held[0].continue_()
+    page.wait_for_load_state("networkidle")
+    expect(second).to_have_attribute("aria-pressed", "true")
+    expect(first).to_have_attribute("aria-pressed", "false")
     page.close()
 
 
