@@ -1,7 +1,7 @@
 """What serving loads: weights, vocabularies and user codes in one folder, with no LLM in the path.
 
     bundle.json            how to build the net, scenarios, context values, which LLM was read
-    net.safetensors        the net as it serves, its scenario level folded
+    net.safetensors        the net as it serves, its scenario level folded, its scores calibrated
     coder.safetensors      what turns an LLM vector into a user's code: for codes of newer knowledge
     users.arrow            id -> places of a user's features in the embedding table      (id_table.py)
     codes.arrow            id -> code, float16 [K], of each user with knowledge          (id_table.py)
@@ -29,7 +29,7 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.bundle import id_table
 from llm4msr.bundle.id_table import IdTable, Partition
-from llm4msr.bundle.messages import RankRequest, ScorerKind
+from llm4msr.bundle.messages import Calibration, RankRequest, ScorerKind
 from llm4msr.bundle.pasts import SCHEMA
 from llm4msr.bundle.pooled_codes import PooledCodes
 from llm4msr.config import BACKBONES, ModelConfig
@@ -39,7 +39,7 @@ from llm4msr.model.meta import KnowledgeCode
 from llm4msr.model.serving_net import ServingNet
 from llm4msr.text import shorten
 
-VERSION = 8
+VERSION = 9
 NET, CODER, DESCRIPTION, SELF_TEST = "net.safetensors", "coder.safetensors", "bundle.json", "selftest.json"
 USERS, CODES, PASTS, ITEMS = "users.arrow", "codes.arrow", "pasts.arrow", "items.arrow"
 
@@ -64,6 +64,8 @@ class BundleDescription(BaseModel):
     """Numbers of an item's vector; 0 where the model matches none."""
     pools_items: bool = False
     """Whether users' vectors were pooled from the items', which the bundle then has."""
+    calibration: Calibration | None = None
+    """What calibrates scores, by the net's slopes and biases; None where they are the trained net's own."""
     llm: dict[str, str] = {}
     """What made the vectors: newer knowledge must come from the same."""
 

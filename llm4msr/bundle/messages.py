@@ -155,6 +155,24 @@ class EventsForgotten(_Message):
     deleted: int
 
 
+class Calibration(_Message):
+    """How far scores are from how often items are liked, before and after they were calibrated on validation rows.
+
+    An error is the expected calibration error. Both are of the rows that were fitted to: on others, that after is
+    larger.
+    """
+
+    method: Literal["platt"]
+    """A line through the logits of each scenario."""
+    rows: int
+    """Validation rows."""
+    error_before: float | None
+    """Null where there are no rows."""
+    error_after: float | None
+    unchanged: list[str]
+    """Scenarios with too few rows, whose scores are the model's own."""
+
+
 class ModelInfo(_Message):
     """What is being served."""
 
@@ -175,5 +193,7 @@ class ModelInfo(_Message):
     reads_history: bool = False
     """Whether the history in a request counts."""
     items: int
+    calibration: Calibration | None = None
+    """Null where scores are the model's own."""
     problem: str = ""
     """Why a newer bundle or newer codes are not served, empty where all is well."""

@@ -215,6 +215,7 @@ class Ranker:
             users_with_past=len(self.knowledge.pasts),
             reads_history=self.knowledge.reads_history,
             items=len(self.items),
+            calibration=self.description.calibration,
         )
 
     def _find(

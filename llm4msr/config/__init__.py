@@ -12,6 +12,7 @@ from llm4msr.config.data import (
     TableColumns,
 )
 from llm4msr.config.experiment import Config, ExplainConfig
+from llm4msr.config.export import ExportConfig
 from llm4msr.config.knowledge import ExtractConfig
 from llm4msr.config.model import BACKBONES, ModelConfig, check_backbone
 from llm4msr.config.score import ScoreConfig
@@ -30,6 +31,7 @@ __all__ = [
     "Config",
     "EvaluateConfig",
     "ExplainConfig",
+    "ExportConfig",
     "ExtractConfig",
     "IcebergOptions",
     "Key",

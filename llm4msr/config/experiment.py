@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from llm4msr.config.data import SourceConfig, SplitConfig
+from llm4msr.config.export import ExportConfig
 from llm4msr.config.knowledge import ExtractConfig
 from llm4msr.config.model import MatchPart, ModelConfig
 from llm4msr.config.score import ScoreConfig
@@ -54,6 +55,8 @@ class Config(Section):
     """What the configured model is compared with."""
     explain: ExplainConfig = ExplainConfig()
     """The report."""
+    export: ExportConfig = ExportConfig()
+    """The bundle that serving reads."""
     serve: ServeConfig = ServeConfig()
     """The HTTP endpoint."""
     score: ScoreConfig = ScoreConfig()

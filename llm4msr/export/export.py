@@ -11,6 +11,7 @@ from llm4msr.bundle.files import VERSION
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.export import user_codes
+from llm4msr.export.calibration import Calibrated, calibrate, phrase
 from llm4msr.export.write import Sources, write_bundle
 from llm4msr.knowledge import item_vectors, number_format
 from llm4msr.knowledge.forget import ids_to_forget
@@ -29,7 +30,7 @@ _CARD = """# {name}: a multi-scenario ranker{suffix}
 {warnings}- Frozen LLM: {llm}.
 - What it keeps of users: {kept}.
 - Load it: `from llm4msr import Ranker; Ranker.load("THIS FOLDER").rank(request)`, or serve it: `llm4msr serve`.
-- Scores are probabilities of a like as far as the training rows were representative; they are not calibrated further.
+- Scores are probabilities of a like among rows like those of the data{drawn}. {calibration}.
 - Made by LLM4MSR (CIKM 2024, arXiv 2406.12529) as implemented in llm4msr {version}.
 """
 
@@ -38,7 +39,6 @@ _CARD = """# {name}: a multi-scenario ranker{suffix}
 def export(config: Config, model: TrainedModel) -> StageOutput:
     """Publish the bundle of a model that was trained with this config and that `check_servable` lets pass."""
     knowledge = model.extracted
-    card = _card(config, model.output, knowledge)
 
     def build(at: UPath) -> StageResult:
         net, data = model.load()
@@ -49,9 +49,11 @@ def export(config: Config, model: TrainedModel) -> StageOutput:
             vectors = item_vectors.read(knowledge).vectors_ID
         elif knowledge is not None and net.uses_users:
             encoded = user_codes.encode_all(knowledge, net.user_code)
-        return write_bundle(Sources(config, net, data, encoded, vectors, ids_to_forget(config)), at, llm, card)
+        calibrated = calibrate(model) if config.export.calibration == "platt" else None
+        sources = Sources(config, net, data, encoded, vectors, ids_to_forget(config), calibrated)
+        return write_bundle(sources, at, llm, _card(config, model.output, knowledge, calibrated))
 
-    settings, inputs = config.model_dump(include={"model"}), {"train": model.output.folder.name}
+    settings, inputs = config.model_dump(include={"model", "export"}), {"train": model.output.folder.name}
     return storage.publish(folder(config, model.output), "export", config.seed, settings, inputs, build)
 
 
@@ -77,7 +79,7 @@ def llm_identity(config: Config, knowledge: StageOutput) -> dict[str, str]:
 
 def folder(config: Config, model: StageOutput) -> UPath:
     """The folder of this config's bundle, exported or not."""
-    made_of = [VERSION, config.name, model.folder.name, model.checksum(WEIGHTS)]
+    made_of = [VERSION, config.name, model.folder.name, model.checksum(WEIGHTS), config.export.identity()]
     if forgotten := strings(ids_to_forget(config)):
         made_of.append(forgotten)
     name = storage.digest_json(made_of)
@@ -98,7 +100,17 @@ def _pools_items(knowledge: StageOutput | None) -> bool:
     return knowledge is not None and item_vectors.FILE in knowledge.manifest.files
 
 
-def _card(config: Config, model: StageOutput, knowledge: StageOutput | None) -> str:
+def _calibration(error: float | None, calibrated: Calibrated | None) -> str:
+    """How far scores can be taken for probabilities; the error is the model's own on validation rows."""
+    if calibrated is not None:
+        return f"Calibrated by a line for each scenario: {markdown(phrase(calibrated.report), 500)}"
+    known = "" if error is None else f" (expected calibration error {error:.4f} on validation rows)"
+    return f'They are the model\'s own{known}; `export.calibration = "platt"` calibrates them'
+
+
+def _card(
+    config: Config, model: StageOutput, knowledge: StageOutput | None, calibrated: Calibrated | None = None
+) -> str:
     info = model.manifest.info
     llm = "none"
     if knowledge is not None:
@@ -121,5 +133,7 @@ def _card(config: Config, model: StageOutput, knowledge: StageOutput | None) -> 
         by="AUC" if info["metrics"]["overall"]["auc"] is not None else "logloss",
         llm=llm,
         kept=_kept(config, knowledge),
+        drawn=", whose negatives were drawn: they are no rates of likes in service" * bool(config.split.negatives),
+        calibration=_calibration(info["metrics"]["overall"]["ece"], calibrated),
         version=model.manifest.libraries.get("llm4msr", ""),
     )

@@ -10,6 +10,7 @@ from llm4msr.data import partitions
 from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
 from llm4msr.model.pooling import pool_events
+from llm4msr.model.serving_net import Lines
 from llm4msr.training.batches import to_batch, to_past
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.pasts import PastEvents, Pasts
@@ -27,6 +28,7 @@ def self_test(
     pasts: Pasts,
     forget: Column,
     vectors: Halves | None = None,
+    lines: Lines | None = None,
 ) -> SelfTest:
     """A case for every scenario, its users and items spread over the vocabularies, scored by the trained net.
 
@@ -37,8 +39,10 @@ def self_test(
         pasts: of all users.
         forget: raw ids of users in whose place the unknown one is asked for.
         vectors: of the items by their numbers, float16 [I, D], where users are pooled from them.
+        lines: what calibrates the net's logits, if anything does.
     """
     net.eval()
+    slope_S, bias_S = lines or Lines.that_change_nothing(len(data.scenario_names))
     drawn_N = np.linspace(0, partitions.rows(data.prepared, "users") - 1, CASE_USERS).astype(int)
     is_forgotten_N = np.isin(partitions.raw_ids(data.prepared, drawn_N), strings(forget))
     users = np.where(is_forgotten_N, 0, drawn_N)
@@ -71,7 +75,7 @@ def self_test(
         if net.match is not None:
             before = PastEvents(*(column.repeat(len(items), 0) for column in events[case]))
             batch = batch._replace(past=to_past(item_B, before, data.tables))
-        scores_B = torch.sigmoid(net(batch))
+        scores_B = torch.sigmoid(net(batch) * slope_S[scenario] + bias_S[scenario])
         cases.append(Case(request=request, scores=scores_B.tolist()))
     return SelfTest(cases=cases)
 

@@ -30,12 +30,13 @@ from llm4msr.bundle.scorer import candidate_rows
 from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.export import user_pasts
+from llm4msr.export.calibration import Calibrated
 from llm4msr.export.self_test import self_test
 from llm4msr.export.user_pasts import Numbers
 from llm4msr.knowledge.forget import leave_out
 from llm4msr.model.net import RankerNet
 from llm4msr.model.serving_fold import can_fold
-from llm4msr.model.serving_net import ServingNet
+from llm4msr.model.serving_net import Lines, ServingNet
 from llm4msr.storage import StageResult
 from llm4msr.storage.vectors import to_column
 from llm4msr.training.dataset import Dataset
@@ -59,6 +60,13 @@ class Sources:
     """Of the items by their numbers, float16 [I, D], where users' vectors were pooled from them."""
     forget: Column = field(default_factory=lambda: pa.array([], pa.string()))
     """Raw ids of users of whom nothing is written."""
+    calibrated: Calibrated | None = None
+    """What makes probabilities of the net's scores; None where these stay as they are."""
+
+    @property
+    def lines(self) -> Lines | None:
+        """What calibrates the net's logits."""
+        return None if self.calibrated is None else self.calibrated.lines
 
     @cached_property
     def pasts(self) -> Pasts:
@@ -99,17 +107,24 @@ def write_bundle(sources: Sources, folder: UPath, llm: dict[str, str], card: str
     files[CODES] = id_table.write(folder / CODES, _codes(sources), code_schema(folder))
     row_I, files[ITEMS] = _write_items(folder / ITEMS, sources, serving if description.scorer == "folded" else None)
     files[PASTS] = id_table.write(folder / PASTS, _events(sources, row_I), SCHEMA)
-    test = self_test(sources.net, sources.data, sources.context, sources.pasts, sources.forget, sources.vectors)
+    test = self_test(
+        sources.net, sources.data, sources.context, sources.pasts, sources.forget, sources.vectors, sources.lines
+    )
     storage.write_bytes(folder / SELF_TEST, test.model_dump_json(indent=1).encode())
     files[SELF_TEST] = len(test.cases)
-    info = {"users_with_knowledge": files[CODES], "users_with_past": files[PASTS], "scorer": description.scorer}
+    info: dict[str, object] = {
+        "users_with_knowledge": files[CODES],
+        "users_with_past": files[PASTS],
+        "scorer": description.scorer,
+        "calibration": description.model_dump()["calibration"],
+    }
     return StageResult(files=files, rows=files[USERS], info=info)
 
 
 def _write_net(sources: Sources, folder: UPath, llm: dict[str, str]) -> tuple[BundleDescription, ServingNet]:
     """Write the net, the coder of users' vectors, and the description of both."""
     config, net, tables = sources.config, sources.net, sources.data.tables
-    serving = ServingNet.from_trained(net, tables.fields, tables.scenarios, config.model)
+    serving = ServingNet.from_trained(net, tables.fields, tables.scenarios, config.model, sources.lines)
     description = BundleDescription(
         version=VERSION,
         name=config.name,
@@ -120,6 +135,7 @@ def _write_net(sources: Sources, folder: UPath, llm: dict[str, str]) -> tuple[Bu
         pools_items=sources.vectors is not None,
         item_dim=sources.units.shape[1] if sources.units is not None else 0,
         scorer="folded" if can_fold(serving) else "torch",
+        calibration=sources.calibrated.report if sources.calibrated is not None else None,
         llm=llm,
     )
     storage.write_bytes(folder / DESCRIPTION, description.model_dump_json(indent=1).encode())

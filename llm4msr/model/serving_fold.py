@@ -55,6 +55,7 @@ class ServingFold:
         ends = np.cumsum([0, *(layer.bias.size for layer in fold.first)]).tolist()
         self._parts = list(starmap(slice, pairwise(ends)))
         self._rest = fold.rest
+        self._slope, self._bias = (array(line_S)[scenario] for line_S in (net.slope_S, net.bias_S))
 
     def matrix(self, shared_C: Singles, code_K: Singles) -> Singles:
         """For a user of this code, [O, P + 1]; `shared_C` are the features that all candidates share."""
@@ -71,7 +72,8 @@ class ServingFold:
         """[B], of candidates whose last number is 1."""
         output_OB = matrix_OP @ candidate_BP.T
         parts = zip(self._parts, self._shapes, strict=True)
-        return self._rest(*(output_OB[part].reshape(*shape, -1) for part, shape in parts))
+        logits_B = self._rest(*(output_OB[part].reshape(*shape, -1) for part, shape in parts))
+        return logits_B * self._slope + self._bias
 
 
 class _UserLevel:

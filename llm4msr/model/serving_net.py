@@ -1,16 +1,19 @@
 """The ranker's net as it serves: the scenarios' layers are plain ones, and a user is given by a code, not a vector.
 
     slots, match -> x -> x' = x + user_meta(x, code) -> backbone(x', scenario) + scenario layer(x') -> logit
+    -> the scenario's slope times it, plus its bias, where scores are calibrated
 
 Rows of several requests are scored together: a request's code counts once, and every product is over all rows.
 """
 
-from typing import Self
+from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llm4msr.arrays import Singles
 from llm4msr.config.model import ModelConfig
 from llm4msr.model import backbones
 from llm4msr.model.embedding import FeatureEmbedding, Field
@@ -18,6 +21,19 @@ from llm4msr.model.matching import Match
 from llm4msr.model.meta import GeneratedLayers, MetaStack, through_generated
 from llm4msr.model.net import Fusion, RankerNet, input_width, meta_shape
 from llm4msr.model.serving_match import MatchInput, request_features
+
+
+class Lines(NamedTuple):
+    """By scenario number, what calibrates a logit: slope times it, plus bias."""
+
+    slope_S: Singles
+    """Above zero."""
+    bias_S: Singles
+
+    @classmethod
+    def that_change_nothing(cls, scenarios: int) -> Self:
+        """Of so many scenarios."""
+        return cls(np.ones(scenarios, np.float32), np.zeros(scenarios, np.float32))
 
 
 class ServingNet(nn.Module):
@@ -31,6 +47,8 @@ class ServingNet(nn.Module):
     """
 
     default_K: Tensor
+    slope_S: Tensor
+    bias_S: Tensor
 
     def __init__(self, fields: list[Field], scenarios: int, config: ModelConfig, item_dim: int = 0):
         super().__init__()
@@ -39,6 +57,8 @@ class ServingNet(nn.Module):
         width = input_width(self.embedding, config)
         self.match = Match(config, torch.zeros(0, item_dim)) if config.match else None
         self.backbone = backbones.build(width, scenarios, config)
+        self.register_buffer("slope_S", torch.ones(scenarios))
+        self.register_buffer("bias_S", torch.zeros(scenarios))
         if self.uses_users:
             self.register_buffer("default_K", torch.zeros(config.code_dim))
         if self.has_user_level:
@@ -68,11 +88,14 @@ class ServingNet(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def from_trained(cls, net: RankerNet, fields: list[Field], scenarios: int, config: ModelConfig) -> Self:
-        """The trained net with its scenario level folded; scores are equal."""
+    def from_trained(
+        cls, net: RankerNet, fields: list[Field], scenarios: int, config: ModelConfig, lines: Lines | None = None
+    ) -> Self:
+        """The trained net with its scenario level folded; scores are equal, unless lines calibrate them."""
         vectors = net.match.vectors if net.match is not None else None
         serving = cls(fields, scenarios, config, 0 if vectors is None else vectors.unit_ID.shape[1])
-        weights = net.state_dict()
+        slope_S, bias_S = map(torch.from_numpy, lines or Lines.that_change_nothing(scenarios))
+        weights = net.state_dict() | {"slope_S": slope_S, "bias_S": bias_S}
         if net.uses_users:
             weights["default_K"] = torch.tanh(net.user_code.default_K).half().float()
         if net.has_scenario_level:
@@ -107,11 +130,9 @@ class ServingNet(nn.Module):
         if self.has_user_level:
             x_BD = self._at_bottom(x_BD, code_NK, owner_B)
         logits_B = self.backbone(x_BD, scenario_B)
-        return (
-            self.fusion(logits_B, x_BD, self._beside_backbone(x_BD, scenario_B))
-            if self.has_scenario_level
-            else logits_B
-        )
+        if self.has_scenario_level:
+            logits_B = self.fusion(logits_B, x_BD, self._beside_backbone(x_BD, scenario_B))
+        return logits_B * self.slope_S[scenario_B] + self.bias_S[scenario_B]
 
     def _at_bottom(self, x_BD: Tensor, code_NK: Tensor, owner_B: Tensor) -> Tensor:
         """One request's layer is generated; those of several share their products where the rank is low."""

@@ -8,6 +8,7 @@ there are several; what an interrupted run has scored is not scored again.
 import io
 import json
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +21,10 @@ from llm4msr.arrays import Singles
 from llm4msr.data import partitions
 from llm4msr.ray_session import run_each
 from llm4msr.storage import FileRecord, StageOutput
-from llm4msr.training.dataset import scenario_names
-from llm4msr.training.metrics import Report, Sums
+from llm4msr.training.dataset import Dataset, scenario_names
+from llm4msr.training.metrics import Predictions, Report, Sums
 from llm4msr.training.partition_tasks import run_partitions
+from llm4msr.training.score_counts import ScoreCounts
 from llm4msr.training.scoring import predict
 from llm4msr.training.trained import TrainedModel
 
@@ -70,17 +72,38 @@ def score(model: TrainedModel, folder: UPath) -> Iterator[int]:
 
 
 def _score(numbers: list[int], model: TrainedModel, folder: str) -> dict[str, Any]:
-    net, data = model.load()
-    gpu = model.config.train.device == "gpu" and torch.cuda.is_available()
-    net.to("cuda" if gpu else "cpu")
-    rows = data.rows("test")
-    for number in numbers:
-        scored = predict(net, data, rows, model.config.train.batch_size, number)
+    for number, data, scored in _predict(model, "test", numbers):
         known = int(data.knowledge.known(scored.user).sum()) if data.knowledge is not None else 0
         sums = Sums.of(scored, len(data.scenario_names))
         file = _file_of(storage.path(folder), column_of(model), number)
         Scored(scored.logit.astype(np.float32), known, sums).write(file)
     return {"partitions": len(numbers)}
+
+
+def count_scores(model: TrainedModel, part: str) -> ScoreCounts:
+    """Score all rows of `valid` or `test`, partition by partition, and count the logits."""
+    total, gpus = partitions.count(model.prepared), int(model.config.train.device == "gpu")
+    results = run_partitions(_count_scores, total, gpus=gpus, model=model, part=part)
+    return reduce(_add, (Sums.from_bytes(result["sums"]).counts for result in results))
+
+
+def _count_scores(numbers: list[int], model: TrainedModel, part: str) -> dict[str, Any]:
+    names = scenario_names(model.prepared)
+    return {"sums": Sums.add(Sums.of(scored, len(names)) for *_, scored in _predict(model, part, numbers)).to_bytes()}
+
+
+def _add(one: ScoreCounts, other: ScoreCounts) -> ScoreCounts:
+    return ScoreCounts.add([one, other])
+
+
+def _predict(model: TrainedModel, part: str, numbers: list[int]) -> Iterator[tuple[int, Dataset, Predictions]]:
+    """Of each of these partitions its number, what the net reads beside rows, and the scored rows."""
+    net, data = model.load()
+    gpu = model.config.train.device == "gpu" and torch.cuda.is_available()
+    net.to("cuda" if gpu else "cpu")
+    rows = data.rows(part)
+    for number in numbers:
+        yield number, data, predict(net, data, rows, model.config.train.batch_size, number)
 
 
 def reports(models: Sequence[TrainedModel], folder: UPath) -> list[tuple[Report, int]]:

@@ -61,6 +61,15 @@ class ScoreCounts(NamedTuple):
         """The counts of all scenarios together."""
         return _collect([self._replace(scenario_K=np.zeros_like(self.scenario_K))], self.shift)
 
+    def scores(self) -> Floats:
+        """The score of each pair, [K]; where keys lack bits, one in the middle of those that it may be."""
+        return _to_scores(self.key_K, self.shift)
+
+    def along(self, slope_S: AnyFloats, bias_S: AnyFloats) -> "ScoreCounts":
+        """The counts if each score became its scenario's slope times it, plus the bias; slopes are above zero."""
+        score_K = self.scores() * slope_S[self.scenario_K] + bias_S[self.scenario_K]
+        return _collect([self._replace(key_K=_to_keys(score_K), shift=0)], 0)
+
     def auc(self) -> tuple[float, float] | None:
         """Of the counts of one scenario or of all: the probability that a positive scores above a negative.
 
@@ -87,7 +96,7 @@ class ScoreCounts(NamedTuple):
         if not total:
             return None
         bin_K = (BINS * (np.cumsum(rows_K) - rows_K / 2) / total).astype(np.int64)
-        likely_K = 1 / (1 + np.exp(-_to_scores(self.key_K, self.shift).clip(-500, 500)))
+        likely_K = 1 / (1 + np.exp(-self.scores().clip(-500, 500)))
         return float(np.abs(np.bincount(bin_K, self.positives_K - rows_K * likely_K)).sum() / total)
 
     def _pairs_without(self, bits: int) -> int:

@@ -78,6 +78,17 @@ def test_a_run_that_goes_on_scores_only_the_partitions_that_are_left(
     assert file.exists()
 
 
+def test_partitions_validation_rows_are_counted_as_those_of_the_whole(
+    config: Config, models: list[TrainedModel], ray_session: None
+) -> None:
+    ours, theirs = predictions.count_scores(models[0], "valid"), predictions.count_scores(trained(config), "valid")
+    for scenario in range(len(scenario_names(models[0].prepared))):
+        one, other = ours.of_scenario(scenario), theirs.of_scenario(scenario)
+        assert (one.positives_K.sum(), one.negatives_K.sum()) == (other.positives_K.sum(), other.negatives_K.sum())
+    assert ours.of_all().calibration_error() == pytest.approx(theirs.of_all().calibration_error(), abs=1e-3)
+    assert ours.positives_K.sum() > 0
+
+
 def test_popularity_of_partitions_is_that_of_the_whole(config: Config, models: list[TrainedModel], ray_session: None):
     whole, data = trained(config).prepared, models[0].prepared
     names = scenario_names(data)

@@ -10,6 +10,7 @@ from llm4msr import Ranker, RankRequest, storage
 from llm4msr.bundle import files, id_table
 from llm4msr.config import Config
 from llm4msr.export import user_codes
+from llm4msr.export.calibration import Calibrated
 from llm4msr.export.write import Sources, write_bundle
 from llm4msr.knowledge.rows import read_vectors, row_groups
 from llm4msr.model.net import RankerNet
@@ -27,8 +28,10 @@ class Published(NamedTuple):
     """In evaluation."""
 
 
-def publish_bundle(world: tuple[Config, StageOutput, StageOutput], folder: Path, **model: Any) -> Published:
-    """A bundle of a net whose parameters were moved at random, so that nothing is zero.
+def publish_bundle(
+    world: tuple[Config, StageOutput, StageOutput], folder: Path, calibrated: Calibrated | None = None, **model: Any
+) -> Published:
+    """A bundle of a net whose parameters were moved at random, the same each time, so that nothing is zero.
 
     `world` is a config, prepared data and knowledge; `model` changes the config's section of that name.
     """
@@ -42,7 +45,9 @@ def publish_bundle(world: tuple[Config, StageOutput, StageOutput], folder: Path,
     tables = [encode_all(knowledge, net)] if net.uses_users else []
 
     def build(at: Any) -> StageResult:
-        return write_bundle(Sources(config, net, opened, tables), at, {"model": "made-up"}, "# card")
+        return write_bundle(
+            Sources(config, net, opened, tables, calibrated=calibrated), at, {"model": "made-up"}, "# card"
+        )
 
     output = storage.publish(storage.path(folder / "bundle"), "export", 1, {}, {}, build)
     return Published(output, opened, net.eval())

@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy.special import expit, logit
 from torch import Tensor, nn
 
 from llm4msr import Ranker, storage
 from llm4msr.bundle import files, scorer
+from llm4msr.bundle.messages import Calibration
 from llm4msr.bundle.torch_scorer import TorchScorer
 from llm4msr.config import BACKBONES
 from llm4msr.errors import StorageError
+from llm4msr.export.calibration import Calibrated
 from llm4msr.model.fold import Fold, linear
+from llm4msr.model.serving_net import Lines
 from llm4msr.storage.vectors import to_column, to_matrix
 from tests.support.bundles import publish_bundle, scores
 from tests.support.matching import PARTS, publish_matching
@@ -112,6 +116,32 @@ def test_a_net_that_does_not_fold_says_so(world: World, tmp_path: Path, model: d
     assert isinstance(ranker.scorer, TorchScorer)
     assert "row" not in ranker.items.numbers
     assert len(scores(ranker, **REQUESTS[3])) == 15
+
+
+LINES = Lines(np.array([1, 0.3, 4], np.float32), np.array([0, -2, 1], np.float32))
+"""Of the unknown scenario, home and search."""
+
+
+@pytest.mark.parametrize("model", [{"knowledge": "both"}, {"knowledge": "both", "meta_layers": 2}])
+def test_calibrated_scores_lie_on_the_scenarios_line_in_both_scorers(
+    world: World, tmp_path: Path, model: dict[str, Any]
+):
+    report = Calibration(method="platt", rows=9, error_before=0.2, error_after=0.1, unchanged=["search"])
+    plain = Ranker.load(str(publish_bundle(world, tmp_path / "plain", **model).output.folder))
+    output = publish_bundle(world, tmp_path / "calibrated", Calibrated(LINES, report), **model).output
+    ranker = Ranker.load(str(output.folder))
+    assert plain.info().calibration is None
+    assert ranker.info().calibration == report
+    assert output.manifest.info["calibration"] == report.model_dump()
+    for one in (ranker, torch_ranker(ranker)):
+        for changes, scenario in zip(REQUESTS, (1, 2, 0, 1, 2, 1), strict=True):
+            own = scores(plain, **changes)
+            expected = {
+                item: expit(LINES.slope_S[scenario] * logit(p) + LINES.bias_S[scenario]) for item, p in own.items()
+            }
+            found = scores(one, **changes)
+            assert found == pytest.approx(expected, abs=1e-5)
+            assert list(found) == list(own), "the best stays first"
 
 
 class Plain(nn.Module):
