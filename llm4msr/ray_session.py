@@ -38,6 +38,8 @@ os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "10000")
 # A Ray that is started here keeps 1 GiB of objects in memory, not a third of the machine's, and the others on disk.
 os.environ.setdefault("RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES", str(1 << 30))
 
+MOST_TASKS = 1 << 14
+"""Tasks that Ray Data keeps account of at a time; if there are more items than that, a task takes several of them."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -199,11 +201,11 @@ def run_each(
     few: int = 1,
     **shared: object,
 ) -> Iterator[dict[str, Any]]:
-    """Run a task of Ray Data for each item, and yield the rows that they return as they come.
+    """Run a function for each item in tasks of Ray Data, and yield the rows that they return as they come.
 
     Args:
         function: takes an item as an Arrow table of one row, and `shared`; returns a small table.
-        items: one for each task.
+        items: one for each call.
         gpus: that each task has for itself.
         few: so many items, or less, are worked on in this process: to start tasks would take longer.
         shared: the same arguments for all tasks.
@@ -217,7 +219,7 @@ def run_each(
     import ray
 
     connect()
-    results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    results = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_TASKS)).map_batches(
         function, fn_kwargs=shared, batch_size=1, batch_format="pyarrow", num_gpus=gpus or None
     )
     for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

@@ -48,10 +48,6 @@ def merge(results: Mapping[str, PassResult], task: Task) -> PassResult:
     return PassResult(counts, written, sum(result.skipped for result in of_task), spent)
 
 
-MOST_TASKS = 1 << 14
-"""Tasks that Ray Data keeps account of in a pass; a task of more shards than that goes through several of them."""
-
-
 SHARDS_AT_ONCE = 3
 """Of an actor: one is tokenised, one is with the LLM, one is written."""
 
@@ -103,7 +99,7 @@ def _ask(pass_: Pass, shards: Sequence[Shard], actor: type[AskLLM]) -> Iterator[
     ray_session.require_resources(f"extract.actors = {pass_.config.extract.actors}", needed)
     ray_session.say_if_busy(needed["CPU"])
     items = [shard.model_dump() for shard in shards]
-    summaries = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_TASKS)).map_batches(
+    summaries = ray.data.from_items(items, override_num_blocks=min(len(items), ray_session.MOST_TASKS)).map_batches(
         actor,
         fn_constructor_args=(pass_,),
         batch_size=1,

@@ -11,6 +11,7 @@ from llm4msr import Ranker, RankRequest, pipeline
 from llm4msr.data import partitions
 from llm4msr.explain.stage import REPORT
 from llm4msr.knowledge.rows import find_texts, read_vectors, row_groups
+from llm4msr.ray_session import run_each
 from llm4msr.storage import StageOutput
 from llm4msr.storage.vectors import to_matrix
 from tests.support.experiments import ITEMS, SCENARIOS, USERS, MakeExperiment
@@ -28,6 +29,18 @@ def vectors(output: StageOutput) -> dict[str, np.ndarray]:
     """By raw id of the user."""
     table = pa.concat_tables(read_vectors(group) for group in row_groups(output))
     return dict(zip(table["raw_id"].to_pylist(), to_matrix(table["vector"]), strict=True))
+
+
+def with_rows(item: pa.Table) -> pa.Table:
+    return item.append_column("rows", pa.array([len(item)]))
+
+
+def test_where_tasks_are_fewer_than_items_each_item_is_still_worked_on_alone(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm4msr.ray_session.MOST_TASKS", 2)
+    done = run_each(with_rows, [{"n": number} for number in range(5)])
+    assert sorted(row["n"] for row in done if row["rows"] == 1) == [*range(5)]
 
 
 def test_every_table_that_grows_has_a_file_for_each_partition(spine: Spine, parted: Spine) -> None:
