@@ -36,7 +36,7 @@ def made(spine: Spine, experiment: MakeExperiment) -> Experiment:
 
 
 def trials(root: Path) -> dict[str, dict[str, Any]]:
-    return {str(file): json.loads(file.read_text()) for file in root.glob("tune/trials/*/*.json")}
+    return {str(file): json.loads(file.read_text()) for file in root.glob("tune/trials/*/[!.]*.json")}
 
 
 def test_a_killed_search_goes_on_and_its_files_train_to_the_auc_that_it_found(
