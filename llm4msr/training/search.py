@@ -13,7 +13,7 @@ is never read.
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any, TypedDict
 
@@ -236,7 +236,7 @@ class _Halving(AsyncHyperBandScheduler):
         return self.CONTINUE if trial.config == self.own else decision
 
 
-def _optuna(config: Config, domains: dict[str, Any], first: list[Settings], ended: Iterable[Trial]) -> Any:
+def _optuna(config: Config, domains: dict[str, Any], first: list[Settings], ended: Collection[Trial]) -> Any:
     """Optuna's search (TPE), which knows the trials that have ended."""
     try:
         import optuna
@@ -246,7 +246,8 @@ def _optuna(config: Config, domains: dict[str, Any], first: list[Settings], ende
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     converted = OptunaSearch.convert_search_space(domains)
-    searcher = OptunaSearch(converted, metric=AUC, mode="max", points_to_evaluate=first, seed=config.seed % (1 << 32))
+    seed = (config.seed + len(ended)) % (1 << 32)  # a search that goes on draws others than it began with
+    searcher = OptunaSearch(converted, metric=AUC, mode="max", points_to_evaluate=first, seed=seed)
     for trial in ended:
         searcher.add_evaluated_point(trial.settings, trial.best)
     return searcher
