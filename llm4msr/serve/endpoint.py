@@ -3,6 +3,7 @@
 One endpoint a cluster: `start` takes over one that an earlier `llm4msr serve` left there.
 """
 
+import time
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 PROCESS = uuid.uuid4().hex
 """Stands in the ranker's `user_config`, so that `stop` sees whether another process has taken the endpoint over."""
+FREED_S = 5.0
+"""How long the port of a proxy that was stopped just now may take to be free."""
 
 
 @dataclass
@@ -48,7 +51,7 @@ def start(config: ServeConfig, bundle_uri: str, allow_backbones: Sequence[str] =
         ConfigError: the host or port cannot be listened at, or Ray Serve refuses.
         StorageError: the bundle cannot be read or is damaged.
     """
-    bind_error = address.bind_error(config.host, config.port)
+    address.bind_error(config.host, config.port)  # a wrong host is told before anything is loaded
     protected = bool(api_token.read())
     config = config.model_copy(update={"allow_backbones": (*config.allow_backbones, *allow_backbones)})
     # a bundle that cannot be loaded is one message here, and not one of every replica
@@ -57,7 +60,7 @@ def start(config: ServeConfig, bundle_uri: str, allow_backbones: Sequence[str] =
     ray_serve.silence()
     url = address.url(config.host, config.port)
     if (running := ray_serve.running_at()) is None:
-        _start_ray_serve(config, bind_error)
+        _start_ray_serve(config)
     elif running != (config.host, config.port):
         there = f"serve there with --set serve.host={running[0]} --set serve.port={running[1]}"
         reason = f"Ray Serve of this cluster is at {address.url(*running)}"
@@ -71,10 +74,13 @@ def start(config: ServeConfig, bundle_uri: str, allow_backbones: Sequence[str] =
     return url
 
 
-def _start_ray_serve(config: ServeConfig, bind_error: str) -> None:
-    if bind_error:
-        url = address.url(config.host, config.port)
-        raise ConfigError(f"cannot serve at {url}: {bind_error}; choose another with --set serve.port=")
+def _start_ray_serve(config: ServeConfig) -> None:
+    latest = time.monotonic() + FREED_S
+    while reason := address.bind_error(config.host, config.port):
+        if time.monotonic() > latest:
+            url = address.url(config.host, config.port)
+            raise ConfigError(f"cannot serve at {url}: {reason}; choose another with --set serve.port=")
+        time.sleep(0.1)
     _started.ray_serve = True
     with _all_or_nothing("Ray Serve"):
         ray_serve.start(config)
