@@ -1,5 +1,6 @@
 """Texts of data and of the LLM, made fit to be shown: bounded, and without characters that disturb the text around."""
 
+import ipaddress
 import json
 import math
 import re
@@ -102,6 +103,14 @@ def as_json(value: object, indent: int | None = None) -> str:
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address stands for the machine that reads it, and no other."""
+    try:
+        return host == "localhost" or host.endswith(".localhost") or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -5,6 +5,7 @@ Scenarios are read by the LLM, or by the first source where no LLM is among them
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -15,7 +16,9 @@ from llm4msr.knowledge.engines import model_revision, models, open_tokenizer, so
 from llm4msr.knowledge.prompts.own_text import item_texts
 from llm4msr.knowledge.prompts.render import trained_items
 from llm4msr.knowledge.reader import Reader, SourceName
+from llm4msr.progress import warn
 from llm4msr.storage import StageOutput
+from llm4msr.text import is_loopback
 
 ITEM_KINDS: dict[str, str] = {
     "llm": "items",
@@ -57,7 +60,7 @@ class Source(NamedTuple):
         return self.name != "words" and self.extract.engine != "http"
 
     def check(self) -> None:
-        """Look at the model's files before any engine starts.
+        """Look at the model's files before any engine starts; warn where an endpoint's key goes out unencrypted.
 
         Raises:
             ConfigError: prompts may be longer than the model can read.
@@ -67,6 +70,8 @@ class Source(NamedTuple):
             model = models.resolve(self.extract.model)
             soundness.check_model(model)
             soundness.check_fit(self.extract, model)
+        elif self.name != "words" and self.extract.http_key_variable:
+            warn_of_open_key(self.extract)
 
     def pin(self) -> "Source":
         """The same for all machines: a hub's model is named with its commit; an encoder gets texts that it can read."""
@@ -121,6 +126,14 @@ def sources(e: ExtractConfig) -> list[Source]:
     if "words" in kinds.values():
         found.append(Source("words", e, (ITEM_KINDS["words"],)))
     return [found[0]._replace(kinds=(*found[0].kinds, "scenarios")), *found[1:]]
+
+
+def warn_of_open_key(e: ExtractConfig) -> None:
+    """Say so if the endpoint's key crosses a network that may be read on the way."""
+    for url in dict.fromkeys(filter(None, (e.http_url, e.http_chat_url))):
+        parts = urlsplit(url)
+        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            warn(f"{url}: the key of extract.http_key_variable goes there unencrypted; use https, or a loopback tunnel")
 
 
 def items_by_kind(readers: Iterable[str], items: int) -> dict[str, int]:

@@ -1,7 +1,6 @@
 """Where an endpoint listens: how the address is written, and whether it can be listened at."""
 
 import errno
-import ipaddress
 import socket
 
 from llm4msr.errors import ConfigError
@@ -38,11 +37,3 @@ def bind_error(host: str, port: int) -> str:
             ) from None
         return str(error.strerror)
     return ""
-
-
-def is_local(host: str) -> bool:
-    """Whether only programs of this machine reach what listens at the host."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -17,6 +17,7 @@ from llm4msr.errors import ConfigError, LLM4MSRError
 from llm4msr.progress import say
 from llm4msr.serve import address, api_token, ray_serve
 from llm4msr.serve.app import APP, DEPLOYMENT, application
+from llm4msr.text import is_loopback
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -69,7 +70,7 @@ def start(config: ServeConfig, bundle_uri: str, allow_backbones: Sequence[str] =
         _started.ray_serve = True
         say(f"  taking over the endpoint that runs at {url}")
     deploy(application(bundle_uri, config, protected, PROCESS), APP, "/", config)
-    if not protected and not address.is_local(config.host):
+    if not protected and not is_loopback(config.host):
         say(f"  {url} asks for no token, so whoever reaches it may ask: set {api_token.VARIABLE}")
     return url
 

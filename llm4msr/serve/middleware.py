@@ -1,7 +1,6 @@
 """What stands before every route, as plain ASGI: headers of each response, the Host, the token, limits of a body."""
 
 import asyncio
-import ipaddress
 import json
 import re
 import secrets
@@ -14,7 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llm4msr.serve import api_token
-from llm4msr.text import shorten
+from llm4msr.text import is_loopback, shorten
 
 RESPONSE_HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
 PROBES = frozenset({"/healthz", "/readyz"})
@@ -72,7 +71,7 @@ class HostGate:
 
     def _allows(self, hosts: list[str]) -> bool:
         name = host_name(hosts[0]) if len(hosts) == 1 else ""
-        return bool(name) and (_is_local(name) or any(fnmatchcase(name, allowed) for allowed in self.names))
+        return bool(name) and (is_loopback(name) or any(fnmatchcase(name, allowed) for allowed in self.names))
 
 
 def _hosts(scope: Scope) -> list[str]:
@@ -83,15 +82,6 @@ def host_name(host: str) -> str:
     """The name or address in a Host header, without port, brackets and last dot; empty where it is malformed."""
     match = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([^\s:\[\]@/]+?)\.?)(?::\d*)?", host.strip().lower())
     return "" if match is None else match[1] or match[2]
-
-
-def _is_local(name: str) -> bool:
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 class TokenGate:

@@ -119,3 +119,13 @@ def test_a_count_stands_beside_its_share():
 
 def test_a_number_that_is_none_is_not_applicable():
     assert [text.number(value) for value in (0.5, None, float("nan"), float("inf"))] == ["0.5000", "n/a", "n/a", "n/a"]
+
+
+@pytest.mark.parametrize("host", ["localhost", "a.localhost", "127.0.0.1", "127.3.2.1", "::1"])
+def test_a_host_that_is_this_machine_alone(host: str):
+    assert text.is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "shop", "127.0.0.1.nip.io", "10.0.0.1", "localhost.shop", ""])
+def test_a_host_that_others_reach_or_are(host: str):
+    assert not text.is_loopback(host)

@@ -37,7 +37,12 @@ LONGEST_WAIT_S = 300.0
 
 
 class RefusedPromptError(LLM4MSRError):
-    """The endpoint does not take this prompt."""
+    """The endpoint does not take this prompt, or one of the `settings` beside it."""
+
+    def __init__(self, message: str, setting: str = ""):
+        super().__init__(message)
+        self.setting = setting
+        """The name of the setting, where the endpoint says that it is that."""
 
 
 class Endpoint:
@@ -89,7 +94,7 @@ class Endpoint:
         status = f"{response.status_code} {response.reason_phrase}".strip()
         said = self._public(_message(response.content))
         if response.status_code in REFUSED:
-            return RefusedPromptError(f"the endpoint refuses it with {status}: {said}")
+            return RefusedPromptError(f"the endpoint refuses it with {status}: {said}", _setting(response.content))
         kind = 300 if response.status_code // 100 == 3 else response.status_code
         check = f"; check {CHECK[kind]}" if kind in CHECK else ""
         return EndpointError(f"{url}: {status}: {said}{check}")
@@ -153,6 +158,15 @@ def _read_key(variable: str) -> str:
     if not re.fullmatch(r"[!-~]*", key):  # the error of a header that holds them would show it
         raise ConfigError(f"extract.http_key_variable = '{variable}': holds a blank, or what is no ASCII; give the key")
     return key
+
+
+def _setting(content: bytes) -> str:
+    """The setting that the endpoint says it does not support (OpenAI's `error.param`), or nothing."""
+    try:
+        error: Any = json.loads(content)["error"]
+        return str(error["param"]) if str(error["code"]).startswith("unsupported") else ""
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return ""
 
 
 def _message(content: bytes) -> str:

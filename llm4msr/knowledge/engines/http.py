@@ -71,7 +71,7 @@ class HttpEngine:
         """
         self._config, self._endpoint, self._runner = config, Endpoint(config), asyncio.Runner()
         self.cached_tokens, self.billed, self.refused = 0, Billed(), dict[int, str]()
-        self._width = 0
+        self._width, self._without = 0, set[str]()
         if task == "vectors":
             self._ask([self._embed(0, ["text"])])
             if self.refused:
@@ -154,10 +154,14 @@ class HttpEngine:
         return np.stack(vectors)
 
     async def _answer(self, at: int, prompt: str, max_tokens: int, schema: JsonSchema | None) -> str:
-        """The chat model's answer to the prompt at this place; none if it refuses it."""
+        """The chat model's answer to the prompt at this place; none if it refuses it.
+
+        Reasoning models take neither `max_tokens`, which has another name there, nor a temperature.
+        """
         message = {"role": "user", "content": prompt}
         body: dict[str, object] = {"model": self._config.http_chat_model, "messages": [message]}
-        body |= {"max_tokens": max_tokens, "temperature": 0}
+        body |= {"max_completion_tokens" if "max_tokens" in self._without else "max_tokens": max_tokens}
+        body |= {} if "temperature" in self._without else {"temperature": 0}
         if schema is not None:
             named = {"name": "interests", "schema": schema}
             body["response_format"] = {"type": "json_schema", "json_schema": named}
@@ -165,6 +169,9 @@ class HttpEngine:
         try:
             answer = await self._endpoint.post(url, body, _Chat, MOST_BYTES + max_tokens * BYTES_PER_TOKEN)
         except RefusedPromptError as error:
+            if error.setting in ("max_tokens", "temperature") and error.setting in body:
+                self._without.add(error.setting)
+                return await self._answer(at, prompt, max_tokens, schema)
             self.refused[at] = str(error)
             return ""
         self._count(answer.usage)

@@ -22,6 +22,7 @@ from llm4msr.knowledge.engines.tokens import PromptTooLongError
 from llm4msr.knowledge.passes import bill
 from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.shards import Pass
+from llm4msr.knowledge.sources import sources
 from llm4msr.storage.vectors import to_matrix
 from tests.support.data import config_of
 from tests.support.experiments import free_port
@@ -96,6 +97,68 @@ def test_answers_are_those_of_the_chat_model_with_a_schema_where_there_is_one(en
     assert "response_format" not in endpoint.bodies[0]
     engine.answers(tokens[:1], 9, [{"type": "object"}])
     assert endpoint.bodies[-1]["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+
+def test_a_chat_model_that_takes_other_settings_is_asked_with_those(endpoint: LLMEndpoint):
+    """As OpenAI's reasoning models: each request that was under way is sent again, and no later one twice."""
+    chat = endpoint._chat
+
+    def choosy(path: str, body: dict[str, Any]) -> Any:
+        for setting, code in (("max_tokens", "unsupported_parameter"), ("temperature", "unsupported_value")):
+            if setting in body:
+                error = {"message": f"'{setting}' is not supported", "param": setting, "code": code}
+                return 400, {}, json.dumps({"error": error}).encode()
+        return 200, {}, json.dumps(chat(body)).encode()
+
+    endpoint._reply = choosy  # type: ignore[method-assign]
+    config = config_for(endpoint.url, answers="all", http_chat_model="writer", http_requests=1)
+    engine, tokenizer = open_engine(config, "answers"), open_tokenizer(config, task="answers")
+    tokens = [tokenizer(letter) for letter in "abc"]
+    assert engine.answers(tokens, 9) == ["about a", "about b", "about c"]
+    assert engine.refused == {}
+    asked_before = len(endpoint.bodies)
+    assert engine.answers(tokens, 9) == ["about a", "about b", "about c"]
+    assert len(endpoint.bodies) == asked_before + 3
+    assert endpoint.bodies[-1]["max_completion_tokens"] == 9
+    assert {"max_tokens", "temperature"}.isdisjoint(endpoint.bodies[-1])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "max_tokens is too large: 9", "param": "max_tokens", "code": "invalid_value"},
+        {"message": "no", "param": "model", "code": "unsupported_parameter"},
+        {"message": "no", "param": "max_tokens", "code": None},
+        ["unsupported"],
+        "unsupported",
+    ],
+)
+def test_another_refusal_is_a_rows_error_and_no_request_is_sent_twice(endpoint: LLMEndpoint, error: Any):
+    endpoint.refused = {"a": (400, {}, json.dumps({"error": error}).encode())}
+    config = config_for(endpoint.url, answers="all", http_chat_model="writer")
+    engine, tokenizer = open_engine(config, "answers"), open_tokenizer(config, task="answers")
+    assert engine.answers([tokenizer("a")], 9) == [""]
+    assert "400 Bad Request" in engine.refused[0]
+    assert len(endpoint.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "chat_url", "warned"),
+    [
+        ("http://llm.example.com/v1", "", ["http://llm.example.com/v1"]),
+        ("https://llm.example.com/v1", "http://10.0.0.7:8000/v1", ["http://10.0.0.7:8000/v1"]),
+        ("http://localhost:8000/v1", "http://[::1]:8001/v1", []),
+        ("https://llm.example.com/v1", "", []),
+    ],
+)
+def test_a_key_that_goes_out_unencrypted_is_warned_of(
+    capsys: pytest.CaptureFixture[str], url: str, chat_url: str, warned: list[str]
+):
+    for variable in ("", "LLM_KEY"):
+        (source,) = sources(config_for(url, http_chat_url=chat_url, http_key_variable=variable))
+        source.check()
+        told = [line.partition(": ")[2].partition(": the key")[0] for line in capsys.readouterr().err.splitlines()]
+        assert told == (warned if variable else [])
 
 
 def test_so_many_requests_go_on_at_once_and_no_more():
