@@ -3,6 +3,7 @@
     python -m benchmarks.quality --smoke            # one data set, two backbones, two seeds
     python -m benchmarks.quality grid               # all systems; see quality_grids.py
     python -m benchmarks.quality curve              # gains as users' histories grow longer
+    python -m benchmarks.quality readings           # other ways to ask the LLM, by validation rows alone
     python -m benchmarks.quality grid --sets beauty-implicit --backbones mmoe --seeds 2 --trials 2
 
 A system is a form of the model and what its items' vectors come from, such as `user@llm`: see quality_grids. Every
@@ -98,18 +99,22 @@ def main() -> None:
     cells = list(cells_of(grid, options.root))
     _prepare_inputs(cells)
     tuned = _tune(cells, TRIALS[: options.trials] or [()], options.root)
-    jobs = [[(cell, trial.model_copy(update={"seed": seed}), True) for cell, trial in tuned] for seed in seeds]
+    test = not grid.validation
+    jobs = [[(cell, trial.model_copy(update={"seed": seed}), test) for cell, trial in tuned] for seed in seeds]
     if options.finished:
         jobs = [of_seed for of_seed in jobs if all(file.exists() for file in _files(of_seed, options.root))]
         seeds = seeds[: len(jobs)]
-    runs = _run_all(list(itertools.chain(*jobs)), options.root, "train and test")
+    runs = _run_all(list(itertools.chain(*jobs)), options.root, "train")
     parts = ("sets", "backbones", "systems")
     said = [f"--{part} {' '.join(names)}" for part in parts if (names := vars(options)[part])]
     said += [*(f"--set {setting}" for setting in options.set), f"--seeds {len(seeds)} --trials {options.trials}"]
     command = " ".join(["python -m benchmarks.quality", name, *said])
     title = "-".join(["quality", name, *(options.sets or [])])
     about = {data: description_of(data) for data in grid.sets}
-    quality_report.write(options.results, title, runs, command, options.trials, about, _baselines(cells))
+    if grid.validation:
+        quality_report.write_readings(options.results, title, runs, command, about)
+    else:
+        quality_report.write(options.results, title, runs, command, options.trials, about, _baselines(cells))
 
 
 def _baselines(cells: list[Cell]) -> quality_report.Baselines:

@@ -63,8 +63,13 @@ VECTORS: dict[str, Settings] = {
     "encoder": ("extract.item_vectors=encoder", "extract.encoder=data/minilm"),
     "random": ("extract.item_vectors=random",),
     "shuffled": ("extract.item_vectors=shuffled",),
+    "llm128": ("extract.pool_dim=128",),
+    "last": ("extract.pooling=last",),
+    "goes-with": ("extract.pooling=last", f"extract.item_template={CONFIGS / 'goes-with.txt'}"),
+    "layer 20": ("extract.layer=20", "extract.engine=transformers"),
 }
-"""`words128` has as many numbers as `llm+words`: what two sources gain over one must not be their width."""
+"""The last four ask the LLM in other ways. `words128` has as many numbers as `llm+words`: what two sources gain over
+one must not be their width."""
 ITEMS = ("extract.reads=items", "extract.pooling=mean", "extract.point_in_time=true", "extract.answers=none")
 SWITCHES: dict[str, Settings] = {
     "default": (),
@@ -95,6 +100,8 @@ class Grid:
     seeds: int
     overrides: Settings = ()
     switches: tuple[str, ...] = ("default",)
+    validation: bool = False
+    """Judge by the validation rows and leave those of the test alone: for what one chooses by."""
 
 
 def systems(forms: Iterable[str], vectors: Iterable[str]) -> tuple[str, ...]:
@@ -121,6 +128,14 @@ GRIDS = {
         ("none", "din", *systems(("user", "match"), ("words", "llm"))),
         2,
         ITEMS,
+    ),
+    "readings": Grid(
+        ("beauty-implicit", "ml-100k-implicit-first-12"),
+        ("mmoe",),
+        ("none", *systems(("user", "match"), ("llm", *list(VECTORS)[-4:], "words", "words128", "llm+words"))),
+        3,
+        ITEMS,
+        validation=True,
     ),
     "core": Grid(("ml-100k", "ml-1m", "beauty"), (*PAPER, "single"), _PUBLISHED, 5),
     "others": Grid(("beauty",), OTHERS, ("none", "both", "shuffled"), 3),

@@ -62,6 +62,41 @@ def write(
     print(text, f"\n-> {folder / name}.md")
 
 
+def write_readings(
+    folder: Path, name: str, runs: list[dict[str, Any]], command: str, about: dict[str, str], base: str = "llm"
+) -> None:
+    """The same for a grid that is judged by validation rows: each way to make the vectors beside the one of `base`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(runs)
+    table.to_parquet(folder / f"{name}.parquet", index=False)
+    parts = [f"# {name}", ""]
+    for data, rows in table.groupby("data", sort=False):
+        lines = _readings(rows.pivot_table(index=["backbone", "seed"], columns="system", values="valid_auc"), base)
+        parts += [f"## {data}", "", about[str(data)], "", *lines, ""]
+    parts += [
+        f"AUC of the validation rows at the best epoch, {_over(sorted({*table['seed']}))}; the test rows were not "
+        "looked at. `@` names what items' vectors are (benchmarks/quality_grids.py); the change is that of the mean against "
+        f"the same form `@{base}`, p that of a paired t-test over seeds, corrected for the number of tests (Holm).",
+        "",
+        f"Command: `{command}`. {describe()}.",
+        "",
+    ]
+    (folder / f"{name}.md").write_text("\n".join(parts))
+    print("\n".join(parts), f"\n-> {folder / name}.md")
+
+
+def _readings(aucs: pd.DataFrame, base: str) -> list[str]:
+    """A line for each system."""
+    pairs = {one: f"{one.partition('@')[0]}@{base}" for one in aucs.columns}
+    pairs = {one: other for one, other in pairs.items() if one != other and other in aucs.columns and "@" in one}
+    p = dict(zip(pairs, holm(np.array([_paired(aucs[[one, other]]) for one, other in pairs.items()])), strict=True))
+    lines = [_line(["system", "validation AUC", "change", "p"]), _line(["---"] * 4)]
+    for one in aucs.columns:
+        beside = [f"{100 * _gain(aucs[[one, pairs[one]]]):+.2f}%", f"{p[one]:.3f}"] if one in pairs else ["", ""]
+        lines.append(_line([str(one), _spread(aucs[one]), *beside]))
+    return lines
+
+
 def report(
     name: str, table: pd.DataFrame, command: str, trials: int, about: dict[str, str], baselines: Baselines
 ) -> str:

@@ -44,6 +44,25 @@ def test_a_grid_runs_continues_and_repeats_itself(
     )
 
 
+def test_a_grid_of_readings_never_looks_at_the_test_rows(
+    ray_session: None, experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = experiment({"name": "small", "train.epochs": 1})
+    (tmp_path / "small.toml").write_text(Path(str(small)).read_text())
+    monkeypatch.setattr(quality_grids, "CONFIGS", tmp_path)
+    monkeypatch.setitem(quality_grids.SETS, "small", ("small", ()))
+    grid = quality_grids.Grid(("small",), ("star",), ("none", "match@words"), 1, quality_grids.ITEMS, validation=True)
+    monkeypatch.setitem(quality.GRIDS, "small", grid)
+    results = tmp_path / "results"
+    command = ["quality", "small", "--root", str(tmp_path / "runs"), "--results", str(results), "--trials", "0"]
+    monkeypatch.setattr(sys, "argv", command)
+    quality.main()
+    runs = pd.read_parquet(results / "quality-small.parquet")
+    assert {*runs["system"]} == {"none", "match@words"}
+    assert runs["valid_auc"].between(0, 1).all()
+    assert not [name for name in runs.columns if "test" in name or "slice" in name]
+
+
 @pytest.mark.parametrize("name", sorted(quality_grids.GRIDS))
 def test_every_cell_of_a_grid_is_a_config(name: str) -> None:
     grid = quality_grids.GRIDS[name]

@@ -138,3 +138,18 @@ def test_the_picture_of_a_curve_has_a_line_for_each_system_over_the_lengths(tmp_
     quality_report.picture(tmp_path / "curve.svg", rows)
     text = (tmp_path / "curve.svg").read_text()
     assert "first interactions of each user" in text
+
+
+def test_readings_stand_beside_the_default_one_by_validation_rows_alone(tmp_path: Path) -> None:
+    rows = runs({"none": 0.0, "match@llm": 0.01, "match@last": 0.02, "match@words": 0.01}).rename(
+        columns={"test_auc": "valid_auc"}
+    )
+    quality_report.write_readings(tmp_path, "made", rows.to_dict("records"), "command", ABOUT)
+    text = (tmp_path / "made.md").read_text()
+    lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("|")}
+    assert "+1.3" in lines["match@last"]
+    assert "0.000 |" in lines["match@last"]
+    assert float(lines["match@words"].split(" | ")[3].strip("| ")) > 0.05
+    assert lines["none"].endswith("|  |  |")
+    assert lines["match@llm"].endswith("|  |  |")
+    assert "test rows were not looked at" in text
