@@ -75,8 +75,8 @@ def write_readings(
         parts += [f"## {data}", "", about[str(data)], "", *lines, ""]
     parts += [
         f"AUC of the validation rows at the best epoch, {_over(sorted({*table['seed']}))}; the test rows were not "
-        "looked at. `@` names what items' vectors are (benchmarks/quality_grids.py); the change is that of the mean against "
-        f"the same form `@{base}`, p that of a paired t-test over seeds, corrected for the number of tests (Holm).",
+        "looked at. `@` names what items' vectors are (benchmarks/quality_grids.py); the change is that of the mean "
+        f"against the same form `@{base}`, p of a paired t-test over seeds, corrected for the number of tests (Holm).",
         "",
         f"Command: `{command}`. {describe()}.",
         "",
