@@ -75,7 +75,7 @@ class ExtractConfig(Section):
     """Of one actor, without tokens from the prefix cache: for `--dry-run` alone. 0 = as an earlier version measured, or
     estimated from this machine."""
     actor_cost_per_hour: Annotated[float, Key.HOW] = Field(0, ge=0)
-    """In whatever currency: for `--dry-run` alone."""
+    """In whatever currency: for `--dry-run` and progress."""
     rows_per_shard: Annotated[Annotated[int, Field(ge=1, le=1 << 16)] | Literal["auto"], Key.HOW] = "auto"
     """Prompts that an actor reads at a time and writes as one file. An interrupted run loses the shards in flight:
     fewer rows lose less, more rows make fewer files. `auto` is 4,096 on GPUs, which is a minute or more of one, 256 on

@@ -7,7 +7,6 @@ is made for several; so vectors do not depend on what else is going on.
 
 import socket
 import time
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from llm4msr import storage
-from llm4msr.arrays import Array, Column, Halves, strings
+from llm4msr.arrays import Column, Halves, strings
 from llm4msr.errors import EndpointError, StorageError
 from llm4msr.knowledge import interests
 from llm4msr.knowledge.buckets import OF_USERS
@@ -29,7 +28,9 @@ from llm4msr.knowledge.engines import (
     open_engine,
     open_tokenizer,
 )
-from llm4msr.knowledge.shards import Counts, Pass, Spent
+from llm4msr.knowledge.row_errors import fill, tokenize
+from llm4msr.knowledge.shards import Counts, Pass
+from llm4msr.knowledge.spending import Spent
 from llm4msr.knowledge.work_list import read_prompts
 from llm4msr.storage.vectors import to_column
 
@@ -49,6 +50,8 @@ class _Rows(NamedTuple):
     tokens: list[list[int]]
     same: list[int]
     """The first row that has the same tokens."""
+    seconds: float
+    """That this took."""
 
 
 class AskLLM:
@@ -61,6 +64,8 @@ class AskLLM:
         self.meters = Meters(pass_.task)
         self._tokenizers: dict[bool, Tokenizer] = {}
         self._reading, self._thinking = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._idle_since: float | None = None
+        """When the LLM's thread had no more to do; None before it has done anything."""
 
     @cached_property
     def engine(self) -> Engine:
@@ -97,13 +102,16 @@ class AskLLM:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """`batch` is one row, which names a shard: prompts go from storage to the LLM, past Ray's object store."""
-        return self.ask(read_prompts(batch, self.pass_.folder_uri))
+        begun = time.monotonic()
+        shard = read_prompts(batch, self.pass_.folder_uri)
+        return self.ask(shard, time.monotonic() - begun)
 
-    def ask(self, shard: pa.Table) -> pa.Table:
+    def ask(self, shard: pa.Table, fetched: float = 0.0) -> pa.Table:
         """Ask about each row and write the shard's file.
 
         Args:
             shard: id, raw_id, fingerprint, prompt and error of each row, and `file`, the name of the shard's file.
+            fetched: seconds that it took to read them.
 
         Returns:
             One row: the file's name, its `FileRecord`, the `Counts` of its rows and what was `Spent` on it.
@@ -115,6 +123,7 @@ class AskLLM:
         name = shard["file"][0].as_py()
         rows = self._reading.submit(self._read, name, shard).result()
         done, spent = self._thinking.submit(self._think, name, rows).result()
+        begun = time.monotonic()
         columns: dict[str, Column] = {field: shard[field] for field in ("id", "raw_id", "fingerprint", "prompt")}
         answers = rows.answers
         if isinstance(done, list):
@@ -128,6 +137,7 @@ class AskLLM:
         columns["tokens"] = pa.array(list(map(rows.tokenizer.count, rows.tokens)), pa.int64())
         columns["error"] = pa.array(rows.errors, pa.string())
         part = self.pass_.write(name, pa.Table.from_pydict(columns))
+        spent = spent._replace(read_seconds=fetched + rows.seconds, write_seconds=time.monotonic() - begun)
         counts = Counts.of(rows.errors)
         outcomes = {"ok": counts.rows - counts.failed, "failed": counts.failed - counts.empty, "skipped": counts.empty}
         self.meters.count(outcomes, spent.tokens, spent.cached, spent.seconds)
@@ -136,25 +146,29 @@ class AskLLM:
 
     def _read(self, name: str, shard: pa.Table) -> _Rows:
         """All that can be done before the LLM."""
+        begun = time.monotonic()
         tokenizer, prompts = self._tokenizer(name), strings(shard["prompt"])
         answers, errors = self._first_pass(name, strings(shard["error"]))
         reads_answers = self.config.extract.pooling == "answer" and self.task == "vectors"
-        tokens = _tokenize(tokenizer, prompts, answers if reads_answers else [""] * len(shard), errors)
+        tokens = tokenize(tokenizer, prompts, answers if reads_answers else [""] * len(shard), errors)
         firsts: dict[tuple[int, ...], int] = {}
         same = [firsts.setdefault(tuple(ids), row) for row, ids in enumerate(tokens)]
-        return _Rows(tokenizer, prompts, answers, errors, tokens, same)
+        return _Rows(tokenizer, prompts, answers, errors, tokens, same, time.monotonic() - begun)
 
     def _think(self, name: str, rows: _Rows) -> tuple[list[str] | Halves, Spent]:
         """The LLM's answers or vectors, and what those took. It waits for this alone, so nothing else is done here."""
         engine = self._open(name, rows.tokenizer)  # before any row is tried: that it cannot be opened is no row's fault
         begun, cores = time.monotonic(), time.process_time()
+        waited = begun - (self._idle_since or begun)
         engine.cached_tokens, engine.billed = 0, Billed()
         if self.task == "answers":
             done: list[str] | Halves = self._generate(rows, self._structured(name))
         else:
             done = self._embed(rows)
-        seconds, cpu = time.monotonic() - begun, time.process_time() - cores
-        return done, Spent(0, engine.cached_tokens, seconds, cpu, 0, *engine.billed)
+        self._idle_since, cpu = time.monotonic(), time.process_time() - cores
+        read, written = engine.billed
+        spent = Spent(cached=engine.cached_tokens, billed=read, billed_answers=written, cpu_seconds=cpu)
+        return done, spent._replace(seconds=self._idle_since - begun, wait_seconds=waited)
 
     def _structured(self, name: str) -> bool:
         """Whether the answers of a shard are interests per scenario."""
@@ -182,7 +196,7 @@ class AskLLM:
                 shard.errors[rows[place]] = why
             return answers
 
-        _fill(texts, shard.errors, answer)
+        fill(texts, shard.errors, answer)
         answers: list[str] = texts.tolist()
         return answers
 
@@ -203,49 +217,5 @@ class AskLLM:
             halves[~finite] = 0
             return halves[places] if len(distinct) < len(rows) else halves
 
-        _fill(vectors_ND, shard.errors, embed)
+        fill(vectors_ND, shard.errors, embed)
         return vectors_ND
-
-
-def _tokenize(tokenizer: Tokenizer, prompts: list[str], answers: list[str], errors: list[str]) -> list[list[int]]:
-    """Token ids of each good row; a row that cannot be tokenised gets its error."""
-    tokens: list[list[int]] = [[] for _ in prompts]
-    good = _good_rows(errors)
-    try:
-        batch = tokenizer.encode_batch([prompts[row] for row in good], [answers[row] for row in good])
-        together = dict(zip(good, batch, strict=True))
-    except Exception:  # of one row, which shows itself below
-        together = {}
-    for row in good:
-        try:
-            ids = together.get(row)
-            tokens[row] = tokenizer(prompts[row], answers[row]) if ids is None else tokenizer.check_length(ids)
-        except Exception as error:  # whatever one prompt does, the others go on
-            errors[row] = _message(error)
-    return tokens
-
-
-def _good_rows(errors: Sequence[str]) -> list[int]:
-    return [row for row, error in enumerate(errors) if not error]
-
-
-def _fill(out: Array, errors: list[str], ask: Callable[[list[int]], list[str] | Halves]) -> None:
-    """Fill every good row; if they fail together, each is tried alone so that only the bad ones fail."""
-    good = _good_rows(errors)
-    try:
-        if good:
-            out[good] = ask(good)
-    except EndpointError:
-        raise  # no row's fault
-    except Exception:
-        for row in good:
-            try:
-                out[row] = ask([row])[0]
-            except EndpointError:
-                raise
-            except Exception as error:
-                errors[row] = _message(error)
-
-
-def _message(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:500]

@@ -10,12 +10,12 @@ from upath import UPath
 
 from llm4msr import ray_session, storage
 from llm4msr.arrays import Column, strings
-from llm4msr.config import ExtractConfig
 from llm4msr.errors import StorageError
 from llm4msr.knowledge.actor import AskLLM
 from llm4msr.knowledge.actor_pool import nodes, plan_pool
 from llm4msr.knowledge.engines import Task
-from llm4msr.knowledge.shards import SHARD_FOLDERS, Counts, Pass, Spent
+from llm4msr.knowledge.shards import SHARD_FOLDERS, Counts, Pass
+from llm4msr.knowledge.spending import Spent, Tally
 from llm4msr.knowledge.words import Words
 from llm4msr.knowledge.work import Shard
 from llm4msr.knowledge.work_list import read_prompts
@@ -65,7 +65,7 @@ def run_pass(
     left = [shard for shard in shards if shard.name not in counts]
     skipped = sum(finished.rows for finished in counts.values())
     written: dict[str, FileRecord] = {}
-    spent = Counter[str]()
+    tally = Tally(pass_.config.extract)
     if left:
         total = sum(shard.rows for shard in shards)
         if skipped:
@@ -74,20 +74,13 @@ def run_pass(
             summaries = (count_shard(pass_, shard, words) for shard in left) if words else _ask(pass_, left, actor)
             for summary in summaries:
                 name = summary["file"]
-                rows = counts[name] = Counts(summary["rows"], summary["failed"], summary["empty"])
+                counts[name] = Counts(summary["rows"], summary["failed"], summary["empty"])
                 written[f"{SHARD_FOLDERS[pass_.task]}/{name}"] = FileRecord.model_validate(summary)
-                spent.update({field: summary[field] for field in Spent._fields})
-                failed = rows.failed - rows.empty
-                notes = [f"({failed} failed)"] * bool(failed) + [bill(pass_.config.extract, spent)]
-                progress.advance(rows.rows, " ".join(filter(None, notes)))
-    return PassResult(counts, written, skipped, spent)
-
-
-def bill(e: ExtractConfig, spent: Mapping[str, float]) -> str:
-    """What an endpoint charges for tokens that it read and wrote, if the config states its prices."""
-    if not e.http_price and not e.http_answer_price:
-        return ""
-    return f"cost {(spent['billed'] * e.http_price + spent['billed_answers'] * e.http_answer_price) / 1e6:.2f}"
+                tally.add(summary)
+                progress.advance(summary["rows"], tally.note())
+        if timeline := tally.timeline():
+            say(f"  {pass_.name}: {timeline}")
+    return PassResult(counts, written, skipped, tally.spent)
 
 
 def _ask(pass_: Pass, shards: Sequence[Shard], actor: type[AskLLM]) -> Iterator[dict[str, Any]]:
@@ -122,8 +115,7 @@ def count_shard(pass_: Pass, shard: Shard, words: Words) -> dict[str, Any]:
     columns |= {"answer": pa.array([""] * len(rows), pa.string()), "tokens": pa.array(np.zeros(len(rows), np.int64))}
     columns["vector"] = to_column(vectors_ND)
     record = pass_.write(shard.name, pa.Table.from_pydict(columns))
-    nothing = Spent(tokens=0, cached=0, seconds=0.0, cpu_seconds=0.0, with_interests=0, billed=0, billed_answers=0)
-    return {"file": shard.name} | record.model_dump() | Counts.of(errors)._asdict() | nothing._asdict()
+    return {"file": shard.name} | record.model_dump() | Counts.of(errors)._asdict() | Spent()._asdict()
 
 
 def finished_shards(folder: UPath, shards: Sequence[Shard]) -> dict[str, Counts]:

@@ -69,21 +69,3 @@ class Counts(NamedTuple):
     def of(cls, errors: Sequence[str]) -> "Counts":
         """From the rows' error column."""
         return cls(len(errors), sum(map(bool, errors)), errors.count(NOTHING_LIKED))
-
-
-class Spent(NamedTuple):
-    """What a shard took of an actor, and what it gave."""
-
-    tokens: int
-    """Of the prompts."""
-    cached: int
-    """Those of them that the prefix cache held."""
-    seconds: float
-    cpu_seconds: float
-    """Of all cores together."""
-    with_interests: int
-    """Users' answers that hold interests."""
-    billed: int
-    """Tokens of prompts that an endpoint counts, and charges for."""
-    billed_answers: int
-    """Those of answers."""

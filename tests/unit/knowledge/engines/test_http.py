@@ -19,7 +19,6 @@ from llm4msr.errors import ConfigError, EndpointError
 from llm4msr.knowledge.actor import AskLLM
 from llm4msr.knowledge.engines import model_revision, open_engine, open_tokenizer
 from llm4msr.knowledge.engines.tokens import PromptTooLongError
-from llm4msr.knowledge.passes import bill
 from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.shards import Pass
 from llm4msr.knowledge.sources import sources
@@ -397,12 +396,6 @@ def test_a_model_behind_an_endpoint_is_known_by_what_one_can_say_of_it(llama: Pa
     ways += [{"http_tokenizer": str(llama)}]
     assert len({known(**way) for way in ways}) == len(ways)
     assert known(http_url="http://a/v1/", http_requests=2, http_key_variable="X", http_price=3) == known()
-
-
-def test_the_bill_is_that_of_both_prices():
-    spent = {"billed": 2_000_000, "billed_answers": 500_000}
-    assert bill(config_for("http://a/v1", http_price=0.25, http_answer_price=3), spent) == "cost 2.00"
-    assert bill(config_for("http://a/v1"), spent) == ""
 
 
 @pytest.mark.parametrize(
