@@ -16,6 +16,8 @@ import aiohttp
 import numpy as np
 
 HEADERS = {"content-type": "application/json"}
+LATE, BROKEN = 0, 1
+"""In place of a status: no answer within a minute; a connection that was closed before its answer."""
 
 
 class Load(NamedTuple):
@@ -26,7 +28,7 @@ class Load(NamedTuple):
     seconds: np.ndarray
     """From when it was due to the last byte of the answer."""
     status: np.ndarray
-    """HTTP status; 0 where the connection broke or no answer came within a minute."""
+    """HTTP status, or `BROKEN` or `LATE`."""
     versions: list[list[str]]
     """Model and knowledge versions that one answer names; empty where they were not asked for."""
 
@@ -80,8 +82,10 @@ async def _run(options: argparse.Namespace) -> dict[str, Any]:
                     answer_json = json.loads(content)
                     parts = answer_json.get("responses", [answer_json])
                     named = sorted({f"{part['model_version']} {part['knowledge_version']}" for part in parts})
-            except (aiohttp.ClientError, TimeoutError):
-                status = 0
+            except TimeoutError:
+                status = LATE
+            except aiohttp.ClientError:
+                status = BROKEN
             records.append((due - start, time.perf_counter() - due, status, named))
 
         if options.rate:

@@ -183,7 +183,7 @@ def overload(running: Endpoint, seconds: float) -> Row:
     load = _load.load(url, bodies, seconds, rate=3 * saturated)
     time.sleep(10)
     after = _load.load(url, bodies, 10, rate=saturated / 4)
-    bad = int(((load.status >= 500) | (load.status == 0)).sum())
+    bad = int(((load.status >= 500) | (load.status < 200)).sum())
     same = running.replicas() == pids
     p99 = [load.percentile(99) for load in (before, after)]
     also = (
@@ -216,10 +216,9 @@ def _share(failed: int, load: Load) -> str:
 
 
 def _counts(load: Load) -> str:
-    return ", ".join(
-        f"{n} x {status or 'none within 60 s'}"
-        for status, n in zip(*np.unique(load.status, return_counts=True), strict=True)
-    )
+    names = {_load.LATE: "none within 60 s", _load.BROKEN: "connection closed"}
+    statuses, counts = np.unique(load.status, return_counts=True)
+    return ", ".join(f"{n} x {names.get(status, status)}" for status, n in zip(statuses, counts, strict=True))
 
 
 if __name__ == "__main__":
