@@ -180,12 +180,14 @@ def serve(config: Config) -> str:
     bundle = config.serve.bundle or str(exported(config).folder)
     if not config.serve.explore:
         return endpoint.start(config.serve, bundle, [config.model.backbone])
+    from llm4msr.bundle import files
     from llm4msr.explain.explorer import app as explorer
 
     _check_has_something_to_explain(config)
     model, plain = trained(config), _trained_plain(config)
+    calibrated = files.read_description(storage.path(bundle)).calibration is not None
     address = endpoint.start(config.serve, bundle, [config.model.backbone])
-    explorer_app = explorer.application(model, plain, token_required=bool(api_token.read()))
+    explorer_app = explorer.application(model, plain, bool(api_token.read()), calibrated)
     endpoint.deploy(explorer_app, explorer.NAME, explorer.PREFIX, config.serve)
     return address
 

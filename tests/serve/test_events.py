@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from llm4msr.config import ServeConfig
+from llm4msr.explain.explorer.app import read_events
 from llm4msr.serve import endpoint
 from llm4msr.serve.app import APP, EVENTS
 from tests.support.experiments import free_port
@@ -101,7 +102,9 @@ def test_what_was_acknowledged_survives_the_log_killed_and_the_endpoint_started_
     log.kill()
     until(lambda: client.post("/v1/events", json={"events": [event("k", "kept"), event("l", "kept")]}).is_success)
     assert tell(client, event("k", "kept"), event("l", "kept"))["duplicates"] == 2
+    assert {one.item_id for one in read_events("kept") or ()} == {"i7"}
     endpoint.stop()
+    assert read_events("kept") is None, "what the explorer is told of a log that is not there"
     endpoint.start(config, str(made.output.folder))
     until(lambda: client.get("/readyz").is_success)
     assert rank(client, "kept")["knowledge"] == "events"

@@ -5,11 +5,12 @@ around before one edits.
 """
 
 import asyncio
+import logging
 import threading
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI
 
 from llm4msr import ray_session
 from llm4msr.arrays import Singles
@@ -27,6 +28,8 @@ from llm4msr.serve.app import APP, EVENTS
 from llm4msr.serve.event_log import LoggedEvent
 from llm4msr.storage import StageOutput
 from llm4msr.training.trained import TrainedModel
+
+log = logging.getLogger("ray.serve")
 
 NAME, LLM, PREFIX = "explorer", "llm", "/explore"
 WAIT_S = 180.0
@@ -65,13 +68,14 @@ class FrozenLLM:
             return np.asarray(engine.vectors([tokens])[0])
 
 
-def application(model: TrainedModel, plain: TrainedModel | None, token_required: bool) -> Any:
+def application(model: TrainedModel, plain: TrainedModel | None, token_required: bool, calibrated: bool = False) -> Any:
     """The Ray Serve application; Ray must be connected. The LLM is started where an edited history is asked of it.
 
     Args:
         model: whose rankings are explored.
         plain: the model without knowledge beside it, where it is trained.
         token_required: whether each process must have an API token.
+        calibrated: whether the bundle that is served calibrates its scores.
     """
     import ray
     from ray import serve
@@ -79,7 +83,8 @@ def application(model: TrainedModel, plain: TrainedModel | None, token_required:
     def page() -> FastAPI:
         api_token.check_node(token_required)
         config = model.config.serve
-        return explorer_app(View(model, plain, _read_prompt, _read_events if config.events else None), config)
+        told = read_events if config.events else None
+        return explorer_app(View(model, plain, _read_prompt, told, calibrated), config)
 
     explorer: Any = serve.deployment(name=NAME, ray_actor_options={"num_cpus": 0})(serve.ingress(page)())
     if not asks_llm(model.config):
@@ -98,13 +103,14 @@ def _read_prompt(prompt: str) -> Singles:
     return vector
 
 
-def _read_events(user_id: str) -> list[LoggedEvent]:
-    """Of the log that the endpoint beside it keeps."""
+def read_events(user_id: str) -> list[LoggedEvent] | None:
+    """Of the log that the endpoint beside it keeps; None where it does not answer."""
     from ray import serve
 
-    event_log = serve.get_deployment_handle(EVENTS, app_name=APP)
     try:
+        event_log = serve.get_deployment_handle(EVENTS, app_name=APP)
         events: list[LoggedEvent] = event_log.of.remote(user_id, MOST_EVENTS).result(timeout_s=EVENTS_S)
-    except Exception:  # it is being restarted, or its queue is full
-        raise HTTPException(503, "the log of events does not answer; choose the user again") from None
+    except Exception as error:  # it is being restarted, its disk is damaged, or its queue is full
+        log.error(f"a user without newer events: {type(error).__name__}: {error}"[:1000])
+        return None
     return events

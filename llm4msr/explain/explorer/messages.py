@@ -34,6 +34,8 @@ class RunDetails(BaseModel):
     """What the model can be compared with, the best first."""
     takes_events: bool
     """Whether the endpoint keeps events of users."""
+    calibrated: bool
+    """Whether the endpoint calibrates its scores; those shown here are the model's own."""
 
 
 class ScenarioHistory(BaseModel):
@@ -120,5 +122,5 @@ class UserDetails(BaseModel):
     prompt: str
     answer: str
     interests: dict[str, list[str]]
-    events: list[LateEvent]
-    """The latest first."""
+    events: list[LateEvent] | None
+    """The latest first; null where they could not be read."""

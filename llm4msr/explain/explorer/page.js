@@ -174,13 +174,15 @@ function fold(rows, text) {
 }
 
 function showEvents() {
-  const rows = state.person.events.map((event) => {
+  const { events } = state.person;
+  const none = events ? "None." : "The newest events could not be read: the endpoint's log does not answer. Choose the user again.";
+  const rows = (events ?? []).map((event) => {
     const row = newElement("li"), when = new Date(1000 * event.time).toISOString().slice(0, 16).replace("T", " ");
     row.append(newElement("bdi", short(event.title)), newElement("span", `${event.liked ? "liked" : "not liked"}, ${short(event.scenario)}, ${when} UTC`, { class: "note" }));
     if (state.run.editable && event.liked) row.append(smallButton("Add", event.title, () => add(event.title, event.scenario)));
     return row;
   });
-  byId("events").replaceChildren(...(rows.length ? rows : [newElement("li", "None.", { class: "note" })]));
+  byId("events").replaceChildren(...(rows.length ? rows : [newElement("li", none, { class: "note" })]));
 }
 
 function showKnowledge(prompt) {
@@ -231,6 +233,7 @@ async function rank() {
   const whose = { own, edited, none: "no knowledge of this user" }[ranking.knowledge];
   byId("status").textContent = `${ranking.lines.length} candidates ranked with ${whose} in ${Math.round(performance.now() - begun)} ms.`;
   byId("legend").textContent = "A score is the probability that the model gives. “Held out: liked” is what the user took afterwards, in the test rows; both rankings are from before that."
+    + (state.run.calibrated ? " The endpoint calibrates its scores (export.calibration): they differ from these, in the same order." : "")
     + (ranking.nearness ? ` Below a title: the liked items that the match finds nearest to it, by ${ranking.nearness}.` : "");
 }
 

@@ -47,8 +47,8 @@ TITLE_LENGTH = 120
 """Characters of a title on the page."""
 
 
-ReadEvents = Callable[[str], Sequence[LoggedEvent]]
-"""Gives the latest events of a user id, the latest first."""
+ReadEvents = Callable[[str], Sequence[LoggedEvent] | None]
+"""Gives the latest events of a user id, the latest first; None where the log does not answer."""
 
 
 class View:
@@ -59,6 +59,7 @@ class View:
         plain: the model without knowledge of the same seed, where it is trained.
         read_prompt: asks the LLM.
         read_events: asks the endpoint's log; None if it keeps none.
+        calibrated: whether the bundle that is served calibrates its scores.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class View:
         plain: TrainedModel | None,
         read_prompt: ReadPrompt,
         read_events: ReadEvents | None = None,
+        calibrated: bool = False,
     ):
-        self.run, self._read_events = FinishedRun.open(model), read_events
+        self.run, self._read_events, self._calibrated = FinishedRun.open(model), read_events, calibrated
         self.name, self.scenarios = model.config.name, self.run.scenario_names[1:]
         self._plain = plain.load() if plain else None
         self.search = Search(self.run)
@@ -89,6 +91,7 @@ class View:
             history_note=self.histories.note,
             rivals=[*rivals],
             takes_events=self._read_events is not None,
+            calibrated=self._calibrated,
         )
 
     def user(self, user_id: str, scenario: str = "") -> UserDetails:
@@ -169,10 +172,10 @@ class View:
     def _title(self, item: int) -> str:
         return shorten(str(self.run.items["title"].iat[item]), TITLE_LENGTH)
 
-    def _events(self, user_id: str) -> list[LateEvent]:
-        if self._read_events is None:
-            return []
-        told = self._read_events(user_id)
+    def _events(self, user_id: str) -> list[LateEvent] | None:
+        told = self._read_events(user_id) if self._read_events is not None else []
+        if told is None:
+            return None
         numbers = self.run.items["item_id"].isin([event.item_id for event in told])
         titles: dict[str, str] = dict(self.run.items.loc[numbers, ["item_id", "title"]].itertuples(index=False))
         return [

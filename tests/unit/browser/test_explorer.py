@@ -323,6 +323,23 @@ def test_an_event_of_the_endpoint_is_added_to_the_history(browser: Browser, addr
 
 
 @needs_chromium
+def test_a_log_that_does_not_answer_and_scores_that_are_calibrated_are_told(browser: Browser, view: View, address: str):
+    page = browser.new_page()
+    view = View(trained(view.run.config), None, read_prompt, lambda _: None, calibrated=True)
+    page.route("**/api/run", lambda route: route.fulfill(json=view.details().model_dump()))
+    page.route(
+        "**/api/user?*",
+        lambda route: route.fulfill(json=view.user(view.search.users("")[0].user_id).model_dump()),
+    )
+    page.goto(f"{address}/", wait_until="networkidle")
+    choose_user(page)
+    expect(page.locator("#events")).to_contain_text("could not be read")
+    assert page.locator("#history li").count() > 0
+    expect(page.locator("#legend")).to_contain_text("The endpoint calibrates its scores")
+    page.close()
+
+
+@needs_chromium
 def test_an_answer_that_comes_late_does_not_replace_the_user_who_was_chosen_since(browser: Browser, address: str):
     page = browser.new_page()
     page.goto(f"{address}/", wait_until="networkidle")
