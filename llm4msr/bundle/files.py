@@ -34,12 +34,12 @@ from llm4msr.bundle.pasts import SCHEMA
 from llm4msr.bundle.pooled_codes import PooledCodes
 from llm4msr.config import BACKBONES, ModelConfig
 from llm4msr.errors import ConfigError, StorageError
-from llm4msr.model.embedding import Field
+from llm4msr.model.embedding import Field, slot_starts
 from llm4msr.model.meta import KnowledgeCode
 from llm4msr.model.serving_net import ServingNet
 from llm4msr.text import shorten
 
-VERSION = 9
+VERSION = 10
 NET, CODER, DESCRIPTION, SELF_TEST = "net.safetensors", "coder.safetensors", "bundle.json", "selftest.json"
 USERS, CODES, PASTS, ITEMS = "users.arrow", "codes.arrow", "pasts.arrow", "items.arrow"
 
@@ -57,6 +57,8 @@ class BundleDescription(BaseModel):
     """Their names by number; the first, the unknown one's, is empty."""
     context: dict[str, list[str]]
     """Values of each context field; number 0 is unknown, the first value is 1."""
+    user_features: dict[str, list[str]]
+    """Likewise the values of each feature of users but the id."""
     scorer: ScorerKind
     """What scores: products of numpy (`folded`), for which `items.arrow` has a column `row`, or the net itself
     (`torch`), where the net does not fold."""
@@ -82,18 +84,38 @@ def past_schema(bundle: UPath) -> pa.Schema:
     return SCHEMA.with_metadata({"items": storage.digest_file(bundle / ITEMS)})
 
 
-def read_pasts(folder: Path, bundle: Path) -> IdTable:
-    """Newer events by user id.
+def user_schema(bundle: UPath) -> pa.Schema:
+    """The schema of newer features of users for a bundle, id and slots int32 [S]: places in its net's embedding."""
+    slots = len(slot_starts(read_description(bundle).fields, "user"))
+    digest = storage.digest_file(bundle / DESCRIPTION)
+    return id_table.table_schema({"slots": pa.list_(pa.int32(), slots)}, {"bundle": digest})
+
+
+def read_codes(folder: Path, bundle: Path) -> IdTable:
+    """Codes by user id: float16 [K] each.
 
     Raises:
-        StorageError: damaged, or made for another bundle.
+        StorageError: damaged, or made for another bundle; so do the two below.
     """
-    pasts = IdTable(folder / PASTS)
-    if pasts.metadata.get("items") != storage.digest_file(storage.path(bundle / ITEMS)):
-        raise StorageError(
-            f"{folder / PASTS}: events of other items, {bundle} cannot use them; `llm4msr refresh` makes its own"
-        )
-    return pasts
+    return _read_made_for(folder / CODES, bundle / CODER, "codes of another model")
+
+
+def read_pasts(folder: Path, bundle: Path) -> IdTable:
+    """Newer events by user id."""
+    return _read_made_for(folder / PASTS, bundle / ITEMS, "events of other items")
+
+
+def read_users(folder: Path, bundle: Path) -> IdTable:
+    """Newer features by user id."""
+    return _read_made_for(folder / USERS, bundle / DESCRIPTION, "features of another model")
+
+
+def _read_made_for(file: Path, part: Path, otherwise: str) -> IdTable:
+    """A table whose metadata name the digest of the part of a bundle that it was made for."""
+    table = IdTable(file)
+    if table.metadata.get(part.stem) != storage.digest_file(storage.path(part)):
+        raise StorageError(f"{file}: {otherwise}, {part.parent} cannot use them; `llm4msr refresh` makes its own")
+    return table
 
 
 def read_description(bundle: UPath | Path, checksum: str = "") -> BundleDescription:
@@ -178,20 +200,6 @@ def _load(module: torch.nn.Module, file: UPath | Path) -> None:
         module.load_state_dict(weights, assign=True)
     except (RuntimeError, OSError, safetensors.SafetensorError) as error:
         raise StorageError(f"{file}: does not fit {DESCRIPTION} ({str(error)[:200]}); export again") from None
-
-
-def read_codes(folder: Path, bundle: Path) -> IdTable:
-    """Codes by user id: float16 [K] each.
-
-    Raises:
-        StorageError: damaged, or made for another bundle.
-    """
-    codes = IdTable(folder / CODES)
-    if codes.metadata.get("coder") != storage.digest_file(storage.path(bundle / CODER)):
-        raise StorageError(
-            f"{folder / CODES}: codes of another model, {bundle} cannot use them; `llm4msr refresh` makes its own"
-        )
-    return codes
 
 
 def read_items(folder: Path) -> Partition:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 from llm4msr.text import MAX_ID
 
 CONTEXT_FIELDS = 64
+USER_FEATURES, FEATURE_VALUES = 64, 64
 
 Text = Annotated[str, Field(max_length=MAX_ID)]
 
@@ -54,6 +55,12 @@ class RankRequest(_Message):
     items: Annotated[list[Text], FailFast()] = Field(min_length=1, max_length=100_000)
     context: dict[Text, Text] = Field(default_factory=dict, max_length=CONTEXT_FIELDS)
     """Values of the context fields that the model was trained with; a field left out is unknown."""
+    user_features: dict[Text, Text | Annotated[list[Text], Field(max_length=FEATURE_VALUES)]] = Field(
+        default_factory=dict, max_length=USER_FEATURES
+    )
+    """Features of the user that the model was trained with, in the place of those that it keeps; for a user whom it
+    does not have. A value that it never saw is unknown. Of several values of a feature the first known ones count, as
+    many as a user of the data has at most."""
     top_k: int | None = Field(None, ge=1, strict=True)
     """How many to give back; all where it is left out."""
     history: Annotated[list[HistoryEvent], FailFast()] = Field(default_factory=list, max_length=1_000)
@@ -185,6 +192,8 @@ class ModelInfo(_Message):
     """What scores: products of numpy (`folded`), or torch where the net does not fold."""
     scenarios: list[str]
     context: list[str]
+    user_features: list[str] = []
+    """Those that a request may tell."""
     users: int
     users_with_knowledge: int
     """Users of whom a code is kept."""

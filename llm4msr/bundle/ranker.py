@@ -24,9 +24,9 @@ from llm4msr.bundle.id_table import IdTable, Place
 from llm4msr.bundle.messages import ModelInfo, RankedItem, RankRequest, RankResponse, RecentEvent, Unknown
 from llm4msr.bundle.scorer import BLOCK, FoldedScorer, Query, Scorer
 from llm4msr.bundle.torch_scorer import TorchScorer
+from llm4msr.bundle.user_features import UserFeatures
 from llm4msr.bundle.user_knowledge import Known, UserKnowledge
 from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
-from llm4msr.model.embedding import slot_starts
 from llm4msr.storage.local_copy import open_local
 from llm4msr.text import shorten
 
@@ -72,7 +72,7 @@ class Ranker:
         self.items = files.read_items(folder)
         make = FoldedScorer if self.description.scorer == "folded" else TorchScorer
         self.scorer: Scorer = make(self.net, self.items)
-        self._nobody_S = slot_starts(self.description.fields, "user")
+        self._user_features = UserFeatures(self.description.fields, self.description.user_features)
         self._scenarios = {name: number for number, name in enumerate(self.description.scenarios) if number}
         self._context = {n: {v: i for i, v in enumerate(known, 1)} for n, known in self.description.context.items()}
         self._folder = folder
@@ -109,7 +109,7 @@ class Ranker:
         return ranker.with_codes(codes) if codes else ranker
 
     def with_codes(self, uri: str) -> Self:
-        """The same model with what `llm4msr refresh` has published, newer codes or events; this one stays as it is.
+        """The same model with what `llm4msr refresh` has published of users; this one stays as it is.
 
         Raises:
             StorageError: not finished, damaged, or codes of another model.
@@ -123,6 +123,8 @@ class Ranker:
             if files.PASTS in output.manifest.files:
                 pasts, made = files.read_pasts(folder, self._folder), _seconds(output.manifest.created)
                 other.knowledge = replace(other.knowledge, pasts=pasts, made=made)
+            if files.USERS in output.manifest.files:
+                other.users = files.read_users(folder, self._folder)
         other.knowledge_version = output.manifest.fingerprint
         return other
 
@@ -130,7 +132,7 @@ class Ranker:
         """Score the items and sort them.
 
         Raises:
-            ConfigError: a context field that this model does not know.
+            ConfigError: a context field or a feature of users that this model does not know.
         """
         self.check(request)
         return self.rank_many([request], [request_id])[0]
@@ -139,8 +141,9 @@ class Ranker:
         """Refuse what this model cannot understand.
 
         Raises:
-            ConfigError: a context field that this model does not know.
+            ConfigError: a context field or a feature of users that this model does not know.
         """
+        self._user_features.check(request.user_features)
         if unknown := request.context.keys() - self._context.keys():
             known = ", ".join(self._context) or "none"
             raise ConfigError(f"context: unknown field '{shorten(min(unknown))}'; this model knows: {known}")
@@ -151,7 +154,7 @@ class Ranker:
         request_ids: Sequence[str],
         recent: Sequence[Sequence[RecentEvent]] | None = None,
     ) -> list[RankResponse]:
-        """Rank several requests at once, each as if alone; unknown context fields are passed over.
+        """Rank several requests at once, each as if alone; unknown context fields and features are passed over.
 
         Args:
             requests: what is asked.
@@ -210,6 +213,7 @@ class Ranker:
             scorer=self.description.scorer,
             scenarios=list(self._scenarios),
             context=list(self._context),
+            user_features=self._user_features.names,
             users=len(self.users),
             users_with_knowledge=len(self.knowledge.codes),
             users_with_past=len(self.knowledge.pasts),
@@ -237,7 +241,8 @@ class Ranker:
 
     def _query(self, request: RankRequest, user: Place | None, item_B: Ints, known: Known) -> Query:
         context = [values.get(request.context.get(name, ""), 0) for name, values in self._context.items()]
-        user_S = self._nobody_S if user is None else self.users.numbers("slots", user)
+        kept_S = self._user_features.nobody_S if user is None else self.users.numbers("slots", user)
+        user_S = self._user_features.put(kept_S, request.user_features)
         scenario = self._scenarios.get(request.scenario, 0)
         return Query(user_S, item_B, scenario, context, known.code_K, known.events)
 

@@ -127,6 +127,11 @@ def field_sizes(prepared: StageOutput) -> dict[str, dict[str, int]]:
 
 
 def item_fields(prepared: StageOutput) -> dict[str, list[str]]:
-    """The vocabulary of each feature of the prepared items; number 1 is its first word."""
-    fields: dict[str, list[str] | int] = prepared.json("fields.json")["item"]
-    return {name: words for name, words in fields.items() if isinstance(words, list)}
+    """The vocabulary of each feature of the prepared items."""
+    return feature_words(prepared, "item")
+
+
+def feature_words(prepared: StageOutput, side: str) -> dict[str, list[str]]:
+    """The vocabulary of each feature of a side, ids left out; number 1 is its first word."""
+    fields: dict[str, list[str] | int] = prepared.json("fields.json")[side]
+    return {name: known for name, known in fields.items() if isinstance(known, list)}

@@ -1,7 +1,8 @@
 """What is newly known of users, for a bundle that is being served: nothing is trained, and no endpoint restarts.
 
 <storage>/export/<bundle>/             what endpoints serve
-<storage>/codes/<bundle>/<version>/    codes of newer knowledge, newer events, or both: a folder for each refresh
+<storage>/codes/<bundle>/<version>/    a folder for each refresh: codes of newer knowledge, newer events, or both, and
+                                       users' newer features
 <storage>/codes/<bundle>/latest.json   which of them endpoints shall use; they look now and then
 
 Where users are pooled from items, newer events give newer codes by the vectors of the bundle, and no LLM is asked.
@@ -14,13 +15,14 @@ import numpy as np
 from upath import UPath
 
 from llm4msr import ray_session, storage
-from llm4msr.arrays import strings
+from llm4msr.arrays import Column, strings
 from llm4msr.bundle import files, id_table
 from llm4msr.bundle.files import LATEST, BundleDescription, codes_root
-from llm4msr.bundle.id_table import Partition
+from llm4msr.bundle.id_table import IdTable, Partition
+from llm4msr.bundle.user_features import UserFeatures
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
-from llm4msr.export import user_codes, user_pasts
+from llm4msr.export import user_codes, user_features, user_pasts
 from llm4msr.export.export import llm_identity
 from llm4msr.export.user_pasts import Numbers
 from llm4msr.knowledge.forget import ids_to_forget, leave_out
@@ -79,6 +81,8 @@ def refresh(config: Config, prepared: StageOutput, knowledge: StageOutput | None
             rows[files.CODES] = id_table.write(at / files.CODES, codes, files.code_schema(output.folder))
         if reads_events:
             rows |= _write_events(config, prepared, served, at)
+        if description.user_features:
+            rows[files.USERS] = _write_users(prepared, served, at, forget)
         return StageResult(files=rows, rows=max(rows.values()))
 
     made = storage.publish(codes_root(output.folder) / name, "refresh", config.seed, {}, inputs, build)
@@ -108,6 +112,14 @@ def _write_events(config: Config, prepared: StageOutput, served: Served, at: UPa
         codes = user_pasts.encode_all(prepared, pasts, numbers, items.numbers["vector"], coder, forget)
         rows[files.CODES] = id_table.write(at / files.CODES, codes, files.code_schema(bundle))
     return rows
+
+
+def _write_users(prepared: StageOutput, served: Served, at: UPath, forget: Column) -> int:
+    """The file of users' features; gives back its rows."""
+    local = open_local(str(served.output.folder))
+    features = UserFeatures(served.description.fields, served.description.user_features)
+    users = user_features.read_all(prepared, features, IdTable(local.folder / files.USERS), forget)
+    return id_table.write(at / files.USERS, users, files.user_schema(served.output.folder))
 
 
 def _numbers(prepared: StageOutput, items: Partition, description: BundleDescription) -> Numbers:

@@ -28,7 +28,7 @@ from llm4msr.bundle.files import (
 from llm4msr.bundle.pasts import SCHEMA
 from llm4msr.bundle.scorer import candidate_rows
 from llm4msr.config import Config
-from llm4msr.data import partitions
+from llm4msr.data import catalogue, partitions
 from llm4msr.export import user_pasts
 from llm4msr.export.calibration import Calibrated
 from llm4msr.export.self_test import self_test
@@ -132,6 +132,7 @@ def _write_net(sources: Sources, folder: UPath, llm: dict[str, str]) -> tuple[Bu
         fields=tables.fields,
         scenarios=sources.data.scenario_names,
         context=sources.context,
+        user_features=catalogue.feature_words(sources.data.prepared, "user"),
         pools_items=sources.vectors is not None,
         item_dim=sources.units.shape[1] if sources.units is not None else 0,
         scorer="folded" if can_fold(serving) else "torch",

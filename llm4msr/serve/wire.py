@@ -13,10 +13,20 @@ import msgspec
 from fastapi import HTTPException
 from msgspec import UNSET, Meta, UnsetType
 
-from llm4msr.bundle.messages import CONTEXT_FIELDS, EARLIEST, LATEST, HistoryEvent, NewEvent, RankRequest
+from llm4msr.bundle.messages import (
+    CONTEXT_FIELDS,
+    EARLIEST,
+    FEATURE_VALUES,
+    LATEST,
+    USER_FEATURES,
+    HistoryEvent,
+    NewEvent,
+    RankRequest,
+)
 from llm4msr.text import MAX_ID, shorten
 
 Text = Annotated[str, Meta(max_length=MAX_ID)]
+Values = Annotated[list[Text], Meta(max_length=FEATURE_VALUES)]
 
 
 class _Given(msgspec.Struct, forbid_unknown_fields=True):
@@ -38,6 +48,7 @@ class Request(_Given):
     scenario: Text
     items: Annotated[list[Text], Meta(min_length=1, max_length=100_000)]
     context: Annotated[dict[Text, Text], Meta(max_length=CONTEXT_FIELDS)] | UnsetType = UNSET
+    user_features: Annotated[dict[Text, Text | Values], Meta(max_length=USER_FEATURES)] | UnsetType = UNSET
     top_k: Annotated[int, Meta(ge=1)] | UnsetType | None = UNSET
     history: Annotated[list[Event], Meta(max_length=1_000)] | UnsetType = UNSET
     history_mode: Literal["extend", "replace"] | UnsetType = UNSET
@@ -87,7 +98,7 @@ class Users(_Given):
 
 
 Given = TypeVar("Given", Request, Batch, Events, Users)
-DEFAULTS: dict[str, Any] = {"context": {}, "top_k": None, "history_mode": "extend"}
+DEFAULTS: dict[str, Any] = {"context": {}, "user_features": {}, "top_k": None, "history_mode": "extend"}
 """Of a `RankRequest`; pydantic takes long to look them up."""
 _READ_REQUEST, _READ_BATCH = msgspec.json.Decoder(Request).decode, msgspec.json.Decoder(Batch).decode
 _READ_EVENTS, _READ_USERS = msgspec.json.Decoder(Events).decode, msgspec.json.Decoder(Users).decode

@@ -24,7 +24,7 @@ FILES = {
     "explain": r"report\.html|[a-z]+\.(csv|parquet)",
     "export": r"(net|coder)\.safetensors|(users|codes|pasts|items)\.arrow|(bundle|selftest)\.json|README\.md"
     r"|items\.parquet",  # of a bundle of version 4 or less, which is refused by its version
-    "refresh": r"(codes|pasts)\.arrow",
+    "refresh": r"(users|codes|pasts)\.arrow",
     "vectors": r"(users|items|scenarios)/\d{6,}\.parquet|README\.md",
     "score": r"candidates\.parquet|lists/p=\d{5}-\d{5,}\.parquet",
 }

@@ -1,8 +1,13 @@
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from llm4msr import Ranker, storage
+from llm4msr.bundle.user_features import UserFeatures
 from llm4msr.errors import ConfigError
-from tests.support.bundles import Published, rank_request, scores
+from llm4msr.model.embedding import Field
+from tests.support.bundles import Published, publish_bundle, rank_request, scores
 from tests.unit.conftest import World
 
 
@@ -98,6 +103,41 @@ def test_context_matters_and_may_be_left_out(ranker: Ranker):
 def test_unknown_context_field_is_refused(ranker: Ranker):
     with pytest.raises(ConfigError, match="context: unknown field 'weather'; this model knows: device"):
         ranker.rank(rank_request(context={"device": "tv", "weather": "rain"}))
+
+
+def test_features_that_a_request_tells_are_those_of_a_user_who_has_them(world: World, tmp_path: Path):
+    """Ids are no features of this model, so that a user is what their country and their code say."""
+    bundle = publish_bundle(world, tmp_path, user_embedding="none", knowledge="scenario")
+    ranker = Ranker.load(str(bundle.output.folder))
+    french, german, nobody = (scores(ranker, user_id=user) for user in ("u0", "u1", "stranger"))
+    assert len({str(one) for one in (french, german, nobody)}) == 3
+    for told, expected in (
+        ("fr", french),
+        (["de"], german),
+        ("it", nobody),
+        ([], nobody),
+        (["it", "de", "fr"], german),
+    ):
+        for user in ("stranger", "u0"):
+            assert scores(ranker, user_id=user, user_features={"country": told}) == expected
+    assert ranker.info().user_features == ["country"]
+    assert ranker.rank(rank_request(user_id="new", user_features={"country": "fr"})).unknown.user
+
+
+def test_of_a_feature_of_several_values_the_first_known_ones_count():
+    fields = [Field("user_id", "user", 5, 1), Field("tags", "user", 4, 2), Field("country", "user", 3, 1)]
+    features = UserFeatures(fields, {"tags": ["a", "b", "c"], "country": ["de", "fr"]})
+    kept = np.array([2, 6, 7, 11], np.int32)
+    assert features.nobody_S.tolist() == [0, 5, 5, 9]
+    assert features.put(kept, {"tags": ["?", "c", "a", "b"]}).tolist() == [2, 8, 6, 11]
+    assert features.put(kept, {"tags": "b", "country": "de"}).tolist() == [2, 7, 5, 10]
+    assert features.put(kept, {"tags": [], "nothing": "x"}).tolist() == [2, 5, 5, 11]
+    assert kept.tolist() == [2, 6, 7, 11]
+
+
+def test_an_unknown_feature_is_refused(ranker: Ranker):
+    with pytest.raises(ConfigError, match="user_features: unknown feature 'age'; this model knows: country"):
+        ranker.rank(rank_request(user_features={"country": "de", "age": "9"}))
 
 
 def test_answers_carry_version_and_request_id(ranker: Ranker, published: Published):

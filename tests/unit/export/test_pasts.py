@@ -13,8 +13,11 @@ from llm4msr.bundle.files import CODES, PASTS, SELF_TEST, Case, SelfTest, latest
 from llm4msr.bundle.messages import RecentEvent
 from llm4msr.errors import ConfigError, StorageError
 from llm4msr.export.refresh import Served, refresh
+from llm4msr.pipeline import prepare
 from llm4msr.storage import StageOutput
+from tests.support.data import write_csv
 from tests.support.matching import PARTS, PAST_EVENTS, Event, prepare_events, publish_matching, trained_scores
+from tests.support.partitioned import in_partitions
 
 CANDIDATES = ["i3", "i1", "nobody's", "i9", "i2", "i14"]
 NOTHING: list[Event] = [("nobody's", "home", True)]
@@ -255,12 +258,37 @@ def test_a_refresh_tells_of_newer_events_and_users_without_an_llm(tmp_path: Path
     for user in ("u3", "new", "z", "u6"):
         events = [] if user == "u6" else [event for event in newer[user] if event[0] != "beyond"]
         events = events[-PAST_EVENTS:]
-        expected = trained_scores(made, user, "home", CANDIDATES, events, events or NOTHING)
+        known = "nobody" if user == "u6" else user
+        expected = trained_scores(made, known, "home", CANDIDATES, events, events or NOTHING)
         assert served_scores(ranker, user, "home") == pytest.approx(expected, abs=1e-5)
         assert ranker.rank(request(user, "home")).knowledge == ("stored" if events else "none")
     other = publish_matching(tmp_path / "other", pooled=True, match=match, knowledge="feature")
     with pytest.raises(StorageError, match="codes of another model"):
         Ranker.load(str(other.output.folder), codes=str(output.folder))
+
+
+@pytest.mark.parametrize("total", [1, 4])
+def test_a_refresh_tells_of_newer_features_in_the_words_of_the_bundle(tmp_path: Path, total: int):
+    made = publish_matching(tmp_path, pooled=True, match=(), knowledge="user")
+    config, prepared = prepare_events(tmp_path / "newer", made.events | {"new": NEWEST, "other": NEWEST})
+    countries = {user: "de" if int(user[1:]) % 3 else "fr" for user in made.events}
+    countries |= {"new": "fr", "other": "at", "u1": "fr", "u2": "at"}
+    write_csv(tmp_path / "newer" / "users.csv", ["user_id", "country"], [*countries.items()])
+    source = config.source.model_copy(update={"path": str(tmp_path / "newer")})
+    prepared = prepare(config.model_copy(update={"source": source}))
+    if total > 1:
+        config, prepared = in_partitions(config, prepared, total, tmp_path / "parts")
+    output = refresh(config, prepared, None, Served.open(made.output))
+    bundle = Ranker.load(str(made.output.folder))
+    ranker = bundle.with_codes(str(output.folder))
+    assert len(ranker.users.partitions) == total
+    for user, country in countries.items():
+        of = request(user, "home", NEWEST, "replace")
+        told = of.model_copy(update={"user_features": {"country": country}})
+        assert bundle.rank(told).ranked == ranker.rank(of).ranked, user
+        assert not ranker.rank(of).unknown.user
+    assert bundle.rank(request("new", "home", NEWEST, "replace")).unknown.user
+    assert ranker.rank(request("u1", "home")).ranked != bundle.rank(request("u1", "home")).ranked
 
 
 @pytest.mark.parametrize("match", [("candidate",), ()])

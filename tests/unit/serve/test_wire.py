@@ -89,6 +89,7 @@ def test_a_batch_of_events_is_bounded_and_names_each_key_once() -> None:
 def test_a_request_is_read_as_python_reads_it(request: dict[str, Any], data: st.DataObject) -> None:
     event = st.fixed_dictionaries({"item_id": TEXTS, "scenario": TEXTS}, optional={"liked": st.booleans()})
     options = {"context": st.dictionaries(TEXTS, TEXTS), "top_k": st.none() | st.integers(1)}
+    options["user_features"] = st.dictionaries(TEXTS, TEXTS | st.lists(TEXTS, max_size=9))
     options |= {"history": st.lists(event), "history_mode": st.sampled_from(["extend", "replace"])}
     request |= data.draw(st.fixed_dictionaries({}, optional=options))
     for escaped in (True, False):
@@ -104,6 +105,7 @@ TWICE = [
     HEAD + ',"context":{"a":"1","a":"2"}',
     HEAD + ',"context":{"\\"":"1","\\u0022":"2"}',
     HEAD + ',"context":{"\\\\":"1","\\u005c":"2"}',
+    HEAD + ',"user_features":{"a":["1"],"a":"2"}',
     HEAD + ',"history":[{"item_id":"a","item_id":"b","scenario":"s"}]',
     HEAD + ',"history":[],"history":[{"item_id":"\\"","scenario":"\\\\"}]',
 ]
