@@ -78,6 +78,7 @@ def connect() -> None:
     context = ray.data.DataContext.get_current()  # also sets up the loggers that are turned down next
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0  # one more actor once all are busy
     context.raise_original_map_exception = True  # so that our errors come back as objects, not as text
     if is_verbose:
         return

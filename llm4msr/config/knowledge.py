@@ -63,7 +63,8 @@ class ExtractConfig(Section):
     """Most tokens of an answer; longer ones are cut off there."""
     actors: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], Key.HOW] = "auto"
     """Engines in parallel; `auto` is one for each GPU (or `tensor_parallel` of them), else one for each machine, since
-    engines that share a machine's cores gain nothing and each needs memory for another copy of the model."""
+    engines that share a machine's cores gain nothing and each needs memory for another copy of the model. Machines that
+    come while a pass runs get engines too."""
     device: Annotated[Literal["auto", "gpu"], Key.HOW] = "auto"
     """What an engine runs on: GPUs if any machine has some, else CPUs. `gpu` waits for machines with GPUs that an
     autoscaler starts; `actors` must then be a number."""

@@ -16,6 +16,9 @@ class ActorPool(NamedTuple):
     """How many actors ask, and the CPUs and GPUs of each."""
 
     actors: int
+    """To begin with, and again when one is lost."""
+    most: int
+    """With machines that come later."""
     cpus: int
     gpus: int
 
@@ -41,6 +44,8 @@ def rows_per_shard(config: Config, machines: Sequence[Mapping[str, float]] = ())
 def plan_pool(config: Config, machines: Sequence[Mapping[str, float]], shards: int) -> ActorPool:
     """How many actors fit machines with these resources (`CPU`, `GPU`), at most one for each shard.
 
+    With `extract.actors = "auto"`, each machine that comes later gets as many as it has room for.
+
     Raises:
         ConfigError: none fits, and none can be waited for.
     """
@@ -52,10 +57,12 @@ def plan_pool(config: Config, machines: Sequence[Mapping[str, float]], shards: i
     if not hosts and waits:
         if e.actors == "auto":
             raise ConfigError(f"extract.device = 'gpu': none has {gpus} yet; give extract.actors, and they can come")
-        return ActorPool(min(e.actors, shards), 1, gpus)  # Ray asks the autoscaler for machines
+        actors = min(e.actors, shards)
+        return ActorPool(actors, actors, 1, gpus)  # Ray asks the autoscaler for machines
     if not hosts:
         raise ConfigError(f"extract.tensor_parallel = {gpus}: no machine of this cluster has so many GPUs")
     fit = sum(int(node["GPU"] // gpus) if gpus else 1 for node in hosts)
     actors = min(fit if e.actors == "auto" else e.actors, shards)
     most_per_host = -(-actors // len(hosts))
-    return ActorPool(actors, max(1, int(min(node["CPU"] for node in hosts) // most_per_host)), gpus)
+    most = shards if e.actors == "auto" else actors
+    return ActorPool(actors, most, max(1, int(min(node["CPU"] for node in hosts) // most_per_host)), gpus)

@@ -98,7 +98,11 @@ def _ask(pass_: Pass, shards: Sequence[Shard], actor: type[AskLLM]) -> Iterator[
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
-            size=pool.actors, max_concurrent_calls_per_actor=SHARDS_AT_ONCE, enable_true_multi_threading=True
+            min_size=pool.actors,
+            max_size=pool.most,
+            max_tasks_in_flight_per_actor=SHARDS_AT_ONCE,  # no shard waits for a slow machine where another is free
+            max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
+            enable_true_multi_threading=True,
         ),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,

@@ -20,14 +20,14 @@ GPUS = {"CPU": 16.0, "GPU": 4.0}
 @pytest.mark.parametrize(
     ("extract", "nodes", "expected"),
     [
-        ({}, [CPUS], (1, 8, 0)),
-        ({}, [CPUS, CPUS], (2, 8, 0)),
-        ({"actors": 2}, [CPUS], (2, 4, 0)),
-        ({}, [GPUS, CPUS], (4, 4, 1)),
-        ({"tensor_parallel": 2}, [GPUS], (2, 8, 2)),
-        ({"device": "gpu"}, [GPUS, CPUS], (4, 4, 1)),
-        ({"device": "gpu", "actors": 3}, [CPUS], (3, 1, 1)),
-        ({"device": "gpu", "actors": 300}, [], (100, 1, 1)),
+        ({}, [CPUS], (1, 100, 8, 0)),
+        ({}, [CPUS, CPUS], (2, 100, 8, 0)),
+        ({"actors": 2}, [CPUS], (2, 2, 4, 0)),
+        ({}, [GPUS, CPUS], (4, 100, 4, 1)),
+        ({"tensor_parallel": 2}, [GPUS], (2, 100, 8, 2)),
+        ({"device": "gpu"}, [GPUS, CPUS], (4, 100, 4, 1)),
+        ({"device": "gpu", "actors": 3}, [CPUS], (3, 3, 1, 1)),
+        ({"device": "gpu", "actors": 300}, [], (100, 100, 1, 1)),
     ],
 )
 def test_engines_fit_the_machines(tmp_path: Path, extract: dict[str, Any], nodes: Any, expected: tuple[int, int, int]):
