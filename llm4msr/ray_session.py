@@ -243,7 +243,7 @@ def on_each_node(function: Callable[..., T], argument: object, resource: str = "
     return returned
 
 
-def say_if_busy(needed: int, what: str = "CPU") -> None:
+def say_if_busy(needed: float, what: str = "CPU") -> None:
     """Say so if Ray has fewer free CPUs (or GPUs) than a stage asks for: the stage then waits for them."""
     import ray
 
@@ -253,7 +253,7 @@ def say_if_busy(needed: int, what: str = "CPU") -> None:
             return
         gc.collect()  # Ray Data's actors end with its executor
         time.sleep(0.5)
-    say(f"  waiting for {needed} {what}s, {free:g} are free: something else runs on this Ray, such as an endpoint")
+    say(f"  waiting for {needed:g} {what}s, {free:g} are free: something else runs on this Ray, such as an endpoint")
 
 
 def unwrap_errors(stage: Callable[P, T]) -> Callable[P, T]:

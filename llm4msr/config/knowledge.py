@@ -62,14 +62,16 @@ class ExtractConfig(Section):
     answer_tokens: int = Field(96, ge=1, le=4096)
     """Most tokens of an answer; longer ones are cut off there."""
     actors: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], Key.HOW] = "auto"
-    """Engines in parallel; `auto` is one for each GPU (or `tensor_parallel` of them), else one for each machine, since
-    engines that share a machine's cores gain nothing and each needs memory for another copy of the model. Machines that
-    come while a pass runs get engines too."""
+    """Engines in parallel; `auto` is `engines_per_gpu` for each GPU (or one for `tensor_parallel` of them), else one
+    for each machine, since engines that share a machine's cores gain nothing and each needs memory for another copy of
+    the model. Machines that come while a pass runs get engines too."""
     device: Annotated[Literal["auto", "gpu"], Key.HOW] = "auto"
     """What an engine runs on: GPUs if any machine has some, else CPUs. `gpu` waits for machines with GPUs that an
     autoscaler starts; `actors` must then be a number."""
     tensor_parallel: Annotated[int, Key.HOW] = Field(1, ge=1)
     """vLLM: GPUs that one engine's weights are spread over."""
+    engines_per_gpu: Annotated[int, Key.HOW] = Field(1, ge=1, le=16)
+    """Engines that share a GPU, where a small model leaves most of it idle: each has its part of the memory."""
     quantization: str = ""
     """vLLM: how the weights are quantised, such as `fp8`; it decides vectors too."""
     tokens_per_second: Annotated[float, Key.HOW] = Field(0, ge=0)
@@ -179,6 +181,12 @@ class ExtractConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_gpus(self) -> Self:
+        if self.tensor_parallel > 1 and self.engines_per_gpu > 1:
+            raise ValueError("an engine has a part of a GPU (engines_per_gpu), or several (tensor_parallel): not both")
+        return self
+
+    @model_validator(mode="after")
     def _check_endpoint(self) -> Self:
         if self.engine != "http":
             if self.http_url:
@@ -187,7 +195,8 @@ class ExtractConfig(Section):
         for key, url in (("http_url", self.http_url), ("http_chat_url", self.http_chat_url or self.http_url)):
             if problem := _problem_of_url(url):
                 raise ValueError(f"{key} for engine = 'http': {problem}")
-        local = {"layer": 0, "dtype": "auto", "quantization": "", "tensor_parallel": 1, "device": "auto"}
+        local = {"layer": 0, "dtype": "auto", "quantization": "", "device": "auto"}
+        local |= {"tensor_parallel": 1, "engines_per_gpu": 1}
         if wrong := [key for key, value in local.items() if getattr(self, key) != value]:
             raise ValueError(f"{wrong[0]} is up to the endpoint with engine = 'http'; leave it out")
         if self.pooling == "answer":

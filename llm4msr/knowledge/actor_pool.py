@@ -20,7 +20,7 @@ class ActorPool(NamedTuple):
     most: int
     """With machines that come later."""
     cpus: int
-    gpus: int
+    gpus: float
 
 
 def nodes() -> list[dict[str, float]]:
@@ -52,16 +52,16 @@ def plan_pool(config: Config, machines: Sequence[Mapping[str, float]], shards: i
     e = config.extract
     waits = e.device == "gpu"
     uses_gpus = e.engine != "http" and (waits or any(node.get("GPU") for node in machines))
-    gpus = e.tensor_parallel if uses_gpus else 0
+    gpus = e.tensor_parallel / e.engines_per_gpu if uses_gpus else 0
     hosts = [node for node in machines if node.get("CPU", 0) >= 1 and node.get("GPU", 0) >= gpus]
     if not hosts and waits:
         if e.actors == "auto":
-            raise ConfigError(f"extract.device = 'gpu': none has {gpus} yet; give extract.actors, and they can come")
+            raise ConfigError(f"extract.device = 'gpu': none has {gpus:g} yet; give extract.actors, and they can come")
         actors = min(e.actors, shards)
         return ActorPool(actors, actors, 1, gpus)  # Ray asks the autoscaler for machines
     if not hosts:
-        raise ConfigError(f"extract.tensor_parallel = {gpus}: no machine of this cluster has so many GPUs")
-    fit = sum(int(node["GPU"] // gpus) if gpus else 1 for node in hosts)
+        raise ConfigError(f"extract.tensor_parallel = {e.tensor_parallel}: no machine of this cluster has so many GPUs")
+    fit = sum(int(node["GPU"] * e.engines_per_gpu) // e.tensor_parallel if gpus else 1 for node in hosts)
     actors = min(fit if e.actors == "auto" else e.actors, shards)
     most_per_host = -(-actors // len(hosts))
     most = shards if e.actors == "auto" else actors

@@ -57,7 +57,8 @@ def _load(config: ExtractConfig, name: str, folder: Path, task: Task, encoder: b
         from llm4msr.knowledge.engines.vllm import VllmEngine
 
         max_tokens = soundness.tokens_needed(config)
-        return VllmEngine(folder, pooling, config.dtype, max_tokens, task, config.tensor_parallel, config.quantization)
+        gpus = config.tensor_parallel / config.engines_per_gpu
+        return VllmEngine(folder, pooling, config.dtype, max_tokens, task, gpus, config.quantization)
     from llm4msr.knowledge.engines.transformers import TransformersEngine
 
     return TransformersEngine(folder, pooling, config.dtype, config.layer, encoder)

@@ -2,16 +2,19 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from filelock import FileLock
 
 from llm4msr.arrays import Singles
 from llm4msr.errors import MissingExtraError
 from llm4msr.knowledge.engines import models
 from llm4msr.knowledge.engines.base import REPETITION_PENALTY, Billed, JsonSchema, Pooling, Task
+from llm4msr.storage import cache
 
 if TYPE_CHECKING:
     from vllm import LLM, SamplingParams
@@ -29,6 +32,8 @@ for _name, _value in {
 
 PREFIX_BLOCK = 32
 """Tokens per block of the prefix cache: small blocks share more of the instruction."""
+GPU_MEMORY = 0.92
+"""Share of a GPU's memory that engines take, as vLLM has it."""
 
 
 class VllmEngine:
@@ -41,10 +46,12 @@ class VllmEngine:
         dtype: str,
         max_tokens: int,
         task: Task,
-        tensor_parallel: int = 1,
+        gpus: float = 1,
         quantization: str = "",
     ):
         """Load the model in `folder` for this task; `max_tokens` are the most of a prompt and its answer.
+
+        Its weights are spread over so many `gpus`, or it has a part of one.
 
         Raises:
             MissingExtraError: vLLM is not installed.
@@ -59,7 +66,13 @@ class VllmEngine:
             ) from None
         self._vllm: ModuleType = vllm
         self._folder, self._pooling, self._dtype, self._max_tokens = folder, pooling, dtype, max_tokens
-        self._weights = {"tensor_parallel_size": tensor_parallel, "quantization": quantization or None}
+        self._weights: dict[str, object] = {
+            "tensor_parallel_size": max(1, round(gpus)),
+            "quantization": quantization or None,
+        }
+        self._shares_gpu = gpus < 1
+        if self._shares_gpu:
+            self._weights["gpu_memory_utilization"] = GPU_MEMORY * gpus
         self.cached_tokens, self.billed, self.refused = 0, Billed(), dict[int, str]()
         self._runner = ""
         self._llm: LLM | None = None
@@ -72,6 +85,8 @@ class VllmEngine:
 
     def vectors(self, tokens: Sequence[list[int]]) -> Singles:
         """Pooled hidden states, float32 [N, D]; the prompts' common prefix is computed once.
+
+        vLLM ends a request for them with its prefill: it schedules one token (`vllm.v1.request`), and decodes none.
 
         What earlier calls left in the prefix cache is dropped, so that the last bits of a shard's vectors do not
         depend on which shards this actor had before.
@@ -102,6 +117,10 @@ class VllmEngine:
             structured_outputs=structured,
         )
 
+    def _turn(self) -> AbstractContextManager[object]:
+        """On a GPU that is shared, vLLM takes for its own what others claim while it looks how much memory it needs."""
+        return FileLock(cache.root() / "engine.lock") if self._shares_gpu else nullcontext()
+
     def _load(self, runner: Literal["generate", "pooling"]) -> "LLM":
         """The model as it is loaded for `runner`."""
         if self._llm is None or runner != self._runner:
@@ -113,7 +132,7 @@ class VllmEngine:
                 settings = {"convert": "embed", "pooler_config": pooler}
             else:  # blanks without end would be valid JSON too
                 settings = {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
-            with models.quiet():
+            with models.quiet(), self._turn():
                 self._llm = self._vllm.LLM(
                     str(self._folder),
                     runner=runner,

@@ -25,6 +25,8 @@ GPUS = {"CPU": 16.0, "GPU": 4.0}
         ({"actors": 2}, [CPUS], (2, 2, 4, 0)),
         ({}, [GPUS, CPUS], (4, 100, 4, 1)),
         ({"tensor_parallel": 2}, [GPUS], (2, 100, 8, 2)),
+        ({"engines_per_gpu": 3}, [GPUS], (12, 100, 1, 1 / 3)),
+        ({"engines_per_gpu": 2, "actors": 3}, [{"CPU": 16.0, "GPU": 1.0}], (3, 3, 5, 0.5)),
         ({"device": "gpu"}, [GPUS, CPUS], (4, 100, 4, 1)),
         ({"device": "gpu", "actors": 3}, [CPUS], (3, 3, 1, 1)),
         ({"device": "gpu", "actors": 300}, [], (100, 100, 1, 1)),

@@ -3,6 +3,8 @@
 import errno
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +46,40 @@ def test_a_folder_is_built_once_and_again_after_any_flipped_bit(tmp_path: Path) 
         flipped(files[flip % 3], rng)
         assert content(cache.build_once(folder, counted)) == whole
         assert len(built) == flip + 2
+
+
+BUILDS = """
+import sys, time
+from pathlib import Path
+from llm4msr.storage import cache
+
+def build(new):
+    with open(sys.argv[2], "a") as log:
+        log.write("built")
+    time.sleep(0.5)
+    (new / "weights").write_text("all")
+
+print("ready", flush=True)
+sys.stdin.readline()
+assert (cache.build_once(Path(sys.argv[1]), build) / "weights").read_text() == "all"
+"""
+
+
+def test_processes_that_want_a_folder_at_once_build_it_once(tmp_path: Path) -> None:
+    """As the actors of a machine that all need the model."""
+    command = [sys.executable, "-c", BUILDS, str(tmp_path / "made"), str(tmp_path / "log")]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate()
+        assert process.returncode == 0
+    assert (tmp_path / "log").read_text() == "built"
 
 
 @pytest.mark.parametrize("damage", [lambda f: f.unlink(), lambda f: os.truncate(f, 3), lambda f: os.truncate(f, 99)])

@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,3 +194,26 @@ def test_parameters_are_counted_from_the_headers(llama: Path, tmp_path: Path):
     model = AutoModelForCausalLM.from_pretrained(llama)
     assert soundness.parameters(llama) == sum(p.numel() for p in model.parameters())
     assert soundness.parameters(tmp_path) == 0
+
+
+SHARING = """
+import sys
+from llm4msr.config import ExtractConfig
+from llm4msr.knowledge.engines import open_engine
+e = ExtractConfig(engine="vllm", model=sys.argv[1], dtype="float32", max_prompt_tokens=60, engines_per_gpu=4)
+engine = open_engine(e)
+config = engine._load("pooling").llm_engine.vllm_config
+print(config.cache_config.gpu_memory_utilization, config.parallel_config.tensor_parallel_size, engine.width)
+"""
+
+
+def test_an_engine_that_shares_a_gpu_takes_its_part_of_the_memory(llama: Path):
+    """As vLLM's own config has it, which is the same on a CPU; in a process of its own, as an actor's."""
+    pytest.importorskip("vllm")
+    done = subprocess.run([sys.executable, "-c", SHARING, str(llama)], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["0.23 1 128"], done.stderr
+
+
+def test_a_part_of_a_gpu_and_several_are_not_both():
+    with pytest.raises(ValueError, match="engines_per_gpu"):
+        ExtractConfig(engines_per_gpu=2, tensor_parallel=2)
