@@ -61,8 +61,9 @@ def plan_pool(config: Config, machines: Sequence[Mapping[str, float]], shards: i
         return ActorPool(actors, actors, 1, gpus)  # Ray asks the autoscaler for machines
     if not hosts:
         raise ConfigError(f"extract.tensor_parallel = {e.tensor_parallel}: no machine of this cluster has so many GPUs")
-    fit = sum(int(node["GPU"] * e.engines_per_gpu) // e.tensor_parallel if gpus else 1 for node in hosts)
-    actors = min(fit if e.actors == "auto" else e.actors, shards)
-    most_per_host = -(-actors // len(hosts))
+    fit = [int(node["GPU"] * e.engines_per_gpu) // e.tensor_parallel if gpus else 1 for node in hosts]
+    actors = min(sum(fit) if e.actors == "auto" else e.actors, shards)
     most = shards if e.actors == "auto" else actors
-    return ActorPool(actors, most, max(1, int(min(node["CPU"] for node in hosts) // most_per_host)), gpus)
+    each = [min(most_here, actors) if gpus else -(-actors // len(hosts)) for most_here in fit]
+    cpus = min(int(node["CPU"] // share) for node, share in zip(hosts, each, strict=True))
+    return ActorPool(actors, most, max(1, cpus), gpus)
