@@ -262,6 +262,7 @@ def overhead(folder: Path, options: argparse.Namespace) -> str:
     spent = run_pass(Pass("vectors", config, str(version), readers, [*SCENARIOS]), shards, actor=AskFixedTime).spent
     times = sorted(file.stat().st_mtime for file in Path(str(version)).glob("vectors/*.parquet"))
     each = (times[-1] - times[0]) / (len(times) - 1)
+    whole = spent["seconds"] + spent["wait_seconds"]
     return f"""# Extraction: what the pipeline adds to the engine's time
 
 A made-up engine takes {FIXED_SECONDS * 1000:.0f} ms for each of {len(shards)} shards of {FIXED_ROWS:,} prompts (of
@@ -273,6 +274,9 @@ one's.
 | a shard, ms | {1000 * each:.1f} |
 | more than the engine (goal at most 5%) | {each / FIXED_SECONDS - 1:.1%} |
 | CPU of the actor while its engine was at work, ms a shard | {1000 * spent["cpu_seconds"] / len(shards):.1f} |
+| of its time the engine waited | {spent["wait_seconds"] / whole:.1%} |
+| beside it: to fetch and tokenise prompts, ms a shard | {1000 * spent["read_seconds"] / len(shards):.0f} |
+| beside it: to write its file, ms a shard | {1000 * spent["write_seconds"] / len(shards):.0f} |
 | until the first shard's file, s | {times[0] - begun:.1f} |
 
 `python -m benchmarks.extract_scale --overhead {options.overhead}` on
