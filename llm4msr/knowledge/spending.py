@@ -50,9 +50,10 @@ class Tally:
     def note(self) -> str:
         """For the progress line: failed rows; tokens a second since the first shard, of all actors; cost so far."""
         parts = [f"{self._failed} failed"] * bool(self._failed)
-        begun, tokens_then = self._first or (0.0, 0)
-        if (tokens := self.spent["tokens"]) > tokens_then:
-            parts.append(f"{(tokens - tokens_then) / (time.monotonic() - begun):,.0f} tokens/s")
+        now, tokens = time.monotonic(), self.spent["tokens"]
+        begun, tokens_then = self._first or (now, 0)
+        if tokens > tokens_then and now - begun >= 1:
+            parts.append(f"{(tokens - tokens_then) / (now - begun):,.0f} tokens/s")
         if self.spent["cached"]:
             parts.append(f"{percent(self.spent['cached'], tokens)} cached")
         parts += [cost] if (cost := bill(self._e, self.spent)) else []
