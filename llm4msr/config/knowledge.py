@@ -64,8 +64,8 @@ class ExtractConfig(Section):
     actors: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], Key.HOW] = "auto"
     """Engines in parallel; `auto` is `engines_per_gpu` for each GPU (or one for `tensor_parallel` of them), else one
     for each machine, since engines that share a machine's cores gain nothing and each needs memory for another copy of
-    the model; a machine with several times the cores of the smallest gets several. Machines that come while a pass runs
-    get engines too."""
+    the model. Where machines have GPUs, or about the same number of cores, those that come while a pass runs get
+    engines too."""
     device: Annotated[Literal["auto", "gpu"], Key.HOW] = "auto"
     """What an engine runs on: GPUs if any machine has some, else CPUs. `gpu` waits for machines with GPUs that an
     autoscaler starts; `actors` must then be a number."""

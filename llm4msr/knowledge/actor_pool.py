@@ -44,7 +44,8 @@ def rows_per_shard(config: Config, machines: Sequence[Mapping[str, float]] = ())
 def plan_pool(config: Config, machines: Sequence[Mapping[str, float]], shards: int) -> ActorPool:
     """How many actors fit machines with these resources (`CPU`, `GPU`), at most one for each shard.
 
-    With `extract.actors = "auto"`, each machine that comes later gets as many as it has room for.
+    With `extract.actors = "auto"`, each machine that comes later gets as many as it has room for; but not where a
+    larger one of those that are here would fill up with engines too, and copies of the model.
 
     Raises:
         ConfigError: none fits, and none can be waited for.
@@ -63,7 +64,7 @@ def plan_pool(config: Config, machines: Sequence[Mapping[str, float]], shards: i
         raise ConfigError(f"extract.tensor_parallel = {e.tensor_parallel}: no machine of this cluster has so many GPUs")
     fit = [int(node["GPU"] * e.engines_per_gpu) // e.tensor_parallel if gpus else 1 for node in hosts]
     actors = min(sum(fit) if e.actors == "auto" else e.actors, shards)
-    most = shards if e.actors == "auto" else actors
     each = [min(most_here, actors) if gpus else -(-actors // len(hosts)) for most_here in fit]
-    cpus = min(int(node["CPU"] // share) for node, share in zip(hosts, each, strict=True))
-    return ActorPool(actors, most, max(1, cpus), gpus)
+    cpus = max(1, min(int(node["CPU"] // share) for node, share in zip(hosts, each, strict=True)))
+    grows = e.actors == "auto" and (gpus or all(node["CPU"] < 2 * cpus for node in hosts))
+    return ActorPool(actors, shards if grows else actors, cpus, gpus)
