@@ -27,6 +27,8 @@ from llm4msr.run_result import RunResult
 from llm4msr.storage import StageOutput
 
 if TYPE_CHECKING:
+    from ray.serve import Application
+
     from llm4msr.training.trained import TrainedModel
 
 # --- what is finished ---------------------------------------------------------------------------------------------
@@ -178,18 +180,42 @@ def serve(config: Config) -> str:
     from llm4msr.serve import api_token, endpoint
 
     bundle = config.serve.bundle or str(exported(config).folder)
-    if not config.serve.explore:
-        return endpoint.start(config.serve, bundle, [config.model.backbone])
+    explored = _explored(config, bundle) if config.serve.explore else None
+    reader = nearline(config) if config.serve.nearline else None
+    address = endpoint.start(config.serve, bundle, [config.model.backbone])
+    if reader is not None:
+        endpoint.deploy(reader, "nearline", None, config.serve)
+    if explored is not None:
+        from llm4msr.explain.explorer import app as explorer
+
+        model, plain, calibrated = explored
+        page = explorer.application(model, plain, bool(api_token.read()), calibrated)
+        endpoint.deploy(page, explorer.NAME, explorer.PREFIX, config.serve)
+    return address
+
+
+def nearline(config: Config) -> "Application":
+    """The application that reads users again whose events are new, beside an endpoint of the same bundle.
+
+    `serve deploy` takes it as `import_path: llm4msr.pipeline:nearline`, with the whole config as args.
+
+    Raises:
+        ConfigError: no LLM has read the users of the bundle, or the endpoint keeps no events.
+    """
+    from llm4msr.export.refresh import Served
+    from llm4msr.nearline import app, reader
+
+    served = Served.open(exported(config))
+    reader.check(config, served)
+    return app.application(config, prepared(config), extracted(config), served)
+
+
+def _explored(config: Config, bundle: str) -> "tuple[TrainedModel, TrainedModel | None, bool]":
+    """The model that the explorer shows, the plain one beside it, and whether the bundle calibrates its scores."""
     from llm4msr.bundle import files
-    from llm4msr.explain.explorer import app as explorer
 
     _check_has_something_to_explain(config)
-    model, plain = trained(config), _trained_plain(config)
-    calibrated = files.read_description(storage.path(bundle)).calibration is not None
-    address = endpoint.start(config.serve, bundle, [config.model.backbone])
-    explorer_app = explorer.application(model, plain, bool(api_token.read()), calibrated)
-    endpoint.deploy(explorer_app, explorer.NAME, explorer.PREFIX, config.serve)
-    return address
+    return trained(config), _trained_plain(config), files.read_description(storage.path(bundle)).calibration is not None
 
 
 def _trained_plain(config: Config) -> "TrainedModel | None":

@@ -17,7 +17,7 @@ from typing import Self
 import numpy as np
 from pydantic import ValidationError
 
-from llm4msr.arrays import Ints, Singles
+from llm4msr.arrays import Array, Ints, Singles
 from llm4msr.bundle import files
 from llm4msr.bundle.files import TOLERANCE, SelfTest
 from llm4msr.bundle.id_table import IdTable, Place
@@ -153,6 +153,7 @@ class Ranker:
         requests: Sequence[RankRequest],
         request_ids: Sequence[str],
         recent: Sequence[Sequence[RecentEvent]] | None = None,
+        codes: Sequence[Array | None] | None = None,
     ) -> list[RankResponse]:
         """Rank several requests at once, each as if alone; unknown context fields and features are passed over.
 
@@ -160,6 +161,7 @@ class Ranker:
             requests: what is asked.
             request_ids: one for each; empty ones are made up.
             recent: for each, what its user was said to have taken, in the order of time; none where it is left out.
+            codes: for each, what an LLM has made of that, where it has; they take the place of the stored ones.
 
         Raises:
             ValueError: not as many ids as requests.
@@ -170,7 +172,8 @@ class Ranker:
             return []
         counts = [len(request.items) for request in requests]
         parts = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
-        item_B, known = self._find(requests, parts[-1].stop, recent or [()] * len(requests))
+        recent, codes = recent or [()] * len(requests), codes or [None] * len(requests)
+        item_B, known = self._find(requests, parts[-1].stop, recent, codes)
         users = [self.users.find(request.user_id) for request in requests]
         queries = [
             self._query(request, user, item_B[at], one)
@@ -223,7 +226,11 @@ class Ranker:
         )
 
     def _find(
-        self, requests: Sequence[RankRequest], candidates: int, recent: Sequence[Sequence[RecentEvent]]
+        self,
+        requests: Sequence[RankRequest],
+        candidates: int,
+        recent: Sequence[Sequence[RecentEvent]],
+        codes: Sequence[Array | None],
     ) -> tuple[Ints, list[Known]]:
         """Rows of all candidates, -1 for unknown ones, and what is known of the users."""
         recent = [() if r.history_mode == "replace" else one for r, one in zip(requests, recent, strict=True)]
@@ -234,8 +241,8 @@ class Ranker:
         row_X = self.items.find_all([*chain.from_iterable([*(request.items for request in requests), *told])])
         bounds = pairwise(accumulate(map(len, told), initial=candidates))
         users = [
-            self.knowledge.look_up(request, row_X[at:end], one)
-            for request, one, (at, end) in zip(requests, recent, bounds, strict=True)
+            self.knowledge.look_up(request, row_X[at:end], one, code_K)
+            for request, one, code_K, (at, end) in zip(requests, recent, codes, bounds, strict=True)
         ]
         return row_X[:candidates], users
 

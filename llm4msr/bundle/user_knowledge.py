@@ -54,18 +54,27 @@ class UserKnowledge:
     made: float = 0.0
 
     @property
+    def coder(self) -> str:
+        """Checksum of what makes codes of vectors: no other coder's codes can be used."""
+        return self.codes.metadata["coder"]
+
+    @property
     def reads_history(self) -> bool:
         """Whether the history in a request counts, and what was told before it."""
         return self.has_match or self.pooled is not None
 
-    def look_up(self, request: RankRequest, item_E: Ints, recent: Sequence[RecentEvent] = ()) -> Known:
+    def look_up(
+        self, request: RankRequest, item_E: Ints, recent: Sequence[RecentEvent] = (), fresh_K: Array | None = None
+    ) -> Known:
         """What is known of the request's user.
 
         Args:
             request: its history counts, after all else or alone.
             item_E: rows of the items of `recent` and then of the history, -1 for unknown ones.
             recent: what the user was said to have taken, in the order of time, as far as the request does not hide it.
+            fresh_K: what an LLM has made of it, likewise; None for nothing.
         """
+        fresh_K = None if request.history_mode == "replace" else fresh_K
         told = self._number(request.history, item_E[len(recent) :])
         stored = self._stored(request)
         newer = self._newer(stored, recent, item_E[: len(recent)])
@@ -73,11 +82,11 @@ class UserKnowledge:
         if self.pooled is not None and (len(newer) or len(told) or request.history_mode == "replace"):
             code_K = self.pooled.encode(events)
         else:
-            code_K = self._code(request.user_id)
+            code_K = self._code(request.user_id) if fresh_K is None else fresh_K
         source: KnowledgeSource = "none"
         if len(told) and self.reads_history:
             source = "request"
-        elif len(newer) and self.reads_history:
+        elif fresh_K is not None or (len(newer) and self.reads_history):
             source = "events"
         elif code_K is not None or (self.has_match and len(events)):
             source = "stored"

@@ -67,7 +67,7 @@ def refresh(config: Config, prepared: StageOutput, knowledge: StageOutput | None
     if not (description.model.reads_codes or reads_events):
         raise ConfigError(f"{output.folder}: this model keeps nothing of its users, so there is nothing to refresh")
     if knowledge is not None:
-        _check_origin(config, knowledge, served)
+        check_origin(config, knowledge, served)
     inputs = {"prepare": prepared.manifest.fingerprint, "export": output.folder.name}
     inputs |= {} if knowledge is None else {"extract": knowledge.manifest.fingerprint}
     forget = ids_to_forget(config)
@@ -90,7 +90,12 @@ def refresh(config: Config, prepared: StageOutput, knowledge: StageOutput | None
     return made
 
 
-def _check_origin(config: Config, knowledge: StageOutput, served: Served) -> None:
+def check_origin(config: Config, knowledge: StageOutput, served: Served) -> None:
+    """Refuse vectors that a bundle was not trained on.
+
+    Raises:
+        ConfigError: names what differs.
+    """
     there, here = served.description.llm, llm_identity(config, knowledge)
     if here != there:
         differ = ", ".join(f"{k}: {there.get(k)} there, {v} here" for k, v in here.items() if there.get(k) != v)

@@ -87,8 +87,8 @@ def _start_ray_serve(config: ServeConfig) -> None:
         ray_serve.start(config)
 
 
-def deploy(app: "Application", name: str, prefix: str, config: ServeConfig) -> None:
-    """Run an application on the Ray Serve of `start`, until `stop`.
+def deploy(app: "Application", name: str, prefix: str | None, config: ServeConfig) -> None:
+    """Run an application on the Ray Serve of `start`, until `stop`; without a prefix it is not reached over HTTP.
 
     Raises:
         ConfigError: it does not start; nothing is left behind.

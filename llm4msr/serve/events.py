@@ -8,11 +8,13 @@ from typing import Any
 
 from fastapi import HTTPException
 
+from llm4msr.arrays import Halves
 from llm4msr.bundle.messages import EventsForgotten, EventsKept, NewEvent, RecentEvent
 from llm4msr.config import ServeConfig
-from llm4msr.serve.event_log import Page
+from llm4msr.serve.event_log import DAY, Page
 from llm4msr.serve.live_model import LiveModel
 from llm4msr.serve.metrics import ServeMetrics
+from llm4msr.serve.recent_codes import RecentCodes
 from llm4msr.serve.recent_events import RecentEvents
 
 log = logging.getLogger("ray.serve")
@@ -38,7 +40,8 @@ class Events:
 
     def __init__(self, event_log: Any, config: ServeConfig, live: LiveModel, metrics: ServeMetrics):
         self._log, self._live, self._metrics = event_log, live, metrics
-        self._timeout_s = config.timeout_s
+        self._config, self._timeout_s = config, config.timeout_s
+        self._codes = RecentCodes(config.recent_events)
         self._recent = RecentEvents(max(config.max_history, 1), config.recent_events, config.events_days)
         self._following: asyncio.Task[None] | None = None
         self._caught_up = False
@@ -46,6 +49,10 @@ class Events:
     def of(self, user_id: str) -> Sequence[RecentEvent]:
         """The latest of a user, in the order of time."""
         return self._recent.of(user_id)
+
+    def code_of(self, user_id: str) -> Halves | None:
+        """What an LLM has made of a user's events, for the model in service."""
+        return self._codes.of(user_id, self._live.ranker.knowledge.coder)
 
     async def keep(self, events: list[NewEvent]) -> EventsKept:
         """Log events.
@@ -67,7 +74,7 @@ class Events:
             accepted=accepted,
             duplicates=len(events) - accepted,
             unknown_items=unknown,
-            used=ranker.knowledge.reads_history,
+            used=ranker.knowledge.reads_history or self._config.nearline,
         )
 
     async def forget(self, user_ids: list[str]) -> EventsForgotten:
@@ -102,7 +109,9 @@ class Events:
         while True:
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    page: Page = await self._log.since.remote(self._recent.sequence, PAGE, time.time())
+                    page: Page = await self._log.since.remote(
+                        self._recent.sequence, PAGE, time.time(), self._codes.change
+                    )
                 has_more, failed = self._take(page), False
                 if has_more:
                     continue
@@ -116,9 +125,14 @@ class Events:
         """Says whether the log has more to read at once."""
         now, is_first = time.time(), page.epoch != self._recent.epoch
         dropped = self._recent.take(page, now)
+        if is_first:
+            self._codes.clear()
+        else:
+            self._codes.take(page.codes, now - self._config.events_days * DAY)
         self._caught_up &= not is_first  # what is read again arrived long ago: its delays say nothing
         delays = [now - event.arrived for event in page.events] if self._caught_up else []
-        self._metrics.seen(self._live.ranker.model_version, delays, dropped)
-        has_more = is_first or len(page.events) == PAGE
+        of_codes = [now - code.arrived for code in page.codes] if self._caught_up else []
+        self._metrics.seen(self._live.ranker.model_version, delays, dropped, of_codes)
+        has_more = is_first or PAGE in (len(page.events), len(page.codes))
         self._caught_up |= not has_more
         return has_more

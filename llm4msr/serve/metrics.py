@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 VERSION = "model_version"
 """The label that all have, so that two bundles in service at once are told apart."""
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
+CODE_SECONDS = [0.5, 1, 2, 5, 10, 20, 60, 300, 3600]
 CANDIDATES = [1, 10, 30, 100, 300, 1000, 3000, 10_000]
 
 METRICS = {
@@ -21,6 +22,7 @@ METRICS = {
     "llm4msr_unknown_ids": "Ids that the model never saw, by kind (user, scenario, item, history).",
     "llm4msr_events": "Events that were sent, by result (accepted, duplicate).",
     "llm4msr_event_seconds": "From an event's arrival until a replica ranks by it.",
+    "llm4msr_code_seconds": "From a user's newest event until a replica ranks by the code that an LLM made of it.",
     "llm4msr_dropped_users": "Users whose recent events a replica had to drop, since there were too many.",
     "llm4msr_refused_models": "Bundles or codes that could not be loaded; the old ones serve on.",
 }
@@ -45,6 +47,7 @@ class ServeMetrics:
         self._unknown = counter("llm4msr_unknown_ids", "kind")
         self._events = counter("llm4msr_events", "result")
         self._event_seconds = histogram("llm4msr_event_seconds", SECONDS)
+        self._code_seconds = histogram("llm4msr_code_seconds", CODE_SECONDS)
         self._dropped = counter("llm4msr_dropped_users")
         self._refused = counter("llm4msr_refused_models")
 
@@ -56,8 +59,10 @@ class ServeMetrics:
         """Count events that were sent."""
         _count(self._events, version, "result", {"accepted": accepted, "duplicate": duplicates})
 
-    def seen(self, version: str, delays: Sequence[float], dropped: int) -> None:
-        """Count events of the log that came into memory so many seconds after they arrived, and users who went."""
+    def seen(self, version: str, delays: Sequence[float], dropped: int, of_codes: Sequence[float] = ()) -> None:
+        """Count events, and codes, that came into memory so many seconds after the events arrived, and who went."""
+        for delay in of_codes:
+            self._code_seconds.observe(delay, {VERSION: version})
         for delay in delays:
             self._event_seconds.observe(delay, {VERSION: version})
         if dropped:

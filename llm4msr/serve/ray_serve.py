@@ -42,7 +42,7 @@ def start(config: ServeConfig) -> None:
     )
 
 
-def run(app: "Application", name: str, prefix: str, config: ServeConfig) -> None:
+def run(app: "Application", name: str, prefix: str | None, config: ServeConfig) -> None:
     """Deploy an application and wait until it runs."""
     from ray import serve
 

@@ -73,10 +73,12 @@ class Replica:
             for _ in range(READS):
                 await asyncio.sleep(0)
             begun = time.monotonic()
-            recent = None
+            recent = codes = None
             if self.events is not None and ranker.knowledge.reads_history:
                 recent = [self.events.of(request.user_id) for request in requests]
-            responses = ranker.rank_many(requests, [request_id] * len(requests), recent)
+            if self.events is not None:
+                codes = [self.events.code_of(request.user_id) for request in requests]
+            responses = ranker.rank_many(requests, [request_id] * len(requests), recent, codes)
             self.metrics.observe(ranker.model_version, time.monotonic() - begun, candidates, responses)
             return responses
 

@@ -7,7 +7,16 @@ from llm4msr import Ranker, storage
 from llm4msr.bundle.user_features import UserFeatures
 from llm4msr.errors import ConfigError
 from llm4msr.model.embedding import Field
-from tests.support.bundles import Published, publish_bundle, rank_request, scores
+from llm4msr.storage.vectors import to_matrix
+from tests.support.bundles import (
+    Published,
+    flip_code,
+    publish_bundle,
+    publish_codes,
+    rank_request,
+    read_codes,
+    scores,
+)
 from tests.unit.conftest import World
 
 
@@ -138,6 +147,23 @@ def test_of_a_feature_of_several_values_the_first_known_ones_count():
 def test_an_unknown_feature_is_refused(ranker: Ranker):
     with pytest.raises(ConfigError, match="user_features: unknown feature 'age'; this model knows: country"):
         ranker.rank(rank_request(user_features={"country": "de", "age": "9"}))
+
+
+def test_a_code_that_was_made_since_takes_the_place_of_the_stored_one(
+    ranker: Ranker, published: Published, tmp_path: Path
+):
+    flipped = flip_code(read_codes(published.output.folder), "u1")
+    other = ranker.with_codes(publish_codes(published.output, tmp_path, flipped))
+    fresh = to_matrix(flipped["code"])[flipped["id"].to_pylist().index("u1")]
+    for request, same_code in ((rank_request(), rank_request()), (rank_request(history_mode="replace"), None)):
+        (answer,) = ranker.rank_many([request], [""], codes=[fresh])
+        expected = other.rank(same_code) if same_code else ranker.rank(request)
+        assert answer.ranked == expected.ranked
+        assert answer.knowledge == ("events" if same_code else "stored")
+    (answer, before) = ranker.rank_many([rank_request(user_id="new")] * 2, ["", ""], codes=[fresh, None])
+    assert (answer.knowledge, before.knowledge) == ("events", "none")
+    assert answer.ranked != before.ranked
+    assert other.knowledge.coder == ranker.knowledge.coder
 
 
 def test_answers_carry_version_and_request_id(ranker: Ranker, published: Published):

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llm4msr.errors import StorageError
-from llm4msr.serve.event_log import DAY, FILE, EventLog, LoggedEvent, Row
+from llm4msr.serve.event_log import DAY, FILE, EventLog, LoggedCode, LoggedEvent, Row
+from llm4msr.serve.recent_codes import RecentCodes
 from llm4msr.serve.recent_events import RecentEvents
 
 NOW = 1_700_000_000.0
@@ -157,6 +159,76 @@ def test_of_a_long_log_only_the_latest_events_are_read(tmp_path: Path) -> None:
         log.append([row(name, item=name)], NOW)
     assert told(log) == [("u", "c"), ("u", "d"), ("u", "e")]
     assert [event.item_id for event in log.since(4, 100, NOW).events] == ["e"]
+
+
+def code(log: EventLog, user: str, reader: str = "r", content: bytes = b"c") -> LoggedCode:
+    """Made of all events of a user until now."""
+    newest = max(log.of(user, 100), key=lambda event: event.sequence)
+    return LoggedCode(0, user, newest.sequence, newest.arrived, reader, "coder", content)
+
+
+def waiting(log: EventLog, sequence: int = 0, users: int = 100, reader: str = "r") -> dict[str, list[str]]:
+    events = log.unread(sequence, users, 2, reader).events
+    return {user: [event.item_id for event in told] for user, told in events.items()}
+
+
+def test_who_has_newer_events_than_a_code_waits_once_however_many_these_are(log: EventLog, tmp_path: Path) -> None:
+    log.append([row("a", "u", "a"), row("b", "v", "b"), row("c", "u", "c", NOW + 1), row("d", "u", "d", NOW - 1)], NOW)
+    assert waiting(log) == {"u": ["c", "a"], "v": ["b"]}
+    assert waiting(log, users=1) == {"u": ["c", "a"]}
+    log.put_codes([code(log, "u")])
+    assert waiting(log) == {"v": ["b"]}
+    assert waiting(log, reader="another") == {"u": ["c", "a"], "v": ["b"]}
+    late = code(log, "v")
+    log.append([row("e", "v", "e", NOW + 2)], NOW + 9)
+    log.put_codes([late])
+    assert waiting(log) == waiting(EventLog(str(tmp_path / "log"), 7, 1_000)) == {"v": ["e", "b"]}
+    unread = log.unread(0, 100, 2, "r")
+    assert waiting(log, unread.sequence) == {}
+    assert log.unread(unread.sequence, 100, 2, "r").sequence == unread.sequence
+
+
+def test_a_newer_code_takes_the_place_of_the_older_and_replicas_read_on(log: EventLog) -> None:
+    log.append([row("a", "u"), row("b", "v")], NOW)
+    log.put_codes([code(log, "u"), code(log, "v", content=b"")])
+    held = RecentCodes(most=9)
+    held.take(log.since(0, 100, NOW, held.change).codes, NOW - 7 * DAY)
+    log.append([row("c", "u")], NOW + DAY)
+    log.put_codes([code(log, "u", content=np.float16([1, 2]).tobytes())])
+    (newer,) = log.since(0, 100, NOW, held.change).codes
+    held.take([newer], NOW - 7 * DAY)
+    found = held.of("u", "coder")
+    assert found is not None
+    assert found.tolist() == [1, 2]
+    assert [held.of(*one) for one in (("u", "another"), ("v", "coder"), ("w", "coder"))] == [None] * 3
+    assert log.since(0, 100, NOW, held.change).codes == []
+    assert [one.user_id for one in log.since(0, 100, NOW + 7.5 * DAY).codes] == ["u"], "expired with its events"
+    held.take([], NOW + DAY + 1)
+    assert held.of("u", "coder") is None
+
+
+def test_a_replica_holds_the_newest_codes(log: EventLog) -> None:
+    log.append([row(user, user) for user in "abcd"], NOW)
+    log.put_codes([code(log, user, content=b"cc") for user in "abcd"])
+    held = RecentCodes(most=2)
+    held.take(log.since(0, 100, NOW).codes, 0)
+    assert [held.of(user, "coder") is not None for user in "abcd"] == [False, False, True, True]
+    held.clear()
+    assert (held.change, held.of("d", "coder")) == (0, None)
+
+
+def test_who_is_forgotten_has_no_code_and_gets_none_that_was_being_made(log: EventLog, tmp_path: Path) -> None:
+    log.append([row("a", "somebody"), row("b", "another")], NOW)
+    made = [code(log, "somebody"), code(log, "another")]
+    log.put_codes(made)
+    epoch = log.since(0, 100, NOW).epoch
+    log.forget(["somebody"])
+    log.put_codes(made)
+    page = log.since(0, 100, NOW)
+    assert [one.user_id for one in page.codes] == ["another"]
+    assert page.epoch != epoch
+    for file in (tmp_path / "log").iterdir():
+        assert b"somebody" not in file.read_bytes()
 
 
 def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
