@@ -7,6 +7,8 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from ray.serve import Application
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
 from llm4msr import Config, Ranker, RankRequest, pipeline
 from llm4msr.errors import ConfigError
@@ -103,6 +105,11 @@ def test_codes_survive_the_endpoint_and_who_is_forgotten_has_none(client: httpx.
     assert scores(rank(client, "twin")) == pytest.approx(before, abs=1e-6), "no reader runs any more"
     client.post("/v1/events:forget", json={"user_ids": ["twin"]}).raise_for_status()
     until(lambda: rank(client, "twin")["knowledge"] == "none")
+
+
+def test_serve_deploy_takes_the_reader_with_a_config_as_arguments(config: Config) -> None:
+    arguments = config.model_dump(mode="json")
+    assert isinstance(call_user_app_builder_with_args_if_necessary(pipeline.nearline, arguments), Application)
 
 
 @pytest.mark.parametrize(
