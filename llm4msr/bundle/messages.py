@@ -180,6 +180,19 @@ class Calibration(_Message):
     """Scenarios with too few rows, whose scores are the model's own."""
 
 
+class SecondInfo(_Message):
+    """The second bundle, which ranks for some users or is compared with the first for them."""
+
+    model_version: str
+    """Empty while it cannot be loaded: the first ranks for its users."""
+    knowledge_version: str
+    share: float
+    """Of the users."""
+    shadow: bool
+    """Whether what it says is thrown away."""
+    salt: str
+
+
 class ModelInfo(_Message):
     """What is being served."""
 
@@ -205,4 +218,6 @@ class ModelInfo(_Message):
     calibration: Calibration | None = None
     """Null where scores are the model's own."""
     problem: str = ""
-    """Why a newer bundle or newer codes are not served, empty where all is well."""
+    """Why a newer bundle or newer codes are not served, of the second bundle too; empty where all is well."""
+    second: SecondInfo | None = None
+    """Null where there is one bundle."""

@@ -5,6 +5,21 @@ from pydantic import Field
 from llm4msr.config.section import Section
 
 
+class SecondConfig(Section):
+    """A second bundle beside `serve.bundle`, for some users. A deployment's `user_config` changes it in place."""
+
+    bundle: str = ""
+    """Its URI; empty = none."""
+    share: float = Field(0.0, ge=0, le=1)
+    """Share of the users it is for: those whose hash, 64 bits of BLAKE2b of the salt, a zero byte and the user id, is
+    below so much of 2^64. Who was there before stays when it grows."""
+    shadow: bool = False
+    """`false`: it alone ranks for these users. `true`: `serve.bundle` does, and what the second one says is counted and
+    thrown away."""
+    salt: str = Field("", max_length=200)
+    """Another salt draws other users."""
+
+
 class ServeConfig(Section):
     """The HTTP endpoint. Limits are for one replica unless they say otherwise."""
 
@@ -18,6 +33,8 @@ class ServeConfig(Section):
     service's name; `*` stands for any characters. With a token every Host is."""
     bundle: str = ""
     """URI of the bundle; empty = the one that this config exported."""
+    second: SecondConfig = SecondConfig()
+    """A second bundle, to split users between the two or to try it unseen."""
     allow_backbones: tuple[str, ...] = ()
     """Import paths of backbones that a bundle may name: loading it runs their code. `model.backbone` of the served
     config is one of them."""

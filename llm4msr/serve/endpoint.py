@@ -55,8 +55,9 @@ def start(config: ServeConfig, bundle_uri: str, allow_backbones: Sequence[str] =
     address.bind_error(config.host, config.port)  # a wrong host is told before anything is loaded
     protected = bool(api_token.read())
     config = config.model_copy(update={"allow_backbones": (*config.allow_backbones, *allow_backbones)})
-    # a bundle that cannot be loaded is one message here, and not one of every replica
-    Ranker.load(bundle_uri, allow_backbones=config.allow_backbones)
+    for uri in filter(None, (bundle_uri, config.second.bundle)):
+        # a bundle that cannot be loaded is one message here, and not one of every replica
+        Ranker.load(uri, allow_backbones=config.allow_backbones)
     ray_session.connect()
     ray_serve.silence()
     url = address.url(config.host, config.port)

@@ -50,9 +50,9 @@ class Events:
         """The latest of a user, in the order of time."""
         return self._recent.of(user_id)
 
-    def code_of(self, user_id: str) -> Halves | None:
-        """What an LLM has made of a user's events, for the model in service."""
-        return self._codes.of(user_id, self._live.ranker.knowledge.coder)
+    def code_of(self, user_id: str, coder: str) -> Halves | None:
+        """What an LLM has made of a user's events, for a model with this coder."""
+        return self._codes.of(user_id, coder)
 
     async def keep(self, events: list[NewEvent]) -> EventsKept:
         """Log events.

@@ -37,10 +37,16 @@ class LiveModel:
         on_refusal: called for each bundle or set of codes that could not be loaded, with the model version that
             stays in service.
         allow_backbones: as in `Ranker.load`.
+        otherwise: whose ranker serves until a first bundle can be loaded.
     """
 
-    def __init__(self, on_refusal: Callable[[str], None], allow_backbones: Sequence[str] = ()):
-        self._on_refusal, self._allow_backbones = on_refusal, allow_backbones
+    def __init__(
+        self,
+        on_refusal: Callable[[str], None],
+        allow_backbones: Sequence[str] = (),
+        otherwise: "LiveModel | None" = None,
+    ):
+        self._on_refusal, self._allow_backbones, self._otherwise = on_refusal, allow_backbones, otherwise
         self._in_service: InService | None = None
         self._bundle = ""
         """The bundle that was asked for last; another one may be in service still."""
@@ -52,8 +58,10 @@ class LiveModel:
     @property
     def ranker(self) -> Ranker:
         """The ranker in service."""
-        assert self._in_service is not None, "Ray Serve configures a replica before any request"
-        return self._in_service.ranker
+        if self._in_service is not None:
+            return self._in_service.ranker
+        assert self._otherwise is not None, "Ray Serve configures a replica before any request"
+        return self._otherwise.ranker
 
     async def load(self, bundle: str) -> bool:
         """Bring a bundle and its newest codes into service unless they are already; says whether the ranker changed.
@@ -61,7 +69,7 @@ class LiveModel:
         If they cannot be loaded, for whatever reason, the old ones stay in service. Of two loads the later one counts.
 
         Raises:
-            StorageError: they cannot be loaded, and there are no old ones.
+            StorageError: they cannot be loaded, and there are no old ones, nor another model in their place.
         """
         before = self._in_service
         if self._loading is None or self._loading.done() or bundle != self._bundle:
@@ -87,6 +95,11 @@ class LiveModel:
         if self._following is None and seconds:
             self._following = asyncio.create_task(follow_forever())
 
+    def unfollow(self) -> None:
+        """Look no more: nobody needs this model."""
+        if self._following is not None:
+            self._following.cancel()
+
     async def take_latest_codes(self) -> None:
         """Swap to the codes that endpoints shall use now; a bundle that could not be loaded before is tried again."""
         await self.load(self._bundle)
@@ -95,7 +108,7 @@ class LiveModel:
         result = await asyncio.to_thread(_load, bundle, self._in_service, self._allow_backbones)
         if isinstance(result, InService):
             self._in_service = result
-        elif self._in_service is None:
+        elif self._in_service is None and self._otherwise is None:
             raise result
         self.problem = result.problem if isinstance(result, InService) else _describe(result)
         if self.problem:

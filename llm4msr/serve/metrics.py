@@ -14,6 +14,7 @@ VERSION = "model_version"
 SECONDS = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5]
 CODE_SECONDS = [0.5, 1, 2, 5, 10, 20, 60, 300, 3600]
 CANDIDATES = [1, 10, 30, 100, 300, 1000, 3000, 10_000]
+DIFFERENCES = [0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3]
 
 METRICS = {
     "llm4msr_rank_seconds": "Ranking for one call, without its way through Ray Serve.",
@@ -24,6 +25,9 @@ METRICS = {
     "llm4msr_event_seconds": "From an event's arrival until a replica ranks by it.",
     "llm4msr_code_seconds": "From a user's newest event until a replica ranks by the code that an LLM made of it.",
     "llm4msr_dropped_users": "Users whose recent events a replica had to drop, since there were too many.",
+    "llm4msr_shadow_seconds": "Ranking for one call by a second bundle in the shadow.",
+    "llm4msr_shadow_difference": "Of its scores of one list from those that were answered, on average.",
+    "llm4msr_shadow_requests": "Lists for it, by result (same_best, other_best, dropped, failed).",
     "llm4msr_refused_models": "Bundles or codes that could not be loaded; the old ones serve on.",
 }
 """Name -> what it says. Prometheus sees each with `ray_` in front, and counters with `_total` behind."""
@@ -49,6 +53,9 @@ class ServeMetrics:
         self._event_seconds = histogram("llm4msr_event_seconds", SECONDS)
         self._code_seconds = histogram("llm4msr_code_seconds", CODE_SECONDS)
         self._dropped = counter("llm4msr_dropped_users")
+        self._shadow_seconds = histogram("llm4msr_shadow_seconds", SECONDS)
+        self._shadow_difference = histogram("llm4msr_shadow_difference", DIFFERENCES)
+        self._shadow_requests = counter("llm4msr_shadow_requests", "result")
         self._refused = counter("llm4msr_refused_models")
 
     def refused(self, version: str) -> None:
@@ -67,6 +74,25 @@ class ServeMetrics:
             self._event_seconds.observe(delay, {VERSION: version})
         if dropped:
             self._dropped.inc(dropped, {VERSION: version})
+
+    def shadowed(self, version: str, seconds: float, differences: Sequence[float], same_best: int) -> None:
+        """Count one call that the second bundle ranked in the shadow.
+
+        Args:
+            version: of the second bundle.
+            seconds: that it took.
+            differences: of each list, mean of the absolute differences of its scores from those answered.
+            same_best: lists whose best item is the same.
+        """
+        self._shadow_seconds.observe(seconds, {VERSION: version})
+        for difference in differences:
+            self._shadow_difference.observe(difference, {VERSION: version})
+        results = {"same_best": same_best, "other_best": len(differences) - same_best}
+        _count(self._shadow_requests, version, "result", results)
+
+    def not_shadowed(self, version: str, result: str, lists: int) -> None:
+        """Count lists that the second bundle was not asked for (dropped), or could not rank (failed)."""
+        _count(self._shadow_requests, version, "result", {result: lists})
 
     def observe(self, version: str, seconds: float, candidates: int, responses: Sequence[RankResponse]) -> None:
         """Count one call, ranked by the model of that version in so many seconds."""

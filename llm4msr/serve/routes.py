@@ -28,6 +28,7 @@ from llm4msr.errors import ConfigError
 from llm4msr.serve import wire
 from llm4msr.serve.live_model import LiveModel
 from llm4msr.serve.middleware import ASCIIResponse, path_of
+from llm4msr.serve.second import Second
 from llm4msr.serve.web_app import EVENT_REFUSALS, REFUSALS, web_app
 from llm4msr.text import shorten
 
@@ -126,7 +127,12 @@ async def refuse_events(given: object) -> Any:
 
 
 def ranking_app(
-    config: ServeConfig, live: LiveModel, respond: Respond, keep: Keep = refuse_events, forget: Forget = refuse_events
+    config: ServeConfig,
+    live: LiveModel,
+    respond: Respond,
+    second: Second | None = None,
+    keep: Keep = refuse_events,
+    forget: Forget = refuse_events,
 ) -> FastAPI:
     """The application of a replica, with what it has in service, how it ranks, and what it does with events."""
     app = web_app(config, routes=[Middleware(BodyRoutes, answers=answers(respond, keep, forget))])
@@ -155,7 +161,11 @@ def ranking_app(
     @app.get("/v1/model")
     async def model() -> ModelInfo:
         """What is being served."""
-        return live.ranker.info().model_copy(update={"problem": live.problem})
+        info = live.ranker.info().model_copy(update={"problem": live.problem})
+        if second is None:
+            return info
+        problem = "; ".join(filter(None, (live.problem, second.problem)))
+        return info.model_copy(update={"problem": problem, "second": second.info()})
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

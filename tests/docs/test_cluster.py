@@ -44,6 +44,6 @@ def test_the_dashboard_asks_for_metrics_that_exist() -> None:
         name
         for panel in dashboard["panels"]
         for target in panel["targets"]
-        for name in re.findall(r"ray_(\w+?)(?:_bucket|_total)?[{\[]", target["expr"])
+        for name in re.findall(r"ray_(\w+?)(?:_bucket|_total|_sum|_count)?[{\[]", target["expr"])
     }
     assert asked == {*METRICS, *RAY_SERVE}

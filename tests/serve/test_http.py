@@ -22,6 +22,7 @@ from llm4msr import Config, Ranker, RankRequest, pipeline, storage
 from llm4msr.errors import ConfigError
 from llm4msr.serve import app, endpoint
 from llm4msr.serve.metrics import METRICS
+from llm4msr.serve.second import is_among
 from llm4msr.serve.web_app import OPENAPI
 from llm4msr.text import MAX_ID
 from llm4msr.training.checkpoint import WEIGHTS
@@ -365,6 +366,51 @@ def test_another_bundle_is_taken_over_without_a_failed_request(
     assert model["problem"].endswith("gone: not a finished bundle; give the uri that `llm4msr export` printed")
     replica.reconfigure.remote({"bundle": str(other)}).result()
     assert client.get("/v1/model").json()["problem"] == ""
+
+
+def test_a_second_bundle_answers_its_users_and_is_named(spine: Spine, client: httpx.Client, tmp_path: Path) -> None:
+    first, other = str(spine.folder("export")), shutil.copytree(spine.folder("export"), tmp_path / "export" / "second")
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(manifest | {"fingerprint": "second"}))
+    replica = get_deployment_handle(app.DEPLOYMENT, app.APP)
+
+    def deploy(**second: Any) -> dict[str, Any]:
+        replica.reconfigure.remote({"bundle": first, "second": second}).result()
+        told: dict[str, Any] = client.get("/v1/model").raise_for_status().json()
+        return told
+
+    users = [f"user-{number}" for number in range(40)]
+    told = deploy(bundle=str(other), share=0.5, salt="s")
+    assert told["second"] == {
+        "model_version": "second",
+        "knowledge_version": "second",
+        "share": 0.5,
+        "shadow": False,
+        "salt": "s",
+    }
+    body = {"requests": [asked(user_id=user) for user in users]}
+    answers = client.post("/v1/rank:batch", json=body).raise_for_status().json()["responses"]
+    for user, answer in zip(users, answers, strict=True):
+        assert (answer["model_version"] == "second") == is_among(user, 0.5, "s")
+    told = deploy(bundle=str(other), share=7)
+    assert told["problem"] == "second bundle: second.share: Input should be less than or equal to 1"
+    assert told["second"]["share"] == 0.5
+    deploy(bundle=str(other), share=1, shadow=True)
+    answer = client.post("/v1/rank", json=asked()).raise_for_status().json()
+    assert answer["model_version"] != "second"
+    (node,) = ray.nodes()
+    for _ in range(120):
+        lines = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics").text
+        shown = [line for line in lines.splitlines() if line.startswith("ray_llm4msr_shadow_requests_total{")]
+        if any('model_version="second"' in line and 'result="same_best"' in line for line in shown):
+            break
+        time.sleep(0.25)
+    else:
+        raise AssertionError("no shadow was counted")
+    told = deploy(bundle=str(tmp_path / "gone"), share=1)
+    assert told["problem"].endswith("gone: not a finished bundle; give the uri that `llm4msr export` printed")
+    told = deploy()
+    assert (told["problem"], told["second"]) == ("", None)
 
 
 def test_ray_serve_that_is_elsewhere_is_told(config: Config, address: str) -> None:

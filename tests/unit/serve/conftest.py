@@ -48,7 +48,7 @@ class Server:
         self.retry_after, self.slow_s, self.ids = "0", 0.0, list[str]()
         config = ServeConfig(max_body_bytes=2_000, timeout_s=0.5, allowed_hosts=("Shop", "*.svc.cluster.local"))
         self.told: list[NewEvent] = []
-        app = ranking_app(config, LiveModel(on_refusal=lambda _: None), self.respond, self.keep)
+        app = ranking_app(config, LiveModel(on_refusal=lambda _: None), self.respond, keep=self.keep)
 
         @app.get("/fails")
         async def fails() -> None:
