@@ -12,12 +12,12 @@ from dataclasses import replace
 from datetime import datetime
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from pydantic import ValidationError
 
-from llm4msr.arrays import Array, Ints, Singles
+from llm4msr.arrays import AnyInts, Array, Ints, Singles
 from llm4msr.bundle import files
 from llm4msr.bundle.files import TOLERANCE, SelfTest
 from llm4msr.bundle.id_table import IdTable, Place
@@ -49,6 +49,14 @@ def _loading(uri: str) -> Iterator[None]:
         raise
     except Exception as error:  # a backbone of somebody else's, no memory, a full disk
         raise load_error(uri, error) from error
+
+
+class Scored(NamedTuple):
+    """A request in numbers, and what came out."""
+
+    query: Query
+    score_B: Singles
+    """In the order of the request."""
 
 
 class Ranker:
@@ -154,6 +162,7 @@ class Ranker:
         request_ids: Sequence[str],
         recent: Sequence[Sequence[RecentEvent]] | None = None,
         codes: Sequence[Array | None] | None = None,
+        scored: list[Scored] | None = None,
     ) -> list[RankResponse]:
         """Rank several requests at once, each as if alone; unknown context fields and features are passed over.
 
@@ -162,6 +171,7 @@ class Ranker:
             request_ids: one for each; empty ones are made up.
             recent: for each, what its user was said to have taken, in the order of time; none where it is left out.
             codes: for each, what an LLM has made of that, where it has; they take the place of the stored ones.
+            scored: gets what each was for the model, where it is given.
 
         Raises:
             ValueError: not as many ids as requests.
@@ -179,10 +189,13 @@ class Ranker:
             self._query(request, user, item_B[at], one)
             for request, user, at, one in zip(requests, users, parts, known, strict=True)
         ]
+        scores = self.scorer.score(queries)
+        if scored is not None:
+            scored += map(Scored, queries, scores)
         return [
             self._answer(request, id_ or str(uuid.uuid4()), user is not None, one, query.item_B, scores_B)
             for request, id_, user, one, query, scores_B in zip(
-                requests, request_ids, users, known, queries, self.scorer.score(queries), strict=True
+                requests, request_ids, users, known, queries, scores, strict=True
             )
         ]
 
@@ -204,6 +217,11 @@ class Ranker:
         """The title of an item, empty where the item is unknown."""
         row = self.items.find(item_id)
         return "" if row < 0 else self.items.texts["title"][row].decode()
+
+    def item_ids(self, item_E: AnyInts) -> list[str]:
+        """The ids of items by their rows."""
+        ids = self.items.texts["id"]
+        return [ids[row].decode() for row in item_E.tolist()]
 
     def info(self) -> ModelInfo:
         """What is loaded."""

@@ -88,10 +88,13 @@ def prune(
     This config's own version stays. Versions from before the newest list of users to forget (extract.forget) go
     whatever --keep says, so that nothing of these users is left in the store. Prepared data and bundles are not
     touched: prepare from data without these users, and export again. Of the raw rows that `prepare` keeps by partition
-    (the folder `shuffle`), those go that this config's prepared data was not made of.
+    (the folder `shuffle`), those go that this config's prepared data was not made of. From the log of requests
+    (serve.log.folder), if there is one, the rows of the users to forget go.
     """
     from llm4msr import pipeline, storage
+    from llm4msr.bundle import request_rows
     from llm4msr.data import prepare, segments
+    from llm4msr.knowledge.forget import ids_to_forget
     from llm4msr.knowledge.prune import prune as prune_versions
 
     loaded = load_config(config, set_)
@@ -104,7 +107,10 @@ def prune(
     gone = []
     if prepared := storage.open_output(prepare.folder(loaded)):
         gone = segments.prune(loaded, prepared.manifest.info.get("segments", ()), dry_run)
-    print(as_json({**report, "segments": gone}))
+    requests = 0
+    if folder := loaded.serve.log.folder:
+        requests = request_rows.forget(storage.path(folder), ids_to_forget(loaded), dry_run)
+    print(as_json({**report, "segments": gone, "requests": requests}))
 
 
 @app.command()

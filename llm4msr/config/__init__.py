@@ -17,7 +17,7 @@ from llm4msr.config.knowledge import ExtractConfig
 from llm4msr.config.model import BACKBONES, ModelConfig, check_backbone
 from llm4msr.config.score import ScoreConfig
 from llm4msr.config.section import Key, Section
-from llm4msr.config.serving import SecondConfig, ServeConfig
+from llm4msr.config.serving import LogConfig, SecondConfig, ServeConfig
 from llm4msr.config.training import MAX_SEED, EvaluateConfig, TrainConfig
 from llm4msr.config.tuning import Range, SpaceConfig, TuneConfig
 
@@ -36,6 +36,7 @@ __all__ = [
     "IcebergOptions",
     "Key",
     "KuaiSAROptions",
+    "LogConfig",
     "ModelConfig",
     "Range",
     "SQLOptions",

@@ -20,6 +20,21 @@ class SecondConfig(Section):
     """Another salt draws other users."""
 
 
+class LogConfig(Section):
+    """A log of what was served: a sample of the requests with what the model read and answered, as Parquet files."""
+
+    folder: str = Field("", pattern=r"^(/.*|[a-z][a-z0-9+.-]*://.*)?$")
+    """Folder in full, or URI, of which this log's files alone are ever deleted; empty = no log."""
+    share: float = Field(0.01, ge=0, le=1)
+    """Share of the requests, drawn at random."""
+    days: float = Field(7.0, gt=0)
+    """How long a request stays there."""
+    max_bytes: int = Field(1 << 30, ge=1 << 16)
+    """Most bytes of all files; beyond it, the oldest go."""
+    file_rows: int = Field(5_000, ge=1, le=100_000)
+    """Most requests of a file. A replica writes one when it holds so many, or after half a minute."""
+
+
 class ServeConfig(Section):
     """The HTTP endpoint. Limits are for one replica unless they say otherwise."""
 
@@ -67,6 +82,8 @@ class ServeConfig(Section):
     (`extract.reads = "users"`); their codes count seconds later. `llm4msr serve` starts it, with the config's LLM."""
     follow_s: float = Field(60.0, ge=0)
     """Seconds between a replica's looks for newer codes from `llm4msr refresh`; 0 = never."""
+    log: LogConfig = LogConfig()
+    """A log of what was served."""
     explore: bool = False
     """Whether `llm4msr serve` shows the explorer, a page below /explore. It opens this config's run and its LLM."""
     access_log: bool = False

@@ -28,6 +28,7 @@ METRICS = {
     "llm4msr_shadow_seconds": "Ranking for one call by a second bundle in the shadow.",
     "llm4msr_shadow_difference": "Of its scores of one list from those that were answered, on average.",
     "llm4msr_shadow_requests": "Lists for it, by result (same_best, other_best, dropped, failed).",
+    "llm4msr_logged_requests": "Requests for the log of requests, by result (written, dropped, failed).",
     "llm4msr_refused_models": "Bundles or codes that could not be loaded; the old ones serve on.",
 }
 """Name -> what it says. Prometheus sees each with `ray_` in front, and counters with `_total` behind."""
@@ -56,6 +57,7 @@ class ServeMetrics:
         self._shadow_seconds = histogram("llm4msr_shadow_seconds", SECONDS)
         self._shadow_difference = histogram("llm4msr_shadow_difference", DIFFERENCES)
         self._shadow_requests = counter("llm4msr_shadow_requests", "result")
+        self._logged = counter("llm4msr_logged_requests", "result")
         self._refused = counter("llm4msr_refused_models")
 
     def refused(self, version: str) -> None:
@@ -93,6 +95,10 @@ class ServeMetrics:
     def not_shadowed(self, version: str, result: str, lists: int) -> None:
         """Count lists that the second bundle was not asked for (dropped), or could not rank (failed)."""
         _count(self._shadow_requests, version, "result", {result: lists})
+
+    def logged(self, version: str, result: str, requests: int) -> None:
+        """Count requests that are in the log (written), or are not (dropped, since there was no room; failed)."""
+        _count(self._logged, version, "result", {result: requests})
 
     def observe(self, version: str, seconds: float, candidates: int, responses: Sequence[RankResponse]) -> None:
         """Count one call, ranked by the model of that version in so many seconds."""

@@ -14,12 +14,13 @@ from fastapi import FastAPI, HTTPException
 from threadpoolctl import threadpool_limits
 
 from llm4msr.bundle.messages import RankRequest, RankResponse
-from llm4msr.bundle.ranker import Ranker
+from llm4msr.bundle.ranker import Ranker, Scored
 from llm4msr.config import ServeConfig
 from llm4msr.serve import api_token
 from llm4msr.serve.events import Events
 from llm4msr.serve.live_model import LiveModel
 from llm4msr.serve.metrics import ServeMetrics
+from llm4msr.serve.request_log import RequestLog
 from llm4msr.serve.routes import ranking_app
 from llm4msr.serve.second import Second
 
@@ -44,6 +45,7 @@ class Replica:
         self.live = LiveModel(self.metrics.refused, config.allow_backbones)
         self.second = Second(self.live, self.metrics, config)
         self.events = Events(event_log, config, self.live, self.metrics) if event_log is not None else None
+        self.log = RequestLog(config.log, self.metrics) if config.log.folder else None
         self._turn = asyncio.Lock()
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -53,6 +55,8 @@ class Replica:
         has_changed |= await self.second.configure(user_config.get("second"))
         if self.events is not None:
             await self.events.start()
+        if self.log is not None:
+            self.log.start()
         if has_changed:
             gc.collect()
             gc.freeze()  # what was loaded stays, so no request pauses for a walk through it
@@ -81,7 +85,10 @@ class Replica:
             for ranker in dict.fromkeys(rankers):
                 places = [at for at, one in enumerate(rankers) if one is ranker]
                 part = [requests[at] for at in places]
-                ranked, seconds = self._rank(ranker, part, request_id)
+                scored: list[Scored] | None = [] if self.log is not None else None
+                ranked, seconds = self._rank(ranker, part, request_id, scored)
+                if self.log is not None and scored is not None:
+                    self.log.add(part, ranked, scored, ranker)
                 self.metrics.observe(ranker.model_version, seconds, sum(len(one.items) for one in part), ranked)
                 responses.update(zip(places, ranked, strict=True))
         answers = [responses[at] for at in range(len(requests))]
@@ -95,16 +102,16 @@ class Replica:
             return self._rank(ranker, requests, "unseen")
 
     def _rank(
-        self, ranker: Ranker, requests: Sequence[RankRequest], request_id: str
+        self, ranker: Ranker, requests: Sequence[RankRequest], request_id: str, scored: list[Scored] | None = None
     ) -> tuple[list[RankResponse], float]:
-        """The lists, and how many seconds they took."""
+        """The lists, and how many seconds they took; `scored` as in `Ranker.rank_many`."""
         begun = time.monotonic()
         recent = codes = None
         if self.events is not None and ranker.knowledge.reads_history:
             recent = [self.events.of(request.user_id) for request in requests]
         if self.events is not None:
             codes = [self.events.code_of(request.user_id, ranker.knowledge.coder) for request in requests]
-        responses = ranker.rank_many(requests, [request_id] * len(requests), recent, codes)
+        responses = ranker.rank_many(requests, [request_id] * len(requests), recent, codes, scored)
         return responses, time.monotonic() - begun
 
 
@@ -116,6 +123,11 @@ def replica_class(config: ServeConfig) -> Any:
     class HTTPReplica(Replica):
         def __init__(self, token_required: bool, event_log: Any = None) -> None:
             super().__init__(config, token_required, event_log)
+
+        def __del__(self) -> None:
+            """Ray Serve calls this once when the replica ends in peace."""
+            if (log := getattr(self, "log", None)) is not None:
+                log.close()
 
         def __serve_build_asgi_app__(self) -> FastAPI:
             events = (self.events.keep, self.events.forget) if self.events is not None else ()

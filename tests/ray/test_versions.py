@@ -15,6 +15,7 @@ import pytest
 
 import llm4msr
 from llm4msr import pipeline, storage
+from llm4msr.bundle import request_rows
 from llm4msr.cli import main
 from llm4msr.dry_run import plan
 from llm4msr.knowledge.rows import good_rows, read_rows, read_texts, row_groups
@@ -221,12 +222,19 @@ def test_verify_finds_wrong_vectors(days: Days, copied: Path, monkeypatch: pytes
 def test_prune_leaves_the_newest_version_and_nothing_of_forgotten_users(days: Days, copied: Path, call: Call) -> None:
     before = users(days.second, "id", "prompt", "error", "vector")
     arguments = ["prune", str(days.experiment), "--set", f"storage={copied}", "--keep", "2"]
+    log = storage.path(copied / "requests")
+    served = [{"user_id": user} for user in (*FORGOTTEN, "somebody else")]
+    file = log / request_rows.file_name(0, "0" * 12)
+    storage.write_table(file, pa.Table.from_pylist(served, request_rows.SCHEMA))
+    arguments += ["--set", f"serve.log.folder={log}"]
     planned, _ = call(*arguments, "--dry-run")
-    assert planned["removed"] == [days.first.folder.name]
+    assert (planned["removed"], planned["requests"]) == ([days.first.folder.name], len(FORGOTTEN))
+    assert len(storage.read_table(file)) == len(served)
     assert len(list(copied.glob("extract/*/manifest.json"))) == 2
     report, _ = call(*arguments)
     assert (report["kept"], report["removed"]) == ([days.second.folder.name], [days.first.folder.name])
-    assert report["freed"] > 0
+    assert (report["freed"] > 0, report["requests"]) == (True, len(FORGOTTEN))
+    assert storage.read_table(file)["user_id"].to_pylist() == ["somebody else"]
 
     output = pipeline.extract(llm4msr.load(str(days.experiment), [f"storage={copied}"]))
     assert output.reused

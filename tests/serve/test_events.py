@@ -1,4 +1,4 @@
-"""Events on real Ray Serve: the next ranking knows them, and so does an endpoint that was killed and started again."""
+"""Events on real Ray Serve: the next ranking knows them, after the log was killed too. And the log of requests."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,9 +6,13 @@ from typing import Any
 
 import httpx
 import psutil
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-from llm4msr.config import ServeConfig
+from llm4msr import storage
+from llm4msr.bundle import request_rows
+from llm4msr.config import LogConfig, ServeConfig
 from llm4msr.explain.explorer.app import read_events
 from llm4msr.serve import endpoint
 from llm4msr.serve.app import APP, EVENTS
@@ -26,7 +30,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Matching:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
-    return ServeConfig(port=free_port(), events=str(tmp_path_factory.mktemp("log")), timeout_s=20)
+    requests = LogConfig(folder=str(tmp_path_factory.mktemp("requests")), share=1)
+    return ServeConfig(port=free_port(), events=str(tmp_path_factory.mktemp("log")), timeout_s=20, log=requests)
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +114,17 @@ def test_what_was_acknowledged_survives_the_log_killed_and_the_endpoint_started_
     until(lambda: client.get("/readyz").is_success)
     assert rank(client, "kept")["knowledge"] == "events"
     assert tell(client, event("k", "kept"), event("l", "kept"))["accepted"] == 0
+
+
+def test_a_replica_that_ends_writes_what_it_holds_of_the_log_of_requests(
+    client: httpx.Client, config: ServeConfig
+) -> None:
+    body = {"user_id": "kept", "scenario": "home", "items": ["i1", "odd"]}
+    answer = client.post("/v1/rank", json=body, headers={"x-request-id": "the-last"}).raise_for_status().json()
+    endpoint.stop()
+    tables = pa.concat_tables(request_rows.read_each(storage.path(config.log.folder)))
+    (row,) = tables.filter(pc.equal(tables["request_id"], "the-last")).to_pylist()
+    assert (row["user_id"], row["items"], row["model_version"]) == ("kept", ["i1", "odd"], answer["model_version"])
+    scores = {one["item_id"]: one["score"] for one in answer["ranked"]}
+    assert dict(zip(row["items"], row["scores"], strict=True)) == pytest.approx(scores, abs=1e-6)
+    assert (row["knowledge"], row["events"][-1]["item_id"]) == ("events", "i7")

@@ -98,16 +98,16 @@ def test_a_replica_ranks_by_the_codes_of_the_log_that_its_model_can_use(tmp_path
         coder = live.ranker.knowledge.coder
         put("early", coder)
         await events.start()
-        assert events.code_of("early") is not None
+        assert events.code_of("early", coder) is not None
         put("others", "another coder")
         put("late", coder)
-        await until(lambda: events.code_of("late") is not None)
-        assert events.code_of("others") is None
-        assert events.code_of("nobody") is None
+        await until(lambda: events.code_of("late", coder) is not None)
+        assert events.code_of("others", coder) is None
+        assert events.code_of("nobody", coder) is None
         assert (await events.keep([NewEvent(**EVENT)])).used
         await events.forget(["late"])
-        await until(lambda: events.code_of("late") is None)
-        await until(lambda: events.code_of("early") is not None)
+        await until(lambda: events.code_of("late", coder) is None)
+        await until(lambda: events.code_of("early", coder) is not None)
 
     asyncio.run(follow())
     assert len(metrics.codes) == 2
