@@ -1,7 +1,8 @@
 """The stages in order, from raw data to an endpoint: each finds what those before it published, and hands it on.
 
     prepare -> extract -> train -> evaluate -> explain
-                 |          \\---> export -> serve, refresh, score
+                 |          \\---> export -> serve -> skew
+                 |                        \\---> refresh, score
                  \\---> tune
 
 This is the one place that knows which outputs belong to a config; a stage's own function takes them as arguments.
@@ -29,6 +30,7 @@ from llm4msr.storage import StageOutput
 if TYPE_CHECKING:
     from ray.serve import Application
 
+    from llm4msr.export.skew import Skew
     from llm4msr.training.trained import TrainedModel
 
 # --- what is finished ---------------------------------------------------------------------------------------------
@@ -168,6 +170,13 @@ def score(config: Config) -> StageOutput:
 
     bundle = exported(config)
     return score_stage.score(config, prepared(config), bundle, files.latest_codes(str(bundle.folder)))
+
+
+def skew(config: Config, most: int) -> "Skew":
+    """Compare the newest requests of the log, so many at most, with what training makes of them; see `export.skew`."""
+    from llm4msr.export import skew as skew_check
+
+    return skew_check.check(config, trained(config), exported(config), most)
 
 
 def serve(config: Config) -> str:

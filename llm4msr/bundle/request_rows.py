@@ -38,9 +38,9 @@ _COLUMNS: dict[str, pa.DataType] = {
     "events": pa.list_(EVENT),  # what the user took before, the oldest first
 }
 SCHEMA = pa.schema([*_COLUMNS.items()])
-_NAME = re.compile(r"(\d{8}T\d{6})Z-[0-9a-f]{12}\.parquet")
+_NAME = re.compile(r"(\d{8}T\d{12})Z-[0-9a-f]{12}\.parquet")
 _UNFINISHED = re.compile(rf"\.{_NAME.pattern}\.[0-9a-f]+\.tmp")
-_MOMENT = "%Y%m%dT%H%M%S"
+_MOMENT = "%Y%m%dT%H%M%S%f"
 PIECE = 32
 """Rows that become columns at once."""
 

@@ -12,6 +12,7 @@ from llm4msr import __version__
 from llm4msr.cli import config, knowledge, own_data
 from llm4msr.cli.options import ConfigPath, DryRun, Overrides, load_config
 from llm4msr.cli.process import interrupts_as_errors, run_command, signal_code, stdout_for_results
+from llm4msr.cli.skew import skew
 from llm4msr.progress import Level, say, set_level
 from llm4msr.text import as_json, mask
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     "The stages, in order: prepare, extract, train, evaluate, export, explain, serve. `run` does all up to export; "
     "`refresh` brings newer knowledge to what is served, and `score` writes lists for all users. Each is a function of "
     "one TOML file, finds what it finished before, and continues what was interrupted.\n\n"
-    "Exit codes: 0 fine, 2 wrong config or input, 3 more failed rows than allowed, 130 and 143 interrupted.",
+    "Exit codes: 0 fine, 2 wrong config or input, 3 more failed rows than allowed, or skew, 130 and 143 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -131,6 +132,7 @@ def serve(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> 
     sys.exit(code)
 
 
+app.command()(skew)
 app.add_typer(config.app, name="config")
 app.add_typer(knowledge.app, name="knowledge")
 

@@ -11,6 +11,7 @@ from llm4msr.bundle.files import VERSION
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.export import user_codes
+from llm4msr.export.as_trained import AsTrained
 from llm4msr.export.calibration import Calibrated, calibrate, phrase
 from llm4msr.export.write import Sources, write_bundle
 from llm4msr.knowledge import item_vectors, number_format
@@ -41,20 +42,26 @@ def export(config: Config, model: TrainedModel) -> StageOutput:
     knowledge = model.extracted
 
     def build(at: UPath) -> StageResult:
-        net, data = model.load()
         llm = {} if knowledge is None else llm_identity(config, knowledge)
         encoded: Iterable[pa.Table] = ()
-        vectors = None
-        if knowledge is not None and net.uses_users and _pools_items(knowledge):
-            vectors = item_vectors.read(knowledge).vectors_ID
-        elif knowledge is not None and net.uses_users:
-            encoded = user_codes.encode_all(knowledge, net.user_code)
         calibrated = calibrate(model) if config.export.calibration == "platt" else None
-        sources = Sources(config, net, data, encoded, vectors, ids_to_forget(config), calibrated)
+        trained = as_trained(model, calibrated)
+        if knowledge is not None and trained.net.uses_users and trained.vectors is None:
+            encoded = user_codes.encode_all(knowledge, trained.net.user_code)
+        forget = ids_to_forget(config)
+        sources = Sources(config, trained.net, trained.data, encoded, trained.vectors, forget, calibrated)
         return write_bundle(sources, at, llm, _card(config, model.output, knowledge, calibrated))
 
     settings, inputs = config.model_dump(include={"model", "export"}), {"train": model.output.folder.name}
     return storage.publish(folder(config, model.output), "export", config.seed, settings, inputs, build)
+
+
+def as_trained(model: TrainedModel, calibrated: Calibrated | None) -> AsTrained:
+    """The trained net with all that its scores are made of."""
+    net, data = model.load()
+    pools_items = model.extracted is not None and net.uses_users and _pools_items(model.extracted)
+    vectors = item_vectors.read(model.extracted).vectors_ID if model.extracted is not None and pools_items else None
+    return AsTrained(net, data, vectors, None if calibrated is None else calibrated.lines)
 
 
 def check_servable(config: Config) -> None:

@@ -30,6 +30,7 @@ from llm4msr.bundle.scorer import candidate_rows
 from llm4msr.config import Config
 from llm4msr.data import catalogue, partitions
 from llm4msr.export import user_pasts
+from llm4msr.export.as_trained import AsTrained
 from llm4msr.export.calibration import Calibrated
 from llm4msr.export.self_test import self_test
 from llm4msr.export.user_pasts import Numbers
@@ -107,9 +108,8 @@ def write_bundle(sources: Sources, folder: UPath, llm: dict[str, str], card: str
     files[CODES] = id_table.write(folder / CODES, _codes(sources), code_schema(folder))
     row_I, files[ITEMS] = _write_items(folder / ITEMS, sources, serving if description.scorer == "folded" else None)
     files[PASTS] = id_table.write(folder / PASTS, _events(sources, row_I), SCHEMA)
-    test = self_test(
-        sources.net, sources.data, sources.context, sources.pasts, sources.forget, sources.vectors, sources.lines
-    )
+    trained = AsTrained(sources.net, sources.data, sources.vectors, sources.lines)
+    test = self_test(trained, sources.context, sources.pasts, sources.forget)
     storage.write_bytes(folder / SELF_TEST, test.model_dump_json(indent=1).encode())
     files[SELF_TEST] = len(test.cases)
     info: dict[str, object] = {
