@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from llm4msr.config import ServeConfig
 from llm4msr.serve.metrics import METRICS
+from tests.support.documents import blocks
 from tests.support.experiments import ROOT
 
 RAY_SERVE = {
@@ -30,6 +31,16 @@ def test_serve_yaml_is_what_ray_serve_and_the_application_take() -> None:
     (application,) = ServeDeploySchema.model_validate(serve_yaml()).applications
     assert application.import_path == "llm4msr.serve.app:build"
     assert ServeConfig.model_validate(application.args).bundle == application.deployments[0].user_config["bundle"]
+
+
+def test_what_the_guide_adds_to_serve_yaml_is_taken() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    shown = [yaml.safe_load(text) for text in blocks(ROOT / "cluster" / "SERVING.md", "yaml")]
+    (traces,) = (one for one in shown if "tracing_config" in one)
+    assert ServeDeploySchema.model_validate(serve_yaml() | traces).tracing_config.enabled
+    (second,) = (one["user_config"]["second"] for one in shown if "user_config" in one)
+    assert ServeConfig.model_validate({"second": second}).second.share == 0.1
 
 
 def test_a_misspelt_argument_in_serve_yaml_is_refused() -> None:
