@@ -52,8 +52,10 @@ def test_a_request_that_waits_while_the_model_is_swapped_is_answered_by_the_old_
         assert (response.model_version, response.knowledge) == (reads_events.manifest.fingerprint, "events")
         (response,) = await replica.respond([rank_request()], "")
         assert response.model_version == "b1"
-        gc.collect()
-        assert old() is None
+        async with asyncio.timeout(30):
+            while old() is not None:  # the thread that has loaded the other one may have it for a moment
+                gc.collect()
+                await asyncio.sleep(0.01)
 
     asyncio.run(steps())
 

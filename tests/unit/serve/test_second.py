@@ -113,8 +113,10 @@ def test_the_second_bundle_is_changed_and_taken_away_in_place(served: Served, ot
         gone = weakref.ref(replica.second.ranker_for("u1"))
         await replica.reconfigure(one | {"second": {}})
         assert set(await versions(replica)) == {"b1"}
-        gc.collect()
-        assert gone() is None
+        async with asyncio.timeout(30):
+            while gone() is not None:  # a thread may have it for a moment
+                gc.collect()
+                await asyncio.sleep(0.01)
         assert (replica.second.problem, replica.second.info()) == ("", None)
 
     run(steps)
