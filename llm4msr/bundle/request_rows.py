@@ -33,6 +33,7 @@ _COLUMNS: dict[str, pa.DataType] = {
     "knowledge_version": pa.string(),
     "knowledge": pa.string(),
     "history_mode": pa.string(),
+    "told_features": pa.list_(pa.string()),  # names of the user's features that the request brought
     "user_slots": pa.list_(pa.int32()),  # places of the user's features in the embedding table
     "code": pa.list_(pa.float32()),  # of the user; null for who has none
     "events": pa.list_(EVENT),  # what the user took before, the oldest first
@@ -56,6 +57,7 @@ class Served(NamedTuple):
     context: dict[str, str]
     items: list[str]
     history_mode: str
+    told_features: list[str]
     knowledge: KnowledgeSource
     ranker: Ranker
     """That answered."""
@@ -136,6 +138,7 @@ def to_batch(rows: Sequence[Served]) -> pa.RecordBatch:
         [row.ranker.knowledge_version for row in rows],
         [row.knowledge for row in rows],
         [row.history_mode for row in rows],
+        [row.told_features for row in rows],
         _lists([query.user_S for query in queries], pa.int32()),
         _lists(codes, pa.float32(), is_without),
         _events(rows),

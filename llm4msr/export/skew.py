@@ -1,9 +1,8 @@
 """Training-serving skew: what a log of requests says was served, and what the trained net makes of the same requests.
 
 The run's own files say what a user's features should have been, and torch, with the net as it was trained, what the
-scores should. What the run cannot know is taken as it was served: events that came after the bundle, in requests or to
-the endpoint, and codes of a refresh. Scores are always those of the code as served, since two ways to the same code may
-round a number to different neighbours.
+scores should, given what serving read. What the run cannot know is not compared: features of the request, events that
+came after the bundle, in requests or to the endpoint, and codes of a refresh.
 
 Shape suffixes: B candidates, K numbers of a code, N events of a past.
 """
@@ -29,6 +28,7 @@ from llm4msr.export.as_trained import AsTrained
 from llm4msr.export.calibration import calibrate
 from llm4msr.export.export import as_trained
 from llm4msr.knowledge.forget import ids_to_forget
+from llm4msr.model.inputs import Batch
 from llm4msr.storage import StageOutput
 from llm4msr.training.pasts import PastEvents, Pasts
 from llm4msr.training.trained import TrainedModel
@@ -143,33 +143,38 @@ class _Run:
 
     def compare(self, row: Row, skew: Skew) -> None:
         """Count what differs in a row."""
-        user, scenario = row["user"], self._scenarios.get(row["scenario"], 0)
         self._compare_features(row, skew)
-        is_known = row["knowledge_version"] == row["model_version"] and row["history_mode"] == "extend"
-        is_known &= row["knowledge"] in ("stored", "none")
-        past = self._served_past(row)
-        if is_known and self._trained.reads_events:
-            past, served = self._known_past(user), past
-            skew.of("events").add(row, not all(map(np.array_equal, past, served)))
-        item_B = torch.tensor([self._items.get(item, 0) for item in row["items"]])
-        given = dict(row["context"])
-        context = [values.get(given.get(name, ""), 0) for name, values in self._context.items()]
-        batch = self._trained.batch(user, item_B, scenario, torch.tensor(context, dtype=torch.int64), past)
+        served = self._served_past(row)
         code_K = None if row["code"] is None else torch.tensor(row["code"])
-        if is_known and self._trained.net.uses_users:
-            self._compare_code(row, self._trained.code(batch), code_K, skew)
+        is_known = row["knowledge_version"] == row["model_version"] and row["history_mode"] == "extend"
+        if is_known and row["knowledge"] in ("stored", "none"):
+            known = self._known_past(row["user"]) if self._trained.reads_events else None
+            if known is not None:
+                skew.of("events").add(row, not all(map(np.array_equal, known, served)))
+            if self._trained.net.uses_users:
+                self._compare_code(row, self._trained.code(self._batch(row, known)), code_K, skew)
+        batch = self._batch(row, served)
+        batch.slots_BS[:, : len(row["user_slots"])] = torch.tensor(row["user_slots"])
         if code_K is None:
             batch = batch._replace(known_N=torch.zeros_like(batch.known_N))
         score_B = np.array(row["scores"], np.float32)
         size = float(np.abs(self._trained.scores(batch, code_K).numpy() - score_B).max())
         skew.of("scores").add(row, not size <= TOLERANCE, size)
 
+    def _batch(self, row: Row, past: PastEvents | None) -> Batch:
+        given = dict(row["context"])
+        context_C = torch.tensor([values.get(given.get(name, ""), 0) for name, values in self._context.items()])
+        item_B = torch.tensor([self._items.get(item, 0) for item in row["items"]])
+        scenario = self._scenarios.get(row["scenario"], 0)
+        return self._trained.batch(row["user"], item_B, scenario, context_C.long(), past)
+
     def _compare_features(self, row: Row, skew: Skew) -> None:
         slots_S = self._data.tables.users.take(np.array([row["user"]]))[0].tolist()
         at = 0
         for one in (one for one in self._data.tables.fields if one.side == "user"):
             here = slice(at, at + one.slots)
-            skew.of(f"user.{one.name}").add(row, slots_S[here] != row["user_slots"][here])
+            if one.name not in row["told_features"]:
+                skew.of(f"user.{one.name}").add(row, slots_S[here] != row["user_slots"][here])
             at += one.slots
 
     def _compare_code(self, row: Row, code_K: torch.Tensor | None, served_K: torch.Tensor | None, skew: Skew) -> None:

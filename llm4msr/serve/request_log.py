@@ -67,13 +67,20 @@ class RequestLog:
         for request, response, one in zip(requests, responses, scored, strict=True):
             if random.random() >= self._config.share:
                 continue
-            texts = [request.user_id, request.scenario, *request.items, *request.context.values()]
+            texts = [
+                request.user_id,
+                request.scenario,
+                *request.items,
+                *request.context.values(),
+                *request.user_features,
+            ]
             size = sum(map(len, texts)) + TEXT_BYTES * (len(texts) + len(one.query.events))
             if len(self._held) >= 2 * self._config.file_rows or self._bytes + size > HELD_BYTES:
                 self._metrics.logged(ranker.model_version, "dropped", 1)
                 continue
             asked = request.user_id, request.scenario, request.context, request.items, request.history_mode
-            self._held.append(Served(time.time(), response.request_id, *asked, response.knowledge, ranker, one))
+            told = [*request.user_features]
+            self._held.append(Served(time.time(), response.request_id, *asked, told, response.knowledge, ranker, one))
             self._bytes += size
         if len(self._held) >= self._config.file_rows or self._bytes > HELD_BYTES / 2:
             self._is_full.set()
