@@ -119,11 +119,14 @@ MODELS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("sections", MODELS, ids=lambda sections: "-".join(map(str, sections["model"].values())))
 def test_what_is_served_as_it_was_trained_shows_no_skew(tmp_path: Path, sections: dict[str, Any]) -> None:
     config = make(tmp_path, **sections)
-    serve(config, [*requests(), *requests(history=HISTORY)[:8], *requests(history=[], history_mode="replace")[:8]])
+    changes: list[dict[str, Any]] = [{"history": HISTORY}, {"history": [], "history_mode": "replace"}]
+    changes += [{"user_features": {"country": "fr"}}]
+    serve(config, [*requests(), *(request for one in changes for request in requests(**one)[:8])])
     found = skew(config, 1000)
-    assert (found.rows, found.others) == (98, 0)
+    assert (found.rows, found.others) == (106, 0)
+    assert found.of("user.country").rows == 98
     assert {name: one.differ for name, one in found.found.items() if one.differ} == {}
-    assert found.of("scores").rows == 98
+    assert found.of("scores").rows == 106
     assert found.of("scores").largest is not None
     model = config.model
     assert ("code" in found.found) == model.reads_codes
