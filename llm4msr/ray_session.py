@@ -264,7 +264,7 @@ def unwrap_errors(stage: Callable[P, T]) -> Callable[P, T]:
         try:
             return stage(*args, **kwargs)
         except Exception as error:
-            ours = _our_error(error)
+            ours = our_error(error)
             if ours is None:
                 raise
         # Ray's actors keep their CPUs as long as anything refers to them, and a notebook keeps the last error: ours
@@ -277,7 +277,8 @@ def unwrap_errors(stage: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
-def _our_error(error: BaseException) -> LLM4MSRError | None:
+def our_error(error: BaseException) -> LLM4MSRError | None:
+    """The error of this package that is behind one of Ray's; None if there is none."""
     import ray.exceptions
 
     for cause in _causes(error):

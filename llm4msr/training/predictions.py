@@ -7,6 +7,7 @@ there are several; what an interrupted run has scored is not scored again.
 
 import io
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.arrays import Singles
 from llm4msr.data import partitions
+from llm4msr.errors import StorageError
 from llm4msr.ray_session import run_each
 from llm4msr.storage import FileRecord, StageOutput
 from llm4msr.training.dataset import Dataset, scenario_names
@@ -49,9 +51,16 @@ class Scored(NamedTuple):
 
     @classmethod
     def read(cls, file: UPath) -> "Scored":
-        """As it was written; nothing is unpickled."""
-        with np.load(io.BytesIO(storage.read_bytes(file)), allow_pickle=False) as arrays:
-            return cls(arrays["logit_B"], int(arrays["known"]), Sums.from_bytes(arrays["sums"].tobytes()))
+        """As it was written; nothing is unpickled.
+
+        Raises:
+            StorageError: it is damaged.
+        """
+        try:
+            with np.load(io.BytesIO(storage.read_bytes(file)), allow_pickle=False) as arrays:
+                return cls(arrays["logit_B"], int(arrays["known"]), Sums.from_bytes(arrays["sums"].tobytes()))
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            raise StorageError(f"{file}: damaged; delete it and run `llm4msr evaluate` again") from None
 
 
 def column_of(model: TrainedModel) -> str:

@@ -13,11 +13,10 @@ is never read.
 
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, TypedDict
 
-from pydantic import BaseModel, ConfigDict, ValidationError
 from ray import tune
 from ray.tune import Callback, FailureConfig, RunConfig, TuneConfig
 from ray.tune.schedulers import AsyncHyperBandScheduler
@@ -27,13 +26,14 @@ from upath import UPath
 from llm4msr import ray_session, storage
 from llm4msr.config import Config
 from llm4msr.config.tuning import Values
-from llm4msr.errors import ConfigError
-from llm4msr.progress import Track, say, track
+from llm4msr.errors import ConfigError, LLM4MSRError
+from llm4msr.progress import Track, track
 from llm4msr.storage import StageOutput, lock
 from llm4msr.text import first_line
 from llm4msr.training import search_space
 from llm4msr.training.checkpoint import Checkpoint
 from llm4msr.training.search_space import Settings
+from llm4msr.training.trials import Trial, earliest, name_of, read_all
 
 AUC = "best_auc"
 """Name of what trials are judged by: the best validation AUC of all epochs so far."""
@@ -41,29 +41,8 @@ SURE_EPOCHS, KEPT = 2, 3
 """ASHA: how many epochs every trial has, and that the best third goes on at each later look."""
 MAX_FAILURES = 2
 """Times that a trial whose process died begins anew."""
-
-
-class Trial(BaseModel):
-    """One training, as its file has it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    number: int
-    """How many had ended before it."""
-    settings: Settings
-    aucs: list[float]
-    """The best validation AUC so far, after each epoch."""
-    best_epoch: int
-    stopped: bool
-    """Whether it was given up early."""
-    error: str
-    """Why it could not go on; empty if nothing was wrong."""
-    seconds: float
-
-    @property
-    def best(self) -> float:
-        """Its best validation AUC; 0 if it failed, since training again with its settings would fail too."""
-        return 0.0 if self.error else max(self.aucs, default=0.0)
+NAMED = 3
+"""Trials that a message names."""
 
 
 class Job(TypedDict):
@@ -86,15 +65,15 @@ def search(
     """
     own, trials = search_space.own_settings(config, space), config.tune.trials
     with lock.hold(folder):
-        ended = _read_all(folder)
+        ended = read_all(folder)
         if config.tune.search == "random":
             wanted = search_space.draw(config, space, trials)
             ended = {name: trial for name, trial in ended.items() if trial.settings in wanted}
-            missing = [one for one in wanted if _name(one) not in ended]
+            missing = [one for one in wanted if name_of(one) not in ended]
             left = len(missing)
         else:
-            ended = _earliest(ended, _name(own), trials)
-            missing = [] if _name(own) in ended else [own]
+            ended = earliest(ended, name_of(own), trials)
+            missing = [] if name_of(own) in ended else [own]
             left = trials - len(ended)
         if left:
             domains = search_space.domains(space)
@@ -105,16 +84,10 @@ def search(
             with track(label, left + len(ended), len(ended)) as progress:
                 keeper = _Keeper(config, own, folder, ended, progress)
                 _run(_job(config, data, knowledge), domains, searcher, left, keeper)
-    first = ended.pop(_name(own))
+    first = ended.pop(name_of(own))
     if first.error:
         raise ConfigError(first.error)
     return [first, *sorted(ended.values(), key=lambda trial: trial.best, reverse=True)]
-
-
-def _earliest(ended: Mapping[str, Trial], own: str, most: int) -> dict[str, Trial]:
-    """The config's own trial and those that ended first, so many in all, as an earlier search may have had more."""
-    others = sorted(ended.keys() - {own}, key=lambda name: ended[name].number)
-    return {name: ended[name] for name in [own, *others[: most - 1]] if name in ended}
 
 
 def _job(config: Config, data: StageOutput, knowledge: StageOutput | None) -> Job:
@@ -125,7 +98,7 @@ def _run(job: Job, space: dict[str, Any], searcher: Any, trials: int, keeper: "_
     """Run trials with Ray Tune; `space` is empty where the searcher has its own.
 
     Raises:
-        the error of the first trial that failed, if any did, after all have ended.
+        LLM4MSRError: a trial has left no result; told after all others have ended.
     """
     ray_session.connect()
     gpus = int(job["config"].train.device == "gpu")
@@ -149,7 +122,21 @@ def _run(job: Job, space: dict[str, Any], searcher: Any, trials: int, keeper: "_
         )
         results = tuner.fit()
     if results.errors:
-        raise results.errors[0]
+        raise _lost(keeper.lost, results.errors[0])
+
+
+def _lost(lost: Sequence[Settings], error: Exception | str) -> Exception:
+    """What to raise where trials were lost; `error` is of one of them, and a text if it could not be pickled."""
+    if isinstance(error, Exception) and ray_session.our_error(error):
+        return error  # which says more; `unwrap_errors` finds it
+    cause = getattr(error, "cause", error)
+    why = f"{type(cause).__name__}: {first_line(cause)}" if isinstance(cause, Exception) else cause[-300:].strip()
+    named = "; ".join(search_space.described(settings) for settings in lost[:NAMED]) + ", ..." * (len(lost) > NAMED)
+    return LLM4MSRError(
+        f"{len(lost)} of the trials died {MAX_FAILURES + 1} times and left no result: those with {named} ({why}). All "
+        "others are kept, and the same command tries these again; if they die again, their processes may need more "
+        "memory, or [tune.space] other values"
+    )
 
 
 def _train(settings: Settings, job: Job) -> None:
@@ -187,6 +174,12 @@ class _Keeper(Callback):
     def __init__(self, config: Config, own: Settings, folder: UPath, ended: dict[str, Trial], progress: Track):
         self.config, self.folder, self.ended, self.progress = config, folder, ended, progress
         self.scheduler = _Halving(own, config.train.epochs, ended.values())
+        self.lost: list[Settings] = []
+        """Of the trials that died as often as they may."""
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Called by Ray Tune in this process."""
+        self.lost.append(trial.config)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called by Ray Tune in this process."""
@@ -204,7 +197,7 @@ class _Keeper(Callback):
             error=result["error"],
             seconds=round(result["time_total_s"], 1),
         )
-        name = _name(kept.settings)
+        name = name_of(kept.settings)
         storage.write_bytes(self.folder / f"{name}.json", kept.model_dump_json().encode())
         self.ended[name] = kept
         best = max(trial.best for trial in self.ended.values())
@@ -251,21 +244,3 @@ def _optuna(config: Config, domains: dict[str, Any], first: list[Settings], ende
     for trial in ended:
         searcher.add_evaluated_point(trial.settings, trial.best)
     return searcher
-
-
-def _name(settings: Settings) -> str:
-    return storage.digest_json(settings)[:12]
-
-
-def _read_all(folder: UPath) -> dict[str, Trial]:
-    """The trials that have ended, by name; what cannot be read is tried again."""
-    trials: dict[str, Trial] = {}
-    for file in sorted(storage.files_below(folder)):
-        try:
-            trial = Trial.model_validate_json(storage.read_bytes(folder / file))
-        except ValidationError:
-            say(f"  {folder / file}: damaged; this trial runs again")
-            continue
-        if file == f"{_name(trial.settings)}.json":
-            trials[_name(trial.settings)] = trial
-    return trials

@@ -12,6 +12,7 @@ import numpy as np
 from ray import tune
 
 from llm4msr.config import Config, ModelConfig, Range, SpaceConfig
+from llm4msr.config.toml import as_toml
 from llm4msr.config.tuning import Values
 from llm4msr.errors import ConfigError
 
@@ -132,6 +133,11 @@ def _draw(domain: Any, rng: np.random.Generator) -> float | int | str:
 def values_of(settings: Settings) -> dict[str, Any]:
     """`section.key` -> the value that the config takes."""
     return {key: json.loads(value) if isinstance(value, str) else value for key, value in settings.items()}
+
+
+def described(settings: Settings) -> str:
+    """The settings for people: `model.dropout = 0.2, model.hidden = [64, 32]`."""
+    return ", ".join(f"{key} = {as_toml(value)}" for key, value in values_of(settings).items())
 
 
 def with_settings(config: Config, settings: Settings) -> Config:

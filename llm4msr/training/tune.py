@@ -19,7 +19,8 @@ from llm4msr.training import search_space
 from llm4msr.training import train as train_stage
 from llm4msr.training.results import PLAIN
 from llm4msr.training.row_files import RowFiles
-from llm4msr.training.search import Trial, search
+from llm4msr.training.search import search
+from llm4msr.training.trials import Trial
 
 VERSION = 1
 TRIALS = "trials"
@@ -159,9 +160,7 @@ def _table(tuned: Sequence[Tuned]) -> str:
             f"{stopped} | {failed} | {seconds:.0f} s |"
         )
     for one in tuned:
-        values = search_space.values_of(one.winner.settings).items()
-        said = ", ".join(f"{key} = {as_toml(value)}" for key, value in values)
-        lines += ["", f"`{one.config.model.variant}`: {said}"]
+        lines += ["", f"`{one.config.model.variant}`: {search_space.described(one.winner.settings)}"]
     return "\n".join([*lines, "", CAVEAT, ""])
 
 

@@ -1,6 +1,7 @@
 """`tune` on real Ray Tune: both models, killed and continued, never a look at the test rows."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import pytest
 import llm4msr
 from llm4msr import pipeline
 from llm4msr.data import partitions
-from llm4msr.errors import ConfigError
+from llm4msr.errors import ConfigError, LLM4MSRError
 from llm4msr.storage import StageOutput
-from tests.support.experiments import Experiment, MakeExperiment, command_line, kill_all, own_ray, wait_until
+from tests.support.experiments import ROOT, Experiment, MakeExperiment, command_line, kill_all, own_ray, wait_until
 from tests.support.fixtures import Spine
 
 SPACE = {
@@ -111,3 +112,45 @@ def test_optuna_goes_on_from_the_trials_that_have_ended(made: Experiment, ray_se
     assert len(found) == 4
     assert all(trial in found for trial in first)
     assert len({str(trial["settings"]) for trial in found}) == 4
+
+
+DYING = """
+import os, signal
+from llm4msr.model import backbones
+
+class Backbone(backbones.find("single")):
+    def __init__(self, width, scenarios, config):
+        if config.dropout == 0.2 and not os.path.exists("{cured}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().__init__(width, scenarios, config)
+"""
+"""As memory that ran out would end it."""
+
+
+def test_a_trial_whose_process_dies_each_time_is_named_and_all_others_are_kept(
+    made: Experiment, tmp_path: Path
+) -> None:
+    (tmp_path / "dying.py").write_text(DYING.format(cured=tmp_path / "cured"))
+    space = ["tune.space.model.dropout=[0.0, 0.2, 0.3]", "tune.space.train.learning_rate=[0.005]", "tune.trials=4"]
+    settings = ["model.knowledge=none", "model.backbone=dying:Backbone", *space]
+    command = command_line("tune", str(made), *(word for one in settings for word in ("--set", one)))
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+
+    def tune() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, env={**own_ray(), "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+        )
+
+    done = tune()
+    assert done.returncode == LLM4MSRError.exit_code, done.stderr
+    assert "1 of the trials died 3 times and left no result: those with model.dropout = 0.2 (" in done.stderr
+    assert "the same command tries these again" in done.stderr
+    assert "Traceback" not in done.stderr
+    kept = trials(made.root)
+    assert sorted(trial["settings"]["model.dropout"] for trial in kept.values()) == ["0.0", "0.1", "0.3"]
+
+    (tmp_path / "cured").touch()
+    done = tune()
+    assert done.returncode == 0, done.stderr
+    assert trials(made.root).items() > kept.items()
+    assert len(trials(made.root)) == 4

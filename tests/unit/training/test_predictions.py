@@ -1,5 +1,6 @@
 """The published predictions, and what an interrupted evaluation leaves."""
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from llm4msr import storage
 from llm4msr.arrays import strings
 from llm4msr.config import Config
 from llm4msr.data import partitions
+from llm4msr.errors import StorageError
 from llm4msr.pipeline import evaluate, prepare, prepared, trained
 from llm4msr.storage import StageOutput
 from llm4msr.training import metrics, predictions
@@ -76,6 +78,30 @@ def test_what_an_interrupted_run_has_scored_is_not_scored_again(config: Config, 
     assert after[0] == before[0]
     assert after[1]["overall"]["auc"] == 0.5, "the scores that were there were taken"
     assert not (folder / "scores").exists()
+
+
+DAMAGES = {
+    "empty": lambda file: file.write_bytes(b""),
+    "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "pickle": lambda file: file.write_bytes(pickle.dumps({"known": 1})),
+    "objects": lambda file: np.savez(file, logit_B=np.array([{}], object), known=1, sums=np.zeros(1, np.uint8)),
+    "another": lambda file: np.savez(file, known=1),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_of_an_interrupted_run_is_told_and_goes_when_it_is_deleted(
+    config: Config, output: StageOutput, damage: str
+):
+    model = trained(config.model_copy(update={"seed": 2}))
+    (output.folder / storage.MANIFEST).unlink()
+    assert list(predictions.score(model, output.folder)) == [1]
+    file = Path(output.folder / "scores/none-2/p=00000.npz")
+    DAMAGES[damage](file)
+    with pytest.raises(StorageError, match=r"p=00000.npz: damaged; delete it and run `llm4msr evaluate` again"):
+        evaluate(config)
+    file.unlink()
+    assert evaluate(config).manifest.files == output.manifest.files
 
 
 def test_shares_of_a_partition_have_whole_users_and_together_all_rows(config: Config):

@@ -12,8 +12,9 @@ import pytest
 
 from llm4msr import storage
 from llm4msr.storage import StageOutput, lock
-from llm4msr.training.search import AUC, Trial, _earliest, _Halving, _name, _read_all, search
+from llm4msr.training.search import AUC, _Halving, search
 from llm4msr.training.search_space import Settings, draw, space_of
+from llm4msr.training.trials import Trial, earliest, name_of, read_all
 from llm4msr.training.tune import Tuned
 from tests.support.data import config_of
 
@@ -30,7 +31,7 @@ def trial(number: int, aucs: list[float], error: str = "", settings: Settings | 
 
 def write(folder: Path, *trials: Trial) -> None:
     for one in trials:
-        storage.write_bytes(storage.path(folder / f"{_name(one.settings)}.json"), one.model_dump_json().encode())
+        storage.write_bytes(storage.path(folder / f"{name_of(one.settings)}.json"), one.model_dump_json().encode())
 
 
 def halve(scheduler: _Halving, curves: np.ndarray, rng: np.random.Generator) -> list[int]:
@@ -86,8 +87,8 @@ def test_an_interrupted_search_knows_what_is_good():
 def test_a_damaged_file_of_a_trial_does_not_count(tmp_path: Path, damage: Any):
     whole, other = trial(1, [0.7]), trial(5, [0.6])
     write(tmp_path, other)
-    (tmp_path / f"{_name(whole.settings)}.json").write_text(damage(json.dumps(whole.model_dump())))
-    assert [*_read_all(storage.path(tmp_path)).values()] == [other]
+    (tmp_path / f"{name_of(whole.settings)}.json").write_text(damage(json.dumps(whole.model_dump())))
+    assert [*read_all(storage.path(tmp_path)).values()] == [other]
 
 
 def test_a_trial_that_failed_is_worst_whatever_it_had_reached(tmp_path: Path):
@@ -97,12 +98,12 @@ def test_a_trial_that_failed_is_worst_whatever_it_had_reached(tmp_path: Path):
 
 
 def test_of_more_trials_than_are_wanted_the_first_to_end_count_and_the_configs_own():
-    ended = {_name(one.settings): one for one in (trial(3, []), trial(1, []), trial(0, []), trial(2, []))}
-    own = _name(trial(3, []).settings)
-    assert [one.number for one in _earliest(ended, own, 3).values()] == [3, 0, 1]
-    assert [one.number for one in _earliest(ended, own, 9).values()] == [3, 0, 1, 2]
+    ended = {name_of(one.settings): one for one in (trial(3, []), trial(1, []), trial(0, []), trial(2, []))}
+    own = name_of(trial(3, []).settings)
+    assert [one.number for one in earliest(ended, own, 3).values()] == [3, 0, 1]
+    assert [one.number for one in earliest(ended, own, 9).values()] == [3, 0, 1, 2]
     del ended[own]
-    assert [one.number for one in _earliest(ended, own, 3).values()] == [0, 1], "it still has to run"
+    assert [one.number for one in earliest(ended, own, 3).values()] == [0, 1], "it still has to run"
 
 
 def test_two_searches_of_a_model_do_not_train_the_same_trials(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
