@@ -12,6 +12,7 @@ torch takes longer to load than a small table to prepare.
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from upath import UPath
@@ -129,9 +130,8 @@ def tune(config: Config) -> StageOutput:
 def evaluate(config: Config) -> StageOutput:
     """Compare the trained models on the test rows; see `training.evaluate`."""
     from llm4msr.training import evaluate as evaluate_stage
-    from llm4msr.training.evaluate import compared_runs
 
-    return evaluate_stage.evaluate(config, [trained(run) for _, run in compared_runs(config)])
+    return evaluate_stage.evaluate(config, _compared(config))
 
 
 def export(config: Config) -> StageOutput:
@@ -147,10 +147,9 @@ def explain(config: Config) -> StageOutput:
     `explain.stage`."""
     from llm4msr.explain import stage as explain_stage
     from llm4msr.training import evaluate as evaluate_stage
-    from llm4msr.training.evaluate import compared_runs
 
     _check_has_something_to_explain(config)
-    models = [trained(run) for _, run in compared_runs(config)]
+    models = _compared(config)
     return explain_stage.explain(config, models, evaluate_stage.evaluate(config, models))
 
 
@@ -227,6 +226,28 @@ def _explored(config: Config, bundle: str) -> "tuple[TrainedModel, TrainedModel 
     return trained(config), _trained_plain(config), files.read_description(storage.path(bundle)).calibration is not None
 
 
+def _compared(config: Config) -> "list[TrainedModel]":
+    """The models that table and report compare, which must be trained."""
+    from llm4msr.training.evaluate import compared_runs
+
+    return _beside_words(config, [trained(run) for _, run in compared_runs(config)])
+
+
+def _beside_words(config: Config, models: "list[TrainedModel]") -> "list[TrainedModel]":
+    """These models and, before the configured one, the same with counts of words, if all of its seeds are trained."""
+    extract, own = config.extract, [model for model in models if model.variant == config.model.variant]
+    asks = config.model.uses_knowledge and config.model.control == "none" and {"llm", "encoder"} & {*extract.sources}
+    if not asks:
+        return models
+    change = {"reads": "items", "item_vectors": "words"}
+    words = config.model_copy(update={"extract": extract.model_copy(update=change)})
+    try:
+        rivals = [trained(words.model_copy(update={"seed": model.config.seed})) for model in own]
+    except ConfigError:
+        return models
+    return [*models[: -len(own)], *(replace(rival, of_words=True) for rival in rivals), *own]
+
+
 def _trained_plain(config: Config) -> "TrainedModel | None":
     """The model without knowledge that `evaluate` compares this one with, where it is there."""
     from llm4msr.training.results import PLAIN
@@ -295,7 +316,7 @@ def stages(config: Config) -> Iterator[StageOutput]:
     for (name, training), model in zip(runs, side_by_side.each(train_one, runs, places), strict=True):
         models[name, training.seed] = model
         yield _report(3, f"train {name}, seed {training.seed}", model.output)
-    compared = [models[name, training.seed] for name, training in compared_runs(config)]
+    compared = _beside_words(config, [models[name, training.seed] for name, training in compared_runs(config)])
     yield _report(4, "evaluate", evaluate_stage.evaluate(config, compared))
     yield _report(5, "export", export_stage.export(config, models[config.model.variant, config.seed]))
 

@@ -11,7 +11,7 @@ from llm4msr.progress import say
 from llm4msr.storage import StageOutput, StageResult
 from llm4msr.training.trained import TrainedModel
 
-VERSION = 5
+VERSION = 6
 REPORT = "report.html"
 
 

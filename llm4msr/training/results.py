@@ -13,6 +13,8 @@ from llm4msr.training.metrics import METRICS, NO_SCORES, Metric, Metrics, Report
 from llm4msr.training.popularity import warnings
 
 PLAIN = "none"
+WORDS = "-words"
+"""How the name ends of a model that is as the configured one, with counts of words for a language model's vectors."""
 UNKNOWN = "(not in the training rows)"
 
 

@@ -9,6 +9,7 @@ from llm4msr.model.net import RankerNet
 from llm4msr.storage import StageOutput
 from llm4msr.training.checkpoint import WEIGHTS
 from llm4msr.training.dataset import Dataset
+from llm4msr.training.results import WORDS
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,13 @@ class TrainedModel:
     extracted: StageOutput | None
     """None for a model without knowledge."""
     output: StageOutput
+    of_words: bool = False
+    """Whether it stands beside the same model with a language model's vectors, while its own are counts of words."""
 
     @property
     def variant(self) -> str:
-        """`none`, `feature`, `user`, `scenario` or `both`, and the control where there is one."""
-        return self.config.model.variant
+        """Its name, `ModelConfig.variant`; that of counts of words is told apart."""
+        return self.config.model.variant + WORDS * self.of_words
 
     @property
     def weights_digest(self) -> str:

@@ -36,7 +36,7 @@ def build(models: Sequence[TrainedModel], evaluation: StageOutput, report: UPath
     with threadpool_limits(1), track("explain", 4) as progress:
         rows = read_rows(evaluation, models, run.partitions)
         gains = gain_section(own.variant, rows, run.scenario_names)
-        compared = model_section(models, evaluation, rows[0], gains.plain)
+        compared = model_section(models, evaluation, rows[0], gains.words or gains.plain)
         progress.advance(1, "gains")
         scenarios = scenario_section(run)
         progress.advance(1, "scenarios")

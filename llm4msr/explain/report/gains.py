@@ -1,4 +1,5 @@
-"""The verdict: what this model gains over the plain one, over its controls and over popularity, how surely, and where.
+"""The verdict: what this model gains over the plain one, over counts of words, over its controls and over popularity,
+how surely, and where.
 
 Nothing is claimed of knowledge unless the plain model, the same backbone with the same seeds, is trained and the
 interval of the difference leaves zero out.
@@ -16,7 +17,7 @@ from llm4msr.explain.report.rows import ScoredRows
 from llm4msr.explain.report.tables import Table
 from llm4msr.text import signed
 from llm4msr.training.popularity import CONSTANT, POPULARITY
-from llm4msr.training.results import PLAIN, UNKNOWN
+from llm4msr.training.results import PLAIN, UNKNOWN, WORDS
 from llm4msr.training.table import CONTROLS, LITTLE
 
 NEW = 5
@@ -74,7 +75,12 @@ class GainSection:
     @property
     def plain(self) -> Interval | None:
         """The gain over the plain model."""
-        return next((rival.gain for rival in self.rivals if rival.name == PLAIN), None)
+        return _over(self.rivals, PLAIN)
+
+    @property
+    def words(self) -> Interval | None:
+        """The gain over the same model with counts of words, where such a model is trained."""
+        return _over(self.rivals, WORDS)
 
     @property
     def detail(self) -> str:
@@ -118,9 +124,11 @@ def gain_section(variant: str, seeds: Sequence[ScoredRows], names: Sequence[str]
         count = max(int(mask_B.sum()) for mask_B in mask_SB)
         groups.append(_gain(kind, number, name, count, plain, auc(variant, mask_SB)))
     numbers = [rows.seed for rows in seeds]
-    gain = next((rival.gain for rival in rivals if rival.name == PLAIN), None)
+    gain, words = _over(rivals, PLAIN), _over(rivals, WORDS)
     claims = gain is not None and gain.clear
     verdict = _verdict(gain, PLAIN in variants)
+    if claims and words is not None:
+        verdict += f" {_verdict_on_words(words)}"
     caveats = _caveats(variant, rivals, len(numbers)) if gain is not None else []
     return GainSection(variant, verdict, caveats, claims, rivals, groups, numbers, tested, PLAIN in variants)
 
@@ -152,7 +160,14 @@ def label(name: str, variant: str) -> str:
     if name == variant:
         return f"this model ({name})"
     model, _, control = name.rpartition("-")
+    if name.endswith(WORDS):
+        return f"{model} with counts of words"
     return f"{model} with {control} vectors" if control in CONTROLS else NAMES.get(name, name)
+
+
+def _over(rivals: Sequence[Gain], ending: str) -> Interval | None:
+    """The gain over the model whose name ends so."""
+    return next((rival.gain for rival in rivals if rival.name.endswith(ending)), None)
 
 
 def _gain(kind: str, number: int | None, name: str, rows: int, other: Drawn | None, own: Drawn | None) -> Gain:
@@ -180,10 +195,19 @@ def _verdict(gain: Interval | None, has_plain: bool) -> str:
     return f"A loss: test AUC is {signed(-gain.value).lstrip('+')} below the plain model’s ({bounds})."
 
 
+def _verdict_on_words(gain: Interval) -> str:
+    """Whether a language model brings more than words do that anyone can count."""
+    over = f"{signed(gain.value)} (95% interval {signed(gain.low)} to {signed(gain.high)})"
+    if gain.low > 0:
+        return f"Over the same model with counts of words it is {over}: so much is the language model’s own."
+    return f"No claim for the language model itself: over the same model with counts of words it is {over}."
+
+
 def _caveats(variant: str, rivals: Sequence[Gain], seeds: int) -> list[str]:
     """What stands against reading a difference as one that knowledge makes."""
     caveats = []
-    level = [rival for rival in rivals if rival.name != PLAIN and rival.gain is not None and not rival.gain.low > 0]
+    others = [rival for rival in rivals if rival.name != PLAIN and not rival.name.endswith(WORDS)]
+    level = [rival for rival in others if rival.gain is not None and not rival.gain.low > 0]
     if level:
         listed = ", ".join(f"{label(one.name, variant)}: {signed(one.gain.value)}" for one in level if one.gain)
         caveats.append(f"It is not clearly ahead of others ({listed}).")

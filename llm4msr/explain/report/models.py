@@ -76,7 +76,7 @@ class ModelSection:
 def model_section(
     models: Sequence[TrainedModel], evaluation: StageOutput, rows: ScoredRows, gain: Interval | None
 ) -> ModelSection:
-    """Of all models, this one's first; `rows` are those of its seed, `gain` is that over the plain model."""
+    """Of all models, this one's first; `rows` are those of its seed, `gain` is what extraction is paid for."""
     own, results = models[0], evaluation.json("metrics.json")
     curves = {model.variant: _learning(model) for model in models if model.config.seed == rows.seed}
     shown = [name for name in (own.variant, PLAIN) if name in rows.logits]

@@ -464,3 +464,41 @@ def test_users_pooled_from_items_have_no_prompt_and_are_explained_all_the_same(t
     page = html_of(explain(config))
     assert "each item once; users are pooled from items" in page
     assert "<summary>The prompt" not in page
+
+
+def test_counts_of_words_that_are_trained_are_a_rival_without_being_asked_for(tmp_path: Path):
+    config = hostile_config(tmp_path, extract={"reads": "items"}, evaluate={"variants": ["none"], "seeds": [1, 2]})
+    runs = [run.model_copy(update={"seed": seed}) for run in (config.using("none", 1), config) for seed in (1, 2)]
+    for run in runs:
+        publish_trained(run)
+    assert "words" not in " ".join(evaluate(config).json("metrics.json")["runs"])
+
+    change = {"reads": "items", "item_vectors": "words"}
+    words = config.model_copy(update={"extract": config.extract.model_copy(update=change)})
+    prepare_and_make_knowledge(words)
+    publish_trained(words)
+    assert "words" not in " ".join(evaluate(config).json("metrics.json")["runs"]), "of one seed of two"
+    publish_trained(words.model_copy(update={"seed": 2}))
+
+    table = evaluate(config)
+    assert [*table.json("metrics.json")["runs"]] == ["none", "both-words", "both"]
+    assert "both-words AUC" in table.read("table.md").decode()
+    output = explain(config)
+    rivals = csv_of(output, "rivals.csv").set_index("name")
+    assert [*rivals.index] == ["none", "both-words", "popularity"]
+    own = {
+        name: sum(auc(*columns_of(table, f"{name}-{seed}")) for seed in (1, 2)) / 2 for name in ("both", "both-words")
+    }
+    assert rivals.loc["both-words", "auc_gain"] == pytest.approx(own["both"] - own["both-words"], abs=1e-6)
+    page = words_of(output)
+    assert "both with counts of words" in page
+    assert "Gain over counts of words" in page
+    if output.manifest.info["verdict"].startswith("A gain"):
+        assert "the same model with counts of words" in output.manifest.info["verdict"]
+    assert [*evaluate(words).json("metrics.json")["runs"]] == ["none", "both"], "it is no rival of itself"
+
+
+def columns_of(output: StageOutput, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and the scores of a model."""
+    table = output.table("predictions/p=00000.parquet", ["label", name])
+    return table["label"].to_numpy(), table[name].to_numpy()

@@ -128,6 +128,31 @@ def test_wrong_vectors_that_do_as_well_may_be_capacity():
         assert ("both with random vectors: 0.0000" in " ".join(made.caveats)) == level
 
 
+def test_what_counts_of_words_do_too_is_not_claimed_for_the_language_model():
+    rng = np.random.default_rng(9)
+    label = rng.random(1000) < 0.5
+    plain, model = rng.standard_normal(1000), 2 * label + rng.standard_normal(1000)
+    for words, own in ((model, False), (plain, True)):
+        made = gains.gain_section(
+            "match", [scored(label, {"none": plain, "match-words": words, "match": model})], ["", "shop"]
+        )
+        assert made.claims
+        assert made.verdict.startswith("A gain: ")
+        assert ("No claim for the language model itself: over the same model with counts" in made.verdict) != own
+        assert ("so much is the language model’s own." in made.verdict) == own
+        assert made.words is not None
+        assert made.words.clear == own
+        assert "match with counts of words" in [gains.label(rival.name, "match") for rival in made.rivals]
+        assert "not clearly ahead" not in " ".join(made.caveats)
+    alone = gains.gain_section("match", [scored(label, {"none": plain, "match": model})], ["", "shop"])
+    assert "words" not in alone.verdict
+    level = gains.gain_section(
+        "match", [scored(label, dict.fromkeys(("none", "match-words", "match"), plain))], ["", "s"]
+    )
+    assert level.verdict.startswith("No claim: against the plain model")
+    assert "words" not in level.verdict
+
+
 def test_a_model_whose_probabilities_are_right_lies_on_the_diagonal():
     rng = np.random.default_rng(8)
     logit = 2 * rng.standard_normal(100_000)
