@@ -25,7 +25,7 @@ DISTRIBUTION = {
 """Of what is imported under another name."""
 OF_TRANSFORMERS = {"accelerate", "gguf"}
 OF_FSSPEC = {"gcsfs", "adlfs"}
-OPTIONAL = ("s3", "cpu", "gpu", "delta", "iceberg", "huggingface", "tune", "mlflow", "wandb")
+OPTIONAL = ("s3", "cpu", "gpu", "delta", "iceberg", "huggingface", "tune", "mlflow", "wandb", "onnx")
 """Extras whose packages the package itself imports."""
 TOOLS = {
     "furo",

@@ -144,6 +144,9 @@ class RowGroups:
     """
 
     def __init__(self, group_B: Tensor, groups: int):
+        self.group_B = group_B
+        if torch.compiler.is_exporting():
+            return  # whose rows have no group yet
         self.sizes: list[int] = torch.bincount(group_B, minlength=groups).tolist()
         in_order = bool((group_B[1:] >= group_B[:-1]).all())
         self.order_B = None if in_order else torch.argsort(group_B, stable=True)
@@ -169,6 +172,9 @@ class RowGroups:
         A group without rows is left out, but not where gradients are taken: distributed training needs one, if
         only of zeros, for every parameter in every step.
         """
+        if torch.compiler.is_exporting():  # a graph has no groups of unknown sizes: all layers, then each row's own
+            every_BGO = torch.stack([layer(rows_BD) for layer in layers], dim=1)
+            return every_BGO.gather(1, self.group_B[:, None, None].expand(-1, 1, every_BGO.shape[2]))[:, 0]
         every = torch.is_grad_enabled() or not len(rows_BD)
         parts = zip(layers, self.split(rows_BD), strict=True)
         return self.join([layer(part) for layer, part in parts if every or len(part)])
