@@ -61,17 +61,22 @@ def export(
     config: ConfigPath,
     to: Annotated[str, typer.Option("--to", metavar="URI", help="Folder or URI; the version gets a folder there.")],
     set_: Overrides = [],
+    codes: Annotated[bool, typer.Option("--codes", help="Write the exported ranker's codes of users instead.")] = False,
 ) -> None:
     """Write vectors of users, items and scenarios by raw id to Parquet, for other models.
 
     The folder is laid out for `datasets.load_dataset`, and its README.md says how to read it. Resumable.
     """
     from llm4msr import pipeline
+    from llm4msr.export import code_files
     from llm4msr.knowledge import vector_files
 
     loaded = load_config(config, set_)
     with stdout_for_results():
-        written = vector_files.export(pipeline.extracted(loaded), pipeline.prepared(loaded), to)
+        if codes:
+            written = code_files.export(pipeline.exported(loaded), to)
+        else:
+            written = vector_files.export(pipeline.extracted(loaded), pipeline.prepared(loaded), to)
     print(mask(as_json(written.summary())))
 
 

@@ -26,6 +26,7 @@ FILES = {
     r"|items\.parquet",  # of a bundle of version 4 or less, which is refused by its version
     "refresh": r"(users|codes|pasts)\.arrow",
     "vectors": r"(users|items|scenarios)/\d{6,}\.parquet|README\.md",
+    "codes": r"codes/\d{6,}\.parquet|README\.md",
     "score": r"candidates\.parquet|lists/p=\d{5}-\d{5,}\.parquet",
 }
 """Names relative to the output, as patterns of the whole name."""

@@ -11,6 +11,7 @@ import pytest
 from llm4msr.cli import main
 from llm4msr.config import load
 from llm4msr.knowledge.rows import good_rows
+from tests.support.bundles import publish_bundle, read_codes
 from tests.support.data import prepare_and_make_knowledge, write_data
 from tests.support.versions import read_users
 from tests.unit.cli.test_main import CONFIG
@@ -43,6 +44,22 @@ def test_vectors_of_the_configs_own_version_lie_where_the_last_line_says(
     assert len(users) == kept.sum() < len(kept)
     assert set(users["id"].to_pylist()) <= set(read_users(version)["raw_id"].to_pylist())
     assert "load_dataset" in (Path(line["uri"]) / "README.md").read_text()
+
+
+def test_codes_are_those_of_the_bundle_that_is_served(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    loaded = load(str(config))
+    bundle = publish_bundle((loaded, *prepare_and_make_knowledge(loaded)), tmp_path).output
+    settings = "--set", f"serve.bundle={bundle.folder}"
+    assert export(monkeypatch, config, "--to", str(tmp_path / "to"), "--codes", *settings) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line["stage"] == "codes"
+    assert (
+        len(pyarrow.dataset.dataset(f"{line['uri']}/codes").to_table())
+        == line["rows"]
+        == len(read_codes(bundle.folder))
+    )
 
 
 def test_before_an_extraction_it_says_what_to_run(
