@@ -106,6 +106,7 @@ def _run(job: Job, space: dict[str, Any], searcher: Any, trials: int, keeper: "_
     ray_session.say_if_busy(1, "GPU" if gpus else "CPU")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the other kind shows a table though it shall be silent
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")  # they are told once, at the end
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends this command as every other
     with tempfile.TemporaryDirectory() as aside:
         tuner = tune.Tuner(

@@ -128,18 +128,17 @@ class Backbone(backbones.find("single")):
 
 
 def test_a_trial_whose_process_dies_each_time_is_named_and_all_others_are_kept(
-    made: Experiment, tmp_path: Path
+    experiment: MakeExperiment, tmp_path: Path
 ) -> None:
     (tmp_path / "dying.py").write_text(DYING.format(cured=tmp_path / "cured"))
-    space = ["tune.space.model.dropout=[0.0, 0.2, 0.3]", "tune.space.train.learning_rate=[0.005]", "tune.trials=4"]
-    settings = ["model.knowledge=none", "model.backbone=dying:Backbone", *space]
-    command = command_line("tune", str(made), *(word for one in settings for word in ("--set", one)))
+    model = {"model.knowledge": "none", "model.backbone": "dying:Backbone", "train.epochs": 2}
+    made = experiment(model | {"tune.trials": 4, "tune.space.model.dropout": [0.0, 0.2, 0.3]})
+    pipeline.prepare(made.config)
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
 
     def tune() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command, env={**own_ray(), "PYTHONPATH": paths}, capture_output=True, text=True, check=False
-        )
+        command, env = command_line("tune", str(made)), {**own_ray(), "PYTHONPATH": paths}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
     done = tune()
     assert done.returncode == LLM4MSRError.exit_code, done.stderr
