@@ -30,6 +30,7 @@ OPTIONAL = ("s3", "cpu", "gpu", "delta", "iceberg", "huggingface", "tune", "mlfl
 TOOLS = {
     "furo",
     "import-linter",
+    "ipykernel",
     "moto",
     "mypy",
     "myst-parser",
