@@ -100,7 +100,7 @@ def _ask(pass_: Pass, shards: Sequence[Shard], actor: type[AskLLM]) -> Iterator[
         compute=ray.data.ActorPoolStrategy(
             min_size=pool.actors,
             max_size=pool.most,
-            max_tasks_in_flight_per_actor=SHARDS_AT_ONCE,  # no shard waits for a slow machine where another is free
+            max_tasks_in_flight_per_actor=SHARDS_AT_ONCE + 1,  # more would wait for a slow machine with another free
             max_concurrent_calls_per_actor=SHARDS_AT_ONCE,
             enable_true_multi_threading=True,
         ),
