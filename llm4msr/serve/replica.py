@@ -28,6 +28,10 @@ READS = 8
 """Rounds of the event loop before a request is ranked, in each of which uvloop accepts one connection."""
 
 
+SECOND_S = 120.0
+"""A replica that starts waits so long for its second bundle; until that is there, the first one ranks for all."""
+
+
 class Replica:
     """What a replica does apart from HTTP.
 
@@ -52,7 +56,9 @@ class Replica:
         """Ray Serve calls this at the start, and when a new `user_config` was deployed."""
         has_changed = await self.live.load(user_config["bundle"])
         self.live.follow(self.config.follow_s)
-        has_changed |= await self.second.configure(user_config.get("second"))
+        second = asyncio.create_task(self.second.configure(user_config.get("second")))
+        await asyncio.wait([second], timeout=SECOND_S)  # else the first bundle would wait for a store that hangs
+        has_changed |= second.done() and second.result()
         if self.events is not None:
             await self.events.start()
         if self.log is not None:

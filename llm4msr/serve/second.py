@@ -82,6 +82,7 @@ class Second:
                 self._metrics.refused(self._first.ranker.model_version)
                 log.error(self.problem)
                 return False
+            self._refused = f"{wanted.bundle} is being loaded"
             has_changed = await self._load(wanted.bundle)
             self._config, self._refused = wanted, ""
             return has_changed

@@ -388,7 +388,7 @@ def test_a_second_bundle_answers_its_users_and_is_named(spine: Spine, client: ht
         "shadow": False,
         "salt": "s",
     }
-    body = {"requests": [asked(user_id=user) for user in users]}
+    body = {"requests": [asked(user_id=user, items=["item-1"]) for user in users]}
     answers = client.post("/v1/rank:batch", json=body).raise_for_status().json()["responses"]
     for user, answer in zip(users, answers, strict=True):
         assert (answer["model_version"] == "second") == is_among(user, 0.5, "s")

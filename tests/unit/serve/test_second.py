@@ -4,8 +4,10 @@ import asyncio
 import gc
 import hashlib
 import shutil
+import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,29 @@ def test_a_second_bundle_that_cannot_be_loaded_leaves_its_users_to_the_first(ser
         await replica.reconfigure({"bundle": str(served.bundle), "second": {}})
 
     run(steps, second={"bundle": other, "share": 0.5}, follow_s=0.02)
+
+
+def test_a_second_bundle_that_hangs_does_not_hold_up_the_replica(
+    served: Served, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm4msr.serve.replica.SECOND_S", 0.1)
+    gate, one_thread = threading.Event(), ThreadPoolExecutor(1)
+
+    async def steps(replica: Replica) -> None:
+        loop, one = asyncio.get_running_loop(), {"bundle": str(served.bundle)}
+        loop.set_default_executor(one_thread)
+        await replica.reconfigure(one)
+        loop.run_in_executor(None, gate.wait)  # loading waits for it, as for a store that does not answer
+        await replica.reconfigure(one | {"second": {"bundle": other, "share": 1}})
+        assert set(await versions(replica)) == {"b1"}
+        assert replica.second.problem == f"second bundle: {other} is being loaded"
+        gate.set()
+        async with asyncio.timeout(30):
+            while replica.second.problem:
+                await asyncio.sleep(0.01)
+        assert set(await versions(replica)) == {"b2"}
+
+    run(steps)
 
 
 @pytest.mark.parametrize(
