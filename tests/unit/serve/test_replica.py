@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fastapi import HTTPException
@@ -14,12 +15,12 @@ from fastapi import HTTPException
 from llm4msr.bundle.messages import RankRequest
 from llm4msr.config import ServeConfig
 from llm4msr.serve import api_token
-from llm4msr.serve.event_log import EventLog
+from llm4msr.serve.event_log import EventLog, LoggedCode
 from llm4msr.serve.replica import Replica
 from tests.support.bundles import rank_request
 from tests.support.matching import publish_matching
 from tests.unit.serve.conftest import Served
-from tests.unit.serve.test_events import Handle
+from tests.unit.serve.test_events import Handle, until
 
 REQUEST = RankRequest(user_id="new", scenario="home", items=["i1", "i2"])
 
@@ -56,6 +57,32 @@ def test_a_request_that_waits_while_the_model_is_swapped_is_answered_by_the_old_
             while old() is not None:  # the thread that has loaded the other one may have it for a moment
                 gc.collect()
                 await asyncio.sleep(0.01)
+
+    asyncio.run(steps())
+
+
+def test_a_code_that_was_made_since_is_used_by_the_model_that_it_was_made_for(
+    replica: Replica, served: Served, tmp_path: Path
+) -> None:
+    old = publish_matching(tmp_path / "old", match=(), knowledge="user").output
+    log = EventLog(str(tmp_path / "log"), days=7, most=9)
+    (event,) = log.of("new", 1)
+
+    async def steps() -> None:
+        await replica.reconfigure({"bundle": str(old.folder)})
+        coder, code = replica.live.ranker.knowledge.coder, np.ones(4, np.float16).tobytes()
+        log.put_codes([LoggedCode(0, "new", event.sequence, event.arrived, "r", coder, code)])
+        assert replica.events is not None
+        events = replica.events
+        await until(lambda: events.code_of("new", coder) is not None)
+        async with replica._turn:
+            waits = asyncio.create_task(replica.respond([REQUEST], ""))
+            await asyncio.sleep(0)
+            await replica.reconfigure({"bundle": str(served.bundle)})
+        (response,) = await waits
+        assert (response.model_version, response.knowledge) == (old.manifest.fingerprint, "events")
+        (response,) = await replica.respond([REQUEST], "")
+        assert (response.model_version, response.knowledge) == ("b1", "none")
 
     asyncio.run(steps())
 
