@@ -292,6 +292,7 @@ def test_openapi_describes_the_routes(client: httpx.Client) -> None:
         "scenario",
         "items",
         "context",
+        "user_features",
         "top_k",
         "history",
         "history_mode",
