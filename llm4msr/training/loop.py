@@ -186,6 +186,10 @@ class Trainer:
             self.on_checkpoint(state)
 
     def _check(self, finite: bool, what: str) -> None:
+        if self.world > 1:  # the first worker alone has the averages of all rows
+            everywhere = torch.tensor(float(finite), device=self.device)
+            dist.all_reduce(everywhere, dist.ReduceOp.MIN)
+            finite = bool(everywhere)
         if finite:
             return
         epoch = self.state.progress.epoch + (self.state.progress.batch > 0)

@@ -18,12 +18,13 @@ class AdamW:
 
     def __init__(self, net: RankerNet, config: TrainConfig):
         table, self._rate, self._decay = net.embedding.table, config.learning_rate, config.weight_decay
+        self._table = table.weight
         by_rows = len(table.weight) > LARGE * config.batch_size if config.sparse == "auto" else config.sparse
         table.sparse = by_rows
         self._rows = RowAdamW(table.weight, self._rate, self._decay) if by_rows else None
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in net.named_parameters()}
         self._whole = [parameter for parameter in self._names if not (by_rows and parameter is table.weight)]
-        self._states: dict[Tensor, State] = {table.weight: self._rows.state} if self._rows else {}
+        self._states: dict[Tensor, State] = {}
 
     def read(self, batch: Batch) -> None:
         """Bring what a net reads for this batch up to date."""
@@ -48,10 +49,14 @@ class AdamW:
             self._rows.catch_up()
 
     def state(self) -> dict[str, Tensor]:
-        """On the CPU by parameter and name, such as `embedding.table.weight.exp_avg`; after `catch_up`."""
+        """On the CPU by parameter and name, such as `embedding.table.weight.exp_avg`; after `catch_up`.
+
+        Every worker has to ask; only the first one's is whole where the table is moved by rows.
+        """
+        whole = {self._table: self._rows.whole_state()} if self._rows else {}
         return {
             f"{self._names[parameter]}.{name}": value.detach().cpu()
-            for parameter, state in self._states.items()
+            for parameter, state in (self._states | whole).items()
             for name, value in state.items()
         }
 
@@ -61,7 +66,10 @@ class AdamW:
         for key, value in state.items():
             name, _, part = key.rpartition(".")
             parameter = parameters[name]
-            self._state(parameter)[part] = value.to(parameter.device)
+            if self._rows is not None and parameter is self._table:
+                self._rows.load(part, value.to(parameter.device))
+            else:
+                self._state(parameter)[part] = value.to(parameter.device)
 
     def _state(self, parameter: Tensor) -> State:
         if parameter not in self._states:

@@ -55,7 +55,7 @@ def test_two_workers_killed_with_sigkill_continue_and_train_the_model_of_one(
     ready: dict[str, Path], experiment: MakeExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """That a run which goes on ends in the very same weights is shown without Ray, in unit/training/test_loop.py."""
-    killed = experiment({"train.workers": 2, **NO_CHANCE}, ready)
+    killed = experiment({"train.workers": 2, "train.sparse": True, **NO_CHANCE}, ready)  # rows have owners
     config = killed.config
     alone = fit(config, Dataset.open(config, prepared(config), extracted(config)))
     with (tmp_path / "log").open("w") as log:
@@ -122,7 +122,7 @@ def test_a_run_that_loses_a_node_goes_on_with_fewer_workers(
     ready: dict[str, Path], experiment: MakeExperiment, cluster: Any, tmp_path: Path
 ) -> None:
     changes = {"train.workers": [1, 2], "train.epochs": 20, "train.patience": 20, "train.checkpoint_batches": 7}
-    run = experiment({**NO_CHANCE, **changes}, ready)
+    run = experiment({"train.sparse": True, **NO_CHANCE, **changes}, ready)
     config = run.config
     lost = cluster.add_node(num_cpus=1)
     environment = os.environ | SOON | {"RAY_ADDRESS": cluster.address}

@@ -28,10 +28,11 @@ def work(rank: int, workers: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_every_worker_gets_the_sum_of_all_gradients(tmp_path: Path):
+def test_every_worker_gets_the_sum_of_all_gradients_and_of_a_table_that_of_its_own_rows(tmp_path: Path):
     torch.multiprocessing.spawn(work, (3, tmp_path), nprocs=3)
-    for rank in range(3):
+    for rank, own in enumerate([[10, 0, 0, 11], [2, 0, 0], [0, 0, 0]]):
         small, lacking, table = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert (small == 111).all()
         assert (lacking == 2).all()
-        assert table[:, 0].tolist() == [10, 2, 0, 0, 0, 0, 0, 0, 0, 11]
+        assert table[rank::3, 0].tolist() == own
+        assert table.sum() == 4 * sum(own)
