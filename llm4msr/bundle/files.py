@@ -29,7 +29,7 @@ from upath import UPath
 from llm4msr import storage
 from llm4msr.bundle import id_table
 from llm4msr.bundle.id_table import IdTable, Partition
-from llm4msr.bundle.messages import Calibration, RankRequest, ScorerKind
+from llm4msr.bundle.messages import Calibration, ScorerKind
 from llm4msr.bundle.pasts import SCHEMA
 from llm4msr.bundle.pooled_codes import PooledCodes
 from llm4msr.config import BACKBONES, ModelConfig
@@ -212,23 +212,6 @@ def read_items(folder: Path) -> Partition:
     if len(partitions) != 1 or not len(partitions[0]):  # the candidates of a request are sought in one array
         raise StorageError(f"{folder / ITEMS}: no items, or more than one partition of them; export again")
     return partitions[0]
-
-
-TOLERANCE = 1e-5
-"""The most that a probability may differ between the net as it trained and as it serves, or on another machine."""
-
-
-class Case(BaseModel):
-    """One request and the probabilities of its items, in the request's order."""
-
-    request: RankRequest
-    scores: list[float]
-
-
-class SelfTest(BaseModel):
-    """Requests and the scores that the trained net gave."""
-
-    cases: list[Case]
 
 
 LATEST = "latest.json"

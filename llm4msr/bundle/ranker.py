@@ -15,11 +15,9 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
-from pydantic import ValidationError
 
 from llm4msr.arrays import AnyInts, Array, Ints, Singles
-from llm4msr.bundle import files
-from llm4msr.bundle.files import TOLERANCE, SelfTest
+from llm4msr.bundle import files, self_test
 from llm4msr.bundle.id_table import IdTable, Place
 from llm4msr.bundle.messages import ModelInfo, RankedItem, RankRequest, RankResponse, RecentEvent, Unknown
 from llm4msr.bundle.scorer import BLOCK, FoldedScorer, Query, Scorer
@@ -93,7 +91,7 @@ class Ranker:
             self._scenarios,
             self.description.model.past_events,
         )
-        self._repeat_self_test()
+        self_test.repeat(folder / files.SELF_TEST, self.rank)
 
     @classmethod
     def load(cls, uri: str, codes: str = "", allow_backbones: Sequence[str] = ()) -> Self:
@@ -296,20 +294,3 @@ class Ranker:
             ),
             knowledge=known.source,
         )
-
-    def _repeat_self_test(self) -> None:
-        file = self._folder / files.SELF_TEST
-        try:
-            cases = SelfTest.model_validate_json(file.read_bytes()).cases
-        except (OSError, ValidationError) as error:
-            raise StorageError(f"{file}: damaged ({str(error)[:200]}); export again") from None
-        for case in cases:
-            scores = {item.item_id: item.score for item in self.rank(case.request).ranked}
-            expected = dict(zip(case.request.items, case.scores, strict=True))
-            worst = max(abs(scores[item] - score) for item, score in expected.items())
-            if not worst <= TOLERANCE:
-                raise StorageError(
-                    f"{self._folder}: the self-test of user '{case.request.user_id}' in '{case.request.scenario}' is "
-                    f"off by {worst:.1g}, allowed is {TOLERANCE:g}: files of different models, or another version of "
-                    "torch; export again"
-                )

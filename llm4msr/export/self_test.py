@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from llm4msr.arrays import Column, strings
-from llm4msr.bundle.files import Case, SelfTest
 from llm4msr.bundle.messages import RankRequest
+from llm4msr.bundle.self_test import Case, SelfTest
 from llm4msr.data import partitions
 from llm4msr.export.as_trained import AsTrained
 from llm4msr.training.pasts import Pasts

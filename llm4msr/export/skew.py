@@ -20,7 +20,7 @@ import torch
 from llm4msr import storage
 from llm4msr.arrays import strings
 from llm4msr.bundle import request_rows
-from llm4msr.bundle.files import TOLERANCE
+from llm4msr.bundle.self_test import TOLERANCE
 from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.errors import ConfigError, DataError

@@ -1,5 +1,6 @@
 """An LLM that is kept open, and the coder of a bundle in service: users' histories -> codes for that bundle."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,10 +10,10 @@ from llm4msr import storage
 from llm4msr.arrays import Halves, strings
 from llm4msr.bundle import files
 from llm4msr.config import Config
-from llm4msr.errors import ConfigError
+from llm4msr.errors import ConfigError, EndpointError
 from llm4msr.export.refresh import Served, check_origin
 from llm4msr.knowledge import number_format
-from llm4msr.knowledge.engines import open_engine, open_tokenizer
+from llm4msr.knowledge.engines import Engine, open_engine, open_tokenizer
 from llm4msr.knowledge.engines.tokens import ControlTokenError, PromptTooLongError
 from llm4msr.knowledge.extract import check_same_model
 from llm4msr.knowledge.forget import ids_to_forget
@@ -21,6 +22,8 @@ from llm4msr.nearline import histories
 from llm4msr.serve.event_log import LoggedEvent
 from llm4msr.storage import StageOutput
 from llm4msr.storage.local_copy import open_local
+
+log = logging.getLogger("ray.serve")
 
 
 def check(config: Config, served: Served) -> None:
@@ -79,8 +82,7 @@ class Reader:
         tokens = {user: ids for user, prompt in zip(users, prompts, strict=True) if (ids := self._tokens(prompt))}
         if not tokens:
             return {}
-        with np.errstate(over="ignore"):
-            z_NZ = self._engine.vectors([*tokens.values()]).astype(np.float16)
+        z_NZ = readable_vectors(self._engine, [*tokens.values()], self._tokenizer("a"))
         finite_N = np.asarray(np.isfinite(z_NZ).all(axis=1))
         with torch.inference_mode():
             code_NK = self._code(torch.from_numpy(z_NZ[finite_N]), torch.ones(int(finite_N.sum()), dtype=torch.bool))
@@ -97,3 +99,21 @@ class Reader:
             return self._tokenizer(prompt) if prompt else []
         except (PromptTooLongError, ControlTokenError):
             return []
+
+
+def readable_vectors(engine: Engine, tokens: Sequence[list[int]], probe: list[int]) -> Halves:
+    """Vectors of prompts, float16 [N, Z]; not finite where the LLM fails on a prompt though it can read the `probe`.
+
+    Raises:
+        Exception: the engine's, if it cannot read that either.
+    """
+    try:
+        with np.errstate(over="ignore"):
+            return engine.vectors(tokens).astype(np.float16)
+    except EndpointError:
+        raise  # no prompt's fault
+    except Exception as error:
+        if len(tokens) > 1:
+            return np.concatenate([readable_vectors(engine, [one], probe) for one in tokens])
+        log.error(f"a user's prompt cannot be read: {type(error).__name__}: {error}"[:1000])
+        return np.full_like(engine.vectors([probe]), np.nan, np.float16)

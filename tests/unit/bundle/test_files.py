@@ -10,7 +10,7 @@ import pytest
 
 from llm4msr import Ranker, storage
 from llm4msr.bundle import files
-from llm4msr.bundle.files import SelfTest
+from llm4msr.bundle.self_test import SelfTest
 from llm4msr.errors import StorageError
 from tests.support.bundles import Published, scores
 from tests.unit.conftest import World

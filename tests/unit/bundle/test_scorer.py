@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from llm4msr import Ranker, storage
 from llm4msr.bundle import files, scorer
 from llm4msr.bundle.messages import Calibration
+from llm4msr.bundle.self_test import SelfTest
 from llm4msr.bundle.torch_scorer import TorchScorer
 from llm4msr.config import BACKBONES
 from llm4msr.errors import StorageError
@@ -191,7 +192,7 @@ def test_a_wrong_fold_is_refused_when_it_is_loaded(world: World, tmp_path: Path)
 def test_a_wrong_row_of_an_item_is_refused_when_it_is_loaded(world: World, tmp_path: Path):
     published = publish_bundle(world, tmp_path, knowledge="both")
     bundle = Path(shutil.copytree(str(published.output.folder), tmp_path / "copy"))
-    case = files.SelfTest.model_validate_json((bundle / files.SELF_TEST).read_bytes()).cases[0]
+    case = SelfTest.model_validate_json((bundle / files.SELF_TEST).read_bytes()).cases[0]
     with pa.ipc.open_file(str(bundle / files.ITEMS)) as reader:
         table = reader.read_all()
     row_IR = to_matrix(table["row"]).copy()

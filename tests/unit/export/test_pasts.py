@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 
 from llm4msr import Ranker, RankRequest, storage
-from llm4msr.bundle.files import CODES, PASTS, SELF_TEST, Case, SelfTest, latest_codes
+from llm4msr.bundle.files import CODES, PASTS, SELF_TEST, latest_codes
 from llm4msr.bundle.messages import RecentEvent
+from llm4msr.bundle.self_test import Case, SelfTest
 from llm4msr.errors import ConfigError, StorageError
 from llm4msr.export.refresh import Served, refresh
 from llm4msr.pipeline import prepare
