@@ -55,7 +55,8 @@ def test_help_lists_every_verb_in_order() -> None:
     script = Path(sys.executable).with_name("llm4msr")
     done = subprocess.run([str(script), "--help"], capture_output=True, text=True, check=True)
     commands = done.stdout.split("Commands:")[1].splitlines()
-    assert [line.split()[0] for line in commands if line.strip()] == ["init", "check", *VERBS, "config", "knowledge"]
+    named = [line.split()[0] for line in commands if line.strip()]
+    assert named == ["init", "check", *VERBS, "skew", "config", "knowledge"]
     codes = "Exit codes: 0 fine, 2 wrong config or input, 3 more failed rows than allowed, 130 and 143 interrupted."
     assert codes in " ".join(done.stdout.split())
 

@@ -7,7 +7,6 @@ import shutil
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from llm4msr.bundle.messages import RankRequest, RankResponse
 from llm4msr.bundle.ranker import Ranker
 from llm4msr.config import ServeConfig
 from llm4msr.errors import ConfigError
-from llm4msr.serve import api_token
+from llm4msr.serve import api_token, live_model
 from llm4msr.serve.live_model import LiveModel
 from llm4msr.serve.metrics import ServeMetrics
 from llm4msr.serve.replica import Replica
@@ -152,13 +151,18 @@ def test_a_second_bundle_that_hangs_does_not_hold_up_the_replica(
     served: Served, other: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("llm4msr.serve.replica.SECOND_S", 0.1)
-    gate, one_thread = threading.Event(), ThreadPoolExecutor(1)
+    gate, load = threading.Event(), live_model._load
+
+    def load_at_last(bundle: str, *others: Any) -> Any:
+        if bundle == other:
+            gate.wait(60)  # as for a store that does not answer
+        return load(bundle, *others)
+
+    monkeypatch.setattr(live_model, "_load", load_at_last)
 
     async def steps(replica: Replica) -> None:
-        loop, one = asyncio.get_running_loop(), {"bundle": str(served.bundle)}
-        loop.set_default_executor(one_thread)
+        one = {"bundle": str(served.bundle)}
         await replica.reconfigure(one)
-        loop.run_in_executor(None, gate.wait)  # loading waits for it, as for a store that does not answer
         await replica.reconfigure(one | {"second": {"bundle": other, "share": 1}})
         assert set(await versions(replica)) == {"b1"}
         assert replica.second.problem == f"second bundle: {other} is being loaded"
