@@ -27,7 +27,7 @@ app = typer.Typer(
     "The stages, in order: prepare, extract, train, evaluate, export, explain, serve. `run` does all up to export; "
     "`refresh` brings newer knowledge to what is served, and `score` writes lists for all users. Each is a function of "
     "one TOML file, finds what it finished before, and continues what was interrupted.\n\n"
-    "Exit codes: 0 fine, 2 wrong config or input, 3 more failed rows than allowed, or skew, 130 and 143 interrupted.",
+    "Exit codes: 0 fine, 2 wrong config or input, 3 more failed rows than allowed (or skew), 130 and 143 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
