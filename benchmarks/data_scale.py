@@ -183,7 +183,8 @@ def movielens(work: Path) -> Record:
 def _stage(stage: str, work: Path, rows: int, **settings: Any) -> Record:
     """A stage in processes of its own, on a Ray of its own."""
     config = write_config(work, rows, **settings)
-    for folder in {"prepare": ("prepare", "shuffle"), "train": ()}.get(stage, (stage,)):  # a run trains twice
+    old = {"prepare": ("prepare", "shuffle"), "train": ("train",) if settings.get("knowledge") == "none" else ()}
+    for folder in old.get(stage, (stage,)):  # a run trains twice, without knowledge first
         shutil.rmtree(work / f"runs-{rows}" / folder, ignore_errors=True)
     return _process_meter.run([sys.executable, "-m", "llm4msr", stage, str(config)], VARIABLES)._asdict()
 
