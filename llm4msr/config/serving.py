@@ -79,7 +79,7 @@ class ServeConfig(Section):
     the users who were active longest ago go. A replica that starts reads as many of the log's latest."""
     nearline: bool = False
     """Whether an LLM that is kept open reads users again whose events are new, for a model whose users an LLM has read
-    (`extract.reads = "users"`); their codes count seconds later. `llm4msr serve` starts it, with the config's LLM."""
+    (`extract.reads = "users"`); their codes then count. `llm4msr serve` starts it, with the config's LLM."""
     follow_s: float = Field(60.0, ge=0)
     """Seconds between a replica's looks for newer codes from `llm4msr refresh`; 0 = never."""
     log: LogConfig = LogConfig()
