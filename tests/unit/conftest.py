@@ -1,5 +1,6 @@
 """Fixtures of the unit tests. Nothing is fetched, and nothing is written outside of pytest's folders."""
 
+import gc
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from llm4msr.config import Config
 from llm4msr.pipeline import explain
+from llm4msr.serve import api_token
 from llm4msr.storage import StageOutput
 from tests.support.data import config_of, hostile_config, prepare_and_make_knowledge, publish_trained, write_data
 
@@ -34,6 +36,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def replica_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A replica changes its process; this brings it back."""
+    monkeypatch.delenv(api_token.VARIABLE, raising=False)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    gc.unfreeze()
 
 
 class World(NamedTuple):

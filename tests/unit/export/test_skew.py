@@ -1,17 +1,15 @@
 """What was served as it was trained shows no skew, and what was not is named; requests are served by a replica."""
 
 import asyncio
-import gc
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from llm4msr import storage
 from llm4msr.bundle import request_rows
@@ -24,7 +22,6 @@ from llm4msr.export.calibration import calibrate
 from llm4msr.export.export import as_trained
 from llm4msr.export.write import Sources, write_bundle
 from llm4msr.pipeline import exported, skew, trained
-from llm4msr.serve import api_token
 from llm4msr.serve.replica import Replica
 from llm4msr.storage import StageResult
 from tests.support.bundles import encode_all
@@ -35,14 +32,7 @@ ITEMS = [*(f"i{number}" for number in range(20)), "unknown item"]
 HISTORY = [{"item_id": "i3", "scenario": "home"}, {"item_id": "odd", "scenario": "home"}]
 
 
-@pytest.fixture(autouse=True)
-def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A replica changes its process."""
-    monkeypatch.delenv(api_token.VARIABLE, raising=False)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("replica_process")
 
 
 def make(folder: Path, **sections: Any) -> Config:

@@ -1,25 +1,23 @@
 """The log of requests, of a replica without Ray."""
 
 import asyncio
-import gc
 import json
 import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from llm4msr import Ranker, storage
 from llm4msr.bundle import request_rows
 from llm4msr.config import LogConfig, ServeConfig
-from llm4msr.serve import api_token, request_log
+from llm4msr.serve import request_log
 from llm4msr.serve.metrics import ServeMetrics
 from llm4msr.serve.replica import Replica
 from llm4msr.serve.request_log import RequestLog
@@ -30,14 +28,7 @@ from tests.unit.serve.conftest import Served
 DAY = 86_400.0
 
 
-@pytest.fixture(autouse=True)
-def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A replica changes its process."""
-    monkeypatch.delenv(api_token.VARIABLE, raising=False)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("replica_process")
 
 
 def run(bundle: object, steps: Callable[[Replica], Coroutine[Any, Any, None]], **log: Any) -> None:

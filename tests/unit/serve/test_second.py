@@ -6,18 +6,17 @@ import hashlib
 import shutil
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from llm4msr.bundle.messages import RankRequest, RankResponse
 from llm4msr.bundle.ranker import Ranker
 from llm4msr.config import ServeConfig
 from llm4msr.errors import ConfigError
-from llm4msr.serve import api_token, live_model
+from llm4msr.serve import live_model
 from llm4msr.serve.live_model import LiveModel
 from llm4msr.serve.metrics import ServeMetrics
 from llm4msr.serve.replica import Replica
@@ -37,14 +36,7 @@ def other(world: World, tmp_path: Path) -> str:
     return str(served.copy("b2"))
 
 
-@pytest.fixture(autouse=True)
-def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A replica changes its process."""
-    monkeypatch.delenv(api_token.VARIABLE, raising=False)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("replica_process")
 
 
 def run(steps: Callable[[Replica], Coroutine[Any, Any, None]], **config: Any) -> None:
