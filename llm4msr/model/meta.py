@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llm4msr.model.backbones.base import RowGroups
+from llm4msr.model.backbones.row_groups import RowGroups
 
 
 class KnowledgeCode(nn.Module):

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from llm4msr.config.model import ModelConfig
 from llm4msr.model import backbones
-from llm4msr.model.backbones.base import Logit, PaddedGroups, RowGroups
+from llm4msr.model.backbones.base import Logit
+from llm4msr.model.backbones.row_groups import PaddedGroups, RowGroups
 from llm4msr.model.embedding import FeatureEmbedding, Field
 from llm4msr.model.inputs import WHOLE, Batch, KnowledgeStatistics, Strengths
 from llm4msr.model.matching import Match, match_width

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from llm4msr.arrays import Singles
 from llm4msr.config.model import ModelConfig
-from llm4msr.model.backbones.base import RowGroups, mix, mlp, tower
+from llm4msr.model.backbones.base import mix, mlp, tower
+from llm4msr.model.backbones.row_groups import RowGroups
 from llm4msr.model.fold import Fold, linear, linears, mix_columns, relu, side_by_side, through
 
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from llm4msr.arrays import Singles
 from llm4msr.config.model import ModelConfig
-from llm4msr.model.backbones.base import RowGroups, mlp, tower
+from llm4msr.model.backbones.base import mlp, tower
+from llm4msr.model.backbones.row_groups import RowGroups
 from llm4msr.model.fold import Fold, array, linear, linears, norm_columns, relu, sigmoid, through
 
 CORE = 8

@@ -5,7 +5,8 @@ https://doi.org/10.1145/3219819.3220007): experts, mixed by one gate for all sce
 from torch import Tensor, nn
 
 from llm4msr.config.model import ModelConfig
-from llm4msr.model.backbones.base import RowGroups, mix, mlp, tower
+from llm4msr.model.backbones.base import mix, mlp, tower
+from llm4msr.model.backbones.row_groups import RowGroups
 from llm4msr.model.fold import Fold, linear, linears, mixture, side_by_side
 
 

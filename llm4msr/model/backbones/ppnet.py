@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from llm4msr.arrays import Singles
 from llm4msr.config.model import ModelConfig
-from llm4msr.model.backbones.base import Dropout, GateUnit, Logit, RowGroups
+from llm4msr.model.backbones.base import Dropout, GateUnit, Logit
+from llm4msr.model.backbones.row_groups import RowGroups
 from llm4msr.model.fold import Fold, linears, relu, sigmoid
 
 

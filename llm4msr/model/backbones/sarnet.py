@@ -8,7 +8,8 @@ which weighs rows of a promotion by logs that our data lacks. Ours: no batch nor
 from torch import Tensor, nn
 
 from llm4msr.config.model import ModelConfig
-from llm4msr.model.backbones.base import Affine, RowGroups, mix, mlp, tower
+from llm4msr.model.backbones.base import Affine, mix, mlp, tower
+from llm4msr.model.backbones.row_groups import RowGroups
 from llm4msr.model.fold import Fold, Linear, array, linear, linears, mixture, side_by_side
 
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from llm4msr.arrays import Singles
 from llm4msr.config.model import ModelConfig
-from llm4msr.model.backbones.base import ReluDropout, RowGroups, tower
+from llm4msr.model.backbones.base import ReluDropout, tower
+from llm4msr.model.backbones.row_groups import RowGroups
 from llm4msr.model.fold import Fold, Linear, affine, array, linears, plain, through
 
 

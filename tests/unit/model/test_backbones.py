@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from llm4msr.config import BACKBONES
 from llm4msr.errors import ConfigError
 from llm4msr.model import backbones
-from llm4msr.model.backbones.base import Dropout, GateUnit, PaddedGroups, ReluDropout, RowGroups, mix
+from llm4msr.model.backbones.base import Dropout, GateUnit, ReluDropout, mix, tower
+from llm4msr.model.backbones.row_groups import PaddedGroups, RowGroups
 from tests.support.data import model_config
 
 WIDTH, SCENARIOS = 12, 5
@@ -111,7 +112,8 @@ def test_a_row_passes_its_own_scenarios_parts_alone(name: str):
             for part in parts:
                 part.register_forward_hook(lambda _, given, __, at=list_name: seen.update({at: len(given[0])}))
     x_BD, scenario_B = rows()
-    net(x_BD, scenario_B)
+    with torch.no_grad():  # with gradients the parts of all scenarios are one step, and none is called
+        net(x_BD, scenario_B)
     assert seen
     for list_name, count in seen.items():
         twice = (name, list_name) == ("aitm", "bottoms")  # those of the scenario that tells, too
@@ -273,6 +275,33 @@ def test_the_linear_layers_of_groups_are_those_of_each_group():
         gradients.append((y.detach(), x.grad, weight.grad, bias.grad))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_nets_of_groups_give_and_train_what_each_would_alone(autocast: bool):
+    x_BD, scenario_B = rows(64)
+    scenario_B[scenario_B == 1] = 2  # one is empty
+    nets = nn.ModuleList(tower(WIDTH, [6, 5], dropout=0.0) for _ in range(SCENARIOS))
+    results = []
+    for layers in (list(nets), [partial(lambda net, part_BD: net(part_BD), net) for net in nets]):
+        nets.zero_grad()
+        x = x_BD.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y_B1 = RowGroups(scenario_B, SCENARIOS).through(layers, x)
+        assert y_B1.dtype == torch.float32
+        (y_B1 * scenario_B[:, None]).sum().backward()
+        results.append([y_B1.detach(), x.grad, *(parameter.grad.clone() for parameter in nets.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, **({"rtol": 0.02, "atol": 0.02} if autocast else {}))
+
+
+@pytest.mark.parametrize("unlike", [nn.Linear(WIDTH, 3, bias=False), nn.Tanh(), nn.Sequential(nn.Linear(WIDTH, 3))])
+def test_groups_may_have_nets_of_any_kind(unlike: nn.Module):
+    x_BD, scenario_B = rows(64)
+    nets = [unlike, *(nn.Sequential(nn.Linear(WIDTH, 5), nn.Linear(5, WIDTH), unlike) for _ in range(SCENARIOS - 1))]
+    y_BO = RowGroups(scenario_B, SCENARIOS).through(nets, x_BD)
+    for row_D, y_O, scenario in zip(x_BD, y_BO, scenario_B.tolist(), strict=True):
+        torch.testing.assert_close(nets[scenario](row_D), y_O)
 
 
 @every_backbone
