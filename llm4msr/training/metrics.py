@@ -5,6 +5,7 @@ All rows of a user lie in one part, such as a partition or a worker's share of o
 
 import io
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
@@ -102,9 +103,18 @@ class Sums(NamedTuple):
 
     @classmethod
     def add(cls, parts: Iterable["Sums"]) -> "Sums":
-        """The sums of all parts. No two of them have rows of one user."""
-        rows, infinite, loss, users, counts = zip(*parts, strict=True)
-        return cls(sum(rows), sum(infinite), sum(loss), sum(users), ScoreCounts.add(counts))
+        """The sums of all parts, of which two are held at a time. No two of them have rows of one user."""
+        total = reduce(cls._plus, parts)
+        return total._replace(counts=ScoreCounts.add([total.counts]))
+
+    def _plus(self, other: "Sums") -> "Sums":
+        return Sums(
+            self.rows_P + other.rows_P,
+            self.infinite_P + other.infinite_P,
+            self.loss_P + other.loss_P,
+            self.users_PM + other.users_PM,
+            ScoreCounts.add([self.counts, other.counts]),
+        )
 
     def report(self, names: Sequence[str]) -> Report:
         """The metrics of all rows, and of each scenario that has any; `names[i]` is the id of scenario i."""

@@ -36,9 +36,19 @@ def run_partitions(
     yield from ray_session.run_each(_task, items, gpus, work=function, shared=shared)
 
 
-def in_order(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All results in the order of the partitions, for sums of floats that are to be the same each time."""
-    return sorted(results, key=lambda result: int(result["first"]))
+def in_order(results: Iterable[dict[str, Any]], numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The results of so many partitions in their order, for sums of floats that are to be the same each time.
+
+    Only those that come early are kept.
+    """
+    early: dict[int, dict[str, Any]] = {}
+    firsts = iter(numbers[::PER_TASK])
+    awaited = next(firsts, None)
+    for result in results:
+        early[int(result["first"])] = result
+        while awaited in early:
+            yield early.pop(awaited)
+            awaited = next(firsts, None)
 
 
 def _task(batch: pa.Table, work: Callable[..., dict[str, Any]], shared: dict[str, Any]) -> pa.Table:

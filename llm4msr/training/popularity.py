@@ -11,7 +11,8 @@ It ranks nothing: its AUC is 0.5 wherever there are two classes.
 
 import functools
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +46,14 @@ class Popularity:
 
     by_pair: Counts
     """Positives by scenario and item."""
-    by_item: Counts
-    """Positives by item, in all scenarios."""
     rows_S: Ints
     positives_S: Floats
+
+    @functools.cached_property
+    def by_item(self) -> Counts:
+        """Positives by item, in all scenarios."""
+        keys, times = self.by_pair
+        return _add_up([(keys % ITEMS, times)])
 
     @classmethod
     def read(cls, prepared: StageOutput, scenarios: int) -> "Popularity":
@@ -58,30 +63,29 @@ class Popularity:
     @classmethod
     def of(cls, prepared: StageOutput, partition: int, scenarios: int) -> "Popularity":
         """Of the training rows of a partition, read a row group at a time."""
-        rows_S, positives_S = np.zeros(scenarios, np.int64), np.zeros(scenarios)
-        pending: list[Counts] = [(np.empty(0, np.int64), np.empty(0, np.int64))]
-        for scenario_B, item_B, label_B in _train_rows(prepared, partition):
-            rows_S += np.bincount(scenario_B, minlength=scenarios)
-            positives_S += np.bincount(scenario_B, label_B, minlength=scenarios)
-            liked_B = label_B > 0.5
-            pending.append(np.unique(scenario_B[liked_B] * ITEMS + item_B[liked_B], return_counts=True))
+        none = cls((np.empty(0, np.int64), np.empty(0, np.int64)), np.zeros(scenarios, np.int64), np.zeros(scenarios))
+        groups = (cls._of_rows(*columns, scenarios) for columns in _train_rows(prepared, partition))
+        return cls.add(itertools.chain([none], groups))
+
+    @classmethod
+    def _of_rows(cls, scenario_B: Array, item_B: Array, label_B: Array, scenarios: int) -> "Popularity":
+        liked_B = label_B > 0.5
+        by_pair = np.unique(scenario_B[liked_B] * ITEMS + item_B[liked_B], return_counts=True)
+        rows_S = np.bincount(scenario_B, minlength=scenarios).astype(np.int64)
+        positives_S = np.bincount(scenario_B, label_B.astype(np.float64), scenarios)
+        return cls(by_pair, rows_S, np.asarray(positives_S, np.float64))
+
+    @classmethod
+    def add(cls, parts: Iterable["Popularity"]) -> "Popularity":
+        """The counts of all parts together, which are added up as they come."""
+        rows_NS, positives_NS, pending = list[Ints](), list[Floats](), list[Counts]()
+        for part in parts:
+            rows_NS.append(part.rows_S)
+            positives_NS.append(part.positives_S)
+            pending.append(part.by_pair)
             if sum(len(keys) for keys, _ in pending) > PENDING:
                 pending = [_add_up(pending)]
-        return cls._from_pairs(_add_up(pending), rows_S, positives_S)
-
-    @classmethod
-    def add(cls, parts: Sequence["Popularity"]) -> "Popularity":
-        """The counts of all parts together."""
-        by_pair = _add_up([part.by_pair for part in parts])
-        rows_S, positives_S = (
-            np.sum([part.rows_S for part in parts], 0),
-            np.sum([part.positives_S for part in parts], 0),
-        )
-        return cls._from_pairs(by_pair, rows_S, positives_S)
-
-    @classmethod
-    def _from_pairs(cls, by_pair: Counts, rows_S: Ints, positives_S: Floats) -> "Popularity":
-        return cls(by_pair, _add_up([(by_pair[0] % ITEMS, by_pair[1])]), rows_S, positives_S)
+        return cls(_add_up(pending), np.sum(rows_NS, 0), np.sum(positives_NS, 0))
 
     def to_bytes(self) -> bytes:
         """For `from_bytes`."""
@@ -94,7 +98,7 @@ class Popularity:
         """Counts as they were; nothing is unpickled."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             keys, times, rows_S, positives_S = (arrays[name] for name in arrays.files)
-        return cls._from_pairs((keys, times), rows_S, positives_S)
+        return cls((keys, times), rows_S, positives_S)
 
     def scores(self, scenario_B: Ints, item_B: Ints) -> Floats:
         """float64 [B]: what popularity ranks rows by, from their scenario and item numbers, int64 [B]."""
@@ -202,19 +206,21 @@ class _Prepared:
 
 @functools.lru_cache(KEPT)
 def _read(data: _Prepared, scenarios: int) -> Popularity:
-    results = run_partitions(_count, partitions.count(data.output), prepared=data.output, scenarios=scenarios)
-    return Popularity.add([Popularity.from_bytes(result["counts"]) for result in in_order(results)])
+    total = partitions.count(data.output)
+    results = run_partitions(_count, total, prepared=data.output, scenarios=scenarios)
+    return Popularity.add(Popularity.from_bytes(result["counts"]) for result in in_order(results, range(total)))
 
 
 def _count(numbers: list[int], prepared: StageOutput, scenarios: int) -> dict[str, Any]:
-    return {"counts": Popularity.add([Popularity.of(prepared, n, scenarios) for n in numbers]).to_bytes()}
+    return {"counts": Popularity.add(Popularity.of(prepared, n, scenarios) for n in numbers).to_bytes()}
 
 
 @functools.lru_cache(KEPT)
 def _reports(data: _Prepared, part: str, names: tuple[str, ...], numbers: tuple[int, ...]) -> dict[str, Report]:
     total, counts = partitions.count(data.output), _read(data, len(names))
-    results = in_order(run_partitions(_sum, total, numbers, prepared=data.output, part=part, counts=counts))
-    sums = {name: Sums.add(Sums.from_bytes(result[name]) for result in results) for name in WAYS}
+    results = run_partitions(_sum, total, numbers, prepared=data.output, part=part, counts=counts)
+    parts = ({name: Sums.from_bytes(result[name]) for name in WAYS} for result in in_order(results, numbers))
+    sums = functools.reduce(lambda one, other: {name: Sums.add([one[name], other[name]]) for name in WAYS}, parts)
     return reports_of({name: one.report(names) for name, one in sums.items()})
 
 
