@@ -30,7 +30,7 @@ endif
 tests-with-ray: MARKED = ray
 tests-without-ray: MARKED = not ray
 tests-with-ray tests-without-ray: install
-	COVERAGE_FILE=.coverage.$@ $(BIN)/python -m pytest --cov --cov-report= -m '$(MARKED)'
+	COVERAGE_FILE=.coverage.$@ $(BIN)/python -m pytest --cov --cov-report= --durations=25 -m '$(MARKED)'
 
 # With the oldest Ray and transformers that pyproject.toml allows, in an environment of its own: both engines, all stages
 # from the command line, and the endpoint.

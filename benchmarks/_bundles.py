@@ -83,11 +83,6 @@ def _codes(net: Any, data: Dataset) -> Iterator[pa.Table]:
         yield pa.table([ids, to_column(codes.half().numpy())], ["id", "code"])
 
 
-def default_model(**changes: Any) -> ModelConfig:
-    """The model that is measured: all defaults but for these."""
-    return ModelConfig.model_validate(changes)
-
-
 def bodies(uri: str, file: Path, candidates: int = 100, requests: int = 500, **fields: Any) -> Path:
     """A file of rank requests with these fields, one JSON a line: real users, random items."""
     folder = Path(uri)

@@ -90,7 +90,7 @@ STAGES = (
     Stage("prepare with 4 negatives a row", {"stage": "prepare", "by": "llm4msr", "negatives": 4}, True),
     Stage("extract, without the LLM", {"stage": "extract"}, True),
     Stage("evaluate", {"stage": "evaluate"}, True),
-    Stage("export", {"stage": "export"}, False),
+    Stage("export", {"stage": "export"}, True),
     Stage("explain", {"stage": "explain"}, False),
 )
 

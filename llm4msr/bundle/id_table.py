@@ -29,6 +29,8 @@ from llm4msr.storage.vectors import to_matrix
 from llm4msr.text import quote, shorten
 
 _KEYS: dict[str, pa.DataType] = {"hash": pa.uint32(), "id": pa.large_string()}
+_HOME = "home"
+"""A column that is not written: the hash that decides an id's partition."""
 LIST = pa.large_list(pa.int32())
 """A column of as many numbers as each row has."""
 
@@ -39,9 +41,9 @@ def table_schema(columns: Mapping[str, pa.DataType], metadata: dict[bytes | str,
 
 
 def write(file: UPath, partitions: Iterable[pa.Table], schema: pa.Schema) -> int:
-    """Write a table for each partition, in their order, its rows in any; gives back the number of rows.
+    """Write a table for each partition, in their order; gives back the number of rows.
 
-    A table has `id` and the columns of the schema, but for `hash`.
+    A table has `id` and the columns of the schema, but for `hash`, its rows in any order; or it is one of `with_keys`.
 
     Raises:
         StorageError: an id stands twice, or in another partition than its own; or the place cannot be written.
@@ -49,11 +51,11 @@ def write(file: UPath, partitions: Iterable[pa.Table], schema: pa.Schema) -> int
     rows, spans = 0, []
     with storage.create(file) as stream, pa.ipc.new_file(cast("IOBase", stream), schema) as writer:
         for table in partitions:
-            ids = strings(table["id"])
-            hash_N = hash_ids(ids)
-            spans.append(np.array([hash_N.min(), hash_N.max()] if ids else [], np.uint64))
-            hashes = pa.array(checksum(map(str.encode, ids)))
-            writer.write_batch(_sort(file, table.select(schema.names[1:]).add_column(0, "hash", hashes).cast(schema)))
+            keyed = table if _HOME in table.column_names else with_keys(table, schema, str(file))
+            home_N = keyed[_HOME].to_numpy()
+            spans.append(np.array([home_N.min(), home_N.max()] if len(home_N) else [], np.uint64))
+            whole = keyed.select(schema.names).cast(schema).combine_chunks()
+            writer.write_batch(next(iter(whole.to_batches()), pa.RecordBatch.from_pylist([], schema)))
             rows += len(table)
         total = len(spans)
         if not _is_power_of_two(total) or any((numbers_of(s, total) != p).any() for p, s in enumerate(spans)):
@@ -61,15 +63,21 @@ def write(file: UPath, partitions: Iterable[pa.Table], schema: pa.Schema) -> int
     return rows
 
 
-def _sort(file: UPath, table: pa.Table) -> pa.RecordBatch:
-    """The table as one batch, by hash and id."""
-    order = _order(table)
-    table = table.take(order).combine_chunks()
+def with_keys(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
+    """The rows of a table by hash and id, with these as columns, and in another what tells each id's partition.
+
+    Raises:
+        StorageError: an id stands twice; the error names the file so.
+    """
+    ids = strings(table["id"])
+    table = table.select(schema.names[1:]).add_column(0, "hash", pa.array(checksum(map(str.encode, ids)))).cast(schema)
+    table = table.append_column(_HOME, pa.array(hash_ids(ids)))
+    table = table.take(_order(table)).combine_chunks()
     hash_N = table["hash"].to_numpy()
     for row in np.flatnonzero(hash_N[1:] == hash_N[:-1]).tolist():
         if table["id"][row] == table["id"][row + 1]:
-            raise StorageError(f"{file}: id {quote(table['id'][row].as_py())} stands twice; nothing written")
-    return next(iter(table.to_batches()), pa.RecordBatch.from_pylist([], table.schema))
+            raise StorageError(f"{name}: id {quote(table['id'][row].as_py())} stands twice; nothing written")
+    return table
 
 
 def _order(table: pa.Table) -> Column:

@@ -9,6 +9,7 @@ Where users are pooled from items, newer events give newer codes by the vectors 
 """
 
 import json
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,14 +22,14 @@ from llm4msr.bundle.files import LATEST, BundleDescription, codes_root
 from llm4msr.bundle.id_table import IdTable, Partition
 from llm4msr.bundle.user_features import UserFeatures
 from llm4msr.config import Config
+from llm4msr.data import partitions
 from llm4msr.errors import ConfigError
-from llm4msr.export import user_codes, user_features, user_pasts
+from llm4msr.export import partition_tables, user_codes, user_features, user_pasts
 from llm4msr.export.export import llm_identity
-from llm4msr.export.user_pasts import Numbers
+from llm4msr.export.user_pasts import Numbers, Source
 from llm4msr.knowledge.forget import ids_to_forget, leave_out
 from llm4msr.storage import StageOutput, StageResult
 from llm4msr.storage.local_copy import open_local
-from llm4msr.training.pasts import Pasts
 
 
 class Served(NamedTuple):
@@ -109,13 +110,14 @@ def _write_events(config: Config, prepared: StageOutput, served: Served, at: UPa
     local, description = open_local(str(served.output.folder)), served.description  # held as long as it is mapped
     items, forget = files.read_items(local.folder), ids_to_forget(config)
     numbers, bundle = _numbers(prepared, items, description), storage.path(local.folder)
-    pasts, rows = Pasts(prepared, description.model.past_events, fresh=True), {}
-    events = user_pasts.read_all(prepared, pasts, numbers, forget)
-    rows[files.PASTS] = id_table.write(at / files.PASTS, events, files.past_schema(bundle))
+    source = Source(prepared, description.model.past_events, numbers, forget)
+    total, rows = partitions.count(prepared), {}
+    events = partial(user_pasts.events_of, source=source)
+    rows[files.PASTS] = partition_tables.write(at / files.PASTS, events, total, files.past_schema(bundle))
     if description.pools_items and description.model.reads_codes:
-        coder = files.read_coder(bundle, description)
-        codes = user_pasts.encode_all(prepared, pasts, numbers, items.numbers["vector"], coder, forget)
-        rows[files.CODES] = id_table.write(at / files.CODES, codes, files.code_schema(bundle))
+        coder, vectors = files.read_coder(bundle, description), items.numbers["vector"]
+        codes = partial(user_pasts.codes_of, source=source, vector_ID=vectors, coder=coder)
+        rows[files.CODES] = partition_tables.write(at / files.CODES, codes, total, files.code_schema(bundle))
     return rows
 
 

@@ -3,16 +3,14 @@
 A code is what serving keeps of a user's knowledge: K float16 numbers.
 """
 
-from collections.abc import Iterable, Iterator
-from itertools import chain, groupby, pairwise
-from operator import itemgetter
+from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
 import torch
 
 from llm4msr import ray_session
 from llm4msr.arrays import strings
+from llm4msr.export.partition_tables import split
 from llm4msr.hashes import hash_ids, numbers_of
 from llm4msr.knowledge.index import RowGroup
 from llm4msr.knowledge.rows import good_rows, read_vectors, row_groups
@@ -51,25 +49,3 @@ def encode(part: pa.Table, coder: KnowledgeCode) -> pa.Table:
     z_NZ = torch.from_numpy(to_matrix(good["vector"]).copy())  # torch wants memory that it may write to
     code_NK = coder(z_NZ, torch.ones(len(good), dtype=torch.bool)).half().numpy()
     return pa.table([good["raw_id"].cast(pa.large_string()), to_column(code_NK)], ["id", "code"])
-
-
-def split(tables: Iterable[pa.Table], total: int) -> Iterator[pa.Table]:
-    """One table for each of `total` partitions, from tables whose `partition` ascends from one to the next."""
-    done, empty = 0, None
-    for number, parts in groupby(chain.from_iterable(map(_runs, tables)), key=itemgetter(0)):
-        table = pa.concat_tables([part for _, part in parts]).drop_columns("partition")
-        empty = table.slice(0, 0)
-        yield from [empty] * (number - done)
-        yield table
-        done = number + 1
-    if empty is not None:
-        yield from [empty] * (total - done)
-
-
-def _runs(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
-    """The table cut where `partition` changes, each piece with its number."""
-    numbers = table["partition"].to_numpy()
-    starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(table)]
-    for start, end in pairwise(starts):
-        if end > start:
-            yield int(numbers[start]), table.slice(start, end - start)

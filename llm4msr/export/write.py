@@ -1,8 +1,8 @@
 """The files of a bundle, written from a trained net and the data it was trained on."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pyarrow as pa
@@ -29,20 +29,21 @@ from llm4msr.bundle.pasts import SCHEMA
 from llm4msr.bundle.scorer import candidate_rows
 from llm4msr.config import Config
 from llm4msr.data import catalogue, partitions
-from llm4msr.export import user_pasts
+from llm4msr.export import partition_tables, user_pasts
 from llm4msr.export.as_trained import AsTrained
 from llm4msr.export.calibration import Calibrated
 from llm4msr.export.self_test import self_test
-from llm4msr.export.user_pasts import Numbers
+from llm4msr.export.user_pasts import Numbers, Source
 from llm4msr.knowledge.forget import leave_out
+from llm4msr.model.embedding import slot_starts
 from llm4msr.model.net import RankerNet
 from llm4msr.model.serving_fold import can_fold
 from llm4msr.model.serving_net import Lines, ServingNet
-from llm4msr.storage import StageResult
+from llm4msr.storage import StageOutput, StageResult
 from llm4msr.storage.vectors import to_column
 from llm4msr.training.dataset import Dataset
-from llm4msr.training.feature_tables import FeatureTables
 from llm4msr.training.pasts import Pasts
+from llm4msr.training.user_features import UserFeatures
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,10 @@ class Sources:
         context: dict[str, list[str]] = self.data.prepared.json("fields.json")["context"]
         return context
 
-    def numbers(self, row_I: Ints) -> Numbers:
-        """What the numbers of the data are in the bundle, given the row of each item."""
-        return Numbers(row_I, np.arange(self.data.tables.scenarios))
+    def events(self, row_I: Ints) -> Source:
+        """Users' latest events, in the numbers of the bundle, given the row of each item."""
+        numbers = Numbers(row_I, np.arange(self.data.tables.scenarios))
+        return Source(self.data.prepared, self.config.model.past_events, numbers, self.forget)
 
 
 def write_bundle(sources: Sources, folder: UPath, llm: dict[str, str], card: str) -> StageResult:
@@ -103,11 +105,10 @@ def write_bundle(sources: Sources, folder: UPath, llm: dict[str, str], card: str
     description, serving = _write_net(sources, folder, llm)
     storage.write_bytes(folder / "README.md", card.encode())
     files = dict.fromkeys((DESCRIPTION, NET, CODER, "README.md"), 1)
-    users = (leave_out(table, sources.forget) for table in _users(sources.data))
-    files[USERS] = id_table.write(folder / USERS, users, _users_schema(sources.data.tables))
-    files[CODES] = id_table.write(folder / CODES, _codes(sources), code_schema(folder))
+    files[USERS] = _write_users(folder / USERS, sources)
+    files[CODES] = _write_codes(folder / CODES, sources)
     row_I, files[ITEMS] = _write_items(folder / ITEMS, sources, serving if description.scorer == "folded" else None)
-    files[PASTS] = id_table.write(folder / PASTS, _events(sources, row_I), SCHEMA)
+    files[PASTS] = _write_events(folder / PASTS, sources, row_I)
     trained = AsTrained(sources.net, sources.data, sources.vectors, sources.lines)
     test = self_test(trained, sources.context, sources.pasts, sources.forget)
     storage.write_bytes(folder / SELF_TEST, test.model_dump_json(indent=1).encode())
@@ -146,32 +147,39 @@ def _write_net(sources: Sources, folder: UPath, llm: dict[str, str]) -> tuple[Bu
     return description, serving
 
 
-def _codes(sources: Sources) -> Iterable[pa.Table]:
+def _write_users(file: UPath, sources: Sources) -> int:
+    """The features of users."""
+    tables, prepared = sources.data.tables, sources.data.prepared
+    features, start_S = UserFeatures(prepared, sources.config.model), slot_starts(tables.fields, "user")
+    make = partial(_users_of, prepared=prepared, features=features, start_S=start_S, forget=sources.forget)
+    schema = id_table.table_schema({"slots": pa.list_(pa.int32(), tables.user_slots)}, {})
+    return partition_tables.write(file, make, partitions.count(prepared), schema)
+
+
+def _users_of(partition: int, prepared: StageOutput, features: UserFeatures, start_S: Ints, forget: Column) -> pa.Table:
+    """The users of a partition, the unknown one left out: id, and slots int32 [S]."""
+    ids = partitions.read(prepared, "users", partition, ["user_id"])["user_id"]
+    slots_NS = features.numbers(partition) + start_S
+    table = pa.table([ids, to_column(slots_NS.astype(np.int32))], ["id", "slots"])
+    return leave_out(table.slice(1) if partition == 0 else table, forget)
+
+
+def _write_codes(file: UPath, sources: Sources) -> int:
     """The codes of users, pooled from the items where these have the vectors."""
+    schema = code_schema(file.parent)
     if sources.vectors is None:
-        return (leave_out(table, sources.forget) for table in sources.codes)
-    every = sources.numbers(np.r_[-1, 1 : len(sources.vectors)])
-    prepared, coder = sources.data.prepared, sources.net.user_code
-    return user_pasts.encode_all(prepared, sources.pasts, every, sources.vectors, coder, sources.forget)
+        return id_table.write(file, (leave_out(table, sources.forget) for table in sources.codes), schema)
+    source = sources.events(np.r_[-1, 1 : len(sources.vectors)])
+    make = partial(user_pasts.codes_of, source=source, vector_ID=sources.vectors, coder=sources.net.user_code)
+    return partition_tables.write(file, make, partitions.count(source.prepared), schema)
 
 
-def _events(sources: Sources, row_I: Ints) -> Iterable[pa.Table]:
+def _write_events(file: UPath, sources: Sources, row_I: Ints) -> int:
     """The latest events of users, where the model reads them or codes are pooled from them."""
     if not sources.config.model.reads_pasts and sources.vectors is None:
-        return ()
-    return user_pasts.read_all(sources.data.prepared, sources.pasts, sources.numbers(row_I), sources.forget)
-
-
-def _users_schema(tables: FeatureTables) -> pa.Schema:
-    return id_table.table_schema({"slots": pa.list_(pa.int32(), tables.user_slots)}, {})
-
-
-def _users(data: Dataset) -> Iterator[pa.Table]:
-    """The users of each partition, the unknown one left out: id, and slots int32 [S]."""
-    for number, users in enumerate(partitions.read_each(data.prepared, "users", ["user_id"])):
-        slots = to_column(data.tables.users.open(number))
-        table = users.rename_columns(["id"]).append_column("slots", slots)
-        yield table.slice(1) if number == 0 else table
+        return id_table.write(file, (), SCHEMA)
+    make = partial(user_pasts.events_of, source=sources.events(row_I))
+    return partition_tables.write(file, make, partitions.count(sources.data.prepared), SCHEMA)
 
 
 def _write_items(file: UPath, sources: Sources, folded: ServingNet | None) -> tuple[Ints, int]:

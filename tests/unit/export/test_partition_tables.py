@@ -1,9 +1,9 @@
-"""Codes come as one table for each partition, however their rows were cut before."""
+"""Tables come whole, one for each partition, however Ray Data cut them."""
 
 import pyarrow as pa
 import pytest
 
-from llm4msr.export.user_codes import split
+from llm4msr.export.partition_tables import split
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 100])
