@@ -15,7 +15,7 @@ import torch
 from llm4msr import storage
 from llm4msr.arrays import strings
 from llm4msr.bundle import files
-from llm4msr.config import Config, ModelConfig
+from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.export.write import Sources, write_bundle
 from llm4msr.knowledge.item_vectors import of_unit_length
