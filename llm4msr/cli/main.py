@@ -25,8 +25,9 @@ app = typer.Typer(
     help="LLM knowledge for multi-scenario recommenders: extracted once offline, served by a small fast ranker.\n\n"
     "For your own data, `init` writes a first config and `check` shows what it makes of the data. "
     "The stages, in order: prepare, extract, train, evaluate, export, explain, serve. `run` does all up to export; "
-    "`refresh` brings newer knowledge to what is served, and `score` writes lists for all users. Each is a function of "
-    "one TOML file, finds what it finished before, and continues what was interrupted.\n\n"
+    "`refresh` brings newer knowledge to what is served, `score` writes lists for all users, `tune` looks for better "
+    "settings. Each is a function of one TOML file, finds what it finished before, and continues what was "
+    "interrupted.\n\n"
     "Exit codes: 0 fine, 2 wrong config or input, 3 more failed rows than allowed (or skew), 130 and 143 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -49,8 +50,8 @@ def _print_version(wanted: bool) -> None:
 Version = Annotated[
     bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show warnings and errors alone, and the result.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Show also what Ray logs, and where an error arose.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show only warnings, errors and the result.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Also show what Ray logs, and where an error arose.")]
 
 
 @app.callback()
@@ -61,15 +62,15 @@ def options(version: Version = False, quiet: Quiet = False, verbose: Verbose = F
 
 VERBS = {
     "prepare": "Read the source, split it, fit vocabularies and statistics on training rows.",
-    "extract": "Ask the frozen LLM about every user (or item) and scenario; resumable by shards.",
+    "extract": "Ask the frozen LLM about every user (or item) and scenario; goes on after the last finished shard.",
     "train": "Train the configured model on Ray Train; continues from its last checkpoint.",
     "evaluate": "Compare trained models on the test rows, per scenario and overall, and publish their predictions.",
     "export": "Write the bundle that serving loads: weights, vocabularies and user codes.",
     "explain": "Write report.html: what the model gains over the plain one and its controls, how surely, and for whom; "
     "evaluates first if need be.",
     "refresh": "Make the users' codes of a served bundle again from newer knowledge; its endpoints take them over.",
-    "score": "Write a list of the best items for each user to Parquet, 100 in every scenario unless [score] says "
-    "otherwise; what the user has already seen is left out. Resumable by some thousand users.",
+    "score": "Write each user's best items to Parquet, 100 in every scenario unless [score] says otherwise, without "
+    "those that the user has already seen; an interrupted run goes on.",
     "run": "Everything from prepare to export, training each model that [evaluate] compares.",
 }
 """What each verb does whose work is a function of `llm4msr.pipeline` with the same name."""
@@ -85,15 +86,15 @@ for _verb, _description in VERBS.items():
     _add_verb(_verb, _description)
 
 
-Trials = Annotated[int | None, typer.Option("--trials", metavar="N", help="Trials of each model, as tune.trials says.")]
+Trials = Annotated[int | None, typer.Option("--trials", metavar="N", help="Trials of each model; else tune.trials.")]
 
 
 @app.command()
 def tune(config: ConfigPath, set_: Overrides = [], trials: Trials = None, dry_run: DryRun = False) -> None:
     """Look for better values of the ranker's keys, on Ray Tune: for the configured model and, with the same budget, for
-    the plain backbone, knowledge as it is. Writes a TOML file to run for each of the two, and a table.
+    the plain backbone; the knowledge stays as it is. Writes a TOML file to run for each of the two, and a table.
 
-    Trials are judged by the AUC of validation rows, never of test rows, and the slow ones are stopped early (ASHA). The
+    Trials are judged by the AUC of validation rows, never of test rows, and weak ones are stopped early (ASHA). The
     first has the config's own values. Killed and started again, it goes on from the trials that had ended.
 
     Tuned, unless [tune.space] says otherwise: train.learning_rate from 0.0003 to 0.01, train.weight_decay,
