@@ -33,7 +33,7 @@ class TableColumns(Section):
     """The column of item ids in `items`, if it has another name there."""
     scenario: str = "scenario"
     """The column of `interactions` that names the scenario, such as a page, a shelf or a channel. Empty = all rows are
-    of one scenario, `all`; there is then nothing that one could tell of another."""
+    of one scenario, `all`, and no scenario can learn from another."""
     label: str = ""
     """The column of `interactions` to be predicted: a number from 0 to 1, `true` or `false`; above 0.5 the item counts
     as liked. Empty = every row is a like, and `split.negatives` must draw the others."""

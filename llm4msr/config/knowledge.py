@@ -53,8 +53,8 @@ class ExtractConfig(Section):
     An endpoint (`engine = "http"`) pools as it does: `last` or `mean` then say how, and so what it reads; `answer` it
     cannot give."""
     layer: int = Field(0, ge=0)
-    """Which of the LLM's layers they are the hidden states of, counted from 1; 0 = the last one, after its final norm.
-    Layers in the middle can say more of what a text is about. `transformers` gives any, vLLM the last one alone."""
+    """The LLM layer whose hidden states become vectors, counted from 1; 0 = the last one, after its final norm. Middle
+    layers can say more of what a text is about. `transformers` gives any, vLLM the last one alone."""
     answers: Literal["scenarios", "none", "all"] = "scenarios"
     """Texts that the LLM writes for people to read: its answer about each scenario (`scenarios`), none at all (`none`),
     or also about each user or item (`all`), which takes far longer than reading the prompts. They change vectors
@@ -76,10 +76,10 @@ class ExtractConfig(Section):
     quantization: str = ""
     """vLLM: how the weights are quantised, such as `fp8`; it decides vectors too."""
     tokens_per_second: Annotated[float, Key.HOW] = Field(0, ge=0)
-    """Of one actor, without tokens from the prefix cache: for `--dry-run` alone. 0 = as an earlier version measured, or
-    estimated from this machine."""
+    """Tokens that an actor reads a second, those from the prefix cache not counted: for `--dry-run` alone. 0 = as an
+    earlier version measured, or estimated from this machine."""
     actor_cost_per_hour: Annotated[float, Key.HOW] = Field(0, ge=0)
-    """In whatever currency: for `--dry-run` and progress."""
+    """What an actor costs an hour, in any currency: for `--dry-run` and progress."""
     rows_per_shard: Annotated[Annotated[int, Field(ge=1, le=1 << 16)] | Literal["auto"], Key.HOW] = "auto"
     """Prompts that an actor reads at a time and writes as one file. An interrupted run loses the shards in flight:
     fewer rows lose less, more rows make fewer files. `auto` is 4,096 on GPUs, which is a minute or more of one, 256 on
@@ -97,7 +97,8 @@ class ExtractConfig(Section):
     """How far a scenario's statistics may move before the LLM is asked about it again: counts by this fraction of those
     in its prompt, shares by this much, and half of the titles and categories. 0 = whenever they move at all."""
     max_failed_fraction: Annotated[float, Key.HOW] = Field(0.01, ge=0, le=1)
-    """Of the users, of the items and of the scenarios separately."""
+    """The share of rows that may fail, of the users, the items and the scenarios separately. More end the run with exit
+    code 3; all other rows are kept."""
     forget: Annotated[str, Key.URI] = ""
     """URI of a file with one raw user id a line, exactly as the source has it: they get no knowledge, and `knowledge
     prune` deletes what older versions hold of them."""

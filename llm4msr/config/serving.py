@@ -58,7 +58,7 @@ class ServeConfig(Section):
     max_replicas: int = Field(0, ge=0)
     """If more than `replicas`: as many replicas as the load needs, up to this many; 0 = always `replicas`."""
     max_candidates: int = Field(1000, ge=1, le=100_000)
-    """Of one HTTP request; more are refused with 413."""
+    """Candidates of one HTTP request; more are refused with 413."""
     max_history: int = Field(200, ge=0, le=1_000)
     """Events in the history of one ranking request; more are refused with 422."""
     max_body_bytes: int = Field(1 << 20, ge=1024)
@@ -69,7 +69,7 @@ class ServeConfig(Section):
     """Requests that wait for a place, at each replica behind HAProxy, else at each of Ray Serve's own proxies; more are
     refused with 429."""
     timeout_s: float = Field(10.0, gt=0)
-    """For the body to arrive, else 408."""
+    """Seconds in which the body of a request must arrive, else 408."""
     events: str = Field("", pattern=r"^(/.*)?$")
     """Folder of the log of `POST /v1/events`, in full, on a disk of the machine that keeps it; empty = no events."""
     events_days: float = Field(7.0, gt=0)

@@ -46,9 +46,9 @@ class TrainConfig(Section):
     device: Annotated[Literal["cpu", "gpu"], Key.HOW] = "cpu"
     """What each worker trains on: one core, or one GPU, which pays for large batches and models."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the matrix products in training: `bfloat16` is up to twice as fast where the CPU (avx512_bf16, AMX) or the GPU
-    has instructions for it, and slower where not. `auto` looks at the first worker's machine, and keeps to what it
-    chose when the run goes on elsewhere; for a backbone of your own, or hidden layers narrower than 32, it takes
+    """Number format of the matrix products in training: `bfloat16` is up to twice as fast where the CPU (avx512_bf16,
+    AMX) or the GPU has instructions for it, and slower elsewhere. `auto` looks at the first worker's machine, and keeps
+    its choice when the run goes on on another; for a backbone of your own, or hidden layers narrower than 32, it takes
     `float32`. Weights, averages and all scoring are float32 either way, and results differ by less than those of two
     seeds do."""
     checkpoint_batches: Annotated[int, Key.HOW] = Field(1000, ge=0)
@@ -88,4 +88,5 @@ class EvaluateConfig(Section):
     `model.match` or else all parts of it that need vectors. The others are the configured model with another way of
     using knowledge, or with wrong vectors (`shuffled`, `random`)."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...], AfterValidator(check_seeds)] = ()
-    """Empty = the config's own seed."""
+    """Each model is trained once with each of these, and the table shows mean and deviation. Empty = the config's own
+    `seed` alone."""
