@@ -235,7 +235,7 @@ def _optuna(config: Config, domains: dict[str, Any], first: list[Settings], ende
     try:
         import optuna
     except ImportError:
-        raise ConfigError("tune.search = 'optuna' needs `pip install llm4msr[tune]`, or set it to 'random'") from None
+        raise ConfigError("tune.search = 'optuna' needs `pip install 'llm4msr[tune]'`, or set it to 'random'") from None
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

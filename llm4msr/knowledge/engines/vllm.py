@@ -61,7 +61,7 @@ class VllmEngine:
             import vllm.config.pooler
         except ImportError as error:
             raise MissingExtraError(
-                f"engine 'vllm': {error}; install it with `pip install 'llm4msr[gpu]'` (or [cpu], see the README), "
+                f"engine 'vllm': {error}; install it with `pip install 'llm4msr[gpu]'` (on CPUs see docs/knowledge.md) "
                 "or use extract.engine = 'transformers'"
             ) from None
         self._vllm: ModuleType = vllm
