@@ -187,10 +187,9 @@ def predict_hours(
 
 
 def predict_memory(users: int, grown: dict[str, tuple[Growth, int, int]]) -> dict[str, float]:
-    """Bytes that a process needs beyond what it needs without rows."""
+    """Bytes that the driver of each stage needs beyond what it needs without rows."""
     rows = users * ROWS_PER_USER.value
-    of_drivers = {f"{name}: the driver": growth.driver * rows for name, (growth, _, _) in grown.items()}
-    return of_drivers | {f"{name}: its largest process": g.other * rows for name, (g, _, _) in grown.items()}
+    return {name: growth.driver * rows for name, (growth, _, _) in grown.items()}
 
 
 def stored_bytes(actor: dict[str, float]) -> float:
@@ -201,7 +200,11 @@ def stored_bytes(actor: dict[str, float]) -> float:
 def bottleneck(hours: dict[str, float], memory: dict[str, float]) -> str:
     """What stops the run, or else takes most of its time."""
     most = max(memory, key=lambda name: memory[name])
-    return f"memory of {most}" if memory[most] > DRIVER_BYTES.value else max(hours, key=lambda name: hours[name])
+    return (
+        f"the driver's memory in {most}"
+        if memory[most] > DRIVER_BYTES.value
+        else max(hours, key=lambda name: hours[name])
+    )
 
 
 def report(actors: dict[int, dict[str, float]], grown: dict[str, tuple[Growth, int, int]]) -> str:
@@ -249,7 +252,8 @@ def report(actors: dict[int, dict[str, float]], grown: dict[str, tuple[Growth, i
 ## Measured
 
 What a row more takes of each stage ([data-scale](results/data-scale.md)); the driver, and the largest of all other
-processes, by their highest resident memory:
+processes, by their highest resident memory (which has the pages of Ray's object store that a process has touched, 1 GiB
+at most here):
 
 {table(heads, measured)}
 
@@ -272,7 +276,8 @@ process's work. Loading the LLM, starting machines and failures are left out.
 
 {table(["", *(f"{users:.0e} users, {gpus} GPUs".replace("e+0", "e") for users, gpus in cases)], lines)}
 
-Memory of one process beyond what it takes without rows, where it passes 1 GB:
+The driver's memory beyond what it takes without rows, if it went on growing along that line, where it passes 1 GB.
+Other processes hold a partition or a few, of at most five million rows, however many there are:
 
 {table(["", *(f"{users:.0e} users".replace("e+0", "e") for users in USERS)], needs)}
 
