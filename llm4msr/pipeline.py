@@ -61,19 +61,19 @@ __all__ = [
 
 
 def prepare(config: Config) -> StageOutput:
-    """Read the source, split it, and publish tables of numbers; see `data.prepare`."""
+    """Read the source, split it, and publish tables of numbers by partition of users; warns of likely mistakes."""
     return prepare_stage.prepare(config, sampler)
 
 
 def extract(config: Config) -> StageOutput:
-    """Ask the frozen LLM and publish its vectors and texts; see `knowledge.extract`."""
+    """Ask the frozen LLM and publish its vectors and texts; an interrupted run keeps its finished shards."""
     from llm4msr.knowledge import extract as extract_stage
 
     return extract_stage.extract(config, prepared(config))
 
 
 def train(config: Config) -> StageOutput:
-    """Train the configured model and publish its weights; see `training.train`."""
+    """Train the configured model and publish the weights of its best epoch, and the history of all."""
     from llm4msr.model import backbones
     from llm4msr.training import train as train_stage
 
@@ -82,7 +82,7 @@ def train(config: Config) -> StageOutput:
 
 
 def tune(config: Config) -> StageOutput:
-    """Publish a config with better values of the ranker's keys, and one for the plain backbone; see `training.tune`."""
+    """Publish a config with better values of the ranker's keys, and one for the plain backbone."""
     from llm4msr.model import backbones
     from llm4msr.training import tune as tune_stage
 
@@ -91,14 +91,14 @@ def tune(config: Config) -> StageOutput:
 
 
 def evaluate(config: Config) -> StageOutput:
-    """Compare the trained models on the test rows; see `training.evaluate`."""
+    """Compare the trained models on the test rows: publish `metrics.json`, `table.md` and all predictions."""
     from llm4msr.training import evaluate as evaluate_stage
 
     return evaluate_stage.evaluate(config, _compared(config))
 
 
 def export(config: Config) -> StageOutput:
-    """Publish the bundle of the configured model; see `export.export`."""
+    """Publish the bundle of the configured model, which serving loads."""
     from llm4msr.export import export as export_stage
 
     export_stage.check_servable(config)
@@ -106,8 +106,7 @@ def export(config: Config) -> StageOutput:
 
 
 def explain(config: Config) -> StageOutput:
-    """Publish the report on the models that `evaluate` compares, which it does first if need be; see
-    `explain.stage`."""
+    """Publish `report.html` on the models that `evaluate` compares, which it does first if need be."""
     from llm4msr.explain import stage as explain_stage
     from llm4msr.training import evaluate as evaluate_stage
 
@@ -117,7 +116,7 @@ def explain(config: Config) -> StageOutput:
 
 
 def refresh(config: Config) -> StageOutput:
-    """Publish what is newly known of users for a bundle that is served; see `export.refresh`."""
+    """Publish what is newly known of users for a bundle that is served; its endpoints take it over."""
     from llm4msr.export import refresh as refresh_stage
 
     served = refresh_stage.Served.open(exported(config))
@@ -126,7 +125,7 @@ def refresh(config: Config) -> StageOutput:
 
 
 def score(config: Config) -> StageOutput:
-    """Publish each user's best items by the bundle and the newest codes for it; see `score.stage`."""
+    """Publish each user's best items, by the bundle and the newest codes for it, as Parquet."""
     from llm4msr.bundle import files
     from llm4msr.score import stage as score_stage
 
@@ -135,7 +134,7 @@ def score(config: Config) -> StageOutput:
 
 
 def skew(config: Config, most: int) -> "Skew":
-    """Compare the newest requests of the log, so many at most, with what training makes of them; see `export.skew`."""
+    """Compare the newest requests of the log, at most so many, with what the trained net makes of them."""
     from llm4msr.export import skew as skew_check
 
     return skew_check.check(config, trained(config), exported(config), most)
