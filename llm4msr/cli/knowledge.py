@@ -42,7 +42,7 @@ def show(
     user: Annotated[str, typer.Argument(metavar="USER", help="The user's id as the source has it.")],
     set_: Overrides = [],
 ) -> None:
-    """Show what the LLM read of a user and said, and the users whose vectors are nearest."""
+    """Show what the LLM read about a user and what it said, and the users whose vectors are nearest."""
     from llm4msr import pipeline
     from llm4msr.knowledge import inspect
 
@@ -61,7 +61,7 @@ def export(
     config: ConfigPath,
     to: Annotated[str, typer.Option("--to", metavar="URI", help="Folder or URI; the version gets a folder there.")],
     set_: Overrides = [],
-    codes: Annotated[bool, typer.Option("--codes", help="Write the exported ranker's codes of users instead.")] = False,
+    codes: Annotated[bool, typer.Option("--codes", help="Write the exported ranker's user codes instead.")] = False,
 ) -> None:
     """Write vectors of users, items and scenarios by raw id to Parquet, for other models.
 
@@ -85,16 +85,16 @@ def prune(
     config: ConfigPath,
     set_: Overrides = [],
     keep: Annotated[int, typer.Option("--keep", min=1, help="How many of the newest versions stay.")] = 1,
-    unfinished: Annotated[bool, typer.Option("--unfinished", help="Delete what unfinished runs left as well.")] = False,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Also delete what unfinished runs left.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and delete nothing.")] = False,
 ) -> None:
-    """Delete old versions, and every row that no version left refers to.
+    """Delete old versions, and every row that no remaining version refers to.
 
-    This config's own version stays. Versions from before the newest list of users to forget (extract.forget) go
-    whatever --keep says, so that nothing of these users is left in the store. Prepared data and bundles are not
-    touched: prepare from data without these users, and export again. Of the raw rows that `prepare` keeps by partition
-    (the folder `shuffle`), those go that this config's prepared data was not made of. From the log of requests
-    (serve.log.folder), if there is one, the rows of the users to forget go.
+    This config's own version stays. Versions from before the newest list of users to forget (extract.forget) are
+    deleted whatever --keep says, so that nothing of these users is left in the store. Prepared data and bundles are not
+    touched: prepare from data without these users, and export again. Also deleted are the raw rows in the folder
+    `shuffle` that this config's prepared data was not made of and, if there is a log of requests (serve.log.folder),
+    its rows of the users to forget.
     """
     from llm4msr import pipeline, storage
     from llm4msr.bundle import request_rows

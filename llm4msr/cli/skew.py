@@ -20,7 +20,7 @@ def skew(config: ConfigPath, set_: Overrides = [], rows: Rows = 1000) -> None:
     """Compare the log of requests (serve.log.folder) with what the trained net makes of the same requests.
 
     Prints how many rows differ in each of the user's features, the code, the events and the scores, and by how much.
-    Exit code 3: some do.
+    Exit code 3: some differ.
     """
     from llm4msr import pipeline
 
