@@ -100,7 +100,8 @@ class ModelConfig(Section):
     meta_residual: bool = True
     """Whether the user level adds to the features, starting at zero, or replaces them."""
     fusion: Literal["add", "gate", "concat"] = "add"
-    """How the scenario level meets the backbone: logits added, added through a gate, or a vector beside the logit."""
+    """How the scenario level meets the backbone: its logit is added (`add`), or added through a gate (`gate`), or its
+    vector stands beside the backbone's logit (`concat`)."""
     knowledge_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of users per batch whose code is replaced by the learned default."""
 

@@ -75,8 +75,9 @@ class ServeConfig(Section):
     events_days: float = Field(7.0, gt=0)
     """How long an event is kept. Newer bundles and refreshes know it if it has come into their data by then."""
     recent_events: int = Field(1_000_000, ge=1)
-    """Events of all users that each replica holds, 200 to 400 bytes each, `max_history` of a user; beyond it, those of
-    the users who were active longest ago go. A replica that starts reads as many of the log's latest."""
+    """The most events, of all users together, that each replica holds: 200 to 400 bytes each, at most `max_history` of
+    a user. Beyond that, those of the users who were active longest ago are dropped. A replica that starts reads as many
+    of the log's latest."""
     nearline: bool = False
     """Whether an LLM that is kept open reads users again whose events are new, for a model whose users an LLM has read
     (`extract.reads = "users"`); their codes then count. `llm4msr serve` starts it, with the config's LLM."""
