@@ -1,7 +1,7 @@
 """Trials of one model on Ray Tune: each trains with some settings in a process of its own, and is judged after every
 epoch by its best validation AUC so far.
 
-What is slow is stopped early (ASHA). Since that AUC never falls, the best trial is never one that was stopped: whatever
+What is weak is stopped early (ASHA). Since that AUC never falls, the best trial is never one that was stopped: whatever
 stopped it would be better, unless that one failed later. So training again with the best settings comes to the very AUC
 that was found here.
 
