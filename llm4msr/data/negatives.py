@@ -48,11 +48,12 @@ def draw(
 ) -> Drawn:
     """`each` items of the same scenario for each row, none that the user took up to that split.
 
-    A draw that is refused ten times in a row is left out, and so are rows of scenarios without training rows.
+    A draw that is refused ten times in a row is left out, and so are rows of scenarios without training rows. Number 0,
+    which many items share, is never refused.
 
     Args:
         user_R: numbers from 0.
-        item_R: numbers of items, 0 for those that no pool holds.
+        item_R: numbers of items, 0 for unknown ones.
         scenario_R: numbers of scenarios.
         split_R: 0 train, 1 valid, 2 test.
         pools: where items are drawn from.
@@ -94,4 +95,5 @@ class _Taken(NamedTuple):
         """Whether the user has taken the item up to this split."""
         key_N = user_N.astype(np.int64) * self.items + item_N
         place_N = np.minimum(np.searchsorted(self.key_T, key_N), len(self.key_T) - 1)
-        return (self.key_T[place_N] == key_N) & (self.split_T[place_N] <= split_N) & (item_N < self.items)
+        is_one_N = (item_N > 0) & (item_N < self.items)
+        return (self.key_T[place_N] == key_N) & (self.split_T[place_N] <= split_N) & is_one_N

@@ -23,7 +23,7 @@ from llm4msr.errors import ConfigError
 from llm4msr.progress import say, warn
 from llm4msr.storage import StageOutput, StageResult
 
-VERSION = 12
+VERSION = 13
 SAMPLE_ROWS = 1_000_000
 """First interactions of larger data that a dry run looks at."""
 ROWS_HERE = 5_000_000

@@ -85,7 +85,7 @@ def number(ids: Ids, known: Column) -> Ints:
 
 def _pools(pairs: Pairs, items: pa.Table, names: list[str], config: SplitConfig) -> Pools:
     item_K, scenario_K = number(pairs.item, items["item_id"]), number(pairs.scenario, pa.array(names))
-    held = np.flatnonzero((pairs.train_K > 0) & (item_K > 0))
+    held = np.flatnonzero(pairs.train_K > 0)  # rare items without a number too: else number 0 would always be a like
     weight_K = pairs.train_K if config.negatives_by == "popularity" else np.ones(len(pairs.train_K), np.int64)
     return Pools.of(scenario_K[held], item_K[held], weight_K[held], len(names))
 

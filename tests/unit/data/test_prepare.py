@@ -586,6 +586,22 @@ def test_rare_items_have_no_embedding_and_only_described_ones_a_number(tmp_path:
 
 
 @pytest.mark.parametrize("by", ["uniform", "popularity"])
+def test_rare_items_without_a_number_are_drawn_as_other_items_are(tmp_path: Path, by: str):
+    """Else an unknown item would be a like in every row that a model learns it from, or is measured on."""
+    counts = [40] * 30 + [2] * 70
+    items = np.random.default_rng(0).permutation(np.repeat(np.arange(100), counts)).tolist()
+    rows = [[f"u{at % 300}", f"i{item}", "home", 1, at, "tv"] for at, item in enumerate(items)]
+    plain = {"label": "", "items": "", "title": "", "category": "", "item_features": []}
+    split = {"kind": "random", "min_item_rows": 5, "negatives": 4, "negatives_by": by}
+    output = prepare(config_of(write_data(tmp_path, rows, users=300), table=plain, split=split))
+    for name in ("train", "valid", "test"):
+        item, label = (table(output, name)[column].to_numpy() for column in ("item", "label"))
+        rare = 140 / sum(counts) if by == "popularity" else 70 / 100
+        assert (item[label == 0] == 0).mean() == pytest.approx(rare, abs=0.06)
+        assert (item[label == 1] == 0).mean() == pytest.approx(140 / sum(counts), abs=0.06)
+
+
+@pytest.mark.parametrize("by", ["uniform", "popularity"])
 def test_negatives_are_drawn_alike_or_as_often_as_they_were_taken(tmp_path: Path, by: str):
     """Everybody takes an item of their own, so that the others' can be drawn; those of some have many rows."""
     rows = [[f"u{u}", f"i{u % 5}", "home", 1, 0, "tv"] for u in range(3000) if u % 5 < 2 or u % 10 == u % 5]
