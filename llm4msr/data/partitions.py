@@ -82,6 +82,27 @@ def raw_ids(prepared: StageOutput, user_N: Ints) -> list[str]:
     return [str(raw_id) for raw_id in ids]
 
 
+def people(prepared: StageOutput, user_N: Ints, event_N: Ints) -> Ints:
+    """A number for each person whom rows are of: the user's, and beyond all users one for each unknown one.
+
+    Args:
+        prepared: the data.
+        user_N: the rows' users, of whom all unknown ones have number 0.
+        event_N: the rows' events, by which these are told apart; not looked at where all users are known.
+    """
+    unknown = np.flatnonzero(user_N == 0)
+    if not len(unknown):
+        return user_N
+    person_N, start_P = user_N.copy(), offsets(prepared, "events")
+    home_N = np.searchsorted(start_P, event_N[unknown], side="right") - 1
+    for partition in np.unique(home_N).tolist():
+        earlier_E = read(prepared, "events", partition, ["earlier"])["earlier"].to_numpy()
+        here = unknown[home_N == partition]
+        first_N = event_N[here] - earlier_E[event_N[here] - start_P[partition]]
+        person_N[here] = rows(prepared, "users") + first_N
+    return person_N
+
+
 def local_ids(users: Column, place_N: Column) -> Column:
     """The raw ids of places in a partition, as its files have them; that of the unknown user is empty.
 

@@ -51,7 +51,7 @@ class Dataset:
         """Rows of `train`, `valid` or `test`."""
         context = [f.name for f in self.tables.fields if f.side == "context"]
         in_time = self.pasts is not None or (self.knowledge is not None and self.knowledge.past is not None)
-        return RowReader(self.prepared, part, context, events=in_time)
+        return RowReader(self.prepared, part, context, events=in_time or part != "train")  # which metrics need
 
     def batch(self, rows: Rows, net: RankerNet) -> Batch:
         """What `net` reads of these rows."""

@@ -62,6 +62,7 @@ class Predictions(NamedTuple):
     """Scored rows; all arrays [B]."""
 
     user: Ints
+    """Numbers of people, 0 or more: rows of equal ones are one user's."""
     scenario: Ints
     label: Singles
     logit: AnyFloats

@@ -128,9 +128,10 @@ def reports(
 
 def sums_of(prepared: StageOutput, part: str, partition: int, counts: Popularity) -> dict[str, Sums]:
     """What `reports_of` needs of the rows of one partition: the sums of each way to score them, by its name."""
-    columns = ["user", "scenario", "item", "label"]
+    columns = ["user", "event", "scenario", "item", "label"]
     rows = partitions.read(prepared, part, partition, columns)
-    user_B, scenario_B, item_B, label_B = (rows[name].to_numpy() for name in columns)
+    user_B, event_B, scenario_B, item_B, label_B = (rows[name].to_numpy() for name in columns)
+    user_B = partitions.people(prepared, user_B, event_B)
     scores = {
         POPULARITY: counts.scores(scenario_B, item_B),
         CONSTANT: np.zeros(len(label_B)),

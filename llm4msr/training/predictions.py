@@ -82,7 +82,8 @@ def score(model: TrainedModel, folder: UPath) -> Iterator[int]:
 
 def _score(numbers: list[int], model: TrainedModel, folder: str) -> dict[str, Any]:
     for number, data, scored in _predict(model, "test", numbers):
-        known = int(data.knowledge.known(scored.user).sum()) if data.knowledge is not None else 0
+        users = scored.user[scored.user < partitions.rows(model.prepared, "users")]
+        known = int(data.knowledge.known(users).sum()) if data.knowledge is not None else 0
         sums = Sums.of(scored, len(data.scenario_names))
         file = _file_of(storage.path(folder), column_of(model), number)
         Scored(scored.logit.astype(np.float32), known, sums).write(file)

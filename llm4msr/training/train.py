@@ -17,7 +17,7 @@ from llm4msr.training.metrics import Metrics, Report
 from llm4msr.training.row_files import RowFiles
 from llm4msr.training.user_features import UserFeatures
 
-VERSION = 7
+VERSION = 8
 
 
 @ray_session.unwrap_errors

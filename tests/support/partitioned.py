@@ -29,14 +29,16 @@ def in_partitions(config: Config, data: StageOutput, total: int, root: Any) -> t
 def split(data: StageOutput, folder: Any, total: int) -> StageOutput:
     """Publish prepared data, which has one partition, in `total`, a power of two; rows keep their order in each.
 
-    Rows of the unknown user are dealt to all partitions, since each is where its user's id belongs.
+    Unknown users are dealt to all partitions, since each belongs where the hash of its id says.
     """
     tables = {name: data.table(partitions.file_name(name, 0)) for name in PARTITIONED}
     home_N = partitions.numbers_of(partitions.hash_ids(strings(tables["users"]["user_id"])), total)
     home_N[0] = 0
     place_N, home_S = _places(home_N), home_N[tables["seen"]["user"].to_numpy()]
     place_S = np.r_[0, _places(home_S) + 1]  # 0: not seen
-    place_E = _places(home_N[tables["events"]["user"].to_numpy()])
+    user_E, earlier_E = (tables["events"][name].to_numpy() for name in ("user", "earlier"))
+    home_E = np.where(user_E == 0, np.cumsum(earlier_E == 0) % total, home_N[user_E])
+    place_E = _places(home_E)
 
     def renumber(table: pa.Table, number: int) -> pa.Table:
         place_N[0] = -int(np.count_nonzero(home_N < number))  # so that it is number 0 once the offset is added
@@ -50,9 +52,9 @@ def split(data: StageOutput, folder: Any, total: int) -> StageOutput:
         files: dict[str, int | storage.FileRecord] = {}
         for name, table in tables.items():
             size = schema.TRAIN_GROUP_ROWS if name == "train" else storage.GROUP_ROWS
-            home_R = home_N[table["user"].to_numpy()]
+            home_R = home_E if name == "events" else home_N[table["user"].to_numpy()]
             if name in SPLITS:
-                home_R = np.where(table["user"].to_numpy() == 0, np.arange(len(table)) % total, home_R)
+                home_R = home_E[table["event"].to_numpy()]
             for number in range(total):
                 file = partitions.file_name(name, number)
                 rows = renumber(table.filter(pa.array(home_R == number)), number)

@@ -10,10 +10,21 @@ from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.pipeline import datasets, evaluate, export, prepare, run, trainings
+from llm4msr.training import popularity
 from llm4msr.training.evaluate import compared_runs
-from llm4msr.training.metrics import METRICS
+from llm4msr.training.metrics import METRICS, Sums
+from llm4msr.training.popularity import Popularity
 from llm4msr.training.table import markdown_table
-from tests.support.data import config_of, interactions, prepare_and_make_knowledge, publish_trained, write_data
+from tests.support.data import (
+    SCENARIOS,
+    config_of,
+    interactions,
+    prepare_and_make_knowledge,
+    prepared_table,
+    publish_trained,
+    write_data,
+)
+from tests.support.partitioned import in_partitions
 
 
 @pytest.mark.parametrize(
@@ -110,6 +121,43 @@ def test_evaluate_names_the_model_that_is_not_trained(trained: Config):
     more = trained.model_copy(update={"evaluate": trained.evaluate.model_copy(update={"variants": ("user",)})})
     with pytest.raises(ConfigError, match=r"'user' with seed 1 is not trained yet; .*--set model\.knowledge=user"):
         evaluate(more)
+
+
+def rows_of_users_who_come_and_go(users: int = 60) -> list[list[Any]]:
+    """Twelve of each user, who likes more or less than others do; the last users come when the first have gone."""
+    rng = np.random.default_rng(0)
+    rows = [
+        [f"u{user}", f"i{item}", SCENARIOS[item % 2], int(rng.random() < user % 4 / 5 + item / 60), 5 * user + at, "tv"]
+        for user in range(users)
+        for at, item in enumerate(rng.integers(0, 20, 12).tolist())
+    ]
+    return sorted(rows, key=lambda row: row[4])
+
+
+def test_rows_of_users_whom_the_data_does_not_know_are_measured_user_by_user(tmp_path: Path):
+    """A table of users gives them numbers of their own, and no feature that a model could tell them apart by."""
+    reports = []
+    for users in ("users.csv", ""):
+        folder = write_data(tmp_path / f"described-{bool(users)}", rows_of_users_who_come_and_go(), users=60)
+        config = config_of(folder, table={"users": users, "user_features": []}, model={"knowledge": "none"})
+        assert (prepared_table(prepare(config), "test")["user"].to_numpy() == 0).any() == (not users)
+        found = publish_trained(config).manifest.info["metrics"], evaluate(config).json("metrics.json")
+        assert all(found[1]["summary"]["none"]["overall"][metric]["mean"] for metric in METRICS)
+        reports.append(found)
+    assert reports[0] == reports[1]
+
+
+def test_users_whom_the_data_does_not_know_are_told_apart_in_every_partition(tmp_path: Path):
+    folder = write_data(tmp_path, rows_of_users_who_come_and_go(), users=60)
+    config = config_of(folder, table={"users": "", "user_features": []}, model={"knowledge": "none"})
+    data, names = prepare(config), ["", *SCENARIOS]
+    _, several = in_partitions(config, data, 4, tmp_path / "several")
+    counts, wanted = Popularity.read(data, len(names)), popularity.reports(data, "test", names)["popularity"]
+    parts = [popularity.sums_of(several, "test", number, counts)["popularity"] for number in range(4)]
+    found = Sums.add(parts).report(names)
+    for metric in ("auc", "gauc", "ndcg_at_10", "recall_at_10"):
+        assert found["overall"][metric] == pytest.approx(wanted["overall"][metric])
+        assert [s[metric] for s in found["scenarios"]] == pytest.approx([s[metric] for s in wanted["scenarios"]])
 
 
 def test_one_class_only_is_not_applicable_from_table_to_card(tmp_path: Path):

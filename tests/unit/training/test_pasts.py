@@ -40,11 +40,11 @@ class Raw(NamedTuple):
     order: int
 
 
-def raw_rows(seed: int = 3, unknown: int = 3) -> list[Raw]:
+def raw_rows(seed: int = 3) -> list[Raw]:
     """A user takes no item twice, often several at one moment. Some users come late, some items are not described."""
     rng, rows = random.Random(seed), []
     for user in range(USERS):
-        start = 80 if user < unknown else 0
+        start = 80 if user < 3 else 0
         for item in rng.sample(range(ITEMS), 30):
             rows.append(Raw(f"u{user}", f"i{item}", rng.choice(SCENARIOS), rng.randrange(2), rng.randrange(start, 100)))
     rng.shuffle(rows)
@@ -134,7 +134,7 @@ def raw_of_events(data: StageOutput, rows: list[Raw], parts: dict[tuple[str, str
 def test_no_row_sees_itself_or_a_later_row_or_one_of_its_moment(
     tmp_path: Path, own_cache: Path, split: dict[str, Any], fresh: bool, total: int
 ):
-    rows = raw_rows(unknown=0 if total > 1 else 3)  # rows of unknown users have no home in `in_partitions`
+    rows = raw_rows()
     one = config(tmp_path, rows, split)
     data = prepare(one)
     if total > 1:
