@@ -72,7 +72,8 @@ def refresh(config: Config, prepared: StageOutput, knowledge: StageOutput | None
     inputs = {"prepare": prepared.manifest.fingerprint, "export": output.folder.name}
     inputs |= {} if knowledge is None else {"extract": knowledge.manifest.fingerprint}
     forget = ids_to_forget(config)
-    name = storage.digest_json([inputs, strings(forget)])[:12]
+    vectors = "" if knowledge is None else knowledge.content  # rows that had failed may have been asked once more
+    name = storage.digest_json([inputs, vectors, strings(forget)])[:12]
 
     def build(at: UPath) -> StageResult:
         rows = {}

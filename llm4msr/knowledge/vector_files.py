@@ -78,7 +78,7 @@ def export(output: StageOutput, data: StageOutput, to: str) -> StageOutput:
             lies there.
     """
     parts = [*_parts(output, "users"), *_parts(output, "scenarios")]
-    inputs = {"extract": output.manifest.fingerprint}
+    inputs = {"extract": output.manifest.fingerprint, "content": output.content}
     inputs |= {name: str(output.manifest.inputs.get(name, "")) for name in ("model", "revision")}
     about = inputs | {"version": str(output.manifest.info.get("version", 0))}
 
@@ -97,6 +97,10 @@ def export(output: StageOutput, data: StageOutput, to: str) -> StageOutput:
     if (then := written.manifest.inputs.get("revision", "")) != inputs["revision"]:
         raise StorageError(
             f"{folder}: vectors of revision {then}, now it is {inputs['revision']}; delete it, or choose another folder"
+        )
+    if written.manifest.inputs.get("content") != inputs["content"]:
+        raise StorageError(
+            f"{folder}: vectors as they were before some were asked anew; delete it, or choose another one"
         )
     return written
 

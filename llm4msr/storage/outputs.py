@@ -42,6 +42,11 @@ class StageOutput:
     def __init__(self, folder: UPath, manifest: Manifest, reused: bool = False):
         self.folder, self.manifest, self.reused = folder, manifest, reused
 
+    @property
+    def content(self) -> str:
+        """Hash of all its files, which changes where it was made anew with another result."""
+        return files.digest_json({name: file.digest for name, file in self.manifest.files.items()})
+
     def checksum(self, name: str) -> str:
         """A file's digest, as the manifest has it.
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from llm4msr import storage
 from llm4msr.arrays import Array, Floats, Ints
 from llm4msr.data import partitions
 from llm4msr.storage import StageOutput
@@ -196,7 +195,7 @@ class _Prepared:
 
     def __init__(self, output: StageOutput):
         self.output = output
-        self._content = storage.digest_json({name: file.digest for name, file in output.manifest.files.items()})
+        self._content = output.content
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Prepared) and self._content == other._content

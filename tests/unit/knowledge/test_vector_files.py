@@ -108,6 +108,20 @@ def test_vectors_of_another_model_are_not_taken_for_those_of_this_one(world: Wor
         assert json.loads(pq.read_schema(file).metadata[b"llm4msr"])["revision"] == "now"
 
 
+def test_vectors_of_before_failed_rows_were_asked_once_more_are_not_taken_for_all(world: World, tmp_path: Path) -> None:
+    failed = make_version(world, tmp_path, "one", 2, failed=("u3",))
+    vector_files.export(failed, world.data, str(tmp_path / "to"))
+    storage.remove(failed.folder)
+    whole = make_version(world, tmp_path, "one", 2)
+    with pytest.raises(
+        StorageError, match=r"one: vectors as they were before some were asked anew; delete it, or choose"
+    ):
+        vector_files.export(whole, world.data, str(tmp_path / "to"))
+    storage.remove(storage.path(tmp_path / "to" / "one"))
+    vector_files.export(whole, world.data, str(tmp_path / "to"))
+    assert "u3" in exported(tmp_path / "to" / "one", "users")["id"].to_pylist()
+
+
 def test_a_folder_that_holds_something_else_is_refused_and_stays(world: World, tmp_path: Path) -> None:
     version = make_version(world, tmp_path, "one", 2)
     before = storage.files_below(version.folder)
