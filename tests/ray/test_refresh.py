@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from llm4msr import storage
+from llm4msr.bundle.files import CODES
 from llm4msr.export.export import export
 from llm4msr.export.refresh import Served, refresh
 from llm4msr.storage import StageOutput
@@ -25,4 +26,5 @@ def test_codes_are_made_anew_where_failed_rows_were_asked_once_more(tmp_path: Pa
     storage.remove(failed.folder)
     data, whole = knowledge(unknown_users=0)
     assert whole.manifest.fingerprint == failed.manifest.fingerprint
-    assert refresh(config, data, whole, bundle).manifest.rows == before.manifest.rows + 3
+    after = refresh(config, data, whole, bundle)
+    assert after.manifest.files[CODES].rows == before.manifest.files[CODES].rows + 3
