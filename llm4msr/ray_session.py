@@ -52,6 +52,7 @@ def connect() -> None:
 
     Raises:
         ConfigError: nobody answers at that address.
+        LLM4MSRError: Ray did not start in time.
     """
     import ray
 
@@ -73,6 +74,10 @@ def connect() -> None:
             if not shown_address:
                 raise
             raise ConfigError(_no_cluster(shown_address, origin, str(error).splitlines()[0])) from None
+        except Exception as error:
+            if type(error) is not Exception:  # as Ray raises where its processes take over 30 seconds
+                raise
+            raise LLM4MSRError(f"Ray did not start on this machine: {error} If it is busy, run again later") from None
         if in_main_thread and callable(on_terminate):
             signal.signal(signal.SIGTERM, on_terminate)  # Ray sets its own, which exits with code 15 and no message
     context = ray.data.DataContext.get_current()  # also sets up the loggers that are turned down next

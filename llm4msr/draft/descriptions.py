@@ -16,8 +16,11 @@ _SEPARATORS = (" > ", ">", "|", " / ", "/", ";", ",")
 _ROW_OR_ID = re.compile(r"^(unnamed.*|index|row|rownumber|.*(url|uri|image|img|link|path|hash|embedding|vector))$")
 
 
-def find_items(roles: Roles, taken: set[str]) -> tuple[list[Guess | Note], list[str]]:
-    """The keys about items, and what is to be mended; `taken` are columns of the interactions with a meaning."""
+def find_items(roles: Roles, taken: set[str], scenario: str) -> tuple[list[Guess | Note], list[str]]:
+    """The keys about items, and what is to be mended; `taken` are columns of the interactions with a meaning.
+
+    Where items have a scenario too, it is no feature: the row says it already, and a prompt would say it twice.
+    """
     if roles.items is None:
         return [*_no_items(roles, taken)], []
     guesses: list[Guess | Note] = [
@@ -30,7 +33,7 @@ def find_items(roles: Roles, taken: set[str]) -> tuple[list[Guess | Note], list[
     if category:
         guesses += category
     used = {guess.value for guess in guesses if isinstance(guess, Guess)}
-    refused = {"item_id", "category"} if category else {"item_id"}
+    refused = {"item_id", scenario} | ({"category"} if category else set())
     guesses += _find_features("item_features", [c for c in columns if c.name not in used], refused)
     return guesses, [*_faults(roles.items, "item")]
 
@@ -58,8 +61,12 @@ def _rest(described: Described) -> list[ColumnSample]:
 
 
 def _why(described: Described, role: str) -> str:
-    some = "" if described.sample.is_whole else " (of the rows looked at)"
-    return f"a row for each {role}: {percent(described.overlap)} of the interactions' {role}s are there{some}"
+    some = (
+        "there"
+        if described.sample.is_whole
+        else f"among the {described.sample.columns[described.key].rows:,} rows looked at"
+    )
+    return f"a row for each {role}: {percent(described.overlap)} of the interactions' {role}s are {some}"
 
 
 def _is_sure(described: Described) -> bool:
@@ -73,9 +80,10 @@ def _faults(described: Described, role: str) -> Iterator[str]:
         yield f"{role}s: none of the interactions' {role}s is in {sample.name}: {shown}; write ids the same way in both"
     if column.distinct < column.filled:
         twice = column.filled - column.distinct
+        some = "" if sample.is_whole else f" (of the {column.rows:,} looked at)"
         yield (
-            f"{role}s: in {sample.name}, {twice:,} of the values of '{described.key}' stand again in a later row; "
-            "keep one row of each"
+            f"{role}s: in {sample.name}, {twice:,} of the values of '{described.key}' stand again in a later row"
+            f"{some}; keep one row of each"
         )
     if column.filled < column.rows:
         yield f"{role}s: {column.rows - column.filled:,} rows of {sample.name} have no '{described.key}'; remove them"

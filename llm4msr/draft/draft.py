@@ -24,7 +24,7 @@ def draft(places: Sequence[str]) -> Draft:
     samples = read_samples(found)
     roles = find_roles(samples)
     columns = interactions.find_columns(roles)
-    items, mend_items = descriptions.find_items(roles, columns.taken)
+    items, mend_items = descriptions.find_items(roles, columns.taken, columns.scenario)
     users, mend_users = descriptions.find_users(roles)
     used = [sample for sample in samples if sample not in roles.unused]
     delimiter, mend_delimiter = _delimiter(used)

@@ -24,6 +24,8 @@ class Columns(NamedTuple):
     guesses: list[Guess | Note]
     split: list[Guess | Note]
     taken: set[str]
+    scenario: str
+    """The column's name, or nothing."""
 
 
 def find_columns(roles: Roles) -> Columns:
@@ -39,7 +41,7 @@ def find_columns(roles: Roles) -> Columns:
     context = _find_context(sample, _rest(sample, taken))
     has_label = any(isinstance(guess, Guess) for guess in label)
     split = [*_find_split(sample, order, is_position, has_label)]
-    return Columns([roles.user, roles.item, scenario, *label, order, *context], split, taken)
+    return Columns([roles.user, roles.item, scenario, *label, order, *context], split, taken, str(scenario.value))
 
 
 def _rest(sample: Sample, taken: set[str]) -> list[ColumnSample]:

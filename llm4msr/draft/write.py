@@ -14,6 +14,8 @@ _HEAD = """\
 """
 _QUICK_LOOK = """
 # For a first look within minutes, take the signs off: the LLM reads the most active users alone; 0 = all.
+# Where rows are many, do without the LLM first: reads = "items" and item_vectors = "words" below [extract] count the
+# words of titles (docs/choosing.md).
 # [extract]
 # max_users = 300"""
 

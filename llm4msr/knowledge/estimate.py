@@ -30,6 +30,7 @@ SAMPLE = 2000
 EFFICIENCY = 0.5
 """Share of this machine's matrix rate that an engine reaches, and seconds to start it: measured with the quickstart."""
 START_SECONDS = 40.0
+LESS = "; far less for a first look: extract.max_users = 300, or no LLM at all (docs/choosing.md)"  # from 2 hours on
 WORDS_ESTIMATE = "no LLM and no cost: words are counted, some thousand items a second"
 
 
@@ -206,12 +207,13 @@ def cost(config: Config, prompts_left: int, fresh_per_prompt: float, prompts_eac
         return {"fresh_tokens": round(count * fresh_per_prompt), "hours": float(f"{hours:.3g}"), **money}
 
     now = forecast(prompts_left)
+    long = f"{now['hours'] * 60:.0f} min" if now["hours"] < 2 else f"{now['hours']:.0f} hours"
     return {
         "actors": actors,
         "tokens_per_second": round(rate),
         "rate_is": source,
         **now,
-        "estimate": f"about {now['hours'] * 60:.0f} min, {source}, with {actors} actor(s), answers not counted",
+        "estimate": f"about {long}, {source}, with {actors} actor(s), answers not counted{LESS * (now['hours'] >= 2)}",
         "at_scale": {name: forecast(round(float(name) * prompts_each)) for name in ("1e6", "1e8", "1e9")},
     }
 

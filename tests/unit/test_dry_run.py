@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,15 @@ def test_a_model_that_is_not_here_is_estimated_and_not_fetched(config: Config):
     assert found["estimate"] == "unknown until the model is on this machine"
     alias = config.model_copy(update={"extract": config.extract.model_copy(update={"model": "smollm2-135m"})})
     assert "(135M weights)" in plan(alias, "extract")["extract"]["estimate"]
+
+
+def test_an_estimate_of_hours_says_how_to_look_sooner(config: Config):
+    estimates = [
+        plan(config.model_copy(update={"extract": config.extract.model_copy(update=stated)}), "extract")["extract"]
+        for stated in ({"tokens_per_second": 1000}, {"tokens_per_second": 0.5})
+    ]
+    assert re.match(r"about \d+ min, .*not counted$", estimates[0]["estimate"])
+    assert re.match(r"about \d+ hours, .*; far less for a first look: extract", estimates[1]["estimate"])
 
 
 def test_hours_and_cost_of_a_stated_rate(config: Config):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import ray
 from ray.exceptions import RayTaskError
 from ray.train import WorkerGroupError
 
@@ -135,6 +136,16 @@ def test_a_cluster_that_asks_for_a_token_is_no_dead_one(listener: int, monkeypat
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(errors.ConfigError, match=r"asks for a token .* set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN"):
         ray_session.refuse_dead_cluster(f"127.0.0.1:{listener}", "RAY_ADDRESS")
+
+
+def test_a_ray_that_does_not_start_in_time_is_one_message(monkeypatch: pytest.MonkeyPatch):
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with pytest.raises(errors.LLM4MSRError, match=r"did not start on this machine: The current .* run again later"):
+        ray_session.connect()
 
 
 def test_lines_of_c_code_with_the_mark_are_left_out(capfd: pytest.CaptureFixture[str]):

@@ -88,7 +88,7 @@ def _names(layout: pa.Schema, prefix: str) -> tuple[str, ...]:
 
 
 def require_unique(column: Column, where: str, name: str) -> None:
-    """Raise a DataError that names the first value that stands twice, and its row."""
+    """Raise a DataError that names the first value that stands twice, and its row, and counts the other such rows."""
     counts = pc.value_counts(column)
     if len(counts) == len(column):
         return
@@ -96,6 +96,11 @@ def require_unique(column: Column, where: str, name: str) -> None:
     seen = set()
     for row, value in enumerate(strings(column), start=1):
         if value in seen:
-            raise DataError(f"{where}: column '{name}': '{value}' stands again in row {row}; ids must be unique")
+            others = len(column) - len(counts) - 1
+            more = f", and {others:,} more rows repeat an id" if others else ""
+            raise DataError(
+                f"{where}: column '{name}': '{value}' stands again in row {row}{more}; ids must be unique: "
+                "keep one row of each"
+            )
         if value in repeated:
             seen.add(value)

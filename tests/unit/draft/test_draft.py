@@ -165,6 +165,15 @@ def test_described_ids_of_which_none_is_used_are_a_thing_to_mend(tmp_path: Path)
     assert decision.startswith("items: none of the interactions' items is in items.csv: the file has 'I-")
 
 
+def test_a_scenario_in_the_table_of_items_is_no_feature(tmp_path: Path):
+    shapes.usual(tmp_path)
+    cells = [[*row, shapes.PAGES[at % 3], "ab"[at % 2]] for at, row in enumerate(shapes.titles("i"))]
+    shapes.write(tmp_path / "items.csv", ["item_id", "title", "category_path", "scenario", "kind"], cells)
+    found = draft([str(tmp_path)])
+    assert values(found)["item_features"] == ("kind",)
+    assert "not used: scenario" in notes(found)
+
+
 def test_columns_of_every_type_are_looked_at(tmp_path: Path):
     count = len(rows())
     columns: dict[str, pa.Array[Any]] = {

@@ -244,6 +244,13 @@ def test_duplicate_id_names_its_file_column_and_row(tmp_path: Path, side: str):
     assert "side.csv" in message
 
 
+def test_all_rows_whose_id_stands_again_are_counted(tmp_path: Path):
+    write_csv(tmp_path / "rows.csv", HEADER, ROWS)
+    write_csv(tmp_path / "side.csv", ["item_id"], [["a"], ["b"], ["b"], ["a"], ["a"]])
+    message = refusal(source(tmp_path, items="side.csv"))
+    assert "'b' stands again in row 3, and 2 more rows repeat an id; ids must be unique: keep one row" in message
+
+
 def test_empty_id_of_an_item_names_the_file_of_items(tmp_path: Path):
     write_csv(tmp_path / "rows.csv", HEADER, ROWS)
     file = write_csv(tmp_path / "items.csv", ["item_id", "title"], [["i1", "t"], ["", "u"]])
