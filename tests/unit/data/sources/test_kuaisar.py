@@ -265,8 +265,8 @@ def test_a_column_that_stands_twice_is_named(tmp_path: Path):
         ("src_inter", "click_cnt", "nan", "'nan' in row 2; expected a number"),
         ("src_inter", "search_session_timestamp", "", "None in row 2; expected a number"),
         ("user_features", "user_id", "", "None in row 2; an id cannot be empty"),
-        ("user_features", "user_id", 1, "'1' stands again in row 2; ids must be unique"),
-        ("item_features", "item_id", 100, "'100' stands again in row 2; ids must be unique"),
+        ("user_features", "user_id", 1, "'1' stands again in row 2; ids must be unique: keep one row of each"),
+        ("item_features", "item_id", 100, "'100' stands again in row 2; ids must be unique: keep one row of each"),
     ],
 )
 def test_a_bad_cell_is_named(tmp_path: Path, name: str, column: str, value: Any, message: str):
