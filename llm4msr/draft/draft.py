@@ -9,6 +9,10 @@ from llm4msr.draft.samples import Sample, read_samples
 from llm4msr.errors import DataError
 from llm4msr.text import quote, shorten
 
+MANY_ROWS = 100_000
+"""From which on the match of a user's past with a candidate is worth its weights: with three interactions of each of
+19,000 users it was not, with six it was (benchmarks/results/quality-curve.md)."""
+
 
 def draft(places: Sequence[str]) -> Draft:
     """Look at some rows of the files, and guess what is what.
@@ -40,7 +44,9 @@ def draft(places: Sequence[str]) -> Draft:
     ]
     table += [Note(f"files that are not used: {shorten(', '.join(unused), 200)}")] if unused else []
     decisions = [*mend_delimiter, *mend_items, *mend_users, *_faults(roles, columns.guesses)]
-    return Draft(found.path, _seen(samples), table, columns.split, decisions)
+    has_label = any(isinstance(guess, Guess) and guess.key == "label" for guess in columns.guesses)
+    matches = not has_label and roles.interactions.about >= MANY_ROWS
+    return Draft(found.path, _seen(samples), table, columns.split, decisions, matches)
 
 
 def _interactions(roles: Roles) -> Guess:

@@ -34,4 +34,6 @@ class Draft:
     """`[source.table]`."""
     split: list[Guess | Note]
     decisions: list[str]
+    matches: bool = False
+    """Whether the model shall compare a user's past with each candidate."""
     kind: str = "table"

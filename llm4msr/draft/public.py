@@ -71,4 +71,4 @@ def _draft(kind: str, place: str) -> Draft:
     table: list[Guess | Note] = []
     if kind == "movielens":
         table.append(Guess("scenario", "genre", "a shelf of the film's genres; or era, or age"))
-    return Draft(place, "the names of the files", table, [], [], kind)
+    return Draft(place, "the names of the files", table, [], [], kind=kind)

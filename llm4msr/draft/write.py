@@ -12,12 +12,28 @@ _HEAD = """\
 # The comment above a key says why it has its value; "unsure" marks what to look at first.
 # Next: llm4msr check {file}
 """
-_QUICK_LOOK = """
-# For a first look within minutes, take the signs off: the LLM reads the most active users alone; 0 = all.
-# Where rows are many, do without the LLM first: reads = "items" and item_vectors = "words" below [extract] count the
-# words of titles (docs/choosing.md).
-# [extract]
-# max_users = 300"""
+_KNOWLEDGE = """
+[extract]
+# the LLM reads each item once; a user is what the items are that they took (docs/choosing.md)
+reads = "items"
+# over an item's title and categories alone, which is fast
+pooling = "mean"
+# each row sees what its user took before it, as when serving
+point_in_time = true
+# For a first look within minutes, do without the LLM: take the sign off, and words are counted instead.
+# item_vectors = "words"
+"""
+_MATCH = """
+[model]
+# the candidate beside what its user took before: worth most where the question is what a user takes next
+match = ["candidate", "cosines", "attention", "ids"]
+"""
+_FEW = """
+# What its user took before can also be compared with each candidate. That is worth most where the question is what a
+# user takes next and rows are many, some 100,000. To try it, take the signs off (docs/matching.md).
+# [model]
+# match = ["candidate", "cosines", "attention", "ids"]
+"""
 
 
 def write(draft: Draft, name: str, file: str) -> str:
@@ -36,7 +52,8 @@ def write(draft: Draft, name: str, file: str) -> str:
         lines += ["", "[source.table]"]
     lines += [line for entry in draft.table for line in _entry(entry)]
     if draft.split:
-        lines += ["", "[split]", *(line for entry in draft.split for line in _entry(entry)), _QUICK_LOOK]
+        lines += ["", "[split]", *(line for entry in draft.split for line in _entry(entry))]
+        lines += [_KNOWLEDGE, _MATCH if draft.matches else _FEW]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip("\n") + "\n"
 
 

@@ -72,8 +72,7 @@ def test_check_shows_the_report_and_a_whole_prompt_and_writes_nothing(
     assert {name: json.loads(line)[name] for name in counts} == counts
     assert "600 rows of 30 users with 24 items" in report[0]
     prompt = "\n".join(text.partition("| ")[2] for text in report if "| " in text)
-    assert "what the user would rather skip. Answer in a few short sentences." in prompt
-    assert "search: Red cup no. 0; Pale yellow cup no. 23" in prompt
+    assert prompt == "Blue cup no. 2. Kitchen, Blue"
     assert "warning: 75 of 600 rows have the user, item and scenario of an earlier row" in captured.err
     assert len(json.loads(line)["warnings"]) == captured.err.count("warning: ")
 

@@ -201,11 +201,26 @@ def test_columns_of_every_type_are_looked_at(tmp_path: Path):
     assert prompt_data(config_of(found), sampler).users == 30
 
 
-def test_the_users_of_a_first_look_can_be_limited_by_taking_signs_off(tmp_path: Path):
+def test_items_are_read_and_words_are_counted_instead_by_taking_a_sign_off(tmp_path: Path):
     text = notes(draft(shapes.usual(tmp_path)))
-    uncommented = text.replace("# [extract]", "[extract]").replace("# max_users", "max_users")
-    assert Config.model_validate(tomllib.loads(text)).extract.max_users == 0
-    assert Config.model_validate(tomllib.loads(uncommented)).extract.max_users == 300
+    uncommented = text.replace("# item_vectors", "item_vectors")
+    read = [Config.model_validate(tomllib.loads(one)).extract for one in (text, uncommented)]
+    assert [(one.reads, one.pooling, one.point_in_time, one.item_vectors) for one in read] == [
+        ("items", "mean", True, "llm"),
+        ("items", "mean", True, "words"),
+    ]
+
+
+def test_the_past_is_matched_where_rows_are_many_and_the_question_is_what_a_user_takes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    few = notes(draft(shapes.reviews_with_stars(tmp_path / "few")))
+    uncommented = few.replace("# [model]", "[model]").replace("# match", "match")
+    monkeypatch.setattr("llm4msr.draft.draft.MANY_ROWS", 10)
+    many = notes(draft(shapes.reviews_with_stars(tmp_path / "many")))
+    labelled = notes(draft(shapes.usual(tmp_path / "labelled")))
+    matches = [len(Config.model_validate(tomllib.loads(t)).model.match) for t in (few, uncommented, many, labelled)]
+    assert matches == [0, 4, 4, 0]
 
 
 def test_files_with_different_marks_of_which_one_must_be_named_are_to_be_mended(tmp_path: Path):
@@ -311,7 +326,7 @@ def test_what_files_say_stays_text_in_the_config(evil: str, tmp_path: Path):
     found = draft([str(tmp_path)])
     text = write(found, "shop", "e.toml")
     document = tomllib.loads(text)
-    assert list(document) == ["name", "source", "split"]
+    assert list(document) == ["name", "source", "split", "extract"]
     assert document["source"]["table"]["title"] == f"title {evil}"
     assert document["source"]["table"]["item_features"] == ["colour" + evil]
     assert all(character.isprintable() or character in "\n\t" for character in text)
