@@ -22,5 +22,5 @@ def test_a_stage_of_one_size_says_nothing_about_growth() -> None:
 
 def test_memory_that_no_machine_has_comes_before_hours() -> None:
     hours = {"train": 3.0, "export": 1.0}
-    assert bottleneck(hours, {"export: the driver": 1e9}) == "train"
-    assert bottleneck(hours, {"export: the driver": 1e13}) == "memory of export: the driver"
+    assert bottleneck(hours, {"export": 1e9}) == "train"
+    assert bottleneck(hours, {"export": 1e13}) == "the driver's memory in export"

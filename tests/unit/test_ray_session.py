@@ -143,6 +143,7 @@ def test_a_ray_that_does_not_start_in_time_is_one_message(monkeypatch: pytest.Mo
         raise Exception("The current node timed out during startup.")  # as Ray does
 
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # which it is where other tests have started it
     monkeypatch.setenv("RAY_ADDRESS", "local")
     with pytest.raises(errors.LLM4MSRError, match=r"did not start on this machine: The current .* run again later"):
         ray_session.connect()
