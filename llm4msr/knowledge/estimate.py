@@ -30,7 +30,7 @@ SAMPLE = 2000
 EFFICIENCY = 0.5
 """Share of this machine's matrix rate that an engine reaches, and seconds to start it: measured with the quickstart."""
 START_SECONDS = 40.0
-LESS = "; far less for a first look: extract.max_users = 300, or no LLM at all (docs/choosing.md)"  # from 2 hours on
+LESS = "; for a first look the LLM can read less, or nothing: docs/choosing.md"  # from 2 hours on
 WORDS_ESTIMATE = "no LLM and no cost: words are counted, some thousand items a second"
 
 

@@ -159,7 +159,7 @@ def test_an_estimate_of_hours_says_how_to_look_sooner(config: Config):
         for stated in ({"tokens_per_second": 1000}, {"tokens_per_second": 0.5})
     ]
     assert re.match(r"about \d+ min, .*not counted$", estimates[0]["estimate"])
-    assert re.match(r"about \d+ hours, .*; far less for a first look: extract", estimates[1]["estimate"])
+    assert re.match(r"about \d+ hours, .*; for a first look the LLM can read less", estimates[1]["estimate"])
 
 
 def test_hours_and_cost_of_a_stated_rate(config: Config):

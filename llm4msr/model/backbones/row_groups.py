@@ -77,7 +77,7 @@ def _cast(x_BD: Tensor, layer: nn.Linear) -> Tensor:
     """In the number format in which the layer multiplies."""
     device = x_BD.device.type
     lower = torch.is_autocast_enabled(device) and not isinstance(layer, Logit)
-    return x_BD.to(torch.get_autocast_dtype(device) if lower else torch.float32)
+    return x_BD.to(torch.get_autocast_dtype(device) if lower else layer.weight.dtype)
 
 
 def _side_by_side(nets: Sequence[Callable[[Tensor], Tensor]]) -> list[tuple[Callable[[Tensor], Tensor], ...]]:
@@ -94,8 +94,8 @@ def _layers(net: Callable[[Tensor], Tensor]) -> list[Callable[[Tensor], Tensor]]
 
 
 def _kind(layer: Callable[[Tensor], Tensor]) -> tuple[Any, ...] | None:
-    """What layers that can be one step share."""
-    if isinstance(layer, nn.Linear) and layer.bias is not None:
+    """What layers that can be one step share; a class derived from them may do something else."""
+    if type(layer) in (nn.Linear, Logit) and isinstance(layer, nn.Linear) and layer.bias is not None:
         return type(layer), layer.weight.shape
     return (type(layer), layer.cut) if isinstance(layer, Dropout) else None
 

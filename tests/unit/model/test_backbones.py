@@ -295,10 +295,18 @@ def test_the_nets_of_groups_give_and_train_what_each_would_alone(autocast: bool)
         torch.testing.assert_close(one, other, **({"rtol": 0.02, "atol": 0.02} if autocast else {}))
 
 
-@pytest.mark.parametrize("unlike", [nn.Linear(WIDTH, 3, bias=False), nn.Tanh(), nn.Sequential(nn.Linear(WIDTH, 3))])
-def test_groups_may_have_nets_of_any_kind(unlike: nn.Module):
+class Doubled(nn.Linear):
+    def forward(self, x_BD: Tensor) -> Tensor:
+        return 2 * super().forward(x_BD)
+
+
+@pytest.mark.parametrize("deeper", [False, True])
+@pytest.mark.parametrize("unlike", [nn.Linear(WIDTH, 3, bias=False), nn.Tanh(), Doubled(WIDTH, 3)])
+def test_groups_may_have_nets_of_any_kind(unlike: nn.Module, deeper: bool):
     x_BD, scenario_B = rows(64)
-    nets = [unlike, *(nn.Sequential(nn.Linear(WIDTH, 5), nn.Linear(5, WIDTH), unlike) for _ in range(SCENARIOS - 1))]
+    nets = [nn.Sequential(nn.Linear(WIDTH, WIDTH), unlike) for _ in range(SCENARIOS)]
+    if deeper:
+        nets[0] = nn.Sequential(nn.Linear(WIDTH, 4), nn.Linear(4, WIDTH), unlike)
     y_BO = RowGroups(scenario_B, SCENARIOS).through(nets, x_BD)
     for row_D, y_O, scenario in zip(x_BD, y_BO, scenario_B.tolist(), strict=True):
         torch.testing.assert_close(nets[scenario](row_D), y_O)
