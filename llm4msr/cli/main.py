@@ -116,6 +116,7 @@ def serve(config: ConfigPath, set_: Overrides = [], dry_run: DryRun = False) -> 
 
         nonlocal code
         bundle = pipeline.exported(loaded)
+        say(f"starting an endpoint for {bundle.folder}")
         try:
             address = pipeline.serve(loaded)
             explorer = f"; the explorer is at {address}/explore/" if loaded.serve.explore else ""

@@ -15,7 +15,7 @@ from llm4msr.export.as_trained import AsTrained
 from llm4msr.export.calibration import Calibrated, calibrate, phrase
 from llm4msr.export.write import Sources, write_bundle
 from llm4msr.knowledge import item_vectors, number_format
-from llm4msr.knowledge.forget import ids_to_forget
+from llm4msr.knowledge.forget import check_list, ids_to_forget
 from llm4msr.knowledge.prompts import templates
 from llm4msr.storage import StageOutput, StageResult
 from llm4msr.text import markdown, mask, shorten
@@ -38,7 +38,11 @@ _CARD = """# {name}: a multi-scenario ranker{suffix}
 
 @ray_session.unwrap_errors
 def export(config: Config, model: TrainedModel) -> StageOutput:
-    """Publish the bundle of a model that was trained with this config and that `check_servable` lets pass."""
+    """Publish the bundle of a model that was trained with this config and that `check_servable` lets pass.
+
+    Raises:
+        StorageError: the list of users to forget cannot be read, or nobody on it is known.
+    """
     knowledge = model.extracted
 
     def build(at: UPath) -> StageResult:
@@ -49,6 +53,8 @@ def export(config: Config, model: TrainedModel) -> StageOutput:
         if knowledge is not None and trained.net.uses_users and trained.vectors is None:
             encoded = user_codes.encode_all(knowledge, trained.net.user_code)
         forget = ids_to_forget(config)
+        if knowledge is None:  # or the extraction has told of ids that are nobody's
+            check_list(config, trained.data.prepared, ())
         sources = Sources(config, trained.net, trained.data, encoded, trained.vectors, forget, calibrated)
         return write_bundle(sources, at, llm, _card(config, model.output, knowledge, calibrated))
 

@@ -134,6 +134,20 @@ def test_another_list_of_users_to_forget_makes_another_bundle(trained: Config, t
     assert export(trained.using("none", 1)).folder in folders
 
 
+def test_ids_to_forget_that_are_nobodys_are_told_where_no_extraction_does(
+    trained: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def export_without(listed: str) -> None:
+        (tmp_path / "forget.txt").write_text(listed)
+        extract = trained.extract.model_copy(update={"forget": str(tmp_path / "forget.txt")})
+        export(trained.model_copy(update={"extract": extract}).using("none", 1))
+
+    export_without("u3\nU4\n")
+    assert "1 of 2 ids to forget are nobody's: 'U4'" in capsys.readouterr().err
+    with pytest.raises(StorageError, match="1 of 1 ids to forget are nobody's: 'U5'"):
+        export_without("U5\n")
+
+
 def test_nobody_serves_a_control(trained: Config):
     with pytest.raises(ConfigError, match="'shuffled': wrong vectors are for measuring, not for serving"):
         export(trained.using("shuffled", 1))
