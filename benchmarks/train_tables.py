@@ -26,8 +26,8 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from benchmarks._machine import describe
-from benchmarks._random_rows import open_dataset, peak_memory, random_rows
-from llm4msr import Config, storage
+from benchmarks._random_rows import open_dataset, peak_memory, write_rows
+from llm4msr import Config
 from llm4msr.training.batches import RowReader
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.loop import fit
@@ -97,10 +97,8 @@ def work(rank: int, workers: int, folder: str, values: int, sparse: bool) -> Non
     torch.set_num_threads(1)
     if workers > 1:
         dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=workers)
-    rng, users = np.random.default_rng(0), int(0.7 * values)
-    root = storage.path(f"{folder}/{rank}")
-    for split, rows in (("train", STEPS * BATCH), ("valid", 1000)):
-        storage.write_table(root / f"{split}/p=00000.parquet", random_rows(rng, rows, users, values - users))
+    users, root = int(0.7 * values), Path(folder) / str(rank)
+    write_rows(root, {"train": STEPS * BATCH, "valid": 1000}, users, values - users)
     data = ClockedDataset(**vars(open_dataset(root, users, values - users)))
     settings = {"epochs": 1, "batch_size": BATCH, "sparse": sparse, "checkpoint_batches": 0}
     source = {"kind": "table", "path": "made up"}

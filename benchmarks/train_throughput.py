@@ -37,15 +37,15 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  not 15, or caches would be cold for the real path alone
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch.nn import functional as F
 
 from benchmarks._cpu_clock import train_with_clock
-from benchmarks._random_rows import open_dataset, peak_memory, random_rows
+from benchmarks._random_rows import open_dataset, peak_memory, write_rows
 from benchmarks.train_throughput_report import BATCH, EPOCHS, FORMATS, KNOWLEDGE_WIDTH, ONEDNN, RATES, SEEDS, report
-from llm4msr import schema, storage
+from llm4msr import storage
 from llm4msr.config import BACKBONES, Config, ModelConfig
+from llm4msr.data import partitions
 from llm4msr.knowledge.store import KnowledgeStore
 from llm4msr.model.inputs import Batch
 from llm4msr.model.net import RankerNet
@@ -275,7 +275,7 @@ def real_path(config: Config) -> float:
     """Training rows per CPU-second of `train(config)`, summed over its workers: whole epochs with their validation
     rows, metrics, checkpoints and reports. The first epoch is left out, since it pays for imports.
     """
-    rows = prepare(config).manifest.files["train/p=00000.parquet"].rows
+    rows = prepare(config).manifest.files[partitions.file_name("train", 0)].rows
     output, workers = train_with_clock(config)
     storage.remove(output.folder)  # the next round trains it again
     ends = [[mark.end for mark in marks if mark.batch == 0] for marks in workers]
@@ -407,29 +407,19 @@ def measure_memory(work: Path) -> list[dict[str, Any]]:
     cases = [(rows, 10**5) for rows in GENERATED_ROWS] + [(GENERATED_ROWS[-1], 10**6)]
     results = []
     for rows, valid in cases:
-        in_own_process(generate, work / "generated", rows, valid)
-        before, after = in_own_process(peak_of_epoch, work / "generated")
+        folder = work / "generated"
+        storage.remove(storage.path(folder))
+        in_own_process(write_rows, folder, {"train": rows, "valid": valid}, USERS, ITEMS)
+        before, after = in_own_process(peak_of_epoch, folder)
         results.append({"rows": rows, "valid": valid, "before": before, "after": after})
         say(f"memory {results[-1]}")
     return results
 
 
-def generate(folder: Path, rows: int, valid: int) -> None:
-    """Write random rows a row group at a time, after removing what was in the folder."""
-    storage.remove(storage.path(folder))
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(1)
-    columns = random_rows(rng, 0, USERS, ITEMS).schema
-    for split, count in (("train", rows), ("valid", valid)):
-        with pq.ParquetWriter(folder / f"{split}/p=00000.parquet", columns, compression="zstd") as writer:
-            for start in range(0, count, schema.TRAIN_GROUP_ROWS):
-                writer.write_table(random_rows(rng, min(schema.TRAIN_GROUP_ROWS, count - start), USERS, ITEMS))
-
-
 def peak_of_epoch(folder: Path) -> tuple[int, int]:
     """Peak resident MiB after one step, to which torch's own memory belongs, and after an epoch."""
     torch.set_num_threads(1)
-    data = open_dataset(storage.path(folder), USERS, ITEMS)
+    data = open_dataset(folder, USERS, ITEMS)
     config = config_of("generated", folder, MODELS["mmoe"] | {"embedding_dim": 8}, epochs=1)
     net = data.new_net(config)
     optimizer = AdamW(net, config.train)
