@@ -11,7 +11,7 @@ from tests.support.experiments import MakeExperiment
 @pytest.mark.parametrize(
     ("total", "variants", "others"),
     [
-        (1, ["none", "din", "match", "random"], {"none", "din", "match-din", "user-match-din-random"}),
+        (1, ["din", "random"], {"din", "user-match-din-random"}),
         (4, ["none"], {"none"}),
     ],
 )
