@@ -47,6 +47,7 @@ partitions = {partitions}
 [extract]
 engine = "transformers"
 model = "{folder}/llama"
+reads = "users"
 answers = "none"
 max_users = {read}
 rows_per_shard = 1024

@@ -99,6 +99,7 @@ def _config(folder: Path, where: str, model: Path, options: argparse.Namespace) 
         "storage": where,
         "source": {"kind": "table", "path": str(folder / "table"), "table": {"interactions": "interactions.csv"}},
         "extract": {
+            "reads": "users",
             "engine": "transformers",
             "model": str(model),
             "answers": "none",

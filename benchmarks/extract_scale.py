@@ -126,7 +126,7 @@ def config_of(folder: Path, source: str, model: Path, options: argparse.Namespac
     (folder / source).mkdir(exist_ok=True)
     (folder / source / "interactions.csv").write_text(source)  # only its fingerprint is looked at
     extract_ = {"engine": options.engine, "model": str(model), "answers": "none", "rows_per_shard": options.shard}
-    extract_ |= {"user_template": str(folder / "template.txt"), "titles_per_scenario": 2}
+    extract_ |= {"reads": "users", "user_template": str(folder / "template.txt"), "titles_per_scenario": 2}
     table = {"interactions": "interactions.csv", "label": "label"}
     shown = {"kind": "table", "path": str(folder / source), "table": table}
     return Config.model_validate(

@@ -85,8 +85,8 @@ SWITCHES: dict[str, Settings] = {
     "no knowledge dropout": ("model.knowledge_dropout=0",),
     "knowledge dropout 0.3": ("model.knowledge_dropout=0.3",),
     "history share 0.5": ("split.history_share=0.5",),
-    "items read": ("extract.reads=items",),
-    "points in time": ("extract.reads=items", "extract.point_in_time=true"),
+    "items read": ("extract.reads=items", "extract.pooling=last", "extract.point_in_time=false"),
+    "points in time": ("extract.reads=items", "extract.pooling=last", "extract.point_in_time=true"),
 }
 
 

@@ -1,6 +1,6 @@
 """The frozen LLM and how it is asked."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
@@ -13,9 +13,10 @@ ItemVectors = Literal["llm", "encoder", "words", "random", "shuffled"]
 class ExtractConfig(Section):
     """The frozen LLM and how it is asked."""
 
-    reads: Literal["users", "items"] = "users"
-    """Each user's history in one prompt, as in the paper; or each item alone, once, and a user's vector is pooled from
-    those of the items in the history. That costs LLM time per item, and new rows of old items cost none."""
+    reads: Literal["items", "users"] = "items"
+    """Each item alone, once, and a user's vector is pooled from those of the items in the history; or each user's
+    history in one prompt (`users`), as in the paper. Items cost LLM time once, and new rows of old ones none; users
+    cost it whenever they take something new."""
     item_vectors: ItemVectors | Annotated[tuple[ItemVectors, ...], Field(min_length=1)] = "llm"
     """For `reads = "items"`: where their vectors come from. The LLM (`llm`); a sentence `encoder`; counts of the
     `words` in titles and features, which need no model at all and are what one has to beat; or a control: `random`
@@ -29,9 +30,10 @@ class ExtractConfig(Section):
     item's title and features, and their vector is the mean over all tokens."""
     pool_dim: int = Field(64, ge=1)
     """How many principal components of the items' vectors are pooled, of each source."""
-    point_in_time: bool = False
+    point_in_time: bool = True
     """For `reads = "items"`: a row sees its user's vector as it was before that row, so that no vector knows the label
-    of its row. Serving sees the whole history, and so do rows of validation and test with `model.past = "stale"`."""
+    of its row. Serving sees the whole history, and so do rows of validation and test with `model.past = "stale"`. With
+    `reads = "users"` it is false, and `snapshots` do that."""
     snapshots: int = Field(1, ge=1, le=32)
     """For `reads = "users"`: how often the LLM reads a user's training rows, at most. Once, as of the training cut, is
     the published form: a training row sees a vector that knows its label. More often, it also reads the user's first 1,
@@ -45,13 +47,13 @@ class ExtractConfig(Section):
     model: str = "smollm2-135m"
     """`smollm2-135m`, a local folder, a URI, or an id of the Hugging Face hub (`owner/name`, `owner/name@revision`).
     With `engine = "http"` the name by which the endpoint knows the model that gives vectors."""
-    pooling: Literal["last", "mean", "answer"] = "last"
-    """Which hidden states of the LLM become a prompt's vector: the last token's (`last`), the mean over all its tokens
-    (`mean`), or the last token's after the LLM has also written and read its own answer (`answer`), for which it
-    writes up to `answer_tokens` for each row. With `mean` and `reads = "items"`, the LLM reads of an item what data
-    says and nothing else, neither a question nor a chat template: that is short, and every token the item's own.
-    An endpoint (`engine = "http"`) pools as it does: `last` or `mean` then say how, and so what it reads; `answer` it
-    cannot give."""
+    pooling: Literal["mean", "last", "answer"] = "mean"
+    """Which hidden states of the LLM become a prompt's vector: the mean over all its tokens (`mean`), the last token's
+    (`last`, the default of `reads = "users"`), or the last token's after the LLM has also written and read its own
+    answer (`answer`), for which it writes up to `answer_tokens` for each row. With `mean` and `reads = "items"`, the
+    LLM reads of an item what data says and nothing else, neither a question nor a chat template: that is short, and
+    every token the item's own. An endpoint (`engine = "http"`) pools as it does: `mean` or `last` then say how, and so
+    what it reads; `answer` it cannot give."""
     layer: int = Field(0, ge=0)
     """The LLM layer whose hidden states become vectors, counted from 1; 0 = the last one, after its final norm. Middle
     layers can say more of what a text is about. `transformers` gives any, vLLM the last one alone."""
@@ -154,6 +156,14 @@ class ExtractConfig(Section):
     def sources(self) -> tuple[str, ...]:
         """Where items' vectors come from, one beside the other."""
         return (self.item_vectors,) if isinstance(self.item_vectors, str) else self.item_vectors
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_for_users(cls, given: Any) -> Any:
+        """Of what is not given, what goes with a prompt for each user."""
+        if isinstance(given, dict) and given.get("reads") == "users":
+            return {"pooling": "last", "point_in_time": False} | given
+        return given
 
     @model_validator(mode="after")
     def _check_points_in_time(self) -> Self:

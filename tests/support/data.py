@@ -87,6 +87,10 @@ def flip_a_bit(file: Path, at: float = 0.5) -> None:
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+PUBLISHED = {"reads": "users", "pooling": "last", "point_in_time": False}
+"""The published form, in which the LLM reads users; where a test asks for items, the rest stays."""
+
+
 def config_of(folder: Path, storage_at: str = "", **sections: Any) -> Config:
     """A config for `write_data`'s files; sections are merged into the defaults, `table` into `source.table`."""
     table = {
@@ -107,7 +111,9 @@ def config_of(folder: Path, storage_at: str = "", **sections: Any) -> Config:
         "source": {"kind": "table", "path": str(folder), "table": table} | sections.pop("source", {}),
         "model": SMALL_MODEL | sections.pop("model", {}),
         "train": FAST_TRAINING | sections.pop("train", {}),
-        "extract": {"engine": "transformers", "model": "none/such", "dtype": "float32"} | sections.pop("extract", {}),
+        "extract": PUBLISHED
+        | {"engine": "transformers", "model": "none/such", "dtype": "float32"}
+        | sections.pop("extract", {}),
     }
     return Config.model_validate(document | sections)
 

@@ -48,8 +48,17 @@ TABLE_CONFIG: dict[str, Any] = {
         },
     },
     "split": {"by": "user"},
-    # one actor, since each takes longer to load the engine than to ask it
-    "extract": {"engine": "transformers", "dtype": "float32", "answer_tokens": 8, "rows_per_shard": 4, "actors": 1},
+    "extract": {
+        # the published form; where a test asks for items, the rest stays
+        "reads": "users",
+        "pooling": "last",
+        "point_in_time": False,
+        "engine": "transformers",
+        "dtype": "float32",
+        "answer_tokens": 8,
+        "rows_per_shard": 4,
+        "actors": 1,  # each takes longer to load the engine than to ask it
+    },
     "model": {"embedding_dim": 8, "code_dim": 8, "hidden": [32, 16], "tower": 8, "experts": 2},
     "train": {"epochs": 12, "patience": 12, "batch_size": 64, "learning_rate": 5e-3},
 }

@@ -29,9 +29,16 @@ def test_only_name_and_source_are_required(minimal: str):
     assert config == Config.model_validate({"name": "x", "source": {"kind": "table", "path": "data"}})
     assert (config.seed, config.split.kind, config.split.valid, config.split.test) == (1, "time", 0.1, 0.1)
     assert (config.model.backbone, config.model.knowledge, config.model.control) == ("mmoe", "both", "none")
-    assert (config.extract.engine, config.extract.pooling, config.extract.rows_per_shard) == ("auto", "last", "auto")
+    assert (config.extract.engine, config.extract.rows_per_shard) == ("auto", "auto")
+    assert (config.extract.reads, config.extract.pooling, config.extract.point_in_time) == ("items", "mean", True)
     assert (config.train.epochs, config.train.batch_size, config.serve.port) == (20, 4096, 8000)
     assert config.root == "runs/x"
+
+
+def test_what_reads_users_has_the_published_form_unless_told(minimal: str):
+    extract = load(minimal, ["extract.reads=users"]).extract
+    assert (extract.pooling, extract.point_in_time) == ("last", False)
+    assert load(minimal, ["extract.reads=users", "extract.pooling=mean"]).extract.pooling == "mean"
 
 
 def test_root_is_storage_where_it_is_given(minimal: str):
@@ -56,7 +63,7 @@ def test_shipped_configs_load(file: Path):
         ("split.valid=0.95", r"'split': valid \+ test = 1.05 leaves no training rows"),
         ("train.workers=0", r"'train.workers': write a number from 1 on, or the least and the most.*\(given: 0\)"),
         ("train.workers=[4, 2]", r"'train.workers': write a number .*\(given: \[4, 2\]\)"),
-        ("extract.point_in_time=true", r"'extract': point_in_time is for reads = 'items'"),
+        ('extract={reads="users", point_in_time=true}', r"'extract': point_in_time is for reads = 'items'"),
         ("extract.snapshots=0", r"'extract.snapshots': .*greater than or equal to 1"),
         ("train.sparse=often", r"'train.sparse"),
         ("model.hidden=[]", r"'model.hidden': .*at least 1 item"),
