@@ -116,7 +116,20 @@ def quality(config: Config, data: StageOutput, report: Report) -> Quality:
     reports = popularity.reports(data, "valid", scenario_names(data))
     baselines = {name: baseline["overall"] for name, baseline in reports.items()}
     warnings = popularity.warnings(config.model.variant, report["overall"], baselines, "validation")
-    return {"metrics": {"on": "valid", **report}, "baselines": baselines, "warnings": warnings}
+    return {"metrics": {"on": "valid", **report}, "baselines": baselines, "warnings": warnings + known_labels(config)}
+
+
+def known_labels(config: Config) -> list[str]:
+    """What to warn of where users' vectors know the labels of the rows that train with them, as in the paper."""
+    model, extract = config.model, config.extract
+    apart = extract.point_in_time or extract.snapshots > 1 or config.split.history_share < 1
+    if apart or not model.reads_codes or model.control != "none":
+        return []
+    advice = "extract.point_in_time = true" if extract.reads == "items" else "extract.reads = 'items'"
+    return [
+        f"{model.variant}: training rows see vectors of their users that know these rows' labels, as published, and "
+        f"a model can learn to read them off; set {advice}, or see 'Rows that the LLM has read' in docs/knowledge.md"
+    ]
 
 
 def warn_of_one_class(data: StageOutput) -> None:

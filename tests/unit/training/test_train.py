@@ -1,13 +1,14 @@
 """What training says before it begins; the loop is in test_loop.py, Ray Train in tests/ray."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from llm4msr import schema, storage
-from llm4msr.training.train import warn_of_one_class
-from tests.support.data import published
+from llm4msr.training.train import known_labels, warn_of_one_class
+from tests.support.data import config_of, published
 
 
 @pytest.mark.parametrize(
@@ -31,3 +32,24 @@ def test_rows_of_one_class_are_told(
     warn_of_one_class(published(tmp_path, {f"{name}/p=00000.parquet": 2 for name in tables}))
     lines = capsys.readouterr().err.splitlines()
     assert [line[: len(start)] for line, start in zip(lines, told, strict=True)] == told
+
+
+ITEMS = {"reads": "items", "pooling": "mean"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "advice"),
+    [
+        ({}, "set extract.reads = 'items'"),
+        ({"extract": ITEMS}, "set extract.point_in_time = true"),
+        ({"extract": ITEMS | {"point_in_time": True}}, ""),
+        ({"extract": {"snapshots": 4}}, ""),
+        ({"split": {"history_share": 0.5}}, ""),
+        ({"model": {"knowledge": "scenario"}}, ""),
+        ({"model": {"control": "shuffled"}}, ""),
+    ],
+)
+def test_vectors_that_know_the_labels_of_training_rows_are_told(tmp_path: Path, sections: dict[str, Any], advice: str):
+    told = known_labels(config_of(tmp_path, **{"model": {"knowledge": "both"}, **sections}))
+    assert len(told) == bool(advice)
+    assert all(advice in line for line in told)
