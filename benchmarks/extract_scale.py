@@ -40,7 +40,7 @@ from llm4msr.arrays import Singles, strings
 from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.data.prepare import folder as prepare_folder
-from llm4msr.knowledge import versions, work_list
+from llm4msr.knowledge import number_format, versions, work_list
 from llm4msr.knowledge.active_users import users_to_read
 from llm4msr.knowledge.actor import AskLLM
 from llm4msr.knowledge.engines import Billed, models, open_tokenizer
@@ -288,7 +288,8 @@ def planning(config: Config, folder: Path) -> Measured:
     """Users per second and core of rendering and of matching, against the versions that are there."""
     pa.set_cpu_count(1)
     data, output = prepared(config), extracted(config)
-    reader = Reader.of(config, models.revision(Path(config.extract.model)), open_tokenizer(config.extract).frame)
+    as_read = number_format.as_made(config, output)
+    reader = Reader.of(as_read, models.revision(Path(config.extract.model)), open_tokenizer(config.extract).frame)
     total = partitions.count(data)
     todo = windows(users_to_read(config, data), {}, work_list.WINDOW_ROWS)[1:]
     counts = work_list.bucket_counts(todo, total)
