@@ -164,7 +164,9 @@ class _Lists:
 
 
 def _repeat(texts: Sequence[str], length_L: Ints) -> Column:
-    return _dictionary(np.repeat(np.arange(len(texts)), length_L), pa.array(texts, pa.string()))
+    """Each text once in the dictionary: else Parquet does without, in long pages that differ from run to run."""
+    encoded = pa.array(texts, pa.string()).dictionary_encode()
+    return _dictionary(np.repeat(encoded.indices.to_numpy(), length_L), encoded.dictionary)
 
 
 def _dictionary(place_R: Ints, texts: Column) -> Column:

@@ -60,6 +60,18 @@ def candidates_of(output: StageOutput) -> dict[str, list[str]]:
     return {name: found.id_U.take(pa.array(places)).to_pylist() for name, places in found.places.items()}
 
 
+def test_texts_that_repeat_are_written_once(score: Score):
+    output = score(top_k=4)
+    (name,) = (name for name in output.manifest.files if name.startswith("lists/"))
+    for column in ("user_id", "scenario", "item_id", "model_version"):
+        (texts,) = {tuple(part.dictionary.to_pylist()) for part in output.table(name)[column].chunks}
+        assert len(texts) == len({*texts})
+    with output.parquet(name) as parquet:
+        group = parquet.metadata.row_group(0)
+        encodings = [{*group.column(at).encodings} for at in range(group.num_columns)]
+    assert all("RLE_DICTIONARY" in found for found in encodings)
+
+
 @pytest.mark.parametrize(("leave_out", "liked"), [("seen", False), ("liked", True), ("nothing", None)])
 def test_a_list_is_what_the_ranker_says_of_the_candidates_that_are_not_left_out(
     score: Score, world: World, ranker: Ranker, leave_out: str, liked: bool | None
