@@ -46,7 +46,7 @@ class Given:
 
 ROWS_PER_USER = Given(10, "as in results/data-scale.md")
 GPU_USERS = Given(725, "results/extract-throughput-gpu.md: users per second of one H200, random Llama of 0.5e9 weights")
-PLANNED = Given(222_508, "results/extract-scale.md: users rendered and matched per second and core, at 1e6")
+PLANNED = Given(146_335, "results/extract-scale.md: users rendered and matched per second and core, at 1e6")
 TRAINED = Given(79_374, "results/extract-throughput-gpu.md: training rows per second of one GPU, MMoE, batch 1,024")
 WORKERS_AT_MOST = Given(16, "assumed: more GPUs do not train one model faster")
 EPOCHS = Given(5, "assumed: what early stopping needs")
