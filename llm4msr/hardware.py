@@ -1,11 +1,26 @@
 """What this machine multiplies fast."""
 
+from pathlib import Path
+
+_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
+
 
 def multiplies_bfloat16(device: str = "cpu") -> bool:
     """Whether it has instructions for it: avx512_bf16 or AMX of a CPU; of a GPU (`cuda`), from Ampere on."""
+    if device == "cpu" and (flags := _cpu_flags(Path("/proc/cpuinfo"))):
+        return not flags.isdisjoint(_INSTRUCTIONS)  # PyTorch says the same, after a second or two to load it
     import torch
 
     if device == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
-    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))
+    return any(bool(capabilities.get(name)) for name in _INSTRUCTIONS)
+
+
+def _cpu_flags(cpuinfo: Path) -> set[str]:
+    """What Linux says that an x86 CPU has; elsewhere nothing."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())

@@ -35,6 +35,17 @@ def test_what_serves_loads_nothing_of_what_trains_asks_or_explains(module: str):
     assert not rooms & {"training", "knowledge", "data", "explain", "export", "score", "cli", "pipeline"}
 
 
+def test_prompts_are_planned_without_the_classes_of_models(llama: Path):
+    code = (
+        "import pathlib, sys; from llm4msr.hardware import multiplies_bfloat16\n"
+        "from llm4msr.knowledge.engines.tokens import PromptTokenizer\n"
+        "multiplies_bfloat16(); PromptTokenizer(pathlib.Path(sys.argv[1]), 100)"
+    )
+    packages = packages_after(code, str(llama))
+    assert "tokenizers" in packages
+    assert "torch" not in packages
+
+
 def test_the_nets_load_neither_ray_nor_storage():
     names = modules_after("import llm4msr.model.net, llm4msr.model.serving_net")
     assert "torch" in names

@@ -6,6 +6,7 @@ template, and whatever spells a control token is tokenised letter by letter. Som
 such as `[/INST]`; where data holds such a mark, it gets a blank after its first letter.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 TODAY = datetime(2024, 7, 26)
 """What a chat template takes for today: vectors of one prompt must not differ from day to day."""
 _PLACEHOLDER = "PromptStandsHere"
+GENERIC = {"PreTrainedTokenizerFast", "TokenizersBackend"}
+"""Names of the one class that is all in tokenizer.json, in older and newer models."""
 MARKUP = re.compile(r"<[^\s<>{}%]{1,60}>|\[/?[A-Z_]{2,40}\]")
 """What chat templates mark turns with that is no token of its own in some models, such as `[/INST]`."""
 
@@ -57,11 +60,9 @@ class PromptTokenizer:
         Raises:
             StorageError: the folder holds none that can be loaded, or its chat template cannot be used.
         """
-        from transformers import AutoTokenizer
-
         try:
             with models.quiet():
-                self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+                self.tokenizer = _load(folder)
         except Exception as error:  # damaged files lead to errors of many kinds
             why = f"{type(error).__name__}: {first_line(error)}"
             raise StorageError(f"{folder}: the tokenizer cannot be loaded ({why}); copy the model again") from None
@@ -221,6 +222,20 @@ class PromptTokenizer:
         whole: list[int] = self.tokenizer("word", add_special_tokens=True).input_ids
         at = next((i for i in range(len(whole)) if whole[i : i + len(word)] == word), len(whole))
         return whole[:at], plain(begun), whole[at + len(word) :]
+
+
+def _load(folder: Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer that `AutoTokenizer` chooses; to choose, that loads PyTorch and the classes of all models first."""
+    from transformers import PreTrainedTokenizerFast
+
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if config.get("tokenizer_class") in GENERIC and "auto_map" not in config and (folder / "tokenizer.json").exists():
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    from transformers import AutoTokenizer
+
+    chosen: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return chosen
 
 
 def _is_control(text: str, special: bool) -> bool:
