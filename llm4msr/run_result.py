@@ -78,8 +78,8 @@ class RunResult(Sequence[StageOutput]):
         return pd.DataFrame([values for _, values in rows], index=index)
 
     def predictions(self) -> Iterator["pd.DataFrame"]:
-        """The test rows, partition by partition: user_id, item_id, scenario_id, label, and a column of logits for each
-        model, named by its variant and seed, as in `both-1`.
+        """The test rows, partition by partition: user_id, item_id, scenario_id, label, person (a number for each user,
+        those without a known id too), and a column of logits for each model, named by its variant and seed: `both-1`.
         """
         output = self.one("evaluate")
         for name in sorted(output.manifest.files):

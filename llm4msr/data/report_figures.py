@@ -122,6 +122,8 @@ def _titles(items: pa.Table) -> Titles:
     titles = trained["title"]
     is_id = pc.equal(titles, trained["item_id"])
     is_code = pc.and_not(pc.match_substring_regex(titles, _CODE), is_id)
+    if not len(trained):  # split.min_item_rows leaves none
+        return Titles(items=0, ids=0, codes=0, commonest="''", commonest_items=0, examples=[])
     counts = pc.value_counts(titles)
     commonest = int(np.argmax(counts.field("counts").to_numpy()))
     return Titles(

@@ -38,6 +38,9 @@ def _ids(report: DataReport, config: Config) -> Iterator[str]:
 def _titles(report: DataReport, config: Config) -> Iterator[str]:
     titles = report.titles
     named = f"such as {', '.join(titles.examples)}"
+    if not titles.items:
+        least = config.split.min_item_rows
+        yield f"no item has split.min_item_rows = {least} training rows, so all are the unknown item: lower it"
     if titles.ids > titles.items / 10:
         yield (
             f"{titles.ids:,} of {titles.items:,} items have no title and show their id, {named}, which tells an LLM "
@@ -87,13 +90,19 @@ def _order(report: DataReport, config: Config) -> Iterator[str]:
 
 
 def _sizes(report: DataReport, config: Config) -> Iterator[str]:
-    if config.split.kind != "time" or config.split.by != "global":
+    if config.split.kind != "time":
         return
     rows = {name: split.rows - split.drawn for name, split in report.parts.items()}
     actual = {name: rows[name] / sum(rows.values()) for name in ("valid", "test")}
     shares = {"valid": config.split.valid, "test": config.split.test}
     if any(not 0.5 < actual[name] / shares[name] < 2 for name in shares):
         named = ", ".join(f"{name} {100 * actual[name]:.1f}% for {100 * shares[name]:.1f}%" for name in shares)
+        if config.split.by == "user":
+            yield (
+                f"parts are not as large as set, since users have too few rows to divide: {named}. Set split.kind = "
+                "'leave_last_out', or larger shares"
+            )
+            return
         yield (
             f"parts are not as large as set, since rows of one time stay together and there are {report.orders:,} "
             f"times: {named}. Name a finer source.table.order, or set split.by = 'user'"

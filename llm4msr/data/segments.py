@@ -20,7 +20,7 @@ from llm4msr.data.reading.file_rows import FileRows
 from llm4msr.data.reading.raw_data import RawTable
 from llm4msr.storage import StageOutput, StageResult, lock
 
-VERSION = 1
+VERSION = 2
 SEGMENT_ROWS = 1 << 23
 """Rows that are shuffled at once, about, unless a run would make too many segments of them."""
 MOST_SEGMENTS = 64

@@ -83,6 +83,9 @@ def require_rows(counts: dict[str, int], times: int, config: SplitConfig) -> Non
 def _remedy(rows: int, times: int, config: SplitConfig) -> str:
     if config.kind == "time" and config.by == "global" and times < min(rows, 100):
         return f"they have {times} different times, and rows of one time stay together: set split.by = 'user'"
+    if config.kind == "time" and config.by == "user":
+        least = int(np.ceil(1 / config.test))
+        return f"of each user's rows {config.test:g} test, so users need {least}: set split.kind = 'leave_last_out'"
     return "give more data or another split"
 
 

@@ -43,7 +43,7 @@ def draft(places: Sequence[str]) -> Draft:
         *users[1:],
     ]
     table += [Note(f"files that are not used: {shorten(', '.join(unused), 200)}")] if unused else []
-    decisions = [*mend_delimiter, *mend_items, *mend_users, *_faults(roles, columns.guesses)]
+    decisions = [*mend_delimiter, *mend_items, *mend_users, *_left_out(roles), *_faults(roles, columns.guesses)]
     has_label = any(isinstance(guess, Guess) and guess.key == "label" for guess in columns.guesses)
     matches = not has_label and roles.interactions.about >= MANY_ROWS
     return Draft(found.path, _seen(samples), table, columns.split, decisions, matches)
@@ -65,6 +65,17 @@ def _delimiter(used: Sequence[Sample]) -> tuple[list[Guess | Note], list[str]]:
     others = [sample.name for sample in used if not sample.is_read_with(marks[0])]
     rule = f"delimiter: cells are separated by {quote(marks[0])} in one file, and otherwise in"
     return [Guess("delimiter", marks[0], why)], [f"{rule} {name}; write both alike" for name in others]
+
+
+def _left_out(roles: Roles) -> Iterator[str]:
+    """Files with the ids of the interactions that are not read with them, such as a later day's with a column more."""
+    ids, one = {str(roles.user.value), str(roles.item.value)}, roles.interactions
+    for other in roles.unused:
+        if ids <= other.columns.keys():
+            yield (
+                f"interactions: {other.name} names users and items as {one.name} does, but has other columns, and is "
+                'left out; to read both, name both in one glob, such as "*.csv"'
+            )
 
 
 def _seen(samples: Sequence[Sample]) -> str:

@@ -24,6 +24,9 @@ def find_label(sample: Sample, columns: list[ColumnSample]) -> Iterator[Guess | 
             yield Note(f"other columns that may be the label: {', '.join(column.name for column in both[1:])}")
     elif stars:
         yield from _of_stars(stars[0])
+    elif unread := [c for c in named(columns, names.LABEL) if c not in usual and 0 < c.distinct <= 2]:
+        why = "a usual name, but not each row has a number from 0 to 1, true or false: see above"
+        yield Guess("label", unread[0].name, why, is_sure=False)
     elif len(flags) == 1 and not usual:
         why = f"the one column of 0 and 1; {_classes(sample, flags[0])}. Is it what lists should bring about?"
         yield Guess("label", flags[0].name, why, is_sure=False)

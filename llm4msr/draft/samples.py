@@ -77,7 +77,7 @@ class _Part(NamedTuple):
 
     @property
     def layout(self) -> tuple[object, ...]:
-        return (self.files[0].is_parquet, *self.rows.table.column_names)
+        return (self.files[0].is_parquet, *sorted(self.rows.table.column_names))
 
 
 def _read_parts(files: list[SourceFile]) -> list[_Part]:

@@ -39,7 +39,8 @@ def _evidence(column: ColumnSample) -> int:
     """How good a candidate it is, as a place in `_REASONS`; `_NONE` if it is none."""
     if column.kind not in ("text", "whole", "flag"):
         return _NONE
-    if names.choose([column.name], names.EVENT) or {value.lower() for value in column.values} <= _SPLITS:
+    other = (*names.EVENT, *names.LABEL, *names.STARS)
+    if names.choose([column.name], other) or {value.lower() for value in column.values} <= _SPLITS:
         return _NONE
     if names.choose([column.name], _SURE) and column.distinct <= MOST_SCENARIOS:
         return 0

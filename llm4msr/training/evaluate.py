@@ -17,7 +17,7 @@ from llm4msr.training.results import Results, SeedReport, compare, means_of
 from llm4msr.training.table import markdown_table
 from llm4msr.training.trained import TrainedModel
 
-VERSION = 4
+VERSION = 5
 
 
 def compared_runs(config: Config) -> list[tuple[str, Config]]:

@@ -161,7 +161,10 @@ def _write(numbers: list[int], prepared: StageOutput, columns: list[str], folder
         names = ["user", "item", "scenario", "label"]
         rows = prepared.table(partitions.file_name("test", number), names)
         ids = [partitions.local_ids(users, rows["user"]), items.take(rows["item"]), scenarios.take(rows["scenario"])]
-        table = pa.table([*ids, rows["label"]], ["user_id", "item_id", "scenario_id", "label"])
+        counted = partitions.read(prepared, "test", number, ["user", "event"])
+        person = partitions.people(prepared, counted["user"].to_numpy(), counted["event"].to_numpy())
+        names = ["user_id", "item_id", "scenario_id", "label", "person"]
+        table = pa.table([*ids, rows["label"], pa.array(person)], names)
         for column in columns:
             scored = Scored.read(_file_of(storage.path(folder), column, number))
             table = table.append_column(column, pa.array(scored.logit_B))

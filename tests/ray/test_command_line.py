@@ -267,7 +267,7 @@ def too_few_rows(folder: Path) -> None:
         (a_label_beyond_one, "interactions.csv: column 'label': 4.0 in row 2; a label lies between 0 and 1"),
         (an_empty_id, "in row 2; an id cannot be empty"),
         (an_item_twice, "column 'item_id': 'a' stands again in row 3; ids must be unique"),
-        (too_few_rows, "in 1 rows; give more data or another split"),
+        (too_few_rows, "in 1 rows; of each user's rows 0.1 test, so users need 10: set split.kind = 'leave_last_out'"),
     ],
 )
 def test_wrong_data(

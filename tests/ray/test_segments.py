@@ -69,6 +69,18 @@ def test_days_that_are_added_one_by_one_equal_one_run_and_only_the_new_one_is_sh
     assert output.manifest.info["report"] == one.manifest.info["report"]
 
 
+def test_days_of_few_short_rows_and_of_none_are_read(tmp_path: Path, rows: list[Row]):
+    """By their bytes they are estimated at less than one row of the days before."""
+    config = daily(tmp_path)
+    for day, count, comment in (("1", 300, "long " * 100), ("2", 2, ""), ("3", 0, "")):
+        start = {"1": 0, "2": 300, "3": 302}[day]
+        cells = [[*row.values(), comment] for row in rows[start : start + count]]
+        write_csv(tmp_path / "days" / f"{day}.csv", [*HEADER, "comment"], cells)
+        output = prepare(config)
+    assert sum(count for count, *_ in written(config).values()) == 302
+    assert digests(output) == digests(prepare(daily(tmp_path, "other")))
+
+
 def test_a_file_that_has_changed_or_gone_is_not_read_from_the_segment_that_holds_it(tmp_path: Path, rows: list[Row]):
     config = daily(tmp_path)
     for day in ("2025-12-31", "2026-01-01", "2026-01-03"):

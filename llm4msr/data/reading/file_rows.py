@@ -33,10 +33,10 @@ class FileRows(PieceTable[Piece]):
         return [storage.digest(hashes[piece.place], json.dumps(piece.groups)) for piece in self.pieces]
 
     def only(self, chosen: Sequence[int]) -> "FileRows":
-        """The rows of some pieces; they keep their numbers."""
+        """The rows of some pieces, of which there is at least one as far as is known; they keep their numbers."""
         held = [self.pieces[at] for at in chosen]
         size = sum(piece.size for piece in held)
-        return replace(self, pieces=held, size=size, rows=round(self.rows * size / max(self.size, 1)))
+        return replace(self, pieces=held, size=size, rows=max(round(self.rows * size / max(self.size, 1)), 1))
 
 
 def move_rows(row_R: Ints, moved: dict[int, int]) -> Ints:

@@ -114,7 +114,7 @@ def plan(files: Sequence[SourceFile], first: Rows) -> Plan:
         per_byte = counted / max(1, sum(files[place].size for place in footers))
     else:
         per_byte = _rows_per_byte(next(file for file in files if file.path == first.file), len(first.table))
-    return Plan(pieces, counted + round(rest * per_byte))
+    return Plan(pieces, counted + max(round(rest * per_byte), min(rest, 1)))  # 0 would say that there is none
 
 
 def _rows_per_byte(file: SourceFile, rows: int) -> float:

@@ -314,6 +314,21 @@ def test_rows_that_are_left_out_are_told(tmp_path: Path):
     assert not any("left out" in told for told in report_lines(every))
 
 
+def test_users_with_too_few_rows_to_divide_are_told(tmp_path: Path):
+    rows = [[*row[:4], at, *row[5:]] for at, row in enumerate(healthy())]
+    few = [[f"u{at // 10 if at < 30 else 3 + (at - 30) // 9}", *row[1:]] for at, row in enumerate(rows)]
+    _, warnings = report_of(write(tmp_path / "few", few, split={"by": "user"}))
+    (told,) = (text for text in warnings if "users have too few rows to divide" in text)
+    assert "test 0.3% for 10.0%. Set split.kind = 'leave_last_out'" in told
+    fewer = [[f"u{at // 8}", *row[1:]] for at, row in enumerate(rows[:800])]
+    with pytest.raises(DataError, match=r"each user's rows 0.1 test, so users need 10: set split.kind = 'leave_last"):
+        prepare(write(tmp_path / "fewer", fewer, split={"by": "user"}))
+
+
+def test_no_item_with_enough_rows_is_told_and_the_run_goes_on(tmp_path: Path):
+    only_warning(write(tmp_path, healthy(), split={"min_item_rows": 5000}), "split.min_item_rows = 5000", "lower it")
+
+
 def test_all_labels_of_one_class_are_told_and_the_run_goes_on(tmp_path: Path):
     likes = [[*row[:3], 1, *row[4:]] for row in healthy()]
     only_warning(write(tmp_path / "1", likes), "all labels are 1", "set split.implicit = true, and split.negatives")

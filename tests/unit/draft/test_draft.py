@@ -124,8 +124,39 @@ def test_a_label_that_is_not_read_is_named(tmp_path: Path):
     cells = [[f"u{r.user}", f"i{r.item}", r.page, ("no", "yes")[r.liked], r.minute] for r in rows()]
     shapes.write(tmp_path / "e.csv", ["user_id", "item_id", "page", "clicked", "ts"], cells)
     found = draft([str(tmp_path / "e.csv")])
-    assert values(found)["negatives"] == 4
-    assert "label is left out: 'clicked' holds 'no', 'yes' and the like" in notes(found)
+    assert values(found)["label"] == "clicked"
+    assert "negatives" not in values(found)
+    assert values(found)["scenario"] == "page"
+    (decision,) = found.decisions
+    assert decision.startswith("label: ")
+    assert "column 'clicked': 'yes' in row 1" in decision
+
+
+def test_a_label_that_misses_in_a_row_is_one_all_the_same(tmp_path: Path):
+    cells = [[f"u{r.user}", f"i{r.item}", r.page, "" if at == 7 else r.liked, r.minute] for at, r in enumerate(rows())]
+    shapes.write(tmp_path / "e.csv", ["user_id", "item_id", "page", "clicked", "ts"], cells)
+    found = draft([str(tmp_path / "e.csv")])
+    assert values(found)["label"] == "clicked"
+    assert "negatives" not in values(found)
+    assert [decision.split(":")[0] for decision in found.decisions] == ["label"]
+
+
+def test_a_label_is_no_scenario(tmp_path: Path):
+    cells = [[f"u{r.user}", f"i{r.item}", ("no", "yes")[r.liked], r.minute] for r in rows()]
+    shapes.write(tmp_path / "e.csv", ["user_id", "item_id", "clicked", "ts"], cells)
+    assert values(draft([str(tmp_path / "e.csv")]))["scenario"] == ""
+
+
+def test_days_whose_columns_stand_in_another_order_are_read_and_those_with_more_are_named(tmp_path: Path):
+    header = ["user_id", "item_id", "page", "clicked", "ts"]
+    cells = [[f"u{r.user}", f"i{r.item}", r.page, r.liked, r.minute] for r in rows()]
+    shapes.write(tmp_path / "day1.csv", header, cells[:300])
+    shapes.write(tmp_path / "day2.csv", header[::-1], [row[::-1] for row in cells[300:]])
+    found = draft([str(tmp_path)])
+    assert (values(found)["interactions"], found.decisions) == ("", []), "all files"
+    shapes.write(tmp_path / "day2.csv", [*header, "device"], [[*row, "tv"] for row in cells[300:]])
+    (decision,) = draft([str(tmp_path)]).decisions
+    assert decision.startswith("interactions: day2.csv names users and items as day1.csv does, but has other columns")
 
 
 def test_dates_are_known_by_their_look_where_no_name_tells(tmp_path: Path):

@@ -136,15 +136,19 @@ def rows_of_users_who_come_and_go(users: int = 60) -> list[list[Any]]:
 
 def test_rows_of_users_whom_the_data_does_not_know_are_measured_user_by_user(tmp_path: Path):
     """A table of users gives them numbers of their own, and no feature that a model could tell them apart by."""
-    reports = []
+    reports, told_apart = [], []
     for users in ("users.csv", ""):
         folder = write_data(tmp_path / f"described-{bool(users)}", rows_of_users_who_come_and_go(), users=60)
         config = config_of(folder, table={"users": users, "user_features": []}, model={"knowledge": "none"})
         assert (prepared_table(prepare(config), "test")["user"].to_numpy() == 0).any() == (not users)
         found = publish_trained(config).manifest.info["metrics"], evaluate(config).json("metrics.json")
         assert all(found[1]["summary"]["none"]["overall"][metric]["mean"] for metric in METRICS)
+        rows = evaluate(config).table("predictions/p=00000.parquet")
+        told_apart.append((len(rows["person"].unique()), len(rows["user_id"].unique())))
         reports.append(found)
     assert reports[0] == reports[1]
+    (people, ids), (strangers, few_ids) = told_apart
+    assert people == ids == strangers > few_ids
 
 
 def test_users_whom_the_data_does_not_know_are_told_apart_in_every_partition(tmp_path: Path):

@@ -40,7 +40,7 @@ def output(config: Config) -> StageOutput:
 
 def test_every_metric_can_be_computed_from_the_predictions(output: StageOutput):
     table = output.table("predictions/p=00000.parquet")
-    assert table.column_names == ["user_id", "item_id", "scenario_id", "label", "none-1", "none-2"]
+    assert table.column_names == ["user_id", "item_id", "scenario_id", "label", "person", "none-1", "none-2"]
     report = output.json("metrics.json")["runs"]["none"]
     for at in range(2):
         label, logit = table["label"].to_numpy(), table[f"none-{at + 1}"].to_numpy()
@@ -49,7 +49,8 @@ def test_every_metric_can_be_computed_from_the_predictions(output: StageOutput):
         for place in report[at]["scenarios"]:
             here = pc.equal(table["scenario_id"], place["scenario_id"]).to_numpy()
             assert metrics.auc(label[here], logit[here]) == place["auc"]
-        users = np.unique(strings(table["user_id"]), return_inverse=True)[1]
+        users = table["person"].to_numpy()
+        assert len({*users.tolist()}) == len(table["user_id"].unique())
         scenarios = np.unique(strings(table["scenario_id"]), return_inverse=True)[1]
         sums = Sums.of(metrics.Predictions(users, scenarios, label, logit), 2).report(["home", "search"])
         assert sums["overall"] == pytest.approx(report[at]["overall"])
@@ -127,5 +128,5 @@ def test_each_seeds_rows_have_files_of_their_own(tmp_path: Path):
     output = evaluate(config)
     for seed in (1, 2):
         table = output.table(f"predictions/seed={seed}/p=00000.parquet")
-        assert table.column_names[4:] == [f"none-{seed}"]
+        assert table.column_names[5:] == [f"none-{seed}"]
         assert len(table) == partitions.rows(prepared(config.model_copy(update={"seed": seed})), "test")
