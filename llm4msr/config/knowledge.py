@@ -228,7 +228,7 @@ class ExtractConfig(Section):
         if self.reads == "items" and self.pooling == "mean" and self.answers == "all":
             raise ValueError(
                 "answers = 'all' asks about each item, and with pooling = 'mean' the LLM reads an item's own text "
-                "without a question; choose another pooling, or answers = 'scenarios'"
+                "without a question; choose answers = 'scenarios', another pooling, or reads = 'users'"
             )
         return self
 

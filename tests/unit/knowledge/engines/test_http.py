@@ -39,7 +39,7 @@ def endpoint() -> Iterator[LLMEndpoint]:
 
 def config_for(url: str, **changes: Any) -> ExtractConfig:
     document = {"engine": "http", "http_url": url, "model": "embedder", "answers": "none", "http_prompts": 3}
-    return ExtractConfig.model_validate(document | changes)
+    return ExtractConfig.model_validate({"reads": "users"} | document | changes)
 
 
 def vectors(config: ExtractConfig, *prompts: str) -> np.ndarray:
