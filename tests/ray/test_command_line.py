@@ -99,7 +99,8 @@ def test_run_prints_the_table_and_one_json_line(call: Call, spine: Spine) -> Non
     assert (line["stage"], line["failed"], line["skipped"]) == ("run", 1, 6)
     assert line["outputs"]["export"] == str(spine.folder("export"))
     assert line["metrics"]["overall"]["auc"] > line["baselines"]["popularity"]["auc"]
-    assert line["warnings"] == []
+    (warning,) = line["warnings"]
+    assert "training rows see vectors of their users that know these rows' labels" in warning
     assert "[1/5] prepare" in err
     assert "found finished" in err
 

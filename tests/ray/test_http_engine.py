@@ -117,10 +117,11 @@ def test_vectors_are_those_of_the_engine_in_the_process_and_a_key_stays_secret(
 
 
 def test_a_server_that_is_killed_in_a_pass_costs_the_shards_in_flight_alone(
-    server: VllmServer, spine: Spine, experiment: MakeExperiment
+    server: VllmServer, experiment: MakeExperiment
 ) -> None:
     changes = {"http_key_variable": "VLLM_SECRET", "http_retries": 0, "rows_per_shard": 1}
-    made = experiment(over_http(server.url, **changes), {"prepare": spine.folder("prepare")})
+    made = experiment(over_http(server.url, **changes))
+    pipeline.prepare(made.config)
     with subprocess.Popen(extraction(made), env=WITH_KEY, cwd=ROOT, stderr=subprocess.PIPE) as process:
         wait_until(lambda: len(shards(made)) > 3, process)
         server.kill()

@@ -9,7 +9,6 @@ import pytest
 from llm4msr import pipeline, storage
 from llm4msr.storage import StageOutput
 from tests.support.experiments import ROOT, MakeExperiment, command_line, own_ray, wait_until
-from tests.support.fixtures import Spine
 
 SECONDS_TO_END = 30
 """Far more than the stage may take, since the machine is busy."""
@@ -19,13 +18,14 @@ SECONDS_TO_END = 30
     ("stage", "number", "code"), [("train", signal.SIGINT, 130), ("extract", signal.SIGTERM, 143)], ids=str
 )
 def test_a_signal_ends_a_stage_and_the_next_run_goes_on(
-    stage: str, number: signal.Signals, code: int, spine: Spine, experiment: MakeExperiment
+    stage: str, number: signal.Signals, code: int, experiment: MakeExperiment
 ) -> None:
     slow = {
         "train": {"model.knowledge": "none", "train.epochs": 100_000, "train.patience": 100_000},
         "extract": {"extract.rows_per_shard": 1, "extract.answers": "none"},
     }[stage]
-    made = experiment(slow, {"prepare": spine.folder("prepare")})
+    made = experiment(slow)
+    pipeline.prepare(made.config)
     pattern = {"train": "train/*/checkpoints/*/progress.json", "extract": "extract/*/vectors/users-*"}[stage]
     root = made.root
     process = subprocess.Popen(

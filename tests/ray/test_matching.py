@@ -2,22 +2,14 @@
 
 from pathlib import Path
 
-import pytest
-
 from llm4msr import Ranker, RankRequest, pipeline
 from tests.support.experiments import MakeExperiment
 
+PARTITIONS = 4
 
-@pytest.mark.parametrize(
-    ("total", "variants", "others"),
-    [
-        (1, ["din", "random"], {"din", "user-match-din-random"}),
-        (4, ["none"], {"none"}),
-    ],
-)
-def test_a_run_trains_compares_and_exports_matches(
-    experiment: MakeExperiment, ray_session: None, total: int, variants: list[str], others: set[str]
-) -> None:
+
+def test_a_run_in_partitions_trains_compares_and_exports_matches(experiment: MakeExperiment, ray_session: None) -> None:
+    variants, others = ["din", "random"], {"din", "user-match-din-random"}
     made = experiment(
         {
             "extract.reads": "items",
@@ -25,7 +17,7 @@ def test_a_run_trains_compares_and_exports_matches(
             "extract.pool_dim": 5,
             "extract.answers": "none",
             "extract.point_in_time": True,
-            "split.partitions": total,
+            "split.partitions": PARTITIONS,
             "model.knowledge": "user",
             "model.match": ["candidate", "cosines", "attention", "ids"],
             "evaluate.variants": variants,
@@ -39,7 +31,7 @@ def test_a_run_trains_compares_and_exports_matches(
     assert "user-match-din" in (Path(str(outputs[-2].folder)) / "table.md").read_text()
     ranker = Ranker.load(str(outputs[-1].folder))
     users = [raw_id.decode() for part in ranker.knowledge.pasts.partitions for raw_id in part.texts["id"]]
-    assert len(ranker.knowledge.pasts.partitions) == total
+    assert len(ranker.knowledge.pasts.partitions) == PARTITIONS
     assert len(users) > 0.9 * len(ranker.users)
     items = [raw_id.decode() for raw_id in ranker.items.texts["id"]][:20]
     scenario = ranker.description.scenarios[1]

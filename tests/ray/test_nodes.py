@@ -60,7 +60,7 @@ def test_actors_follow_the_nodes_and_no_row_is_lost_or_doubled(
     """An actor is killed, a node is taken, two others come, one more than there were, and that is taken for good."""
     with LLMEndpoint(seconds=SECONDS) as endpoint:
         settings = {"engine": "http", "http_url": endpoint.url, "model": "tiny", "dtype": "auto", "answers": "none"}
-        settings |= {"rows_per_shard": 1, "http_retries": 0, "actors": "auto"}
+        settings |= {"rows_per_shard": 1, "http_retries": 0}
         made = experiment({f"extract.{key}": value for key, value in settings.items()})
         pipeline.prepare(made.config)
         kept, taken = cluster.list_all_nodes()[1:]

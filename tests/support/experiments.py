@@ -57,7 +57,6 @@ TABLE_CONFIG: dict[str, Any] = {
         "dtype": "float32",
         "answer_tokens": 8,
         "rows_per_shard": 4,
-        "actors": 1,  # each takes longer to load the engine than to ask it
     },
     "model": {"embedding_dim": 8, "code_dim": 8, "hidden": [32, 16], "tower": 8, "experts": 2},
     "train": {"epochs": 12, "patience": 12, "batch_size": 64, "learning_rate": 5e-3},
