@@ -57,6 +57,8 @@ def test_partitions_scored_by_tasks_give_the_metrics_of_one(
     together = evaluate(models[0].config, models)
     assert together.manifest.rows == alone.manifest.rows
     ours, theirs = predictions_of(together, PARTITIONS), predictions_of(alone, 1)
+    people = [frame.pop("person") for frame in (ours, theirs)]
+    assert len({*zip(*people, strict=True)}) == people[0].nunique() == people[1].nunique()
     pd.testing.assert_frame_equal(ours, theirs, rtol=0, atol=1e-5)
     reports, expected = together.json("metrics.json"), alone.json("metrics.json")
     for name, seeds in expected["runs"].items():
