@@ -7,7 +7,7 @@ _INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
 
 def multiplies_bfloat16(device: str = "cpu") -> bool:
     """Whether it has instructions for it: avx512_bf16 or AMX of a CPU; of a GPU (`cuda`), from Ampere on."""
-    if device == "cpu" and (flags := _cpu_flags(Path("/proc/cpuinfo"))):
+    if device == "cpu" and (flags := _cpu_flags()):
         return not flags.isdisjoint(_INSTRUCTIONS)  # PyTorch says the same, after a second or two to load it
     import torch
 
@@ -17,10 +17,10 @@ def multiplies_bfloat16(device: str = "cpu") -> bool:
     return any(bool(capabilities.get(name)) for name in _INSTRUCTIONS)
 
 
-def _cpu_flags(cpuinfo: Path) -> set[str]:
+def _cpu_flags() -> set[str]:
     """What Linux says that an x86 CPU has; elsewhere nothing."""
     try:
-        lines = cpuinfo.read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return set()
     return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())

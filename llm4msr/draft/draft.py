@@ -74,7 +74,7 @@ def _left_out(roles: Roles) -> Iterator[str]:
         if ids <= other.columns.keys():
             yield (
                 f"interactions: {other.name} names users and items as {one.name} does, but has other columns, and is "
-                'left out; to read both, name both in one glob, such as "*.csv"'
+                "left out; to read both, make interactions a glob that takes these files alone"
             )
 
 

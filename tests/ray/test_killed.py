@@ -1,4 +1,7 @@
-"""The driver is killed in the middle of each stage, at a moment that S3 chooses, and the stage started again."""
+"""The driver is killed in the middle of a stage, at a moment that S3 chooses, and the stage started again.
+
+Extraction is killed in test_extract.py, and on S3 in benchmarks/extract_chaos.py.
+"""
 
 import json
 import os
@@ -8,20 +11,23 @@ import sys
 from pathlib import Path
 
 import fsspec
-import pyarrow as pa
 import pytest
 
 from llm4msr import pipeline, storage
-from llm4msr.knowledge.rows import read_vectors, row_groups
 from llm4msr.storage import MANIFEST, StageOutput, lock
 from tests.support.experiments import ROOT, MakeExperiment, kill_all, own_ray, wait_until
 from tests.support.fault_proxy import FaultProxy
 from tests.support.fixtures import Spine
 
-STAGES = ("prepare", "extract", "train", "evaluate", "export")
+BEFORE = {
+    "prepare": (),
+    "train": ("prepare", "extract"),
+    "evaluate": ("prepare", "extract", "train"),
+    "export": ("prepare", "extract", "train"),
+}
+"""What stands finished when a stage begins."""
 HELD = {
     "prepare": ("", 1),
-    "extract": ("vectors/users-", 3),
     "train": (r"checkpoints/.*/progress\.json", 2),
     "evaluate": ("", 1),
     "export": ("", 1),
@@ -29,14 +35,13 @@ HELD = {
 """Files of a stage, and how many of them are written before the driver is killed in the middle of the next."""
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "extract"])  # which test_extract.py kills
+@pytest.mark.parametrize("stage", BEFORE)
 def test_a_driver_killed_in_a_stage_continues(
     stage: str, s3: str, spine: Spine, experiment: MakeExperiment, tmp_path: Path
 ) -> None:
     root = f"{s3}/killed-in-{stage}"
-    changes = {"extract.answers": "none"} if stage == "extract" else {}
-    made = experiment({"storage": root, "evaluate.variants": [], **changes})
-    for before in STAGES[: min(STAGES.index(stage), 3)]:
+    made = experiment({"storage": root, "evaluate.variants": []})
+    for before in BEFORE[stage]:
         whole = spine.folder(before)
         fsspec.filesystem("s3").put(f"{whole}/", f"{root}/{before}/{whole.name}/", recursive=True)
     files, passing = HELD[stage]
@@ -59,13 +64,6 @@ def test_a_driver_killed_in_a_stage_continues(
     there = {name for name in storage.files_below(folder) if not name.startswith("tensorboard/")}
     assert there == {*output.manifest.files, MANIFEST}, "files of two runs"
     info, whole_info = output.manifest.info, spine.one(stage).manifest.info
-    if stage == "extract":
-        finished = [folder / name for name in left if name.startswith("vectors/")]
-        assert output.manifest.skipped == sum(len(storage.read_table(file, ["id"])) for file in finished) > 0
-        ours, theirs = (users(one) for one in (output, spine.one(stage)))
-        assert ours["id"].to_pylist() == list(range(1, info["users"] + 1))
-        assert ours.equals(theirs)
-        return
     if stage == "train":
         went_on = [start["epoch"] for start in info["starts"][1:]]
         assert went_on in ([passing], [passing - 1])  # Ray may lose the last report before the end
@@ -74,10 +72,6 @@ def test_a_driver_killed_in_a_stage_continues(
     assert info.get("metrics") == whole_info.get("metrics")
     if stage != "evaluate":
         assert digests(output) == digests(spine.one(stage))
-
-
-def users(output: StageOutput) -> pa.Table:
-    return pa.concat_tables([read_vectors(group) for group in row_groups(output)]).sort_by("id")
 
 
 def digests(output: StageOutput) -> dict[str, str]:

@@ -30,6 +30,7 @@ from llm4msr.training.checkpoint import WEIGHTS
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.train import folder as train_folder
 from llm4msr.training.train import quality
+from tests.support.experiments import PUBLISHED
 
 HEADER = ["user_id", "item_id", "scenario", "label", "ts", "device"]
 SCENARIOS = ("home", "search")
@@ -85,10 +86,6 @@ def flip_a_bit(file: Path, at: float = 0.5) -> None:
     data[int(at * (len(data) - 1))] ^= 1
     file.write_bytes(data)
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-
-
-PUBLISHED = {"reads": "users", "pooling": "last", "point_in_time": False}
-"""The published form, in which the LLM reads users; where a test asks for items, the rest stays."""
 
 
 def config_of(folder: Path, storage_at: str = "", **sections: Any) -> Config:

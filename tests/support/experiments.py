@@ -30,6 +30,9 @@ REAL_USERS = 6
 SAD_USER = "user-sad"
 """A user with many rows who likes nothing, so that there is nothing to ask the LLM about."""
 
+PUBLISHED = {"reads": "users", "pooling": "last", "point_in_time": False}
+"""The published form, in which the LLM reads users; where a test asks for items, the rest stays."""
+
 TABLE_CONFIG: dict[str, Any] = {
     "name": "small",
     "seed": 3,
@@ -49,10 +52,7 @@ TABLE_CONFIG: dict[str, Any] = {
     },
     "split": {"by": "user"},
     "extract": {
-        # the published form; where a test asks for items, the rest stays
-        "reads": "users",
-        "pooling": "last",
-        "point_in_time": False,
+        **PUBLISHED,
         "engine": "transformers",
         "dtype": "float32",
         "answer_tokens": 8,
