@@ -146,8 +146,9 @@ def _show_progress(queue: "Queue", label: str, epochs: int, write: Callable[[Epo
                     if over.is_set():
                         return
                     continue
-                except Exception as error:  # the queue went with its node: training goes on unseen
-                    say(f"  {label}: no more progress shown ({type(error).__name__})")
+                except Exception as error:
+                    if not over.is_set():  # the queue went with its node: training goes on unseen
+                        say(f"  {label}: no more progress shown ({type(error).__name__})")
                     return
                 note = f"valid AUC {number(epoch['valid_auc'])}, logloss {number(epoch['valid_logloss'])}"
                 progress.advance(epoch["epoch"] - progress.done, note)
