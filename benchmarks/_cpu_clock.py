@@ -1,4 +1,4 @@
-"""CPU-seconds of Ray Train workers between their checkpoints: user and system time of each worker's process."""
+"""CPU-seconds of training workers between their checkpoints: user and system time of each worker's process."""
 
 import json
 import tempfile
@@ -50,7 +50,8 @@ def _worker_loop_with_clock(folder: str) -> Callable[[Any], Any]:
         def fit_with_clock(config: Any, data: Any, resume: Any, on_checkpoint: Any) -> Any:
             def record(state: Any) -> None:
                 begin, wall_begin = time.process_time(), time.perf_counter()
-                on_checkpoint(state)
+                if on_checkpoint is not None:  # the first worker keeps them
+                    on_checkpoint(state)
                 end, wall_end = time.process_time(), time.perf_counter()
                 marks.append((begin, end, state.progress.batch, wall_begin, wall_end))
 

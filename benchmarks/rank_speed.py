@@ -1,8 +1,8 @@
 """CPU time of `Ranker.rank` in one process and thread, and what a match and a history in the request add to it.
 
-Each model is measured twice: as it serves, folded to products of numpy, and with the net itself in torch. Bundles have
-random weights, which cost what trained ones do. Requests of all kinds take turns, so that whatever else the machine
-does meets each of them alike.
+Each model is measured as it serves, folded to products of numpy, and with the net itself in torch; plain ones, which
+export to ONNX, in onnxruntime too (extra `onnx`). Bundles have random weights, which cost what trained ones do.
+Requests of all kinds take turns, so that whatever else the machine does meets each of them alike.
 """
 
 import argparse
@@ -10,18 +10,22 @@ import copy
 import gc
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from benchmarks._bundles import make_bundle
 from benchmarks._machine import describe
 from llm4msr import Ranker, RankRequest
+from llm4msr.arrays import Singles
 from llm4msr.bundle.id_table import Partition
+from llm4msr.bundle.onnx import write_onnx
+from llm4msr.bundle.scorer import Query
 from llm4msr.bundle.torch_scorer import TorchScorer
 
 RESULT = Path(__file__).parent / "results" / "rank-speed.md"
@@ -43,6 +47,25 @@ class Kind(NamedTuple):
     candidates: int
     scorer: str
     known: str
+
+
+class OnnxScorer(TorchScorer):
+    """Scores with the exported graph: the same rows of slots, another runtime."""
+
+    def __init__(self, ranker: Ranker, file: Path):
+        super().__init__(ranker.net, ranker.items)
+        write_onnx(ranker, file)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(str(file), options)
+
+    def score(self, queries: Sequence[Query]) -> list[Singles]:
+        counts = [len(query.item_B) for query in queries]
+        owner_B = np.repeat(np.arange(len(queries)), counts)
+        slots_BS = self._slots(queries, np.concatenate([query.item_B for query in queries]), owner_B).numpy()
+        scenario_B = np.array([query.scenario for query in queries])[owner_B]
+        (scores_B,) = self._session.run(None, {"slots": slots_BS, "scenario": scenario_B})
+        return np.split(scores_B, np.cumsum(counts)[:-1])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,11 +91,14 @@ def main(options: argparse.Namespace) -> None:
 
 
 def load(uri: str) -> dict[str, Ranker]:
-    """The bundle as it serves, and scored by the net itself."""
+    """The bundle as it serves, scored by the net itself, and by its graph where it has one."""
     ranker = Ranker.load(uri)
-    in_torch = copy.copy(ranker)
-    in_torch.scorer = TorchScorer(ranker.net, ranker.items)
-    return {ranker.info().scorer: ranker, "torch": in_torch}
+    rankers: dict[str, Ranker] = {ranker.info().scorer: ranker, "torch": copy.copy(ranker)}
+    rankers["torch"].scorer = TorchScorer(ranker.net, ranker.items)
+    if ranker.description.model.variant == "none":
+        rankers["onnxruntime"] = copy.copy(ranker)
+        rankers["onnxruntime"].scorer = OnnxScorer(ranker, Path(uri).with_suffix(".onnx"))
+    return rankers
 
 
 def requests(ranker: Ranker, candidates: int, round_: int) -> Iterator[tuple[str, RankRequest]]:
@@ -118,8 +144,9 @@ def report(taken: dict[Kind, list[float]], rounds: int) -> str:
         "# What ranking costs",
         "",
         "CPU time of `Ranker.rank` in microseconds, p50 / p99, one thread, random items of MovieLens-100K, folded to "
-        "products of numpy as it serves, and with the same net in torch; and how many times longer torch takes, by "
-        "p50. *Stored*: a user of the bundle, of whom it keeps up to 50 events where the model matches pasts. "
+        "products of numpy as it serves, with the same net in torch and, if it is plain, in onnxruntime, and how many "
+        "times longer these take, by p50. *Stored*: a user of the bundle, of whom it keeps up to 50 events where the "
+        "model matches pasts. "
         f"*Request*: a stranger, with {EVENTS} events in the request. *Both*: a user of the bundle, with these events.",
         "",
         "| model | candidates | scorer | nothing known | stored | request | both |",
@@ -133,14 +160,16 @@ def report(taken: dict[Kind, list[float]], rounds: int) -> str:
         for scorer, columns in by_scorer.items():
             figures = [f"{np.percentile(times, 50):,.0f} / {np.percentile(times, 99):,.0f}" for times in columns]
             lines.append(f"| {model} | {candidates:,} | {scorer} | {' | '.join(figures)} |")
-        pairs = zip(by_scorer["torch"], by_scorer["folded"], strict=True)
-        ratios = [f"{np.median(slow) / np.median(fast):.1f}" for slow, fast in pairs]
-        lines.append(f"| | | times | {' | '.join(ratios)} |")
+        for scorer in [*by_scorer][1:]:
+            pairs = zip(by_scorer[scorer], by_scorer["folded"], strict=True)
+            ratios = [f"{np.median(slow) / np.median(fast):.1f}" for slow, fast in pairs]
+            lines.append(f"| | | {scorer} to folded | {' | '.join(ratios)} |")
     blas = " and ".join(
         sorted({f"{b['internal_api']} {b['architecture']}" for b in threadpool_info() if "architecture" in b})
     )
     command = f"Command: `python -m benchmarks.rank_speed --rounds {rounds}`."
-    return "\n".join([*lines, "", f"{command} {describe(('torch', 'numpy'))}; numpy's products by {blas}.", ""])
+    machine = f"{describe(('torch', 'numpy', 'onnxruntime'))}; numpy's products by {blas}."
+    return "\n".join([*lines, "", f"{command} {machine}", ""])
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def wait(driver: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None
 
 def position(config: Config) -> dict[str, Any]:
     """The newest checkpoint's progress; empty where there is none."""
-    for file in sorted(Path(config.root).glob("train/*/checkpoints/checkpoint_*/progress.json"), reverse=True):
+    for file in sorted(Path(config.root).glob("train/*/checkpoints/epoch-*/progress.json"), reverse=True):
         try:
             return dict(json.loads(file.read_text()))
         except (OSError, ValueError):  # just being written, or deleted for a newer one
@@ -156,8 +156,7 @@ checkpoint every {options.every} batches, {options.epochs} epochs.
 {chr(10).join(lines)}
 
 Most of the time to two workers is one wait: Ray counts its nodes every 20 s, and until it misses the dead one it asks
-for four workers again, for a minute (`RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S` shortens that). A checkpoint counts when
-Ray Train next looks at its workers, every 2 s; the last one or two before a crash can be lost to that.
+for four workers again, for a minute (`RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S` shortens that).
 
 What the manifest says of its starts; an epoch has about 80 batches, and all batches before a start were trained once:
 

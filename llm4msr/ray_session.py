@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-# Each look of Ray Train at its workers takes one report from them, and an epoch of few rows is over in half a second.
+# How often Ray Train looks whether its workers have ended: its own 2 s are the time of four epochs of few rows.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes about our actors' arguments are no errors
 # A shuffle's tasks run in processes of their own, which Ray would end after an idle second and start for the next one.

@@ -2,10 +2,13 @@
 
 import json
 import math
+import tempfile
+import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
+import pyarrow.fs as pafs
 import safetensors.torch
 from torch import Tensor
 from upath import UPath
@@ -19,9 +22,8 @@ from llm4msr.training.precision import Precision
 WEIGHTS = "net.safetensors"
 """The best epoch's weights, as a training publishes them."""
 FOLDER = "checkpoints"
-"""Of Ray Train, below a training's output; gone when the training is published."""
-_STATE = "checkpoint_manager_snapshot.json"
-"""Ray Train's own record of the checkpoints that it keeps."""
+"""Below a training's output; gone when the training is published."""
+_PREFIX = "epoch-"
 _FILES = ("net.safetensors", "best.safetensors", "optimizer.safetensors", "progress.json")
 
 Tensors = dict[str, Tensor]
@@ -150,30 +152,48 @@ def _digests(folder: UPath) -> dict[str, str]:
     return digests
 
 
-def _require_whole(folder: UPath) -> None:
-    read_progress(folder)
-    if _digests(folder) != {name: storage.digest_file(folder / name) for name in _FILES}:
-        raise StorageError(f"{folder}: a damaged checkpoint")
+def keep(state: Checkpoint, training: UPath) -> None:
+    """Store a checkpoint below the training's folder, and then remove those before it.
 
-
-def forget_unreadable(folder: UPath) -> None:
-    """Delete what no training can go on from, which Ray would fail at: after a full disk, a lost file, or a crash.
-
-    If the latest checkpoint is whole, it stays, and only what is left of unfinished ones goes.
+    Raises:
+        OSError: it cannot be written, for lack of space or another reason.
     """
-    checkpoints = folder / FOLDER
-    files = storage.files_below(checkpoints)
-    if not files:
-        return
+    # in the order of their names; another worker that is about to be replaced must not write into the same folder
+    name = f"{_PREFIX}{state.progress.epoch:06}-batch-{state.progress.batch:09}-{uuid.uuid4().hex[:8]}"
+    filesystem, path = storage.arrow_filesystem(training / FOLDER / name)
+    with tempfile.TemporaryDirectory() as folder:
+        state.save(Path(folder))
+        filesystem.create_dir(path)
+        pafs.copy_files(folder, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem)
+    for other in _names(training):
+        if other < name:
+            storage.remove(training / FOLDER / other)
+
+
+def latest(training: UPath) -> UPath | None:
+    """The folder of the newest checkpoint that is whole: its worker may have died while it wrote the very last one."""
+    folders = (training / FOLDER / name for name in reversed(_names(training)))
+    return next(filter(_is_whole, folders), None)
+
+
+def forget_unreadable(training: UPath) -> None:
+    """Delete what no training can go on from: after a full disk, a lost file, or a crash."""
+    names = _names(training)
+    damaged = [name for name in names if not _is_whole(training / FOLDER / name)]
+    for name in damaged:
+        storage.remove(training / FOLDER / name)
+    if damaged == names != []:
+        say(f"  {training.name}: no checkpoint that can be read; training begins anew")
+
+
+def _names(training: UPath) -> list[str]:
+    folders = {name.partition("/")[0] for name in storage.files_below(training / FOLDER)}
+    return sorted(name for name in folders if name.startswith(_PREFIX))
+
+
+def _is_whole(folder: UPath) -> bool:
     try:
-        state = json.loads(storage.read_bytes(checkpoints / _STATE))
-        finished = {str(one["checkpoint_dir_name"]) for one in state["checkpoint_results"]}
-        latest = str(state["latest_checkpoint_result"]["checkpoint_dir_name"])
-        _require_whole(checkpoints / latest)
-    except (StorageError, ValueError, KeyError, TypeError):
-        say(f"  {folder.name}: no checkpoint that can be read; training begins anew")
-        storage.remove(checkpoints)
-        return
-    folders = {name.partition("/")[0] for name in files if "/" in name}
-    for name in folders - finished:
-        storage.remove(checkpoints / name)
+        read_progress(folder)
+        return _digests(folder) == {name: storage.digest_file(folder / name) for name in _FILES}
+    except StorageError:
+        return False

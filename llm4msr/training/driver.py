@@ -1,4 +1,4 @@
-"""The driver's side of Ray Train: start the workers, show how far they are, and bring back the last checkpoint."""
+"""The driver's side of training: start the workers, show how far they are, and bring back the last checkpoint."""
 
 import contextlib
 import threading
@@ -10,7 +10,7 @@ from upath import UPath
 
 from llm4msr import ray_session, storage
 from llm4msr.config import Config
-from llm4msr.errors import ConfigError
+from llm4msr.errors import ConfigError, LLM4MSRError
 from llm4msr.progress import say, track
 from llm4msr.storage import StageOutput
 from llm4msr.text import number
@@ -46,7 +46,7 @@ def require_machines(config: Config) -> None:
 def run_workers(
     config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath
 ) -> tuple[Progress, bytes]:
-    """Train on Ray Train workers with checkpoints below `folder`, from the last of them on.
+    """Train on workers that keep checkpoints below `folder`, from the last of these on.
 
     Gives back where they came to, and the best epoch's weights in safetensors' format.
 
@@ -75,14 +75,12 @@ def run_workers(
         tracker.open_run(config, folder) as track_epoch,
         _show_progress(epochs, label, config.train.epochs, track_epoch),
     ):
-        result = _fit(_trainer(config, job, folder))
-        if error := result.error or result.return_value:
+        if error := _train_alone(job, label) if config.train.workers == 1 else _train_together(job, MAX_FAILURES):
             raise error
-    if result.checkpoint is None:
+    last = checkpoint.latest(folder)
+    if last is None:
         raise ConfigError(f"{folder}: training ended without a checkpoint; delete that folder and run again")
-    with result.checkpoint.as_directory() as saved:
-        last = storage.path(saved)
-        return checkpoint.read_progress(last), checkpoint.read_best(last)
+    return checkpoint.read_progress(last), checkpoint.read_best(last)
 
 
 def _least_workers(config: Config) -> int:
@@ -90,30 +88,56 @@ def _least_workers(config: Config) -> int:
     return workers if isinstance(workers, int) else workers[0]
 
 
-def _trainer(config: Config, job: Job, folder: UPath) -> "TorchTrainer":
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+def _train_alone(job: Job, label: str) -> LLM4MSRError | None:
+    """One worker is a Ray task, which spares the processes that Ray Train starts to look after several.
+
+    If it dies, Ray Train takes over from its last checkpoint.
+    """
+    import ray
+
+    gpus = int(job["config"].train.device == "gpu")
+    outcome = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(worker_loop).remote(job)
+    try:
+        error: LLM4MSRError | None = ray.get(outcome)
+    except ray.exceptions.RayError as died:
+        say(f"  {label}: the worker died ({type(died).__name__}); another goes on from the last checkpoint")
+        return _train_together(job, MAX_FAILURES - 1)
+    except BaseException:
+        ray.cancel(outcome, force=True)
+        raise
+    return error
+
+
+def _train_together(job: Job, max_failures: int) -> LLM4MSRError | None:
+    """Ray Train starts the workers, joins them under torch.distributed, and replaces those that die."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    gpu = config.train.device == "gpu"
-    filesystem, path = storage.arrow_filesystem(folder)
-    return TorchTrainer(
+    train = job["config"].train
+    gpu = train.device == "gpu"
+    filesystem, path = storage.arrow_filesystem(storage.path(job["output"]) / checkpoint.FOLDER)
+    trainer = TorchTrainer(
         worker_loop,
         train_loop_config=job,
         # one thread each: the layers are small, and threads that wait for each other suffer most on a busy machine
         scaling_config=ScalingConfig(
-            num_workers=config.train.workers,
+            num_workers=train.workers,
             use_gpu=gpu,
             resources_per_worker={"CPU": 1, "GPU": 1} if gpu else {"CPU": 1},
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
         ),
         run_config=RunConfig(
-            name=checkpoint.FOLDER,
+            name="ray-train",
             storage_path=path,
             storage_filesystem=filesystem,
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=FailureConfig(max_failures=max_failures),
         ),
     )
+    result = _fit(trainer)
+    if result.error:
+        raise result.error
+    error: LLM4MSRError | None = result.return_value
+    return error
 
 
 def _fit(trainer: "TorchTrainer") -> "Result":

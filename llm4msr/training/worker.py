@@ -1,15 +1,15 @@
-"""What each Ray Train worker runs: the loop, from the last checkpoint on, with every new one reported."""
+"""What each worker runs, alone or beside others under Ray Train: the loop, from the last checkpoint on."""
 
 import contextlib
-import logging
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
+
+import torch.distributed as dist
 
 from llm4msr import storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError, FullDiskError, LLM4MSRError
+from llm4msr.training import checkpoint
 from llm4msr.training.checkpoint import Checkpoint
 from llm4msr.training.dataset import Dataset
 from llm4msr.training.loop import fit
@@ -35,28 +35,20 @@ class Job(TypedDict):
 
 def worker_loop(job: Job) -> LLM4MSRError | None:
     """Train; gives back the error that the user has to mend, else None: what is raised would be tried again."""
-    from ray import train as ray_train
-
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    data = _open(job)
-    context = ray_train.get_context()
-    first = context.get_world_rank() == 0
-    resume = None
-    if (saved := ray_train.get_checkpoint()) is not None:
-        with saved.as_directory() as folder:
-            resume = Checkpoint.load(storage.path(folder))
+    output = storage.path(job["output"])
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    saved = checkpoint.latest(output)
+    resume = Checkpoint.load(saved) if saved is not None else None
     try:
-        with storage.full_disk_errors(job["output"]), contextlib.ExitStack() as stack:
-            board = stack.enter_context(Board.open(storage.path(job["output"]))) if first else None
-            state = fit(job["config"], data, resume, _reporter(job, board))
+        with storage.full_disk_errors(output), contextlib.ExitStack() as stack:
+            board = stack.enter_context(Board.open(output)) if first else None
+            fit(job["config"], _open(job), resume, _keeper(job, board) if board else None)
     except ConfigError as error:  # all workers raise it after the same batch
         return error
     except FullDiskError as error:
-        if context.get_world_size() > 1:
+        if dist.is_initialized() and dist.get_world_size() > 1:
             raise  # the others wait for this one
         return error
-    if resume is not None and state.progress == resume.progress:
-        ray_train.report({}, checkpoint=saved if first else None)  # it had finished but for the publishing
     return None
 
 
@@ -67,23 +59,13 @@ def _open(job: Job) -> Dataset:
     return Dataset.open(job["config"], prepared, extracted)
 
 
-def _reporter(job: Job, board: Board | None) -> Callable[[Checkpoint], None]:
-    """Reports checkpoints to Ray Train, which every worker has to do; the first one, which has a board, saves them."""
-    from ray import train as ray_train
+def _keeper(job: Job, board: Board) -> Callable[[Checkpoint], None]:
+    """Keeps each checkpoint, and tells of each epoch that has ended: the first worker does so for all."""
 
-    def report(state: Checkpoint) -> None:
-        progress = state.progress
-        latest: dict[str, object] = {"batch": progress.batch}
-        if progress.history:
-            latest.update(progress.history[-1])
-        with tempfile.TemporaryDirectory() as folder:
-            if board is None:
-                ray_train.report(latest, checkpoint=None)
-                return
-            state.save(Path(folder))
-            if progress.batch == 0:
-                board.write(progress.history[-1])
-                job["epochs"].put(progress.history[-1])
-            ray_train.report(latest, checkpoint=ray_train.Checkpoint.from_directory(folder))
+    def keep(state: Checkpoint) -> None:
+        checkpoint.keep(state, storage.path(job["output"]))
+        if state.progress.batch == 0:
+            board.write(state.progress.history[-1])
+            job["epochs"].put(state.progress.history[-1])
 
-    return report
+    return keep

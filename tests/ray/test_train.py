@@ -47,8 +47,8 @@ def ready(spine: Spine) -> dict[str, Path]:
 
 
 def kept_a_checkpoint(root: Path) -> bool:
-    """Whether Ray knows of one: its folder alone is there before the workers have reported it."""
-    return any(root.glob("train/*/checkpoints/checkpoint_manager_snapshot.json"))
+    """Whether one is whole, unless a later one has taken its place at this very moment."""
+    return any(root.glob("train/*/checkpoints/epoch-*/digests.json"))
 
 
 def test_two_workers_killed_with_sigkill_continue_and_train_the_model_of_one(
