@@ -8,8 +8,8 @@ from llm4msr.config import Config
 
 MICROSECONDS_A_ROW = 12.0
 """Of one worker's core, for a training row in one epoch: measured with MMoE and knowledge at our default sizes."""
-SECONDS_TO_START = 11.0
-"""Of Ray Train's processes and torch, for each training."""
+SECONDS_TO_START = 4.0
+"""Of a process and torch, for each training; several workers, which Ray Train starts, take ten more."""
 SECONDS_AN_EPOCH = 0.2
 """Beside the rows, for validation and checkpoint: of the 0.8 s that an epoch of the quickstart takes."""
 

@@ -1,4 +1,4 @@
-"""Small trainings of one run side by side: each works on a core of its own, and half of its time is its start."""
+"""Small trainings of one run side by side: each works on a core of its own."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from llm4msr.config import Config
 
-MOST = 4
-"""Trainings at once: Ray Train starts half a dozen processes for each."""
+MOST = 8
+"""Trainings at once: each is a process of about a gigabyte."""
 MOST_ROWS = 1 << 20
 """Training rows above which one goes after the other: each holds memory of its own, and several workers share a large
 one (`train.workers`)."""

@@ -1,12 +1,14 @@
-"""Training on real Ray Train: several workers, a run that was killed, and one that lost a node."""
+"""Training on real Ray: several workers, runs that were killed, and one that lost a node."""
 
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -77,6 +79,31 @@ def test_two_workers_killed_with_sigkill_continue_and_train_the_model_of_one(
         assert ours["valid_auc"] == pytest.approx(theirs["valid_auc"], abs=2e-3)
         assert ours["valid_logloss"] == pytest.approx(theirs["valid_logloss"], abs=1e-3)
     assert not (folder / "checkpoints").exists()
+
+
+def test_where_the_only_worker_dies_another_goes_on_from_its_last_checkpoint(
+    ready: dict[str, Path], experiment: MakeExperiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = experiment({"train.epochs": 30, "train.patience": 30}, ready)
+    killed: list[int] = []
+
+    def kill() -> None:
+        wait_until(lambda: kept_a_checkpoint(run.root))
+        for process in psutil.Process().children(recursive=True):  # the Ray of this test
+            if "ray::worker_loop" in "".join(process.cmdline()):
+                process.kill()
+                killed.append(process.pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    output = pipeline.train(run.config)
+    killer.join()
+    assert len(killed) == 1
+    assert "the worker died (WorkerCrashedError); another goes on from the last checkpoint" in capsys.readouterr().err
+    first, second = output.manifest.info["starts"]
+    assert first["epoch"] == 0 < second["epoch"]
+    history = json.loads((Path(str(output.folder)) / "history.json").read_text())
+    assert [epoch["epoch"] for epoch in history] == list(range(1, 31))
 
 
 def test_a_loss_that_is_not_finite_ends_training_at_the_first_try(

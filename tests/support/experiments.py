@@ -208,11 +208,13 @@ def own_ray() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = 180) -> None:
-    """Poll until `condition`; fails if the process ends before."""
+def wait_until(
+    condition: Callable[[], bool], process: subprocess.Popen[Any] | None = None, seconds: float = 180
+) -> None:
+    """Poll until `condition`; fails if the process, if one is given, ends before."""
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"ended with code {process.returncode} before it could be killed"
+        assert process is None or process.poll() is None, f"ended with {process.returncode} before it could be killed"
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.01)
 
