@@ -18,10 +18,11 @@ from llm4msr.serve import proxy
 from tests.support.experiments import free_port
 
 INGRESSES = {
-    "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"},
+    "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5"},
     "ray": {"RAY_SERVE_ENABLE_HA_PROXY": "0"},
 }
-"""What stands before the replicas -> the variables that choose it; it need not wait for load balancers at its end."""
+"""What stands before the replicas -> the variables that choose it. A replica that goes has 5 s until nobody sends
+it more, where Ray gives 30."""
 
 
 class Endpoint:

@@ -65,9 +65,10 @@ class ServeConfig(Section):
     """Most bytes of a request's body; a larger one is refused with 413."""
     max_ongoing_requests: int = Field(64, ge=1)
     """Requests that a replica works on at once; others wait for a place."""
-    max_queued_requests: int = Field(256, ge=1)
+    max_queued_requests: int = Field(128, ge=1)
     """Requests that wait for a place, at each replica behind HAProxy, else at each of Ray Serve's own proxies; more are
-    refused with 429."""
+    refused with 429. With those that a replica works on, the default is under a second of requests with 1,000
+    candidates each."""
     timeout_s: float = Field(10.0, gt=0)
     """Seconds in which the body of a request must arrive, else 408."""
     events: str = Field("", pattern=r"^(/.*)?$")
