@@ -11,12 +11,12 @@ from llm4msr.progress import say
 from llm4msr.storage import StageOutput, StageResult
 from llm4msr.training.trained import TrainedModel
 
-VERSION = 6
+VERSION = 7
 REPORT = "report.html"
 
 
 def explain(config: Config, models: Sequence[TrainedModel], evaluation: StageOutput) -> StageOutput:
-    """Publish `report.html` with the data behind its pictures beside it; print its verdict.
+    """Publish `report.html` with the data behind its pictures beside it; print its verdict and what limits it.
 
     Args:
         config: whose model is explained.
@@ -41,7 +41,7 @@ def explain(config: Config, models: Sequence[TrainedModel], evaluation: StageOut
         {stage: output.manifest.fingerprint for stage, output in inputs.items()},
         lambda folder: _build(ordered, evaluation, folder),
     )
-    say(output.manifest.info["verdict"])
+    say(" ".join([output.manifest.info["verdict"], *output.manifest.info["limits"]]))
     return output
 
 

@@ -40,6 +40,10 @@ class Drawn(NamedTuple):
         """The difference, draw by draw."""
         return Drawn(self.value - other.value, self.draws_R - other.draws_R)
 
+    def around(self, value: float) -> "Drawn":
+        """The same spread around another number: that of all rows, where these are some of them."""
+        return Drawn(value, self.draws_R + (value - self.value))
+
     @property
     def interval(self) -> Interval:
         """Between the 2.5% and the 97.5% quantile of the draws."""

@@ -18,7 +18,7 @@ from llm4msr.explain.report.scenarios import scenario_section
 from llm4msr.explain.report.users import user_section
 from llm4msr.progress import track
 from llm4msr.storage import StageOutput, StageResult
-from llm4msr.training.results import PLAIN, means_of
+from llm4msr.training.results import PLAIN, Results, means_of
 from llm4msr.training.table import CONTROLS
 from llm4msr.training.trained import TrainedModel
 
@@ -32,11 +32,13 @@ def build(models: Sequence[TrainedModel], evaluation: StageOutput, report: UPath
     own = models[0]
     plain = next((one for one in models if one.variant == PLAIN and one.config.seed == own.config.seed), None)
     run = FinishedRun.open(own)
+    results: Results = evaluation.json("metrics.json")
     # one thread: the pieces are small, and threads that wait for each other suffer most on a busy machine
     with threadpool_limits(1), track("explain", 4) as progress:
         rows = read_rows(evaluation, models, run.partitions)
-        gains = gain_section(own.variant, rows, run.scenario_names)
-        compared = model_section(models, evaluation, rows[0], gains.words or gains.plain)
+        aucs = {name: one["overall"]["auc"]["mean"] for name, one in results["summary"].items()}
+        gains = gain_section(own.variant, rows, run.scenario_names, aucs)
+        compared = model_section(models, results, rows[0], gains.words or gains.plain)
         progress.advance(1, "gains")
         scenarios = scenario_section(run)
         progress.advance(1, "scenarios")
@@ -48,13 +50,13 @@ def build(models: Sequence[TrainedModel], evaluation: StageOutput, report: UPath
             table.write(report.parent / name)
         storage.write_bytes(report, html(_header(run, gains.seeds), sections, tables).encode())
         progress.advance(1, "single users")
-    results = compared.results
     summary = {name: means_of(one["overall"]) for name, one in results["summary"].items()}
     info = {
         "metrics": {"on": "test", "overall": summary.pop(own.variant)},
         "baselines": summary,
         "against_none": results["against_none"].get(own.variant),
         "verdict": gains.verdict,
+        "limits": gains.limits,
         "interval": gains.plain,
         "warnings": results["warnings"],
         "sample": run.sample_note,

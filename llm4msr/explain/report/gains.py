@@ -5,7 +5,7 @@ Nothing is claimed of knowledge unless the plain model, the same backbone with t
 interval of the difference leaves zero out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,15 +13,13 @@ import pandas as pd
 
 from llm4msr.arrays import Bools
 from llm4msr.explain.report.bootstrap import Drawn, Draws, Interval
-from llm4msr.explain.report.rows import ScoredRows
+from llm4msr.explain.report.rows import ScoredRows, row_groups
 from llm4msr.explain.report.tables import Table
 from llm4msr.text import signed
 from llm4msr.training.popularity import CONSTANT, POPULARITY
-from llm4msr.training.results import PLAIN, UNKNOWN, WORDS
+from llm4msr.training.results import PLAIN, WORDS
 from llm4msr.training.table import CONTROLS, LITTLE
 
-NEW = 5
-"""A user with fewer training rows is new."""
 KINDS = {
     "scenario": "By scenario",
     "user": "New and known users",
@@ -49,6 +47,7 @@ class Gain:
     name: str
     """Of the rows; of the other model where these are all rows."""
     rows: int
+    """Behind the intervals."""
     other: Interval | None
     model: Interval | None
     gain: Interval | None
@@ -64,9 +63,9 @@ class GainSection:
     claims: bool
     """Whether the verdict claims a difference."""
     rivals: list[Gain]
-    """On all rows, over the plain model first."""
+    """Over the plain model first. Numbers are of all test rows, the intervals' widths of those that were read."""
     groups: list[Gain]
-    """Over the plain model."""
+    """Over the plain model, of the rows that were read alone."""
     seeds: list[int]
     tested: int
     """Test rows of a seed behind the intervals."""
@@ -83,6 +82,17 @@ class GainSection:
         return _over(self.rivals, WORDS)
 
     @property
+    def limits(self) -> list[str]:
+        """What most limits a claim, shortly: the caveats that a terminal shows."""
+        limits = []
+        if self.claims and len(self.seeds) == 1:
+            limits.append("One seed: the interval holds no spread of seeds.")
+        ahead = self.claims and self.plain is not None and self.plain.value > 0 and self.variant != "din"
+        if ahead and not any(name.endswith(CONTROLS) for name in (self.variant, *(one.name for one in self.rivals))):
+            limits.append("No control was trained, so this may be capacity.")
+        return limits
+
+    @property
     def detail(self) -> str:
         """In how many groups of rows the two models clearly differ."""
         gains = [group.gain for group in self.groups if group.gain is not None]
@@ -97,14 +107,24 @@ class GainSection:
     def tables(self) -> dict[str, Table]:
         """A row for each rival, and for each group of test rows."""
         rivals = _table(self.rivals).drop(columns=["kind", "scenario"])
+        described = "AUC of this model and of each rival on all test rows; column rows: how many the intervals are from"
         return {
-            "rivals.csv": Table("AUC of this model and of each rival on the same test rows, with intervals", rivals),
+            "rivals.csv": Table(described, rivals),
             "gains.csv": Table("AUC of this model and of the plain one by group of test rows", _table(self.groups)),
         }
 
 
-def gain_section(variant: str, seeds: Sequence[ScoredRows], names: Sequence[str]) -> GainSection:
-    """Compare this model, a variant, with all others that have scored the rows; `names` are the scenarios' ids."""
+def gain_section(
+    variant: str, seeds: Sequence[ScoredRows], names: Sequence[str], aucs: Mapping[str, float | None]
+) -> GainSection:
+    """Compare this model, a variant, with all others that have scored the rows.
+
+    Args:
+        variant: this model.
+        seeds: the rows that were read of each seed: all test rows, or those of some users.
+        names: the scenarios' ids.
+        aucs: of each model and baseline on all test rows, the mean over seeds.
+    """
     draws = Draws([rows.owner_B for rows in seeds])
     label_SB = [rows.label_B for rows in seeds]
     everywhere = [np.ones(len(label_B), bool) for label_B in label_SB]
@@ -114,10 +134,14 @@ def gain_section(variant: str, seeds: Sequence[ScoredRows], names: Sequence[str]
             return draws.auc(label_SB, [rows.popularity_B for rows in seeds], mask_SB)
         return draws.auc(label_SB, [rows.logits[name] for rows in seeds], mask_SB)
 
+    def of_all_rows(name: str) -> Drawn | None:
+        drawn, value = auc(name, everywhere), aucs[name]
+        return drawn.around(value) if drawn is not None and value is not None else drawn
+
     variants = list(seeds[0].logits)
-    own, tested = auc(variant, everywhere), max(len(label_B) for label_B in label_SB)
+    own, tested = of_all_rows(variant), max(len(label_B) for label_B in label_SB)
     others = sorted((name for name in variants if name != variant), key=lambda name: name != PLAIN)
-    rivals = [_gain("all", None, name, tested, auc(name, everywhere), own) for name in (*others, POPULARITY)]
+    rivals = [_gain("all", None, name, tested, of_all_rows(name), own) for name in (*others, POPULARITY)]
     groups = []
     for kind, number, name, mask_SB in row_groups(seeds, names):
         plain = auc(PLAIN, mask_SB) if PLAIN in variants else None
@@ -131,28 +155,6 @@ def gain_section(variant: str, seeds: Sequence[ScoredRows], names: Sequence[str]
         verdict += f" {_verdict_on_words(words)}"
     caveats = _caveats(variant, rivals, len(numbers)) if gain is not None else []
     return GainSection(variant, verdict, caveats, claims, rivals, groups, numbers, tested, PLAIN in variants)
-
-
-def row_groups(seeds: Sequence[ScoredRows], names: Sequence[str]) -> list[tuple[str, int | None, str, list[Bools]]]:
-    """Kind, scenario number, name and masks [B] of each group that has rows."""
-    few = int(np.quantile(seeds[0].item_likes_B, 0.25)) if len(seeds[0].item_likes_B) else 0
-    seen = seeds[0].user_rows_B[seeds[0].user_rows_B >= NEW]
-    middle = int(np.median(seen)) if len(seen) else NEW
-    tests: list[tuple[str, str, Callable[[ScoredRows], Bools]]] = [
-        ("user", f"under {NEW} training rows", lambda rows: rows.user_rows_B < NEW),
-        ("user", f"{NEW} to {middle} training rows", lambda r: (r.user_rows_B >= NEW) & (r.user_rows_B <= middle)),
-        ("user", f"over {middle} training rows", lambda rows: rows.user_rows_B > middle),
-        ("item", f"{few} likes in training or fewer", lambda rows: rows.item_likes_B <= few),
-        ("item", "more likes", lambda rows: rows.item_likes_B > few),
-        ("met", "no training row of the user in the scenario", lambda rows: ~rows.is_met_B),
-        ("met", "some training rows of the user in the scenario", lambda rows: rows.is_met_B),
-    ]
-    groups: list[tuple[str, int | None, str, list[Bools]]] = [
-        ("scenario", number, name if number else UNKNOWN, [rows.scenario_B == number for rows in seeds])
-        for number, name in enumerate(names)
-    ]
-    groups += [(kind, None, name, [test(rows) for rows in seeds]) for kind, name, test in tests]
-    return [group for group in groups if any(mask_B.any() for mask_B in group[-1])]
 
 
 def label(name: str, variant: str) -> str:

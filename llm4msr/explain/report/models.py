@@ -12,7 +12,6 @@ from llm4msr.explain.report.bootstrap import Interval
 from llm4msr.explain.report.plots import Chart, chart
 from llm4msr.explain.report.rows import ScoredRows
 from llm4msr.explain.report.tables import Table
-from llm4msr.storage import StageOutput
 from llm4msr.text import signed
 from llm4msr.training.results import PLAIN, Results
 from llm4msr.training.trained import TrainedModel
@@ -74,10 +73,10 @@ class ModelSection:
 
 
 def model_section(
-    models: Sequence[TrainedModel], evaluation: StageOutput, rows: ScoredRows, gain: Interval | None
+    models: Sequence[TrainedModel], results: Results, rows: ScoredRows, gain: Interval | None
 ) -> ModelSection:
     """Of all models, this one's first; `rows` are those of its seed, `gain` is what extraction is paid for."""
-    own, results = models[0], evaluation.json("metrics.json")
+    own = models[0]
     curves = {model.variant: _learning(model) for model in models if model.config.seed == rows.seed}
     shown = [name for name in (own.variant, PLAIN) if name in rows.logits]
     calibration = {name: reliability(rows.label_B, rows.logits[name]) for name in shown}

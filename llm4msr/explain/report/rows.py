@@ -3,7 +3,7 @@
 Shape suffixes: B test rows, S seeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,11 @@ from llm4msr.storage import StageOutput
 from llm4msr.training import predictions
 from llm4msr.training.dataset import scenario_names
 from llm4msr.training.popularity import Popularity
+from llm4msr.training.results import UNKNOWN
 from llm4msr.training.trained import TrainedModel
+
+NEW = 5
+"""A user with fewer training rows is new."""
 
 
 class ScoredRows(NamedTuple):
@@ -99,6 +103,28 @@ def read_seed(
         is_met_B=np.isin(user_B * len(own_names) + scenario_B, pairs),
         logits={model.variant: scores[predictions.column_of(model)].to_numpy().astype(np.float64) for model in models},
     )
+
+
+def row_groups(seeds: Sequence[ScoredRows], names: Sequence[str]) -> list[tuple[str, int | None, str, list[Bools]]]:
+    """Kind, scenario number, name and masks [B] of each group that has rows."""
+    few = int(np.quantile(seeds[0].item_likes_B, 0.25)) if len(seeds[0].item_likes_B) else 0
+    seen = seeds[0].user_rows_B[seeds[0].user_rows_B >= NEW]
+    middle = int(np.median(seen)) if len(seen) else NEW
+    tests: list[tuple[str, str, Callable[[ScoredRows], Bools]]] = [
+        ("user", f"under {NEW} training rows", lambda rows: rows.user_rows_B < NEW),
+        ("user", f"{NEW} to {middle} training rows", lambda r: (r.user_rows_B >= NEW) & (r.user_rows_B <= middle)),
+        ("user", f"over {middle} training rows", lambda rows: rows.user_rows_B > middle),
+        ("item", f"{few} likes in training or fewer", lambda rows: rows.item_likes_B <= few),
+        ("item", "more likes", lambda rows: rows.item_likes_B > few),
+        ("met", "no training row of the user in the scenario", lambda rows: ~rows.is_met_B),
+        ("met", "some training rows of the user in the scenario", lambda rows: rows.is_met_B),
+    ]
+    groups: list[tuple[str, int | None, str, list[Bools]]] = [
+        ("scenario", number, name if number else UNKNOWN, [rows.scenario_B == number for rows in seeds])
+        for number, name in enumerate(names)
+    ]
+    groups += [(kind, None, name, [test(rows) for rows in seeds]) for kind, name, test in tests]
+    return [group for group in groups if any(mask_B.any() for mask_B in group[-1])]
 
 
 def _owners(ids_SB: Sequence[np.ndarray]) -> list[Ints]:

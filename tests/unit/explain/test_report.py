@@ -18,6 +18,7 @@ from llm4msr import Ranker, RankRequest, storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError
 from llm4msr.explain.finished_run import FinishedRun, batch_of
+from llm4msr.explain.report import bootstrap
 from llm4msr.explain.report.cases import Case, case_section
 from llm4msr.explain.report.rows import read_rows
 from llm4msr.explain.stage import REPORT
@@ -109,6 +110,32 @@ def test_the_gain_is_that_of_what_evaluate_published(report: Report):
     groups = csv_of(output, "gains.csv")
     assert (groups.groupby("kind")["rows"].sum() == len(published)).all()
     assert set(groups["kind"]) == {"scenario", "user", "item", "met"}
+
+
+def test_the_gain_is_that_of_all_test_rows_where_intervals_are_from_some(
+    report: Report, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(bootstrap, "MAX_ROWS", 50)
+    config = report[0].model_copy(update={"name": "drawn"})
+    output = explain(config)
+    results = evaluate(config).json("metrics.json")
+    means = {name: one["overall"]["auc"]["mean"] for name, one in results["summary"].items()}
+    rivals = csv_of(output, "rivals.csv").set_index("name")
+    assert 50 <= rivals["rows"].max() < results["test_rows"] / 2
+    for name, rival in rivals.iterrows():
+        assert rival["auc_model"] == pytest.approx(means["both"])
+        assert rival["auc_other"] == pytest.approx(means[name])
+        assert rival["auc_gain"] == pytest.approx(means["both"] - means[name])
+        for part in ("auc_model", "auc_other", "auc_gain"):
+            assert rival[f"{part}_low"] < rival[part] < rival[f"{part}_high"]
+    gain = results["against_none"]["both"]["auc"]["mean"]
+    info = output.manifest.info
+    assert info["interval"][0] == pytest.approx(gain)
+    assert f"{abs(gain):.4f}" in info["verdict"]
+    assert " ".join([info["verdict"], *info["limits"]]) in capsys.readouterr().err
+    page = words_of(output)
+    assert f"{rivals['rows'].max():,} of {results['test_rows']:,} test rows" in page
+    assert "the numbers are of all test rows, and the intervals around them as wide as those of the rows drawn" in page
 
 
 def test_groups_of_rows_are_by_what_training_has_of_user_item_and_scenario(report: Report):

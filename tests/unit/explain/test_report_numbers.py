@@ -95,6 +95,13 @@ def scored(label: np.ndarray, logits: dict[str, np.ndarray], seed: int = 1) -> S
     return ScoredRows(seed, user, user, one, label, likes + 0.0, 10 * one, likes, one > 0, logits)
 
 
+def section(variant: str, rows: ScoredRows) -> gains.GainSection:
+    """Where all test rows were read."""
+    scores = rows.logits | {"popularity": rows.popularity_B}
+    aucs = {name: metrics.auc(rows.label_B, score) for name, score in scores.items()}
+    return gains.gain_section(variant, [rows], ["", "shop"], aucs)
+
+
 @pytest.mark.parametrize(
     ("own", "begins"), [(3.0, "A gain: test AUC is +"), (0.5, "A loss: test AUC is 0."), (1.0, "No claim: against the")]
 )
@@ -102,7 +109,7 @@ def test_the_verdict_follows_the_interval(own: float, begins: str):
     rng = np.random.default_rng(6)
     label = rng.random(1000) < 0.5
     plain, model = (strength * label + rng.standard_normal(1000) for strength in (1.5 if own != 1.0 else 1.0, own))
-    made = gains.gain_section("both", [scored(label, {"none": plain, "both": model})], ["", "shop"])
+    made = section("both", scored(label, {"none": plain, "both": model}))
     assert made.verdict.startswith(begins)
     assert made.plain is not None
     assert made.claims == made.plain.clear == (not begins.startswith("No claim"))
@@ -114,6 +121,8 @@ def test_the_verdict_follows_the_interval(own: float, begins: str):
         "some training rows of the user in the scenario",
     ]
     assert "Without shuffled and random vectors beside it" in " ".join(made.caveats)
+    limits = ["One seed: the interval holds no spread of seeds.", "No control was trained, so this may be capacity."]
+    assert made.limits == limits[: {"A gain": 2, "A loss": 1, "No claim": 0}[begins.partition(":")[0]]]
 
 
 def test_wrong_vectors_that_do_as_well_may_be_capacity():
@@ -122,10 +131,11 @@ def test_wrong_vectors_that_do_as_well_may_be_capacity():
     plain, model = rng.standard_normal(1000), 2 * label + rng.standard_normal(1000)
     for random, level in ((model, True), (plain, False)):
         logits = {"none": plain, "both-random": random, "both": model}
-        made = gains.gain_section("both", [scored(label, logits)], ["", "shop"])
+        made = section("both", scored(label, logits))
         assert made.claims
         assert ("may be capacity, not knowledge" in " ".join(made.caveats)) == level
         assert ("both with random vectors: 0.0000" in " ".join(made.caveats)) == level
+        assert made.limits == ["One seed: the interval holds no spread of seeds."]
 
 
 def test_what_counts_of_words_do_too_is_not_claimed_for_the_language_model():
@@ -133,9 +143,7 @@ def test_what_counts_of_words_do_too_is_not_claimed_for_the_language_model():
     label = rng.random(1000) < 0.5
     plain, model = rng.standard_normal(1000), 2 * label + rng.standard_normal(1000)
     for words, own in ((model, False), (plain, True)):
-        made = gains.gain_section(
-            "match", [scored(label, {"none": plain, "match-words": words, "match": model})], ["", "shop"]
-        )
+        made = section("match", scored(label, {"none": plain, "match-words": words, "match": model}))
         assert made.claims
         assert made.verdict.startswith("A gain: ")
         assert ("No claim for the language model itself: over the same model with counts" in made.verdict) != own
@@ -144,11 +152,9 @@ def test_what_counts_of_words_do_too_is_not_claimed_for_the_language_model():
         assert made.words.clear == own
         assert "match with counts of words" in [gains.label(rival.name, "match") for rival in made.rivals]
         assert "not clearly ahead" not in " ".join(made.caveats)
-    alone = gains.gain_section("match", [scored(label, {"none": plain, "match": model})], ["", "shop"])
+    alone = section("match", scored(label, {"none": plain, "match": model}))
     assert "words" not in alone.verdict
-    level = gains.gain_section(
-        "match", [scored(label, dict.fromkeys(("none", "match-words", "match"), plain))], ["", "s"]
-    )
+    level = section("match", scored(label, dict.fromkeys(("none", "match-words", "match"), plain)))
     assert level.verdict.startswith("No claim: against the plain model")
     assert "words" not in level.verdict
 
