@@ -5,12 +5,12 @@
 Measures in parts (`--parts`), each kept as a JSON file below `--work`, so an interrupted or extended run goes on:
 
     auc        both trained on the same rows for the same epochs: the learning rate of each is picked on validation
-    peer       the peer's own trainer and loader with 0 and 8 workers, ours (Ray Train, Parquet in, validation and
+    peer       the peer's own trainer and loader with 0 and 8 workers, ours (on Ray, Parquet in, validation and
                metrics on) and the bare loop, in turn, `--rounds` times
     precision  the step of every backbone in float32, in float32 with oneDNN's own bfloat16 option, and in bfloat16
     seeds      AUC of our default sizes in float32 and in bfloat16, five seeds each
     knowledge  the step of every use of knowledge in turn; the LLM's vectors are made up, which costs the same
-    workers    one and two Ray Train workers with one thread each
+    workers    one worker and two of Ray Train with one thread each
     memory     peak resident memory of the loop on generated rows
 
 CPU-seconds are user and system time of the measured processes and their children, with one thread: other work on

@@ -86,7 +86,7 @@ def _peer(results: dict[str, Any]) -> tuple[str, list[Target]]:
         targets.append((f"{label}: 0.85 of the bare loop", f"{ceiling:.2f}", ceiling >= 0.85))
     text = f"""## Rows per CPU-second
 
-Ours is `train(config)` on Ray Train with one worker: Parquet in, and the validation rows with their metrics, the
+Ours is `train(config)` with one worker, on Ray: Parquet in, and the validation rows with their metrics, the
 checkpoint and the report of each epoch are paid by the training rows. The bare loop is the same net, loss and
 optimizer over batches that were made before. Of the peer only its `train_one_epoch` is counted, loader included.
 Rounds: {min(len(at["ours"]) for at in results.values())}.
