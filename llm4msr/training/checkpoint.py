@@ -1,12 +1,14 @@
 """What training goes on from after a crash: saved without pickle, and used only where every file is whole."""
 
+import contextlib
 import json
 import math
 import tempfile
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 import pyarrow.fs as pafs
 import safetensors.torch
@@ -27,6 +29,7 @@ _PREFIX = "epoch-"
 _FILES = ("net.safetensors", "best.safetensors", "optimizer.safetensors", "progress.json")
 
 Tensors = dict[str, Tensor]
+T = TypeVar("T")
 
 
 class Epoch(TypedDict):
@@ -170,10 +173,12 @@ def keep(state: Checkpoint, training: UPath) -> None:
             storage.remove(training / FOLDER / other)
 
 
-def latest(training: UPath) -> UPath | None:
-    """The folder of the newest checkpoint that is whole: its worker may have died while it wrote the very last one."""
-    folders = (training / FOLDER / name for name in reversed(_names(training)))
-    return next(filter(_is_whole, folders), None)
+def newest(training: UPath, read: Callable[[UPath], T]) -> T | None:
+    """What `read` makes of the newest checkpoint that is whole: a worker may have died while it wrote the last one."""
+    for name in reversed(_names(training)):
+        with contextlib.suppress(StorageError):
+            return read(training / FOLDER / name)
+    return None
 
 
 def forget_unreadable(training: UPath) -> None:
@@ -182,7 +187,7 @@ def forget_unreadable(training: UPath) -> None:
     damaged = [name for name in names if not _is_whole(training / FOLDER / name)]
     for name in damaged:
         storage.remove(training / FOLDER / name)
-    if damaged == names != []:
+    if names and damaged == names:
         say(f"  {training.name}: no checkpoint that can be read; training begins anew")
 
 

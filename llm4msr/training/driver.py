@@ -77,10 +77,10 @@ def run_workers(
     ):
         if error := _train_alone(job, label) if config.train.workers == 1 else _train_together(job, MAX_FAILURES):
             raise error
-    last = checkpoint.latest(folder)
+    last = checkpoint.newest(folder, lambda saved: (checkpoint.read_progress(saved), checkpoint.read_best(saved)))
     if last is None:
         raise ConfigError(f"{folder}: training ended without a checkpoint; delete that folder and run again")
-    return checkpoint.read_progress(last), checkpoint.read_best(last)
+    return last
 
 
 def _least_workers(config: Config) -> int:

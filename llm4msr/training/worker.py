@@ -37,8 +37,7 @@ def worker_loop(job: Job) -> LLM4MSRError | None:
     """Train; gives back the error that the user has to mend, else None: what is raised would be tried again."""
     output = storage.path(job["output"])
     first = not dist.is_initialized() or dist.get_rank() == 0
-    saved = checkpoint.latest(output)
-    resume = Checkpoint.load(saved) if saved is not None else None
+    resume = checkpoint.newest(output, Checkpoint.load)
     try:
         with storage.full_disk_errors(output), contextlib.ExitStack() as stack:
             board = stack.enter_context(Board.open(output)) if first else None
