@@ -24,10 +24,11 @@ UVX = [str(Path(sys.executable).with_name("uvx")), "--quiet", "--from", GENERATO
 BODY = {"user_id": "196", "scenario": "Comedy", "items": [str(number) for number in range(1, 101)]}
 SCRIPT = """
 import sys
+import time
 from llm4msr_client import Client
 from llm4msr_client.api.default import (
     keep_events_v1_events_post, model_v1_model_get, rank_batch_v1_rank_batch_post, rank_v1_rank_post)
-from llm4msr_client.models import EventBatch, HTTPValidationError, NewEvent, RankBatchRequest, RankRequest
+from llm4msr_client.models import EventBatch, EventsKept, HTTPValidationError, NewEvent, RankBatchRequest, RankRequest
 
 client = Client(sys.argv[1], raise_on_unexpected_status=True)
 one = RankRequest("196", "Comedy", ["1", "2", "3"])
@@ -37,9 +38,9 @@ assert {item.item_id for item in answer.ranked} == {"1", "2", "3"}, answer
 assert answer.model_version == model.model_version
 batch = rank_batch_v1_rank_batch_post.sync(client=client, body=RankBatchRequest([one, one]))
 assert [item.item_id for item in batch.responses[0].ranked] == [item.item_id for item in answer.ranked]
-event = NewEvent(user_id="196", item_id="1", scenario="Comedy", event_id="a", time=1)
+event = NewEvent(user_id="196", item_id="1", scenario="Comedy", event_id="a", time=time.time())
 kept = keep_events_v1_events_post.sync(client=client, body=EventBatch([event]))
-assert kept.accepted == 1, kept
+assert isinstance(kept, EventsKept) and kept.accepted == 1, kept
 refused = rank_v1_rank_post.sync_detailed(client=client, body=RankRequest("196", "Comedy", []))
 assert refused.status_code == 422 and isinstance(refused.parsed, HTTPValidationError), refused
 print("model, rank, rank of a batch, an event, a refusal")
