@@ -59,5 +59,6 @@ def check(config: ConfigPath, set_: Overrides = []) -> None:
     print(sanitize("\n".join(report_lines(data.report, whole_prompt=True))))
     for warning in data.warnings:
         warn(warning)
+    say(f"next: llm4msr run {shlex.quote(config)} --dry-run, for the plan with its times")
     counts = data.report.model_dump(include={"rows", "users", "items", "scenarios"})
     print(mask(as_json({"stage": "check"} | counts | {"warnings": data.warnings})))

@@ -51,6 +51,8 @@ class TableColumns(Section):
     and it is an item feature. Empty = none; prompts then show the first item feature that holds lists, if any."""
     category_separator: str = Field(" > ", min_length=1)
     """What stands between the steps of a category path that is one text: "Beauty > Makeup > Face"."""
+    repeated_items: Literal["refuse", "first"] = "refuse"
+    """What becomes of a table `items` in which an id stands again: it is refused, or the `first` row of each counts."""
     delimiter: str = Field("", pattern=r"^[^\w\s\"]?$|^\t$")
     """The character between the cells of CSV files; empty = comma, tab, semicolon or `|`, as each file's header
     shows."""

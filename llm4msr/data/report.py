@@ -52,6 +52,8 @@ class Titles(BaseModel):
     commonest_items: int
     """The title that most items have, and how many."""
     examples: list[str]
+    bare: list[str] = []
+    """Scenarios whose items in training rows mostly have none, if not all scenarios are so."""
 
 
 class Scenarios(BaseModel):

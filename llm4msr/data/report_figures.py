@@ -68,7 +68,7 @@ def build(
         longest_path=longest_path,
         other_separator=other_separator,
         described=described,
-        titles=_titles(items),
+        titles=_titles(items, pairs),
         by_scenario=_by_scenario(pairs),
         parts=splits,
         prompt_of=sample[0],
@@ -117,7 +117,7 @@ def _count(mask: Column) -> int:
     return int(np.count_nonzero(mask.to_numpy(zero_copy_only=False)))
 
 
-def _titles(items: pa.Table) -> Titles:
+def _titles(items: pa.Table, pairs: Pairs) -> Titles:
     trained = items.filter(items["f:item_id"].to_numpy() > 0)
     titles = trained["title"]
     is_id = pc.equal(titles, trained["item_id"])
@@ -133,7 +133,20 @@ def _titles(items: pa.Table) -> Titles:
         ids=_count(is_id),
         codes=_count(is_code),
         examples=_quote_examples(titles.filter(pc.or_(is_id, is_code))),
+        bare=_bare(trained["item_id"].filter(is_id), pairs),
     )
+
+
+def _bare(untitled: Column, pairs: Pairs) -> list[str]:
+    """Scenarios in which most items of training rows are of these, unless all are so."""
+    is_untitled = pc.is_in(pairs.item.distinct, untitled.cast(pairs.item.distinct.type)).to_numpy(zero_copy_only=False)
+    trained_K, scenarios = pairs.train_K > 0, pairs.scenario
+    items_S, bare_S = (
+        np.bincount(scenarios.number_R[chosen_K], minlength=len(scenarios.distinct))
+        for chosen_K in (trained_K, trained_K & is_untitled[pairs.item.number_R])
+    )
+    bare = np.flatnonzero(bare_S > items_S / 2)
+    return [] if len(bare) == len(items_S) else [*map(quote, strings(scenarios.distinct.take(bare)))]
 
 
 def _by_scenario(pairs: Pairs) -> Scenarios:

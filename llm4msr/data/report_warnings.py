@@ -44,7 +44,7 @@ def _titles(report: DataReport, config: Config) -> Iterator[str]:
     if titles.ids > titles.items / 10:
         yield (
             f"{titles.ids:,} of {titles.items:,} items have no title and show their id, {named}, which tells an LLM "
-            f"nothing. {_title_remedy(config)}"
+            f"nothing. {_bare(titles.bare)}{_title_remedy(config)}"
         )
     elif titles.codes > titles.items / 2:
         yield f"{titles.codes:,} of {titles.items:,} titles look like codes, {named}. {_title_remedy(config)}"
@@ -53,6 +53,13 @@ def _titles(report: DataReport, config: Config) -> Iterator[str]:
             f"{titles.commonest_items:,} of {titles.items:,} items have the title {titles.commonest}, so an LLM cannot "
             "tell them apart: is the title's column the right one?"
         )
+
+
+def _bare(scenarios: list[str]) -> str:
+    if not scenarios:
+        return ""
+    named = ", ".join(scenarios[:3]) + f" and {len(scenarios) - 3} more" * (len(scenarios) > 3)
+    return f"In {named} most have none, so expect little of texts there. "
 
 
 def _title_remedy(config: Config) -> str:

@@ -26,6 +26,7 @@ def find_items(roles: Roles, taken: set[str], scenario: str) -> tuple[list[Guess
     guesses: list[Guess | Note] = [
         Guess("items", roles.items.sample.name, _why(roles.items, "item"), _is_sure(roles.items)),
         *_find_key("item_in_items", roles.items, roles.item),
+        *_find_repeats(roles.items),
     ]
     columns = _rest(roles.items)
     title, category = _find_title(columns), _find_category(columns)
@@ -56,6 +57,17 @@ def _find_key(key: str, described: Described, ours: Guess) -> Iterator[Guess]:
         yield Guess(key, described.key, why, is_sure=described.overlap > 0.5)
 
 
+def _find_repeats(items: Described) -> Iterator[Guess]:
+    column = items.sample.columns[items.key]
+    if twice := column.filled - column.distinct:
+        yield Guess("repeated_items", "first", f"{_repeated(items, twice)}; the first row of each counts")
+
+
+def _repeated(described: Described, twice: int) -> str:
+    some = "" if described.sample.is_whole else f" (of the {described.sample.columns[described.key].rows:,} looked at)"
+    return f"{twice:,} of the values of '{described.key}' stand again in a later row{some}"
+
+
 def _rest(described: Described) -> list[ColumnSample]:
     return [column for name, column in described.sample.columns.items() if name != described.key]
 
@@ -78,13 +90,9 @@ def _faults(described: Described, role: str) -> Iterator[str]:
     if described.overlap == 0 and sample.is_whole:
         shown = f"the file has {', '.join(map(quote, column.values[:3]))}"
         yield f"{role}s: none of the interactions' {role}s is in {sample.name}: {shown}; write ids the same way in both"
-    if column.distinct < column.filled:
-        twice = column.filled - column.distinct
-        some = "" if sample.is_whole else f" (of the {column.rows:,} looked at)"
-        yield (
-            f"{role}s: in {sample.name}, {twice:,} of the values of '{described.key}' stand again in a later row"
-            f"{some}; keep one row of each"
-        )
+    if role == "user" and column.distinct < column.filled:
+        again = _repeated(described, column.filled - column.distinct)
+        yield f"users: in {sample.name}, {again}; keep one row of each"
     if column.filled < column.rows:
         yield f"{role}s: {column.rows - column.filled:,} rows of {sample.name} have no '{described.key}'; remove them"
 

@@ -43,6 +43,7 @@ def write(draft: Draft, name: str, file: str) -> str:
         lines += ["# TO DECIDE before it runs:", *(f"# - {_one_line(text)}" for text in draft.decisions), ""]
     lines += [
         f"name = {as_toml(name)}",
+        f'# all results lie in runs/{_one_line(name)}; storage = "s3://bucket/folder", say, puts them elsewhere',
         "",
         "[source]",
         f"kind = {as_toml(draft.kind)}",

@@ -30,7 +30,9 @@ SAMPLE = 2000
 EFFICIENCY = 0.5
 """Share of this machine's matrix rate that an engine reaches, and seconds to start it: measured with the quickstart."""
 START_SECONDS = 40.0
-LESS = "; for a first look the LLM can read less, or nothing: docs/choosing.md"  # from 2 hours on
+LESS = "; for a first look the LLM can read less, or nothing: docs/choosing.md"
+LONG_HOURS = 0.25
+"""From which on the plan says so."""
 WORDS_ESTIMATE = "no LLM and no cost: words are counted, some thousand items a second"
 
 
@@ -208,12 +210,13 @@ def cost(config: Config, prompts_left: int, fresh_per_prompt: float, prompts_eac
 
     now = forecast(prompts_left)
     long = f"{now['hours'] * 60:.0f} min" if now["hours"] < 2 else f"{now['hours']:.0f} hours"
+    less = LESS * (now["hours"] > LONG_HOURS)
     return {
         "actors": actors,
         "tokens_per_second": round(rate),
         "rate_is": source,
         **now,
-        "estimate": f"about {long}, {source}, with {actors} actor(s), answers not counted{LESS * (now['hours'] >= 2)}",
+        "estimate": f"about {long}, {source}, with {actors} actor(s), answers not counted{less}",
         "at_scale": {name: forecast(round(float(name) * prompts_each)) for name in ("1e6", "1e8", "1e9")},
     }
 

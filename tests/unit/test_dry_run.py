@@ -234,9 +234,9 @@ def test_the_time_of_all_trainings_is_told(config: Config):
 
 def test_a_large_training_that_is_finished_tells_how_long_others_take(config: Config):
     info = {"epochs": 2, "starts": [{"epoch": 0, "batch": 0, "workers": 1}]}
-    folder = storage.path(config.root) / "train" / "mmoe-none-s1-0123"
+    folder = storage.path(config.root) / "train" / f"mmoe-{config.model.variant}-s1-0123"
     storage.publish(folder, "train", 1, {}, {}, lambda _: StageResult(files={}, rows=1_000_000, info=info))
-    assert "as mmoe-none-s1-0123 took" in plan(config, "train")["train"]["estimate"]
+    assert f"as {folder.name} took" in plan(config, "train")["train"]["estimate"]
 
 
 def test_the_plan_of_a_search_names_models_and_values(config: Config):

@@ -17,6 +17,7 @@ from llm4msr.data.reading.order import Order
 from llm4msr.data.reading.raw_data import RawData, RawTable, require_unique, whole
 from llm4msr.data.reading.raw_tables import HeldTable
 from llm4msr.errors import ConfigError, DataError
+from llm4msr.progress import say
 from llm4msr.text import MAX_ID
 
 ONLY_SCENARIO = "all"
@@ -78,10 +79,22 @@ def read_named(columns: TableColumns, find_table: Callable[[str], NamedTable]) -
         key = columns.item_in_items or columns.item
         convert = functools.partial(_convert_items, columns, key)
         items = whole(_read(table, [key, *texts, *columns.item_features], convert))
-        require_unique(items["item_id"], table.where, key)
+        if columns.repeated_items == "first":
+            items = _first_of_each(items, table.where)
+        advice = "keep one row of each, or set source.table.repeated_items = 'first'"
+        require_unique(items["item_id"], table.where, key, advice)
     elif columns.item_features:
         raise _no_table("items", columns.item_features)
     return RawData(interactions, users, items, not columns.label, users_file, users_key)
+
+
+def _first_of_each(items: pa.Table, where: str) -> pa.Table:
+    """Without the rows whose id stands in an earlier one, which are told."""
+    rows = items.select(["item_id"]).append_column("row", pa.array(np.arange(len(items))))
+    first = rows.group_by("item_id").aggregate([("row", "min")])["row_min"]
+    if repeats := len(items) - len(first):
+        say(f"  {where}: {repeats:,} rows repeat an item's id and are not used")
+    return items.take(np.sort(first.to_numpy()))
 
 
 def _no_table(side: str, features: tuple[str, ...]) -> DataError:

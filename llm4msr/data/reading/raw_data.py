@@ -87,7 +87,7 @@ def _names(layout: pa.Schema, prefix: str) -> tuple[str, ...]:
     return tuple(name.removeprefix(prefix) for name in layout.names if name.startswith(prefix))
 
 
-def require_unique(column: Column, where: str, name: str) -> None:
+def require_unique(column: Column, where: str, name: str, advice: str = "keep one row of each") -> None:
     """Raise a DataError that names the first value that stands twice, and its row, and counts the other such rows."""
     counts = pc.value_counts(column)
     if len(counts) == len(column):
@@ -99,8 +99,7 @@ def require_unique(column: Column, where: str, name: str) -> None:
             others = len(column) - len(counts) - 1
             more = f", and {others:,} more rows repeat an id" if others else ""
             raise DataError(
-                f"{where}: column '{name}': '{value}' stands again in row {row}{more}; ids must be unique: "
-                "keep one row of each"
+                f"{where}: column '{name}': '{value}' stands again in row {row}{more}; ids must be unique: {advice}"
             )
         if value in repeated:
             seen.add(value)

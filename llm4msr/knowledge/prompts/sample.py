@@ -27,9 +27,11 @@ def sampler(config: Config) -> PromptSampler:
 
 
 def _sample(config: Config, tables: dict[str, pa.Table], fields: dict[str, list[str]]) -> tuple[str, str]:
-    """Whose prompt it is, and the prompt: the middle one of those that are read and not empty."""
+    """Whose prompt it is, and the prompt: the middle one of those that are read, have a title and are not empty."""
     if config.extract.reads == "items":
         rows = tables["items"].filter(pc.greater(tables["items"]["f:item_id"], pa.scalar(0)))
+        titled = rows.filter(pc.not_equal(rows["title"], rows["item_id"]))
+        rows = titled if len(titled) else rows
         rows = rows.slice(len(rows) // 2, 1)
         first = sources(config.extract)[0]
         kind = first.kinds[0]

@@ -370,6 +370,19 @@ def test_a_category_that_never_splits_is_told(tmp_path: Path, path: str, remedy:
     only_warning(write(tmp_path, healthy(), items), "no category has ' > ' inside", remedy)
 
 
+def test_a_scenario_whose_items_have_no_titles_is_named_and_the_prompt_shown_is_of_one_that_has(tmp_path: Path):
+    rows = [[user, item, "home" if int(item[1:]) < 15 else "search", *rest] for user, item, _, *rest in healthy()]
+    items = [row if int(row[0][1:]) >= 15 else [row[0], "", *row[2:]] for row in described()]
+    config = write(tmp_path, rows, items)
+    only_warning(config, "15 of 40 items have no title", "In 'home' most have none, so expect little of texts there.")
+    for half in (0, ITEMS // 2):  # the middle item has no title in one of the two orders
+        bare = [
+            [row[0], "" if half <= int(row[0][1:]) < half + ITEMS // 2 else row[1], *row[2:]] for row in described()
+        ]
+        shown = prompt_data(write(tmp_path / str(half), healthy(), bare, extract={"reads": "items"}), sampler).report
+        assert "Thing number" in shown.prompt
+
+
 def test_titles_that_are_ids_or_codes_are_told(tmp_path: Path):
     blank = [[row[0], row[1] if i % 3 else "", *row[2:]] for i, row in enumerate(described())]
     only_warning(write(tmp_path / "blank", healthy(), blank), "14 of 40 items have no title", "fill its column 'title'")

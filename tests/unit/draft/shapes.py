@@ -231,6 +231,12 @@ def ids_under_two_names(folder: Path) -> list[str]:
     return [str(folder)]
 
 
+def items_that_stand_twice(folder: Path) -> list[str]:
+    usual(folder)
+    write(folder / "items.csv", ["item_id", "title", "category_path"], [*titles("i"), titles("i")[5]])
+    return [str(folder)]
+
+
 ACCEPTED: dict[str, Callable[[Path], list[str]]] = {
     shape.__name__: shape
     for shape in (
@@ -246,14 +252,15 @@ ACCEPTED: dict[str, Callable[[Path], list[str]]] = {
         no_time_and_no_files_beside,
         stars_with_semicolons,
         ids_under_two_names,
+        items_that_stand_twice,
     )
 }
 """Shapes whose config runs as it is written."""
 
 
-def items_that_stand_twice(folder: Path) -> list[str]:
+def users_that_stand_twice(folder: Path) -> list[str]:
     usual(folder)
-    write(folder / "items.csv", ["item_id", "title", "category_path"], [*titles("i"), titles("i")[5]])
+    write(folder / "users.csv", ["user_id", "country"], [[f"u{u % 30}", "de" if u % 3 else "fr"] for u in range(31)])
     return [str(folder)]
 
 
@@ -288,7 +295,7 @@ def pages_with_gaps(folder: Path) -> list[str]:
 
 
 TO_DECIDE: dict[str, tuple[Callable[[Path], list[str]], str, str]] = {
-    "twice": (items_that_stand_twice, "items: in items.csv, 1 of the values of ", "stands again in row 25"),
+    "twice": (users_that_stand_twice, "users: in users.csv, 1 of the values of ", "stands again in row 31"),
     "times": (times_as_people_write_them, "order: ", "expected a number or a time such as"),
     "gaps": (pages_with_gaps, "scenario: ", "an id cannot be empty"),
     "no user": (users_that_are_missing, "user: ", "an id cannot be empty"),

@@ -22,7 +22,7 @@ from llm4msr.errors import DataError, InputError, StorageError
 from llm4msr.knowledge.prompts.sample import sampler
 from llm4msr.pipeline import prepare
 from tests.unit.draft import shapes
-from tests.unit.draft.shapes import ACCEPTED, TO_DECIDE, rows
+from tests.unit.draft.shapes import ACCEPTED, TO_DECIDE, items_that_stand_twice, rows
 
 EXPECTED: dict[str, dict[str, Any]] = {
     "usual": {"user": "user_id", "item": "item_id", "scenario": "scenario", "label": "label", "order": "timestamp"}
@@ -44,6 +44,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "two_marks_in_the_header": {"delimiter": ";", "item": "item_id,code", "scenario": "shelf"},
     "stars_with_semicolons": {"scenario": "", "negatives": 4},
     "ids_under_two_names": {"item": "item_id", "item_in_items": "id", "title": "title"},
+    "items_that_stand_twice": {"repeated_items": "first"},
     "no_time_and_no_files_beside": {"user": "customerNumber", "item": "isbn", "scenario": "store", "kind": "random"},
 }
 
@@ -70,6 +71,19 @@ def test_a_shape_becomes_a_config_that_runs_as_it_is(name: str, tmp_path: Path):
     assert data.users == 30
     pages = {"orders_without_labels": 2, "stars_with_semicolons": 1}.get(name, len({row.page for row in rows()}))
     assert data.tables["scenarios"].num_rows - 1 == pages
+
+
+def test_of_items_that_stand_twice_the_first_row_counts_and_the_others_are_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    config = config_of(draft(items_that_stand_twice(tmp_path)))
+    items = prompt_data(config, sampler).tables["items"]
+    assert sorted(strings(items["item_id"])[1:]) == sorted(f"i{i}" for i in range(24))
+    assert "items.csv: 1 rows repeat an item's id and are not used" in capfd.readouterr().err
+    table = config.source.table.model_copy(update={"repeated_items": "refuse"})
+    refusing = config.model_copy(update={"source": config.source.model_copy(update={"table": table})})
+    with pytest.raises(DataError, match=r"stands again in row 25.*source\.table\.repeated_items = 'first'"):
+        prompt_data(refusing, sampler)
 
 
 @pytest.mark.parametrize("name", TO_DECIDE)
