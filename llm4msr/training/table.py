@@ -72,12 +72,21 @@ def _notes(backbone: str, results: Results) -> list[str]:
         "mean over the users with both classes. ECE: expected calibration error, how far rates of positives are from "
         "the predicted ones on average, in 15 bins of equally many rows.",
         _note_on_bounds(runs),
+        _note_on_names([*runs]),
         f"`{POPULARITY}`: positives of the item in the scenario's training rows. `{CONSTANT}`: the share of positives "
         "of the scenario's training rows, for every row.",
         _note_on_knowledge(results),
         *(f"**Warning**: {line}." for line in results["warnings"]),
     ]
     return [line for note in notes if note for line in (note, "")][:-1]
+
+
+def _note_on_names(models: list[str]) -> str:
+    """What `model.match` adds to a model's name."""
+    parts = {part for name in models for part in name.split("-")}
+    meanings = {"match": "the past is matched with the candidate by vectors", "din": "it is so by ids"}
+    named = [f"`{part}`: {meaning}" for part, meaning in meanings.items() if part in parts]
+    return f"In a model's name, {', '.join(named)} (model.match)." if named else ""
 
 
 def _note_on_bounds(runs: dict[str, list[SeedReport]]) -> str:
