@@ -46,7 +46,7 @@ class Endpoint:
                     "route_prefix": "/",
                     "import_path": "llm4msr.serve.app:build",
                     "args": {"bundle": self.bundle if in_place else bundle, **self.args},
-                    "deployments": [{"name": "ranker", "user_config": {"bundle": bundle}}],
+                    "deployments": [{"name": "ranker", "max_surge_percent": 50, "user_config": {"bundle": bundle}}],
                 }
             ],
         }
