@@ -63,7 +63,7 @@ def options(version: Version = False, quiet: Quiet = False, verbose: Verbose = F
 VERBS = {
     "prepare": "Read the source, split it, fit vocabularies and statistics on training rows.",
     "extract": "Ask the frozen LLM about every user (or item) and scenario; goes on after the last finished shard.",
-    "train": "Train the configured model on Ray Train; continues from its last checkpoint.",
+    "train": "Train the configured model on Ray; continues from its last checkpoint.",
     "evaluate": "Compare trained models on the test rows, per scenario and overall, and publish their predictions.",
     "export": "Write the bundle that serving loads: weights, vocabularies and user codes.",
     "explain": "Write report.html: what the model gains over the plain one and its controls, how surely, and for whom; "

@@ -41,8 +41,8 @@ class TrainConfig(Section):
     workers: Annotated[Annotated[int | tuple[int, int], AfterValidator(check_workers)], Key.HOW] = 1
     """Data-parallel. `[2, 4]` is elastic: it starts with as many as the cluster has room for, continues with fewer when
     machines go, and takes more when they come. The result stays the same but for noise. The models of a run are trained
-    one after the other, but up to four side by side where there are at most a million rows, a fixed number of workers
-    and the CPUs or GPUs for it."""
+    one after the other, but up to four side by side where there are at most four million rows, a fixed number of
+    workers and the CPUs or GPUs for it."""
     device: Annotated[Literal["cpu", "gpu"], Key.HOW] = "cpu"
     """What each worker trains on: one core, or one GPU, which pays for large batches and models."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

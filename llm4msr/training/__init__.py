@@ -1,1 +1,1 @@
-"""Training on Ray Train, and measuring."""
+"""Training on Ray, and measuring."""

@@ -5,10 +5,9 @@ import json
 import math
 import tempfile
 import uuid
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import TypedDict
 
 import pyarrow.fs as pafs
 import safetensors.torch
@@ -26,10 +25,14 @@ WEIGHTS = "net.safetensors"
 FOLDER = "checkpoints"
 """Below a training's output; gone when the training is published."""
 _PREFIX = "epoch-"
+_DIGESTS = "digests.json"
 _FILES = ("net.safetensors", "best.safetensors", "optimizer.safetensors", "progress.json")
 
 Tensors = dict[str, Tensor]
-T = TypeVar("T")
+
+
+class DamagedCheckpointError(StorageError):
+    """A checkpoint's files are not those that were written."""
 
 
 class Epoch(TypedDict):
@@ -99,7 +102,7 @@ class Checkpoint:
                 safetensors.torch.save_file(getattr(self, name), folder / f"{name}.safetensors")
             (folder / "progress.json").write_text(json.dumps(asdict(self.progress), allow_nan=False))
             digests = {name: storage.digest_file(folder / name) for name in _FILES}
-            (folder / "digests.json").write_text(json.dumps(digests))
+            (folder / _DIGESTS).write_text(json.dumps(digests))
 
     @classmethod
     def load(cls, folder: UPath) -> "Checkpoint":
@@ -121,7 +124,7 @@ def read_progress(folder: UPath) -> Progress:
     try:
         return Progress(**json.loads(_read(folder, "progress.json")))
     except (ValueError, TypeError):
-        raise StorageError(f"{folder}: a damaged checkpoint") from None
+        raise DamagedCheckpointError(f"{folder}: a damaged checkpoint") from None
 
 
 def read_best(folder: UPath) -> bytes:
@@ -143,15 +146,15 @@ def count_numbers(weights: bytes) -> int:
 def _read(folder: UPath, name: str) -> bytes:
     data = storage.read_bytes(folder / name)
     if _digests(folder).get(name) != storage.digest(data):
-        raise StorageError(f"{folder}: a damaged checkpoint")
+        raise DamagedCheckpointError(f"{folder}: a damaged checkpoint")
     return data
 
 
 def _digests(folder: UPath) -> dict[str, str]:
     try:
-        digests: dict[str, str] = dict(json.loads(storage.read_bytes(folder / "digests.json")))
+        digests: dict[str, str] = dict(json.loads(storage.read_bytes(folder / _DIGESTS)))
     except (ValueError, TypeError):
-        raise StorageError(f"{folder}: a damaged checkpoint") from None
+        raise DamagedCheckpointError(f"{folder}: a damaged checkpoint") from None
     return digests
 
 
@@ -159,46 +162,68 @@ def keep(state: Checkpoint, training: UPath) -> None:
     """Store a checkpoint below the training's folder, and then remove those before it.
 
     Raises:
-        OSError: it cannot be written, for lack of space or another reason.
+        OSError: it cannot be written, for lack of space or another reason; nothing of it is left.
     """
     # in the order of their names; another worker that is about to be replaced must not write into the same folder
-    name = f"{_PREFIX}{state.progress.epoch:06}-batch-{state.progress.batch:09}-{uuid.uuid4().hex[:8]}"
+    place = f"{_PREFIX}{state.progress.epoch:06}-batch-{state.progress.batch:09}"
+    name = f"{place}-{uuid.uuid4().hex[:8]}"
     filesystem, path = storage.arrow_filesystem(training / FOLDER / name)
     with tempfile.TemporaryDirectory() as folder:
         state.save(Path(folder))
-        filesystem.create_dir(path)
-        pafs.copy_files(folder, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem)
-    for other in _names(training):
-        if other < name:
+        try:
+            filesystem.create_dir(path)
+            pafs.copy_files(folder, path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem)
+        except OSError:
+            with contextlib.suppress(StorageError):
+                storage.remove(training / FOLDER / name)
+            raise
+    storage.flush(training / FOLDER / name, [*_FILES, _DIGESTS])
+    for other in _folders(training):
+        if other != name and other.rpartition("-")[0] <= place:
             storage.remove(training / FOLDER / other)
 
 
-def newest(training: UPath, read: Callable[[UPath], T]) -> T | None:
-    """What `read` makes of the newest checkpoint that is whole: a worker may have died while it wrote the last one."""
-    for name in reversed(_names(training)):
-        with contextlib.suppress(StorageError):
-            return read(training / FOLDER / name)
-    return None
+def newest(training: UPath) -> UPath | None:
+    """The newest checkpoint that is whole: its worker may have died while it wrote the very last one.
+
+    Raises:
+        StorageError: storage cannot be read just now.
+    """
+    folders = sorted(_folders(training).items(), reverse=True)
+    return next(
+        (training / FOLDER / name for name, files in folders if _is_whole(training / FOLDER / name, files)), None
+    )
 
 
 def forget_unreadable(training: UPath) -> None:
-    """Delete what no training can go on from: after a full disk, a lost file, or a crash."""
-    names = _names(training)
-    damaged = [name for name in names if not _is_whole(training / FOLDER / name)]
+    """Delete what no training can go on from: after a full disk, a lost file, or a crash.
+
+    Raises:
+        StorageError: storage cannot be read just now; nothing is deleted for that.
+    """
+    folders = _folders(training)
+    damaged = [name for name, files in folders.items() if not _is_whole(training / FOLDER / name, files)]
     for name in damaged:
         storage.remove(training / FOLDER / name)
-    if names and damaged == names:
+    if damaged and len(damaged) == len(folders):
         say(f"  {training.name}: no checkpoint that can be read; training begins anew")
 
 
-def _names(training: UPath) -> list[str]:
-    folders = {name.partition("/")[0] for name in storage.files_below(training / FOLDER)}
-    return sorted(name for name in folders if name.startswith(_PREFIX))
+def _folders(training: UPath) -> dict[str, set[str]]:
+    """Checkpoints, whole or not, with the names of their files."""
+    folders: dict[str, set[str]] = {}
+    for path in storage.files_below(training / FOLDER):
+        folder, _, file = path.partition("/")
+        if folder.startswith(_PREFIX):
+            folders.setdefault(folder, set()).add(file)
+    return folders
 
 
-def _is_whole(folder: UPath) -> bool:
+def _is_whole(folder: UPath, files: set[str]) -> bool:
+    if not files >= {*_FILES, _DIGESTS}:
+        return False
     try:
         read_progress(folder)
         return _digests(folder) == {name: storage.digest_file(folder / name) for name in _FILES}
-    except StorageError:
+    except DamagedCheckpointError:
         return False

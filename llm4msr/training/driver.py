@@ -13,7 +13,7 @@ from llm4msr.config import Config
 from llm4msr.errors import ConfigError, LLM4MSRError
 from llm4msr.progress import say, track
 from llm4msr.storage import StageOutput
-from llm4msr.text import number
+from llm4msr.text import first_line, number
 from llm4msr.training import checkpoint, tracker
 from llm4msr.training.checkpoint import Epoch, Progress
 from llm4msr.training.streams import check_workers
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_FAILURES = 3
 """Times that dead workers are replaced, going on from the last checkpoint."""
+PATIENCE_SECONDS = 4 * 3600
+"""How long workers wait for one that writes a checkpoint; of one that died Ray Train knows sooner."""
 RESIZE_SECONDS = 20.0
 """How often an elastic run looks for room for more workers: as often as Ray itself counts the nodes."""
 
@@ -77,10 +79,10 @@ def run_workers(
     ):
         if error := _train_alone(job, label) if config.train.workers == 1 else _train_together(job, MAX_FAILURES):
             raise error
-    last = checkpoint.newest(folder, lambda saved: (checkpoint.read_progress(saved), checkpoint.read_best(saved)))
+    last = checkpoint.newest(folder)
     if last is None:
-        raise ConfigError(f"{folder}: training ended without a checkpoint; delete that folder and run again")
-    return last
+        raise ConfigError(f"{folder}: training ended without a checkpoint; run again")
+    return checkpoint.read_progress(last), checkpoint.read_best(last)
 
 
 def _least_workers(config: Config) -> int:
@@ -95,12 +97,20 @@ def _train_alone(job: Job, label: str) -> LLM4MSRError | None:
     """
     import ray
 
-    gpus = int(job["config"].train.device == "gpu")
-    outcome = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(worker_loop).remote(job)
+    config = job["config"]
+    task = ray.remote(
+        num_cpus=1,
+        num_gpus=int(config.train.device == "gpu"),
+        max_retries=0,
+        max_calls=int(":" in config.model.backbone),  # in a process that has run before, its old code would do so again
+    )(worker_loop)
+    outcome = task.remote(job)
     try:
         error: LLM4MSRError | None = ray.get(outcome)
     except ray.exceptions.RayError as died:
-        say(f"  {label}: the worker died ({type(died).__name__}); another goes on from the last checkpoint")
+        why = died.cause if isinstance(died, ray.exceptions.RayTaskError) else died
+        reason = f"{type(why).__name__}: {first_line(why)}"
+        say(f"  {label}: the worker died ({reason}); another goes on from the last checkpoint")
         return _train_together(job, MAX_FAILURES - 1)
     except BaseException:
         ray.cancel(outcome, force=True)
@@ -111,7 +121,7 @@ def _train_alone(job: Job, label: str) -> LLM4MSRError | None:
 def _train_together(job: Job, max_failures: int) -> LLM4MSRError | None:
     """Ray Train starts the workers, joins them under torch.distributed, and replaces those that die."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     train = job["config"].train
     gpu = train.device == "gpu"
@@ -119,6 +129,7 @@ def _train_together(job: Job, max_failures: int) -> LLM4MSRError | None:
     trainer = TorchTrainer(
         worker_loop,
         train_loop_config=job,
+        torch_config=TorchConfig(timeout_s=PATIENCE_SECONDS),
         # one thread each: the layers are small, and threads that wait for each other suffer most on a busy machine
         scaling_config=ScalingConfig(
             num_workers=train.workers,

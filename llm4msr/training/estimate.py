@@ -1,5 +1,6 @@
 """How long the trainings of a run would take, before any of them has begun."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ MICROSECONDS_A_ROW = 12.0
 MICROSECONDS_WITH_MATCH = 33.0
 """Of one worker's core, for a training row in one epoch: measured with MMoE and knowledge at our default sizes."""
 SECONDS_TO_START = 4.0
-"""Of a process and torch, for each training; several workers, which Ray Train starts, take ten more."""
+"""Of a process and torch, for each training; several workers, which Ray Train starts, take ten more, not counted."""
 SECONDS_AN_EPOCH = 0.2
 """Beside the rows, for validation and checkpoint: of the 0.8 s that an epoch of the quickstart takes."""
 
@@ -43,8 +44,9 @@ def estimate(runs: Sequence[tuple[str, Config]], rows: int) -> dict[str, Any]:
 def _seconds_a_row(config: Config) -> tuple[float, str]:
     """Of one worker, for a row in one epoch of this model; and where the number is from."""
     root, model = storage.path(config.root) / "train", config.model
+    label = re.compile(re.escape(f"{model.backbone.replace(':', '.')}-{model.variant}-s") + r"\d+-")
     for folder in sorted(root.iterdir()) if root.exists() else []:
-        output = storage.open_output(folder) if folder.name.startswith(f"{model.backbone}-{model.variant}-s") else None
+        output = storage.open_output(folder) if label.match(folder.name) else None
         if output is None or len(starts := output.manifest.info["starts"]) > 1:
             continue
         m, workers = output.manifest, starts[0]["workers"]

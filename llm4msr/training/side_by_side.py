@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from llm4msr.config import Config
 
-MOST = 8
+MOST = 4
 """Trainings at once: each is a process of about a gigabyte."""
 MOST_ROWS = 1 << 22
 """Training rows above which one goes after the other: each holds memory of its own, and several workers share a large

@@ -47,6 +47,8 @@ def train(config: Config, data: StageOutput, knowledge: StageOutput | None) -> S
         lambda f: _build(config, data, knowledge, f),
         resumable=True,
     )
+    if not output.reused:
+        storage.remove(output.folder / checkpoint.FOLDER)
     for line in output.manifest.info["warnings"]:
         warn(line)
     return output
@@ -77,7 +79,6 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
     )
     storage.write_bytes(folder / WEIGHTS, weights)
     storage.write_bytes(folder / "history.json", json.dumps(progress.history, indent=1, allow_nan=False).encode())
-    storage.remove(folder / checkpoint.FOLDER)
     info = {
         **measured,
         "best_epoch": progress.best_epoch,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypedDict
 
 import torch.distributed as dist
+from upath import UPath
 
 from llm4msr import storage
 from llm4msr.config import Config
@@ -37,7 +38,7 @@ def worker_loop(job: Job) -> LLM4MSRError | None:
     """Train; gives back the error that the user has to mend, else None: what is raised would be tried again."""
     output = storage.path(job["output"])
     first = not dist.is_initialized() or dist.get_rank() == 0
-    resume = checkpoint.newest(output, Checkpoint.load)
+    resume = _resume(output, first)
     try:
         with storage.full_disk_errors(output), contextlib.ExitStack() as stack:
             board = stack.enter_context(Board.open(output)) if first else None
@@ -51,6 +52,15 @@ def worker_loop(job: Job) -> LLM4MSRError | None:
     return None
 
 
+def _resume(output: UPath, first: bool) -> Checkpoint | None:
+    """What all workers go on from: the first one finds it."""
+    saved = checkpoint.newest(output) if first else None
+    name = [saved.name if saved is not None else ""]
+    if dist.is_initialized():
+        dist.broadcast_object_list(name, src=0)
+    return Checkpoint.load(output / checkpoint.FOLDER / name[0]) if name[0] else None
+
+
 def _open(job: Job) -> Dataset:
     prepared = storage.open_output(storage.path(job["data"]))
     extracted = storage.open_output(storage.path(job["knowledge"])) if job["knowledge"] else None
@@ -59,12 +69,14 @@ def _open(job: Job) -> Dataset:
 
 
 def _keeper(job: Job, board: Board) -> Callable[[Checkpoint], None]:
-    """Keeps each checkpoint, and tells of each epoch that has ended: the first worker does so for all."""
+    """Tells of each epoch that has ended, and keeps each checkpoint: the first worker does so for all."""
+    from ray.exceptions import RayError
 
     def keep(state: Checkpoint) -> None:
-        checkpoint.keep(state, storage.path(job["output"]))
-        if state.progress.batch == 0:
+        if state.progress.batch == 0:  # told before it is kept: after a crash twice rather than never
             board.write(state.progress.history[-1])
-            job["epochs"].put(state.progress.history[-1])
+            with contextlib.suppress(RayError):  # the queue went with its node: training goes on unseen
+                job["epochs"].put(state.progress.history[-1])
+        checkpoint.keep(state, storage.path(job["output"]))
 
     return keep
