@@ -12,8 +12,6 @@ from llm4msr.text import percent, quote, shorten
 MOST_VALUES = 1000
 """Different values of a feature that is worth an embedding for each."""
 MOST_FEATURES = 8
-MOST_REPEATS = 0.05
-"""Share of an item table's rows that can be left out as repeats; if more are, a row may be something else."""
 _SEPARATORS = (" > ", ">", "|", " / ", "/", ";", ",")
 _ROW_OR_ID = re.compile(r"^(unnamed.*|index|row|rownumber|.*(url|uri|image|img|link|path|hash|embedding|vector))$")
 
@@ -61,7 +59,7 @@ def _find_key(key: str, described: Described, ours: Guess) -> Iterator[Guess]:
 
 def _find_repeats(items: Described) -> Iterator[Guess]:
     column = items.sample.columns[items.key]
-    if 0 < (twice := column.filled - column.distinct) <= MOST_REPEATS * column.filled:
+    if twice := column.filled - column.distinct:
         yield Guess("repeated_items", "first", f"{_repeated(items, twice)}; the first row of each counts")
 
 
@@ -92,9 +90,9 @@ def _faults(described: Described, role: str) -> Iterator[str]:
     if described.overlap == 0 and sample.is_whole:
         shown = f"the file has {', '.join(map(quote, column.values[:3]))}"
         yield f"{role}s: none of the interactions' {role}s is in {sample.name}: {shown}; write ids the same way in both"
-    twice = column.filled - column.distinct
-    if twice > (MOST_REPEATS * column.filled if role == "item" else 0):
-        yield f"{role}s: in {sample.name}, {_repeated(described, twice)}; keep one row of each"
+    if role == "user" and column.distinct < column.filled:
+        again = _repeated(described, column.filled - column.distinct)
+        yield f"users: in {sample.name}, {again}; keep one row of each"
     if column.filled < column.rows:
         yield f"{role}s: {column.rows - column.filled:,} rows of {sample.name} have no '{described.key}'; remove them"
 

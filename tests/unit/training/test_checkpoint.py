@@ -1,5 +1,6 @@
 """What a training goes on from, after a full disk, a lost file or a crash of the machine."""
 
+import errno
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,19 @@ def flip(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-2] ^= 1
     file.write_bytes(data)
+
+
+def test_storage_that_fails_for_a_moment_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(file: Path) -> bytes:
+        raise OSError(errno.EIO, "not now", str(file))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "read_bytes", fail)
+        for look in (checkpoint.forget_unreadable, checkpoint.newest):
+            with pytest.raises(StorageError, match="cannot be read"):
+                look(storage.path(folder))
+    assert len(kept(folder)) == 2
+    assert after(folder) == 1
 
 
 NAMES = ("net.safetensors", "best.safetensors", "optimizer.safetensors", "progress.json", "digests.json")
