@@ -145,7 +145,8 @@ def _bare(untitled: Column, pairs: Pairs) -> list[str]:
         np.bincount(scenarios.number_R[chosen_K], minlength=len(scenarios.distinct))
         for chosen_K in (trained_K, trained_K & is_untitled[pairs.item.number_R])
     )
-    bare = np.flatnonzero(bare_S > items_S / 2)
+    in_order = np.argsort(_by_id(scenarios, pairs)[1], kind="stable")  # the order in which they come
+    bare = in_order[bare_S[in_order] > items_S[in_order] / 2]
     return [] if len(bare) == len(items_S) else [*map(quote, strings(scenarios.distinct.take(bare)))]
 
 
