@@ -84,9 +84,9 @@ def _notes(backbone: str, results: Results) -> list[str]:
 def _note_on_names(models: list[str]) -> str:
     """What `model.match` adds to a model's name."""
     parts = {part for name in models for part in name.split("-")}
-    meanings = {"match": "the past is matched with the candidate by vectors", "din": "it is so by ids"}
-    named = [f"`{part}`: {meaning}" for part, meaning in meanings.items() if part in parts]
-    return f"In a model's name, {', '.join(named)} (model.match)." if named else ""
+    meanings = {"match": "by vectors", "din": "by ids"}
+    named = [f"`{part}` {how}" for part, how in meanings.items() if part in parts]
+    return f"Models match the past with the candidate (model.match): {', '.join(named)}." if named else ""
 
 
 def _note_on_bounds(runs: dict[str, list[SeedReport]]) -> str:

@@ -93,7 +93,7 @@ def _first_of_each(items: pa.Table, where: str) -> pa.Table:
     rows = items.select(["item_id"]).append_column("row", pa.array(np.arange(len(items))))
     first = rows.group_by("item_id").aggregate([("row", "min")])["row_min"]
     if repeats := len(items) - len(first):
-        say(f"  {where}: {repeats:,} rows repeat an item's id and are not used")
+        say(f"  {where}: rows that repeat an item's id, which are not used: {repeats:,}")
     return items.take(np.sort(first.to_numpy()))
 
 

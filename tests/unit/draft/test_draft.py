@@ -79,7 +79,7 @@ def test_of_items_that_stand_twice_the_first_row_counts_and_the_others_are_told(
     config = config_of(draft(items_that_stand_twice(tmp_path)))
     items = prompt_data(config, sampler).tables["items"]
     assert sorted(strings(items["item_id"])[1:]) == sorted(f"i{i}" for i in range(24))
-    assert "items.csv: 1 rows repeat an item's id and are not used" in capfd.readouterr().err
+    assert "items.csv: rows that repeat an item's id, which are not used: 1\n" in capfd.readouterr().err
     table = config.source.table.model_copy(update={"repeated_items": "refuse"})
     refusing = config.model_copy(update={"source": config.source.model_copy(update={"table": table})})
     with pytest.raises(DataError, match=r"stands again in row 25.*source\.table\.repeated_items = 'first'"):
