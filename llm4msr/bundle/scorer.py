@@ -27,8 +27,8 @@ from llm4msr.model.slot_embedding import SlotEmbedding
 
 SCENARIOS = 256
 """Folds that are kept at once: some 0.3 MB each at the default sizes."""
-BLOCK = 4096
-"""Candidates that are scored at once, to bound the memory."""
+BLOCK = 512
+"""Candidates that are scored at once: a layer's outputs stay in a core's own cache, and memory is bounded."""
 CHUNK = 1 << 16
 """Items whose rows are made at once."""
 
