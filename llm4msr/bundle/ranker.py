@@ -20,13 +20,16 @@ from llm4msr.arrays import AnyInts, Array, Ints, Singles
 from llm4msr.bundle import files, self_test
 from llm4msr.bundle.id_table import IdTable, Place
 from llm4msr.bundle.messages import ModelInfo, RankedItem, RankRequest, RankResponse, RecentEvent, Unknown
-from llm4msr.bundle.scorer import BLOCK, FoldedScorer, Query, Scorer
+from llm4msr.bundle.scorer import FoldedScorer, Query, Scorer
 from llm4msr.bundle.torch_scorer import TorchScorer
 from llm4msr.bundle.user_features import UserFeatures
 from llm4msr.bundle.user_knowledge import Known, UserKnowledge
 from llm4msr.errors import ConfigError, LLM4MSRError, StorageError
 from llm4msr.storage.local_copy import open_local
 from llm4msr.text import shorten
+
+AT_ONCE = 8192
+"""Candidates of a list that a scorer gets at once, to bound what torch holds."""
 
 
 def load_error(uri: str, error: BaseException) -> StorageError:
@@ -208,7 +211,7 @@ class Ranker:
         request = RankRequest.model_construct(user_id=user_id, scenario=scenario, items=[])
         known, user = self.knowledge.look_up(request, item_B[:0]), self.users.find(user_id)
         query = self._query(request, user, item_B, known)
-        parts = np.split(item_B, range(BLOCK, len(item_B), BLOCK))
+        parts = np.split(item_B, range(AT_ONCE, len(item_B), AT_ONCE))
         return np.concatenate([self.scorer.score([query._replace(item_B=part_B)])[0] for part_B in parts])
 
     def title(self, item_id: str) -> str:
