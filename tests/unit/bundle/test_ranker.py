@@ -185,7 +185,7 @@ def test_info_says_what_is_loaded(ranker: Ranker):
 
 @pytest.mark.parametrize("rows_at_once", [2, 100])
 def test_rows_have_the_scores_of_their_items(ranker: Ranker, monkeypatch: pytest.MonkeyPatch, rows_at_once: int):
-    monkeypatch.setattr("llm4msr.bundle.ranker.BLOCK", rows_at_once)
+    monkeypatch.setattr("llm4msr.bundle.ranker.AT_ONCE", rows_at_once)
     ids = ["i3", "nobody's", "i1", "i2", "i7"]
     for user, scenario in (("u1", "home"), ("nobody", "home"), ("u2", "nowhere")):
         expected = scores(ranker, user_id=user, scenario=scenario, items=ids, context={})
