@@ -77,6 +77,11 @@ def _items() -> pa.Table:
     return pa.table({"item": _ids("i", numbers), "title": pa.array([f"Thing {n}" for n in numbers]), "shelf": shelves})
 
 
+def user_ids(numbers: Ints) -> "pa.Array[Any]":
+    """Of users by their numbers."""
+    return _ids("u", numbers)
+
+
 def mix(numbers: Ints | Hashes, salt: int) -> Hashes:
     """64 random-looking bits for each number (the finalizer of SplitMix64)."""
     bits = numbers.astype(np.uint64) + np.uint64(salt * 0x9E3779B97F4A7C15 % 2**64)
