@@ -174,7 +174,7 @@ def report(
     names = {"users": "the LLM reads users", "items": "users are pooled from items"}
     lines = [
         f"| {names[row['reads']] if row['stage'] != 'prepare' else 'both'} | `{row['stage']}` | "
-        f"{row['wall_seconds']:.0f} | {row['cpu_seconds']:.0f} | {row['peak'] / 2**30:.2f} | {row['codes'] or '':,} |"
+        f"{row['wall_seconds']:.0f} | {row['cpu_seconds']:.0f} | {row['peak'] / 2**30:.2f} | {row['codes'] or ''} |"
         for row in rows
     ]
     both = rows[0]["wall_seconds"]
