@@ -31,6 +31,8 @@ class Usage(NamedTuple):
     """Highest resident memory of the process that was started."""
     largest_other: int
     """Highest resident memory of the largest of all others."""
+    largest_own: int
+    """The same without what files hold, such as mapped vectors, which the kernel takes back when it needs memory."""
     processes: int
     """At one moment, at most."""
 
@@ -64,14 +66,14 @@ def run(command: Sequence[str], variables: Mapping[str, str] | None = None) -> U
     waited_for = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     # a parent that ignores its children's end never learns their time: then what was seen last is more
     cpu_seconds = max(waited_for, sum(look.cpu.values()))
-    return Usage(seconds, cpu_seconds, look.peak, look.first_peak, look.largest_other, look.processes)
+    return Usage(seconds, cpu_seconds, look.peak, look.first_peak, look.largest_other, look.largest_own, look.processes)
 
 
 class _Look:
     """The highest figures so far."""
 
     def __init__(self) -> None:
-        self.peak = self.first_peak = self.largest_other = self.processes = 0
+        self.peak = self.first_peak = self.largest_other = self.largest_own = self.processes = 0
         self.cpu: dict[tuple[int, str], float] = {}
         """CPU-seconds by process id and time of start."""
 
@@ -86,6 +88,7 @@ class _Look:
                     self.first_peak = max(self.first_peak, highest)
                 else:
                     self.largest_other = max(self.largest_other, highest)
+                    self.largest_own = max(self.largest_own, _kibibytes(f"/proc/{pid}/status", "RssAnon:"))
         self.peak, self.processes = max(self.peak, now), max(self.processes, count)
 
 

@@ -146,6 +146,9 @@ worker's process and rows of all workers per second are of training steps alone.
 """
 
 
+DRIVER = ("first_peak", "largest_other", "largest_own", "peak")
+
+
 def _drivers(records: Sequence[Record]) -> str:
     records = [
         r for r in records if "first_peak" in r and r.get("by", "llm4msr") == "llm4msr" and r["stage"] != "ml-100k"
@@ -157,13 +160,13 @@ def _drivers(records: Sequence[Record]) -> str:
             + "".join(f", {r[key]} {key}" for key in ("negatives", "workers", "knowledge") if r.get(key)),
             f"{r['rows']:,}",
             f"{r['cpu_seconds']:.0f}",
-            *(f"{r[key] / GIB:.2f}" for key in ("first_peak", "largest_other", "peak")),
+            *(f"{r[key] / GIB:.2f}" if key in r else "" for key in DRIVER),
         )
         for r in sorted(
             records, key=lambda r: (order[r["stage"]], r.get("negatives", 0), r.get("workers", 0), r["rows"])
         )
     ]
-    heads = ("stage", "rows", "CPU s", "driver, peak GiB", "largest other process", "all processes")
+    heads = ("stage", "rows", "CPU s", "driver, peak GiB", "largest other", "of it no file's", "all processes")
     return f"""## The driver's memory
 
 {table(heads, lines)}
@@ -173,8 +176,9 @@ def _drivers(records: Sequence[Record]) -> str:
 def _how() -> str:
     return f"""CPU-seconds are user and system time of all processes that a stage starts. Memory is what they hold at
 one moment, what they share counted once (PSS, so Ray's object store is in it); of a single process, the highest
-resident memory. It is looked at five times a second. Other work shared the cores, which makes CPU-seconds more and
-wall seconds many more.
+resident memory. *No file's* is without the pages of mapped files, such as users' vectors, which the kernel takes back
+when it needs memory; earlier runs did not measure it. It is looked at five times a second. Other work shared the cores,
+which makes CPU-seconds more and wall seconds many more.
 
 `python -m benchmarks.data_scale` on {describe(("ray", "torch", "numpy", "pyarrow", "polars", "duckdb"))}.
 """
