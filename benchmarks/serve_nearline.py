@@ -27,7 +27,9 @@ from llm4msr.arrays import strings
 from tests.support.experiments import free_port, kill_all
 
 RESULT = Path(__file__).parent / "results" / "serve-nearline.md"
-SCENARIO = "Drama"
+SCENARIO = "Comedy"
+PATIENCE = 600
+"""Seconds after which a user who is not known counts as an error."""
 CONFIG = """\
 name = "nearline"
 storage = "{folder}/runs"
@@ -126,6 +128,7 @@ def seconds_until_known(client: httpx.Client, users: Sequence[str], films: Seque
     begun, waiting, seconds = time.monotonic(), list(users), list[float]()
     client.post("/v1/events", json={"events": events}).raise_for_status()
     while waiting:
+        assert time.monotonic() < begun + PATIENCE, f"{waiting}: no code was made"
         known = [user for user in waiting if knowledge_of(client, user) == "events"]
         seconds += [time.monotonic() - begun] * len(known)
         waiting = [user for user in waiting if user not in known]
