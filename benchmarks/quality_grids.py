@@ -49,12 +49,14 @@ FORMS: dict[str, Settings] = {
     "feature": ("model.knowledge=feature",),
     "match": ("model.knowledge=none", f"model.match=[{_MATCH}]"),
     "din+match": ("model.knowledge=none", f"model.match=[{_MATCH},ids]"),
+    "contrast": ("model.knowledge=none", f"model.match=[{_MATCH}]", "extract.projection=contrastive"),
     "candidate+both": ("model.knowledge=both", "model.match=[candidate]"),
     "candidate+feature": ("model.knowledge=feature", "model.match=[candidate]"),
     "shuffled": ("model.knowledge=both", "model.control=shuffled"),
     "random": ("model.knowledge=both", "model.control=random"),
 }
-"""`shuffled` and `random` are controls of the published form, whose LLM reads users and not items."""
+"""`contrast` is `match` with another projection of the vectors. `shuffled` and `random` are controls of the published
+form, whose LLM reads users and not items."""
 VECTORS: dict[str, Settings] = {
     "llm": ("extract.item_vectors=llm",),
     "words": ("extract.item_vectors=words",),
@@ -116,7 +118,7 @@ GRIDS = {
         (*PAPER, "single"),
         (
             *("none", "din"),
-            *systems(("user", "scenario", "both", "feature", "match", "din+match"), VECTORS),
+            *systems(("user", "scenario", "both", "feature", "match", "contrast", "din+match"), VECTORS),
             *systems(("candidate+both", "candidate+feature"), ("llm", "words")),
         ),
         5,

@@ -89,6 +89,7 @@ def test_controls_of_a_system_are_the_same_form_with_less(system: str, controls:
 
 def test_meta_layers_are_compared_with_the_code_as_an_input() -> None:
     assert quality_report.controls_of("candidate+both@llm")[-1] == "candidate+feature@llm"
+    assert quality_report.controls_of("contrast@llm")[-1] == "match@llm"
     text = report_of(runs({"none": 0.0, "candidate+both@llm": 0.01, "candidate+feature@llm": 0.005}))
     assert "| against | none | feature |" in text
 

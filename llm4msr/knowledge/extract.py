@@ -19,7 +19,7 @@ from llm4msr.arrays import strings
 from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import drift, item_vectors, number_format, sums, work_list
+from llm4msr.knowledge import contrastive, drift, item_vectors, number_format, sums, work_list
 from llm4msr.knowledge.engines import Task
 from llm4msr.knowledge.failures import refuse_failed_rows, refuse_failures, total
 from llm4msr.knowledge.forget import ids_to_forget
@@ -169,7 +169,9 @@ def _build(
     if config.extract.reads == "items":
         trained_I = data.table("items.parquet", ["f:item_id"])["f:item_id"].to_numpy() > 0
         groups = {kind: list_row_groups(folder, files, kind) for kind in readers if kind in ITEM_KINDS.values()}
-        items = item_vectors.make(config, folder, trained_I, groups)
+        contrasts = config.extract.projection == "contrastive"
+        pairs_P2 = contrastive.draw_pairs(data, ids_to_forget(config)) if contrasts else None
+        items = item_vectors.make(config, folder, trained_I, groups, pairs_P2)
         files[item_vectors.FILE] = item_vectors.write(folder, items)
         pooled = pool_users(config, data, folder, items)
         files |= pooled
@@ -196,7 +198,7 @@ def _run_passes(
         mine = [shard for shard in work.shards if shard.kind in source.kinds]
         counted = mine and source.name == "words"
         width = _width_before(config, work.readers["scenarios"].revision) if source.name == "llm" else 0
-        words = Words.fit(texts_of_items(data)(), config.extract.pool_dim) if counted else None
+        words = Words.fit(texts_of_items(data)(), config.extract.width_before) if counted else None
         for task, shards in _tasks(source, mine).items():
             pass_ = Pass(task, as_read, str(folder), work.readers, scenarios, source.name, width)
             results[pass_.name] = run_pass(pass_, shards, words)

@@ -1,9 +1,10 @@
-"""Items' vectors as models read them: the strongest directions of what the LLM says, each of unit variance.
+"""Items' vectors as models read them: the strongest directions of what the LLM says, each of unit variance, or a
+projection of these that knows what was taken together.
 
 A version keeps them beside the vectors that they come from, with a row for each item of the prepared data, by number:
 users are pooled from them, and a model compares a candidate with a user's past by them.
 
-Shape suffixes: I items with the unknown one as row 0, D kept directions, Z width of the LLM's vector.
+Shape suffixes: I items with the unknown one as row 0, W directions, D kept numbers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,10 @@ import pyarrow as pa
 from upath import UPath
 
 from llm4msr import schema, storage
-from llm4msr.arrays import Bools, Column, Halves, Singles
+from llm4msr.arrays import Bools, Column, Halves, Ints, Singles
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import pooling
+from llm4msr.knowledge import contrastive, pooling
 from llm4msr.knowledge.index import RowGroup
 from llm4msr.knowledge.rows import good_rows, read_rows
 from llm4msr.knowledge.sources import ITEM_KINDS
@@ -38,7 +39,13 @@ class ItemVectors(NamedTuple):
     known_I: Bools
 
 
-def make(config: Config, folder: UPath, trained_I: Bools, groups: Mapping[str, Sequence[RowGroup]]) -> ItemVectors:
+def make(
+    config: Config,
+    folder: UPath,
+    trained_I: Bools,
+    groups: Mapping[str, Sequence[RowGroup]],
+    pairs_P2: Ints | None = None,
+) -> ItemVectors:
     """The vectors of the sources that `extract.item_vectors` names, side by side.
 
     Args:
@@ -46,28 +53,36 @@ def make(config: Config, folder: UPath, trained_I: Bools, groups: Mapping[str, S
         folder: of the new version.
         trained_I: bool, which items stand in training rows.
         groups: row groups of each kind of items, as in `sources.ITEM_KINDS`.
+        pairs_P2: for a contrastive projection, items that were taken together.
 
     Raises:
+        DataError: there is nothing to train a projection with.
         StorageError: no item has a vector.
     """
-    parts = [_of_source(source, config, folder, trained_I, groups) for source in config.extract.sources]
+    parts = []
+    for source in config.extract.sources:
+        wide_IW, known_I = _of_source(source, config, folder, trained_I, groups)
+        if pairs_P2 is not None:
+            wide_IW = contrastive.project(wide_IW, known_I, pairs_P2, config.extract.pool_dim)
+        parts.append(ItemVectors(np.where(known_I[:, None], wide_IW, 0).astype(np.float16), known_I))
     vectors, known = zip(*parts, strict=True)
     return ItemVectors(np.concatenate(vectors, axis=1), np.any(known, axis=0))
 
 
 def _of_source(
     source: str, config: Config, folder: UPath, trained_I: Bools, groups: Mapping[str, Sequence[RowGroup]]
-) -> ItemVectors:
-    rng, dim = np.random.default_rng(_SEED), config.extract.pool_dim
+) -> tuple[Singles, Bools]:
+    """float32 [I, W], and which items have a vector; a projection is trained on the controls' too."""
+    rng, dim = np.random.default_rng(_SEED), config.extract.width_before
     if source == "random":
-        vectors_ID = rng.standard_normal((len(trained_I), dim), np.float32)
+        vectors_IW = rng.standard_normal((len(trained_I), dim), np.float32)
         known_I = trained_I if config.extract.items == "trained" else np.arange(len(trained_I)) > 0
     else:
-        vectors_ID, known_I = _whiten(folder, trained_I, dim, groups[ITEM_KINDS[source]])
+        vectors_IW, known_I = _whiten(folder, trained_I, dim, groups[ITEM_KINDS[source]])
     if source == "shuffled":
         places = np.flatnonzero(known_I)
-        vectors_ID[places] = vectors_ID[rng.permutation(places)]
-    return ItemVectors(np.where(known_I[:, None], vectors_ID, 0).astype(np.float16), known_I)
+        vectors_IW[places] = vectors_IW[rng.permutation(places)]
+    return vectors_IW, known_I
 
 
 def _whiten(folder: UPath, trained_I: Bools, dim: int, groups: Sequence[RowGroup]) -> tuple[Singles, Bools]:
@@ -87,9 +102,9 @@ def _whiten(folder: UPath, trained_I: Bools, dim: int, groups: Sequence[RowGroup
         )
     known_I[ids] = True
     whitened = pooling.whiten(to_matrix(table["vector"])[good], dim, trained_I[ids])
-    vectors_ID = np.zeros((len(trained_I), whitened.shape[1]), np.float32)
-    vectors_ID[ids] = whitened
-    return vectors_ID, known_I
+    vectors_IW = np.zeros((len(trained_I), whitened.shape[1]), np.float32)
+    vectors_IW[ids] = whitened
+    return vectors_IW, known_I
 
 
 def write(folder: UPath, items: ItemVectors) -> FileRecord:

@@ -98,7 +98,7 @@ class Source(NamedTuple):
             StorageError: the model has no tokenizer that can be used.
         """
         if self.name == "words":
-            reads = f"{revision} {words.identity(texts(), config.extract.pool_dim)}"
+            reads = f"{revision} {words.identity(texts(), config.extract.width_before)}"
             writes = dict.fromkeys(self.kinds, "")
             one = Reader(revision=revision, frame="", reads=reads, writes=writes, source="words", own_text=True)
             return dict.fromkeys(self.kinds, one)

@@ -218,11 +218,13 @@ def test_pools_of_random_vectors_ask_the_llm_about_scenarios_only(
     assert {file.name.split("-")[0] for file in (folder / "pooled").iterdir()} == {"users"}
 
 
+@pytest.mark.parametrize("projection", ["principal", "contrastive"])
 def test_vectors_by_words_need_no_llm_and_are_taken_over_by_the_next_version(
-    experiment: MakeExperiment, ray_session: None
+    experiment: MakeExperiment, ray_session: None, projection: str
 ) -> None:
     """Of all items, and of scenarios; a model trains with them."""
     settings = {"extract.reads": "items", "extract.item_vectors": "words", "extract.model": "/no/such/model"}
+    settings |= {"extract.projection": projection}
     made = experiment(settings | {"extract.pool_dim": 5, "train.epochs": 1})
     pipeline.prepare(made.config)
     output = pipeline.extract(made.config)
@@ -233,6 +235,7 @@ def test_vectors_by_words_need_no_llm_and_are_taken_over_by_the_next_version(
     assert min(texts) == "Title number 0. Things, Red, Size 0"
     kept = item_vectors.read(output)
     assert kept.known_I.sum() == 40
+    assert kept.vectors_ID.shape == (41, 5)
     assert pipeline.train(made.config).manifest.rows
     limited = made.config.extract.model_copy(update={"max_users": 9})
     again = pipeline.extract(made.config.model_copy(update={"extract": limited}))
