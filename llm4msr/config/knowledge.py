@@ -21,7 +21,8 @@ class ExtractConfig(Section):
     """For `reads = "items"`: where their vectors come from. The LLM (`llm`); a sentence `encoder`; counts of the
     `words` in titles and features, which need no model at all and are what one has to beat; or a control: `random`
     numbers show what the histories bring without any text, and with `shuffled` each item has what the LLM says of
-    another one. A list, such as `["llm", "words"]`, sets them side by side: `pool_dim` components of each."""
+    another one. A list, such as `["llm", "words"]`, sets them side by side: `pool_dim` components of each, or so many
+    of all where a `projection` is trained."""
     items: Literal["all", "trained"] = "all"
     """For `reads = "items"`: which are read. `all` that are described, so that a new one is known by what it is before
     anybody took it; or those of training rows alone (`trained`), where a catalogue is long and few of it are taken."""
@@ -29,11 +30,11 @@ class ExtractConfig(Section):
     """For `item_vectors = "encoder"`: a sentence encoder in Hugging Face's layout, named as `model` is. It reads an
     item's title and features, and their vector is the mean over all tokens."""
     pool_dim: int = Field(64, ge=1)
-    """How many numbers of the items' vectors are kept and pooled, of each source."""
+    """How many numbers of the items' vectors are kept and pooled, of each source; see `projection`."""
     projection: Literal["principal", "contrastive"] = "principal"
     """For `reads = "items"`: which numbers these are. The `principal` components; or those of a projection that is
-    trained until items that the same user liked in training rows lie close together (`contrastive`): of eight times as
-    many components, in seconds and without the LLM."""
+    trained, from eight times as many components of each source, until items that the same user liked in training rows
+    lie close together (`contrastive`). That takes seconds, and the LLM stays as it is."""
     point_in_time: bool = True
     """For `reads = "items"`: a row sees its user's vector as it was before that row, so that no vector knows the label
     of its row. Serving sees the whole history, and so do rows of validation and test with `model.past = "stale"`. With

@@ -46,7 +46,7 @@ def make(
     groups: Mapping[str, Sequence[RowGroup]],
     pairs_P2: Ints | None = None,
 ) -> ItemVectors:
-    """The vectors of the sources that `extract.item_vectors` names, side by side.
+    """The vectors of the sources that `extract.item_vectors` names, side by side or projected together.
 
     Args:
         config: the run's.
@@ -59,14 +59,18 @@ def make(
         DataError: there is nothing to train a projection with.
         StorageError: no item has a vector.
     """
-    parts = []
-    for source in config.extract.sources:
-        wide_IW, known_I = _of_source(source, config, folder, trained_I, groups)
-        if pairs_P2 is not None:
-            wide_IW = contrastive.project(wide_IW, known_I, pairs_P2, config.extract.pool_dim)
-        parts.append(ItemVectors(np.where(known_I[:, None], wide_IW, 0).astype(np.float16), known_I))
-    vectors, known = zip(*parts, strict=True)
-    return ItemVectors(np.concatenate(vectors, axis=1), np.any(known, axis=0))
+    wide, known = zip(
+        *(_of_source(one, config, folder, trained_I, groups) for one in config.extract.sources), strict=True
+    )
+    known_I = np.any(known, axis=0)
+    if pairs_P2 is None:
+        vectors_ID = np.concatenate(wide, axis=1)
+    else:
+        strength_W = np.concatenate([np.arange(one_IW.shape[1]) for one_IW in wide])
+        strongest_first = np.argsort(strength_W, kind="stable")  # of all sources
+        wide_IW = np.concatenate(wide, axis=1)[:, strongest_first]
+        vectors_ID = contrastive.project(wide_IW, known_I, pairs_P2, config.extract.pool_dim)
+    return ItemVectors(vectors_ID.astype(np.float16), known_I)
 
 
 def _of_source(
@@ -82,7 +86,7 @@ def _of_source(
     if source == "shuffled":
         places = np.flatnonzero(known_I)
         vectors_IW[places] = vectors_IW[rng.permutation(places)]
-    return vectors_IW, known_I
+    return np.where(known_I[:, None], vectors_IW, 0), known_I
 
 
 def _whiten(folder: UPath, trained_I: Bools, dim: int, groups: Sequence[RowGroup]) -> tuple[Singles, Bools]:
