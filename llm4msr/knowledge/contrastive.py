@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import torch
 from torch.nn import functional
 
+from llm4msr import hardware
 from llm4msr.arrays import Bools, Column, Ints, Singles
 from llm4msr.data import partitions
 from llm4msr.errors import DataError
@@ -98,7 +99,7 @@ def project(wide_IW: Singles, known_I: Bools, pairs_P2: Ints, dim: int) -> Singl
     sharpness = torch.tensor(-np.log(TEMPERATURE), dtype=torch.float32, requires_grad=True)
     adam = torch.optim.Adam([weight_WD, sharpness], lr=RATE)
     steps = len(pairs_P2) // BATCH
-    with track("project items", steps) as progress:
+    with hardware.one_thread(), track("project items", steps) as progress:
         for pairs_B2 in np.split(pairs_P2[: steps * BATCH], steps):
             loss = _loss(wide[torch.from_numpy(pairs_B2)] @ weight_WD, pairs_B2, sharpness.exp())
             adam.zero_grad()

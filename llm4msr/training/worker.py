@@ -1,14 +1,14 @@
 """What each worker runs, alone or beside others under Ray Train: the loop, from the last checkpoint on."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
 import torch.distributed as dist
 from upath import UPath
 
-from llm4msr import storage
+from llm4msr import hardware, storage
 from llm4msr.config import Config
 from llm4msr.errors import ConfigError, FullDiskError, LLM4MSRError
 from llm4msr.training import checkpoint
@@ -41,7 +41,7 @@ def worker_loop(job: Job) -> LLM4MSRError | None:
     first = not dist.is_initialized() or dist.get_rank() == 0
     resume = _resume(output, first)
     try:
-        with storage.full_disk_errors(output), _one_thread(), contextlib.ExitStack() as stack:
+        with storage.full_disk_errors(output), hardware.one_thread(), contextlib.ExitStack() as stack:
             board = stack.enter_context(Board.open(output)) if first else None
             fit(job["config"], _open(job), resume, _keeper(job, board) if board else None)
     except ConfigError as error:  # all workers raise it after the same batch
@@ -51,17 +51,6 @@ def worker_loop(job: Job) -> LLM4MSRError | None:
             raise  # the others wait for this one
         return error
     return None
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """More would add up sums in another order, and a process of Ray's that has run other work may have more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _resume(output: UPath, first: bool) -> Checkpoint | None:
