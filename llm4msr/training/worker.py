@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypedDict
 
-import torch
 import torch.distributed as dist
 from upath import UPath
 
