@@ -23,6 +23,10 @@ point_in_time = true
 # For a first look within minutes, do without the LLM: take the sign off, and words are counted instead.
 # item_vectors = "words"
 """
+_PROJECTION = """\
+# what the same users liked lies together, which a match profits from (docs/knowledge.md)
+projection = "contrastive"
+"""
 _MATCH = """
 [model]
 # the candidate beside what its user took before: worth most where the question is what a user takes next
@@ -54,7 +58,7 @@ def write(draft: Draft, name: str, file: str) -> str:
     lines += [line for entry in draft.table for line in _entry(entry)]
     if draft.split:
         lines += ["", "[split]", *(line for entry in draft.split for line in _entry(entry))]
-        lines += [_KNOWLEDGE, _MATCH if draft.matches else _FEW]
+        lines += [_KNOWLEDGE + _PROJECTION, _MATCH] if draft.matches else [_KNOWLEDGE, _FEW]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip("\n") + "\n"
 
 
