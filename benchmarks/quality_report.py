@@ -30,12 +30,12 @@ METRICS = {"test_gauc": "GAUC", "test_ndcg_at_10": "NDCG@10", "test_logloss": "l
 NOTE = (
     "`none` is the plain backbone and `din` target attention over item ids, which knows no text. `user`, `scenario`, "
     "`both` and `feature` are where knowledge enters (docs/config.md: model.knowledge), `match` the candidate beside "
-    "the past (docs/matching.md), `contrast` the same with another `extract.projection`; behind `@` stands what items' "
-    "vectors are: `random` numbers, `shuffled` among the items, or counts of `words` (`words128` has as many numbers "
-    "as `llm+words`). Against each control: the relative change of the mean AUC; p of a paired t-test over the "
-    f"backbones' means; and on how many backbones the system is above with p < {SIGNIFICANT} in a paired t-test over "
-    "seeds. All p are corrected for the number of tests in their table (Holm). A test over seeds knows the noise of "
-    "training, not that of the choice of test rows."
+    "the past (docs/matching.md), `contrast` the same with another `extract.projection`, of one draw of pairs for all "
+    "seeds; behind `@` stands what items' vectors are: `random` numbers, `shuffled` among the items, or counts of "
+    "`words` (`words128` has as many numbers as `match@llm+words`). Against each control: the relative change of the "
+    "mean AUC; p of a paired t-test over the backbones' means; and on how many backbones the system is above with p < "
+    f"{SIGNIFICANT} in a paired t-test over seeds. All p are corrected for the number of tests in their table (Holm). "
+    "A test over seeds knows the noise of training, not that of the choice of test rows."
 )
 
 Baselines = dict[str, dict[str, Metrics]]
@@ -158,7 +158,8 @@ def controls_of(system: str) -> list[str]:
         return []
     if not vectors:
         return ["none", "din", "feature" if form in ("user", "both") else "", *WRONG]
-    others = [source for source in (*WRONG, "words", "words128") if source not in WIDTH.get(vectors, ())]
+    wider = ("words128",) if form != "contrast" else ()  # which has as few numbers of several sources as of one
+    others = [source for source in (*WRONG, "words", *wider) if source not in WIDTH.get(vectors, ())]
     fewer = ["match"] if form == "contrast" else [form.replace("both", "feature")] if "both" in form else []
     return ["none", "din", *(f"{form}@{source}" for source in others), *(f"{one}@{vectors}" for one in fewer)]
 

@@ -84,9 +84,10 @@ def main(options: argparse.Namespace) -> None:
         films = strings(pipeline.prepared(load(str(config))).table("items.parquet", ["item_id"])["item_id"])[1:]
         with serving(config, fields["port"]) as client:
             seconds_until_known(client, ["warm-up"], films, options.liked)
-            alone = [
-                seconds_until_known(client, [f"alone-{at}"], films, options.liked)[0] for at in range(options.alone)
-            ]
+            alone = []
+            for at in range(options.alone):
+                time.sleep(random.uniform(0, 1))  # or all would come at the same time of the process's second
+                alone += seconds_until_known(client, [f"alone-{at}"], films, options.liked)
             together = [
                 seconds_until_known(client, [f"of-{size}-{at}" for at in range(size)], films, options.liked)
                 for size in options.together
@@ -157,8 +158,9 @@ def report(options: argparse.Namespace, alone: Sequence[float], together: Sequen
 {text}
 
 SmolLM2-135M is kept open by `serve.nearline` (engine {options.engine}); each user tells of {options.liked} liked films
-in one batch, and is ranked every 50 ms until `knowledge` says `events`. The process looks for such users once a second,
-and replicas look for new codes as often as for events. Ranker and LLM share the cores.
+in one batch at a random moment, and is ranked again and again, with 50 ms between, until `knowledge` says `events`. The
+process looks for such users once a second, and replicas look for new codes as often as for events. Ranker and LLM share
+the cores.
 
 Command: `python -m benchmarks.serve_nearline --alone {options.alone} --together {sizes}`. {describe()}.
 """

@@ -34,7 +34,8 @@ class ExtractConfig(Section):
     projection: Literal["principal", "contrastive"] = "principal"
     """For `reads = "items"`: which numbers these are. The `principal` components; or those of a projection that is
     trained, from eight times as many components of each source, until items that the same user liked in training rows
-    lie close together (`contrastive`). That takes seconds, and the LLM stays as it is."""
+    lie close together (`contrastive`). That takes seconds, and the LLM stays as it is; of a training row's label, but
+    of none of validation and test, a little is then in the items' vectors."""
     point_in_time: bool = True
     """For `reads = "items"`: a row sees its user's vector as it was before that row, so that no vector knows the label
     of its row. Serving sees the whole history, and so do rows of validation and test with `model.past = "stale"`. With

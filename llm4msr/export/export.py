@@ -85,7 +85,7 @@ def llm_identity(config: Config, knowledge: StageOutput) -> dict[str, str]:
         "pooling": e.pooling,
         "dtype": number_format.used_by(knowledge),
     }
-    if e.reads == "items":  # their principal components are those of one extraction
+    if e.reads == "items":  # what models see of them is fitted in one extraction
         return identity | {"items": knowledge.manifest.fingerprint}
     return identity | {"template": storage.digest(templates.read("user", e.user_template).template)}
 

@@ -15,11 +15,11 @@ from typing import Any
 from upath import UPath
 
 from llm4msr import ray_session, storage
-from llm4msr.arrays import strings
+from llm4msr.arrays import Ints, strings
 from llm4msr.config import Config
 from llm4msr.data import partitions
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import contrastive, drift, item_vectors, number_format, sums, work_list
+from llm4msr.knowledge import drift, item_vectors, number_format, sums, work_list
 from llm4msr.knowledge.engines import Task
 from llm4msr.knowledge.failures import refuse_failed_rows, refuse_failures, total
 from llm4msr.knowledge.forget import ids_to_forget
@@ -49,6 +49,7 @@ def extract(config: Config, data: StageOutput) -> StageOutput:
 
     Raises:
         ConfigError: a template is wrong, or prompts may be longer than the model can read.
+        DataError: nobody liked two items, from which a contrastive projection could be learned.
         StorageError: the model cannot be found or loaded, or changed since this output was made; nobody in the list of
             users to forget is known.
         TooManyFailedError: more rows of a kind failed than `extract.max_failed_fraction`; finished shards are kept.
@@ -147,6 +148,7 @@ def _build(
     if work.steady:
         say(f"  {work.steady} scenarios moved by no more than extract.scenario_tolerance and keep their prompts")
     info |= {"version": _next_version(folder), "partitions": partitions.count(data)}
+    pairs_P2 = _pairs(config, data)
     results = _run_passes(config, data, folder, pinned, work)
     refuse_failures(config, folder, {task: merge(results, task).counts for task in SHARD_FOLDERS}, work)
     vectors, answers = merge(results, "vectors"), merge(results, "answers")
@@ -169,8 +171,6 @@ def _build(
     if config.extract.reads == "items":
         trained_I = data.table("items.parquet", ["f:item_id"])["f:item_id"].to_numpy() > 0
         groups = {kind: list_row_groups(folder, files, kind) for kind in readers if kind in ITEM_KINDS.values()}
-        contrasts = config.extract.projection == "contrastive"
-        pairs_P2 = contrastive.draw_pairs(data, ids_to_forget(config)) if contrasts else None
         items = item_vectors.make(config, folder, trained_I, groups, pairs_P2)
         files[item_vectors.FILE] = item_vectors.write(folder, items)
         pooled = pool_users(config, data, folder, items)
@@ -185,6 +185,15 @@ def _build(
     failed = without_likes + sum(part["failed"] for part in sealed)  # a snapshot without likes is shown as none is
     skipped = vectors.skipped + kept
     return StageResult(files=files, rows=sum(rows.values()), failed=failed, skipped=skipped, info=info)
+
+
+def _pairs(config: Config, data: StageOutput) -> Ints | None:
+    """What a contrastive projection learns from, before the LLM is asked: there may be none."""
+    if config.extract.projection == "principal":
+        return None
+    from llm4msr.knowledge import contrastive  # PyTorch takes seconds to load
+
+    return contrastive.draw_pairs(data, ids_to_forget(config))
 
 
 def _run_passes(

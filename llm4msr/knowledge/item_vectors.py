@@ -18,7 +18,7 @@ from llm4msr import schema, storage
 from llm4msr.arrays import Bools, Column, Halves, Ints, Singles
 from llm4msr.config import Config
 from llm4msr.errors import StorageError
-from llm4msr.knowledge import contrastive, pooling
+from llm4msr.knowledge import pooling
 from llm4msr.knowledge.index import RowGroup
 from llm4msr.knowledge.rows import good_rows, read_rows
 from llm4msr.knowledge.sources import ITEM_KINDS
@@ -27,6 +27,9 @@ from llm4msr.storage.vectors import to_column, to_matrix
 
 FILE = "items.parquet"
 """Of a version that reads items: rows of `schema.item_vectors`."""
+ITEMS_A_DIRECTION = 8
+"""Items of training rows for each direction that a projection starts from: of fewer it would learn the items by heart,
+and place new ones at random."""
 _ROWS = 1 << 16
 _SEED = 4711
 """Of the controls: one draw for all seeds of a model, as there is one LLM for all."""
@@ -66,10 +69,12 @@ def make(
     if pairs_P2 is None:
         vectors_ID = np.concatenate(wide, axis=1)
     else:
+        from llm4msr.knowledge import contrastive  # PyTorch takes seconds to load
+
         strength_W = np.concatenate([np.arange(one_IW.shape[1]) for one_IW in wide])
         strongest_first = np.argsort(strength_W, kind="stable")  # of all sources
         wide_IW = np.concatenate(wide, axis=1)[:, strongest_first]
-        vectors_ID = contrastive.project(wide_IW, known_I, pairs_P2, config.extract.pool_dim)
+        vectors_ID = contrastive.project(wide_IW, known_I & trained_I, pairs_P2, config.extract.pool_dim)
     return ItemVectors(vectors_ID.astype(np.float16), known_I)
 
 
@@ -77,10 +82,11 @@ def _of_source(
     source: str, config: Config, folder: UPath, trained_I: Bools, groups: Mapping[str, Sequence[RowGroup]]
 ) -> tuple[Singles, Bools]:
     """float32 [I, W], and which items have a vector; a projection is trained on the controls' too."""
-    rng, dim = np.random.default_rng(_SEED), config.extract.width_before
+    rng, e = np.random.default_rng(_SEED), config.extract
+    dim = min(e.width_before, max(e.pool_dim, int(trained_I.sum()) // ITEMS_A_DIRECTION))
     if source == "random":
         vectors_IW = rng.standard_normal((len(trained_I), dim), np.float32)
-        known_I = trained_I if config.extract.items == "trained" else np.arange(len(trained_I)) > 0
+        known_I = trained_I if e.items == "trained" else np.arange(len(trained_I)) > 0
     else:
         vectors_IW, known_I = _whiten(folder, trained_I, dim, groups[ITEM_KINDS[source]])
     if source == "shuffled":

@@ -115,6 +115,8 @@ def count_shard(pass_: Pass, shard: Shard, words: Words) -> dict[str, Any]:
     """Write the vectors of a shard by its words; gives back what `AskLLM` does. It takes milliseconds."""
     rows = read_prompts(pa.Table.from_pylist([shard.model_dump()]), pass_.folder_uri)
     errors, vectors_ND = strings(rows["error"]), words.vectors(strings(rows["prompt"])).astype(np.float16)
+    if shard.kind == "scenarios":
+        vectors_ND = vectors_ND[:, : pass_.config.extract.pool_dim]  # a projection is of items alone
     columns: dict[str, Column] = {field: rows[field] for field in ("id", "raw_id", "fingerprint", "prompt", "error")}
     columns |= {"answer": pa.array([""] * len(rows), pa.string()), "tokens": pa.array(np.zeros(len(rows), np.int64))}
     columns["vector"] = to_column(vectors_ND)

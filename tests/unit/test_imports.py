@@ -46,6 +46,10 @@ def test_prompts_are_planned_without_the_classes_of_models(llama: Path):
     assert "torch" not in packages
 
 
+def test_extraction_is_planned_without_pytorch():
+    assert "torch" not in packages_after("import llm4msr.knowledge.extract")
+
+
 def test_the_nets_load_neither_ray_nor_storage():
     names = modules_after("import llm4msr.model.net, llm4msr.model.serving_net")
     assert "torch" in names

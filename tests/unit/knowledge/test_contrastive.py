@@ -47,7 +47,8 @@ def test_no_pair_is_of_a_user_to_forget(world: World):
     pairs_P2 = contrastive.draw_pairs(world.data, forget)
     kept = [items for user, items in liked.items() if user not in others]
     assert {*map(tuple, pairs_P2.tolist())} <= {(a, b) for items in kept for a in items for b in items}
-    assert not len(contrastive.draw_pairs(world.data, users["user_id"].combine_chunks()))
+    with pytest.raises(DataError, match="there are none; use 'principal'"):
+        contrastive.draw_pairs(world.data, users["user_id"].combine_chunks())
 
 
 def texts(seed: int = 1) -> np.ndarray:
