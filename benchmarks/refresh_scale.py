@@ -172,11 +172,14 @@ def report(
 ) -> str:
     changed, asked, users = who
     names = {"users": "the LLM reads users", "items": "users are pooled from items"}
-    lines = [
-        f"| {names[row['reads']] if row['stage'] != 'prepare' else 'both'} | `{row['stage']}` | "
-        f"{row['wall_seconds']:.0f} | {row['cpu_seconds']:.0f} | {row['peak'] / 2**30:.2f} | {row['codes'] or ''} |"
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        bundle = "both" if row["stage"] == "prepare" else names[row["reads"]]
+        codes = f"{row['codes']:,}" if row["codes"] else ""
+        lines.append(
+            f"| {bundle} | `{row['stage']}` | {row['wall_seconds']:.0f} | {row['cpu_seconds']:.0f} | "
+            f"{row['peak'] / 2**30:.2f} | {codes} |"
+        )
     both = rows[0]["wall_seconds"]
     total = {reads: both + sum(row["wall_seconds"] for row in rows[1:] if row["reads"] == reads) for reads in names}
     extraction = first["users"]["usages"]["extract"].wall_seconds
