@@ -114,10 +114,10 @@ def measure(folder: Path, users: int, options: argparse.Namespace) -> dict[str, 
     return results
 
 
-def new_ids(config: Config) -> set[str]:
+def new_ids(config: Config, kind: str = "users") -> set[str]:
     """Raw ids of the rows that a version wrote itself; few."""
     output = extracted(config)
-    names = [name for name in output.manifest.files if name.startswith("vectors/users-")]
+    names = [name for name in output.manifest.files if name.startswith(f"vectors/{kind}-")]
     tables = [storage.read_table(output.folder / name, ["raw_id"]) for name in names]
     return {str(raw_id) for table in tables for raw_id in table["raw_id"].to_pylist()}
 

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 
 from benchmarks import _process_meter, _skewed_rows
 from benchmarks._machine import describe
+from benchmarks.extract_scale import new_ids
 from llm4msr import load, pipeline, storage
 from llm4msr.bundle.files import LATEST, codes_root
-from llm4msr.storage import StageOutput
 from tests.support.experiments import tiny_llama
 
 RESULT = Path(__file__).parent / "results" / "refresh-scale.md"
@@ -149,22 +149,17 @@ def who_was_asked(config: Path, changed: set[str]) -> tuple[int, int]:
     """Users about whom the second extraction asked, and all of them.
 
     Raises:
-        RuntimeError: it asked about others, or about scenarios.
+        RuntimeError: it asked about nobody, about others, or about scenarios.
     """
-    output = pipeline.extracted(load(str(config)))
-    asked = {kind: own_ids(output, kind) for kind in ("users", "scenarios")}
+    loaded = load(str(config))
+    asked = {kind: new_ids(loaded, kind) for kind in ("users", "scenarios")}
+    if not asked["users"]:
+        raise RuntimeError("it asked about nobody")
     if others := asked["users"] - changed:
         raise RuntimeError(f"it asked about {len(others)} users who had not changed")
     if asked["scenarios"]:
         raise RuntimeError(f"it asked about {len(asked['scenarios'])} scenarios")
-    return len(asked["users"]), output.manifest.rows
-
-
-def own_ids(output: StageOutput, kind: str) -> set[str]:
-    """Raw ids of the rows that a version wrote itself; few."""
-    names = [name for name in output.manifest.files if name.startswith(f"vectors/{kind}-")]
-    tables = [storage.read_table(output.folder / name, ["raw_id"]) for name in names]
-    return {str(raw_id) for table in tables for raw_id in table["raw_id"].to_pylist()}
+    return len(asked["users"]), pipeline.extracted(loaded).manifest.rows
 
 
 def report(
