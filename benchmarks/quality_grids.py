@@ -24,6 +24,7 @@ IMPLICIT = ("split.implicit=true", "split.negatives=1")
 SETS: dict[str, tuple[str, Settings]] = {
     "beauty-implicit": ("beauty", IMPLICIT),
     "beauty-popularity": ("beauty", (*IMPLICIT, "split.negatives_by=popularity")),
+    "beauty-taken-with": ("beauty", (*IMPLICIT, "source.path=data/beauty-taken-with")),
     "beauty": ("beauty", ()),
     "ml-1m-implicit": ("ml-1m", IMPLICIT),
     "ml-1m": ("ml-1m", ()),
@@ -31,7 +32,7 @@ SETS: dict[str, tuple[str, Settings]] = {
     "ml-100k-implicit": ("ml-100k", IMPLICIT),
     "ml-100k": ("ml-100k", ()),
 }
-"""Name of a data set -> its file in CONFIGS, and what is set in it."""
+"""Name of a data set -> its file in CONFIGS, and what is set in it. benchmarks.taken_with makes `beauty-taken-with`."""
 LENGTHS = (3, 6, 12, 25, 50)
 CURVE = ("beauty-implicit", "ml-100k-implicit")
 for _name, _length in itertools.product(CURVE, LENGTHS):
@@ -132,9 +133,12 @@ GRIDS = {
         ITEMS,
     ),
     "readings": Grid(
-        ("beauty-implicit", "ml-100k-implicit-first-12"),
+        ("beauty-implicit", "beauty-taken-with", "ml-100k-implicit-first-12"),
         ("mmoe",),
-        ("none", *systems(("user", "match"), ("llm", *list(VECTORS)[-4:], "words", "words128", "llm+words"))),
+        (
+            "none",
+            *systems(("user", "match", "contrast"), ("llm", *list(VECTORS)[-4:], "words", "words128", "llm+words")),
+        ),
         3,
         ITEMS,
         validation=True,

@@ -17,7 +17,7 @@ from upath import UPath
 from llm4msr import schema, storage
 from llm4msr.arrays import Bools, Column, Halves, Ints, Singles
 from llm4msr.config import Config
-from llm4msr.errors import StorageError
+from llm4msr.errors import DataError, StorageError
 from llm4msr.knowledge import pooling
 from llm4msr.knowledge.index import RowGroup
 from llm4msr.knowledge.rows import good_rows, read_rows
@@ -59,13 +59,18 @@ def make(
         pairs_P2: for a contrastive projection, items that were taken together.
 
     Raises:
-        DataError: there is nothing to train a projection with.
+        DataError: all items have the same vector, or there is nothing to train a projection with.
         StorageError: no item has a vector.
     """
     wide, known = zip(
         *(_of_source(one, config, folder, trained_I, groups) for one in config.extract.sources), strict=True
     )
     known_I = np.any(known, axis=0)
+    if not any(one_IW.shape[1] for one_IW in wide):
+        raise DataError(
+            f"extract.item_vectors = {', '.join(config.extract.sources)}: all items of training rows have the same "
+            "vector, so it tells none from another; look at their titles and features (`llm4msr check`)"
+        )
     if pairs_P2 is None:
         vectors_ID = np.concatenate(wide, axis=1)
     else:

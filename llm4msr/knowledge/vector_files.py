@@ -41,8 +41,9 @@ configs:
 
 # Vectors of {kinds}
 
-What the frozen LLM `{model}` says of them, made by llm4msr. Each folder is a table with two columns: `id`,
-the raw id (a text), and `vector`, {widths}. Rows without a vector are left out.
+Made by llm4msr. Their source is `{model}`: the name of a frozen LLM or sentence encoder, or `words` for counts of
+words. Each folder is a table with two columns: `id`, the raw id (a text), and `vector`, {widths}. Rows without a
+vector are left out.
 
 ```python
 from datasets import load_dataset

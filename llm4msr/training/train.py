@@ -81,6 +81,7 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
     storage.write_bytes(folder / "history.json", json.dumps(progress.history, indent=1, allow_nan=False).encode())
     info = {
         **measured,
+        "warnings": [*measured["warnings"], *warm_start.warnings(config, data, knowledge)],
         "best_epoch": progress.best_epoch,
         "best_by": "logloss" if progress.best_auc is None else "auc",
         "epochs": progress.epoch,

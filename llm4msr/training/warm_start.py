@@ -3,7 +3,7 @@
 Each prepared data numbers its ids and values anew. So an embedding, and all that a backbone keeps for each scenario, is
 taken over by what it stands for: the raw id or the value. What the earlier data did not have begins untrained.
 
-Shape suffixes: M matches, S scenarios.
+Shape suffixes: M matches, S scenarios, I items with the unknown one as row 0, D numbers of an item's vector.
 """
 
 import re
@@ -23,6 +23,7 @@ from llm4msr.config import Config
 from llm4msr.config.model import ModelConfig
 from llm4msr.data import partitions
 from llm4msr.errors import ConfigError
+from llm4msr.knowledge import item_vectors
 from llm4msr.model import backbones
 from llm4msr.model.embedding import Field
 from llm4msr.model.net import RankerNet
@@ -33,6 +34,8 @@ from llm4msr.training.feature_tables import FeatureTables
 from llm4msr.training.user_features import UserFeatures
 
 _TABLE = "embedding.table.weight"
+ALIKE = 0.9
+"""Mean cosine of items' vectors now and then, from which weights that read those still make sense of these."""
 _PER_DATA = "scenarios_SZ"
 """The scenarios' vectors, which are the new knowledge's."""
 
@@ -61,7 +64,7 @@ def load_weights(net: RankerNet, config: Config, data: Dataset) -> None:
     """
     trained = _open(config)
     uri = config.train.warm_start
-    prepared = storage.open_output(trained.folder.parent.parent / "prepare" / trained.manifest.inputs["prepare"])
+    prepared = _published_beside(trained, "prepare")
     if prepared is None:
         raise ConfigError(f"train.warm_start = {uri!r}: the data that it was trained on is gone; prepare that again")
     old = safetensors.torch.load(trained.read(WEIGHTS))
@@ -76,6 +79,33 @@ def load_weights(net: RankerNet, config: Config, data: Dataset) -> None:
         raise ConfigError(
             f"train.warm_start = {uri!r}: its model is another one ({error}); give `model` the same keys"
         ) from None
+
+
+def warnings(config: Config, data: StageOutput, knowledge: StageOutput | None) -> list[str]:
+    """A line where items' vectors no longer have the numbers that the earlier weights learned to read."""
+    if not config.train.warm_start or knowledge is None or item_vectors.FILE not in knowledge.manifest.files:
+        return []
+    trained = _open(config)
+    known = _published_beside(trained, "extract")
+    prepared = _published_beside(trained, "prepare")
+    if known is None or prepared is None or item_vectors.FILE not in known.manifest.files:
+        return []
+    matches = _match(*(output.table("items.parquet", ["item_id"])["item_id"] for output in (data, prepared)))
+    new_ID, old_ID = (item_vectors.of_unit_length(item_vectors.read(one).vectors_ID) for one in (knowledge, known))
+    cosine_M = (new_ID[matches.new_M].astype(np.float32) * old_ID[matches.old_M]).sum(axis=1)
+    cosine = float(cosine_M[cosine_M != 0].mean()) if cosine_M.any() else 0.0
+    if cosine >= ALIKE:
+        return []
+    return [
+        f"train.warm_start = {config.train.warm_start!r}: its weights learned to read other vectors of the same items "
+        f"(mean cosine {cosine:.2f}): directions were fitted anew since. Compare with a training without warm_start"
+    ]
+
+
+def _published_beside(trained: StageOutput, stage: str) -> StageOutput | None:
+    """What that training read of a stage; None if it read nothing or that is gone."""
+    name = trained.manifest.inputs.get(stage)
+    return storage.open_output(trained.folder.parent.parent / stage / name) if name else None
 
 
 def _open(config: Config) -> StageOutput:

@@ -211,6 +211,8 @@ def publish_trained(config: Config) -> StageOutput:
         return StageResult(files=files, rows=partitions.rows(data, "train"), info=info)
 
     fingerprints = {"prepare": data.manifest.fingerprint}
+    if knowledge is not None:
+        fingerprints["extract"] = knowledge.manifest.fingerprint
     return storage.publish(train_folder(config, data, knowledge), "train", config.seed, {}, fingerprints, build)
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from llm4msr import storage
 from llm4msr.config import Config
-from llm4msr.errors import StorageError
+from llm4msr.errors import DataError, StorageError
 from llm4msr.knowledge import item_vectors, pooling
 from llm4msr.knowledge.index import RowGroup
 from llm4msr.knowledge.item_vectors import ItemVectors
@@ -113,6 +113,16 @@ def test_that_the_llm_read_no_item_is_told(tmp_path: Path):
         item_vectors.make(
             config(tmp_path, "llm"), storage.path(tmp_path), TRAINED, {"items": said(tmp_path, good=False)}
         )
+
+
+def test_items_that_are_all_alike_are_told(tmp_path: Path):
+    file = storage.path(tmp_path / "vectors/items-0.parquet")
+    storage.write_table(file, shard([1, 2, 3, 4, 5, 6], np.ones((6, 4), np.float16)))
+    groups = {"items": [RowGroup(str(file), "")], "items_by_words": counted(tmp_path)}
+    with pytest.raises(DataError, match=r"item_vectors = llm: all items .* the same vector.*look at their titles"):
+        item_vectors.make(config(tmp_path, "llm"), storage.path(tmp_path), TRAINED, groups)
+    beside = item_vectors.make(config(tmp_path, ["llm", "words"]), storage.path(tmp_path), TRAINED, groups)
+    assert beside.vectors_ID.shape[1] == 3  # of the words alone
 
 
 def test_they_are_read_as_they_were_written(tmp_path: Path):

@@ -10,7 +10,7 @@ import torch
 from llm4msr.config import BACKBONES, Config
 from llm4msr.errors import ConfigError
 from llm4msr.model.net import RankerNet
-from llm4msr.pipeline import prepare
+from llm4msr.pipeline import extracted, prepare
 from llm4msr.storage import StageOutput
 from llm4msr.training import loop, train, warm_start
 from llm4msr.training.checkpoint import WEIGHTS
@@ -96,6 +96,18 @@ def test_another_model_is_refused_with_what_to_do(tmp_path: Path):
     other = second.model_copy(update={"model": second.model.model_copy(update={"embedding_dim": 6})})
     with pytest.raises(ConfigError, match=r"train\.warm_start = .*its model is another one .* the same keys"):
         warmed(other)
+
+
+def test_it_tells_of_weights_that_read_other_vectors_of_the_same_items(tmp_path: Path):
+    sections = {"model": {"knowledge": "none", "match": ["cosines"]}, "extract": {"reads": "items"}}
+    first, _, second = earlier_and_later(tmp_path, **sections, train={"epochs": 1})
+    other = warm_start.warnings(second, *prepare_and_make_knowledge(second))
+    assert len(other) == 1
+    assert "learned to read other vectors of the same items (mean cosine" in other[0]
+    again = first.model_copy(update={"train": second.train})
+    data = prepare(first)
+    assert warm_start.warnings(again, data, extracted(again)) == []
+    assert warm_start.warnings(first, data, extracted(first)) == []  # begins anew
 
 
 @pytest.mark.parametrize("place", ["nowhere", "out"])
