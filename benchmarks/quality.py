@@ -79,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--finished", action="store_true", help="run nothing; report the seeds that all cells have")
     parser.add_argument("--root", default="runs/quality", help="URI that keeps data, knowledge and runs")
+    parser.add_argument("--name", help="of the report; default: the grid and its sets")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     return parser
 
@@ -108,8 +109,9 @@ def main() -> None:
     parts = ("sets", "backbones", "systems")
     said = [f"--{part} {' '.join(names)}" for part in parts if (names := vars(options)[part])]
     said += [*(f"--set {setting}" for setting in options.set), f"--seeds {len(seeds)} --trials {options.trials}"]
+    said += [f"--name {options.name}"] if options.name else []
     command = " ".join(["python -m benchmarks.quality", name, *said])
-    title = "-".join(["quality", name, *(options.sets or [])])
+    title = options.name or "-".join(["quality", name, *options.sets])
     about = {data: description_of(data) for data in grid.sets}
     if grid.validation:
         quality_report.write_readings(options.results, title, runs, command, about)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.quality_report import FIRST
+from benchmarks.quality_picture import FIRST
 from llm4msr import config
 from llm4msr.config import Config
 

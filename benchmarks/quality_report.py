@@ -1,31 +1,18 @@
-"""What the runs of benchmarks.quality show: a Markdown report, a Parquet of all runs, and a picture.
-
-Shape suffix: N tests.
-"""
+"""What the runs of benchmarks.quality show: a Markdown report, a Parquet of all runs, and a picture."""
 
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from benchmarks._machine import describe
-from llm4msr.arrays import Floats
+from benchmarks.quality_picture import picture
+from benchmarks.quality_significance import SIGNIFICANT, compare, gain, holm, paired
 from llm4msr.text import NONE, number
 from llm4msr.training.metrics import Metrics
 from llm4msr.training.popularity import BASELINES, CONSTANT, POPULARITY
 
-FIRST = "-first-"
-"""In the name of a data set, before the number of each user's first events that it is cut to."""
-SIGNIFICANT = 0.05
-WRONG = ("random", "shuffled")
-WIDTH = {"words": ("words", "words128"), "words128": ("words", "words128")}
-"""Sources of vectors for which these are no controls."""
 METRICS = {"test_gauc": "GAUC", "test_ndcg_at_10": "NDCG@10", "test_logloss": "logloss"}
 NOTE = (
     "`none` is the plain backbone and `din` target attention over item ids, which knows no text. `user`, `scenario`, "
@@ -90,10 +77,10 @@ def _readings(aucs: pd.DataFrame, base: str) -> list[str]:
     """A line for each system."""
     pairs = {one: f"{one.partition('@')[0]}@{base}" for one in aucs.columns}
     pairs = {one: other for one, other in pairs.items() if one != other and other in aucs.columns and "@" in one}
-    p = dict(zip(pairs, holm(np.array([_paired(aucs[[one, other]]) for one, other in pairs.items()])), strict=True))
+    p = dict(zip(pairs, holm(np.array([paired(aucs[[one, other]]) for one, other in pairs.items()])), strict=True))
     lines = [_line(["system", "validation AUC", "change", "p"]), _line(["---"] * 4)]
     for one in aucs.columns:
-        beside = [f"{100 * _gain(aucs[[one, pairs[one]]]):+.2f}%", f"{p[one]:.3f}"] if one in pairs else ["", ""]
+        beside = [f"{100 * gain(aucs[[one, pairs[one]]]):+.2f}%", f"{p[one]:.3f}"] if one in pairs else ["", ""]
         lines.append(_line([str(one), _spread(aucs[one]), *beside]))
     return lines
 
@@ -149,56 +136,6 @@ def _losers(rows: pd.DataFrame, baselines: dict[str, Metrics]) -> list[str]:
 
 
 # --- what beats what ----------------------------------------------------------------------------------------------
-
-
-def controls_of(system: str) -> list[str]:
-    """What it has to beat, from weak to strong; none for controls."""
-    form, _, vectors = system.partition("@")
-    if system in ("none", "din", *WRONG) or vectors in WRONG:
-        return []
-    if not vectors:
-        return ["none", "din", "feature" if form in ("user", "both") else "", *WRONG]
-    wider = ("words128",) if form != "contrast" else ()  # which has as few numbers of several sources as of one
-    others = [source for source in (*WRONG, "words", *wider) if source not in WIDTH.get(vectors, ())]
-    fewer = ["match"] if form == "contrast" else [form.replace("both", "feature")] if "both" in form else []
-    return ["none", "din", *(f"{form}@{source}" for source in others), *(f"{one}@{vectors}" for one in fewer)]
-
-
-def holm(p_N: Floats) -> Floats:
-    """The same p, corrected for their number (Holm, 1979); what is not a number is no test and stays so."""
-    corrected, tests = np.full(len(p_N), np.nan), np.flatnonzero(np.isfinite(p_N))
-    order = tests[np.argsort(p_N[tests], kind="stable")]
-    corrected[order] = np.minimum(np.maximum.accumulate(p_N[order] * np.arange(len(order), 0, -1)), 1)
-    return corrected
-
-
-def compare(rows: pd.DataFrame) -> pd.DataFrame:
-    """Each system with each of its controls: `change` of the mean AUC, corrected `p` over backbones, and `wins`."""
-    aucs = rows.pivot_table(index=["backbone", "seed"], columns="system", values="test_auc", sort=False)
-    pairs = [(one, other) for one in aucs.columns for other in controls_of(one) if other in aucs.columns]
-    lines, p_seeds = [], []
-    for system, control in pairs:
-        pair = aucs[[system, control]].dropna()
-        means = pair.groupby("backbone").mean()
-        by_backbone = [of_one for _, of_one in pair.groupby("backbone")]
-        p_seeds.append([_paired(of_one) if _gain(of_one) > 0 else 1.0 for of_one in by_backbone])
-        names = {"system": system, "control": control, "backbones": len(means)}
-        lines.append(names | {"change": _gain(means), "p": _paired(means)})
-    table = pd.DataFrame(lines, columns=["system", "control", "backbones", "change", "p"])
-    corrected = holm(np.array([p for of_pair in p_seeds for p in of_pair], float))
-    ends = np.cumsum([len(of_pair) for of_pair in p_seeds])[:-1]
-    wins = [int((part < SIGNIFICANT).sum()) for part in np.split(corrected, ends)] if pairs else []
-    return table.assign(p=holm(table["p"].to_numpy(float)), wins=wins)
-
-
-def _gain(pair: pd.DataFrame) -> float:
-    ours, theirs = pair.to_numpy(float).mean(0)
-    return float(ours / theirs - 1)
-
-
-def _paired(pair: pd.DataFrame) -> float:
-    ours, theirs = pair.to_numpy(float).T
-    return float(stats.ttest_rel(ours, theirs).pvalue) if len(ours) > 1 else float("nan")
 
 
 def _comparisons(rows: pd.DataFrame) -> list[str]:
@@ -268,57 +205,3 @@ def _spread(values: "pd.Series[float]") -> str:
 
 def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-# --- pictures -----------------------------------------------------------------------------------------------------
-
-
-def gains(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each run of a model that is not plain, `gain`: the change of its AUC against the plain one, in percent."""
-    keys = ["data", "backbone", "seed"]
-    plain = table[table["system"] == "none"].drop_duplicates(keys)[[*keys, "test_auc"]]
-    both = table[table["system"] != "none"].merge(plain, on=keys, suffixes=("", "_plain"))
-    return both.assign(gain=100 * (both["test_auc"] / both["test_auc_plain"] - 1))
-
-
-def picture(file: Path, table: pd.DataFrame) -> None:
-    """Gains over the plain backbone: against the length of histories where sets are cut to some, else by system."""
-    found = gains(table)
-    panel, _, length = zip(*(data.partition(FIRST) for data in found["data"]), strict=True)
-    found = found.assign(panel=panel, length=length)
-    is_curve = all(length)
-    sets = list(dict.fromkeys(panel))
-    height = 4 if is_curve else 1.5 + 0.2 * found["system"].nunique()
-    figure, axes = plt.subplots(1, len(sets), figsize=(4.5 * len(sets) + 1.5, height), squeeze=False, sharey=is_curve)
-    for axis, name in zip(axes[0], sets, strict=True):
-        (_draw_curve if is_curve else _draw_systems)(axis, found[found["panel"] == name])
-        axis.set_title(name)
-    axes[0][-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False)
-    figure.tight_layout()
-    plt.rcParams["svg.hashsalt"] = "llm4msr"  # the same runs give the same file
-    figure.savefig(file, metadata={"Date": None})
-    plt.close(figure)
-
-
-def _draw_curve(axis: Any, found: pd.DataFrame) -> None:
-    for system, own in found.assign(length=found["length"].astype(int)).groupby("system", sort=False):
-        means = own.groupby("length")["gain"].mean()
-        axis.plot(means.index, means, "o-", markersize=4, label=str(system))
-    lengths = sorted({*found["length"].astype(int)})
-    axis.set_xscale("log")
-    axis.set_xticks(lengths, lengths)
-    axis.minorticks_off()
-    axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_xlabel("first interactions of each user")
-    axis.set_ylabel("gain of AUC over the plain backbone, %")
-
-
-def _draw_systems(axis: Any, found: pd.DataFrame) -> None:
-    systems = list(dict.fromkeys(found["system"]))
-    for backbone, own in found.groupby("backbone", sort=False):
-        means = own.groupby("system", sort=False)["gain"].mean()
-        axis.plot(means, [systems.index(name) for name in means.index], "o", markersize=4, label=str(backbone))
-    axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(systems)), systems)
-    axis.invert_yaxis()
-    axis.set_xlabel("gain of AUC over the plain backbone, %")

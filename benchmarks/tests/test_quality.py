@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import quality, quality_grids, quality_report
+from benchmarks import quality, quality_grids, quality_significance
 from llm4msr import config
 from llm4msr.pipeline import prepare
 from tests.support.data import config_of, write_data
@@ -82,7 +82,7 @@ def test_the_quality_grids_name_every_backbone_and_every_system_has_controls_in_
     systems = grids["grid"].systems
     assert len({*systems}) == len(systems)
     for system in systems:
-        assert system in ("none", "din") or {*quality_report.controls_of(system)} & {*systems} or "@" in system
+        assert system in ("none", "din") or {*quality_significance.controls_of(system)} & {*systems} or "@" in system
 
 
 def test_sets_are_chosen_by_name_and_by_what_they_are_cut_from() -> None:

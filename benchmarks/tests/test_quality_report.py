@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from benchmarks import quality_report
+from benchmarks import quality_picture, quality_report, quality_significance
 
 PLAIN = {"shared_bottom": 0.70, "mmoe": 0.72, "ple": 0.71}
 ABOUT = {"made": "Made-up rows."}
@@ -38,7 +38,7 @@ def report_of(rows: pd.DataFrame) -> str:
 
 
 def line_of(rows: pd.DataFrame, system: str, control: str) -> dict[str, float]:
-    table = quality_report.compare(rows)
+    table = quality_significance.compare(rows)
     (line,) = table[(table["system"] == system) & (table["control"] == control)].to_dict("records")
     return {str(name): value for name, value in line.items()}
 
@@ -68,9 +68,9 @@ def test_p_is_scipys_of_pairs_and_corrected_for_the_number_of_tests() -> None:
 
 
 def test_holm_multiplies_the_least_p_by_the_number_of_tests_and_never_falls() -> None:
-    corrected = quality_report.holm(np.array([0.04, 0.01, np.nan, 0.03]))
+    corrected = quality_significance.holm(np.array([0.04, 0.01, np.nan, 0.03]))
     np.testing.assert_allclose(corrected, [0.06, 0.03, np.nan, 0.06])
-    assert quality_report.holm(np.array([0.9, 0.8])).tolist() == [1, 1]
+    assert quality_significance.holm(np.array([0.9, 0.8])).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_holm_multiplies_the_least_p_by_the_number_of_tests_and_never_falls() ->
     ],
 )
 def test_controls_of_a_system_are_the_same_form_with_less(system: str, controls: list[str]) -> None:
-    assert [*filter(None, quality_report.controls_of(system))] == controls
+    assert [*filter(None, quality_significance.controls_of(system))] == controls
 
 
 def test_meta_layers_are_compared_with_the_code_as_an_input() -> None:
-    assert quality_report.controls_of("candidate+both@llm")[-1] == "candidate+feature@llm"
-    assert quality_report.controls_of("contrast@llm")[-1] == "match@llm"
+    assert quality_significance.controls_of("candidate+both@llm")[-1] == "candidate+feature@llm"
+    assert quality_significance.controls_of("contrast@llm")[-1] == "match@llm"
     text = report_of(runs({"none": 0.0, "candidate+both@llm": 0.01, "candidate+feature@llm": 0.005}))
     assert "| against | none | feature |" in text
 
@@ -131,12 +131,12 @@ def test_all_files_are_written_and_the_runs_are_whole(tmp_path: Path) -> None:
 
 
 def test_the_picture_of_a_curve_has_a_line_for_each_system_over_the_lengths(tmp_path: Path) -> None:
-    sets = [f"shop{quality_report.FIRST}{length}" for length in (3, 12)]
+    sets = [f"shop{quality_picture.FIRST}{length}" for length in (3, 12)]
     rows = pd.concat([runs({"none": 0.0, "din": 0.01, "match@llm": 0.02}, data=name) for name in sets])
-    found = quality_report.gains(rows)
+    found = quality_picture.gains(rows)
     assert {*found["system"]} == {"din", "match@llm"}
     assert found[found["system"] == "din"]["gain"].mean() == pytest.approx(100 * 0.01 / 0.712, rel=0.02)
-    quality_report.picture(tmp_path / "curve.svg", rows)
+    quality_picture.picture(tmp_path / "curve.svg", rows)
     text = (tmp_path / "curve.svg").read_text()
     assert "first interactions of each user" in text
 
