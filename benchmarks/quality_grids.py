@@ -64,6 +64,7 @@ VECTORS: dict[str, Settings] = {
     "words128": ("extract.item_vectors=words", "extract.pool_dim=128"),
     "llm+words": ("extract.item_vectors=[llm,words]",),
     "encoder": ("extract.item_vectors=encoder", "extract.encoder=data/minilm"),
+    "encoder+words": ("extract.item_vectors=[encoder,words]", "extract.encoder=data/minilm"),
     "random": ("extract.item_vectors=random",),
     "shuffled": ("extract.item_vectors=shuffled",),
     "llm128": ("extract.pool_dim=128",),
