@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 
 from llm4msr.arrays import strings, typed_rows
-from llm4msr.knowledge.prompts.templates import clean
+from llm4msr.knowledge.prompts.templates import clean, most_tokens
 from llm4msr.schema import FEATURE, ScenarioStatistics
 
 MAX_OWN_TITLE = 200
 """Characters kept of an item's title: more than in a prompt, since nothing else stands beside it."""
+
+MAX_SCENARIO_TOKENS = 250
+"""A scenario's text names no more titles and categories than this allows: small encoders read 256 tokens."""
 
 
 def item_texts(items: pa.Table, fields: Mapping[str, Sequence[str]]) -> list[str]:
@@ -24,9 +27,15 @@ def item_texts(items: pa.Table, fields: Mapping[str, Sequence[str]]) -> list[str
 
 
 def scenario_texts(scenarios: pa.Table) -> list[str]:
-    """Name, categories and most liked titles of each scenario in a table of `schema.SCENARIOS`."""
-    rows = typed_rows(scenarios, ScenarioStatistics)
-    return [_join(clean([row["scenario_id"]])[0], [*clean(row["categories"]), *clean(row["titles"])]) for row in rows]
+    """Name, categories and most liked titles of each scenario in a table of `schema.SCENARIOS`, as many as fit."""
+    return [_scenario_text(row) for row in typed_rows(scenarios, ScenarioStatistics)]
+
+
+def _scenario_text(row: ScenarioStatistics) -> str:
+    name, more = clean([row["scenario_id"]])[0], [*clean(row["categories"]), *clean(row["titles"])]
+    while more and most_tokens(_join(name, more)) > MAX_SCENARIO_TOKENS:
+        more.pop()
+    return _join(name, more)
 
 
 def _join(title: str, more: Sequence[str]) -> str:

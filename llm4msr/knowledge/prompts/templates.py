@@ -115,12 +115,12 @@ def scenario_prompt(
     Where the prompt could have more than `max_tokens`, it names fewer other scenarios, titles and categories.
     """
     share, text = 1.0, ""
-    while not text or (_most_tokens(text) > max_tokens and share > 0.1):
+    while not text or (most_tokens(text) > max_tokens and share > 0.1):
         text, share = _scenario_prompt(template, scenario, names, share), share / 2
     return text
 
 
-def _most_tokens(text: str) -> float:
+def most_tokens(text: str) -> float:
     """More tokens than a tokenizer should make of the text."""
     ascii_ = sum(map(str.isascii, text))
     return ascii_ / CHARACTERS_PER_TOKEN + len(text.encode()) - ascii_

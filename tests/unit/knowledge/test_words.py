@@ -12,7 +12,8 @@ from llm4msr.data.catalogue import item_fields
 from llm4msr.errors import ConfigError
 from llm4msr.knowledge import words
 from llm4msr.knowledge.passes import count_shard
-from llm4msr.knowledge.prompts.own_text import item_texts, scenario_texts
+from llm4msr.knowledge.prompts.own_text import MAX_SCENARIO_TOKENS, item_texts, scenario_texts
+from llm4msr.knowledge.prompts.templates import most_tokens
 from llm4msr.knowledge.reader import Reader
 from llm4msr.knowledge.shards import Pass
 from llm4msr.knowledge.sources import items_by_kind, sources, texts_of_items
@@ -87,6 +88,15 @@ def test_a_scenarios_own_text_is_its_name_its_categories_and_titles(world: World
     table = storage.read_table(world.data.folder / "scenarios.parquet").slice(1)
     for text, row in zip(scenario_texts(table), table.to_pylist(), strict=True):
         assert text == ". ".join([row["scenario_id"], ", ".join(row["categories"] + row["titles"])])
+
+
+def test_a_scenario_of_long_titles_names_as_many_as_an_encoder_reads(world: World):
+    table = storage.read_table(world.data.folder / "scenarios.parquet").slice(1, 1)
+    long = pa.array([["a rather long title " * 4] * 10], table.schema.field("titles").type)
+    table = table.set_column(table.column_names.index("titles"), table.schema.field("titles"), long)
+    (text,) = scenario_texts(table)
+    assert 1 < text.count("a rather") < 40
+    assert most_tokens(text) <= MAX_SCENARIO_TOKENS < most_tokens(text + ", " + "a rather long title " * 4)
 
 
 def test_words_alone_need_no_llm(world: World):
