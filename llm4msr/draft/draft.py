@@ -11,7 +11,8 @@ from llm4msr.text import quote, shorten
 
 MANY_ROWS = 100_000
 """From which on the match of a user's past with a candidate is worth its weights: with three interactions of each of
-19,000 users it was not, with six it was (benchmarks/results/quality-curve.md)."""
+19,000 users it was not, with six it was (benchmarks/results/quality-curve.md). With labels it is worth less, but
+projected it was above plain and random vectors on each of three sets of so many rows (docs/measured.md)."""
 
 
 def draft(places: Sequence[str]) -> Draft:
@@ -44,8 +45,7 @@ def draft(places: Sequence[str]) -> Draft:
     ]
     table += [Note(f"files that are not used: {shorten(', '.join(unused), 200)}")] if unused else []
     decisions = [*mend_delimiter, *mend_items, *mend_users, *_left_out(roles), *_faults(roles, columns.guesses)]
-    has_label = any(isinstance(guess, Guess) and guess.key == "label" for guess in columns.guesses)
-    matches = not has_label and roles.interactions.about >= MANY_ROWS
+    matches = roles.interactions.about >= MANY_ROWS
     return Draft(found.path, _seen(samples), table, columns.split, decisions, matches)
 
 

@@ -256,16 +256,14 @@ def test_items_are_read_and_words_are_counted_instead_by_taking_a_sign_off(tmp_p
     ]
 
 
-def test_the_past_is_matched_where_rows_are_many_and_the_question_is_what_a_user_takes_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_past_is_matched_where_rows_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     few = notes(draft(shapes.reviews_with_stars(tmp_path / "few")))
     uncommented = few.replace("# [model]", "[model]").replace("# match", "match")
     monkeypatch.setattr("llm4msr.draft.draft.MANY_ROWS", 10)
     many = notes(draft(shapes.reviews_with_stars(tmp_path / "many")))
     labelled = notes(draft(shapes.usual(tmp_path / "labelled")))
     matches = [len(Config.model_validate(tomllib.loads(t)).model.match) for t in (few, uncommented, many, labelled)]
-    assert matches == [0, 4, 4, 0]
+    assert matches == [0, 4, 4, 4]
 
 
 def test_files_with_different_marks_of_which_one_must_be_named_are_to_be_mended(tmp_path: Path):
