@@ -1,4 +1,4 @@
-"""Items described by what people who took them took too: Beauty with longer titles, for `benchmarks.quality readings`.
+"""Items described by what was taken with them: Beauty with longer titles, for `benchmarks.quality readings`.
 
     python -m benchmarks.taken_with     # data/amazon-beauty -> data/beauty-taken-with
 
@@ -75,6 +75,7 @@ def taken_with(events: pd.DataFrame) -> pd.DataFrame:
 def described(title: "pd.Series[str]", neighbours: pd.DataFrame) -> "pd.Series[str]":
     """Each item's title with those of its neighbours; `title` by item id."""
     whole = title.fillna("")
+    neighbours = neighbours[neighbours["other"].map(whole) != ""]
     others = neighbours["other"].map(whole.str.slice(0, OTHER)).groupby(neighbours["item"]).agg("; ".join)
     others = others.reindex(title.index)
     return whole.where(others.isna(), whole.str.slice(0, OWN) + ". Taken with: " + others)

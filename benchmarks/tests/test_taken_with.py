@@ -19,6 +19,6 @@ def test_a_title_is_cut_for_others_only_where_there_are_any() -> None:
     title = pd.Series({"a": "A" * 150, "b": "B" * 150, "c": None}, dtype=object)
     neighbours = pd.DataFrame({"item": ["a", "a"], "other": ["b", "c"]})
     texts = described(title, neighbours)
-    assert texts["a"] == "A" * OWN + ". Taken with: " + "B" * OTHER + "; "
+    assert texts["a"] == "A" * OWN + ". Taken with: " + "B" * OTHER
     assert texts["b"] == "B" * 150
     assert texts["c"] == ""

@@ -30,7 +30,7 @@ projection = "contrastive"
 _MATCH = """
 [model]
 # the candidate beside what its user took before: worth most where the question is what a user takes next, less where it
-# is how they rate it; training takes some three times as long
+# is how they rate it; training takes two to three times as long
 match = ["candidate", "cosines", "attention", "ids"]
 """
 _FEW = """

@@ -22,6 +22,7 @@ from llm4msr.knowledge import pooling
 from llm4msr.knowledge.index import RowGroup
 from llm4msr.knowledge.rows import good_rows, read_rows
 from llm4msr.knowledge.sources import ITEM_KINDS
+from llm4msr.progress import warn
 from llm4msr.storage import FileRecord, StageOutput
 from llm4msr.storage.vectors import to_column, to_matrix
 
@@ -66,11 +67,9 @@ def make(
         *(_of_source(one, config, folder, trained_I, groups) for one in config.extract.sources), strict=True
     )
     known_I = np.any(known, axis=0)
-    if not any(one_IW.shape[1] for one_IW in wide):
-        raise DataError(
-            f"extract.item_vectors = {', '.join(config.extract.sources)}: all items of training rows have the same "
-            "vector, so it tells none from another; look at their titles and features (`llm4msr check`)"
-        )
+    _tell_alike(
+        [name for name, one_IW in zip(config.extract.sources, wide, strict=True) if not one_IW.shape[1]], config
+    )
     if pairs_P2 is None:
         vectors_ID = np.concatenate(wide, axis=1)
     else:
@@ -81,6 +80,19 @@ def make(
         wide_IW = np.concatenate(wide, axis=1)[:, strongest_first]
         vectors_ID = contrastive.project(wide_IW, known_I & trained_I, pairs_P2, config.extract.pool_dim)
     return ItemVectors(vectors_ID.astype(np.float16), known_I)
+
+
+def _tell_alike(alike: list[str], config: Config) -> None:
+    """Warn of sources that have the same vector for all items of training rows.
+
+    Raises:
+        DataError: all sources have.
+    """
+    advice = "all items of training rows have the same vector; look at their titles and features (`llm4msr check`)"
+    if len(alike) == len(config.extract.sources):
+        raise DataError(f"extract.item_vectors = {', '.join(alike)}: {advice}")
+    for name in alike:
+        warn(f"extract.item_vectors: {name!r} counts for nothing, since {advice}")
 
 
 def _of_source(

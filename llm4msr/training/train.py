@@ -68,6 +68,7 @@ def folder(config: Config, data: StageOutput, knowledge: StageOutput | None) -> 
 def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, folder: UPath) -> StageResult:
     warn_of_one_class(data)
     _tell_shared_embeddings(config, data)
+    moved = warm_start.warnings(config, data, knowledge)  # while the earlier training is still there
     progress, weights = driver.run_workers(config, data, knowledge, folder)
     report = progress.best_report
     assert report is not None
@@ -81,7 +82,7 @@ def _build(config: Config, data: StageOutput, knowledge: StageOutput | None, fol
     storage.write_bytes(folder / "history.json", json.dumps(progress.history, indent=1, allow_nan=False).encode())
     info = {
         **measured,
-        "warnings": [*measured["warnings"], *warm_start.warnings(config, data, knowledge)],
+        "warnings": [*measured["warnings"], *moved],
         "best_epoch": progress.best_epoch,
         "best_by": "logloss" if progress.best_auc is None else "auc",
         "epochs": progress.epoch,

@@ -36,6 +36,8 @@ from llm4msr.training.user_features import UserFeatures
 _TABLE = "embedding.table.weight"
 ALIKE = 0.9
 """Mean cosine of items' vectors now and then, from which weights that read those still make sense of these."""
+COMPARED = 1 << 16
+"""Items, about, whose vectors are compared."""
 _PER_DATA = "scenarios_SZ"
 """The scenarios' vectors, which are the new knowledge's."""
 
@@ -91,14 +93,21 @@ def warnings(config: Config, data: StageOutput, knowledge: StageOutput | None) -
     if known is None or prepared is None or item_vectors.FILE not in known.manifest.files:
         return []
     matches = _match(*(output.table("items.parquet", ["item_id"])["item_id"] for output in (data, prepared)))
-    new_ID, old_ID = (item_vectors.of_unit_length(item_vectors.read(one).vectors_ID) for one in (knowledge, known))
-    cosine_M = (new_ID[matches.new_M].astype(np.float32) * old_ID[matches.old_M]).sum(axis=1)
-    cosine = float(cosine_M[cosine_M != 0].mean()) if cosine_M.any() else 0.0
+    some = slice(None, None, max(1, len(matches.new_M) // COMPARED))
+    new, old = (item_vectors.read(one) for one in (knowledge, known))
+    new_MD, old_MD = new.vectors_ID[matches.new_M[some]], old.vectors_ID[matches.old_M[some]]
+    both_M = new.known_I[matches.new_M[some]] & old.known_I[matches.old_M[some]]
+    if not both_M.any():
+        return []
+    cosine = 0.0
+    if new_MD.shape[1] == old_MD.shape[1]:
+        unit_MD, old_unit_MD = (item_vectors.of_unit_length(one_MD[both_M]) for one_MD in (new_MD, old_MD))
+        cosine = float((unit_MD.astype(np.float32) * old_unit_MD).sum(axis=1).mean())
     if cosine >= ALIKE:
         return []
     return [
         f"train.warm_start = {config.train.warm_start!r}: its weights learned to read other vectors of the same items "
-        f"(mean cosine {cosine:.2f}): directions were fitted anew since. Compare with a training without warm_start"
+        f"(mean cosine {cosine:.2f}): these were fitted anew, or come from elsewhere. Train without it too, and compare"
     ]
 
 

@@ -115,14 +115,15 @@ def test_that_the_llm_read_no_item_is_told(tmp_path: Path):
         )
 
 
-def test_items_that_are_all_alike_are_told(tmp_path: Path):
+def test_items_that_are_all_alike_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = storage.path(tmp_path / "vectors/items-0.parquet")
     storage.write_table(file, shard([1, 2, 3, 4, 5, 6], np.ones((6, 4), np.float16)))
     groups = {"items": [RowGroup(str(file), "")], "items_by_words": counted(tmp_path)}
-    with pytest.raises(DataError, match=r"item_vectors = llm: all items .* the same vector.*look at their titles"):
+    with pytest.raises(DataError, match=r"item_vectors = llm: all items .* the same vector; look at their titles"):
         item_vectors.make(config(tmp_path, "llm"), storage.path(tmp_path), TRAINED, groups)
     beside = item_vectors.make(config(tmp_path, ["llm", "words"]), storage.path(tmp_path), TRAINED, groups)
     assert beside.vectors_ID.shape[1] == 3  # of the words alone
+    assert "'llm' counts for nothing" in capsys.readouterr().err
 
 
 def test_they_are_read_as_they_were_written(tmp_path: Path):

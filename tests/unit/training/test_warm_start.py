@@ -9,6 +9,8 @@ import torch
 
 from llm4msr.config import BACKBONES, Config
 from llm4msr.errors import ConfigError
+from llm4msr.knowledge import item_vectors
+from llm4msr.knowledge.item_vectors import ItemVectors
 from llm4msr.model.net import RankerNet
 from llm4msr.pipeline import extracted, prepare
 from llm4msr.storage import StageOutput
@@ -21,6 +23,7 @@ from tests.support.data import (
     interactions,
     prepare_and_make_knowledge,
     prepared_table,
+    publish_knowledge,
     publish_trained,
     write_data,
 )
@@ -104,6 +107,10 @@ def test_it_tells_of_weights_that_read_other_vectors_of_the_same_items(tmp_path:
     other = warm_start.warnings(second, *prepare_and_make_knowledge(second))
     assert len(other) == 1
     assert "learned to read other vectors of the same items (mean cosine" in other[0]
+    vectors_ID, known_I = item_vectors.read(extracted(second))
+    narrow = publish_knowledge(tmp_path / "narrow", {}, items=ItemVectors(vectors_ID[:, :2], known_I))
+    (line,) = warm_start.warnings(second, prepare(second), narrow)
+    assert "(mean cosine 0.00)" in line
     again = first.model_copy(update={"train": second.train})
     data = prepare(first)
     assert warm_start.warnings(again, data, extracted(again)) == []
