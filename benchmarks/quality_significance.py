@@ -22,8 +22,7 @@ def controls_of(system: str) -> list[str]:
         return []
     if not vectors:
         return ["none", "din", "feature" if form in ("user", "both") else "", *WRONG]
-    wider = ("words128",) if form != "contrast" else ()  # which has as few numbers of several sources as of one
-    others = [source for source in (*WRONG, "words", *wider) if source not in WIDTH.get(vectors, ())]
+    others = [source for source in (*WRONG, "words", "words128") if source not in WIDTH.get(vectors, ())]
     fewer = ["match"] if form == "contrast" else [form.replace("both", "feature")] if "both" in form else []
     return ["none", "din", *(f"{form}@{source}" for source in others), *(f"{one}@{vectors}" for one in fewer)]
 
