@@ -3,7 +3,7 @@
 Each prepared data numbers its ids and values anew. So an embedding, and all that a backbone keeps for each scenario, is
 taken over by what it stands for: the raw id or the value. What the earlier data did not have begins untrained.
 
-Shape suffixes: M matches, S scenarios, I items with the unknown one as row 0, D numbers of an item's vector.
+Shape suffixes: M matches, S scenarios, D numbers of an item's vector.
 """
 
 import re
